@@ -1,0 +1,275 @@
+"""What is computed, as data: extended Einsums, cascades of them, and workloads.
+
+An *extended Einsum* (FuseMax, arXiv 2406.10491, section III; EDGE notation) states one tensor
+equation without saying how it is executed: the ranks that span its iteration space, which tensors it
+reads and writes by which of those ranks, the operator that combines the inputs at a point (``map``)
+and the operator that folds points onto one output element (``reduce``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import cached_property
+
+from hasten import dtypes
+
+
+class Role(StrEnum):
+    """Where a tensor comes from, which decides what a cost model charges for it."""
+
+    INPUT = "input"
+    WEIGHT = "weight"
+    STATE = "state"  # lives on from one call to the next: a KV cache, a recurrent state
+    INTERMEDIATE = "intermediate"
+    OUTPUT = "output"
+
+
+class Op(StrEnum):
+    """The kind of an Einsum: which machinery of a device executes it."""
+
+    MATMUL = "matmul"
+    CONV = "conv"
+    ELEMENTWISE = "elementwise"
+    REDUCE = "reduce"
+    SCAN = "scan"
+    GATHER = "gather"
+    SCATTER = "scatter"
+    COPY = "copy"
+    UNKNOWN = "unknown"  # traced, counted in bytes, and listed: never dropped silently
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named tensor of a cascade: shape, number format and role."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: Role
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return dtypes.nbytes(self.elements, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How one Einsum reads or writes one tensor.
+
+    ``ranks`` names the ranks of the Einsum that index the tensor; over the others it is broadcast.
+    ``elements`` is the number of distinct elements touched where the ranks' sizes do not give it (a
+    gather touches only some rows, a convolution's windows overlap); None means their product.
+    """
+
+    tensor: str
+    ranks: tuple[str, ...]
+    elements: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Einsum:
+    """One extended Einsum.
+
+    Args:
+        name: unique in its cascade.
+        op: the kind, see `Op`.
+        ranks: (rank name, size) of every rank of the iteration space, outermost first.
+        inputs: the tensors read.
+        output: the tensor written.
+        map: operator at a point, e.g. ``mul``, ``add``, ``exp``, ``sub-exp``.
+        reduce: operator over the ranks that the output lacks, e.g. ``sum``, ``max``; None without any.
+        iterative: ranks along which a running value is carried (a scan, an online softmax).
+        module: dotted path of the torch module it came from.
+        kernel: Einsums that one launched operator computes share this number; an eager framework
+            pays one launch for each distinct number, and keeps what lies between them on chip.
+        source: name of the operator it was traced from, for people.
+    """
+
+    name: str
+    op: Op
+    ranks: tuple[tuple[str, int], ...]
+    inputs: tuple[Access, ...]
+    output: Access
+    map: str = "mul"
+    reduce: str | None = None
+    iterative: tuple[str, ...] = ()
+    module: str = ""
+    kernel: int = -1
+    source: str = ""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return dict(self.ranks)
+
+    @property
+    def points(self) -> int:
+        """Size of the iteration space."""
+        return math.prod(size for _, size in self.ranks)
+
+    @property
+    def reduced(self) -> tuple[str, ...]:
+        """Ranks that are folded away: in the iteration space, not in the output."""
+        return tuple(name for name, _ in self.ranks if name not in self.output.ranks)
+
+    @property
+    def flops(self) -> int:
+        """Multiply-add FLOPs (2 a point) of a contraction; 0 for everything else.
+
+        This is what ``torch.utils.flop_counter`` counts.
+        """
+        return 2 * self.points if self.op in (Op.MATMUL, Op.CONV) else 0
+
+    @property
+    def operations(self) -> int:
+        """Scalar operations outside contractions: one a point, none for a plain copy or gather."""
+        if self.op in (Op.MATMUL, Op.CONV, Op.GATHER, Op.SCATTER, Op.COPY):
+            return 0
+        return self.points
+
+    def touched(self, access: Access) -> int:
+        """Distinct elements of ``access`` that this Einsum touches."""
+        if access.elements is not None:
+            return access.elements
+        sizes = self.sizes
+        return math.prod(sizes[rank] for rank in access.ranks)
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """An ordered graph of Einsums: each reads inputs of the cascade or outputs of earlier Einsums."""
+
+    einsums: tuple[Einsum, ...]
+    tensors: Mapping[str, Tensor]
+    unknown: tuple[str, ...] = ()  # operators the tracer does not know, each listed once
+
+    def __iter__(self) -> Iterator[Einsum]:
+        return iter(self.einsums)
+
+    def __len__(self) -> int:
+        return len(self.einsums)
+
+    @property
+    def flops(self) -> int:
+        return sum(e.flops for e in self.einsums)
+
+    @property
+    def operations(self) -> int:
+        return sum(e.operations for e in self.einsums)
+
+    def access_bytes(self, einsum: Einsum, access: Access) -> int:
+        """Bytes of the distinct elements that ``einsum`` touches through ``access``."""
+        return dtypes.nbytes(einsum.touched(access), self.tensors[access.tensor].dtype)
+
+    def with_role(self, role: Role) -> list[Tensor]:
+        return [t for t in self.tensors.values() if t.role is role]
+
+    @cached_property
+    def consumers(self) -> dict[str, list[int]]:
+        """Tensor name -> indices of the Einsums that read it."""
+        found: dict[str, list[int]] = {}
+        for index, einsum in enumerate(self.einsums):
+            for access in einsum.inputs:
+                found.setdefault(access.tensor, []).append(index)
+        return found
+
+    @cached_property
+    def producer(self) -> dict[str, int]:
+        """Tensor name -> index of the Einsum that writes it last."""
+        return {e.output.tensor: i for i, e in enumerate(self.einsums)}
+
+    def canonical(self) -> Cascade:
+        """The same cascade with intermediates, Einsums and launches renamed by order of appearance.
+
+        Two cascades describe the same computation, step for step, when their canonical forms are
+        equal. Weights, inputs and state keep their names: those are the model's own.
+        """
+        names: dict[str, str] = {}
+        kernels: dict[int, int] = {}
+
+        def rename(tensor: str) -> str:
+            known = self.tensors[tensor]
+            if known.role in (Role.WEIGHT, Role.STATE, Role.INPUT):
+                return tensor
+            return names.setdefault(tensor, f"%{len(names)}")
+
+        einsums = []
+        for index, e in enumerate(self.einsums):
+            inputs = tuple(replace(a, tensor=rename(a.tensor)) for a in e.inputs)
+            output = replace(e.output, tensor=rename(e.output.tensor))
+            kernel = kernels.setdefault(e.kernel, len(kernels))
+            einsums.append(replace(e, name=f"e{index}", inputs=inputs, output=output, kernel=kernel))
+        used = {a.tensor for e in self.einsums for a in (*e.inputs, e.output)}
+        tensors = {rename(t): replace(self.tensors[t], name=rename(t)) for t in sorted(used)}
+        return Cascade(tuple(einsums), dict(sorted(tensors.items())), tuple(sorted(self.unknown)))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A cascade that runs ``repeats`` times: prefill once, a decode step once a new token."""
+
+    name: str
+    cascade: Cascade
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A cascade in its phases, with the state that outlives a call.
+
+    Args:
+        name: for people.
+        phases: in order of execution.
+        weights: bytes of every weight tensor, by name (tied weights once).
+        state: bytes of every state tensor at its largest, by name.
+        attributes: what the workload was made for (``batch``, ``prompt``, ``new_tokens``, ...).
+    """
+
+    name: str
+    phases: tuple[Phase, ...]
+    weights: Mapping[str, int] = field(default_factory=dict)
+    state: Mapping[str, int] = field(default_factory=dict)
+    attributes: Mapping[str, int | float | str] = field(default_factory=dict)
+
+    @property
+    def flops(self) -> int:
+        """Multiply-add FLOPs of the whole run."""
+        return sum(p.repeats * p.cascade.flops for p in self.phases)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(self.weights.values())
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(self.state.values())
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        return tuple(sorted({name for p in self.phases for name in p.cascade.unknown}))
+
+    def phase(self, name: str) -> Phase:
+        """The phase called ``name``.
+
+        Raises:
+            KeyError: no such phase.
+        """
+        for phase in self.phases:
+            if phase.name == name:
+                return phase
+        raise KeyError(name)
+
+    def canonical(self) -> Workload:
+        """The same workload in canonical form, for comparison with ``==``."""
+        return replace(
+            self,
+            phases=tuple(replace(p, cascade=p.cascade.canonical()) for p in self.phases),
+            weights=dict(sorted(self.weights.items())),
+            state=dict(sorted(self.state.items())),
+        )
