@@ -1,1 +1,11 @@
+"""The few primitives that must be fast.
 
+Each is one ``torch.library`` operator of the namespace ``hasten`` with a plain torch reference, a compiled
+CPU version, a fake implementation for tracing, and autograd where training needs it. Without the compiled
+part everything still works, slower, and says so once.
+"""
+
+from hasten.kernels import kv_cache, packed_linear
+from hasten.kernels.compiled import compiled_isa, native
+
+__all__ = ["compiled_isa", "kv_cache", "native", "packed_linear"]

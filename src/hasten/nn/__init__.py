@@ -1,1 +1,5 @@
+"""Blocks: ordinary ``torch.nn.Module`` parts from the literature."""
 
+from hasten.nn.packed import PackedEmbedding, PackedLinear
+
+__all__ = ["PackedEmbedding", "PackedLinear"]

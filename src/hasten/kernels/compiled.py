@@ -1,0 +1,38 @@
+"""The compiled kernels, where this installation has them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from types import ModuleType
+
+
+@functools.cache
+def native() -> ModuleType | None:
+    """The compiled kernels' module, or None, said once, where they were not built.
+
+    Setting the environment variable ``HASTEN_NO_NATIVE`` leaves them out: for tests and comparisons.
+    ``HASTEN_ISA`` names an instruction set to use instead of the best one (``generic``, ``avx2``).
+    """
+    if os.environ.get("HASTEN_NO_NATIVE"):
+        return None
+    try:
+        from hasten.kernels import _native
+    except ImportError:
+        warnings.warn(
+            "hasten's compiled kernels are missing, plain torch runs instead, several times slower: "
+            "install a C++ compiler and run pip install --force-reinstall --no-deps hasten",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    if isa := os.environ.get("HASTEN_ISA"):
+        _native.use_isa(isa)
+    return _native
+
+
+def compiled_isa() -> str:
+    """The instruction set that the compiled kernels use here, or ``none``."""
+    module = native()
+    return module.isa() if module is not None else "none"

@@ -1,0 +1,294 @@
+"""How keys and values are kept between decoding steps: layouts, writing, reading.
+
+Positions are stored in blocks of `BLOCK` tokens. Without a window block b has place b; with one, the blocks
+behind those of the attention sinks form a ring, so that memory stops growing.
+
+A plain cache (fp32, bf16) is one tensor (batch, heads, tokens, head_dim). A quantized one (int8, int4) keeps
+complete blocks as codes and the newest `RECENT` tokens in fp32. Keys share a scale along the tokens of a block,
+channel by channel, since a few of their channels are large throughout; values share it along `BLOCK` channels,
+token by token (KIVI, arXiv 2402.02750, section 3). Key codes are stored (channel, token) within a block.
+
+int8 is symmetric (scale), int4 asymmetric (scale and min) with nibbles as in `hasten.kernels.packed_linear`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 32
+RECENT = 64
+# Tokens of one sequence that may be written in one step without overwriting what the step still reads.
+MOST_NEW = BLOCK
+
+_STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8}
+BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Where blocks stand: the first ``sink_blocks`` in place, then ``ring_blocks`` in turn (0: no ring)."""
+
+    sink_blocks: int = 0
+    ring_blocks: int = 0
+
+    @classmethod
+    def of(cls, window: int | None, sinks: int) -> Ring:
+        """The ring that serves a window of ``window`` tokens beside ``sinks`` tokens at the start."""
+        if window is None:
+            return cls()
+        return cls(-(-sinks // BLOCK), -(-(window + MOST_NEW + BLOCK - 1) // BLOCK))
+
+    def blocks(self, capacity: int) -> int:
+        """Blocks to reserve for ``capacity`` positions."""
+        needed = -(-capacity // BLOCK)
+        return min(needed, self.sink_blocks + self.ring_blocks) if self.ring_blocks else needed
+
+    def slots(self, positions: Tensor) -> Tensor:
+        """Token places of absolute positions (int64, any shape)."""
+        if not self.ring_blocks:
+            return positions
+        blocks = positions // BLOCK
+        turned = self.sink_blocks + (blocks - self.sink_blocks) % self.ring_blocks
+        return torch.where(blocks < self.sink_blocks, blocks, turned) * BLOCK + positions % BLOCK
+
+
+def layout(
+    dtype: str, batch: int, heads: int, head_dim: int, capacity: int, ring: Ring = Ring()
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of each tensor of one layer's cache, by name.
+
+    Raises:
+        ValueError: an unknown dtype, or a head size that a quantized cache cannot group.
+    """
+    if dtype not in _STORED:
+        raise ValueError(f"a cache is one of {', '.join(_STORED)}, not {dtype!r}")
+    blocks = ring.blocks(capacity)
+    tokens = blocks * BLOCK
+    stored = _STORED[dtype]
+    if dtype in ("fp32", "bf16"):
+        shape = (batch, heads, tokens, head_dim)
+        return {"keys": (shape, stored), "values": (shape, stored)}
+    if head_dim % BLOCK:
+        raise ValueError(f"a quantized cache needs heads of a multiple of {BLOCK} channels, not {head_dim}")
+    packing = 2 if dtype == "int4" else 1
+    key_scales = ((batch, heads, blocks, head_dim), torch.float16)
+    value_scales = ((batch, heads, tokens, head_dim // BLOCK), torch.float16)
+    recent = ((batch, heads, RECENT, head_dim), torch.float32)
+    found = {
+        "keys": ((batch, heads, blocks, head_dim, BLOCK // packing), stored),
+        "values": ((batch, heads, tokens, head_dim // packing), stored),
+        "key_scales": key_scales,
+        "value_scales": value_scales,
+    }
+    if dtype == "int4":
+        found |= {"key_mins": key_scales, "value_mins": value_scales}
+    return found | {"recent_keys": recent, "recent_values": recent}
+
+
+def visible(length: int, new: int, window: int | None, sinks: int) -> tuple[int, int]:
+    """What the last ``new`` of ``length`` positions see together: [0, s) and [low, length) as (s, low)."""
+    if window is None:
+        return 0, 0
+    low = max(0, length - new + 1 - window)
+    return min(sinks, low), low
+
+
+def quantized_after(start: int, new: int) -> int:
+    """Complete blocks that are codes after ``new`` tokens were written behind ``start`` committed ones.
+
+    A few tokens may still be taken back (speculative decoding), so they stay as they are; a long
+    prompt's are final.
+    """
+    return start // BLOCK if new <= MOST_NEW else (start + new) // BLOCK
+
+
+def _encode(values: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes of groups along the last axis (32 long), scales and mins without it."""
+    if bits == 8:
+        scales = (values.abs().amax(-1) / 127).to(torch.float16)
+        safe = torch.where(scales == 0, 1.0, scales.float())[..., None]
+        return torch.round(values / safe).clamp_(-127, 127).to(torch.int8), scales, None
+    mins = values.amin(-1).to(torch.float16)
+    scales = ((values.amax(-1) - mins.float()) / 15).to(torch.float16)
+    safe = torch.where(scales == 0, 1.0, scales.float())[..., None]
+    codes = torch.round((values - mins.float()[..., None]) / safe).clamp_(0, 15).to(torch.uint8)
+    half = values.shape[-1] // 2
+    return codes[..., :half] | (codes[..., half:] << 4), scales, mins
+
+
+def _decode(codes: Tensor, scales: Tensor, mins: Tensor | None) -> Tensor:
+    """fp32 values of groups along the last axis."""
+    if mins is None:
+        return codes.float() * scales.float()[..., None]
+    wide = torch.cat((codes & 15, codes >> 4), -1).float()
+    return wide * scales.float()[..., None] + mins.float()[..., None]
+
+
+def _store_blocks(
+    blocks: Tensor, places: Tensor, codes: Tensor, scales: Tensor, mins: Tensor | None, bits: int, keys: bool
+) -> None:
+    """Writes whole blocks (batch, heads, n, 32, head_dim) as codes to block places (n,)."""
+    batch, heads, count, _, dim = blocks.shape
+    if keys:
+        packed, scale, low = _encode(blocks.transpose(-1, -2).contiguous(), bits)
+        codes[:, :, places] = packed
+        scales[:, :, places] = scale
+        if mins is not None and low is not None:
+            mins[:, :, places] = low
+        return
+    grouped = blocks.reshape(batch, heads, count, BLOCK, dim // BLOCK, BLOCK)
+    packed, scale, low = _encode(grouped, bits)
+    tokens = (places[:, None] * BLOCK + torch.arange(BLOCK, device=places.device)).reshape(-1)
+    codes[:, :, tokens] = packed.reshape(batch, heads, count * BLOCK, -1)
+    scales[:, :, tokens] = scale.reshape(batch, heads, count * BLOCK, -1)
+    if mins is not None and low is not None:
+        mins[:, :, tokens] = low.reshape(batch, heads, count * BLOCK, -1)
+
+
+torch.library.define(
+    "hasten::kv_append",
+    "(Tensor(a!) codes, Tensor(b!)? scales, Tensor(c!)? mins, Tensor(d!)? recent, Tensor new, int start, "
+    "int quantized, int bits, bool keys, int sink_blocks, int ring_blocks) -> ()",
+)
+torch.library.define(
+    "hasten::kv_read",
+    "(Tensor codes, Tensor? scales, Tensor? mins, Tensor? recent, int sinks, int low, int length, int quantized, "
+    "int bits, bool keys, int sink_blocks, int ring_blocks) -> Tensor",
+)
+
+
+@torch.library.impl("hasten::kv_append", ("cpu", "cuda", "mps"))
+def _append(
+    codes: Tensor,
+    scales: Tensor | None,
+    mins: Tensor | None,
+    recent: Tensor | None,
+    new: Tensor,
+    start: int,
+    quantized: int,
+    bits: int,
+    keys: bool,
+    sink_blocks: int,
+    ring_blocks: int,
+) -> None:
+    ring = Ring(sink_blocks, ring_blocks)
+    count = new.shape[2]
+    positions = torch.arange(start, start + count, device=new.device)
+    if recent is None:
+        if ring_blocks and count > MOST_NEW:
+            # Later positions of a long prompt take earlier ones' places: only the last holders are written.
+            slots = ring.slots(positions)
+            kept = _last_holders(slots)
+            codes[:, :, slots[kept]] = new[:, :, kept].to(codes.dtype)
+        elif not ring_blocks:
+            codes[:, :, start : start + count] = new.to(codes.dtype)
+        else:
+            codes[:, :, ring.slots(positions)] = new.to(codes.dtype)
+        return
+    assert scales is not None
+    final = quantized_after(start, count)
+    # What is to become codes: committed tokens in `recent`, and of a long prompt its own.
+    first = quantized * BLOCK
+    old = recent[:, :, torch.arange(first, start, device=new.device) % RECENT]
+    pending = torch.cat((old, new.float()), 2)
+    ready = (final - quantized) * BLOCK
+    if ready > 0:
+        batch, heads, _, dim = new.shape
+        blocks = pending[:, :, :ready].reshape(batch, heads, final - quantized, BLOCK, dim)
+        numbers = torch.arange(quantized, final, device=new.device)
+        places = ring.slots(numbers * BLOCK) // BLOCK
+        kept = _last_holders(places)
+        _store_blocks(blocks[:, :, kept], places[kept], codes, scales, mins, bits, keys)
+    rest = torch.arange(first + max(ready, 0), start + count, device=new.device)
+    recent[:, :, rest % RECENT] = pending[:, :, max(ready, 0) :]
+
+
+def _last_holders(places: Tensor) -> Tensor:
+    """Indices of the last occurrence of each place, in order."""
+    backwards = places.flip(0)
+    seen: dict[int, int] = {}
+    for index, place in enumerate(backwards.tolist()):
+        seen.setdefault(place, len(places) - 1 - index)
+    return torch.tensor(sorted(seen.values()), device=places.device)
+
+
+@torch.library.register_fake("hasten::kv_append")
+def _(
+    codes: Tensor,
+    scales: Tensor | None,
+    mins: Tensor | None,
+    recent: Tensor | None,
+    new: Tensor,
+    start: int,
+    quantized: int,
+    bits: int,
+    keys: bool,
+    sink_blocks: int,
+    ring_blocks: int,
+) -> None:
+    return None
+
+
+@torch.library.impl("hasten::kv_read", ("cpu", "cuda", "mps"))
+def _read(
+    codes: Tensor,
+    scales: Tensor | None,
+    mins: Tensor | None,
+    recent: Tensor | None,
+    sinks: int,
+    low: int,
+    length: int,
+    quantized: int,
+    bits: int,
+    keys: bool,
+    sink_blocks: int,
+    ring_blocks: int,
+) -> Tensor:
+    ring = Ring(sink_blocks, ring_blocks)
+    device = codes.device
+    positions = torch.cat((torch.arange(sinks, device=device), torch.arange(low, length, device=device)))
+    if recent is None:
+        return codes[:, :, ring.slots(positions)].float()
+    assert scales is not None
+    edge = quantized * BLOCK
+    old, fresh = positions[positions < edge], positions[positions >= edge]
+    parts = []
+    if len(old):
+        slots = ring.slots(old)
+        if keys:
+            used, where = torch.unique(slots // BLOCK, return_inverse=True)
+            low_values = None if mins is None else mins[:, :, used]
+            wide = _decode(codes[:, :, used], scales[:, :, used], low_values).transpose(-1, -2)
+            parts.append(wide[:, :, where, slots % BLOCK])
+        else:
+            chosen = codes[:, :, slots]
+            grouped = chosen.reshape(*chosen.shape[:3], scales.shape[-1], -1)
+            low_values = None if mins is None else mins[:, :, slots]
+            parts.append(_decode(grouped, scales[:, :, slots], low_values).flatten(3))
+    parts.append(recent[:, :, fresh % RECENT])
+    return torch.cat(parts, 2)
+
+
+@torch.library.register_fake("hasten::kv_read")
+def _(
+    codes: Tensor,
+    scales: Tensor | None,
+    mins: Tensor | None,
+    recent: Tensor | None,
+    sinks: int,
+    low: int,
+    length: int,
+    quantized: int,
+    bits: int,
+    keys: bool,
+    sink_blocks: int,
+    ring_blocks: int,
+) -> Tensor:
+    if recent is not None:
+        dim = recent.shape[-1]
+    else:
+        dim = codes.shape[-1]
+    return codes.new_empty(codes.shape[0], codes.shape[1], sinks + length - low, dim, dtype=torch.float32)

@@ -1,0 +1,98 @@
+// What the instruction-set-independent part (module.cpp) and the kernels (isa.cpp, once per instruction
+// set) tell each other. Pointers are to memory that Python's tensors own.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace hasten {
+
+enum Format : int { kFp32 = 32, kBf16 = 16, kInt8 = 8, kInt4 = 4 };
+
+// A weight matrix (out, in); see hasten/kernels/packed_linear.py for the formats.
+struct Matrix {
+  int bits = 0;
+  int64_t out = 0, in = 0, group = 32;
+  const void* codes = nullptr;
+  const uint16_t* scales = nullptr;  // (out, in / group), IEEE half
+  const uint16_t* mins = nullptr;    // likewise, int4 only
+  const float* bias = nullptr;
+};
+
+// One decoder layer of the Llama family: pre-norm attention with rotary positions, then a gated MLP.
+struct Layer {
+  const float *input_norm = nullptr, *post_norm = nullptr;
+  const float *query_norm = nullptr, *key_norm = nullptr;  // per head (Qwen3) or null
+  Matrix query, key, value, output, gate, up, down;
+};
+
+// Where a layer's keys and values are; layouts in hasten/kernels/kv_cache.py.
+struct LayerCache {
+  void *keys = nullptr, *values = nullptr;
+  uint16_t *key_scales = nullptr, *key_mins = nullptr, *value_scales = nullptr, *value_mins = nullptr;
+  float *recent_keys = nullptr, *recent_values = nullptr;
+};
+
+// What all layers' caches share. Positions are stored in blocks of `block` tokens; with a window the
+// blocks behind the sinks form a ring.
+struct Cache {
+  int bits = kFp32;
+  int64_t batch = 1, blocks = 0, block = 32;
+  int64_t window = 0;  // 0: unlimited
+  int64_t sinks = 0, sink_blocks = 0, ring_blocks = 0;
+  int64_t recent = 64;  // a sequence's newest tokens, unquantized, at position % recent
+  std::vector<LayerCache> layers;
+
+  int64_t slot(int64_t b) const {
+    return !ring_blocks || b < sink_blocks ? b : sink_blocks + (b - sink_blocks) % ring_blocks;
+  }
+};
+
+struct Model {
+  int64_t hidden = 0, intermediate = 0, heads = 0, kv_heads = 0, head_dim = 0, vocabulary = 0;
+  float epsilon = 1e-5f, scaling = 0;
+  const float* final_norm = nullptr;
+  Matrix embedding, head;
+  const float *cosines = nullptr, *sines = nullptr;  // (positions, head_dim)
+  int64_t positions = 0;
+  std::vector<Layer> layers;
+};
+
+// Scratch of one step, reused: 64-byte aligned so that no vector straddles two cache lines.
+struct Scratch {
+  float *state = nullptr, *normed = nullptr, *query = nullptr, *key = nullptr, *value = nullptr;
+  float *attended = nullptr, *inner = nullptr, *up = nullptr, *scores = nullptr;
+  int64_t scores_stride = 0;  // floats per thread
+};
+
+// `rows` tokens, each of sequence seq[t] at position pos[t]; a sequence's rows stand in order. Sequence s
+// has its first committed[s] positions in the cache, and of those its first quantized[s] blocks as codes;
+// the step turns every other complete block of them into codes. Writes keys and values into the cache and the logits
+// of rows [logits_from, rows) into (rows - logits_from, vocabulary).
+struct Tokens {
+  int rows = 0, logits_from = 0;
+  const int64_t *ids = nullptr, *seq = nullptr, *pos = nullptr;
+  const int64_t *committed = nullptr, *quantized = nullptr;  // (batch)
+};
+
+class Barrier;
+
+// The share [begin, end) of `count` items that thread `rank` of `threads` takes, in multiples of `unit`.
+static inline void share(int64_t count, int64_t unit, int rank, int threads, int64_t& begin, int64_t& end) {
+  const int64_t units = (count + unit - 1) / unit;
+  begin = units * rank / threads * unit;
+  end = units * (rank + 1) / threads * unit;
+  if (begin > count) begin = count;
+  if (end > count) end = count;
+}
+
+struct Kernels {
+  const char* name;
+  void (*multiply)(const Matrix&, const float* x, int64_t ldx, int rows, float* y, int64_t ldy, int64_t n0,
+                   int64_t n1);
+  void (*unpack)(const Matrix&, float* out, int64_t n0, int64_t n1);
+  void (*step)(const Model&, const Cache&, const Tokens&, const Scratch&, float* logits, int rank, int threads,
+               Barrier&);
+};
+
+}  // namespace hasten

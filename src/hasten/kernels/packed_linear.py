@@ -1,0 +1,245 @@
+"""Linear layers whose weight stays packed: bf16, int8 or int4 with a scale for each group of columns.
+
+Formats of a weight (out, in), groups of ``group`` consecutive columns:
+
+=====  ===============================  =============================================  ===================
+bits   ``packed``                       ``scales``, ``mins`` (out, in / group), fp16   value
+=====  ===============================  =============================================  ===================
+16     (out, in) bf16                   none                                           the number itself
+8      (out, in) int8, symmetric        scales                                         scale * code
+4      (out, in / 2) uint8, asymmetric  scales and mins                                scale * code + min
+=====  ===============================  =============================================  ===================
+
+Of an int4 group, byte j holds value j in its low nibble and value j + group / 2 in its high one. That is
+GGUF's layout within a block of 32, so Q4_0, Q4_1 and Q8_0 weights keep their codes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hasten.kernels.compiled import native
+
+# Up to this many rows of x the weight is unpacked in registers; beyond, it is unpacked to fp32 once
+# and multiplied by the platform's matrix product.
+FEW_ROWS = 16
+# Rows of W unpacked at a time in a matrix product, so that a large vocabulary's head needs no fp32 copy.
+_UNPACK_ROWS = 8192
+
+
+def quantize(weight: Tensor, bits: int, group: int = 32) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Packs a weight.
+
+    Args:
+        weight: (out, in) floating point; ``in`` a multiple of ``group``.
+        bits: 16, 8 or 4.
+        group: columns that share a scale; a multiple of 32.
+
+    Returns:
+        packed, scales, mins, as the module's table says. Codes are rounded to nearest, so that
+        ``|weight - value| <= scale / 2`` but for the rounding of scales and mins to fp16.
+
+    Raises:
+        ValueError: sizes or a bit width that no format has.
+    """
+    out, columns = weight.shape
+    if bits not in (4, 8, 16):
+        raise ValueError(f"a weight has 4, 8 or 16 bits, not {bits}")
+    if bits == 16:
+        return weight.to(torch.bfloat16).contiguous(), None, None
+    if group % 32 or columns % group:
+        raise ValueError(f"a group of {group} must be a multiple of 32 and divide {columns} columns")
+    grouped = weight.detach().float().reshape(out, columns // group, group)
+    if bits == 8:
+        scales = (grouped.abs().amax(-1) / 127).to(torch.float16)
+        codes = torch.round(grouped / _safe(scales)).clamp_(-127, 127).to(torch.int8)
+        return codes.reshape(out, columns), scales, None
+    mins = grouped.amin(-1).to(torch.float16)
+    scales = ((grouped.amax(-1) - mins.float()) / 15).to(torch.float16)
+    codes = torch.round((grouped - mins.float()[..., None]) / _safe(scales)).clamp_(0, 15).to(torch.uint8)
+    half = group // 2
+    packed = codes[..., :half] | (codes[..., half:] << 4)
+    return packed.reshape(out, columns // 2).contiguous(), scales, mins
+
+
+def _safe(scales: Tensor) -> Tensor:
+    """Scales as fp32 to divide by; an all-equal group has scale 0 and codes 0."""
+    wide = scales.float()[..., None]
+    return torch.where(wide == 0, torch.ones_like(wide), wide)
+
+
+def dequantize_reference(
+    packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int
+) -> Tensor:
+    """The weight (out, in) in fp32, in plain torch."""
+    if bits == 16:
+        return packed.float()
+    assert scales is not None
+    out = packed.shape[0]
+    if bits == 8:
+        codes = packed.reshape(out, -1, group).float()
+        return (codes * scales.float()[..., None]).reshape(out, -1)
+    assert mins is not None
+    pairs = packed.reshape(out, -1, group // 2)
+    codes = torch.cat((pairs & 15, pairs >> 4), -1).float()
+    return (codes * scales.float()[..., None] + mins.float()[..., None]).reshape(out, -1)
+
+
+def reference(
+    x: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int
+) -> Tensor:
+    """``x @ W.T`` in plain torch: x (..., in) to (..., out), in x's dtype."""
+    weight = dequantize_reference(packed, scales, mins, bits, group)
+    return torch.nn.functional.linear(x.float(), weight).to(x.dtype)
+
+
+def native_matrix(
+    packed: Tensor,
+    scales: Tensor | None,
+    mins: Tensor | None,
+    bits: int,
+    group: int,
+    bias: Tensor | None = None,
+) -> object:
+    """What the compiled kernels call a matrix: the tensors must outlive it."""
+    module = native()
+    assert module is not None
+    columns = packed.shape[1] * (2 if bits == 4 else 1)
+    return module.matrix(
+        bits,
+        packed.shape[0],
+        columns,
+        group,
+        packed.data_ptr(),
+        _address(scales),
+        _address(mins),
+        _address(bias),
+    )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _compiled_takes(packed: Tensor, columns: int) -> bool:
+    return (
+        packed.device.type == "cpu" and columns % 32 == 0 and packed.is_contiguous() and native() is not None
+    )
+
+
+def dequantize(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
+    """The weight (out, in) in fp32, by the compiled kernel where there is one."""
+    columns = packed.shape[1] * (2 if bits == 4 else 1)
+    if not _compiled_takes(packed, columns):
+        return dequantize_reference(packed, scales, mins, bits, group)
+    weight = torch.empty(packed.shape[0], columns)
+    module = native()
+    assert module is not None
+    module.dequantize(
+        native_matrix(packed, scales, mins, bits, group), weight.data_ptr(), torch.get_num_threads()
+    )
+    return weight
+
+
+torch.library.define(
+    "hasten::packed_linear",
+    "(Tensor x, Tensor packed, Tensor? scales, Tensor? mins, int bits, int group) -> Tensor",
+)
+torch.library.define(
+    "hasten::packed_embedding",
+    "(Tensor ids, Tensor packed, Tensor? scales, Tensor? mins, int bits, int group) -> Tensor",
+)
+
+
+@torch.library.impl("hasten::packed_linear", ("cpu", "cuda", "mps"))
+def _packed_linear(
+    x: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int
+) -> Tensor:
+    columns = x.shape[-1]
+    rows = x.numel() // columns
+    if not _compiled_takes(packed, columns):
+        return reference(x, packed, scales, mins, bits, group)
+    flat = x.reshape(rows, columns).float().contiguous()
+    out = packed.shape[0]
+    if rows <= FEW_ROWS:
+        y = torch.empty(rows, out)
+        module = native()
+        assert module is not None
+        matrix = native_matrix(packed, scales, mins, bits, group)
+        module.linear(matrix, flat.data_ptr(), rows, y.data_ptr(), torch.get_num_threads())
+    elif bits == 16 and x.dtype is torch.bfloat16:
+        return torch.nn.functional.linear(x, packed)
+    elif out <= _UNPACK_ROWS:
+        y = flat @ dequantize(packed, scales, mins, bits, group).T
+    else:
+        y = torch.empty(rows, out)
+        for start in range(0, out, _UNPACK_ROWS):
+            part = slice(start, start + _UNPACK_ROWS)
+            weight = dequantize(packed[part], _rows(scales, part), _rows(mins, part), bits, group)
+            y[:, part] = flat @ weight.T
+    return y.to(x.dtype).reshape(*x.shape[:-1], out)
+
+
+def _rows(tensor: Tensor | None, part: slice) -> Tensor | None:
+    return None if tensor is None else tensor[part]
+
+
+@torch.library.register_fake("hasten::packed_linear")
+def _(x: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], packed.shape[0])
+
+
+def _save_weight(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    _, packed, scales, mins, bits, group = inputs
+    ctx.save_for_backward(packed, scales, mins)
+    ctx.format = (bits, group)  # type: ignore[attr-defined]
+
+
+def _input_gradient(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    packed, scales, mins = ctx.saved_tensors  # type: ignore[attr-defined]
+    weight = dequantize(packed, scales, mins, *ctx.format)  # type: ignore[attr-defined]
+    return (grad.float() @ weight).to(grad.dtype), None, None, None, None, None
+
+
+torch.library.register_autograd("hasten::packed_linear", _input_gradient, setup_context=_save_weight)
+
+
+@torch.library.impl("hasten::packed_embedding", ("cpu", "cuda", "mps"))
+def _packed_embedding(
+    ids: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int
+) -> Tensor:
+    flat = ids.reshape(-1)
+    rows = dequantize_reference(
+        packed[flat],
+        None if scales is None else scales[flat],
+        None if mins is None else mins[flat],
+        bits,
+        group,
+    )
+    return rows.reshape(*ids.shape, rows.shape[-1])
+
+
+@torch.library.register_fake("hasten::packed_embedding")
+def _(
+    ids: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int
+) -> Tensor:
+    columns = packed.shape[1] * (2 if bits == 4 else 1)
+    return packed.new_empty(*ids.shape, columns, dtype=torch.float32)
+
+
+def packed_linear(
+    x: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int
+) -> Tensor:
+    """``x @ W.T`` with W packed: x (..., in) to (..., out), in x's dtype, summed in fp32.
+
+    Gradients flow to x alone: the weight is not trainable.
+    """
+    return torch.ops.hasten.packed_linear(x, packed, scales, mins, bits, group)
+
+
+def packed_embedding(
+    ids: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int
+) -> Tensor:
+    """Rows ``ids`` (...) of a packed table as fp32 (..., in)."""
+    return torch.ops.hasten.packed_embedding(ids, packed, scales, mins, bits, group)

@@ -1,0 +1,124 @@
+"""Linear layers and embeddings with packed weights, in place of torch's own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hasten.kernels import packed_linear as kernel
+
+
+class _Packed(nn.Module):
+    packed: Tensor
+    scales: Tensor | None
+    mins: Tensor | None
+
+    def __init__(self, rows: int, columns: int, bits: int, group: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.group = group
+        stored = {16: torch.bfloat16, 8: torch.int8, 4: torch.uint8}
+        if bits not in stored:
+            raise ValueError(f"a weight has 4, 8 or 16 bits, not {bits}")
+        if bits != 16 and (group % 32 or columns % group):
+            raise ValueError(f"a group of {group} must be a multiple of 32 and divide {columns} columns")
+        self.register_buffer(
+            "packed", torch.zeros(rows, columns // 2 if bits == 4 else columns, dtype=stored[bits])
+        )
+        scales = None if bits == 16 else torch.zeros(rows, columns // group, dtype=torch.float16)
+        self.register_buffer("scales", scales)
+        self.register_buffer("mins", torch.zeros_like(scales) if bits == 4 and scales is not None else None)
+
+    def _fill(self, packed: Tensor, scales: Tensor | None, mins: Tensor | None) -> None:
+        self.packed, self.scales, self.mins = packed, scales, mins
+
+    def dequantize(self) -> Tensor:
+        """The weight in fp32, (rows, columns)."""
+        return kernel.dequantize(self.packed, self.scales, self.mins, self.bits, self.group)
+
+
+class PackedLinear(_Packed):
+    """``y = x W^T + b`` with W packed in 16 (bf16), 8 or 4 bits, see `hasten.kernels.packed_linear`.
+
+    Args:
+        in_features, out_features: as in ``torch.nn.Linear``; ``in_features`` a multiple of ``group``.
+        bias: whether there is one; it stays fp32.
+        bits: 16, 8 or 4.
+        group: columns that share a scale, a multiple of 32; ignored at 16 bits.
+
+    Shape:
+        x (..., in_features) to (..., out_features), in x's dtype.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = False, *, bits: int = 4, group: int = 32
+    ):
+        super().__init__(out_features, in_features, bits, group)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, bits: int, group: int = 32) -> PackedLinear:
+        """Packs ``linear``'s weight; on the meta device only the shapes.
+
+        Raises:
+            ValueError: ``in_features`` is not a multiple of ``group``.
+        """
+        device = linear.weight.device
+        with torch.device("meta"):
+            layer = cls(
+                linear.in_features, linear.out_features, linear.bias is not None, bits=bits, group=group
+            )
+        layer = layer.to_empty(device=device)
+        if device.type != "meta":
+            layer._fill(*kernel.quantize(linear.weight.detach(), bits, group))
+        if linear.bias is not None:
+            layer.bias = nn.Parameter(linear.bias.detach().float(), requires_grad=False)
+        return layer.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = kernel.packed_linear(x, self.packed, self.scales, self.mins, self.bits, self.group)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def extra_repr(self) -> str:
+        group = "" if self.bits == 16 else f", group={self.group}"
+        return (
+            f"{self.in_features}, {self.out_features}, bits={self.bits}{group}, bias={self.bias is not None}"
+        )
+
+
+class PackedEmbedding(_Packed):
+    """A table of ``num_embeddings`` packed rows; returns fp32.
+
+    Shape:
+        ids (...) to (..., embedding_dim).
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, bits: int = 8, group: int = 32) -> None:
+        super().__init__(num_embeddings, embedding_dim, bits, group)
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+
+    @classmethod
+    def from_embedding(cls, embedding: nn.Embedding, bits: int, group: int = 32) -> PackedEmbedding:
+        """Packs ``embedding``'s table; on the meta device only the shapes."""
+        device = embedding.weight.device
+        with torch.device("meta"):
+            table = cls(embedding.num_embeddings, embedding.embedding_dim, bits=bits, group=group)
+        table = table.to_empty(device=device)
+        if device.type != "meta":
+            table._fill(*kernel.quantize(embedding.weight.detach(), bits, group))
+        return table.train(embedding.training)
+
+    def tie(self, head: PackedLinear) -> PackedEmbedding:
+        """Shares the head's storage, as tied weights do; returns self."""
+        self.bits, self.group = head.bits, head.group
+        self._fill(head.packed, head.scales, head.mins)
+        return self
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return kernel.packed_embedding(ids, self.packed, self.scales, self.mins, self.bits, self.group)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"

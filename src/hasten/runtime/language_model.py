@@ -1,0 +1,211 @@
+"""A causal language model with all that decides how it runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hasten.cost.estimate import Measurement, Spread
+from hasten.errors import HastenError
+from hasten.kernels import kv_cache
+from hasten.runtime import step as compiled
+from hasten.runtime.cache import CacheSpec, KVCache
+from hasten.runtime.lookup import PromptLookup
+from hasten.workload.einsum import Workload
+
+# Prompts are read in pieces of this many tokens: activations stay small, whatever the prompt's length.
+CHUNK = 1024
+
+
+class LanguageModel(nn.Module):
+    """A transformers causal LM, run by hasten's own loop.
+
+    Args:
+        network: e.g. ``LlamaForCausalLM``; methods change its modules.
+        tokenizer: kept beside it, or None.
+        cache: how keys and values are kept.
+        lookup: draft tokens from the text so far, or None.
+        name: for people.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        tokenizer: Any = None,
+        *,
+        cache: CacheSpec | None = None,
+        lookup: PromptLookup | None = None,
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.tokenizer = tokenizer
+        self.cache = cache or CacheSpec()
+        self.lookup = lookup
+        self.name = name or type(network).__name__
+        self._idle: tuple[tuple[object, ...], KVCache, compiled.CompiledStep | None] | None = None
+
+    @property
+    def config(self) -> Any:
+        return self.network.config
+
+    @property
+    def generation_config(self) -> Any:
+        return self.network.generation_config
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
+        found = self.network.model.layers
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+    @property
+    def why_not_compiled(self) -> str | None:
+        """Why steps run in plain torch; None when they run compiled."""
+        return compiled.why_not(self.network)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of parameters and buffers, shared ones once."""
+        tensors = {t.data_ptr(): t.nbytes for t in (*self.network.parameters(), *self.network.buffers())}
+        return sum(tensors.values())
+
+    def new_cache(self, batch: int = 1, capacity: int = 0) -> KVCache:
+        """Empty buffers for ``batch`` sequences of up to ``capacity`` tokens (default: all its positions)."""
+        config = self.config
+        attention = self.layers[0].self_attn
+        return KVCache(
+            self.cache,
+            layers=len(self.layers),
+            batch=batch,
+            heads=config.num_key_value_heads,
+            head_dim=int(attention.head_dim),  # type: ignore[union-attr, arg-type]
+            capacity=capacity or config.max_position_embeddings,
+            device=self.device,
+        )
+
+    def forward(self, input_ids: Tensor, past_key_values: KVCache | None = None, **kwargs: Any) -> Any:
+        """The network's own forward: ids (batch, new) to an output with logits (batch, new, vocabulary).
+
+        With a window in ``self.cache`` every token attends to the sinks and its own window alone, in a
+        prompt too.
+        """
+        if self.cache.window is not None and "attention_mask" not in kwargs and input_ids.shape[1] > 1:
+            start = past_key_values.get_seq_length() if past_key_values is not None else 0
+            kwargs["attention_mask"] = self._window_mask(start, input_ids.shape[1], input_ids.device)
+        return self.network(input_ids, past_key_values=past_key_values, **kwargs)
+
+    def _window_mask(self, start: int, new: int, device: torch.device) -> Tensor:
+        """(1, 1, new, seen): True where a row may look."""
+        window, sinks = self.cache.window, self.cache.sinks
+        assert window is not None
+        first, low = kv_cache.visible(start + new, new, window, sinks) if start else (0, 0)
+        columns = torch.cat(
+            (torch.arange(first, device=device), torch.arange(low, start + new, device=device))
+        )
+        rows = torch.arange(start, start + new, device=device)[:, None]
+        return ((columns <= rows) & ((columns > rows - window) | (columns < sinks)))[None, None]
+
+    @torch.inference_mode()
+    def prefill(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Reads a prompt (batch, length) into the cache; returns the last token's logits (batch, vocabulary)."""
+        for start in range(0, ids.shape[1], CHUNK):
+            logits = self(ids[:, start : start + CHUNK], past_key_values=cache, logits_to_keep=1).logits
+        return logits[:, -1].float()
+
+    def session(self, batch: int, capacity: int) -> tuple[KVCache, compiled.CompiledStep | None]:
+        """A cache and the compiled step over it, None without one; reused while nothing has changed."""
+        capacity = -(-capacity // 256) * 256
+        weights = tuple(id(m) for m in self.network.modules())
+        key = (self.cache, batch, weights, self.why_not_compiled)
+        if self._idle is not None and self._idle[0] == key and self._idle[1].capacity >= capacity:
+            _, cache, step = self._idle
+            cache.clear()
+            return cache, step
+        self._idle = None
+        cache = self.new_cache(batch, capacity)
+        step = None if self.why_not_compiled else compiled.CompiledStep(self.network, cache)
+        self._idle = (key, cache, step)
+        return cache, step
+
+    def generate(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
+        """Continues a text, as transformers' ``generate`` does; see `hasten.runtime.generation.generate`."""
+        from hasten.runtime.generation import generate
+
+        return generate(self, input_ids, **kwargs)
+
+    def stream(self, input_ids: Tensor, **kwargs: Any) -> Iterator[list[int]]:
+        """New tokens as they are made, of one sequence: lists of one, or more where a draft was accepted."""
+        from hasten.runtime.generation import stream
+
+        return stream(self, input_ids, **kwargs)
+
+    def workload(self, prompt: int, new_tokens: int, batch: int = 1) -> Workload:
+        """What this model computes for a prompt and ``new_tokens``, traced on fake tensors."""
+        from hasten.runtime.tracing import workload
+
+        return workload(self, prompt, new_tokens, batch)
+
+    def measure(
+        self, prompt: int, new_tokens: int, batch: int = 1, runs: int = 3, ids: Tensor | None = None
+    ) -> Measurement:
+        """Seconds of prefill and of decoding ``new_tokens``, really run, after one warm-up.
+
+        Args:
+            prompt: tokens of the prompt.
+            new_tokens: tokens to decode; end-of-text does not stop it.
+            batch: equal sequences.
+            runs: counted repetitions.
+            ids: (batch, prompt) tokens; random ones when None, with which lookup drafts find nothing.
+        """
+        if ids is None:
+            generator = torch.Generator().manual_seed(0)
+            ids = torch.randint(0, self.config.vocab_size, (batch, prompt), generator=generator)
+        ids = ids[:, :prompt]
+        phases: dict[str, list[float]] = {"prefill": [], "decode": []}
+        for run in range(runs + 1):
+            marks: list[float] = []
+            started = time.perf_counter()
+            self.generate(
+                ids,
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                do_sample=False,
+                prefilled=marks.append,
+            )
+            ended = time.perf_counter()
+            if run:
+                phases["prefill"].append(marks[0] - started)
+                phases["decode"].append(ended - marks[0])
+        spreads = {
+            name: Spread(sorted(times)[len(times) // 2], min(times), max(times), len(times))
+            for name, times in phases.items()
+        }
+        cache, _ = self.session(batch, prompt + new_tokens)
+        return Measurement(
+            self.name,
+            "this machine",
+            spreads,
+            float(self.weight_bytes + cache.nbytes),
+            {
+                "prefill_tokens_per_second": batch * prompt / spreads["prefill"].median,
+                "decode_tokens_per_second": batch * new_tokens / spreads["decode"].median,
+            },
+        )
+
+    def check_fits(self, length: int) -> None:
+        """Raises HastenError when a text of ``length`` tokens is longer than the model's positions."""
+        limit = self.config.max_position_embeddings
+        if length > limit:
+            raise HastenError(
+                f"{length} tokens are more than the model's {limit} positions: shorten the prompt"
+            )

@@ -1,0 +1,212 @@
+"""One decoding step of a Llama-like model in the compiled kernels: no Python per operator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hasten.errors import HastenError
+from hasten.kernels.compiled import native
+from hasten.kernels.packed_linear import native_matrix
+from hasten.nn import PackedEmbedding, PackedLinear
+
+if TYPE_CHECKING:
+    from hasten.runtime.cache import KVCache
+
+FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_STATIC_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
+_PROJECTIONS = (
+    ("self_attn", "q_proj"),
+    ("self_attn", "k_proj"),
+    ("self_attn", "v_proj"),
+    ("self_attn", "o_proj"),
+    ("mlp", "gate_proj"),
+    ("mlp", "up_proj"),
+    ("mlp", "down_proj"),
+)
+
+
+def why_not(network: Any) -> str | None:
+    """Why the compiled step cannot run ``network``; None when it can."""
+    if native() is None:
+        return "the compiled kernels are not installed"
+    if type(network).__name__ not in FAMILIES:
+        return f"{type(network).__name__} is not one of {', '.join(FAMILIES)}"
+    config = network.config
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}"
+    if config.rope_parameters["rope_type"] not in _STATIC_ROPE:
+        return f"its rotary positions change with length ({config.rope_parameters['rope_type']})"
+    if any("sliding" in kind for kind in getattr(config, "layer_types", None) or []):
+        return "some of its layers attend to a window of their own"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return "its layers attend to a window of their own"
+    modules = [getattr(getattr(layer, a), b) for layer in network.model.layers for a, b in _PROJECTIONS]
+    for module in (*modules, network.lm_head, network.model.embed_tokens):
+        reason = _why_not_weight(module)
+        if reason:
+            return reason
+    return None
+
+
+def _why_not_weight(module: nn.Module) -> str | None:
+    if isinstance(module, PackedLinear | PackedEmbedding):
+        weight, columns = module.packed, getattr(module, "in_features", getattr(module, "embedding_dim", 0))
+    elif isinstance(module, nn.Linear | nn.Embedding):
+        weight, columns = module.weight, module.weight.shape[1]
+        if weight.dtype not in (torch.float32, torch.bfloat16):
+            return f"a weight is {str(weight.dtype).removeprefix('torch.')}"
+    else:
+        return f"a layer is a {type(module).__name__}"
+    if weight.device.type != "cpu":
+        return f"the model is on {weight.device.type}"
+    if columns % 32 or not weight.is_contiguous():
+        return "a weight's width is not a multiple of 32"
+    return None
+
+
+class CompiledStep:
+    """The compiled decoder of one model, over one cache.
+
+    It reads the model's own tensors where they are: no copy of a weight is made, and it holds on to them.
+
+    Args:
+        network: a transformers causal LM for which `why_not` is None.
+        cache: where keys and values are and go.
+
+    Raises:
+        HastenError: the model cannot run compiled.
+    """
+
+    def __init__(self, network: Any, cache: KVCache) -> None:
+        reason = why_not(network)
+        if reason:
+            raise HastenError(f"this model has no compiled step: {reason}")
+        module = native()
+        assert module is not None
+        self._kept: list[object] = [network, cache]
+        config = network.config
+        first = network.model.layers[0].self_attn
+        self.vocabulary = network.lm_head.out_features
+        self._cache = cache
+        self._decoder = module.Decoder(
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            first.head_dim,
+            self.vocabulary,
+            float(network.model.norm.variance_epsilon),
+            float(first.scaling),
+        )
+        for layer in network.model.layers:
+            attention = layer.self_attn
+            self._decoder.add_layer(
+                self._vector(layer.input_layernorm.weight),
+                self._vector(layer.post_attention_layernorm.weight),
+                self._vector(attention.q_norm.weight) if hasattr(attention, "q_norm") else 0,
+                self._vector(attention.k_norm.weight) if hasattr(attention, "k_norm") else 0,
+                [self._matrix(getattr(getattr(layer, a), b)) for a, b in _PROJECTIONS],
+            )
+        self._decoder.set_ends(
+            self._matrix(network.model.embed_tokens),
+            self._matrix(network.lm_head),
+            self._vector(network.model.norm.weight),
+        )
+        self._set_rotary(network, cache.capacity)
+        self._set_cache(cache)
+        self._logits = torch.empty(0)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        self._kept.append(tensor)
+        return tensor
+
+    def _vector(self, tensor: Tensor) -> int:
+        return self._keep(tensor.detach().float().contiguous()).data_ptr()
+
+    def _matrix(self, module: nn.Module) -> object:
+        if isinstance(module, PackedLinear | PackedEmbedding):
+            bias = getattr(module, "bias", None)
+            bias = None if bias is None else self._keep(bias.detach().float().contiguous())
+            self._kept += [module.packed, module.scales, module.mins]
+            return native_matrix(module.packed, module.scales, module.mins, module.bits, module.group, bias)
+        assert isinstance(module, nn.Linear | nn.Embedding)
+        weight = self._keep(module.weight.detach())
+        bias = getattr(module, "bias", None)
+        bias = None if bias is None else self._keep(bias.detach().float().contiguous())
+        return native_matrix(weight, None, None, 32 if weight.dtype is torch.float32 else 16, 32, bias)
+
+    def _set_rotary(self, network: Any, positions: int) -> None:
+        with torch.inference_mode():
+            where = torch.arange(positions)[None]
+            cosines, sines = network.model.rotary_emb(torch.empty(1, dtype=torch.float32), where)
+        cosines, sines = self._keep(cosines[0].contiguous()), self._keep(sines[0].contiguous())
+        self._decoder.set_rotary(cosines.data_ptr(), sines.data_ptr(), positions)
+
+    def _set_cache(self, cache: KVCache) -> None:
+        names = (
+            "keys",
+            "values",
+            "key_scales",
+            "key_mins",
+            "value_scales",
+            "value_mins",
+            "recent_keys",
+            "recent_values",
+        )
+        spec, keys = cache.spec, cache.layers[0].tensors["keys"]
+        ring = spec.ring
+        # Fewer blocks than the ring would take: positions never wrap, and every place is its own.
+        wraps = ring.ring_blocks and -(-cache.capacity // 32) > ring.sink_blocks + ring.ring_blocks
+        self._decoder.set_cache(
+            spec.bits,
+            keys.shape[0],
+            ring.blocks(cache.capacity),
+            32,
+            spec.window or 0,
+            spec.sinks,
+            ring.sink_blocks if wraps else 0,
+            ring.ring_blocks if wraps else 0,
+            64,
+            [
+                [t[n].data_ptr() if n in t else 0 for n in names]
+                for t in (layer.tensors for layer in cache.layers)
+            ],
+        )
+
+    def __call__(
+        self, ids: list[int], sequences: list[int], positions: list[int], logits_from: int = 0
+    ) -> Tensor:
+        """Runs one step.
+
+        Args:
+            ids: a token for each row.
+            sequences: the row's sequence in the batch; a sequence's rows stand in order.
+            positions: the row's position, from its sequence's committed length on.
+            logits_from: rows before this one only enter the cache.
+
+        Returns:
+            Logits (rows - logits_from, vocabulary), fp32, valid until the next call. The cache's
+            lengths are the caller's to advance.
+        """
+        rows, cache = len(ids), self._cache
+        rows_in = torch.tensor((ids, sequences, positions), dtype=torch.int64)
+        state = torch.tensor((cache.lengths, cache.quantized), dtype=torch.int64)
+        wanted = rows - logits_from
+        if self._logits.shape[0] < wanted:
+            self._logits = torch.empty(wanted, self.vocabulary)
+        logits = self._logits[:wanted]
+        self._decoder.step(
+            rows_in[0].data_ptr(),
+            rows_in[1].data_ptr(),
+            rows_in[2].data_ptr(),
+            rows,
+            logits_from,
+            state[0].data_ptr(),
+            state[1].data_ptr(),
+            logits.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return logits
