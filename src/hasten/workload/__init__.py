@@ -1,1 +1,28 @@
 """What is computed: extended-Einsum cascades, workloads, and tracing them from a torch module."""
+
+from hasten.workload.einsum import Access, Cascade, Einsum, Op, Phase, Role, Tensor, Workload
+from hasten.workload.operators import Call, register
+from hasten.workload.passes import FusedGroup, PassReport, fuse, traffic
+from hasten.workload.tracing import Recorder, Traced, trace, trace_cascade, weight_bytes
+
+__all__ = [
+    "Access",
+    "Call",
+    "Cascade",
+    "Einsum",
+    "FusedGroup",
+    "Op",
+    "PassReport",
+    "Phase",
+    "Recorder",
+    "Role",
+    "Tensor",
+    "Traced",
+    "Workload",
+    "fuse",
+    "register",
+    "trace",
+    "trace_cascade",
+    "traffic",
+    "weight_bytes",
+]
