@@ -146,6 +146,7 @@ torch.library.define(
     "hasten::packed_linear",
     "(Tensor x, Tensor packed, Tensor? scales, Tensor? mins, int bits, int group) -> Tensor",
 )
+torch.library.define("hasten::plain_linear", "(Tensor x, Tensor weight) -> Tensor")
 torch.library.define(
     "hasten::packed_embedding",
     "(Tensor ids, Tensor packed, Tensor? scales, Tensor? mins, int bits, int group) -> Tensor",
@@ -226,6 +227,24 @@ def _(
 ) -> Tensor:
     columns = packed.shape[1] * (2 if bits == 4 else 1)
     return packed.new_empty(*ids.shape, columns, dtype=torch.float32)
+
+
+@torch.library.impl("hasten::plain_linear", ("cpu", "cuda", "mps"))
+def _plain_linear(x: Tensor, weight: Tensor) -> Tensor:
+    rows = x.numel() // x.shape[-1]
+    if rows > FEW_ROWS or x.dtype is not torch.float32 or not _compiled_takes(weight, x.shape[-1]):
+        return torch.nn.functional.linear(x, weight)
+    flat, y = x.reshape(rows, -1).contiguous(), torch.empty(rows, weight.shape[0])
+    module = native()
+    assert module is not None
+    matrix = module.matrix(32, *weight.shape, 32, weight.data_ptr(), 0, 0, 0)
+    module.linear(matrix, flat.data_ptr(), rows, y.data_ptr(), torch.get_num_threads())
+    return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.register_fake("hasten::plain_linear")
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def packed_linear(

@@ -1,0 +1,65 @@
+"""English text to measure language models on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hasten.data import assets
+from hasten.errors import HastenError
+
+
+def default_text() -> str:
+    """Prose that every Python installation carries: the language reference in ``pydoc_data.topics``.
+
+    Only paragraphs that read as prose are kept: no code, tables, grammar or headings.
+    """
+    from pydoc_data.topics import topics
+
+    paragraphs = []
+    for name in sorted(topics):
+        for block in re.split(r"\n\s*\n", topics[name]):
+            text = " ".join(line.strip() for line in block.splitlines())
+            if _is_prose(block, text):
+                paragraphs.append(re.sub(r"[*`\"]+", "", text))
+    return "\n\n".join(dict.fromkeys(paragraphs))
+
+
+def _is_prose(block: str, text: str) -> bool:
+    words = text.split()
+    if len(words) < 25 or not text.endswith(".") or re.search(r"::=|>>>|\|---|^\s*[|+]", block, re.M):
+        return False
+    return sum(word.strip(".,;:()*`\"'").isalpha() for word in words) > 0.8 * len(words)
+
+
+def read_text(path: str | Path) -> str:
+    """A user's text file.
+
+    Raises:
+        HastenError: it is missing, unreadable, empty, or not UTF-8.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise HastenError(f"cannot read text file {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise HastenError(f"{path} is not UTF-8 text (byte {error.start}): convert it to UTF-8") from None
+    if not text.strip():
+        raise HastenError(f"{path} is empty: give a file with English text")
+    return text
+
+
+def brown(progress: assets.Progress = lambda message: None) -> str:
+    """The Brown corpus as plain running words: 500 texts, 1.2 million tokens (asset ``brown``)."""
+    folder = assets.get("brown", progress)
+    texts = []
+    for path in sorted(folder.glob("c[a-r][0-9][0-9]")):
+        tagged = path.read_text("utf-8", errors="replace").split()
+        texts.append(" ".join(word.rsplit("/", 1)[0] for word in tagged))
+    return "\n".join(texts)
+
+
+def moby_dick(progress: assets.Progress = lambda message: None) -> str:
+    """Melville's novel (asset ``moby-dick``)."""
+    return assets.get("moby-dick", progress).read_text("utf-8")
