@@ -1,0 +1,329 @@
+"""What a workload runs on: compute units, memory levels, links, each figure with a unit and a source.
+
+A device is data: a TOML file that pydantic checks. Nothing in it is executed. docs/devices.md shows how
+to write one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import tomllib
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from hasten import dtypes
+from hasten.errors import HastenError
+from hasten.hardware.curve import Curve
+from hasten.hardware.quantity import (
+    Bandwidth,
+    Bytes,
+    EnergyPerByte,
+    EnergyPerOperation,
+    Power,
+    Quantity,
+    Rate,
+    Seconds,
+    WeightRate,
+)
+
+Kind = Literal["contraction", "vector"]
+_NOTHING = Quantity(0.0, "0 s", "not charged")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class ComputeUnit(_Part):
+    """Something that computes.
+
+    Args:
+        name: unique in its device.
+        runs: which Einsums it executes: ``contraction`` (matrix products, convolutions), ``vector``
+            (everything with a scalar operation a point), or both.
+        peak: number format -> FLOP/s; a multiply-add is two.
+        energy: number format -> J/FLOP.
+    """
+
+    name: str
+    runs: tuple[Kind, ...] = Field(min_length=1)
+    peak: dict[str, Rate] = Field(min_length=1)
+    energy: dict[str, EnergyPerOperation] = {}
+
+    @field_validator("peak", "energy")
+    @classmethod
+    def _known_formats(cls, table: dict[str, Quantity]) -> dict[str, Quantity]:
+        for dtype in table:
+            if dtype not in dtypes.BITS:
+                raise ValueError(f"unknown number format {dtype!r}, expected one of {', '.join(dtypes.BITS)}")
+        return table
+
+
+class MemoryLevel(_Part):
+    """A level of memory: all of the device's instances of it together.
+
+    Args:
+        name: e.g. ``L2`` or ``HBM3``.
+        capacity: bytes.
+        bandwidth: B/s towards the compute units; of reading alone where ``write_bandwidth`` is given.
+        write_bandwidth: B/s from the compute units; None where both directions share one figure.
+        energy: J/B.
+    """
+
+    name: str
+    capacity: Bytes
+    bandwidth: Bandwidth
+    write_bandwidth: Bandwidth | None = None
+    energy: EnergyPerByte
+
+    @property
+    def writing(self) -> float:
+        """B/s of writing."""
+        return float(self.bandwidth if self.write_bandwidth is None else self.write_bandwidth)
+
+
+class Link(_Part):
+    """A connection to other devices or to the host: B/s and seconds."""
+
+    name: str
+    bandwidth: Bandwidth
+    latency: Seconds
+
+
+class Device(_Part):
+    """A chip, or a machine: everything a cost model asks for, in SI.
+
+    Args:
+        name: what a user writes to choose it.
+        title: for people.
+        kind: ``cpu``, ``gpu``, ``fpga`` or ``asic``.
+        compute: compute units.
+        memory: memory levels, innermost first; the last is the main memory.
+        links: connections.
+        launch_overhead: seconds that an eager framework spends to start one operator.
+        module_overhead: seconds that a call of a module adds where the host's own work is not hidden.
+        view_overhead: seconds of looking at a tensor in another shape, likewise.
+        idle_power, max_power: watts.
+        packed: bits of a weight -> weights a second that a product with one row reads and unpacks.
+        packed_row: bits -> time of each further row, as a share of the first one's.
+        curves: measured times of operators, where the device was probed.
+        identity: what a probe found out about this machine.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    title: str
+    kind: Literal["gpu", "cpu", "fpga", "asic"]
+    compute: tuple[ComputeUnit, ...] = Field(min_length=1)
+    memory: tuple[MemoryLevel, ...] = Field(min_length=1)
+    links: tuple[Link, ...] = ()
+    launch_overhead: Seconds
+    module_overhead: Seconds = _NOTHING
+    view_overhead: Seconds = _NOTHING
+    idle_power: Power
+    max_power: Power
+    packed: dict[str, WeightRate] = {}
+    packed_row: dict[str, float] = {}
+    curves: tuple[Curve, ...] = ()
+    identity: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Device:
+        names = [*(unit.name for unit in self.compute), *(level.name for level in self.memory)]
+        if len(names) != len(set(names)):
+            raise ValueError("compute units and memory levels must have different names")
+        capacities = [float(level.capacity) for level in self.memory]
+        if capacities != sorted(capacities):
+            raise ValueError("memory: levels must be listed innermost first, with growing capacity")
+        for kind in ("contraction", "vector"):
+            if not any(kind in unit.runs for unit in self.compute):
+                raise ValueError(f"compute: no unit runs {kind!r}")
+        if self.idle_power > self.max_power:
+            raise ValueError("idle_power: is above max_power")
+        return self
+
+    @property
+    def main_memory(self) -> MemoryLevel:
+        """The outermost level."""
+        return self.memory[-1]
+
+    @property
+    def on_chip(self) -> float:
+        """Bytes of the outermost level inside main memory; 0 where there is none."""
+        return float(self.memory[-2].capacity) if len(self.memory) > 1 else 0.0
+
+    @cached_property
+    def curve_table(self) -> dict[tuple[str, str], Curve]:
+        """(operation, dtype) -> the measured curve."""
+        return {(c.operation, c.dtype): c for c in self.curves}
+
+    def unit(self, runs: Kind, dtype: str) -> tuple[ComputeUnit, float, str]:
+        """The unit that does work of this kind and format soonest.
+
+        A format that no unit computes in is widened to the narrowest one that holds its values; where no
+        format does (fp32 on a chip of integers), the widest there is stands in.
+
+        Returns:
+            The unit, its FLOP/s, and the format it computes in.
+        """
+        choices = [(u, float(rate), d) for u in self.compute if runs in u.runs for d, rate in u.peak.items()]
+        exact = [c for c in choices if c[2] == dtype]
+        if exact:
+            return max(exact, key=lambda c: c[1])
+        wider = [c for c in choices if _holds(c[2], dtype)]
+        if wider:
+            return min(wider, key=lambda c: (dtypes.BITS[c[2]], -c[1]))
+        return max(choices, key=lambda c: (dtypes.BITS[c[2]], c[1]))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the device as TOML: aside first, then renamed, so that no reader sees half a file.
+
+        Raises:
+            HastenError: the file cannot be written.
+        """
+        path = Path(path)
+        text = to_toml(self.model_dump(mode="json", exclude_none=True, exclude_defaults=True))
+        temporary: str | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                out.write(text)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise HastenError(f"cannot write device file {path}: {error.strerror or error}") from error
+        finally:
+            if temporary is not None and os.path.exists(temporary):
+                os.unlink(temporary)
+
+
+def _holds(wide: str, narrow: str) -> bool:
+    """Whether format ``wide`` is at least as wide, and takes fractions where ``narrow`` has them."""
+    floats = ("fp", "bf", "tf", "complex")
+    if narrow.startswith(floats) and not wide.startswith(floats):
+        return False
+    return dtypes.BITS[wide] >= dtypes.BITS[narrow]
+
+
+def devices() -> list[str]:
+    """Names of the devices in the catalogue, each a name for `load_device`.
+
+    >>> "h100" in devices()
+    True
+    """
+    folder = resources.files("hasten.hardware") / "catalogue"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load_device(name_or_path: str | Path) -> Device:
+    """A device of the catalogue, one described in a TOML file, or this machine.
+
+    Args:
+        name_or_path: a name that `devices` lists, a path, or ``here`` for this machine, probed.
+
+    Raises:
+        HastenError: no such device or file, not TOML, a missing or unknown field, a figure without a
+            unit or a source, with the wrong unit, negative or not a number. The message names the file,
+            the field and what is expected.
+    """
+    name = str(name_or_path)
+    if name == "here":
+        from hasten.hardware.probing import probe
+
+        return probe()
+    if isinstance(name_or_path, str) and name in devices():
+        found = resources.files("hasten.hardware") / "catalogue" / f"{name}.toml"
+        return read_device(found.read_text(encoding="utf-8"), f"{name}.toml")
+    path = Path(name_or_path)
+    listed = ", ".join(devices())
+    if not path.is_file():
+        if path.suffix == ".toml" or os.sep in name:
+            raise HastenError(f"no device file {name}: give a path to a TOML file, here, or one of {listed}")
+        raise HastenError(f"no device is called {name!r}: give here, one of {listed}, or a .toml file")
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise HastenError(f"cannot read device file {name}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise HastenError(f"device file {name} is not UTF-8 text: {error.reason}") from error
+    return read_device(text, name)
+
+
+def read_device(text: str, origin: str = "device") -> Device:
+    """A device from the text of a TOML file; ``origin`` names it in messages.
+
+    Raises:
+        HastenError: as `load_device`.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise HastenError(f"device file {origin} is not TOML: {error}") from error
+    try:
+        return Device.model_validate(data)
+    except ValidationError as error:
+        raise HastenError(f"device file {origin}: {_first_problem(error)}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The first thing wrong, in one line: the field, then what is expected."""
+    problem = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{field} is missing: add this field"
+    if problem["type"] == "extra_forbidden":
+        return f"{field} is not a field of a device: remove it or correct its spelling"
+    message = problem["msg"].removeprefix("Value error, ").replace("\n", " ")
+    return f"{field}: {message}" if field else message
+
+
+def to_toml(data: dict[str, Any]) -> str:
+    """``data`` as TOML: plain fields first, then tables, then arrays of tables."""
+    lines: list[str] = []
+    _write(lines, data, ())
+    return "\n".join(lines).strip() + "\n"
+
+
+def _write(lines: list[str], table: dict[str, Any], path: tuple[str, ...]) -> None:
+    later: list[tuple[str, Any]] = []
+    for key, value in table.items():
+        if _inline(value):
+            lines.append(f"{_key(key)} = {_value(value)}")
+        else:
+            later.append((key, value))
+    for key, value in later:
+        inner = (*path, _key(key))
+        if isinstance(value, dict):
+            lines.extend(("", f"[{'.'.join(inner)}]"))
+            _write(lines, value, inner)
+        else:
+            for item in value:
+                lines.extend(("", f"[[{'.'.join(inner)}]]"))
+                _write(lines, item, inner)
+
+
+def _inline(value: object) -> bool:
+    if isinstance(value, dict):
+        return set(value) == {"value", "source"}
+    return not (isinstance(value, list) and value and isinstance(value[0], dict))
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(v) for v in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value)

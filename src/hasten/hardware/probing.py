@@ -1,0 +1,674 @@
+"""Describing this machine by measuring it.
+
+The probe times operators, never models: memory streams, matrix products over a grid of shapes,
+convolutions, attention, element-wise functions, and the cost of launching one. Each time is a low
+quantile of several runs, because other processes only ever add.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hasten.errors import HastenError
+from hasten.hardware.curve import Curve
+from hasten.hardware.device import ComputeUnit, Device, MemoryLevel, load_device
+from hasten.hardware.quantity import Quantity
+
+Progress = Callable[[str, float], None]
+
+# Bumped when the probe measures something else, so that an old result is not taken for a new one.
+_REVISION = 1
+_MEASURED = "measured on this machine by hasten probe"
+_KiB, _MiB, _GiB = 1 << 10, 1 << 20, 1 << 30
+
+_ELEMENTS = (1, 1024, 8192, 32768, 65536, 262144, 1 << 20, 1 << 22)
+
+
+def probe(
+    refresh: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    cache: str | Path | None = None,
+) -> Device:
+    """This machine as a `Device`, measured in under 20 s the first time and remembered.
+
+    Args:
+        refresh: measure again even if a result is remembered.
+        threads: threads that PyTorch computes with; its present setting when None.
+        progress: called with what is being measured and the fraction done.
+        cache: folder of remembered results; the user's cache folder when None.
+
+    Raises:
+        HastenError: ``threads`` is not positive.
+    """
+    import torch
+
+    threads = torch.get_num_threads() if threads is None else threads
+    if threads < 1:
+        raise HastenError(f"cannot probe with {threads} threads: give at least 1")
+    identity = machine(threads)
+    path = _folder(cache) / "probe" / f"{_key(identity)}.toml"
+    if not refresh and path.is_file():
+        try:
+            known = load_device(path)
+        except HastenError:
+            known = None  # damaged: measured again below
+        if known is not None and known.identity == identity:
+            return known
+    with _threads(threads):
+        device = _measure(identity, threads, progress or (lambda what, done: None))
+    with contextlib.suppress(HastenError):  # nowhere to remember it: the next probe measures again
+        device.save(path)
+    return device
+
+
+def _folder(cache: str | Path | None) -> Path:
+    chosen = cache or os.environ.get("HASTEN_CACHE")
+    if chosen:
+        return Path(chosen)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("hasten"))
+
+
+def _key(identity: dict[str, str]) -> str:
+    return hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# -- who this machine is ---------------------------------------------------------------------------
+
+
+def cores() -> int:
+    """Processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def machine(threads: int) -> dict[str, str]:
+    """What tells one machine, and one way of using it, from another."""
+    import torch
+
+    from hasten import __version__
+
+    info = _cpuinfo()
+    name = info.get("model name") or info.get("Model") or platform.processor() or platform.machine()
+    if "cpu family" in info:
+        name = f"{name.strip()} family {info['cpu family']} model {info.get('model', '?')}"
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    wanted = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
+    wanted += ("asimd", "asimddp", "bf16", "i8mm", "sve")
+    return {
+        "cpu": name.strip(),
+        "cores": str(cores()),
+        "threads": str(threads),
+        "instructions": " ".join(flag for flag in wanted if flag in flags),
+        "memory": f"{_memory_size() / _GiB:.1f} GiB",
+        "system": f"{platform.system()} {platform.machine()}",
+        "torch": str(torch.__version__),
+        "hasten": __version__,
+        "packed": str(hasattr(torch.ops.hasten, "packed_linear")),
+        "probe": str(_REVISION),
+    }
+
+
+def _cpuinfo() -> dict[str, str]:
+    """First processor's fields of /proc/cpuinfo; empty where there is none."""
+    found: dict[str, str] = {}
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return found
+    for line in text.splitlines():
+        field, colon, value = line.partition(":")
+        if colon:
+            found.setdefault(field.strip(), value.strip())
+    return found
+
+
+def _memory_size() -> int:
+    try:
+        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError, AttributeError):
+        return 8 * _GiB
+
+
+def caches(root: Path = Path("/sys/devices/system/cpu")) -> list[tuple[str, int, int]]:
+    """Data caches as (name, bytes of one, processors that share one), innermost first.
+
+    From sysfs; where a system has none, sizes that nearly every processor of the last ten years has.
+    """
+    found: dict[int, tuple[str, int, int]] = {}
+    for index in sorted(root.glob("cpu[0-9]*/cache/index*")):
+        try:
+            kind = (index / "type").read_text().strip()
+            level = int((index / "level").read_text())
+            size = _size((index / "size").read_text())
+            shared = _listed((index / "shared_cpu_list").read_text())
+        except (OSError, ValueError):
+            continue
+        if kind != "Instruction" and size and level not in found:
+            found[level] = (f"L{level}", size, shared)
+    if not found:
+        return [("L1", 32 * _KiB, 1), ("L2", 512 * _KiB, 1), ("L3", 8 * _MiB, os.cpu_count() or 1)]
+    return [found[level] for level in sorted(found)]
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+)\s*([KMG]?)", text.strip())
+    if match is None:
+        raise ValueError(text)
+    return int(match.group(1)) * {"": 1, "K": _KiB, "M": _MiB, "G": _GiB}[match.group(2)]
+
+
+def _listed(text: str) -> int:
+    """How many processors a list such as ``0-3,8`` names."""
+    count = 0
+    for part in text.strip().split(","):
+        first, dash, last = part.partition("-")
+        count += int(last) - int(first) + 1 if dash else 1
+    return count
+
+
+# -- measuring ---------------------------------------------------------------------------------------
+
+
+def seconds(call: Callable[[], object], budget: float = 0.012, least: int = 3) -> float:
+    """Seconds of one ``call``: the low quartile over batches of calls, within about ``budget`` seconds."""
+    clock = time.perf_counter
+    call()
+    start = clock()
+    call()
+    once = max(clock() - start, 1e-7)
+    batch = max(1, min(2000, int(0.1 * budget / once)))
+    times: list[float] = []
+    spent = 0.0
+    while len(times) < least or (spent < budget and len(times) < 40):
+        start = clock()
+        for _ in range(batch):
+            call()
+        took = clock() - start
+        times.append(took / batch)
+        spent += took
+    return sorted(times)[len(times) // 4]
+
+
+def _curve(
+    operation: str,
+    axes: Mapping[str, Sequence[int]],
+    make: Callable[..., Callable[[], object]],
+    dtype: str = "fp32",
+    budget: float = 0.012,
+) -> Curve:
+    """Times ``make(*sizes)()`` at every point of the grid."""
+    times = [seconds(make(*sizes), budget) for sizes in product(*axes.values())]
+    return Curve(
+        operation=operation,
+        dtype=dtype,
+        axes=tuple(axes),
+        grid=tuple(tuple(sizes) for sizes in axes.values()),
+        seconds=tuple(times),
+        source=_MEASURED,
+    )
+
+
+def _measure(identity: dict[str, str], threads: int, progress: Progress) -> Device:
+    import torch
+
+    curves: list[Curve] = []
+    steps: list[tuple[str, Callable[[], list[Curve]]]] = [
+        ("element-wise functions", _elementwise),
+        ("reductions and norms", _rowwise),
+        ("copies and gathers", _copies),
+        ("matrix products", _products),
+        ("matrix products of narrow formats", _narrow_products),
+        ("batched products", _batched),
+        ("attention", _attention),
+        ("convolutions", _convolutions),
+        ("recurrent layers", _recurrent),
+    ]
+    total = len(steps) + 3
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for index, (what, step) in enumerate(steps):
+            progress(what, index / total)
+            curves.extend(step())
+        progress("memory levels", len(steps) / total)
+        levels = _levels(threads)
+        progress("launch overhead", (len(steps) + 1) / total)
+        launch, module, view = _overheads()
+        progress("packed weights", (len(steps) + 2) / total)
+        packed, rows = _packed_rates()
+    limit, idle = _power(threads)
+    progress("done", 1.0)
+    return Device(
+        name="here",
+        title=f"this machine: {identity['cpu']}, {threads} thread{'s' if threads > 1 else ''}",
+        kind="cpu",
+        compute=_units(curves),
+        memory=tuple(levels),
+        launch_overhead=launch,
+        module_overhead=module,
+        view_overhead=view,
+        idle_power=idle,
+        max_power=limit,
+        packed=packed,
+        packed_row=rows,
+        curves=tuple(curves),
+        identity=identity,
+    )
+
+
+def _elementwise() -> list[Curve]:
+    import torch
+
+    def unary(function: Callable[[Any], object]) -> Callable[[int], Callable[[], object]]:
+        def make(count: int) -> Callable[[], object]:
+            x = torch.rand(count) + 0.5
+            return lambda: function(x)
+
+        return make
+
+    def binary(function: Callable[[Any, Any], object]) -> Callable[[int], Callable[[], object]]:
+        def make(count: int) -> Callable[[], object]:
+            x, y = torch.rand(count) + 0.5, torch.rand(count) + 0.5
+            return lambda: function(x, y)
+
+        return make
+
+    functional = torch.nn.functional
+    ones: dict[str, Callable[[Any], object]] = {
+        "relu": torch.relu,
+        "exp": torch.exp,
+        "log": torch.log,
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "silu": functional.silu,
+        "gelu": functional.gelu,
+        "hardswish": functional.hardswish,
+        "rsqrt": torch.rsqrt,
+        "cos": torch.cos,
+        "pow": lambda x: x.pow(2),
+        "neg": torch.neg,
+        "softplus": functional.softplus,
+    }
+    twos: dict[str, Callable[[Any, Any], object]] = {"add": torch.add, "mul": torch.mul, "div": torch.div}
+    axes = {"elements": _ELEMENTS}
+    found = [_curve(name, axes, unary(f), budget=0.008) for name, f in ones.items()]
+    found += [_curve(name, axes, binary(f), budget=0.008) for name, f in twos.items()]
+    return found
+
+
+def _rowwise() -> list[Curve]:
+    import torch
+
+    def over(function: Callable[[Any], object]) -> Callable[[int, int], Callable[[], object]]:
+        def make(rows: int, columns: int) -> Callable[[], object]:
+            x = torch.rand(rows, columns)
+            return lambda: function(x)
+
+        return make
+
+    def layer_norm(rows: int, columns: int) -> Callable[[], object]:
+        x, w = torch.rand(rows, columns), torch.rand(columns)
+        return lambda: torch.layer_norm(x, (columns,), w, w)
+
+    axes = {"rows": (1, 32, 512, 4096), "columns": (32, 512, 4096)}
+    rows: dict[str, Callable[[Any], object]] = {
+        "_softmax": lambda x: torch.softmax(x, -1),
+        "mean": lambda x: x.mean(-1, keepdim=True),
+        "sum": lambda x: x.sum(-1),
+        "amax": lambda x: x.amax(-1),
+        "argmax": lambda x: x.argmax(-1),
+        "cumsum": lambda x: x.cumsum(-1),
+    }
+    found = [_curve(name, axes, over(f), budget=0.006) for name, f in rows.items()]
+    found.append(_curve("native_layer_norm", axes, layer_norm, budget=0.006))
+    channels = {"channels": (32, 512), "pixels": (49, 784, 12544)}
+
+    def batch_norm(count: int, pixels: int) -> Callable[[], object]:
+        x, w = torch.rand(1, count, pixels, 1), torch.rand(count)
+        return lambda: torch.nn.functional.batch_norm(x, w, w, w, w)
+
+    def max_pool(count: int, pixels: int) -> Callable[[], object]:
+        side = math.isqrt(pixels)
+        x = torch.rand(1, count, 2 * side, 2 * side)
+        return lambda: torch.nn.functional.max_pool2d(x, 2)
+
+    found.append(_curve("native_batch_norm", channels, batch_norm, budget=0.006))
+    found.append(_curve("max_pool2d", channels, max_pool, budget=0.006))
+    return found
+
+
+def _copies() -> list[Curve]:
+    import torch
+
+    def transposed(count: int) -> Callable[[], object]:
+        # What attention does to its heads: rows of 64 elements change places.
+        x = torch.rand(max(count // 512, 1), 8, 64).transpose(0, 1)
+        return x.contiguous if count >= 512 else torch.rand(count).clone
+
+    def cat(count: int) -> Callable[[], object]:
+        x, y = torch.rand(max(count // 2, 1)), torch.rand(max(count // 2, 1))
+        return lambda: torch.cat((x, y))
+
+    def fill(count: int) -> Callable[[], object]:
+        return lambda: torch.zeros(count)
+
+    def embedding(rows: int, columns: int) -> Callable[[], object]:
+        table, ids = torch.rand(4096, columns), torch.randint(4096, (rows,))
+        return lambda: torch.embedding(table, ids)
+
+    def narrow(count: int) -> Callable[[], object]:
+        x = torch.rand(count)
+        return lambda: x.to(torch.bfloat16)
+
+    axes = {"elements": _ELEMENTS}
+    return [
+        _curve("clone", axes, transposed, budget=0.006),
+        _curve("cat", axes, cat, budget=0.006),
+        _curve("zeros", axes, fill, budget=0.006),
+        _curve("_to_copy", axes, narrow, budget=0.006),
+        _curve(
+            "embedding", {"rows": (1, 32, 512, 4096), "columns": (64, 512, 2048)}, embedding, budget=0.006
+        ),
+    ]
+
+
+def _product(dtype: Any) -> Callable[[int, int, int], Callable[[], object]]:
+    """x (1, m, k) times a weight stored (n, k), as a linear layer multiplies."""
+    import torch
+
+    def make(m: int, n: int, k: int) -> Callable[[], object]:
+        x, w = torch.rand(1, m, k).to(dtype), torch.rand(n, k).to(dtype)
+        return lambda: torch.nn.functional.linear(x, w)
+
+    return make
+
+
+def _products() -> list[Curve]:
+    import torch
+
+    axes = {"m": (1, 4, 16, 64, 256, 1024), "n": (16, 64, 256, 1024, 4096), "k": (16, 64, 256, 1024, 4096)}
+    return [_curve("mm", axes, _product(torch.float32), budget=0.008)]
+
+
+def _narrow_products() -> list[Curve]:
+    import torch
+
+    axes = {"m": (1, 16, 256), "n": (64, 512, 4096), "k": (64, 512, 4096)}
+    found = [_curve("mm", axes, _product(torch.bfloat16), "bf16", budget=0.008)]
+    try:
+        x, w = torch.ones(64, 512, dtype=torch.int8), torch.ones(512, 512, dtype=torch.int8)
+        torch._int_mm(x, w)
+    except (RuntimeError, AttributeError):
+        return found  # this build has no int8 product
+
+    def int8(m: int, n: int, k: int) -> Callable[[], object]:
+        x, w = torch.ones(m, k, dtype=torch.int8), torch.ones(n, k, dtype=torch.int8).t()
+        return lambda: torch._int_mm(x, w)
+
+    axes = {"m": (32, 256), "n": (512, 2048), "k": (512, 2048)}
+    found.append(_curve("mm", axes, int8, "int8", budget=0.008))
+    return found
+
+
+def _batched() -> list[Curve]:
+    import torch
+
+    def make(batch: int, m: int, n: int, k: int) -> Callable[[], object]:
+        x, y = torch.rand(batch, m, k), torch.rand(batch, k, n)
+        return lambda: torch.bmm(x, y)
+
+    axes = {"batch": (4, 32), "m": (1, 32, 256), "n": (16, 64, 512), "k": (16, 64, 512)}
+    return [_curve("bmm", axes, make, budget=0.006)]
+
+
+def _attention() -> list[Curve]:
+    import torch
+
+    def make(heads: int, queries: int, keys: int, size: int) -> Callable[[], object]:
+        q = torch.rand(1, heads, queries, size)
+        k, v = torch.rand(1, heads, keys, size), torch.rand(1, heads, keys, size)
+        return lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    axes = {"heads": (4, 16), "queries": (1, 16, 64, 256), "keys": (64, 256, 1024), "size": (32, 64, 128)}
+    return [_curve("attention", axes, make, budget=0.006)]
+
+
+def _convolutions() -> list[Curve]:
+    import torch
+
+    def dense(taps: int) -> Callable[[int, int, int], Callable[[], object]]:
+        def make(inputs: int, outputs: int, pixels: int) -> Callable[[], object]:
+            side = math.isqrt(pixels)
+            x, w = torch.rand(1, inputs, side, side), torch.rand(outputs, inputs, taps, taps)
+            return lambda: torch.conv2d(x, w, padding=taps // 2)
+
+        return make
+
+    def depthwise(channels: int, pixels: int) -> Callable[[], object]:
+        side = math.isqrt(pixels)
+        x, w = torch.rand(1, channels, side, side), torch.rand(channels, 1, 3, 3)
+        return lambda: torch.conv2d(x, w, padding=1, groups=channels)
+
+    pixels = (16, 196, 3136, 12544)
+    dense1 = {"inputs": (3, 32, 128, 512), "outputs": (16, 64, 256, 1024), "pixels": pixels}
+    dense3 = {"inputs": (3, 32, 128, 512), "outputs": (16, 64, 256, 512), "pixels": pixels}
+    return [
+        _curve("conv1x1", dense1, dense(1), budget=0.006),
+        _curve("conv3x3", dense3, dense(3), budget=0.006),
+        _curve("depthwise3x3", {"channels": (16, 64, 256, 1024), "pixels": pixels}, depthwise, budget=0.006),
+    ]
+
+
+def _recurrent() -> list[Curve]:
+    import torch
+
+    def lstm(steps: int, batch: int, size: int) -> Callable[[], object]:
+        layer = torch.nn.LSTM(size, size).eval()
+        x = torch.rand(steps, batch, size)
+        return lambda: layer(x)
+
+    axes = {"steps": (8, 64), "batch": (1, 16), "size": (64, 512)}
+    return [_curve("mkldnn_rnn_layer", axes, lstm, budget=0.006)]
+
+
+def _levels(threads: int) -> list[MemoryLevel]:
+    """Bandwidth of every level, launch excluded: what a stream of reads, and one of copies, adds from a
+    smaller footprint in the level to a larger one."""
+    import torch
+
+    def slope(make: Callable[[int], tuple[Callable[[], object], float]], small: int, large: int) -> float:
+        first, few = make(small)
+        second, many = make(large)
+        took = max(seconds(second, 0.03, 5) - seconds(first, 0.03, 5), 1e-9)
+        return (many - few) / took
+
+    def reading(size: int) -> tuple[Callable[[], object], float]:
+        x, y = torch.rand(size // 8), torch.rand(size // 8)
+        return lambda: torch.dot(x, y), size // 8 * 8.0
+
+    def copying(size: int) -> tuple[Callable[[], object], float]:
+        x, y = torch.rand(size // 8), torch.rand(size // 8)
+        return lambda: y.copy_(x), size // 8 * 4.0
+
+    found: list[MemoryLevel] = []
+    inner = 0
+    for name, size, shared in caches():
+        private = shared < max(2, cores())
+        instances = max(1, math.ceil(threads / shared)) if private else 1
+        low = int(min(inner * 1.5, size * 0.4)) if inner else size // 6
+        high = int(size * 0.75) if private else int(min(size * 0.5, low + 16 * _MiB))
+        high = max(high, low + 4096)
+        with _threads(1):  # a stream of small operators is not threaded: one core, times those in use
+            rates = [threads * slope(make, low, high) for make in (reading, copying)]
+        if found:  # an outer level is never faster: noise said so
+            rates = [min(rates[0], found[-1].bandwidth), min(rates[1], found[-1].writing)]
+        found.append(_level(name, float(max(size * instances, inner)), *rates))
+        inner = size
+    read, write = _main_memory(sum(size for _, size, _ in caches()))
+    last = found[-1]
+    capacity = max(float(_memory_size()), float(last.capacity))
+    found.append(_level("DRAM", capacity, min(read, last.bandwidth), min(write, last.writing)))
+    return found
+
+
+def _main_memory(cached: int) -> tuple[float, float]:
+    """Bytes per second of reading and of writing what no cache holds."""
+    import torch
+
+    size = int(min(max(4 * cached, 128 * _MiB), 384 * _MiB, _memory_size() // 8))
+    matrix, vector = torch.ones(size // 4096, 1024), torch.ones(1024)
+    readers: list[Callable[[], object]] = [lambda: torch.mv(matrix, vector), matrix.sum]
+    read = size / min(seconds(reader, 0.15, 5) for reader in readers)
+    half = matrix[: len(matrix) // 2]
+    other = torch.ones_like(half)
+    copying = seconds(lambda: other.copy_(half), 0.15, 5)
+    # A copy reads and writes: what reading does not explain is writing.
+    moved = half.numel() * 4
+    return read, moved / max(copying - moved / read, copying / 3)
+
+
+def _packed_rates() -> tuple[dict[str, Quantity], dict[str, float]]:
+    """Bits -> weights a second that a product with one row reads from main memory and unpacks; and what a
+    further row adds, as a share.
+
+    Measured where a ``packed_linear`` operator is registered with torch.
+    """
+    import torch
+
+    rates: dict[str, Quantity] = {}
+    further: dict[str, float] = {}
+    if not hasattr(torch.ops.hasten, "packed_linear"):
+        return rates, further
+    rows, columns, group = 16384, 2048, 32
+    kinds = {16: torch.bfloat16, 8: torch.int8, 4: torch.uint8}
+    plain = hasattr(torch.ops.hasten, "plain_linear")
+    for bits, kind in {**({32: torch.float32} if plain else {}), **kinds}.items():
+        packed = torch.ones(rows, columns // 2 if bits == 4 else columns, dtype=kind)
+        copies = [packed, packed.clone(), packed.clone()]
+        scales = torch.ones(rows, columns // group, dtype=torch.float16) if bits < 16 else None
+        mins = scales if bits == 4 else None
+
+        def call(
+            x: Any, bits: int = bits, copies: Any = copies, scales: Any = scales, mins: Any = mins
+        ) -> None:
+            for matrix in copies:
+                if bits == 32:
+                    torch.ops.hasten.plain_linear(x, matrix)
+                else:
+                    torch.ops.hasten.packed_linear(x, matrix, scales, mins, bits, group)
+
+        one, six = torch.ones(1, columns), torch.ones(6, columns)
+        first = seconds(lambda: call(one), 0.08, 4) / len(copies)  # noqa: B023 (called at once)
+        sixth = seconds(lambda: call(six), 0.08, 4) / len(copies)  # noqa: B023
+        rates[str(bits)] = Quantity.make(rows * columns / first, "weights per second", _MEASURED)
+        further[str(bits)] = round(max(0.0, (sixth / first - 1) / 5), 4)
+    return rates, further
+
+
+def _level(name: str, capacity: float, read: float, write: float) -> MemoryLevel:
+    energy, source = _ENERGY.get(name, _ENERGY["DRAM"])
+    return MemoryLevel(
+        name=name,
+        capacity=Quantity.make(capacity, "bytes", "the operating system"),
+        bandwidth=Quantity.make(read, "bytes per second", _MEASURED),
+        write_bandwidth=Quantity.make(write, "bytes per second", _MEASURED),
+        energy=Quantity.make(energy, "joules per byte", source),
+    )
+
+
+_HOROWITZ = "Horowitz, ISSCC 2014, 45 nm; not measured here"
+_ENERGY: dict[str, tuple[float, str]] = {
+    "L1": (20e-12 / 8, f"{_HOROWITZ}: 20 pJ per 64 bit from 32 KB"),
+    "L2": (100e-12 / 8, f"{_HOROWITZ}: 100 pJ per 64 bit from 1 MB"),
+    "L3": (100e-12 / 8, f"estimated as 1 MB of cache: {_HOROWITZ}"),
+    "DRAM": (1.3e-9 / 8, f"{_HOROWITZ}: 1.3 nJ per 64 bit, the low end"),
+}
+
+
+def _overheads() -> tuple[Quantity, Quantity, Quantity]:
+    """Seconds to launch an operator on one element, to call a module, and to make a view."""
+    import torch
+
+    class Nothing(torch.nn.Module):
+        def forward(self, x: Any, scale: float = 1.0) -> Any:
+            return x
+
+    x = torch.ones(1)
+    module = Nothing().eval()
+    launch = seconds(lambda: torch.add(x, x), 0.05, 9)
+    empty = seconds(lambda: None, 0.02, 9)
+    call = max(seconds(lambda: module(x, scale=2.0), 0.05, 9) - empty, 0.0)
+    view = seconds(lambda: x.view(1, 1).transpose(0, 1), 0.05, 9) / 2
+    made = [Quantity.make(figure, "seconds", _MEASURED) for figure in (launch, call, view)]
+    return made[0], made[1], made[2]
+
+
+def _units(curves: Sequence[Curve]) -> tuple[ComputeUnit, ComputeUnit]:
+    """Peaks: the best matrix product of each format, and the best rate of additions in cache."""
+    peak: dict[str, Quantity] = {}
+    vector = 0.0
+    for curve in curves:
+        points = list(zip(product(*curve.grid), curve.seconds))
+        if curve.operation == "mm":
+            rate = max(2 * math.prod(sizes) / t for sizes, t in points)
+            source = f"{_MEASURED}: best matrix product"
+            peak[curve.dtype] = Quantity.make(rate, "operations per second", source)
+        elif curve.operation == "relu":
+            launch = min(curve.seconds)
+            vector = max((sizes[0] / (t - launch) for sizes, t in points if t > 2 * launch), default=1e9)
+    energy = {
+        "fp32": Quantity(2.3e-12, "2.3 pJ/FLOP", f"{_HOROWITZ}: (3.7 + 0.9) pJ a multiply-add, by 2"),
+        "bf16": Quantity(0.75e-12, "0.75 pJ/FLOP", f"{_HOROWITZ}: fp16, (1.1 + 0.4) pJ by 2"),
+        "int8": Quantity(0.115e-12, "0.115 pJ/FLOP", f"{_HOROWITZ}: (0.2 + 0.03) pJ by 2"),
+    }
+    rate = Quantity.make(vector, "operations per second", f"{_MEASURED}: best element-wise operator")
+    return (
+        ComputeUnit(
+            name="matrix product",
+            runs=("contraction",),
+            peak=peak,
+            energy={dtype: figure for dtype, figure in energy.items() if dtype in peak},
+        ),
+        ComputeUnit(name="vector", runs=("vector",), peak={"fp32": rate}, energy={"fp32": energy["fp32"]}),
+    )
+
+
+def _power(threads: int) -> tuple[Quantity, Quantity]:
+    """Greatest and idle power in watts, from the processor's own limit where it is readable."""
+    limit, source = 12.5 * threads, "estimated: 12.5 W a core, as no counter is readable here"
+    counter = Path("/sys/class/powercap/intel-rapl:0/constraint_0_power_limit_uw")
+    try:
+        limit, source = int(counter.read_text()) * 1e-6, "the processor's long-term power limit (RAPL)"
+    except (OSError, ValueError):
+        pass
+    return (
+        Quantity.make(limit, "watts", source),
+        Quantity.make(0.3 * limit, "watts", f"estimated as 30% of the greatest; {source}"),
+    )
