@@ -153,16 +153,12 @@ def test_unknown_operators_are_listed_and_counted_in_bytes() -> None:
 def test_a_large_model_takes_no_memory_and_little_time() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64
-    )
+    config = LlamaConfig(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     started = time.perf_counter()
     workload = trace(model, torch.zeros(1, 16, dtype=torch.int64), use_cache=False)
-    assert workload.weight_bytes == sum(p.nbytes for p in model.parameters()) + sum(
-        b.nbytes for b in model.buffers()
-    )
+    assert workload.weight_bytes == sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
     assert time.perf_counter() - started < 60  # the figure itself is benchmarks/estimate.py's
 
 

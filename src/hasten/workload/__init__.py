@@ -1,6 +1,7 @@
 """What is computed: extended-Einsum cascades, workloads, and tracing them from a torch module."""
 
 from hasten.workload.einsum import Access, Cascade, Einsum, Op, Phase, Role, Tensor, Workload
+from hasten.workload.language import language_model
 from hasten.workload.operators import Call, register
 from hasten.workload.passes import FusedGroup, PassReport, fuse, traffic
 from hasten.workload.tracing import Recorder, Traced, trace, trace_cascade, weight_bytes
@@ -20,6 +21,7 @@ __all__ = [
     "Traced",
     "Workload",
     "fuse",
+    "language_model",
     "register",
     "trace",
     "trace_cascade",

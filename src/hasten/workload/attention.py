@@ -202,9 +202,7 @@ def _run_one(einsum: Einsum, values: Mapping[str, TorchTensor]) -> TorchTensor:
     if einsum.map == "mul" and einsum.reduce == "sum":
         letters = {name: chr(ord("a") + i) for i, (name, _) in enumerate(einsum.ranks)}
         terms = ",".join("".join(letters[r] for r in a.ranks) for a in einsum.inputs)
-        return torch.einsum(
-            f"{terms}->{''.join(letters[r] for r in out)}", *(values[a.tensor] for a in einsum.inputs)
-        )
+        return torch.einsum(f"{terms}->{''.join(letters[r] for r in out)}", *(values[a.tensor] for a in einsum.inputs))
     if einsum.iterative:
         return _run_iterative(einsum, values)
     order = [*out, *(n for n, _ in einsum.ranks if n not in out)]

@@ -188,14 +188,10 @@ def reduction(call: Call, reduce: str, map: str = "identity") -> None:
     ranks = axes(source.shape)
     kept = [name for i, (name, _) in enumerate(ranks) if i not in chosen]
     for output in call.outputs:
-        call.emit(
-            Op.REDUCE, ranks, [broadcast(call, source, source.shape)], output, kept, map=map, reduce=reduce
-        )
+        call.emit(Op.REDUCE, ranks, [broadcast(call, source, source.shape)], output, kept, map=map, reduce=reduce)
 
 
-def moved(
-    call: Call, op: Op, source: TorchTensor, others: Sequence[TorchTensor] = (), map: str = "copy"
-) -> None:
+def moved(call: Call, op: Op, source: TorchTensor, others: Sequence[TorchTensor] = (), map: str = "copy") -> None:
     """Every element of the output comes from somewhere in ``source``, at places that ``others`` give."""
     output = call.outputs[0]
     ranks = axes(output.shape)
@@ -222,9 +218,7 @@ def _bias(call: Call, product: str, bias: TorchTensor, output: TorchTensor, rank
     names = [r for r, _ in ranks]
     added = bias.expand(output.shape) if _broadcasts(bias.shape, output.shape) else bias
     used = [n for n, s in zip(names, added.stride()) if s != 0] if added is not bias else names
-    call.emit(
-        Op.ELEMENTWISE, ranks, [call.read(product, names), call.read(bias, used)], output, names, map="add"
-    )
+    call.emit(Op.ELEMENTWISE, ranks, [call.read(product, names), call.read(bias, used)], output, names, map="add")
 
 
 def _product(call: Call, a: TorchTensor, b: TorchTensor, bias: TorchTensor | None) -> None:
@@ -333,9 +327,7 @@ def _grouped_mm(call: Call) -> None:
         _product(call, a, b, None)
 
 
-@register(
-    "aten::convolution", "aten::_convolution", "aten::mkldnn_convolution", "aten::convolution_overrideable"
-)
+@register("aten::convolution", "aten::_convolution", "aten::mkldnn_convolution", "aten::convolution_overrideable")
 def _convolution(call: Call) -> None:
     x, weight, bias = call["input"], call["weight"], call["bias"]
     output = call.outputs[0]
@@ -352,15 +344,11 @@ def _convolution(call: Call) -> None:
     where, window = [r for r, _ in places], [r for r, _ in taps]
     target: TorchTensor | str = output if bias is None else call.temporary(output.shape, output.dtype)
     inputs = [
-        call.read(
-            x, ["n", "g", "c", *where, *([] if transposed else window)], None if transposed else x.numel()
-        ),
+        call.read(x, ["n", "g", "c", *where, *([] if transposed else window)], None if transposed else x.numel()),
         call.read(weight, ["g", *(("c", "k") if transposed else ("k", "c")), *window]),
     ]
     written = ["n", "g", "k", *where, *(window if transposed else [])]
-    call.emit(
-        Op.CONV, ranks, inputs, target, written, elements=output.numel() if transposed else None, reduce="sum"
-    )
+    call.emit(Op.CONV, ranks, inputs, target, written, elements=output.numel() if transposed else None, reduce="sum")
     if bias is not None:
         assert isinstance(target, str)
         full = axes(output.shape)
@@ -428,9 +416,7 @@ def attention(
     top = call.temporary(shape, dtype)
     call.emit(Op.REDUCE, square, [call.read(scores, fibre)], top, row, map="identity", reduce="max")
     weights = call.temporary((*shape, m), dtype)
-    call.emit(
-        Op.ELEMENTWISE, square, [call.read(scores, fibre), call.read(top, row)], weights, fibre, map="sub-exp"
-    )
+    call.emit(Op.ELEMENTWISE, square, [call.read(scores, fibre), call.read(top, row)], weights, fibre, map="sub-exp")
     total = call.temporary(shape, dtype)
     call.emit(Op.REDUCE, square, [call.read(weights, fibre)], total, row, map="identity", reduce="sum")
     mixed = call.temporary((*shape, f), dtype)
@@ -497,9 +483,7 @@ def _soften(call: Call, log: bool) -> None:
     powers = call.temporary(x.shape, output.dtype)
     call.emit(Op.ELEMENTWISE, ranks, [source, call.read(top, kept)], powers, names, map="sub-exp")
     call.emit(Op.REDUCE, ranks, [call.read(powers, names)], total, kept, map="identity", reduce="sum")
-    call.emit(
-        Op.ELEMENTWISE, ranks, [call.read(powers, names), call.read(total, kept)], output, names, map="div"
-    )
+    call.emit(Op.ELEMENTWISE, ranks, [call.read(powers, names), call.read(total, kept)], output, names, map="div")
 
 
 def _normalize(
@@ -596,9 +580,11 @@ def _reduces(reduce: str, map: str = "identity") -> Handler:
     return lambda call: reduction(call, reduce, map)
 
 
-register("aten::floor_divide", "aten::trunc_divide", "aten::one_hot", "aten::heaviside", "aten::dropout")(
-    lambda call: elementwise(call)
-)
+@register("aten::floor_divide", "aten::trunc_divide", "aten::one_hot", "aten::heaviside", "aten::dropout")
+def _untagged(call: Call) -> None:
+    """Element-wise, though torch does not tag it so."""
+    elementwise(call)
+
 
 for _reduce, _names in {
     "sum": ("sum", "mean", "nansum", "logsumexp", "count_nonzero", "trace"),
@@ -655,9 +641,7 @@ def _cumulative(call: Call) -> None:
         call.emit(Op.SCAN, ranks, [broadcast(call, x, x.shape)], output, names, map=kind, iterative=along)
 
 
-@register(
-    "aten::topk", "aten::sort", "aten::argsort", "aten::kthvalue", "aten::median", "aten::mode", "aten::histc"
-)
+@register("aten::topk", "aten::sort", "aten::argsort", "aten::kthvalue", "aten::median", "aten::mode", "aten::histc")
 def _order(call: Call) -> None:
     """Selections read all of the input; log-factors of a sort are the device's business."""
     x = call["self"]
@@ -883,9 +867,7 @@ register(
     "aten::eye",
     "aten::_efficientzerotensor",
 )(_fills("fill"))
-register("aten::arange", "aten::linspace", "aten::logspace", "aten::tril_indices", "aten::triu_indices")(
-    _fills("iota")
-)
+register("aten::arange", "aten::linspace", "aten::logspace", "aten::tril_indices", "aten::triu_indices")(_fills("iota"))
 register(
     "aten::rand",
     "aten::randn",
@@ -1082,10 +1064,7 @@ def recurrent(
             projected = call.temporary((steps, batch, width), dtype)
             # Several sources (the directions of the layer below) are parts of one contraction rank.
             k = w_in.shape[1]
-            inputs = [
-                call.read(s, ["t", "b", "k"], None if len(source) == 1 else steps * batch * n)
-                for s, n in source
-            ]
+            inputs = [call.read(s, ["t", "b", "k"], None if len(source) == 1 else steps * batch * n) for s, n in source]
             call.emit(
                 Op.MATMUL,
                 (("t", steps), ("b", batch), ("n", width), ("k", k)),

@@ -186,8 +186,7 @@ def fuse(cascade: Cascade, capacity_bytes: int) -> list[FusedGroup]:
         on_chip = frozenset(
             t
             for t in group.produced
-            if cascade.tensors[t].role is Role.INTERMEDIATE
-            and all(of[c] == number for c in consumers.get(t, ()))
+            if cascade.tensors[t].role is Role.INTERMEDIATE and all(of[c] == number for c in consumers.get(t, ()))
         )
         result.append(FusedGroup(tuple(group.members), on_chip))
     return result
@@ -206,9 +205,7 @@ def _choose(
     if previous >= 0 and einsum.kernel >= 0 and cascade.einsums[previous].kernel == einsum.kernel:
         return of[previous]
     made = {cascade.einsums[p].output.tensor: of[p] for p in producers[index]}
-    reads = sorted(
-        (a for a in einsum.inputs if a.tensor in made), key=lambda a: -cascade.access_bytes(einsum, a)
-    )
+    reads = sorted((a for a in einsum.inputs if a.tensor in made), key=lambda a: -cascade.access_bytes(einsum, a))
     for access in reads:
         number = made[access.tensor]
         if _joins(einsum, access, groups[number], cascade, capacity) and not _circle(
@@ -221,9 +218,7 @@ def _choose(
 def _joins(einsum: Einsum, access: Access, group: _Group, cascade: Cascade, capacity: int) -> bool:
     if cascade.tensors[access.tensor].role is not Role.INTERMEDIATE:
         return False
-    made_by = cascade.einsums[
-        max(m for m in group.members if cascade.einsums[m].output.tensor == access.tensor)
-    ]
+    made_by = cascade.einsums[max(m for m in group.members if cascade.einsums[m].output.tensor == access.tensor)]
     if made_by.op in (Op.UNKNOWN, Op.SCATTER):
         return False
     if einsum.op in _CONTRACTIONS:

@@ -184,9 +184,7 @@ def _dtype(dtype: torch.dtype) -> str:
     try:
         return dtypes.name_of(dtype)
     except KeyError:
-        raise HastenError(
-            f"no name for numbers of type {dtype}: convert the model to another dtype"
-        ) from None
+        raise HastenError(f"no name for numbers of type {dtype}: convert the model to another dtype") from None
 
 
 class _Fakes:
@@ -306,18 +304,10 @@ class _Functions(TorchFunctionMode):
         out_dtype: torch.dtype | None = None,
     ) -> TorchTensor:
         # Its shape function accepts bf16 alone, the operator any dtype.
-        lead = (
-            (mat_b.shape[0],)
-            if mat_a.dim() == 3
-            else (len(offs),)
-            if mat_b.dim() == 2 and offs is not None
-            else ()
-        )
+        lead = (mat_b.shape[0],) if mat_a.dim() == 3 else (len(offs),) if mat_b.dim() == 2 and offs is not None else ()
         rows = mat_a.shape[-2] if mat_a.dim() == 3 or mat_b.dim() == 2 else mat_a.shape[0]
         with self.tracer.quiet():
-            output = torch.empty(
-                (*lead, rows, mat_b.shape[-1]), dtype=out_dtype or mat_a.dtype, device=mat_a.device
-            )
+            output = torch.empty((*lead, rows, mat_b.shape[-1]), dtype=out_dtype or mat_a.dtype, device=mat_a.device)
         arguments = {"self": mat_a, "mat2": mat_b, "offs": offs}
         operators.TABLE["aten::_grouped_mm"](
             operators.Call(self.tracer.recorder, "aten::_grouped_mm", arguments, [output])
@@ -395,9 +385,7 @@ class _Tracer(TorchDispatchMode):
         if self.silent:
             return result
         arguments = _bind(schema, args, kwargs)
-        written = [
-            arguments[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write
-        ]
+        written = [arguments[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         outputs = [t for t in tree_flatten(result)[0] if isinstance(t, TorchTensor)]
         outputs = outputs or [t for t in tree_flatten(written)[0] if isinstance(t, TorchTensor)]
         call_inputs = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, TorchTensor)]
@@ -487,25 +475,74 @@ def _module_paths(module: nn.Module | None, recorder: Recorder) -> Iterator[None
         after.remove()
 
 
+def grouped_experts(
+    hidden: TorchTensor,
+    ids: TorchTensor,
+    scores: TorchTensor,
+    gate_up: TorchTensor,
+    down: TorchTensor,
+    activation: Callable[[TorchTensor], TorchTensor],
+) -> TorchTensor:
+    """A mixture of gated experts with static shapes: rows sorted by expert, one grouped matmul a projection.
+
+    Args:
+        hidden: (tokens, D).
+        ids, scores: (tokens, k), the experts chosen and their weights. Ids beyond the experts that ``down``
+            has stand for experts that pass their input on; balanced routing sends them their share.
+        gate_up: (experts or more, 2 I, D).
+        down: (experts, D, I).
+    """
+    total, experts = gate_up.shape[0], down.shape[0]
+    chosen = -(-ids.numel() * experts // total)
+    order = torch.sort(ids.reshape(-1)).indices
+    flat = scores.reshape(-1)
+    real, passed = order[:chosen], order[chosen:]
+    ends = torch.cumsum(torch.histc(ids.reshape(-1).float(), experts), 0, dtype=torch.int32)
+    rows = hidden[real // ids.shape[-1]]
+    gate, up = torch._grouped_mm(rows, gate_up[:experts].transpose(-2, -1), offs=ends).chunk(2, -1)
+    made = torch._grouped_mm(activation(gate) * up, down.transpose(-2, -1), offs=ends)
+    made = (made * flat[real, None]).to(hidden.dtype)
+    result = torch.zeros_like(hidden).index_add_(0, real // ids.shape[-1], made)
+    if passed.numel():
+        token = passed // ids.shape[-1]
+        result.index_add_(0, token, (hidden[token] * flat[passed, None]).to(hidden.dtype))
+    return result
+
+
 @contextmanager
 def _static_experts(module: nn.Module | None) -> Iterator[None]:
     """A transformers mixture of experts loops over the experts that were hit, which no shape tells; its
     grouped form computes the same with static shapes."""
-    config = getattr(module, "config", None)
-    chosen = getattr(config, "_experts_implementation", None)
-    choose = getattr(module, "set_experts_implementation", None)
-    if config is None or choose is None or chosen == "batched_mm" or not _has_experts(module):
-        yield
-        return
-    choose("grouped_mm")
+    experts = [] if module is None else [m for m in module.modules() if "Experts" in type(m).__name__]
+    configs = {id(c): c for m in experts if (c := getattr(m, "config", None)) is not None}
+    chosen = {key: getattr(c, "_experts_implementation", None) for key, c in configs.items()}
+    loops = [
+        m for m in experts
+        if getattr(m, "config", None) is None and hasattr(m, "gate_up_proj") and hasattr(m, "act_fn")
+    ]  # fmt: skip
+    for key, config in configs.items():
+        if chosen[key] != "batched_mm":
+            config._experts_implementation = "grouped_mm"
+    for loop in loops:
+
+        def forward(
+            hidden_states: TorchTensor,
+            top_k_index: TorchTensor,
+            top_k_weights: TorchTensor,
+            loop: Any = loop,
+        ) -> TorchTensor:
+            return grouped_experts(
+                hidden_states, top_k_index, top_k_weights, loop.gate_up_proj, loop.down_proj, loop.act_fn
+            )
+
+        loop.__dict__["forward"] = forward
     try:
         yield
     finally:
-        config._experts_implementation = chosen
-
-
-def _has_experts(module: nn.Module | None) -> bool:
-    return module is not None and any("Experts" in type(m).__name__ for m in module.modules())
+        for loop in loops:
+            del loop.__dict__["forward"]
+        for key, config in configs.items():
+            config._experts_implementation = chosen[key]
 
 
 @contextmanager
@@ -517,6 +554,14 @@ def _plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def recording(recorder: Recorder, mode: FakeTensorMode) -> Iterator[None]:
+    """What torch is asked for in this context goes to ``recorder``; tensors made here are fake."""
+    tracer = _Tracer(recorder, _Fakes(mode))
+    with torch.no_grad(), mode, tracer, _Functions(tracer):
+        yield
 
 
 class Traced(NamedTuple):
@@ -608,11 +653,7 @@ def trace_cascade(
 
 
 def _called(target: Any) -> str:
-    return (
-        type(target).__name__
-        if isinstance(target, nn.Module)
-        else getattr(target, "__name__", "the function")
-    )
+    return type(target).__name__ if isinstance(target, nn.Module) else getattr(target, "__name__", "the function")
 
 
 def _tensors(result: Any) -> list[TorchTensor]:
