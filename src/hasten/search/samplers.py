@@ -1,0 +1,97 @@
+"""Who chooses: samplers by name, all of them Optuna samplers.
+
+A sampler of one's own, such as a paper's agent, is a subclass of ``optuna.samplers.BaseSampler`` and a
+function that makes it, under a name:
+
+    @register("ants")
+    def ants(space, seed, **options):
+        return AntColony(space, seed=seed, **options)
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from hasten.errors import HastenError
+from hasten.search.space import Space
+
+Factory = Callable[..., Any]
+
+EXHAUSTIVE_LIMIT = 10_000
+
+_factories: dict[str, Factory] = {}
+
+
+def register(name: str) -> Callable[[Factory], Factory]:
+    """Adds a sampler under ``name``: a function of (space, seed, **options) that returns an Optuna sampler.
+
+    Raises:
+        HastenError: the name is taken.
+    """
+
+    def add(factory: Factory) -> Factory:
+        if _factories.get(name, factory) is not factory:
+            raise HastenError(f"a sampler named {name!r} is already there: choose another name")
+        _factories[name] = factory
+        return factory
+
+    return add
+
+
+def samplers() -> list[str]:
+    """Names of the samplers."""
+    return sorted(_factories)
+
+
+def make_sampler(name: str, space: Space, seed: int | None = None, **options: Any) -> Any:
+    """The sampler called ``name``, for ``space``.
+
+    Raises:
+        HastenError: there is no such sampler, it does not take an option, or it does not suit the space.
+    """
+    if name not in _factories:
+        raise HastenError(f"there is no sampler {name!r}: choose from {', '.join(samplers())}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls some of its options experimental, on every use
+        try:
+            return _factories[name](space, seed, **options)
+        except (TypeError, ValueError) as error:
+            raise HastenError(f"sampler {name!r}: {error}") from None
+
+
+@register("random")
+def _random(space: Space, seed: int | None, **options: Any) -> Any:
+    from optuna.samplers import RandomSampler
+
+    return RandomSampler(seed=seed, **options)
+
+
+@register("tpe")
+def _tpe(space: Space, seed: int | None, **options: Any) -> Any:
+    from optuna.samplers import TPESampler
+
+    # Joint sampling, in groups of parameters that exist together, so that conditions are respected.
+    return TPESampler(seed=seed, **{"multivariate": True, "group": True, **options})
+
+
+@register("nsga2")
+def _nsga2(space: Space, seed: int | None, **options: Any) -> Any:
+    from optuna.samplers import NSGAIISampler
+
+    return NSGAIISampler(seed=seed, **{"population_size": 20, **options})
+
+
+@register("exhaustive")
+def _exhaustive(space: Space, seed: int | None, limit: int = EXHAUSTIVE_LIMIT) -> Any:
+    if space.size > limit:
+        how_many = "infinitely many" if space.size == math.inf else f"{int(space.size):,}"
+        raise HastenError(
+            f"the space has {how_many} points and exhaustive search stops at {limit:,}:"
+            " use the sampler tpe or nsga2, or a smaller space"
+        )
+    from hasten.search.exhaustive import ExhaustiveSampler
+
+    return ExhaustiveSampler(space)

@@ -1,0 +1,557 @@
+"""The study loop: asks a sampler, scores the point, and keeps every result in an Optuna storage.
+
+The storage is plain Optuna on SQLite, so its dashboard opens it. What hasten adds: a study belongs to one
+problem, only one run works on a file at a time, no point is scored twice, and what a killed run left
+half done is done again by the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import random
+import sqlite3
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hasten.errors import HastenError
+from hasten.search.problem import Infeasible, Objective, Problem, Trial, pareto
+from hasten.search.samplers import make_sampler
+from hasten.search.space import Params
+
+Order = Callable[[Params], float | None]
+Progress = Callable[[Trial, int, int | None], None]
+Stopped = Literal["trials", "seconds", "exhausted", "repeating", "interrupted", "read"]
+
+# Attributes of hasten in Optuna's tables; a user's details stand beside them without the prefix.
+_MARK = "hasten:"
+_FINGERPRINT, _DESCRIPTION = _MARK + "fingerprint", _MARK + "problem"
+_SECONDS, _REASON, _REPEAT, _BROKEN_OFF = (_MARK + n for n in ("seconds", "reason", "repeat_of", "broken_off"))
+
+_ORDER_LIMIT = 1_000_000
+_REPEATS_BEFORE_UNSEEN = 20
+_REPEATS_BEFORE_STOP = 500
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study holds.
+
+    Args:
+        objectives: of the problem.
+        trials: the points tried, each once, in order.
+        stopped: why the run ended: its budget of ``trials`` or ``seconds``, the space ``exhausted``, the
+            sampler only ``repeating`` itself, ``interrupted`` by Ctrl-C; ``read`` when it was only read.
+    """
+
+    objectives: tuple[Objective, ...]
+    trials: list[Trial] = field(default_factory=list)
+    stopped: Stopped = "read"
+
+    @property
+    def interrupted(self) -> bool:
+        return self.stopped == "interrupted"
+
+    def pareto(self) -> list[Trial]:
+        """The feasible trials that none dominates."""
+        return pareto(self.trials, self.objectives)
+
+    def best(self, objective: str | None = None) -> Trial:
+        """The feasible trial with the best value of ``objective`` (the first one by default).
+
+        Raises:
+            HastenError: no trial is feasible, or there is no such objective.
+        """
+        named = {o.name: o for o in self.objectives}
+        if objective is not None and objective not in named:
+            raise HastenError(f"there is no objective {objective!r}: choose from {', '.join(named)}")
+        chosen = named[objective] if objective else self.objectives[0]
+        feasible = [t for t in self.trials if t.feasible]
+        if not feasible:
+            raise HastenError("no trial satisfies the constraints: loosen them, or raise the budget")
+        return min(feasible, key=lambda t: chosen.sign * t.values[chosen.name])
+
+
+class Study:
+    """Where results are kept between runs.
+
+    Args:
+        path: an SQLite file, made when missing; None keeps results in memory.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self._memory: Any = None
+
+    def run(
+        self,
+        problem: Problem,
+        *,
+        sampler: str | Any = "tpe",
+        trials: int | None = None,
+        seconds: float | None = None,
+        order: Order | None = None,
+        first: Sequence[Params] = (),
+        progress: Progress | None = None,
+        seed: int | None = 0,
+    ) -> StudyResult:
+        """Tries points of ``problem`` until the budget is used up, going on where an earlier run stopped.
+
+        Args:
+            sampler: a name (see `hasten.search.samplers`), or an Optuna sampler.
+            trials: how many different points the study shall have in the end, earlier runs included.
+            seconds: how long to try points, earlier runs included; looked at between trials.
+            order: a prior score of a point, smaller is better: the whole space is tried in that order
+                instead of the sampler's; None as a score leaves a point out.
+            first: points to try before all others.
+            progress: called after each trial with it, the number of trials so far and the number planned.
+            seed: of the sampler.
+
+        Returns:
+            Everything the study holds. After Ctrl-C too, with ``interrupted`` set.
+
+        Raises:
+            HastenError: no budget for an infinite space; a file that is not a study, belongs to another
+                problem, is in use by another run or cannot be written.
+        """
+        from optuna import logging
+
+        if trials is None and seconds is None and order is None and problem.space.size == math.inf:
+            raise HastenError("the space is infinite: give a budget of trials or seconds")
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)
+        try:
+            with _only_run(self.path), self._open(problem) as optuna_study:
+                loop = _Loop(optuna_study, problem, self.path, sampler, order, seed)
+                return loop.run(trials, seconds, first, progress)
+        finally:
+            logging.set_verbosity(verbosity)
+
+    def read(self, problem: Problem) -> StudyResult:
+        """What the study holds, without running anything.
+
+        Raises:
+            HastenError: the file is missing, not a study, or of another problem.
+        """
+        from optuna import logging
+
+        if self.path is not None and not self.path.exists():
+            raise HastenError(f"there is no study file {self.path}: check the path")
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)
+        try:
+            with self._open(problem) as optuna_study, _storage_errors(self.path):
+                return StudyResult(problem.objectives, _read_trials(optuna_study, problem))
+        finally:
+            logging.set_verbosity(verbosity)
+
+    @contextmanager
+    def _open(self, problem: Problem) -> Iterator[Any]:
+        """The Optuna study of ``problem`` in this storage."""
+        import optuna
+
+        storage: Any
+        if self.path is None:
+            storage = self._memory = self._memory or optuna.storages.InMemoryStorage()
+        else:
+            _check_file(self.path)
+            with _storage_errors(self.path):
+                storage = _sqlite_storage(self.path)
+        try:
+            with _storage_errors(self.path), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                names = optuna.get_all_study_names(storage)
+                if names and problem.name not in names:
+                    raise HastenError(
+                        f"{self.path or 'the study'} belongs to another problem"
+                        f" ({names[0]}, not {problem.name}): give another study file"
+                    )
+                study = optuna.create_study(
+                    storage=storage,
+                    study_name=problem.name,
+                    directions=[o.direction for o in problem.objectives],
+                    load_if_exists=True,
+                )
+                self._claim(study, problem)
+            yield study
+        finally:
+            if self.path is not None:
+                storage.remove_session()
+                storage.engine.dispose()
+
+    def _claim(self, study: Any, problem: Problem) -> None:
+        """Checks that ``study`` is of ``problem``, and says so in a new one."""
+        known = study.user_attrs.get(_FINGERPRINT)
+        if known is None:
+            if study.get_trials(deepcopy=False):
+                raise HastenError(
+                    f"{self.path or 'the study'} was not made by hasten and has trials already: give another study file"
+                )
+            study.set_metric_names([o.name for o in problem.objectives])
+            study.set_user_attr(_DESCRIPTION, problem.description)
+            study.set_user_attr(_FINGERPRINT, problem.fingerprint)  # last: a kill before it leaves an unclaimed study
+        elif known != problem.fingerprint:
+            before, now = study.user_attrs.get(_DESCRIPTION, {}), problem.description
+            differ = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+            what = ", ".join(
+                f"{k} was {before[k]}, is {now[k]}"
+                if k in before and k in now and len(before[k]) + len(now[k]) < 120
+                else f"another {k}"
+                for k in differ
+            )
+            raise HastenError(
+                f"{self.path or 'the study'} belongs to another problem ({what}): give another study file"
+            )
+
+
+class _Loop:
+    """One run of a study."""
+
+    def __init__(
+        self,
+        study: Any,
+        problem: Problem,
+        path: Path | None,
+        sampler: str | Any,
+        order: Order | None,
+        seed: int | None,
+    ) -> None:
+        self.study, self.problem, self.space, self.path = study, problem, problem.space, path
+        with self._errors():
+            self._fail_running()
+            started = len(study.get_trials(deepcopy=False))
+            self.trials = _read_trials(study, problem)
+        # A resumed run with the first one's seed would draw the first one's points again.
+        self.seed = None if seed is None else seed + started
+        study.sampler = make_sampler(sampler, self.space, self.seed) if isinstance(sampler, str) else sampler
+        self.done = {self.space.key(t.params): t for t in self.trials}
+        self.queue = self._ordered(order) if order else None
+        self.rng = random.Random(self.seed)
+        self.current: Any = None
+
+    def run(
+        self, trials: int | None, seconds: float | None, first: Sequence[Params], progress: Progress | None
+    ) -> StudyResult:
+        started = time.monotonic() - sum(t.seconds for t in self.trials)
+        repeats = 0
+        stopped: Stopped
+        try:
+            with self._errors():
+                self._enqueue(first)
+            while True:
+                if trials is not None and len(self.done) >= trials:
+                    stopped = "trials"
+                    break
+                if seconds is not None and time.monotonic() - started >= seconds:
+                    stopped = "seconds"
+                    break
+                if len(self.done) >= self.space.size or (self.queue is not None and not self._feed_queue()):
+                    stopped = "exhausted"
+                    break
+                if repeats >= _REPEATS_BEFORE_STOP:
+                    stopped = "repeating"
+                    break
+                if repeats and repeats % _REPEATS_BEFORE_UNSEEN == 0:
+                    self._enqueue_unseen()
+                tried = self._step()
+                repeats = repeats + 1 if tried is None else 0
+                if tried is not None and progress:
+                    planned = [n for n in (trials, self.space.size) if n is not None and n != math.inf]
+                    progress(tried, len(self.done), int(min(planned)) if planned else None)
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        finally:
+            if self.current is not None:
+                with self._errors():
+                    self._fail_running()
+        return StudyResult(self.problem.objectives, self.trials, stopped)
+
+    def _step(self) -> Trial | None:
+        """One point: asked for, scored, stored. None when it was known already."""
+        with self._errors():
+            self.current = True  # from here on a trial may be running
+            trial = self.current = self.study.ask()
+            params = self.space.suggest(trial)
+        key = self.space.key(params)
+        if key in self.done:
+            self._repeat(trial, self.done[key])
+            self.current = None
+            return None
+        values: dict[str, float] = {}
+        limits: dict[str, float] = {}
+        details: dict[str, Any] = {}
+        reason = ""
+        begun = time.monotonic()
+        try:
+            values, limits, details = self.problem.score(params)
+            details = _plain(details)
+        except Infeasible as error:
+            reason = str(error) or "it cannot be had"
+        tried = Trial(trial.number, params, values, limits, details, time.monotonic() - begun, reason)
+        with self._errors():
+            self._tell(trial, tried)
+        self.current = None
+        self.done[key] = tried
+        self.trials.append(tried)
+        return tried
+
+    def _tell(self, trial: Any, tried: Trial) -> None:
+        from optuna.trial import TrialState
+
+        for name, detail in tried.details.items():
+            trial.set_user_attr(name, detail)
+        trial.set_user_attr(_SECONDS, tried.seconds)
+        if tried.reason:
+            trial.set_user_attr(_REASON, tried.reason)
+            self.study.tell(trial, state=TrialState.FAIL)
+            return
+        for name, limit in tried.constraints.items():
+            trial.set_constraint(name, limit)
+        self.study.tell(trial, [tried.values[o.name] for o in self.problem.objectives])
+
+    def _repeat(self, trial: Any, known: Trial) -> None:
+        """The sampler chose a point again: it learns the known scores, and nothing is run."""
+        with self._errors():
+            trial.set_user_attr(_REPEAT, known.number)
+            self._tell(trial, Trial(trial.number, known.params, known.values, known.constraints, reason=known.reason))
+
+    def _enqueue(self, points: Sequence[Params]) -> None:
+        """Puts points in front: those asked for, and those that a broken-off run was at."""
+        from optuna.trial import TrialState
+
+        waiting = set()
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            waiting.add(self.space.key(trial.system_attrs.get("fixed_params", {})))
+        again = [
+            trial.params
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            if trial.user_attrs.get(_BROKEN_OFF) and trial.params
+        ]
+        for point in [*again, *points]:
+            try:
+                params = self.space.validate(point)
+            except HastenError:
+                if point in again:
+                    continue  # killed before all its parameters were chosen
+                raise
+            key = self.space.key(params)
+            if key not in self.done and key not in waiting:
+                waiting.add(key)
+                self.study.enqueue_trial(params)
+
+    def _ordered(self, order: Order) -> Iterator[Params]:
+        """The space's points that are not left out, best prior score first, ties in the space's order."""
+        if self.space.size > _ORDER_LIMIT:
+            raise HastenError(
+                f"the space has more than {_ORDER_LIMIT:,} points, too many to put in order:"
+                " leave out the order, or make the space smaller"
+            )
+        scored = [(order(point), index, point) for index, point in enumerate(self.space.enumerate())]
+        kept = [(math.inf if math.isnan(s) else s, index, point) for s, index, point in scored if s is not None]
+        return (point for _, _, point in sorted(kept, key=lambda entry: entry[:2]))
+
+    def _feed_queue(self) -> bool:
+        """Puts the next point of the order before the sampler. False when there is none."""
+        from optuna.trial import TrialState
+
+        assert self.queue is not None
+        with self._errors():
+            if self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                return True
+            for point in self.queue:
+                if self.space.key(point) not in self.done:
+                    self.study.enqueue_trial(point)
+                    return True
+        return False
+
+    def _enqueue_unseen(self) -> None:
+        """A sampler that keeps repeating itself is given a random point that it does not know."""
+        points = (self.space.sample(self.rng) for _ in range(200))
+        unseen = next((p for p in points if self.space.key(p) not in self.done), None)
+        if unseen is None and self.space.size <= _ORDER_LIMIT:
+            unseen = next((p for p in self.space.enumerate() if self.space.key(p) not in self.done), None)
+        if unseen is not None:
+            with self._errors():
+                self.study.enqueue_trial(unseen)
+
+    def _fail_running(self) -> None:
+        """Marks what is still running as broken off; this run holds the lock, so nobody is running it."""
+        from optuna.trial import TrialState
+
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.study._storage.set_trial_user_attr(trial._trial_id, _BROKEN_OFF, True)
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        self.current = None
+
+    def _errors(self) -> Any:
+        return _storage_errors(self.path)
+
+
+def _read_trials(study: Any, problem: Problem) -> list[Trial]:
+    """The different points that the study has tried, in order."""
+    from optuna.trial import TrialState
+
+    found: list[Trial] = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
+        attributes = trial.user_attrs
+        if _REPEAT in attributes or (trial.state == TrialState.FAIL and _REASON not in attributes):
+            continue
+        values = dict(zip((o.name for o in problem.objectives), trial.values or ()))
+        found.append(
+            Trial(
+                trial.number,
+                problem.space.validate(trial.params),
+                values,
+                {name: trial.constraints[name] for name in problem.constraints if name in trial.constraints},
+                {k: v for k, v in attributes.items() if not k.startswith(_MARK)},
+                attributes.get(_SECONDS, 0.0),
+                attributes.get(_REASON, ""),
+            )
+        )
+    return found
+
+
+def _plain(details: dict[str, Any]) -> dict[str, Any]:
+    """Details as the storage will give them back."""
+
+    def number(value: Any) -> Any:
+        if hasattr(value, "tolist"):  # NumPy and torch scalars and arrays
+            return value.tolist()
+        raise TypeError(f"{type(value).__name__} is not plain data")
+
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps({str(k): v for k, v in details.items()}, default=number))
+    except (TypeError, ValueError) as error:
+        raise HastenError(f"evaluate returned details that cannot be stored: {error}") from None
+    return plain
+
+
+def _sqlite_storage(path: Path) -> Any:
+    """Optuna's storage on the file, whatever characters its path has."""
+    import optuna
+    from sqlalchemy.pool import QueuePool
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(path, timeout=30, check_same_thread=False)
+
+    return optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect, "poolclass": QueuePool})
+
+
+def _check_file(path: Path) -> None:
+    """Raises a HastenError unless ``path`` is a study file or can become one."""
+    no_study = f"{path} is not a study file: give another path, or move it away"
+    if path.is_dir() or not path.parent.is_dir():
+        raise HastenError(f"cannot make the study file {path}: give a path in an existing folder")
+    try:
+        if not path.exists() or path.stat().st_size == 0:
+            return
+        with path.open("rb") as file:
+            if file.read(16) != b"SQLite format 3\0":
+                raise HastenError(no_study)
+    except OSError as error:
+        raise HastenError(f"cannot read the study file {path}: {error.strerror}") from None
+    try:
+        connection = sqlite3.connect(path, timeout=30)
+        try:
+            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            healthy = connection.execute("PRAGMA quick_check").fetchone()[0] == "ok"
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise _explained(path, error) from None
+        healthy, tables = False, set()
+    if not healthy:
+        raise HastenError(f"the study file {path} is damaged: move it away and start again")
+    if tables and not tables & {"studies", "version_info", "alembic_version"}:
+        raise HastenError(no_study)
+
+
+def _explained(path: Path | None, error: BaseException) -> HastenError:
+    """What a failing storage means, for a person."""
+    chain: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(chain) < 10:
+        chain.append(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(chain).lower()
+    where = f"the study file {path}"
+    if "full" in text or "disk i/o" in text or "file too large" in text:
+        return HastenError(f"cannot write {where}: the disk is full or failing: free some space and run again")
+    if "malformed" in text or "not a database" in text:
+        return HastenError(f"{where} is damaged: move it away and start again")
+    if "readonly" in text or "unable to open" in text or "permission" in text:
+        return HastenError(f"cannot write {where}: check its permissions and its folder's")
+    if "locked" in text:
+        return HastenError(f"{where} is in use by another program: wait until it is done")
+    if "optuna" in text and "version" in text:
+        return HastenError(f"{where} was made by another version of Optuna: give another path")
+    return HastenError(f"{where} cannot be used: {chain[0].splitlines()[0] if chain[0] else type(error).__name__}")
+
+
+@contextmanager
+def _storage_errors(path: Path | None) -> Iterator[None]:
+    """Turns errors of the storage into one line each."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        raise _explained(path, error) from None
+    except RuntimeError as error:
+        if "version" in str(error).lower():  # Optuna's check of its tables
+            raise _explained(path, error) from None
+        raise
+
+
+@contextmanager
+def _only_run(path: Path | None) -> Iterator[None]:
+    """Holds the lock of a study file.
+
+    The kernel's lock on an open file ends with its process, however that ends, so a lock file that was left
+    behind locks nobody out; the process id in it is for the message alone.
+    """
+    if path is None:
+        yield
+        return
+    if not path.parent.is_dir():
+        raise HastenError(f"cannot make the study file {path}: give a path in an existing folder")
+    lock = path.with_name(path.name + ".lock")
+    while True:
+        try:
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise HastenError(f"cannot make the lock file {lock}: {error.strerror}") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(handle, 32).decode("ascii", "replace").strip()
+            os.close(handle)
+            raise HastenError(
+                f"{path} is in use by another run{f' (process {owner})' if owner else ''}:"
+                " wait for it, or give another study file"
+            ) from None
+        try:  # the former owner may have removed the file between our open and our lock
+            if os.stat(lock).st_ino == os.fstat(handle).st_ino:
+                break
+        except FileNotFoundError:
+            pass
+        os.close(handle)
+    try:
+        try:
+            os.ftruncate(handle, 0)
+            os.write(handle, f"{os.getpid()}\n".encode())
+        except OSError:
+            pass  # a full disk: the lock holds without the number
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(handle)
