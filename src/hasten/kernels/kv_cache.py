@@ -3,10 +3,10 @@
 Positions are stored in blocks of `BLOCK` tokens. Without a window block b has place b; with one, the blocks
 behind those of the attention sinks form a ring, so that memory stops growing.
 
-A plain cache (fp32, bf16) is one tensor (batch, heads, tokens, head_dim). A quantized one (int8, int4) keeps
-complete blocks as codes and the newest `RECENT` tokens in fp32. Keys share a scale along the tokens of a block,
-channel by channel, since a few of their channels are large throughout; values share it along `BLOCK` channels,
-token by token (KIVI, arXiv 2402.02750, section 3). Key codes are stored (channel, token) within a block.
+A plain cache (fp32, bf16) is one tensor (batch, heads, tokens, head_dim). A quantized one (int8, int4)
+keeps complete blocks as codes and the newest `RECENT` tokens in fp32. Keys share a scale along the tokens of
+a block, channel by channel, since a few of their channels are large throughout; values share it along `BLOCK`
+channels, token by token (KIVI, arXiv 2402.02750, section 3). Key codes are stored (channel, token) within a block.
 
 int8 is symmetric (scale), int4 asymmetric (scale and min) with nibbles as in `hasten.kernels.packed_linear`.
 """
@@ -155,8 +155,8 @@ torch.library.define(
 )
 torch.library.define(
     "hasten::kv_read",
-    "(Tensor codes, Tensor? scales, Tensor? mins, Tensor? recent, int sinks, int low, int length, int quantized, "
-    "int bits, bool keys, int sink_blocks, int ring_blocks) -> Tensor",
+    "(Tensor codes, Tensor? scales, Tensor? mins, Tensor? recent, int sinks, int low, int length, "
+    "int quantized, int bits, bool keys, int sink_blocks, int ring_blocks) -> Tensor",
 )
 
 

@@ -177,7 +177,7 @@ def _bytes_of(shape: tuple[int, ...], kind: int, name: str, path: Path) -> int:
     try:
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     except (ValueError, KeyError):
-        raise HastenError(f"{path} stores {name} in an unknown format ({kind}): update hasten's gguf package") from None
+        raise HastenError(f"{path} stores {name} in an unknown format ({kind}): update gguf") from None
     if not shape or shape[-1] % block or math.prod(shape) > 1 << 48:
         raise _Truncated
     return math.prod(shape) // block * size

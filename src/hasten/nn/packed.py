@@ -22,9 +22,7 @@ class _Packed(nn.Module):
             raise ValueError(f"a weight has 4, 8 or 16 bits, not {bits}")
         if bits != 16 and (group % 32 or columns % group):
             raise ValueError(f"a group of {group} must be a multiple of 32 and divide {columns} columns")
-        self.register_buffer(
-            "packed", torch.zeros(rows, columns // 2 if bits == 4 else columns, dtype=stored[bits])
-        )
+        self.register_buffer("packed", torch.zeros(rows, columns // 2 if bits == 4 else columns, dtype=stored[bits]))
         scales = None if bits == 16 else torch.zeros(rows, columns // group, dtype=torch.float16)
         self.register_buffer("scales", scales)
         self.register_buffer("mins", torch.zeros_like(scales) if bits == 4 and scales is not None else None)
@@ -45,21 +43,30 @@ class PackedLinear(_Packed):
         bias: whether there is one; it stays fp32.
         bits: 16, 8 or 4.
         group: columns that share a scale, a multiple of 32; ignored at 16 bits.
+        bf16: multiply many rows in bf16, see `hasten.kernels.packed_linear.packed_linear`.
 
     Shape:
         x (..., in_features) to (..., out_features), in x's dtype.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = False, *, bits: int = 4, group: int = 32
-    ):
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        *,
+        bits: int = 4,
+        group: int = 32,
+        bf16: bool = False,
+    ) -> None:
         super().__init__(out_features, in_features, bits, group)
         self.in_features = in_features
         self.out_features = out_features
+        self.bf16 = bf16
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, bits: int, group: int = 32) -> PackedLinear:
+    def from_linear(cls, linear: nn.Linear, bits: int, group: int = 32, bf16: bool = False) -> PackedLinear:
         """Packs ``linear``'s weight; on the meta device only the shapes.
 
         Raises:
@@ -67,9 +74,7 @@ class PackedLinear(_Packed):
         """
         device = linear.weight.device
         with torch.device("meta"):
-            layer = cls(
-                linear.in_features, linear.out_features, linear.bias is not None, bits=bits, group=group
-            )
+            layer = cls(linear.in_features, linear.out_features, linear.bias is not None, bits=bits, group=group)
         layer = layer.to_empty(device=device)
         if device.type != "meta":
             layer._fill(*kernel.quantize(linear.weight.detach(), bits, group))
@@ -78,14 +83,12 @@ class PackedLinear(_Packed):
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = kernel.packed_linear(x, self.packed, self.scales, self.mins, self.bits, self.group)
+        y = kernel.packed_linear(x, self.packed, self.scales, self.mins, self.bits, self.group, self.bf16)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         group = "" if self.bits == 16 else f", group={self.group}"
-        return (
-            f"{self.in_features}, {self.out_features}, bits={self.bits}{group}, bias={self.bias is not None}"
-        )
+        return f"{self.in_features}, {self.out_features}, bits={self.bits}{group}, bias={self.bias is not None}"
 
 
 class PackedEmbedding(_Packed):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
-    MinNewTokensLengthLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -22,7 +21,6 @@ from hasten.errors import HastenError
 from hasten.runtime.cache import KVCache
 from hasten.runtime.language_model import LanguageModel
 from hasten.runtime.lookup import Index
-from hasten.runtime.step import CompiledStep
 
 # What hasten's loop does itself; anything else in a generation config goes to transformers' own loop.
 _OWN = {
@@ -85,7 +83,7 @@ def generate(
     if config.max_new_tokens is None:
         limit = config.max_length if config.max_length is not None and "max_length" in kwargs else None
         config.max_new_tokens = 20 if limit is None else max(0, limit - input_ids.shape[1])
-    batch, length = input_ids.shape
+    batch = input_ids.shape[0]
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     prompts = [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
