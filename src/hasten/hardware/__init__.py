@@ -1,23 +1,19 @@
 """What it runs on: devices as data files, a catalogue of them, and a probe of this machine."""
 
-from __future__ import annotations
+from hasten.hardware.curve import Curve
+from hasten.hardware.device import ComputeUnit, Device, Link, MemoryLevel, devices, load_device, read_device
+from hasten.hardware.probing import probe
+from hasten.hardware.quantity import Quantity
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from hasten.hardware.device import Device, devices, load_device
-    from hasten.hardware.probing import probe
-
-__all__ = ["Device", "devices", "load_device", "probe"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("Device", "devices", "load_device"):
-        from hasten.hardware import device
-
-        return getattr(device, name)
-    if name == "probe":
-        from hasten.hardware.probing import probe
-
-        return probe
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "ComputeUnit",
+    "Curve",
+    "Device",
+    "Link",
+    "MemoryLevel",
+    "Quantity",
+    "devices",
+    "load_device",
+    "probe",
+    "read_device",
+]

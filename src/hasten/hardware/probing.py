@@ -120,8 +120,8 @@ def machine(threads: int) -> dict[str, str]:
     if "cpu family" in info:
         name = f"{name.strip()} family {info['cpu family']} model {info.get('model', '?')}"
     flags = set((info.get("flags") or info.get("Features") or "").split())
-    wanted = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
-    wanted += ("asimd", "asimddp", "bf16", "i8mm", "sve")
+    wanted = ["avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8"]
+    wanted += ["asimd", "asimddp", "bf16", "i8mm", "sve"]
     return {
         "cpu": name.strip(),
         "cores": str(cores()),
@@ -339,7 +339,7 @@ def _rowwise() -> list[Curve]:
 
     axes = {"rows": (1, 32, 512, 4096), "columns": (32, 512, 4096)}
     rows: dict[str, Callable[[Any], object]] = {
-        "_softmax": lambda x: torch.softmax(x, -1),
+        "softmax": lambda x: torch.softmax(x, -1),
         "mean": lambda x: x.mean(-1, keepdim=True),
         "sum": lambda x: x.sum(-1),
         "amax": lambda x: x.amax(-1),
@@ -393,9 +393,7 @@ def _copies() -> list[Curve]:
         _curve("cat", axes, cat, budget=0.006),
         _curve("zeros", axes, fill, budget=0.006),
         _curve("_to_copy", axes, narrow, budget=0.006),
-        _curve(
-            "embedding", {"rows": (1, 32, 512, 4096), "columns": (64, 512, 2048)}, embedding, budget=0.006
-        ),
+        _curve("embedding", {"rows": (1, 32, 512, 4096), "columns": (64, 512, 2048)}, embedding, budget=0.006),
     ]
 
 
@@ -432,8 +430,8 @@ def _narrow_products() -> list[Curve]:
         x, w = torch.ones(m, k, dtype=torch.int8), torch.ones(n, k, dtype=torch.int8).t()
         return lambda: torch._int_mm(x, w)
 
-    axes = {"m": (32, 256), "n": (512, 2048), "k": (512, 2048)}
-    found.append(_curve("mm", axes, int8, "int8", budget=0.008))
+    few = {"m": (32, 256), "n": (512, 2048), "k": (512, 2048)}
+    found.append(_curve("mm", few, int8, "int8", budget=0.008))
     return found
 
 
@@ -489,13 +487,16 @@ def _convolutions() -> list[Curve]:
 def _recurrent() -> list[Curve]:
     import torch
 
-    def lstm(steps: int, batch: int, size: int) -> Callable[[], object]:
-        layer = torch.nn.LSTM(size, size).eval()
-        x = torch.rand(steps, batch, size)
-        return lambda: layer(x)
+    def layer(kind: Callable[..., Any]) -> Callable[[int, int, int], Callable[[], object]]:
+        def make(steps: int, batch: int, size: int) -> Callable[[], object]:
+            module, x = kind(size, size).eval(), torch.rand(steps, batch, size)
+            return lambda: module(x)
 
-    axes = {"steps": (8, 64), "batch": (1, 16), "size": (64, 512)}
-    return [_curve("mkldnn_rnn_layer", axes, lstm, budget=0.006)]
+        return make
+
+    axes = {"steps": (4, 32), "batch": (1, 16), "size": (64, 512)}
+    kinds = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn_tanh": torch.nn.RNN}
+    return [_curve(name, axes, layer(kind), budget=0.006) for name, kind in kinds.items()]
 
 
 def _levels(threads: int) -> list[MemoryLevel]:
@@ -575,9 +576,7 @@ def _packed_rates() -> tuple[dict[str, Quantity], dict[str, float]]:
         scales = torch.ones(rows, columns // group, dtype=torch.float16) if bits < 16 else None
         mins = scales if bits == 4 else None
 
-        def call(
-            x: Any, bits: int = bits, copies: Any = copies, scales: Any = scales, mins: Any = mins
-        ) -> None:
+        def call(x: Any, bits: int = bits, copies: Any = copies, scales: Any = scales, mins: Any = mins) -> None:
             for matrix in copies:
                 if bits == 32:
                     torch.ops.hasten.plain_linear(x, matrix)

@@ -45,9 +45,7 @@ _EXAMPLE = {
     "joules per operation": "0.8 pJ/FLOP",
     "watts": "700 W",
 }
-_PATTERN = re.compile(
-    r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?nan|[-+]?inf)\s*(\S*)\s*", re.IGNORECASE
-)
+_PATTERN = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?nan|[-+]?inf)\s*(\S*)\s*", re.IGNORECASE)
 
 
 class Quantity(float):
@@ -141,7 +139,5 @@ Rate = Annotated[Quantity, BeforeValidator(_reader("operations per second")), Pl
 WeightRate = Annotated[Quantity, BeforeValidator(_reader("weights per second")), PlainSerializer(_table)]
 Seconds = Annotated[Quantity, BeforeValidator(_reader("seconds")), PlainSerializer(_table)]
 EnergyPerByte = Annotated[Quantity, BeforeValidator(_reader("joules per byte")), PlainSerializer(_table)]
-EnergyPerOperation = Annotated[
-    Quantity, BeforeValidator(_reader("joules per operation")), PlainSerializer(_table)
-]
+EnergyPerOperation = Annotated[Quantity, BeforeValidator(_reader("joules per operation")), PlainSerializer(_table)]
 Power = Annotated[Quantity, BeforeValidator(_reader("watts")), PlainSerializer(_table)]

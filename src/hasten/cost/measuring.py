@@ -1,0 +1,119 @@
+"""What a module really costs: seconds with their spread, and the memory it took."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from hasten.cost.estimate import Measurement, Spread
+from hasten.errors import HastenError
+
+
+def measure(
+    module: nn.Module,
+    *inputs: Any,
+    runs: int = 10,
+    warmup: int = 2,
+    seconds: float | None = None,
+    name: str = "",
+    **kwargs: Any,
+) -> Measurement:
+    """Runs ``module(*inputs, **kwargs)`` without gradients and times it.
+
+    Args:
+        module: what is called; it stays in the mode it is in.
+        *inputs, **kwargs: its arguments.
+        runs: timed calls.
+        warmup: calls before, which are not timed.
+        seconds: stop after about this long, once three calls are timed.
+        name: of the workload; the class name when empty.
+
+    Returns:
+        One phase, ``forward``: median, least and greatest seconds. ``peak_memory`` is in bytes: on a GPU the
+        greatest amount allocated; on a CPU the parameters, buffers and inputs, plus how far the process's
+        resident memory rose over its state before the first call.
+
+    Raises:
+        HastenError: ``runs`` is not positive.
+    """
+    if runs < 1 or warmup < 0:
+        raise HastenError(f"cannot measure {runs} runs after {warmup}: give at least 1 run")
+    tensors = [*module.parameters(), *module.buffers()]
+    tensors += [t for t in tree_leaves((inputs, kwargs)) if isinstance(t, torch.Tensor)]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    cuda = device.type == "cuda"
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    times: list[float] = []
+    with torch.no_grad(), _MemoryRise(device) as memory:
+        started = time.perf_counter()
+        for index in range(warmup + runs):
+            if cuda:
+                torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            module(*inputs, **kwargs)
+            if cuda:
+                torch.cuda.synchronize(device)
+            end = time.perf_counter()
+            if index >= warmup:
+                times.append(end - start)
+            if seconds is not None and len(times) >= 3 and end - started > seconds:
+                break
+    peak = float(torch.cuda.max_memory_allocated(device)) if cuda else sum(storages.values()) + memory.rise
+    return Measurement(name or type(module).__name__, str(device), {"forward": spread(times)}, peak)
+
+
+def spread(times: Sequence[float]) -> Spread:
+    """Median, least and greatest of measured seconds."""
+    return Spread(statistics.median(times), min(times), max(times), len(times))
+
+
+class _MemoryRise:
+    """How far this process's resident memory rises while active, in bytes.
+
+    A thread samples the operating system's own count every millisecond; 0 where there is none.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.rise = 0.0
+
+    def __enter__(self) -> _MemoryRise:
+        before = _resident()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        elif before is not None:
+            self._thread = threading.Thread(target=self._watch, args=(before,), daemon=True)
+            self._thread.start()
+        return self
+
+    def _watch(self, before: int) -> None:
+        while True:
+            self.rise = max(self.rise, float((_resident() or before) - before))
+            if self._stop.wait(0.002):
+                return
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+
+def _resident() -> int | None:
+    """Resident bytes of this process, or None where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    import resource
+
+    return pages * resource.getpagesize()

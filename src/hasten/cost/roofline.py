@@ -1,0 +1,494 @@
+"""What a workload costs on a device: each kernel takes as long as its slowest resource.
+
+The roofline of Williams, Waterman and Patterson (CACM 2009) over every compute unit and every memory
+level, with three additions: which level serves a tensor follows from how much was touched since it was
+last used; Einsums fuse into kernels by their passes (FuseMax, arXiv 2406.10491); and where a device was
+probed, the measured time of the very operator at that shape takes the place of a peak figure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hasten import dtypes
+from hasten.cost.estimate import EinsumCost, Estimate, PhaseCost
+from hasten.cost.operator_time import operator_seconds
+from hasten.errors import HastenError
+from hasten.hardware import Device
+from hasten.workload import Cascade, Einsum, Op, Phase, Role, Workload, fuse
+
+Schedule = Literal["eager", "fused"]
+
+# Vector operations that one point of a costly function takes, where its time was not measured. GPU
+# special function units do a quarter of a core's rate; a software exponential on a CPU takes 10 to 20.
+_COSTLY = 8
+_FUNCTIONS = {
+    "exp": "exp",
+    "sub-exp": "exp",
+    "exp2": "exp",
+    "sub-log": "log",
+    "log": "log",
+    "sigmoid": "sigmoid",
+    "silu": "silu",
+    "gelu": "gelu",
+    "erf": "gelu",
+    "tanh": "tanh",
+    "rsqrt": "rsqrt",
+    "sqrt": "rsqrt",
+    "pow": "pow",
+    "cos": "cos",
+    "sin": "cos",
+    "softplus": "softplus",
+    "div": "div",
+    "reciprocal": "div",
+    "lstm-gates": "tanh",
+    "gru-gates": "tanh",
+    "rnn_tanh-gates": "tanh",
+}
+# Up to this many rows a product unpacks its weights in registers; beyond, once for all rows.
+_FEW_ROWS = 16
+
+
+def estimate(workload: Workload, device: Device, *, schedule: Schedule | Mapping[str, Schedule] = "eager") -> Estimate:
+    """Predicts latency, energy, traffic and memory of a workload on a device.
+
+    ``eager``: a framework launches one operator after the other; each pays a launch, and all it makes goes
+    through memory. ``fused``: one compiled program a phase; intermediates that fit on chip stay there
+    (`hasten.workload.fuse`), and a launch is paid once a repeat.
+
+    A phase is taken in its steady state: what one execution leaves in a cache is there for the next.
+
+    Args:
+        workload: what is computed.
+        device: where.
+        schedule: how it is executed: one for all phases, or one by phase name (eager where missing).
+
+    Raises:
+        HastenError: an unknown schedule.
+    """
+    notes: dict[str, None] = {}
+    phases = []
+    live = bound = 0.0
+    for phase in workload.phases:
+        chosen = schedule if isinstance(schedule, str) else schedule.get(phase.name, "eager")
+        if chosen not in ("eager", "fused"):
+            raise HastenError(f"unknown schedule {chosen!r}: give 'eager' or 'fused'")
+        cost, phase_live, phase_bound = _Pricing(phase, device, chosen == "fused", notes).price()
+        phases.append(cost)
+        live = max(live, phase_live)
+        bound += phase.repeats * phase_bound
+    if workload.unknown:
+        notes[f"counted in bytes alone, their arithmetic is unknown: {', '.join(workload.unknown)}"] = None
+    memory = workload.weight_bytes + workload.state_bytes + live
+    fits = memory <= device.main_memory.capacity
+    if not fits:
+        have = device.main_memory.capacity / 1e9
+        notes[f"needs {memory / 1e9:.4g} GB, but {device.main_memory.name} holds {have:.4g} GB"] = None
+    return Estimate(
+        workload=workload.name,
+        device=device.name,
+        phases=tuple(phases),
+        peak_memory=float(memory),
+        io_lower_bound=bound,
+        fits=fits,
+        notes=tuple(notes),
+    )
+
+
+@dataclass
+class _Kernel:
+    """One launch: Einsums of a cascade, and the bytes of each tensor that crosses its border."""
+
+    einsums: list[Einsum]
+    reads: dict[str, int] = field(default_factory=dict)
+    writes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Compute:
+    """Time (launch excluded), energy and operations of a kernel's arithmetic."""
+
+    seconds: float
+    unit: str
+    energy: float
+    flops: int
+
+
+class _Pricing:
+    """Prices the kernels of one phase on one device."""
+
+    def __init__(self, phase: Phase, device: Device, fused: bool, notes: dict[str, None]) -> None:
+        self._phase = phase
+        self._cascade = phase.cascade
+        self._device = device
+        self._fused = fused
+        self._notes = notes
+        self._launch = 0.0 if fused else float(device.launch_overhead)
+        self._levels = [
+            (level.name, float(level.bandwidth), level.writing, float(level.energy)) for level in device.memory
+        ]
+        self._known: dict[object, _Compute] = {}
+
+    def price(self) -> tuple[PhaseCost, float, float]:
+        """The phase's cost; bytes alive at its worst moment; bytes that any schedule must move."""
+        phase, device = self._phase, self._device
+        kernels = self._kernels()
+        residence = _Residence(device, kernels)
+        costs: list[EinsumCost] = []
+        latency = energy = 0.0
+        total = [0.0] * len(self._levels)
+        path = ""
+        for kernel in kernels:
+            compute = self._compute(kernel.einsums)
+            memory, level, moved = self._traffic(kernel, *residence.serve(kernel))
+            first = kernel.einsums[0]
+            body = max(compute.seconds, memory)
+            overhead = self._launch
+            if not self._fused:
+                overhead += device.view_overhead + device.module_overhead * _entered(path, first.module)
+                path = first.module
+            limit = level if memory >= compute.seconds else compute.unit
+            if overhead >= body:
+                limit = "launch"
+            seconds = overhead + body
+            joules = compute.energy + float(device.idle_power) * seconds
+            for (_, _, _, per_byte), amount in zip(self._levels, moved):
+                joules += per_byte * amount
+            costs.append(
+                EinsumCost(
+                    name=first.name,
+                    module=first.module,
+                    source=first.source,
+                    latency=seconds,
+                    energy=joules,
+                    bound=limit,
+                    flops=compute.flops,
+                    bytes={name: amount for (name, *_), amount in zip(self._levels, moved)},
+                    einsums=len(kernel.einsums),
+                    repeats=phase.repeats,
+                )
+            )
+            latency += seconds
+            energy += joules
+            for index, amount in enumerate(moved):
+                total[index] += amount
+        if self._fused and kernels:
+            latency += device.launch_overhead
+            energy += device.idle_power * device.launch_overhead
+        cost = PhaseCost(
+            name=phase.name,
+            repeats=phase.repeats,
+            latency=latency * phase.repeats,
+            energy=energy * phase.repeats,
+            bytes={name: amount * phase.repeats for (name, *_), amount in zip(self._levels, total)},
+            einsums=tuple(costs),
+        )
+        return cost, _live(kernels, self._cascade), _lower_bound(self._cascade, device)
+
+    # -- kernels ---------------------------------------------------------------------------------
+
+    def _kernels(self) -> list[_Kernel]:
+        cascade = self._cascade
+        if self._fused:
+            parts = fuse(cascade, int(self._device.on_chip))
+            groups = [[cascade.einsums[i] for i in part.einsums] for part in parts]
+            inside = [part.on_chip for part in parts]
+        else:
+            groups = _launches(cascade)
+            users: dict[str, set[int]] = {}
+            for number, group in enumerate(groups):
+                for einsum in group:
+                    for access in einsum.inputs:
+                        users.setdefault(access.tensor, set()).add(number)
+            inside = [
+                frozenset(
+                    e.output.tensor
+                    for e in group
+                    if cascade.tensors[e.output.tensor].role is Role.INTERMEDIATE
+                    and users.get(e.output.tensor) == {number}
+                )
+                for number, group in enumerate(groups)
+            ]
+        kernels = []
+        for group, on_chip in zip(groups, inside):
+            kernel = _Kernel(group)
+            for einsum in group:
+                for access in einsum.inputs:
+                    if access.tensor not in on_chip:
+                        _raise(kernel.reads, access.tensor, cascade.access_bytes(einsum, access))
+                if einsum.output.tensor not in on_chip:
+                    _raise(kernel.writes, einsum.output.tensor, cascade.access_bytes(einsum, einsum.output))
+            kernels.append(kernel)
+        return kernels
+
+    # -- memory ----------------------------------------------------------------------------------
+
+    def _traffic(
+        self, kernel: _Kernel, reads: dict[str, int], writes: dict[str, int]
+    ) -> tuple[float, str, list[float]]:
+        """Seconds at the slowest port, its level's name, and the bytes through each port.
+
+        What a level serves passes through the ports of all levels inside it.
+        """
+        count = len(self._levels)
+        read, written = [0.0] * count, [0.0] * count
+        for name, size in kernel.reads.items():
+            for index in range(reads[name] + 1):
+                read[index] += size
+        for name, size in kernel.writes.items():
+            for index in range(writes[name] + 1):
+                written[index] += size
+        slowest, where = 0.0, self._levels[0][0]
+        for (name, reading, writing, _), r, w in zip(self._levels, read, written):
+            seconds = r / reading + w / writing
+            if seconds > slowest:
+                slowest, where = seconds, name
+        return slowest, where, [r + w for r, w in zip(read, written)]
+
+    # -- arithmetic ------------------------------------------------------------------------------
+
+    def _compute(self, group: Sequence[Einsum]) -> _Compute:
+        key = self._signature(group)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._arithmetic(group)
+        return found
+
+    def _signature(self, group: Sequence[Einsum]) -> object:
+        """What the arithmetic of a kernel depends on: equal layers are priced once."""
+        tensors = self._cascade.tensors
+        return tuple(
+            (
+                *(e.op, e.ranks, e.map, e.source, e.output.ranks, e.kernel - group[0].kernel),
+                *((tensors[a.tensor].dtype, tensors[a.tensor].role, a.ranks) for a in e.inputs),
+            )
+            for e in group
+        )
+
+    def _arithmetic(self, group: Sequence[Einsum]) -> _Compute:
+        """On each unit the times of a kernel's Einsums add up; the units run side by side."""
+        busy: dict[str, float] = {}
+        energy = measured = 0.0
+        flops = 0
+        whole = True
+        for part in _operators(group):
+            known = self._measured(part)
+            measured += known or 0.0
+            whole = whole and known is not None
+            for einsum in part:
+                unit, seconds, joules = self._on_unit(einsum)
+                busy[unit] = busy.get(unit, 0.0) + seconds
+                energy += joules
+                flops += einsum.flops + einsum.operations
+        unit = max(busy, key=lambda name: busy[name])
+        return _Compute(measured if whole else busy[unit], unit, energy, flops)
+
+    def _measured(self, part: Sequence[Einsum]) -> float | None:
+        """Seconds of one operator by the device's measurements, its launch taken off."""
+        device = self._device
+        if not device.curves:
+            return None
+        launch = float(device.launch_overhead)
+        lead = part[0]
+        if lead.op is Op.MATMUL and (packed := self._packed(lead)) is not None:
+            return packed
+        fused_vector = self._fused and not any(e.op in (Op.MATMUL, Op.CONV) for e in part)
+        if fused_vector:
+            # Within a kernel its operands come from registers or the nearest cache.
+            return sum(self._on_unit(e)[1] for e in part)
+        seconds = operator_seconds(part, device, self._format(part))
+        return None if seconds is None else max(seconds - launch, 0.0)
+
+    def _packed(self, einsum: Einsum) -> float | None:
+        """Seconds of a product whose weights stream from main memory through a packed kernel.
+
+        Few rows unpack the weights in registers; for many rows they are unpacked once, then multiplied.
+        """
+        device = self._device
+        weight = next(
+            (
+                self._cascade.tensors[a.tensor]
+                for a in einsum.inputs
+                if self._cascade.tensors[a.tensor].role is Role.WEIGHT and "k" in a.ranks and "n" in a.ranks
+            ),
+            None,
+        )
+        packed = einsum.source.endswith("packed_linear")
+        if weight is None or not (packed or self._fused) or "b" in einsum.sizes:
+            return None
+        bits = str(dtypes.BITS[weight.dtype])
+        if bits not in device.packed:
+            return None
+        rows = einsum.sizes.get("m", 1)
+        stream = einsum.sizes["n"] * einsum.sizes["k"] / device.packed[bits]
+        if rows <= _FEW_ROWS:
+            return stream * (1 + device.packed_row.get(bits, 0.0) * (rows - 1))
+        product = operator_seconds([einsum], device, self._format([einsum]))
+        if product is None:
+            return None
+        return max(product - device.launch_overhead, 0.0) + (stream if packed else 0.0)
+
+    def _format(self, group: Sequence[Einsum]) -> str:
+        """Number format that a kernel computes in: the widest of its operands', packed weights unpacked."""
+        lead = next((e for e in group if e.op in (Op.MATMUL, Op.CONV)), group[0])
+        tensors = self._cascade.tensors
+        formats = [tensors[a.tensor].dtype for a in lead.inputs[:2]] or [tensors[lead.output.tensor].dtype]
+        return max(formats, key=lambda d: dtypes.BITS[d])
+
+    def _on_unit(self, einsum: Einsum) -> tuple[str, float, float]:
+        """(unit, seconds, joules) of one Einsum on the unit that executes it soonest."""
+        device = self._device
+        contraction = einsum.op in (Op.MATMUL, Op.CONV)
+        work = einsum.flops if contraction else einsum.operations
+        wanted = self._format([einsum])
+        unit, rate, used = device.unit("contraction" if contraction else "vector", wanted)
+        if contraction and used != wanted:
+            self._notes[f"{wanted} contractions run as {used} on {unit.name}"] = None
+        seconds = work / rate
+        function = None if contraction else _FUNCTIONS.get(einsum.map)
+        if function is not None:
+            curve = device.curve_table.get((function, "fp32"))
+            if curve is None:
+                seconds *= _COSTLY
+            else:
+                # The measured rate of a large array, its launch taken off.
+                size = curve.grid[0][-3] if len(curve.grid[0]) > 2 else curve.grid[0][-1]
+                seconds = work * max(curve.at(size) - curve.at(1), 0.0) / size
+        return unit.name, seconds, work * _energy(unit.energy, used)
+
+
+def _raise(table: dict[str, int], name: str, amount: int) -> None:
+    table[name] = max(table.get(name, 0), amount)
+
+
+def _energy(table: Mapping[str, float], dtype: str) -> float:
+    """J/FLOP: the format's own figure, or the nearest format's in proportion to the bits."""
+    if not table:
+        return 0.0
+    bits = dtypes.BITS[dtype]
+    nearest = dtype if dtype in table else min(table, key=lambda d: abs(dtypes.BITS[d] - bits))
+    return float(table[nearest]) * bits / dtypes.BITS[nearest]
+
+
+def _launches(cascade: Cascade) -> list[list[Einsum]]:
+    """Einsums that one operator computes, together; a negative number stands for a launch of its own."""
+    groups: list[list[Einsum]] = []
+    for einsum in cascade.einsums:
+        if groups and einsum.kernel >= 0 and groups[-1][-1].kernel == einsum.kernel:
+            groups[-1].append(einsum)
+        else:
+            groups.append([einsum])
+    return groups
+
+
+def _operators(group: Sequence[Einsum]) -> list[list[Einsum]]:
+    """The traced operators that a fused kernel is made of."""
+    parts: dict[int, list[Einsum]] = {}
+    for index, einsum in enumerate(group):
+        parts.setdefault(einsum.kernel if einsum.kernel >= 0 else -1 - index, []).append(einsum)
+    return list(parts.values())
+
+
+def _entered(before: str, now: str) -> int:
+    """How many module calls lie between two operators: what of the path was not entered before."""
+    if before == now or not now:
+        return 0
+    old, new = before.split("."), now.split(".")
+    common = 0
+    for a, b in zip(old, new):
+        if a != b:
+            break
+        common += 1
+    return len(new) - common
+
+
+class _Residence:
+    """Which memory level serves a tensor: the innermost one that still holds it.
+
+    The bytes touched since the last use of a tensor bound its reuse distance; a level with a larger
+    capacity still has the tensor, if it replaces the least recently used. A phase repeats: what is touched
+    for the first time was last touched one whole execution ago.
+    """
+
+    def __init__(self, device: Device, kernels: Sequence[_Kernel]) -> None:
+        self._capacities = [float(level.capacity) for level in device.memory]
+        touched: dict[str, int] = {}
+        for kernel in kernels:
+            for table in (kernel.reads, kernel.writes):
+                for name, amount in table.items():
+                    _raise(touched, name, amount)
+        self._footprint = sum(touched.values())
+        self._clock = 0
+        self._seen: dict[str, int] = {}
+
+    def serve(self, kernel: _Kernel) -> tuple[dict[str, int], dict[str, int]]:
+        """Tensor -> number of the level that serves its read, and of the level its write reaches."""
+        size = sum(kernel.reads.values()) + sum(kernel.writes.values())
+        reads, writes = {}, {}
+        for name in kernel.reads:
+            since = self._clock - self._seen[name] if name in self._seen else self._footprint
+            reads[name] = self._holding(min(since + size, self._footprint))
+        for name, amount in kernel.writes.items():
+            # Freed memory is given out again: a result lands where something of its size just died.
+            writes[name] = self._holding(min(size + amount, self._footprint))
+        self._clock += size
+        for name in (*kernel.reads, *kernel.writes):
+            self._seen[name] = self._clock
+        return reads, writes
+
+    def _holding(self, distance: float) -> int:
+        for index, capacity in enumerate(self._capacities):
+            if distance <= capacity:
+                return index
+        return len(self._capacities) - 1
+
+
+def _live(kernels: Sequence[_Kernel], cascade: Cascade) -> float:
+    """Bytes of inputs, outputs and intermediates alive at the worst moment."""
+    tensors = cascade.tensors
+    last: dict[str, int] = {}
+    for index, kernel in enumerate(kernels):
+        for name in kernel.reads:
+            last[name] = index
+    current = float(sum(t.nbytes for t in tensors.values() if t.role is Role.INPUT))
+    alive: dict[str, int] = {}
+    ending: dict[int, list[str]] = {}
+    worst = current
+    for index, kernel in enumerate(kernels):
+        for name in kernel.writes:
+            role = tensors[name].role
+            if role in (Role.WEIGHT, Role.STATE, Role.INPUT) or name in alive:
+                continue
+            alive[name] = tensors[name].nbytes
+            current += alive[name]
+            if role is Role.INTERMEDIATE:
+                ending.setdefault(max(last.get(name, index), index), []).append(name)
+        worst = max(worst, current)
+        for name in ending.pop(index, ()):
+            current -= alive.pop(name)
+    return worst
+
+
+def _lower_bound(cascade: Cascade, device: Device) -> float:
+    """Bytes that any schedule moves over main memory's port in one execution of a phase.
+
+    What lives longer than the execution comes in or goes out once, but for what the levels on chip can
+    keep from one execution to the next. Attention moves at least in the order of (rows times keys times
+    size squared over elements on chip) elements (Dao et al., arXiv 2205.14135, theorem 2; constant 1).
+    """
+    on_chip = device.on_chip
+    touched: dict[str, int] = {}
+    written: dict[str, int] = {}
+    attention = 0.0
+    for einsum in cascade.einsums:
+        for access, table in [*((a, touched) for a in einsum.inputs), (einsum.output, written)]:
+            if cascade.tensors[access.tensor].role is not Role.INTERMEDIATE:
+                _raise(table, access.tensor, cascade.access_bytes(einsum, access))
+        if on_chip and einsum.op is Op.MATMUL and "p" in einsum.sizes and "e" in einsum.sizes:
+            width = dtypes.BITS[cascade.tensors[einsum.output.tensor].dtype] / 8
+            attention += einsum.points * einsum.sizes["e"] * width**2 / on_chip
+    compulsory = sum(touched.values()) + sum(written.values())
+    return max(0.0, compulsory - on_chip, math.floor(attention))
