@@ -281,7 +281,7 @@ class Space:
     def _among(parameter: Parameter, value: Any, values: Sequence[Value]) -> bool:
         if value is _OTHER:
             return False
-        return any(parameter.canonical(v) == value and isinstance(v, bool) == isinstance(value, bool) for v in values)
+        return value in [parameter.canonical(v) for v in values]
 
     @cached_property
     def size(self) -> float:
