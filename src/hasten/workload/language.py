@@ -336,8 +336,9 @@ class _Network:
         }.get(kind, lambda: c.moe_intermediate_size)()
         flat = x.reshape(-1, x.shape[-1])
         with self._in(path):
-            logits = self._linear(f"{path}.{router}", flat, experts + passing)
             with self._in(f"{path}.{router.split('.')[0]}"):
+                table = self._weight(f"{path}.{router}.weight", experts + passing, c.hidden_size)
+                logits = F.linear(flat, table)
                 scores = logits.float().softmax(-1) if kind != "deepseek_v3" else logits.float().sigmoid()
                 if kind in _LATENT:
                     name = f"{path}.{router.split('.')[0]}.e_score_correction_bias"

@@ -7,7 +7,8 @@ runs with a buffer that does not grow with that rank; one that needs more holds 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hasten import dtypes
@@ -22,76 +23,78 @@ class PassReport:
     """The passes of a cascade over one rank.
 
     Args:
-        rank: the rank, or the ranks it was split into.
-        tensors: tensor -> the pass in which it is first complete (1 is the first).
-        visits: tensor that has the rank -> in how many passes it is visited.
-        footprint: tensor that has the rank -> elements alive between passes, of one fibre: its length in the
-            rank when visited in several passes, the size of what the inner rank leaves otherwise.
+        rank: the rank, or the ranks it was split into, outermost first.
+        count: passes over data of that rank; 0 when nothing has it.
+        einsums: for each Einsum of the cascade, the pass in which it runs.
+        tensors: tensor -> the pass from which on it may be used with data of that rank.
+        visits: tensor that has the rank -> in how many passes it is read.
+        live: tensor that has the rank -> the ranks of it of which all must be held (or spilled): the whole
+            rank where a later pass reads the tensor again, otherwise only the tile that is at work.
+        footprint: the product of the sizes of ``live``, elements a fibre.
     """
 
     rank: tuple[str, ...]
+    count: int
+    einsums: tuple[int, ...]
     tensors: Mapping[str, int]
     visits: Mapping[str, int]
+    live: Mapping[str, tuple[str, ...]]
     footprint: Mapping[str, int]
 
-    @property
-    def count(self) -> int:
-        """Passes over the tensor that is visited most often."""
-        return max(self.visits.values(), default=0)
 
-
-def passes(cascade: Cascade, rank: str | Collection[str]) -> PassReport:
+def passes(cascade: Cascade, rank: str | Sequence[str]) -> PassReport:
     """Counts passes over ``rank``, or over a rank split into several (outermost first).
 
-    Ranks carry one name throughout the cascade. A reduction over a part of a split rank stays within the
-    pass: a tile is on chip. So does a running value along an iterative rank. A reduction over all of it ends
-    the pass: data of that rank may meet its result from the next pass on.
+    Ranks carry one name throughout the cascade. An element-wise Einsum runs in the latest pass of its
+    inputs. A reduction over inner ranks alone stays within the pass, since a tile is on chip; so does a
+    running value along an iterative rank. A reduction over the outermost rank is complete only when every
+    fibre was visited: data of that rank may meet its result from the next pass on.
+
+    Args:
+        cascade: what to analyse.
+        rank: one rank, or e.g. ``("m1", "m0")``.
     """
     ranks = (rank,) if isinstance(rank, str) else tuple(rank)
-    # A full reduction over the rank at pass k is usable with data of that rank from pass k + 1 on.
     ready: dict[str, int] = {}
-    visited: dict[str, set[int]] = {}
+    when: list[int] = []
     sizes: dict[str, int] = {}
+    made: dict[str, int] = {}
+    read: dict[str, set[int]] = {}
+    own: dict[str, tuple[str, ...]] = {}
     for einsum in cascade.einsums:
-        mine = [r for r in ranks if r in einsum.sizes]
-        when = max((ready.get(a.tensor, 1) for a in einsum.inputs), default=1)
-        if not mine:
-            ready[einsum.output.tensor] = when
-            continue
+        number = max((ready.get(a.tensor, 1) for a in einsum.inputs), default=1)
+        when.append(number)
+        sizes |= {name: size for name, size in einsum.ranks if name in ranks}
         for access in einsum.inputs:
-            if any(r in access.ranks for r in mine):
-                visited.setdefault(access.tensor, set()).add(when)
-                sizes[access.tensor] = _size(einsum, access.ranks, ranks)
-        left = [r for r in mine if r in einsum.output.ranks or r in einsum.iterative]
-        finished = not left and any(r in einsum.reduced for r in mine)
-        ready[einsum.output.tensor] = when + 1 if finished else when
-        if any(r in einsum.output.ranks for r in mine):
-            sizes[einsum.output.tensor] = _size(einsum, einsum.output.ranks, ranks)
-    inner = ranks[-1]
-    footprint = {}
-    for tensor, seen in visited.items():
-        several = len(seen) > 1
-        whole = _fibre(cascade, tensor, ranks)
-        tile = _fibre(cascade, tensor, (inner,)) if len(ranks) > 1 else 1
-        footprint[tensor] = whole if several else tile
-    return PassReport(ranks, ready, {t: len(s) for t, s in visited.items()}, footprint)
-
-
-def _size(einsum: Einsum, ranks: tuple[str, ...], wanted: tuple[str, ...]) -> int:
-    size = 1
-    for r in ranks:
-        if r in wanted:
-            size *= einsum.sizes[r]
-    return size
-
-
-def _fibre(cascade: Cascade, tensor: str, ranks: tuple[str, ...]) -> int:
-    """Elements of a fibre of ``tensor`` over ``ranks``."""
-    for einsum in cascade.einsums:
-        for access in (*einsum.inputs, einsum.output):
-            if access.tensor == tensor:
-                return _size(einsum, access.ranks, ranks)
-    return 1
+            shared = tuple(r for r in ranks if r in access.ranks)
+            if shared:
+                own[access.tensor] = shared
+                read.setdefault(access.tensor, set()).add(number)
+        output = einsum.output
+        shared = tuple(r for r in ranks if r in output.ranks)
+        if shared:
+            own[output.tensor] = shared
+            made[output.tensor] = number
+        # Split into parts, a rank of which only the inner parts exist here was folded tile by tile before.
+        outermost = next((r for r in ranks if r in einsum.sizes), None)
+        folded = outermost is not None and outermost in einsum.reduced
+        # What an iterative rank leaves at its end is complete only then, but it is used outside the loop.
+        ready[output.tensor] = number + 1 if folded and outermost == ranks[0] else number
+    live = {}
+    for tensor, shared in own.items():
+        first = made.get(tensor, 0)
+        again = any(number > first for number in read.get(tensor, ())) if first else len(read[tensor]) > 1
+        tile = tuple(r for r in shared if r != ranks[0])
+        live[tensor] = shared if again else tile
+    return PassReport(
+        rank=ranks,
+        count=max((n for n, e in zip(when, cascade.einsums) if any(r in e.sizes for r in ranks)), default=0),
+        einsums=tuple(when),
+        tensors=ready,
+        visits={tensor: len(found) for tensor, found in read.items()},
+        live=live,
+        footprint={tensor: math.prod(sizes[r] for r in kept) for tensor, kept in live.items()},
+    )
 
 
 _STREAMS = (Op.ELEMENTWISE, Op.REDUCE, Op.COPY)
