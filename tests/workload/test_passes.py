@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasten.errors import HastenError
-from hasten.workload import Access, Cascade, Einsum, Op, Role, Tensor
+from hasten.workload import Access, Cascade, Einsum, Op, Role, Tensor, fuse, language_model, trace, traffic
 from hasten.workload.attention import attention, execute, padding, tiled
 from hasten.workload.passes import passes
 
@@ -171,6 +171,85 @@ def test_a_full_reduction_then_a_broadcast_adds_one_pass(kind: str) -> None:
     once = _with_normalization(cascade, "QK", "m")
     twice = _with_normalization(once, "SN", "m")
     assert [passes(c, "m").count - COUNTS[kind] for c in (cascade, once, twice)] == [0, 1, 2]
+
+
+# -- fusion ------------------------------------------------------------------------------------------
+
+
+class Normalize(torch.nn.Module):
+    """Division by the sum of exponentials, one operator at a time."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.exp(x * 2)
+        return y / y.sum(-1, keepdim=True)
+
+
+def llama() -> Cascade:
+    config = {
+        "model_type": "llama",
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    return language_model(config, prompt=16, new_tokens=4).phases[0].cascade
+
+
+@pytest.mark.parametrize("capacity", [0, 1 << 10, 1 << 14, 1 << 18, 1 << 30])
+def test_groups_partition_the_cascade_and_can_run_in_their_order(capacity: int) -> None:
+    cascade = llama()
+    groups = fuse(cascade, capacity)
+    assert sorted(i for g in groups for i in g.einsums) == list(range(len(cascade)))
+    place = {i: n for n, g in enumerate(groups) for i in g.einsums}
+    last: dict[str, int] = {}
+    for i, e in enumerate(cascade.einsums):
+        for a in e.inputs:
+            if a.tensor in last:
+                assert place[last[a.tensor]] <= place[i]
+        last[e.output.tensor] = i
+    for n, g in enumerate(groups):
+        for name in g.on_chip:
+            assert cascade.tensors[name].role is Role.INTERMEDIATE
+            assert {place[i] for i in cascade.consumers.get(name, [])} <= {n}
+
+
+def moved_bytes(cascade: Cascade, capacity: int) -> int:
+    total = 0
+    for group in fuse(cascade, capacity):
+        reads, writes = traffic(cascade, group)
+        total += sum(reads.values()) + sum(writes.values())
+    return total
+
+
+def test_more_memory_on_chip_never_moves_more_and_never_less_than_it_must() -> None:
+    cascade = llama()
+    alone = sum(cascade.access_bytes(e, a) for e in cascade for a in (*e.inputs, e.output))
+    amounts = [moved_bytes(cascade, c) for c in (0, 1 << 12, 1 << 16, 1 << 30)]
+    assert amounts == sorted(amounts, reverse=True)
+    weights = sum(t.nbytes for t in cascade.with_role(Role.WEIGHT) if "embed" not in t.name)
+    assert weights < amounts[-1] < amounts[0] < alone
+
+
+def test_a_fibre_that_is_visited_again_must_fit() -> None:
+    cascade = trace(Normalize(), torch.zeros(4, 1000)).phases[0].cascade
+    assert [e.map for e in cascade] == ["mul", "exp", "identity", "div"]
+    small, large = fuse(cascade, 3999), fuse(cascade, 4000)
+    assert [g.einsums for g in large] == [(0, 1, 2, 3)]
+    assert [g.einsums for g in small] == [(0, 1, 2), (3,)]
+    assert cascade.einsums[1].output.tensor in large[0].on_chip
+    assert cascade.einsums[1].output.tensor not in small[0].on_chip
+
+
+def test_a_projection_takes_in_its_epilogue() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 64))
+    cascade = trace(module, torch.zeros(512, 64)).phases[0].cascade
+    groups = fuse(cascade, 1 << 10)
+    assert [[cascade.einsums[i].map for i in g.einsums] for g in groups] == [
+        ["mul", "add", "gelu"],
+        ["mul", "add"],
+    ]
 
 
 def test_bad_input_is_one_clear_line() -> None:

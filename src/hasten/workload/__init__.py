@@ -1,6 +1,6 @@
 """What is computed: extended-Einsum cascades, workloads, and tracing them from a torch module."""
 
-from hasten.workload.einsum import Access, Cascade, Einsum, Op, Phase, Role, Tensor, Workload
+from hasten.workload.einsum import Access, Cascade, Einsum, Group, Op, Phase, Role, Tensor, Workload
 from hasten.workload.language import language_model
 from hasten.workload.operators import Call, register
 from hasten.workload.passes import FusedGroup, PassReport, fuse, traffic
@@ -12,6 +12,7 @@ __all__ = [
     "Cascade",
     "Einsum",
     "FusedGroup",
+    "Group",
     "Op",
     "PassReport",
     "Phase",

@@ -192,22 +192,120 @@ class Cascade:
         """
         names: dict[str, str] = {}
         kernels: dict[int, int] = {}
+        tensors: dict[str, Tensor] = {}
 
-        def rename(tensor: str) -> str:
-            known = self.tensors[tensor]
-            if known.role in (Role.WEIGHT, Role.STATE, Role.INPUT):
-                return tensor
-            return names.setdefault(tensor, f"%{len(names)}")
+        def rename(access: Access) -> Access:
+            known = self.tensors[access.tensor]
+            name = access.tensor
+            if known.role not in (Role.WEIGHT, Role.STATE, Role.INPUT):
+                name = names.setdefault(name, f"%{len(names)}")
+            if name not in tensors:
+                tensors[name] = Tensor(name, known.shape, known.dtype, known.role)
+            return access if name == access.tensor else Access(name, access.ranks, access.elements)
 
         einsums = []
         for index, e in enumerate(self.einsums):
-            inputs = tuple(replace(a, tensor=rename(a.tensor)) for a in e.inputs)
-            output = replace(e.output, tensor=rename(e.output.tensor))
-            kernel = kernels.setdefault(e.kernel, len(kernels))
-            einsums.append(replace(e, name=f"e{index}", inputs=inputs, output=output, kernel=kernel))
-        used = {a.tensor for e in self.einsums for a in (*e.inputs, e.output)}
-        tensors = {rename(t): replace(self.tensors[t], name=rename(t)) for t in sorted(used)}
+            # Without a number an Einsum is a launch of its own.
+            key = e.kernel if e.kernel >= 0 else -1 - index
+            einsums.append(
+                Einsum(
+                    f"e{index}",
+                    e.op,
+                    e.ranks,
+                    tuple(rename(a) for a in e.inputs),
+                    rename(e.output),
+                    e.map,
+                    e.reduce,
+                    e.iterative,
+                    e.module,
+                    kernels.setdefault(key, len(kernels)),
+                    e.source,
+                )
+            )
         return Cascade(tuple(einsums), dict(sorted(tensors.items())), tuple(sorted(self.unknown)))
+
+    def groups(self) -> tuple[Group, ...]:
+        """The cascade folded: one group for each run of a layer or module, identical siblings once.
+
+        A layer is what the first number in a module path tells apart (``model.layers.7``). Siblings are
+        folded when they are equal Einsum for Einsum, with their own weights and state in place of each
+        other's; what depends on the Einsums alone is then ``repeats`` times what the first one gives.
+        """
+        blocks: list[tuple[str, list[int]]] = []
+        for index, e in enumerate(self.einsums):
+            layer = _layer(e.module)
+            if blocks and blocks[-1][0] == layer:
+                blocks[-1][1].append(index)
+            else:
+                blocks.append((layer, [index]))
+        found: dict[object, tuple[str, list[int], list[int]]] = {}
+        for layer, indices in blocks:
+            parent, _, last = layer.rpartition(".")
+            if not last.isdigit():
+                found[layer, indices[0]] = (layer, indices, [indices[0]])
+                continue
+            key = (parent, self._signature(layer, last, indices))
+            title = f"{parent}.*" if parent else "*"
+            found.setdefault(key, (title, indices, []))[2].append(indices[0])
+        return tuple(Group(title, tuple(first), tuple(starts)) for title, first, starts in found.values())
+
+    def _signature(self, layer: str, number: str, indices: list[int]) -> object:
+        """What makes two layers equal: everything but the names of their own tensors."""
+        names: dict[str, object] = {}
+        kernels: dict[int, int] = {}
+
+        def named(tensor: str) -> object:
+            if tensor not in names:
+                known = self.tensors[tensor]
+                own: object = len(names)
+                if known.role is Role.WEIGHT and tensor.startswith(f"{layer}."):
+                    own = f"*{tensor.removeprefix(layer)}"
+                elif known.role is Role.STATE:
+                    own = ".".join("*" if part == number else part for part in tensor.split("."))
+                elif known.role is Role.WEIGHT:
+                    own = tensor
+                # The first layer reads the model's input where the next reads the layer before it.
+                role = Role.INTERMEDIATE if known.role is Role.INPUT else known.role
+                names[tensor] = (own, known.shape, known.dtype, role)
+            return names[tensor]
+
+        signature = []
+        for index in indices:
+            e = self.einsums[index]
+            accesses = tuple((named(a.tensor), a.ranks, a.elements) for a in (*e.inputs, e.output))
+            key = e.kernel if e.kernel >= 0 else -1 - index
+            kernel = kernels.setdefault(key, len(kernels))
+            path = e.module.removeprefix(layer)
+            signature.append((e.op, e.ranks, accesses, e.map, e.reduce, e.iterative, path, kernel, e.source))
+        return tuple(signature)
+
+
+def _layer(path: str) -> str:
+    """The path up to its first number: ``model.layers.3.mlp`` gives ``model.layers.3``."""
+    parts = path.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: i + 1])
+    return path
+
+
+@dataclass(frozen=True)
+class Group:
+    """A part of a cascade that occurs one or more times.
+
+    Args:
+        module: path of the module, ``*`` in place of the number where siblings were folded.
+        einsums: places in the cascade of the first occurrence's Einsums.
+        starts: place of the first Einsum of every occurrence.
+    """
+
+    module: str
+    einsums: tuple[int, ...]
+    starts: tuple[int, ...]
+
+    @property
+    def repeats(self) -> int:
+        return len(self.starts)
 
 
 @dataclass(frozen=True)

@@ -191,12 +191,23 @@ def reduction(call: Call, reduce: str, map: str = "identity") -> None:
         call.emit(Op.REDUCE, ranks, [broadcast(call, source, source.shape)], output, kept, map=map, reduce=reduce)
 
 
-def moved(call: Call, op: Op, source: TorchTensor, others: Sequence[TorchTensor] = (), map: str = "copy") -> None:
-    """Every element of the output comes from somewhere in ``source``, at places that ``others`` give."""
+def moved(
+    call: Call,
+    op: Op,
+    source: TorchTensor,
+    others: Sequence[TorchTensor] = (),
+    map: str = "copy",
+    elements: int | None = None,
+) -> None:
+    """Every element of the output comes from somewhere in ``source``, at places that ``others`` give.
+
+    Args:
+        elements: elements of ``source`` touched; by default as many as the output has, at most all.
+    """
     output = call.outputs[0]
     ranks = axes(output.shape)
     names = [r for r, _ in ranks]
-    touched = min(output.numel(), distinct(source))
+    touched = min(output.numel(), distinct(source)) if elements is None else elements
     inputs = [call.read(source, names, touched), *(whole(call, t) for t in others)]
     call.emit(op, ranks, inputs, output, names, map=map)
 
@@ -571,6 +582,11 @@ def _batch_norm(call: Call) -> None:
     statistics = [call.read(t, ["d1"]) for t in running if t is not None]
     inputs = [call.read(x, names), *statistics, *affine]
     call.emit(Op.ELEMENTWISE, ranks, inputs, call.outputs[0], names, map="normalize")
+
+
+@register("aten::glu")
+def _glu(call: Call) -> None:
+    moved(call, Op.ELEMENTWISE, call["self"], map="glu", elements=call["self"].numel())
 
 
 # --- reductions and scans -------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ class Recorder:
         self.path = ""
         self._storages: dict[int, _Known] = {}
         self._keep: list[Any] = []  # storages stay alive, so that their identities stay unique
+        self._outputs: set[str] = set()
         self._counter = 0
         self._kernels = 0
 
@@ -103,8 +104,8 @@ class Recorder:
         self._counter += 1
         return f"t{self._counter - 1}"
 
-    def _written(self, tensor: TorchTensor) -> tuple[str, bool]:
-        """The name under which ``tensor`` is written, and whether all of its storage is.
+    def _written(self, tensor: TorchTensor) -> str:
+        """The name under which ``tensor`` is written.
 
         Writing all of an intermediate again makes a new value, so it gets a new name; a weight, a state or
         a part of something keeps its own.
@@ -113,12 +114,12 @@ class Recorder:
         known = self._storages.get(storage._cdata)
         full = tensor.numel() * tensor.element_size() >= storage.nbytes()
         if known is None:
-            return self.name_of(tensor), full
-        written = any(e.output.tensor == known.name for e in self.einsums[-64:]) or known.role is Role.INPUT
-        if full and written and known.role in (Role.INTERMEDIATE, Role.INPUT):
+            return self.name_of(tensor)
+        again = known.name in self._outputs or known.role is Role.INPUT
+        if full and again and known.role in (Role.INTERMEDIATE, Role.INPUT):
             del self._storages[storage._cdata]
-            return self.name_of(tensor), full
-        return known.name, full
+            return self.name_of(tensor)
+        return known.name
 
     # --- Einsums
 
@@ -140,7 +141,9 @@ class Recorder:
         """Adds an Einsum; sizes become plain ints and redundant element counts are dropped."""
         ranks = tuple((name, int(size)) for name, size in ranks)
         sizes = dict(ranks)
-        name = output if isinstance(output, str) else self._written(output)[0]
+        name = output if isinstance(output, str) else self._written(output)
+
+        self._outputs.add(name)
 
         def plain(access: Access) -> Access:
             product = math.prod(sizes[r] for r in access.ranks)
