@@ -1,1 +1,22 @@
+"""Changes to a given model: each is applied to the real module and to its description alike."""
 
+from hasten.methods.cache_format import CacheFormat
+from hasten.methods.drop_layers import DropLayers
+from hasten.methods.method import Method, apply_all, from_dict, ordered, registry, rewrite_all
+from hasten.methods.prompt_lookup import LookupDecoding
+from hasten.methods.sliding_window import SlidingWindow
+from hasten.methods.weight_only import WeightOnly
+
+__all__ = [
+    "CacheFormat",
+    "DropLayers",
+    "LookupDecoding",
+    "Method",
+    "SlidingWindow",
+    "WeightOnly",
+    "apply_all",
+    "from_dict",
+    "ordered",
+    "registry",
+    "rewrite_all",
+]

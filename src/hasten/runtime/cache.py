@@ -226,9 +226,7 @@ class KVCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         length = self.lengths[self.members[0]]
         if any(self.lengths[m] != length for m in self.members):
-            raise HastenError(
-                "the sequences of this cache differ in length: read them one by one (sequence(i))"
-            )
+            raise HastenError("the sequences of this cache differ in length: read them one by one (sequence(i))")
         return length
 
     def update(
@@ -237,9 +235,7 @@ class KVCache(Cache):
         new = key_states.shape[2]
         length = self.get_seq_length() + new
         if length > self.capacity:
-            raise HastenError(
-                f"the cache holds {self.capacity} tokens, not {length}: make it larger (capacity=)"
-            )
+            raise HastenError(f"the cache holds {self.capacity} tokens, not {length}: make it larger (capacity=)")
         found = self.layers[layer_idx].update(key_states, value_states)
         if layer_idx == len(self.layers) - 1:
             self.advance([new] * len(self.members))
@@ -261,9 +257,7 @@ class KVCache(Cache):
         for member in self.members:
             length = self.lengths[member] - tokens
             if length < self.quantized[member] * kernel.BLOCK or (self.spec.window is not None and tokens):
-                raise HastenError(
-                    "this cache cannot give tokens back: use an fp32 or bf16 one without a window"
-                )
+                raise HastenError("this cache cannot give tokens back: use an fp32 or bf16 one without a window")
             self.lengths[member] = length
 
     def retract(self, tokens: int) -> None:

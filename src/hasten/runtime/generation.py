@@ -125,9 +125,7 @@ def _by_transformers(
     room = config.max_new_tokens or max(0, (config.max_length or 20) - ids.shape[1])
     beams = max(1, config.num_beams or 1) * max(1, config.num_return_sequences or 1)
     extra.setdefault("past_key_values", model.new_cache(ids.shape[0] * beams, ids.shape[1] + room))
-    return model.network.generate(
-        ids, attention_mask=mask, generation_config=config, streamer=streamer, **extra
-    )
+    return model.network.generate(ids, attention_mask=mask, generation_config=config, streamer=streamer, **extra)
 
 
 def _padded(prompts: Tensor, made: Sequence[Sequence[int]], config: Any) -> Tensor:
@@ -190,10 +188,7 @@ class _Loop:
 
     def _advance(self, last: dict[int, int]) -> list[list[int]]:
         """One step for the sequences in ``last`` (their newest token, not in the cache yet); updates it."""
-        drafts = {
-            i: self._indexes[i].draft(self._limit - len(self.made[i]) - 1) if self._indexes else []
-            for i in last
-        }
+        drafts = {i: self._indexes[i].draft(self._limit - len(self.made[i]) - 1) if self._indexes else [] for i in last}
         tokens = {i: [token, *drafts[i]] for i, token in last.items()}
         logits = self._logits(tokens)
         new: list[list[int]] = [[] for _ in self._prompts]

@@ -101,17 +101,15 @@ class LanguageModel(nn.Module):
         """
         if self.cache.window is not None and "attention_mask" not in kwargs and input_ids.shape[1] > 1:
             start = past_key_values.get_seq_length() if past_key_values is not None else 0
-            kwargs["attention_mask"] = self._window_mask(start, input_ids.shape[1], input_ids.device)
+            kwargs["attention_mask"] = self.window_mask(start, input_ids.shape[1], input_ids.device)
         return self.network(input_ids, past_key_values=past_key_values, **kwargs)
 
-    def _window_mask(self, start: int, new: int, device: torch.device) -> Tensor:
+    def window_mask(self, start: int, new: int, device: torch.device) -> Tensor:
         """(1, 1, new, seen): True where a row may look."""
         window, sinks = self.cache.window, self.cache.sinks
         assert window is not None
         first, low = kv_cache.visible(start + new, new, window, sinks) if start else (0, 0)
-        columns = torch.cat(
-            (torch.arange(first, device=device), torch.arange(low, start + new, device=device))
-        )
+        columns = torch.cat((torch.arange(first, device=device), torch.arange(low, start + new, device=device)))
         rows = torch.arange(start, start + new, device=device)[:, None]
         return ((columns <= rows) & ((columns > rows - window) | (columns < sinks)))[None, None]
 
@@ -206,6 +204,4 @@ class LanguageModel(nn.Module):
         """Raises HastenError when a text of ``length`` tokens is longer than the model's positions."""
         limit = self.config.max_position_embeddings
         if length > limit:
-            raise HastenError(
-                f"{length} tokens are more than the model's {limit} positions: shorten the prompt"
-            )
+            raise HastenError(f"{length} tokens are more than the model's {limit} positions: shorten the prompt")

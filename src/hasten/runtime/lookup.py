@@ -19,14 +19,18 @@ class PromptLookup:
     Args:
         ngram: longest match that is tried; shorter ones follow, down to one token.
         draft: tokens drafted at most.
+        accepted: drafted tokens that a step is expected to keep; only descriptions of the work use it.
     """
 
     ngram: int = 3
     draft: int = 8
+    accepted: float = 0.0
 
     def __post_init__(self) -> None:
         if self.ngram < 1 or not 1 <= self.draft < MOST_NEW:
             raise HastenError(f"prompt lookup takes ngram >= 1 and 1 <= draft < {MOST_NEW}")
+        if self.accepted < 0:
+            raise HastenError("a step keeps 0 or more drafted tokens: accepted cannot be negative")
 
 
 class Index:

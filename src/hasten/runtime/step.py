@@ -170,15 +170,10 @@ class CompiledStep:
             ring.sink_blocks if wraps else 0,
             ring.ring_blocks if wraps else 0,
             64,
-            [
-                [t[n].data_ptr() if n in t else 0 for n in names]
-                for t in (layer.tensors for layer in cache.layers)
-            ],
+            [[t[n].data_ptr() if n in t else 0 for n in names] for t in (layer.tensors for layer in cache.layers)],
         )
 
-    def __call__(
-        self, ids: list[int], sequences: list[int], positions: list[int], logits_from: int = 0
-    ) -> Tensor:
+    def __call__(self, ids: list[int], sequences: list[int], positions: list[int], logits_from: int = 0) -> Tensor:
         """Runs one step.
 
         Args:

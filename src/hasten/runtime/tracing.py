@@ -2,56 +2,106 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hasten.kernels import kv_cache
-from hasten.workload import Phase, Workload, trace_cascade
+from hasten.workload import Access, Cascade, Einsum, Op, Phase, Role, Workload, trace_cascade
 
 if TYPE_CHECKING:
     from hasten.runtime.language_model import LanguageModel
 
 
 def workload(model: LanguageModel, prompt: int, new_tokens: int, batch: int = 1) -> Workload:
-    """Phases ``prefill`` (once) and ``decode`` (a step; with drafts, several tokens a step).
+    """Phases ``prefill`` (once) and ``decode`` (a step for each token; fewer, wider ones with drafts).
+
+    The decode step stands for all of them: it is taken in the middle, at ``prompt + new_tokens // 2`` positions, and
+    what grows with length grows linearly.
 
     Args:
         model: traced on fake tensors, as it stands.
         prompt: tokens of each prompt.
         new_tokens: tokens made for each sequence.
         batch: sequences.
-
-    The decode step stands for all of them: it is taken in the middle, at ``prompt + new_tokens // 2``
-    positions, and what grows with length grows linearly.
     """
-    capacity = prompt + new_tokens
-    rows = 1 + (model.lookup.draft if model.lookup else 0)
+    lookup = model.lookup
+    rows = 1 + (lookup.draft if lookup else 0)
+    capacity = prompt + new_tokens + 1
 
     def call(new: int, filled: int) -> tuple[Any, dict[str, int], dict[str, int]]:
         def prepare() -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-            cache = model.new_cache(batch, capacity + rows)
+            cache = model.new_cache(batch, capacity)
+            arguments: dict[str, Any] = {"past_key_values": cache, "logits_to_keep": 1}
             if filled:
                 cache.lengths[:] = [filled] * batch
                 if model.cache.quantized:
                     cache.quantized[:] = [filled // kv_cache.BLOCK] * batch
-            keep = 0 if new == rows and filled else 1
-            arguments = {"past_key_values": cache, "logits_to_keep": keep}
+            elif model.cache.window is not None:
+                # Given, not made within the call: a mask is no part of the model's work.
+                arguments["attention_mask"] = model.window_mask(0, new, torch.device("cpu"))
             return (torch.zeros(batch, new, dtype=torch.int64),), arguments
 
         return trace_cascade(model, prepare=prepare, state=_buffers)
 
     prefill, weights, _ = call(prompt, 0)
-    decode, _, state = call(rows, prompt + new_tokens // 2)
+    decode, _, state = call(1, prompt + new_tokens // 2)
+    if lookup:
+        decode = with_rows(decode, rows)
+    steps = math.ceil(new_tokens / (1 + (lookup.accepted if lookup else 0.0)))
     return Workload(
         model.name,
-        (Phase("prefill", prefill), Phase("decode", decode, new_tokens)),
+        (Phase("prefill", prefill), Phase("decode", decode, steps)),
         weights,
         state,
-        {"prompt": prompt, "new_tokens": new_tokens, "batch": batch, "rows": rows},
+        {
+            "prompt": prompt,
+            "new_tokens": new_tokens,
+            "batch": batch,
+            "rows": rows,
+            "cache": model.cache.dtype,
+            "window": model.cache.window or 0,
+            "sinks": model.cache.sinks,
+        },
     )
+
+
+def with_rows(cascade: Cascade, rows: int) -> Cascade:
+    """A decode step that verifies ``rows`` tokens of each sequence at once.
+
+    Everything that a token has of its own (intermediates, inputs, outputs, what it writes into the cache) gains a rank
+    ``d`` over the tokens; weights and the cache are read once for all of them.
+    """
+    if rows == 1:
+        return cascade
+    own = (Role.INTERMEDIATE, Role.INPUT, Role.OUTPUT)
+
+    def widened(access: Access, writes: bool) -> Access:
+        tensor = cascade.tensors[access.tensor]
+        if tensor.role not in own and not writes:
+            return access
+        count = None if access.elements is None else access.elements * rows
+        return replace(access, ranks=("d", *access.ranks), elements=count)
+
+    def wider(e: Einsum) -> Einsum:
+        if e.source == "hasten::kv_read" or (e.op is Op.COPY and not e.inputs):
+            return e
+        inputs = tuple(a if a.tensor in read else widened(a, False) for a in e.inputs)
+        return replace(e, ranks=(("d", rows), *e.ranks), inputs=inputs, output=widened(e.output, True))
+
+    # What was read out of the cache, or made from nothing, is the same for every token.
+    read = {
+        e.output.tensor for e in cascade.einsums if e.source == "hasten::kv_read" or (e.op is Op.COPY and not e.inputs)
+    }
+    tensors = {
+        n: replace(t, shape=(rows, *t.shape)) if t.role in own and n not in read else t
+        for n, t in cascade.tensors.items()
+    }
+    return replace(cascade, einsums=tuple(wider(e) for e in cascade.einsums), tensors=tensors)
 
 
 def _buffers(arguments: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,0 +1,179 @@
+"""Whole decoder layers left out: those that change their input least."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from hasten.errors import HastenError
+from hasten.methods.editing import Draft, edit
+from hasten.methods.method import Method
+from hasten.runtime.language_model import LanguageModel
+from hasten.workload.einsum import Phase, Workload
+
+_LAYER = re.compile(r"^(.*\blayers)\.(\d+)(\..*)?$")
+
+
+@dataclass(frozen=True)
+class DropLayers(Method):
+    """Removes decoder layers.
+
+    Args:
+        layers: their numbers, from 0; `least_important` finds them.
+    """
+
+    name: ClassVar[str] = "drop-layers"
+    kind: ClassVar[str] = "depth"
+    order: ClassVar[int] = 10
+    source: ClassVar[str] = "block influence of ShortGPT, arXiv 2403.03853"
+
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.layers or any(not isinstance(i, int) or i < 0 for i in self.layers):
+            raise HastenError("drop-layers takes the numbers of the layers to drop, from 0")
+        object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+
+    @property
+    def title(self) -> str:
+        return f"without layer{'s' if len(self.layers) > 1 else ''} {', '.join(map(str, self.layers))}"
+
+    def why_not(self, model: Any) -> str | None:
+        if not isinstance(model, LanguageModel):
+            return "it is not a language model"
+        count = len(model.layers)
+        if max(self.layers) >= count or len(self.layers) >= count:
+            return f"it has {count} layers"
+        return None
+
+    def apply(self, model: Any) -> Any:
+        self.check(model)
+        kept = [layer for i, layer in enumerate(model.layers) if i not in self.layers]
+        model.network.model.layers = nn.ModuleList(kept)
+        for i, layer in enumerate(kept):
+            layer.self_attn.layer_idx = i  # type: ignore[union-attr, assignment]
+        config = model.network.config
+        config.num_hidden_layers = len(kept)
+        kinds = getattr(config, "layer_types", None)
+        if kinds:
+            config.layer_types = [k for i, k in enumerate(kinds) if i not in self.layers]
+        return model
+
+    def rewrite(self, workload: Workload) -> Workload:
+        names = _Names(self.layers)
+
+        def change(phase: Phase, draft: Draft) -> None:
+            for dropped in self.layers:
+                _bypass(draft, dropped)
+            draft.einsums = [
+                replace(
+                    e,
+                    module=names.module(e.module),
+                    inputs=tuple(replace(a, tensor=names.tensor(a.tensor)) for a in e.inputs),
+                    output=replace(e.output, tensor=names.tensor(e.output.tensor)),
+                )
+                for e in draft.einsums
+            ]
+            draft.tensors = {
+                names.tensor(n): replace(t, name=names.tensor(n)) for n, t in draft.tensors.items() if not names.gone(n)
+            }
+
+        changed = edit(workload, change)
+        return replace(
+            changed,
+            weights={names.tensor(n): b for n, b in workload.weights.items() if not names.gone(n)},
+            state={names.tensor(n): b for n, b in workload.state.items() if not names.gone(n)},
+        )
+
+    @classmethod
+    def variants(cls, model: Any) -> list[Self]:
+        """None without text to measure importance on: see `least_important`."""
+        return []
+
+
+class _Names:
+    """Names after some layers are gone and the others have moved up."""
+
+    def __init__(self, dropped: Sequence[int]) -> None:
+        self._dropped = set(dropped)
+
+    def gone(self, name: str) -> bool:
+        found = self._number(name)
+        return found is not None and found in self._dropped
+
+    def module(self, name: str) -> str:
+        found = _LAYER.match(name)
+        if not found or int(found[2]) in self._dropped:
+            return name
+        return f"{found[1]}.{self._moved(int(found[2]))}{found[3] or ''}"
+
+    def tensor(self, name: str) -> str:
+        if found := re.match(r"^cache\.(\d+)\.(.*)$", name):
+            return name if self.gone(name) else f"cache.{self._moved(int(found[1]))}.{found[2]}"
+        return self.module(name)
+
+    def _number(self, name: str) -> int | None:
+        found = re.match(r"^cache\.(\d+)\.", name)
+        if found:
+            return int(found[1])
+        layer = _LAYER.match(name)
+        return int(layer[2]) if layer else None
+
+    def _moved(self, number: int) -> int:
+        return number - sum(1 for d in self._dropped if d < number)
+
+
+def _bypass(draft: Draft, number: int) -> None:
+    """Takes a layer's Einsums out; who read its result reads what the layer read."""
+    inside = [e for e in draft.einsums if (m := _LAYER.match(e.module)) and int(m[2]) == number]
+    if not inside:
+        return
+    made = {e.output.tensor for e in inside}
+    # The hidden state enters through the first norm, and leaves by the last addition.
+    entering = inside[0].inputs[0].tensor
+    leaving = inside[-1].output.tensor
+    members = {id(e) for e in inside}
+    draft.einsums = [
+        replace(e, inputs=tuple(replace(a, tensor=entering) if a.tensor == leaving else a for a in e.inputs))
+        for e in draft.einsums
+        if id(e) not in members
+    ]
+    assert not any(a.tensor in made for e in draft.einsums for a in e.inputs), "a layer has one result"
+
+
+@torch.inference_mode()
+def influence(model: LanguageModel, ids: Tensor) -> list[float]:
+    """Block influence of every layer on a text: 1 - mean cosine of its input and its output (equation 1).
+
+    Args:
+        model: unchanged, or changed.
+        ids: (batch, length) tokens.
+    """
+    found: list[float] = []
+
+    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        found.append(1 - float(nn.functional.cosine_similarity(before, after, dim=-1).mean()))
+
+    handles = [layer.register_forward_hook(watch, with_kwargs=True) for layer in model.layers]
+    try:
+        model.network.model(ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def least_important(model: LanguageModel, ids: Tensor, count: int) -> DropLayers:
+    """The method that drops the ``count`` layers of least influence on the text ``ids``."""
+    values = influence(model, ids)
+    if not 0 < count < len(values):
+        raise HastenError(f"of {len(values)} layers, 1 to {len(values) - 1} can be dropped, not {count}")
+    order = sorted(range(len(values)), key=values.__getitem__)
+    return DropLayers(tuple(order[:count]))

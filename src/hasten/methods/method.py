@@ -1,0 +1,128 @@
+"""What a method is: a change to a model, said twice."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+from hasten.errors import HastenError
+from hasten.workload.einsum import Workload
+
+_REGISTRY: dict[str, type[Method]] = {}
+
+
+class Method(ABC):
+    """A change to a model: ``apply`` makes it to the module, ``rewrite`` to its description.
+
+    Subclasses are frozen dataclasses whose fields are the method's settings. Defining one registers it.
+
+    Class attributes:
+        name: what ``tuned.json`` calls it.
+        kind: methods of one kind exclude each other.
+        order: place among methods that are used together; lower is applied first.
+        exact: whether greedy output stays what it was.
+        source: paper it comes from.
+    """
+
+    name: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
+    order: ClassVar[int] = 50
+    exact: ClassVar[bool] = False
+    source: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.name:
+            _REGISTRY[cls.name] = cls
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """A few words for tables."""
+
+    @abstractmethod
+    def why_not(self, model: Any) -> str | None:
+        """Why it cannot be applied to ``model``; None when it can."""
+
+    @abstractmethod
+    def apply(self, model: Any) -> Any:
+        """Changes ``model`` in place and returns it.
+
+        Raises:
+            HastenError: it does not apply.
+        """
+
+    @abstractmethod
+    def rewrite(self, workload: Workload) -> Workload:
+        """The workload that the changed model has."""
+
+    @classmethod
+    @abstractmethod
+    def variants(cls, model: Any) -> Sequence[Self]:
+        """Settings worth trying on ``model``."""
+
+    def check(self, model: Any) -> None:
+        """Raises HastenError when it does not apply."""
+        if reason := self.why_not(model):
+            raise HastenError(f"{self.title} does not apply to this model: {reason}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its name and settings as plain data."""
+        fields = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {"method": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}}
+
+
+def registry() -> dict[str, type[Method]]:
+    """Every method by name."""
+    return dict(_REGISTRY)
+
+
+def from_dict(data: Any) -> Method:
+    """The method that `Method.to_dict` described.
+
+    Raises:
+        HastenError: an unknown name or a setting that the method does not have.
+    """
+    if not isinstance(data, dict) or data.get("method") not in _REGISTRY:
+        known = ", ".join(sorted(_REGISTRY))
+        raise HastenError(f"unknown method {data!r:.80}: one of {known} is known")
+    kind = _REGISTRY[data["method"]]
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "method"}
+    known_fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key, value in settings.items():
+        if key not in known_fields:
+            raise HastenError(f"method {kind.name} has no setting {key!r}")
+        if not isinstance(value, int | float | str | bool | tuple | None):
+            raise HastenError(f"method {kind.name}: {key} must be plain data")
+    try:
+        return kind(**settings)
+    except (TypeError, ValueError) as error:
+        raise HastenError(f"method {kind.name}: {error}") from None
+
+
+def ordered(methods: Sequence[Method]) -> list[Method]:
+    """Methods in the order in which they are applied.
+
+    Raises:
+        HastenError: two of one kind.
+    """
+    kinds = [m.kind for m in methods]
+    if twice := {k for k in kinds if kinds.count(k) > 1}:
+        raise HastenError(f"two methods for the same thing ({', '.join(sorted(twice))}): choose one")
+    return sorted(methods, key=lambda m: m.order)
+
+
+def apply_all(model: Any, methods: Sequence[Method]) -> Any:
+    """``model`` changed by all of ``methods``, in their order."""
+    for method in ordered(methods):
+        model = method.apply(model)
+    return model
+
+
+def rewrite_all(workload: Workload, methods: Sequence[Method]) -> Workload:
+    """``workload`` as all of ``methods`` change it."""
+    for method in ordered(methods):
+        workload = method.rewrite(workload)
+    return workload

@@ -1,0 +1,84 @@
+"""Speculative decoding with drafts copied from the text so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+from hasten.methods.editing import Draft, edit
+from hasten.methods.method import Method
+from hasten.runtime.language_model import LanguageModel
+from hasten.runtime.lookup import Index, PromptLookup
+from hasten.runtime.tracing import with_rows
+from hasten.workload.einsum import Phase, Workload
+
+
+@dataclass(frozen=True)
+class LookupDecoding(Method):
+    """Prompt lookup: greedy output stays what it is, several tokens a step where a draft is right.
+
+    Args:
+        ngram: longest match tried.
+        draft: tokens drafted at most.
+        accepted: drafted tokens that a step is expected to keep, for predictions (`acceptance` measures it).
+    """
+
+    name: ClassVar[str] = "prompt-lookup"
+    kind: ClassVar[str] = "drafts"
+    order: ClassVar[int] = 60
+    exact: ClassVar[bool] = True
+    source: ClassVar[str] = "speculative decoding, arXiv 2211.17192, with drafts from the prompt"
+
+    ngram: int = 3
+    draft: int = 4
+    accepted: float = 0.0
+
+    def __post_init__(self) -> None:
+        PromptLookup(self.ngram, self.draft)
+
+    @property
+    def title(self) -> str:
+        return f"prompt lookup {self.draft}"
+
+    def why_not(self, model: Any) -> str | None:
+        if not isinstance(model, LanguageModel):
+            return "it is not a language model"
+        return "it drafts already" if model.lookup is not None else None
+
+    def apply(self, model: Any) -> Any:
+        self.check(model)
+        model.lookup = PromptLookup(self.ngram, self.draft, self.accepted)
+        return model
+
+    def rewrite(self, workload: Workload) -> Workload:
+        steps = math.ceil(int(workload.attributes["new_tokens"]) / (1 + self.accepted))
+
+        def change(phase: Phase, draft: Draft) -> None:
+            if phase.name == "decode":
+                wider = with_rows(draft.cascade(), 1 + self.draft)
+                draft.einsums, draft.tensors = list(wider.einsums), dict(wider.tensors)
+
+        changed = edit(workload, change)
+        phases = tuple(replace(p, repeats=steps) if p.name == "decode" else p for p in changed.phases)
+        return replace(changed, phases=phases, attributes={**workload.attributes, "rows": 1 + self.draft})
+
+    @classmethod
+    def variants(cls, model: Any) -> list[Self]:
+        return [cls(3, 4)]
+
+
+def acceptance(prompt: Sequence[int], continuation: Sequence[int], lookup: PromptLookup) -> float:
+    """Drafted tokens kept a step when greedy decoding makes ``continuation``: replayed, not estimated."""
+    index, at, steps = Index(lookup, prompt), 1, 0
+    index.extend(continuation[:1])
+    while at < len(continuation):
+        draft = index.draft(len(continuation) - at - 1)
+        kept = 0
+        while kept < len(draft) and draft[kept] == continuation[at + kept]:
+            kept += 1
+        index.extend(continuation[at : at + kept + 1])
+        at += kept + 1
+        steps += 1
+    return (len(continuation) - 1) / steps - 1 if steps else 0.0

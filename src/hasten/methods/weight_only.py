@@ -1,0 +1,179 @@
+"""Linear layers with weights of 16 (bf16), 8 or 4 bits, and activations as they were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+from torch import nn
+
+from hasten.errors import HastenError
+from hasten.kernels.packed_linear import fast_bf16
+from hasten.methods.editing import Draft, edit
+from hasten.methods.method import Method
+from hasten.nn import PackedEmbedding, PackedLinear
+from hasten.workload.einsum import Access, Einsum, Op, Phase, Role, Tensor, Workload
+
+_STORED = {16: "bf16", 8: "int8", 4: "int4"}
+
+
+@dataclass(frozen=True)
+class WeightOnly(Method):
+    """Packs the weights of linear layers, with a scale for each group of columns.
+
+    Rounding to nearest in groups: int8 symmetric, int4 with a scale and a minimum (the formats of
+    `hasten.kernels.packed_linear`). A token's row is multiplied in fp32 with the unpacked weight.
+
+    Args:
+        bits: 16, 8 or 4, of the layers' weights.
+        head_bits: of the output head, and of the embedding when the two are tied; 0 leaves both.
+        group: columns that share a scale.
+        bf16: multiply many rows, such as a prompt's, in bf16.
+    """
+
+    name: ClassVar[str] = "weight-only"
+    kind: ClassVar[str] = "weights"
+    order: ClassVar[int] = 20
+    source: ClassVar[str] = "group-wise rounding as in GGUF; bf16 products by the processor"
+
+    bits: int = 4
+    head_bits: int = 8
+    group: int = 32
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bits not in _STORED or self.head_bits not in (0, *_STORED) or self.group < 32 or self.group % 32:
+            raise HastenError("weight-only takes bits 16, 8 or 4, head_bits also 0, and groups of a multiple of 32")
+
+    @property
+    def title(self) -> str:
+        head = "" if self.head_bits in (0, self.bits) else f", head {_STORED[self.head_bits]}"
+        return f"{_STORED[self.bits]} weights{head}" + (", bf16 prompt" if self.bf16 else "")
+
+    def why_not(self, model: Any) -> str | None:
+        if any(isinstance(m, PackedLinear) for m in model.modules()):
+            return "its weights are packed already"
+        linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        if not linears:
+            return "it has no linear layers"
+        odd = [m.in_features for m in linears if m.in_features % self.group]
+        return f"a layer of {odd[0]} columns does not divide into groups of {self.group}" if odd else None
+
+    def apply(self, model: Any) -> Any:
+        self.check(model)
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.Linear) and name != "lm_head":
+                    setattr(parent, name, PackedLinear.from_linear(child, self.bits, self.group, self.bf16))
+        for parent in list(model.modules()):
+            if self.head_bits and isinstance(getattr(parent, "lm_head", None), nn.Linear):
+                self._pack_head(parent)
+        return model
+
+    def _pack_head(self, network: Any) -> None:
+        table = network.get_input_embeddings()
+        tied = table.weight is network.lm_head.weight
+        network.lm_head = PackedLinear.from_linear(network.lm_head, self.head_bits, self.group, self.bf16)
+        if tied:
+            network.set_input_embeddings(_like(table, network.lm_head))
+
+    def rewrite(self, workload: Workload) -> Workload:
+        weights = dict(workload.weights)
+        tables = _embedding_tables(workload)
+
+        def change(phase: Phase, draft: Draft) -> None:
+            for i, e in enumerate(draft.einsums):
+                weight = _weight(draft, e)
+                if weight is None:
+                    continue
+                head = e.module.endswith("lm_head")
+                tied = head and weight in tables
+                if e.op is Op.GATHER:
+                    if self.head_bits and weight in tables and _tied(workload, weight):
+                        draft.einsums[i] = self._gather(draft, e, weight, weights)
+                elif not head:
+                    draft.einsums[i] = self._product(draft, e, weight, self.bits, weights)
+                elif self.head_bits:
+                    assert tied or weight.endswith("lm_head.weight")
+                    draft.einsums[i] = self._product(draft, e, weight, self.head_bits, weights)
+
+        changed = edit(workload, change)
+        return replace(changed, weights=weights)
+
+    def _pieces(self, draft: Draft, weight: str, bits: int, weights: dict[str, int]) -> list[Tensor]:
+        known = draft.tensors[weight]
+        rows, columns = known.shape
+        base = weight.removesuffix(".weight")
+        pieces = [Tensor(f"{base}.packed", known.shape, _STORED[bits], Role.WEIGHT)]
+        if bits != 16:
+            pieces.append(Tensor(f"{base}.scales", (rows, columns // self.group), "fp16", Role.WEIGHT))
+        if bits == 4:
+            pieces.append(Tensor(f"{base}.mins", (rows, columns // self.group), "fp16", Role.WEIGHT))
+        weights.pop(weight, None)
+        for piece in pieces:
+            draft.tensors[piece.name] = piece
+            weights[piece.name] = piece.nbytes
+        return pieces
+
+    def _product(self, draft: Draft, e: Einsum, weight: str, bits: int, weights: dict[str, int]) -> Einsum:
+        packed, *scales = self._pieces(draft, weight, bits, weights)
+        sizes = e.sizes
+        ranks = (("m", sizes["m"] * sizes.get("b", 1)), ("n", sizes["n"]), ("k", sizes["k"]))
+        inputs = (
+            Access(e.inputs[0].tensor, ("m", "k"), e.inputs[0].elements),
+            Access(packed.name, ("k", "n")),
+            *(Access(s.name, ("n", "k"), s.elements) for s in scales),
+        )
+        output = Access(e.output.tensor, ("m", "n"))
+        return replace(e, ranks=ranks, inputs=inputs, output=output, source="hasten::packed_linear")
+
+    def _gather(self, draft: Draft, e: Einsum, weight: str, weights: dict[str, int]) -> Einsum:
+        packed, *scales = self._pieces(draft, weight, self.head_bits, weights)
+        table, *ids = e.inputs
+        touched = min(e.points, packed.elements)
+        inputs = (
+            replace(table, tensor=packed.name),
+            *(Access(s.name, table.ranks, -(-touched // self.group)) for s in scales),
+            *ids,
+        )
+        return replace(e, inputs=inputs, map="dequantize", source="hasten::packed_embedding")
+
+    @classmethod
+    def variants(cls, model: Any) -> list[Self]:
+        native = fast_bf16()
+        return [cls(bits, head, bf16=native) for bits, head in ((16, 16), (8, 8), (4, 8), (4, 4))]
+
+
+def _like(table: nn.Embedding, head: PackedLinear) -> PackedEmbedding:
+    empty = PackedEmbedding(0, table.embedding_dim, bits=head.bits, group=head.group)
+    empty.num_embeddings = table.num_embeddings
+    return empty.tie(head)
+
+
+def _weight(draft: Draft, e: Einsum) -> str | None:
+    """The weight matrix that ``e`` multiplies by or reads rows of."""
+    if e.op not in (Op.MATMUL, Op.GATHER) or e.source.startswith("hasten::"):
+        return None
+    for access in e.inputs:
+        known = draft.tensors[access.tensor]
+        if known.role is Role.WEIGHT and known.name.endswith(".weight") and len(known.shape) == 2:
+            return known.name
+    return None
+
+
+def _embedding_tables(workload: Workload) -> set[str]:
+    found = set()
+    for phase in workload.phases:
+        for e in phase.cascade.einsums:
+            if e.op is Op.GATHER:
+                found |= {a.tensor for a in e.inputs if a.tensor.endswith(".weight")}
+    return found
+
+
+def _tied(workload: Workload, table: str) -> bool:
+    """Whether the output head multiplies by the embedding's own weight."""
+    return any(
+        e.op is Op.MATMUL and any(a.tensor == table for a in e.inputs)
+        for phase in workload.phases
+        for e in phase.cascade.einsums
+    )

@@ -1,0 +1,114 @@
+"""What a tuning run found, as data: the report draws it, and it is written down as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Prediction(_Data):
+    """By the cost model: seconds of prefill and of the whole decoding, bytes of weights and cache."""
+
+    prefill: float
+    decode: float
+    memory: float
+
+    @property
+    def latency(self) -> float:
+        return self.prefill + self.decode
+
+
+class Figures(_Data):
+    """Measured: seconds (medians), with the spread of decoding; bytes; perplexity and its standard error.
+
+    ``agreement`` is the share of the unchanged model's greedy tokens that come out the same, up to the first
+    that differs.
+    """
+
+    prefill: float
+    decode: float
+    decode_low: float
+    decode_high: float
+    prefill_rate: float
+    decode_rate: float
+    memory: float
+    perplexity: float | None = None
+    perplexity_error: float | None = None
+    agreement: float | None = None
+
+    @property
+    def latency(self) -> float:
+        return self.prefill + self.decode
+
+
+class Combination(_Data):
+    """Methods used together. ``methods`` is what `hasten.methods.from_dict` takes, in order."""
+
+    title: str
+    methods: list[dict[str, Any]]
+    predicted: Prediction
+    measured: Figures | None = None
+    within_floor: bool | None = None
+    pareto: bool = False
+    failure: str = ""
+
+
+class Kernel(_Data):
+    """A point of the roofline: seconds, FLOP and main-memory bytes of one kernel in one run of its phase."""
+
+    phase: str
+    name: str
+    module: str
+    latency: float
+    flops: float
+    bytes: float
+    bound: str
+
+
+class Roof(_Data):
+    """What bounds a roofline: FLOP/s by unit and format, B/s by memory level, innermost first."""
+
+    compute: dict[str, float]
+    memory: dict[str, float]
+
+
+class TuneResult(_Data):
+    """A whole run."""
+
+    model: str
+    source: str
+    fingerprint: str
+    prompt: int
+    new_tokens: int
+    batch: int
+    text: str
+    floor: float
+    device: str
+    identity: dict[str, str]
+    roof: Roof
+    versions: dict[str, str]
+    command: str
+    started: str
+    seconds: float
+    stopped: str
+    reference: Figures
+    baseline: Combination
+    combinations: list[Combination]
+    skipped: dict[str, str]
+    kernels: dict[str, list[Kernel]]
+    notes: list[str] = []
+
+    @property
+    def best(self) -> Combination | None:
+        """The fastest measured combination within the floor; None when none is faster than the baseline."""
+        measured = [c for c in (self.baseline, *self.combinations) if c.measured and c.within_floor]
+        return min(measured, key=lambda c: c.measured.latency if c.measured else float("inf"), default=None)
+
+    def speed_up(self, combination: Combination) -> float | None:
+        """Decoding rate over that of transformers in fp32."""
+        return combination.measured.decode_rate / self.reference.decode_rate if combination.measured else None
