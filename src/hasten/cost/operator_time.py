@@ -90,16 +90,17 @@ def name(einsum: Einsum) -> str:
     return einsum.source.split("::")[-1].split(".")[0].strip("_")
 
 
-def operator_seconds(group: Sequence[Einsum], device: Device, dtype: str) -> float | None:
+def operator_seconds(group: Sequence[Einsum], device: Device, dtype: str, cold: bool = False) -> float | None:
     """Seconds of one eager launch of the operator that ``group`` describes, its launch included.
 
     Args:
         group: the Einsums of one operator.
         device: whose curves are read.
         dtype: number format of the computation.
+        cold: whether the weights of a matrix product come from main memory.
 
     Returns:
-        The time with operands in cache, or None where the device has no curve for it.
+        The time with all other operands in cache, or None where the device has no curve for it.
     """
     if not device.curves:
         return None
@@ -114,7 +115,7 @@ def operator_seconds(group: Sequence[Einsum], device: Device, dtype: str) -> flo
         return _attention(contractions[0], contractions[1], device)
     if contractions:
         e = contractions[0]
-        return _convolution(e, device) if e.op is Op.CONV else _product(e, device, dtype)
+        return _convolution(e, device) if e.op is Op.CONV else _product(e, device, dtype, cold)
     return _rest(group, device)
 
 
@@ -123,14 +124,19 @@ def _at(device: Device, operation: str, dtype: str, *sizes: float) -> float | No
     return None if curve is None else curve.at(*sizes)
 
 
-def _product(einsum: Einsum, device: Device, dtype: str) -> float | None:
+def _product(einsum: Einsum, device: Device, dtype: str, cold: bool) -> float | None:
     sizes = einsum.sizes
     m, n, k = sizes.get("m", 1), sizes.get("n", 1), sizes.get("k", 1)
     if (batch := sizes.get("b", 1)) > 1:
-        return _at(device, "bmm", dtype, batch, m, n, k)
+        if all("b" in access.ranks for access in einsum.inputs[:2]):
+            return _at(device, "bmm", dtype, batch, m, n, k)
+        m *= batch  # one weight for the whole batch: its rows are rows
     if "n" not in sizes:  # a matrix times a vector: the matrix plays the weight
         m, n = 1, m
-    return _at(device, "mm", dtype, m, n, k)
+    hot = _at(device, "mm", dtype, m, n, k)
+    if not cold or hot is None:
+        return hot
+    return max(hot, _at(device, "mm cold", dtype, m, n, k) or 0.0)
 
 
 def _attention(scores: Einsum, values: Einsum, device: Device) -> float | None:

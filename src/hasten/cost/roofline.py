@@ -142,10 +142,12 @@ class _Pricing:
         total = [0.0] * len(self._levels)
         path = ""
         for kernel in kernels:
-            compute = self._compute(kernel.einsums)
-            memory, level, moved = self._traffic(kernel, *residence.serve(kernel))
+            reads, writes = residence.serve(kernel)
+            compute = self._compute(kernel.einsums, self._cold(kernel, reads))
+            memory, level, moved = self._traffic(kernel, reads, writes)
+            waiting = self._waiting(kernel, reads)
             first = kernel.einsums[0]
-            body = max(compute.seconds, memory)
+            body = max(compute.seconds + waiting, memory)
             overhead = self._launch
             if not self._fused:
                 overhead += device.view_overhead + device.module_overhead * _entered(path, first.module)
@@ -250,11 +252,32 @@ class _Pricing:
 
     # -- arithmetic ------------------------------------------------------------------------------
 
-    def _compute(self, group: Sequence[Einsum]) -> _Compute:
-        key = self._signature(group)
+    def _waiting(self, kernel: _Kernel, reads: Mapping[str, int]) -> float:
+        """Seconds that a measured operator takes longer because operands are further out than the level
+        where they all fit, which is where they were when it was measured."""
+        if self._fused or not self._device.curves:
+            return 0.0
+        size = sum(kernel.reads.values()) + sum(kernel.writes.values())
+        home = next((i for i, m in enumerate(self._device.memory) if size <= m.capacity), len(self._levels))
+        product = kernel.einsums[0].op is Op.MATMUL
+        seconds = 0.0
+        for name, amount in kernel.reads.items():
+            if reads[name] > home:
+                weight = self._cascade.tensors[name].role is Role.WEIGHT
+                if not (product and weight and reads[name] == len(self._levels) - 1):  # in its own curve
+                    seconds += amount / self._levels[reads[name]][1]
+        return seconds
+
+    def _cold(self, kernel: _Kernel, reads: Mapping[str, int]) -> bool:
+        """Whether a contraction's weights come from main memory."""
+        last = len(self._levels) - 1
+        return any(level == last and self._cascade.tensors[name].role is Role.WEIGHT for name, level in reads.items())
+
+    def _compute(self, group: Sequence[Einsum], cold: bool) -> _Compute:
+        key = (self._signature(group), cold)
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = self._arithmetic(group)
+            found = self._known[key] = self._arithmetic(group, cold)
         return found
 
     def _signature(self, group: Sequence[Einsum]) -> object:
@@ -268,14 +291,14 @@ class _Pricing:
             for e in group
         )
 
-    def _arithmetic(self, group: Sequence[Einsum]) -> _Compute:
+    def _arithmetic(self, group: Sequence[Einsum], cold: bool) -> _Compute:
         """On each unit the times of a kernel's Einsums add up; the units run side by side."""
         busy: dict[str, float] = {}
         energy = measured = 0.0
         flops = 0
         whole = True
         for part in _operators(group):
-            known = self._measured(part)
+            known = self._measured(part, cold)
             measured += known or 0.0
             whole = whole and known is not None
             for einsum in part:
@@ -286,7 +309,7 @@ class _Pricing:
         unit = max(busy, key=lambda name: busy[name])
         return _Compute(measured if whole else busy[unit], unit, energy, flops)
 
-    def _measured(self, part: Sequence[Einsum]) -> float | None:
+    def _measured(self, part: Sequence[Einsum], cold: bool) -> float | None:
         """Seconds of one operator by the device's measurements, its launch taken off."""
         device = self._device
         if not device.curves:
@@ -299,7 +322,7 @@ class _Pricing:
         if fused_vector:
             # Within a kernel its operands come from registers or the nearest cache.
             return sum(self._on_unit(e)[1] for e in part)
-        seconds = operator_seconds(part, device, self._format(part))
+        seconds = operator_seconds(part, device, self._format(part), cold)
         return None if seconds is None else max(seconds - launch, 0.0)
 
     def _packed(self, einsum: Einsum) -> float | None:
