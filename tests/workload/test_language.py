@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hasten.errors import HastenError
-from hasten.workload import Cascade, Role, language_model, trace_cascade
+from hasten.workload import Cascade, Role, language, language_model, trace_cascade
 
 COMMON = {
     "vocab_size": 97,
@@ -104,6 +104,23 @@ def test_a_config_alone_matches_the_traced_module(name: str) -> None:
     assert work.state_bytes == per_token * (prompt + new)
     assert len(work.state) == 2 * len(cache.layers)
     assert work.unknown == ()
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mixtral", "deepseek_v3", "longcat_flash"])
+def test_replaying_identical_layers_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**configuration(name), "num_hidden_layers": 4}
+    if name == "longcat_flash":
+        config["num_layers"] = 3
+    quick = language_model(config, prompt=9, new_tokens=4)
+    original = language._Network.run
+
+    def slowly(self: Any, new: int, past: int) -> Cascade:
+        self.replay = False
+        return original(self, new, past)
+
+    monkeypatch.setattr(language._Network, "run", slowly)
+    slow = language_model(config, prompt=9, new_tokens=4)
+    assert quick.canonical() == slow.canonical()
 
 
 def test_number_formats_change_the_bytes_and_not_the_flops() -> None:

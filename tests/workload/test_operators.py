@@ -119,6 +119,9 @@ def test_attention(masked: str, groups: int) -> None:
     cascade = work.phases[0].cascade
     assert len({e.kernel for e in cascade if "attention" in e.source}) == 1
     assert ("causal" in cascade.einsums[-1].source) == (masked == "causal")
+    if mask is not None:
+        (masking,) = [e for e in cascade if e.map == ("where" if masked == "bool" else "add")]
+        assert masking.touched(masking.inputs[1]) == mask.numel()
     reads = {a.tensor: e.touched(a) for e in cascade for a in e.inputs}
     assert reads["input1"] == k.numel()
     assert reads["input2"] == v.numel()

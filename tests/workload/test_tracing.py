@@ -7,9 +7,11 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hasten.workload import Op, Role, trace
+from hasten.errors import HastenError
+from hasten.workload import Op, Role, trace, trace_cascade
 
 torch.manual_seed(0)
 
@@ -160,6 +162,93 @@ def test_a_large_model_takes_no_memory_and_little_time() -> None:
     workload = trace(model, torch.zeros(1, 16, dtype=torch.int64), use_cache=False)
     assert workload.weight_bytes == sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
     assert time.perf_counter() - started < 60  # the figure itself is benchmarks/estimate.py's
+
+
+@pytest.mark.parametrize("name", ["DeepseekV3", "LongcatFlash"])
+def test_half_a_trillion_parameters_are_traced_without_memory(name: str) -> None:
+    import resource
+
+    import transformers
+
+    with torch.device("meta"):
+        model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    workload = trace(model.eval(), torch.zeros(1, 32, dtype=torch.int64), use_cache=False)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert workload.weight_bytes > 4 * 500e9
+    assert grown < 500e6
+    assert workload.unknown == ()
+    experts = [e for e in workload.phases[0].cascade if "grouped_mm" in e.source]
+    assert experts
+    assert all(e.sizes["m"] <= 32 * 12 for e in experts)  # active experts only
+
+
+def test_a_mixture_of_experts_counts_its_active_experts() -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        experts_implementation="eager",
+    )
+    model, ids = MixtralForCausalLM(config).eval(), torch.randint(0, 97, (2, 11))
+    workload = trace(model, ids, use_cache=False)
+    assert model.config._experts_implementation == "eager"
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(ids, use_cache=False)
+    assert workload.flops == counter.get_total_flops() > 0
+
+
+def test_an_encoder_too() -> None:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    model, ids = BertModel(config).eval(), torch.randint(0, 97, (2, 11))
+    workload = trace(model, ids)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model(ids)
+    assert workload.flops == counter.get_total_flops() > 0
+    assert workload.unknown == ()
+
+
+def test_shapes_that_depend_on_values_are_one_clear_line() -> None:
+    class Picky(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[x.sum(1) > 0] * x.shape[0]
+
+    class Counts(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(int(x.sum().item()))
+
+    for module in (nn.Sequential(Picky()), Counts()):
+        with pytest.raises(HastenError, match="depend on values") as caught:
+            trace(module, torch.ones(3, 4))
+        assert "\n" not in str(caught.value)
+    layer = nn.Linear(4, 2)
+    trace(layer, torch.ones(3, 4))  # nothing is left behind
+    assert layer(torch.ones(3, 4)).shape == (3, 2)
+
+
+def test_a_function_over_a_module_with_state_on_the_meta_device() -> None:
+    layer = nn.Linear(4, 4)
+    state = torch.empty(1000, 4, device="meta")
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        state[7:8] = layer(x)
+        return state[:8].sum(0)
+
+    traced = trace_cascade(step, (torch.ones(1, 4),), module=layer, state={"memory": state})
+    assert traced.weights == {"weight": 64, "bias": 16}
+    assert traced.state == {"memory": 16000}
+    write = next(e for e in traced.cascade if e.output.tensor == "memory")
+    assert write.touched(write.output) == 4
+    read = traced.cascade.einsums[-1]
+    assert read.touched(read.inputs[0]) == 32
 
 
 def test_tracing_leaves_the_module_as_it_was() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor as TorchTensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hasten.errors import HastenError
-from hasten.workload.einsum import Cascade, Phase, Role, Workload
+from hasten.workload.einsum import Cascade, Einsum, Phase, Role, Workload
 from hasten.workload.tracing import Recorder, grouped_experts, recording
 
 _LLAMA = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
@@ -94,11 +95,23 @@ def _settings(config: Any) -> Any:
         raise HastenError(f"the {kind} configuration is not valid: {error}") from error
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A traced layer: its Einsums, the hidden state's names before and after it, its weights and cache."""
+
+    number: int
+    einsums: list[Einsum]
+    entered: str
+    left: str
+    tensors: list[str]
+
+
 class _Network:
     """The forward pass as a torch program on fake tensors. Parameter names are those of transformers."""
 
     def __init__(self, config: Any, batch: int, capacity: int, dtype: torch.dtype, cache_dtype: torch.dtype) -> None:
         self.c = config
+        self.replay = True  # off in the test that replaying changes nothing
         self.batch = batch
         self.capacity = capacity
         self.dtype = dtype
@@ -160,23 +173,63 @@ class _Network:
         rotary = self._rotary(ids.shape[1])
         latent = c.model_type in _LATENT
         layers = c.num_layers if c.model_type == "longcat_flash" else c.num_hidden_layers
+        traced: dict[tuple[bool, int | None], _Layer] = {}
         for layer in range(layers):
-            path = f"model.layers.{layer}"
-            with self._in(path):
-                if c.model_type == "longcat_flash":
-                    hidden = self._shortcut_layer(path, layer, hidden, rotary, past)
-                    continue
-                normed = self._norm(f"{path}.input_layernorm", hidden)
-                attend = self._latent_attention if latent else self._attention
-                hidden = hidden + attend(f"{path}.self_attn", layer, normed, rotary, past)
-                normed = self._norm(f"{path}.post_attention_layernorm", hidden)
-                feed = self._moe if self._is_sparse(layer) else self._mlp
-                hidden = hidden + feed(f"{path}.mlp", normed)
+            kind = (self._is_sparse(layer), None if latent else self._window(layer))
+            if self.replay and kind in traced:
+                hidden = self._again(traced[kind], layer, hidden)
+                continue
+            start, known = len(self.recorder.einsums), set(self._tensors)
+            entered = self.recorder.name_of(hidden)
+            hidden = self._layer(layer, hidden, rotary, past)
+            traced[kind] = _Layer(
+                layer,
+                self.recorder.einsums[start:],
+                entered,
+                self.recorder.name_of(hidden),
+                [name for name in self._tensors if name not in known],
+            )
         hidden = self._norm("model.norm", hidden)[:, -1:]
         if c.tie_word_embeddings:
             with self._in("lm_head"):
                 return F.linear(hidden, table)
         return self._linear("lm_head", hidden, c.vocab_size)
+
+    def _layer(
+        self, layer: int, hidden: TorchTensor, rotary: tuple[TorchTensor, TorchTensor], past: int
+    ) -> TorchTensor:
+        path = f"model.layers.{layer}"
+        with self._in(path):
+            if self.c.model_type == "longcat_flash":
+                return self._shortcut_layer(path, layer, hidden, rotary, past)
+            normed = self._norm(f"{path}.input_layernorm", hidden)
+            attend = self._latent_attention if self.c.model_type in _LATENT else self._attention
+            hidden = hidden + attend(f"{path}.self_attn", layer, normed, rotary, past)
+            normed = self._norm(f"{path}.post_attention_layernorm", hidden)
+            feed = self._moe if self._is_sparse(layer) else self._mlp
+            return hidden + feed(f"{path}.mlp", normed)
+
+    def _again(self, like: _Layer, layer: int, hidden: TorchTensor) -> TorchTensor:
+        """Layer ``layer``, which is ``like`` with its own weights and cache, without running it again."""
+        recorder = self.recorder
+        caches = 2 if self.c.model_type == "longcat_flash" else 1
+        old, new = f"model.layers.{like.number}", f"model.layers.{layer}"
+        names = {like.entered: recorder.name_of(hidden)}
+        for name in like.tensors:
+            if name.startswith("cache."):
+                _, number, which = name.split(".")
+                own = f"cache.{int(number) + caches * (layer - like.number)}.{which}"
+            else:
+                own = new + name.removeprefix(old)
+            names[name] = own
+            known = recorder.tensors[name]
+            recorder.tensors[own] = replace(known, name=own)
+            sizes = self.state if known.role is Role.STATE else self.weights
+            sizes[own] = known.nbytes
+        recorder.repeat(like.einsums, names, lambda path: new + path.removeprefix(old))
+        result = torch.empty_like(hidden)
+        recorder.bind_to(result, names[like.left])
+        return result
 
     def _shortcut_layer(
         self, path: str, layer: int, hidden: TorchTensor, rotary: tuple[TorchTensor, TorchTensor], past: int

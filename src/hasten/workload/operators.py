@@ -414,11 +414,12 @@ def attention(
     fibre, row = [*own, "p", "m"], [*own, "p"]
     if mask is not None:
         masked = call.temporary((*shape, m), dtype)
-        used = [r for r, n in zip(("p", "m"), mask.shape[-2:]) if n != 1]
+        sides = [*((r,) for r, _ in lead), tuple(own[len(lead) :]), ("p",), ("m",)][-mask.dim() :]
+        used = [r for side, n, s in zip(sides, mask.shape, mask.stride()) if n != 1 and s != 0 for r in side]
         call.emit(
             Op.ELEMENTWISE,
             square,
-            [call.read(scores, fibre), call.read(mask, used, distinct(mask))],
+            [call.read(scores, fibre), call.read(mask, used)],
             masked,
             fibre,
             map="where" if mask.dtype is torch.bool else "add",

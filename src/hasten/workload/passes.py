@@ -15,7 +15,7 @@ from hasten import dtypes
 from hasten.workload.einsum import Access, Cascade, Einsum, Op, Role
 
 # Attention written as one operator that visits each key once, keeping a running maximum and sum.
-ONE_PASS_OPERATORS = ("flash", "efficient", "cudnn", "fused_attention")
+ONE_PASS_OPERATORS = ("scaled_dot_product",)
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,51 @@ class Recorder:
             )
         )
 
+    def repeat(self, einsums: Sequence[Einsum], names: dict[str, str], path: Callable[[str], str]) -> None:
+        """Adds Einsums once more, as new launches.
+
+        Args:
+            names: old tensor name -> new one; intermediates that ``einsums`` write are added to it.
+            path: old module path -> new one.
+        """
+        kernels: dict[int, int] = {}
+
+        def renamed(access: Access) -> Access:
+            return Access(names.get(access.tensor, access.tensor), access.ranks, access.elements)
+
+        for e in einsums:
+            inputs = tuple(renamed(a) for a in e.inputs)
+            target = e.output.tensor
+            if target not in names and self.tensors[target].role is Role.INTERMEDIATE:
+                names[target] = self._new_name()
+                known = self.tensors[target]
+                self.tensors[names[target]] = Tensor(names[target], known.shape, known.dtype, known.role)
+            if e.kernel not in kernels:
+                kernels[e.kernel] = self.next_kernel()
+            output = renamed(e.output)
+            self._outputs.add(output.tensor)
+            self.einsums.append(
+                Einsum(
+                    f"e{len(self.einsums)}",
+                    e.op,
+                    e.ranks,
+                    inputs,
+                    output,
+                    e.map,
+                    e.reduce,
+                    e.iterative,
+                    path(e.module),
+                    kernels[e.kernel],
+                    e.source,
+                )
+            )
+
+    def bind_to(self, tensor: TorchTensor, name: str) -> None:
+        """Declares that ``tensor``'s storage is the known tensor ``name``."""
+        storage = tensor.untyped_storage()
+        self._keep.append(storage)
+        self._storages[storage._cdata] = _Known(name, self.tensors[name].role)
+
     def note_unknown(self, name: str) -> None:
         self.unknown[name] = None
 
