@@ -1,0 +1,130 @@
+"""What a tuning result says, in numbers and words, for the terminal and the page alike."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from hasten.report import quantities as q
+from hasten.search.outcome import Combination, Figures, TuneResult
+
+REFERENCE = "transformers generate, fp32"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A combination beside the baseline. Speed-ups are of the whole run (prefill and decode)."""
+
+    combination: Combination
+    best: bool
+    baseline: bool
+    predicted_speedup: float | None
+    measured_speedup: float | None
+
+
+def everything(result: TuneResult) -> list[Combination]:
+    """The baseline and all combinations, each once."""
+    return [result.baseline, *(c for c in result.combinations if c != result.baseline)]
+
+
+def rows(result: TuneResult) -> list[Row]:
+    """Every combination: measured ones first by time, then predicted ones, then those that failed."""
+    best, before = result.best, result.baseline
+    found = [
+        Row(
+            one,
+            one is best or one == best,
+            one is before,
+            _ratio(before.predicted.latency, one.predicted.latency),
+            _ratio(before.measured.latency, one.measured.latency) if before.measured and one.measured else None,
+        )
+        for one in everything(result)
+    ]
+
+    def key(row: Row) -> tuple[int, float]:
+        one = row.combination
+        if one.measured:
+            return 0, one.measured.latency
+        return 2 if one.failure else 1, one.predicted.latency
+
+    return sorted(found, key=key)
+
+
+def _ratio(before: float, after: float) -> float | None:
+    return before / after if before > 0 and after > 0 else None
+
+
+def decode_speedup(before: Figures | None, after: Figures | None) -> float | None:
+    """How many times as fast ``after`` decodes; None when one was not measured."""
+    return _ratio(after.decode_rate, before.decode_rate) if before and after else None
+
+
+def quality_change(result: TuneResult, one: Combination) -> float | None:
+    """Relative change of perplexity from the baseline: 0.02 is 2% worse."""
+    before = result.baseline.measured.perplexity if result.baseline.measured else None
+    after = one.measured.perplexity if one.measured else None
+    return after / before - 1 if before and after is not None else None
+
+
+def worst_perplexity(result: TuneResult) -> float | None:
+    """The perplexity that the quality floor still allows."""
+    before = result.baseline.measured.perplexity if result.baseline.measured else None
+    return before * (1 + result.floor) if before else None
+
+
+def prediction_error(result: TuneResult) -> float | None:
+    """Median relative error of the predicted whole-run latency, over what was measured."""
+    errors = [
+        abs(c.predicted.latency / c.measured.latency - 1)
+        for c in everything(result)
+        if c.measured and c.measured.latency > 0
+    ]
+    return statistics.median(errors) if errors else None
+
+
+def summary(result: TuneResult) -> list[str]:
+    """What was found, in sentences."""
+    tried = everything(result)
+    measured = [c for c in tried if c.measured]
+    within = [c for c in measured if c.within_floor]
+    before, best = result.baseline.measured, result.best
+    after = best.measured if best else None
+    lines = []
+    if best is None or after is None:
+        lines.append(
+            "Nothing that was measured stays within the quality floor"
+            f" (perplexity at most {result.floor * 100:.3g} % worse)."
+        )
+    elif best == result.baseline:
+        lines.append("The unchanged model is the fastest that stays within the quality floor.")
+    else:
+        lines.append(f"Fastest within the quality floor: {best.title}.")
+    if after:
+        rate = f"It decodes {q.digits(after.decode_rate)} tokens/s"
+        against = []
+        if (faster := decode_speedup(result.reference, after)) is not None:
+            against.append(f"{q.times(faster)} the rate of transformers' own generate in fp32")
+        if best != result.baseline and (faster := decode_speedup(before, after)) is not None:
+            against.append(f"{q.times(faster)} that of the unchanged model in hasten's runtime")
+        lines.append(f"{rate}{': ' if against else ''}{' and '.join(against)}.")
+    if best and after and before and best != result.baseline:
+        change = quality_change(result, best)
+        if change is not None and after.perplexity is not None and before.perplexity is not None:
+            lines.append(
+                f"Its perplexity on {result.text} is {q.digits(after.perplexity)}, against"
+                f" {q.digits(before.perplexity)} unchanged ({q.percent(change)};"
+                f" {q.percent(result.floor)} was allowed)."
+            )
+        if after.agreement is not None:
+            lines.append(f"Of its greedy tokens {after.agreement * 100:.0f} % are the unchanged model's.")
+        lines.append(f"Peak memory is {q.si(after.memory, 'B')}, against {q.si(before.memory, 'B')} unchanged.")
+    lines.append(
+        f"Of {len(tried)} combinations {len(measured)} were measured,"
+        f" and {len(within)} of those stay within the quality floor."
+    )
+    error = prediction_error(result)
+    if error is not None:
+        lines.append(f"Predicted latency was off by {error * 100:.0f} % (median over what was measured).")
+    if result.stopped == "interrupted":
+        lines.append("The run was interrupted: this is what it had until then; the same command goes on.")
+    return lines

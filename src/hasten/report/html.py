@@ -1,0 +1,278 @@
+"""The page that a tuning run leaves: one file, complete in itself, that opens without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hasten.errors import HastenError
+from hasten.report import findings, plots
+from hasten.report import quantities as q
+from hasten.report.findings import Row
+from hasten.search.outcome import Figures, TuneResult
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+def write_html(result: TuneResult, path: str | Path) -> None:
+    """Writes the report of a tuning run, aside first, then in place.
+
+    Raises:
+        HastenError: it cannot be written: a missing folder, a full disk.
+    """
+    whole, target = page(result).encode(), Path(path)
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(whole)
+            file.flush()
+            os.fsync(file.fileno())  # some file systems report a full disk only here
+        aside.replace(target)
+    except OSError as error:
+        raise HastenError(
+            f"cannot write the report {target}: {error.strerror}: free space or give another path"
+        ) from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def page(result: TuneResult) -> str:
+    """The report as HTML: plotly.js, style and data inside; nothing is loaded from elsewhere."""
+    from plotly.offline import get_plotlyjs
+
+    figures: dict[str, Figure] = {}
+
+    def plot(name: str, make: Callable[[], Figure]) -> str:
+        figure = make()
+        figures[name] = figure
+        return f'<div class="plot" id="{name}" style="min-height:{figure.layout.height or 420}px"></div>'
+
+    parts = [
+        _section("summary", "What was found", f'<div class="found">{_summary(result)}</div>'),
+        _section(
+            "combinations",
+            "All combinations",
+            '<p class="explain">★ the fastest within the quality floor, ● on the Pareto front of measured latency,'
+            " perplexity and memory; perplexity in red is worse than the quality floor. Times are of the whole run:"
+            " the prompt for prefill, all new tokens for decode. Click a heading to sort.</p>" + _table(result),
+        ),
+    ]
+    if any(c.measured for c in findings.everything(result)):
+        error = findings.prediction_error(result)
+        told = f" The median error of the whole run is {error * 100:.0f} %." if error is not None else ""
+        parts += [
+            _section(
+                "pareto",
+                "Speed against quality",
+                '<p class="explain">Left is faster, down is better text. What lies above the dashed line is'
+                " worse than the quality floor.</p>" + plot("plot-pareto", lambda: plots.pareto(result)),
+            ),
+            _section(
+                "speed-ups",
+                "Speed-up of each combination",
+                '<p class="explain">Over the unchanged model in the same runtime: what each method brings by'
+                " itself, and what they bring together.</p>" + plot("plot-speedups", lambda: plots.speedups(result)),
+            ),
+            _section(
+                "prediction",
+                "Prediction against measurement",
+                '<p class="explain">On the line the prediction was right; the dotted lines are 25 % off.'
+                f"{told}</p>" + plot("plot-prediction", lambda: plots.predicted_measured(result)),
+            ),
+        ]
+    panels = {name: kernels for name, kernels in result.kernels.items() if kernels}
+    if panels:
+        name, kernels = list(panels.items())[-1]
+        phases = [k.phase for k in kernels]
+        phase = "decode" if "decode" in phases else phases[-1]
+        parts += [
+            _section(
+                "layers",
+                "Where the time goes",
+                f'<p class="explain">Predicted time of each layer in one {escape(phase)} step.</p>'
+                + plot("plot-layers", lambda: plots.layers(panels, phase)),
+            ),
+            _section(
+                "roofline",
+                "What bounds it",
+                f'<p class="explain">Operators ({escape(name)}) under the roofs of this machine, as predicted. Left'
+                " of the bend memory bandwidth is the limit, right of it arithmetic. A larger mark takes a larger"
+                " share of its phase; the same place in all layers is one mark.</p>"
+                + plot("plot-roofline", lambda: plots.roofline(kernels, result.roof)),
+            ),
+        ]
+    parts.append(
+        '<div class="pair">'
+        + _section("machine", "The machine", _machine(result))
+        + _section("versions", "The versions", _pairs(result.versions))
+        + "</div>"
+    )
+    parts.append(_section("command", "The command", _command(result)))
+
+    data = json.dumps({name: json.loads(figure.to_json()) for name, figure in figures.items()})
+    links = (
+        ("summary", "Summary"), ("combinations", "Combinations"), ("pareto", "Pareto"), ("speed-ups", "Speed-ups"),
+        ("layers", "Layers"), ("roofline", "Roofline"), ("prediction", "Prediction"), ("machine", "Machine"),
+        ("command", "Command"),
+    )  # fmt: skip
+    body = "".join(parts)
+    nav = "".join(f'<a href="#{i}">{t}</a>' for i, t in links if f'id="{i}"' in body)
+    return "".join(
+        (
+            '<!doctype html>\n<html lang="en" data-theme="light">\n<head>\n<meta charset="utf-8">\n',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
+            '<link rel="icon" href="data:,">\n',
+            f"<title>{escape(result.model)} · hasten</title>\n<style>\n{_file('page.css')}</style>\n</head>\n<body>\n",
+            '<header><div><button class="theme" id="theme" type="button">Dark</button>',
+            f'<h1>{escape(result.model)}</h1><p class="lead">{_lead(result)}</p><nav>{nav}</nav></div></header>\n',
+            f"<main>\n{_headline(result)}{body}</main>\n",
+            f"<footer>Made by hasten {escape(result.versions.get('hasten', ''))}. Everything on this page is in this"
+            " file.</footer>\n",
+            # "<" may end the script early, whatever a user's strings hold: JSON has another way to write it.
+            f'<script type="application/json" id="figures">{_inert(data)}</script>\n',
+            f"<script>{get_plotlyjs()}</script>\n<script>\n{_file('page.js')}</script>\n</body>\n</html>\n",
+        )
+    )
+
+
+def _inert(data: str) -> str:
+    return data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _file(name: str) -> str:
+    return (resources.files("hasten.report") / name).read_text("utf-8")
+
+
+def _section(name: str, title: str, content: str) -> str:
+    return f'<section id="{name}"><h2>{escape(title)}</h2>{content}</section>\n'
+
+
+def _lead(result: TuneResult) -> str:
+    batch = f", batch {result.batch}" if result.batch != 1 else ""
+    when = f" · {escape(result.started)}" if result.started else ""
+    return (
+        f"prompt of {result.prompt:,} tokens, {result.new_tokens:,} new ones{batch} · on {escape(result.device)}{when}"
+    )
+
+
+def _headline(result: TuneResult) -> str:
+    """The few numbers one came for."""
+    best = result.best
+    if best is None or best.measured is None:
+        return ""
+    cards = [(q.digits(best.measured.decode_rate), "new tokens a second")]
+    for known, name in ((result.reference, "transformers fp32"), (result.baseline.measured, "the unchanged model")):
+        faster = findings.decode_speedup(known, best.measured)
+        if faster and known is not best.measured:
+            cards.append((q.times(faster), f"the decoding rate of {name}"))
+    change = findings.quality_change(result, best)
+    if change is not None:
+        cards.append((q.percent(change), "change of perplexity"))
+    cards.append((q.si(best.measured.memory, "B"), "peak memory"))
+    inner = "".join(f'<div class="figure"><b>{escape(n)}</b><span>{escape(t)}</span></div>' for n, t in cards)
+    return f'<div class="figures">{inner}</div>\n'
+
+
+def _summary(result: TuneResult) -> str:
+    lines = "".join(f"<p>{escape(line)}</p>" for line in findings.summary(result))
+    notes = [*result.notes, *(f"{name}: {why}" for name, why in result.skipped.items())]
+    return lines + "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+
+
+_HEADINGS = (
+    "", "combination", "prefill", "decode", "prefill", "decode", "tokens/s", "predicted", "measured", "perplexity",
+    "change", "memory",
+)  # fmt: skip
+
+
+def _table(result: TuneResult) -> str:
+    head = (
+        '<tr><th colspan="2"></th><th colspan="2">predicted</th><th colspan="3">measured</th>'
+        '<th colspan="2">speed-up</th><th colspan="2">quality</th><th></th></tr><tr>'
+        + "".join(f'<th scope="col">{h}</th>' for h in _HEADINGS)
+        + "</tr>"
+    )
+    body = "".join(_table_row(result, row) for row in findings.rows(result)) + _reference_row(result)
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(value: float | None, show: Callable[[float], str], title: str = "", name: str = "") -> str:
+    hover = f' title="{escape(title)}"' if title else ""
+    named = f' class="{name}"' if name else ""
+    shown, raw = ("–", "") if value is None else (escape(show(value)), repr(float(value)))
+    return f'<td{named} data-value="{raw}"{hover}>{shown}</td>'
+
+
+def _bytes(value: float) -> str:
+    return q.si(value, "B")
+
+
+def _measured_cells(figures: Figures | None) -> str:
+    if figures is None:
+        return _cell(None, q.seconds) * 3
+    spread = f"from {q.seconds(figures.decode_low)} to {q.seconds(figures.decode_high)}"
+    return (
+        _cell(figures.prefill, q.seconds)
+        + _cell(figures.decode, q.seconds, spread)
+        + _cell(figures.decode_rate, q.digits)
+    )
+
+
+def _table_row(result: TuneResult, row: Row) -> str:
+    one, pred, meas = row.combination, row.combination.predicted, row.combination.measured
+    mark, rank = ("★", 0) if row.best else ("●", 1) if one.pareto else ("", 2)
+    classes = " ".join(c for c in ("best" * row.best, "over" * (one.within_floor is False)) if c)
+    reason = f' <span class="reason">{escape(one.failure)}</span>' if one.failure else ""
+    error = f"± {q.digits(meas.perplexity_error)}" if meas and meas.perplexity_error is not None else ""
+    return (
+        (f'<tr class="{classes}">' if classes else "<tr>")
+        + f'<td{" class=pareto" if mark == "●" else ""} data-value="{rank}">{mark}</td>'
+        + f"<td>{escape(one.title)}{reason}</td>"
+        + _cell(pred.prefill, q.seconds)
+        + _cell(pred.decode, q.seconds)
+        + _measured_cells(meas)
+        + _cell(row.predicted_speedup, q.times)
+        + _cell(row.measured_speedup, q.times)
+        + _cell(meas.perplexity if meas else None, q.digits, error, "perplexity")
+        + _cell(findings.quality_change(result, one), q.percent)
+        + _cell((meas or pred).memory, _bytes, "" if meas else "predicted")
+        + "</tr>"
+    )
+
+
+def _reference_row(result: TuneResult) -> str:
+    peer, before = result.reference, result.baseline.measured
+    speedup = before.latency / peer.latency if before and peer.latency > 0 else None
+    return (
+        f'<tr class="peer"><td data-value="3"></td><td>{findings.REFERENCE}</td>'
+        + _cell(None, q.seconds) * 2
+        + _measured_cells(peer)
+        + _cell(None, q.times)
+        + _cell(speedup, q.times)
+        + _cell(peer.perplexity, q.digits)
+        + _cell(None, q.percent)
+        + _cell(peer.memory, _bytes)
+        + "</tr>"
+    )
+
+
+def _pairs(pairs: dict[str, str]) -> str:
+    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in pairs.items()) + "</dl>"
+
+
+def _machine(result: TuneResult) -> str:
+    roofs = {name: q.si(rate, "FLOP/s") for name, rate in result.roof.compute.items()}
+    roofs |= {name: q.si(rate, "B/s") for name, rate in result.roof.memory.items()}
+    return _pairs({"device": result.device, **result.identity, **roofs})
+
+
+def _command(result: TuneResult) -> str:
+    took = f'<p class="explain">It took {q.duration(result.seconds)}.</p>' if result.seconds else ""
+    identity = _pairs({"model": result.source, "fingerprint": result.fingerprint, "quality text": result.text})
+    return f"<pre>{escape(result.command)}</pre>{took}{identity}"

@@ -1,0 +1,62 @@
+(function () {
+  "use strict";
+  var root = document.documentElement;
+  var figures = JSON.parse(document.getElementById("figures").textContent);
+
+  function colour(name) { return getComputedStyle(root).getPropertyValue(name).trim(); }
+
+  function themed(layout) {
+    var copy = JSON.parse(JSON.stringify(layout));
+    copy.font = { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("--ink") };
+    copy.hoverlabel = Object.assign({}, copy.hoverlabel, {
+      bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--ink") }
+    });
+    copy.modebar = { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--accent") };
+    Object.keys(copy).forEach(function (key) {
+      if (/^[xy]axis\d*$/.test(key)) {
+        Object.assign(copy[key], {
+          gridcolor: colour("--line"), linecolor: colour("--line"), zerolinecolor: colour("--line"), showgrid: true
+        });
+      }
+    });
+    return copy;
+  }
+
+  function draw() {
+    Object.keys(figures).forEach(function (id) {
+      var figure = figures[id];
+      Plotly.react(id, figure.data, themed(figure.layout), { displaylogo: false, responsive: true });
+    });
+  }
+
+  function setTheme(theme) {
+    root.dataset.theme = theme;
+    document.getElementById("theme").textContent = theme === "dark" ? "Light" : "Dark";
+    draw();
+  }
+
+  var dark = window.matchMedia("(prefers-color-scheme: dark)");
+  dark.addEventListener("change", function () { setTheme(dark.matches ? "dark" : "light"); });
+  document.getElementById("theme").addEventListener("click", function () {
+    setTheme(root.dataset.theme === "dark" ? "light" : "dark");
+  });
+
+  var body = document.querySelector("#combinations tbody");
+  document.querySelectorAll("#combinations thead tr:last-child th").forEach(function (heading, column) {
+    heading.addEventListener("click", function () {
+      var up = heading.getAttribute("aria-sort") !== "ascending";
+      document.querySelectorAll("#combinations th").forEach(function (h) { h.removeAttribute("aria-sort"); });
+      heading.setAttribute("aria-sort", up ? "ascending" : "descending");
+      Array.from(body.rows).map(function (row) {
+        var cell = row.cells[column], raw = cell.dataset.value, value = raw === undefined ? cell.textContent : parseFloat(raw);
+        return { row: row, value: value, empty: raw === "" };
+      }).sort(function (a, b) {
+        if (a.empty !== b.empty) { return a.empty ? 1 : -1; }
+        var order = a.value < b.value ? -1 : a.value > b.value ? 1 : 0;
+        return up ? order : -order;
+      }).forEach(function (entry) { body.appendChild(entry.row); });
+    });
+  });
+
+  setTheme(dark.matches ? "dark" : "light");
+})();

@@ -1,0 +1,235 @@
+"""Tables for the terminal: Rich on a terminal, aligned plain text anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from hasten.cost.estimate import Estimate
+from hasten.report import findings
+from hasten.report import quantities as q
+from hasten.search.outcome import Figures, TuneResult
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows and columns.
+
+    Args:
+        title: above it; "" for none.
+        columns: their headings; one that starts with ``>`` is aligned to the right.
+        rows: of strings, one a column.
+        marked: indices of rows to set off.
+        notes: lines below it.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    marked: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    def plain(self) -> str:
+        """As aligned text, two spaces between columns."""
+        names = [c.removeprefix(">") for c in self.columns]
+        widths = [max(map(len, column)) for column in zip(names, *self.rows)]
+
+        def line(cells: Sequence[str]) -> str:
+            aligned = (
+                cell.rjust(width) if heading.startswith(">") else cell.ljust(width)
+                for cell, width, heading in zip(cells, widths, self.columns)
+            )
+            return "  ".join(aligned).rstrip()
+
+        lines = [self.title] if self.title else []
+        lines += [line(names), "  ".join("-" * w for w in widths), *map(line, self.rows), *self.notes]
+        return "\n".join(lines)
+
+    def rich(self) -> Any:
+        """As a Rich renderable; what a user wrote is not read as markup."""
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table = RichTable(
+            title=Text(self.title, style="bold") if self.title else None,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            caption=Text("\n".join(self.notes)) if self.notes else None,
+            caption_justify="left",
+            pad_edge=False,
+        )
+        for heading in self.columns:
+            right = heading.startswith(">")
+            name = Text(heading.removeprefix(">"))
+            table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
+        for index, row in enumerate(self.rows):
+            table.add_row(*map(Text, row), style="bold green" if index in self.marked else None)
+        return table
+
+
+def print_table(table: Table, file: IO[str] | None = None) -> None:
+    """Prints a table to ``file`` (standard output by default): Rich on a terminal, plain text elsewhere."""
+    from rich.console import Console
+
+    console = Console(file=file)
+    if console.is_terminal:
+        console.print(table.rich())
+    else:
+        console.file.write(table.plain() + "\n")
+
+
+def comparison_table(estimates: Sequence[Estimate]) -> Table:
+    """Estimates of one workload over devices, fastest first."""
+    phases = list(dict.fromkeys(p.name for e in estimates for p in e.phases))
+    shown = phases if len(phases) > 1 else []
+    columns = ("device", ">latency", *(f">{p}" for p in shown), ">energy", ">memory", "fits", "bound by")
+    columns += (">traffic / bound",)
+    rows = []
+    notes: dict[str, None] = {}
+    for e in sorted(estimates, key=lambda e: e.latency):
+        by_name = {p.name: p.latency for p in e.phases}
+        rows.append(
+            (
+                e.device,
+                q.seconds(e.latency),
+                *(q.seconds(by_name[p]) if p in by_name else "–" for p in shown),
+                q.joules(e.energy),
+                q.si(e.peak_memory, "B"),
+                "yes" if e.fits else "NO",
+                _bound(e),
+                q.digits(e.io_distance),
+            )
+        )
+        notes |= dict.fromkeys(e.notes)
+    title = f"{estimates[0].workload}: predicted" if estimates else "no estimates"
+    return Table(title, columns, tuple(rows), notes=tuple(notes))
+
+
+def _bound(estimate: Estimate) -> str:
+    """What bounds the largest share of the time, and how large that is."""
+    shares: dict[str, float] = {}
+    for phase in estimate.phases:
+        for cost in phase.einsums:
+            shares[cost.bound] = shares.get(cost.bound, 0.0) + cost.latency * cost.repeats
+    whole = sum(shares.values())
+    if not whole:
+        return "–"
+    name = max(shares, key=lambda n: shares[n])
+    return f"{name} ({shares[name] / whole * 100:.0f} %)"
+
+
+def tune_table(result: TuneResult, limit: int | None = None) -> Table:
+    """All combinations of a tuning run: measured ones first, the best marked ★, Pareto points ●."""
+    columns = (
+        "", "combination", ">pred. prefill", ">pred. decode", ">meas. prefill", ">meas. decode", ">tokens/s",
+        ">pred. ×", ">meas. ×", ">perplexity", ">change", ">memory",
+    )  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    marked = set()
+    found = findings.rows(result)
+    for row in found if limit is None else found[:limit]:
+        one, pred, meas = row.combination, row.combination.predicted, row.combination.measured
+        change = findings.quality_change(result, one)
+        if row.best:
+            marked.add(len(rows))
+        rows.append(
+            (
+                "★" if row.best else "●" * one.pareto + "✗" * (one.within_floor is False),
+                one.title + (f" ({one.failure})" if one.failure else ""),
+                q.seconds(pred.prefill),
+                q.seconds(pred.decode),
+                *_measured(meas),
+                q.times(row.predicted_speedup) if row.predicted_speedup else "–",
+                q.times(row.measured_speedup) if row.measured_speedup else "–",
+                q.digits(meas.perplexity) if meas and meas.perplexity is not None else "–",
+                q.percent(change) if change is not None else "–",
+                q.si((meas or pred).memory, "B"),
+            )
+        )
+    peer, before = result.reference, result.baseline.measured
+    rows.append(
+        (
+            "",
+            findings.REFERENCE,
+            "–",
+            "–",
+            *_measured(peer),
+            "–",
+            q.times(before.latency / peer.latency) if before and peer.latency > 0 else "–",
+            q.digits(peer.perplexity) if peer.perplexity is not None else "–",
+            "–",
+            q.si(peer.memory, "B"),
+        )
+    )
+    title = (
+        f"{result.model}: prompt {result.prompt}, {result.new_tokens} new tokens, batch {result.batch},"
+        f" on {result.device}"
+    )
+    notes = ["★ best within the quality floor   ● Pareto   ✗ worse than the quality floor   × over the unchanged model"]
+    if limit is not None and limit < len(found):
+        notes.append(f"and {len(found) - limit} more, in the report")
+    return Table(title, columns, tuple(rows), frozenset(marked), tuple(notes))
+
+
+def _measured(figures: Figures | None) -> tuple[str, str, str]:
+    """Prefill, decode, and tokens a second."""
+    if figures is None:
+        return ("–", "–", "–")
+    return q.seconds(figures.prefill), q.seconds(figures.decode), q.digits(figures.decode_rate)
+
+
+def print_tune(result: TuneResult, file: IO[str] | None = None, limit: int | None = 25) -> None:
+    """Prints the table of a tuning run, then what was found in words."""
+    from rich.console import Console
+
+    print_table(tune_table(result, limit), file)
+    console = Console(file=file, highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    for line in [*findings.summary(result), *result.notes, *(f"{n}: {why}" for n, why in result.skipped.items())]:
+        console.print(line)
+
+
+def paper_table(papers: Sequence[Mapping[str, Any]]) -> Table:
+    """Cards of papers: ``slug, title, field, status``, and ``year`` where there is one."""
+    columns = ("slug", "year", "field", "status", "title")
+    rows = tuple(tuple(str(p.get(c, "") or "") for c in columns) for p in papers)
+    return Table("", columns, rows, notes=(f"{len(rows)} papers",))
+
+
+def check_table(slug: str, checks: Sequence[Mapping[str, Any]]) -> Table:
+    """Results of a paper's checks: ``claim, paper, seen, verdict, seconds``."""
+    rows = tuple(
+        (
+            str(c.get("claim", "")),
+            _cell(c.get("paper")),
+            _cell(c.get("seen")),
+            str(c.get("verdict", "")),
+            q.seconds(float(c.get("seconds") or 0.0)),
+        )
+        for c in checks
+    )
+    marked = frozenset(i for i, c in enumerate(checks) if c.get("verdict") == "holds")
+    return Table(slug, ("claim", "paper", "seen here", "verdict", ">time"), rows, marked)
+
+
+def asset_table(assets: Sequence[Mapping[str, Any]]) -> Table:
+    """Assets: ``name, title, bytes, licence, cached``."""
+    rows = tuple(
+        (
+            str(a.get("name", "")),
+            q.si(float(a["bytes"]), "B") if a.get("bytes") else "–",
+            "yes" if a.get("cached") else "no",
+            str(a.get("licence", "")),
+            str(a.get("title", "")),
+        )
+        for a in assets
+    )
+    return Table("", ("name", ">size", "cached", "licence", "what it is"), rows)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return q.digits(value) if isinstance(value, float) else str(value)
