@@ -335,8 +335,13 @@ class _Functions(TorchFunctionMode):
                 f"attention over q {tuple(query.shape)}, k {tuple(key.shape)}, v {tuple(value.shape)}: "
                 "check the last two dimensions"
             )
-        middle = query.shape[-3:-2]
-        output = self._empty((*lead, *middle, query.shape[-2], value.shape[-1]), query)
+        middle, length, width = query.shape[-3:-2], query.shape[-2], value.shape[-1]
+        if len(middle) and len(lead) == 1 and query.shape[-1] == width:
+            # The fused kernels lay a query's heads side by side, so that joining them is a view.
+            with self.tracer.quiet():
+                output = self._empty((*lead, length, *middle, width), query).transpose(1, 2)
+        else:
+            output = self._empty((*lead, *middle, length, width), query)
         name = "aten::scaled_dot_product_attention" + ("(causal)" if is_causal else "")
         arguments = {"query": query, "key": key, "value": value, "attn_mask": attn_mask}
         call = operators.Call(self.tracer.recorder, name, arguments, [output])
@@ -487,8 +492,9 @@ def _swapped(module: nn.Module | None, fakes: _Fakes) -> Iterator[None]:
                     if tensor is None:
                         continue
                     twin = fakes.of(tensor)
+                    # torch folds a matmul's batch or not depending on whether a weight is trained.
                     if isinstance(tensor, nn.Parameter) and not isinstance(twin, nn.Parameter):
-                        twin = nn.Parameter(twin, requires_grad=False)
+                        twin = nn.Parameter(twin, requires_grad=tensor.requires_grad)
                         fakes._by_id[id(tensor)] = twin
                     saved.append((table, key, tensor))
                     table[key] = twin
