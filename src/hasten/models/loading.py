@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -20,16 +20,32 @@ from torch import Tensor
 
 from hasten.data import assets
 from hasten.errors import HastenError
-from hasten.models.gguf import GGUFFile
+from hasten.models.gguf import GGUFFile, Packed
+from hasten.models.gguf_tokenizer import build_tokenizer
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
-_FAMILIES = {
-    "llama": ("LlamaConfig", "LlamaForCausalLM"),
-    "mistral": ("MistralConfig", "MistralForCausalLM"),
-    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
-    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
-}
+_FAMILIES = {"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
+_GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+# What changes the network behind these architectures' names, and hasten does not build.
+_UNREAD = (
+    "expert_count",
+    "attention.scale",
+    "logit_scale",
+    "embedding_scale",
+    "residual_scale",
+    "final_logit_softcapping",
+    "attn_logit_softcapping",
+)
+_YARN_UNREAD = (
+    "attn_factor",
+    "yarn_log_multiplier",
+    "yarn_ext_factor",
+    "yarn_attn_factor",
+    "yarn_beta_fast",
+    "yarn_beta_slow",
+)
+_NOT_WEIGHTS = ("rope_freqs.weight",)
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -54,11 +70,11 @@ _TOP_NAMES = {
 class Loaded:
     """A network with what belongs to it.
 
-    Args:
+    Attributes:
         network: an ordinary transformers causal LM, in eval mode.
         name: for people.
         source: what it was loaded from, to load it again.
-        fingerprint: the same for the same weights.
+        fingerprint: the same for the same weights, wherever they lie.
     """
 
     network: Any
@@ -75,64 +91,80 @@ class Loaded:
         Raises:
             HastenError: the model came without a readable one.
         """
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
         try:
             with _quiet():
-                if self._gguf is None:
-                    return AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
-                # The conversion takes seconds, so its result is kept.
-                kept = assets.cache_folder() / "tokenizers" / self.fingerprint[:32]
-                if (kept / "tokenizer.json").is_file():
-                    with contextlib.suppress(Exception):
-                        return PreTrainedTokenizerFast.from_pretrained(kept, local_files_only=True)
-                tokenizer = AutoTokenizer.from_pretrained(self._gguf.parent, gguf_file=self._gguf.name)
-                _keep_tokenizer(tokenizer, kept)
-                return tokenizer
+                if self._gguf is not None:
+                    return build_tokenizer(GGUFFile(self._gguf).metadata)
+                from transformers import AutoTokenizer
+
+                # Without an explicit no, a folder that brings its own code makes transformers ask on the terminal.
+                return AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             raise HastenError(f"{self.name} has no readable tokenizer: {_first_line(error)}") from None
 
+    def packed(self, name: str) -> Packed | None:
+        """A parameter as its file packs it, code for code, rows in the network's order.
 
-def _keep_tokenizer(tokenizer: Any, kept: Path) -> None:
-    aside = kept.with_name(f".{kept.name}-{os.getpid()}")
-    with contextlib.suppress(OSError):
-        tokenizer.save_pretrained(aside)
-        aside.rename(kept)
+        Args:
+            name: as in ``network.named_parameters()``.
+
+        Returns:
+            None when it does not come packed: not from GGUF, or in a format without a counterpart.
+        """
+        if self._gguf is None:
+            return None
+        file = GGUFFile(self._gguf)
+        found = {_gguf_name(n): n for n in file.tensors}
+        if name == "lm_head.weight":
+            name = name if name in found else "model.embed_tokens.weight"
+        weight = file.packed(found[name]) if name in found else None
+        if weight is None:
+            return None
+        order = _unpermuted(torch.arange(len(weight.packed)), name, file, self.network.config)
+        packed, scales, mins = (None if t is None else t[order] for t in weight[:3])
+        assert packed is not None
+        return Packed(packed, scales, mins, weight.bits)
 
 
 def load_network(
-    source: str | Path = DEFAULT_MODEL, *, progress: assets.Progress = lambda message: None
+    source: str | Path = DEFAULT_MODEL,
+    *,
+    dtype: torch.dtype = torch.float32,
+    progress: assets.Progress = lambda message: None,
 ) -> Loaded:
-    """Loads a causal language model in fp32.
+    """Loads a causal language model.
 
     Args:
         source: a ``.gguf`` file, a folder with ``config.json`` and safetensors, the name of an asset, or a
             hub id that this machine has cached. Nothing is downloaded but an asset.
+        dtype: what its weights become.
         progress: told what is happening.
 
     Raises:
         HastenError: nothing is there, or it is broken, or of a family that hasten does not load.
     """
     path = Path(source).expanduser()
-    if path.suffix == ".gguf" or (path.is_file() and path.suffix not in (".json", ".py")):
-        return _from_gguf(path, path.stem, str(path.resolve()))
     if path.is_dir():
-        return _from_folder(path, path.name, str(path.resolve()))
+        return _from_folder(path, path.name, str(path.resolve()), dtype)
+    if path.suffix in (".safetensors", ".json") and path.is_file():
+        raise HastenError(f"{path} is one file of a model: give its folder")
+    if path.suffix == ".gguf" or path.is_file():
+        return _from_gguf(path, path.stem, str(path.resolve()), dtype)
     name = str(source)
     if any(a.name == name for a in assets.assets()):
-        found = assets.get(name, progress)
-        if found.suffix != ".gguf":
+        entry = assets.asset(name)
+        if not (len(entry.files) == 1 and entry.files[0].path.endswith(".gguf")):
             raise HastenError(f"asset {name} is not a model: see hasten assets")
-        return _from_gguf(found, name, name)
-    return _from_folder(_cached_snapshot(name), name, name)
+        return _from_gguf(assets.fetch(entry, progress), name, name, dtype)
+    return _from_folder(_cached_snapshot(name), name, name, dtype)
 
 
 def _cached_snapshot(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
     known = f"no model {name!r}: give a .gguf file, a model folder, or one of the assets ({DEFAULT_MODEL})"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise HastenError(known)
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except Exception:
@@ -173,19 +205,34 @@ def build(config: Any) -> Any:
         raise HastenError(f"no causal language model for this config: {_first_line(error)}") from None
 
 
-def _assemble(config: Any, weights: dict[str, Tensor], origin: str) -> Any:
+def _assemble(config: Any, weights: dict[str, Tensor], origin: Path) -> Any:
     """The network of ``config`` with ``weights``, no memory written twice."""
+    layers = {int(found[1]) for name in weights if (found := re.match(r"model\.layers\.(\d+)\.", name))}
+    # Before anything is built: a wrong count in a config could ask for millions of layers.
+    if len(layers) != config.num_hidden_layers or max(layers, default=0) >= len(layers):
+        raise HastenError(
+            f"{origin} holds {len(layers)} layers, its config says {config.num_hidden_layers}: fetch or copy it again"
+        )
     network = build(config)
     expected = {n: tuple(p.shape) for n, p in network.named_parameters(remove_duplicate=False)}
-    if config.tie_word_embeddings:
-        weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight", torch.empty(0)))
+    if config.tie_word_embeddings and "model.embed_tokens.weight" in weights:
+        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     missing = sorted(set(expected) - set(weights))
     if missing:
         raise HastenError(f"{origin} lacks {len(missing)} tensors (first: {missing[0]}): fetch or copy it again")
+    extra = sorted(set(weights) - set(expected))
+    if extra:
+        raise HastenError(
+            f"{origin} holds {len(extra)} tensors that a {config.model_type} network does not have "
+            f"(first: {extra[0]}): hasten cannot load this variant"
+        )
     for name, shape in expected.items():
         if tuple(weights[name].shape) != shape:
             got = tuple(weights[name].shape)
             raise HastenError(f"{origin}: {name} has shape {got}, its config asks for {shape}")
+        # A sum is finite when every value is; no mask of the weight's size is made.
+        if not torch.isfinite(weights[name].sum(dtype=torch.float32)):
+            raise HastenError(f"{origin}: {name} holds values that are not finite: fetch or copy it again")
     network.load_state_dict({n: weights[n] for n in expected}, assign=True)
     if config.tie_word_embeddings:
         network.lm_head.weight = network.model.embed_tokens.weight
@@ -196,26 +243,40 @@ def _assemble(config: Any, weights: dict[str, Tensor], origin: str) -> Any:
     return network.eval()
 
 
-def _from_gguf(path: Path, name: str, source: str) -> Loaded:
+def _from_gguf(path: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
     file = GGUFFile(path)
     config = _gguf_config(file)
     weights: dict[str, Tensor] = {}
     for tensor in file.tensors:
+        if tensor in _NOT_WEIGHTS:
+            continue
         target = _gguf_name(tensor)
         if target is None:
-            continue
-        weights[target] = _unpermuted(file.dequantize(tensor), target, file, config)
-    network = _assemble(config, weights, str(path))
+            raise HastenError(
+                f"{path} holds the tensor {tensor}, which hasten does not know: it cannot load this variant"
+            )
+        weights[target] = _unpermuted(file.dequantize(tensor), target, file, config).to(dtype)
+    if getattr(config, "attention_bias", False) and config.model_type == "llama":
+        for layer in range(config.num_hidden_layers):
+            # transformers' switch adds four biases, some files of this architecture have three.
+            weights.setdefault(
+                f"model.layers.{layer}.self_attn.o_proj.bias", torch.zeros(config.hidden_size, dtype=dtype)
+            )
+    network = _assemble(config, weights, path)
+    ends = [config.eos_token_id, file.metadata.get("tokenizer.ggml.eot_token_id")]
+    if isinstance(ends[1], int) and 0 <= ends[1] < config.vocab_size and ends[0] not in (None, ends[1]):
+        # A chat model ends its turn by a token of its own.
+        network.generation_config.eos_token_id = ends
     return Loaded(network, name, source, _fingerprint([path]), _gguf=path)
 
 
 def _gguf_name(name: str) -> str | None:
     if name in _TOP_NAMES:
         return _TOP_NAMES[name]
-    found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    found = re.fullmatch(r"blk\.(\d{1,6})\.(\w+)\.(weight|bias)", name)
     if found is None or found[2] not in _LAYER_NAMES:
         return None
-    return f"model.layers.{found[1]}.{_LAYER_NAMES[found[2]]}.{found[3]}"
+    return f"model.layers.{int(found[1])}.{_LAYER_NAMES[found[2]]}.{found[3]}"
 
 
 def _unpermuted(weight: Tensor, name: str, file: GGUFFile, config: Any) -> Tensor:
@@ -223,61 +284,160 @@ def _unpermuted(weight: Tensor, name: str, file: GGUFFile, config: Any) -> Tenso
     if file.metadata.get("general.architecture") != "llama" or not re.search(r"[qk]_proj\.", name):
         return weight
     heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+    if weight.shape[0] % (heads * 2):
+        raise HastenError(f"{file.path}: {name} has {weight.shape[0]} rows for {heads} heads: fetch or copy it again")
     rest = weight.shape[1:]
     halves = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *rest)
     return halves.transpose(1, 2).reshape(weight.shape).contiguous()
 
 
+class _Metadata:
+    """A GGUF file's values of its architecture, each checked when it is read."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self.file = file
+        self.architecture = file.metadata.get("general.architecture")
+
+    def has(self, key: str) -> bool:
+        return f"{self.architecture}.{key}" in self.file.metadata
+
+    def _value(self, key: str, default: float | None) -> Any:
+        found = self.file.metadata.get(f"{self.architecture}.{key}", default)
+        if found is None:
+            raise HastenError(f"{self.file.path} lacks {self.architecture}.{key}: fetch or copy the file again")
+        return found
+
+    def _wrong(self, key: str, found: object) -> HastenError:
+        shown = str(found)[:40]
+        return HastenError(f"{self.file.path} says {self.architecture}.{key} is {shown}: hasten cannot load that")
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        found = self._value(key, default)
+        if not isinstance(found, int) or isinstance(found, bool) or not 0 < found < 1 << 27:
+            raise self._wrong(key, found)
+        return found
+
+    def number(self, key: str, default: float | None = None) -> float:
+        found = self._value(key, default)
+        if not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
+            raise self._wrong(key, found)
+        return float(found)
+
+    def token(self, key: str, vocabulary: int) -> int | None:
+        found = self.file.metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if found is not None and (not isinstance(found, int) or not 0 <= found < vocabulary):
+            raise HastenError(f"{self.file.path} has an impossible {key} token ({str(found)[:40]}): fetch it again")
+        return found
+
+
 def _gguf_config(file: GGUFFile) -> Any:
     import transformers
 
-    meta = file.metadata
-    architecture = meta.get("general.architecture")
-    # llama.cpp files Mistral under llama: the same network.
-    if architecture not in _FAMILIES:
-        known = ", ".join(sorted(_FAMILIES))
-        raise HastenError(f"{file.path} is a {architecture!r} model; hasten loads {known}")
-
-    def value(key: str, default: Any = None) -> Any:
-        found = meta.get(f"{architecture}.{key}", default)
-        if found is None:
-            raise HastenError(f"{file.path} lacks the metadata {architecture}.{key}: fetch or copy the file again")
-        return found
-
-    scaling = meta.get(f"{architecture}.rope.scaling.type")
-    if scaling not in (None, "none", "linear") or "rope_freqs.weight" in file.tensors:
-        raise HastenError(f"{file.path} scales its rotary positions ({scaling or 'per frequency'}), which hasten does not read")
-    heads, hidden = value("attention.head_count"), value("embedding_length")
+    meta = _Metadata(file)
+    architecture = meta.architecture
+    if architecture not in _GGUF_ARCHITECTURES:
+        known = ", ".join(_GGUF_ARCHITECTURES)
+        raise HastenError(f"{file.path} is a {str(architecture)[:40]!r} model; hasten loads {known}")
+    for key in _UNREAD:
+        if file.metadata.get(f"{architecture}.{key}"):
+            raise HastenError(f"{file.path} sets {architecture}.{key}: hasten cannot load this variant")
     embedding = file.tensors.get("token_embd.weight")
-    if embedding is None:
-        raise HastenError(f"{file.path} lacks token_embd.weight: fetch or copy the file again")
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": float(value("rope.freq_base", 10000.0))}
-    if scaling == "linear":
-        rope |= {"rope_type": "linear", "factor": float(value("rope.scaling.factor"))}
+    if embedding is None or len(embedding.shape) != 2:
+        raise HastenError(f"{file.path} has no token_embd.weight matrix: fetch or copy the file again")
+    vocabulary = embedding.shape[0]
+    heads, hidden = meta.whole("attention.head_count"), meta.whole("embedding_length")
+    head_dim = meta.whole("attention.key_length", max(hidden // heads, 1))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if meta.whole(key, head_dim) != head_dim:
+            raise HastenError(
+                f"{file.path}: {key} differs from the {head_dim} of a head: hasten cannot load this variant"
+            )
+    kv_heads = meta.whole("attention.head_count_kv", heads)
+    if heads % kv_heads or head_dim % 2:
+        raise HastenError(
+            f"{file.path} has {heads} heads of {head_dim} for {kv_heads} KV heads: fetch or copy it again"
+        )
     settings: dict[str, Any] = {
-        "vocab_size": embedding.shape[0],
+        "vocab_size": vocabulary,
         "hidden_size": hidden,
-        "intermediate_size": value("feed_forward_length"),
-        "num_hidden_layers": value("block_count"),
+        "intermediate_size": meta.whole("feed_forward_length"),
+        "num_hidden_layers": meta.whole("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": value("attention.head_count_kv", heads),
-        "head_dim": meta.get(f"{architecture}.attention.key_length", hidden // heads if heads else 0),
-        "max_position_embeddings": value("context_length", 2048),
-        "rms_norm_eps": float(value("attention.layer_norm_rms_epsilon", 1e-5)),
-        "rope_parameters": rope,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": meta.whole("context_length", 2048),
+        "rms_norm_eps": meta.number("attention.layer_norm_rms_epsilon", 1e-5),
+        "rope_parameters": _rope(meta, head_dim),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": meta.get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": meta.get("tokenizer.ggml.padding_token_id"),
+        "bos_token_id": meta.token("bos", vocabulary),
+        "eos_token_id": meta.token("eos", vocabulary),
+        "pad_token_id": meta.token("padding", vocabulary),
     }
-    whole = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    if any(not isinstance(settings[k], int) or not 0 < settings[k] < 1 << 24 for k in whole):
-        raise HastenError(f"{file.path} has impossible sizes in its metadata: fetch or copy the file again")
-    if architecture == "mistral":
-        settings["sliding_window"] = meta.get("mistral.attention.sliding_window")
+    family = architecture
     if architecture == "llama":
+        # llama.cpp files Mistral under llama: the same network, but for the window.
+        if meta.has("attention.sliding_window"):
+            family = "mistral"
+            settings["sliding_window"] = meta.whole("attention.sliding_window")
+        else:
+            settings["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+            settings["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
+    if architecture == "qwen3":
         settings["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
-    return getattr(transformers, _FAMILIES[architecture][0])(**settings)
+    try:
+        return getattr(transformers, _FAMILIES[family])(**settings)
+    except Exception as error:
+        raise HastenError(f"{file.path} does not describe a usable model: {_first_line(error)}") from None
+
+
+def _rope(meta: _Metadata, head_dim: int) -> dict[str, Any]:
+    """Rotary positions as transformers names them."""
+    theta = meta.number("rope.freq_base", 10000.0)
+    plain = {"rope_type": "default", "rope_theta": theta}
+    kind = meta.file.metadata.get(f"{meta.architecture}.rope.scaling.type", "none")
+    if "rope_freqs.weight" in meta.file.tensors:
+        factors = meta.file.dequantize("rope_freqs.weight").flatten()
+        if factors.shape == (head_dim // 2,) and kind == "none":
+            found = _llama3_rope(factors, theta)
+            if found is not None:
+                return found
+        raise HastenError(f"{meta.file.path} scales its rotary frequencies in a way that hasten does not know")
+    if kind == "none":
+        return plain
+    if kind == "linear":
+        return {"rope_type": "linear", "rope_theta": theta, "factor": meta.number("rope.scaling.factor")}
+    if kind == "yarn" and not any(meta.has(f"rope.scaling.{k}") for k in _YARN_UNREAD):
+        return {
+            "rope_type": "yarn",
+            "rope_theta": theta,
+            "factor": meta.number("rope.scaling.factor"),
+            "original_max_position_embeddings": meta.whole("rope.scaling.original_context_length"),
+        }
+    raise HastenError(
+        f"{meta.file.path} scales its rotary positions ({str(kind)[:40]}) in a way that hasten does not know"
+    )
+
+
+def _llama3_rope(factors: Tensor, theta: float) -> dict[str, Any] | None:
+    """The rule of Llama 3.1 and 3.2 behind a file's divisors of rotary frequencies; None if it is another."""
+    if bool((factors == 1).all()):
+        return {"rope_type": "default", "rope_theta": theta}
+    factor, low, high, trained = float(factors.max()), 1.0, 4.0, 8192
+    half = len(factors)
+    frequencies = theta ** (-torch.arange(half, dtype=torch.float64) / half)
+    turns = trained * frequencies / (2 * math.pi)
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)
+    rule = 1 / ((1 - smooth) / factor + smooth)
+    if not torch.allclose(factors.double(), rule, rtol=1e-3):
+        return None
+    return {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": trained,
+    }
 
 
 def read_config(path: str | Path) -> Any:
@@ -286,20 +446,28 @@ def read_config(path: str | Path) -> Any:
     Raises:
         HastenError: missing, not JSON, or an architecture that the installed transformers does not know.
     """
-    from transformers import CONFIG_MAPPING
+    return _config_of(_json_object(Path(path)), Path(path))
 
-    path = Path(path)
+
+def _json_object(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise HastenError(f"cannot read {path}: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         raise HastenError(f"{path} is not JSON: give a model's config.json") from None
-    kind = data.get("model_type") if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        raise HastenError(f"{path} is not a JSON object: give a model's config.json")
+    return data
+
+
+def _config_of(data: dict[str, Any], path: Path) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    kind = data.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        raise HastenError(f"{path} names the model type {kind!r}, which this transformers does not know")
-    for key in ("auto_map", "quantization_config"):
-        data.pop(key, None)
+        raise HastenError(f"{path} names the model type {str(kind)[:40]!r}, which this transformers does not know")
+    data = {k: v for k, v in data.items() if k not in ("auto_map", "quantization_config")}
     try:
         with _quiet():
             return CONFIG_MAPPING[kind].from_dict(data)
@@ -307,46 +475,66 @@ def read_config(path: str | Path) -> Any:
         raise HastenError(f"{path} is not a usable config: {_first_line(error)}") from None
 
 
-def _from_folder(folder: Path, name: str, source: str) -> Loaded:
+def _from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
     from safetensors import SafetensorError, safe_open
 
-    config = read_config(folder / "config.json")
+    data = _json_object(folder / "config.json")
+    if "quantization_config" in data:
+        raise HastenError(f"{folder} holds quantized weights: give the model's unquantized folder, or a GGUF file")
+    config = _config_of(data, folder / "config.json")
     if config.model_type not in _FAMILIES:
         raise HastenError(f"{folder} is a {config.model_type!r} model; hasten loads {', '.join(sorted(_FAMILIES))}")
     if config.tie_word_embeddings is None:
         config.tie_word_embeddings = False
-    shards = _shards(folder)
     weights: dict[str, Tensor] = {}
-    for shard in shards:
+    shards = _shards(folder)
+    for shard, promised in shards.items():
         try:
             with safe_open(shard, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 (not a dict)
-                    weights[key] = file.get_tensor(key).float()
+                held = set(file.keys())
+                if promised is not None and promised != held:
+                    odd = sorted(promised ^ held)[0]
+                    raise HastenError(f"{shard} and the index disagree (first: {odd}): fetch or copy the folder again")
+                for key in held:
+                    tensor = file.get_tensor(key)
+                    if not tensor.is_floating_point() or tensor.element_size() < 2:
+                        raise HastenError(f"{shard}: {key} is {tensor.dtype}: give a folder with unquantized weights")
+                    # Old checkpoints carry the rotary frequencies, which follow from the config.
+                    if not key.endswith("rotary_emb.inv_freq"):
+                        weights[key] = tensor.to(dtype)
         except FileNotFoundError:
             raise HastenError(f"{folder} lacks {shard.name}: fetch or copy it again") from None
         except (SafetensorError, OSError, ValueError):
             raise HastenError(f"{shard} is truncated or corrupted: fetch or copy it again") from None
-    network = _assemble(config, weights, str(folder))
+    network = _assemble(config, weights, folder)
     if (folder / "generation_config.json").is_file():
         from transformers import GenerationConfig
 
-        with contextlib.suppress(OSError, ValueError):
-            network.generation_config = GenerationConfig.from_pretrained(folder)
+        with contextlib.suppress(Exception), _quiet():
+            network.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return Loaded(network, name, source, _fingerprint([folder / "config.json", *shards]), _folder=folder)
 
 
-def _shards(folder: Path) -> list[Path]:
+def _shards(folder: Path) -> dict[Path, set[str] | None]:
+    """The files of weights, and what the index promises of each; None without an index."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
+        promised: dict[Path, set[str] | None] = {}
         try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError):
+            pairs = list(_json_object(index)["weight_map"].items())
+        except (HastenError, KeyError, AttributeError):
             raise HastenError(f"{index} is not a readable index: fetch or copy it again") from None
-        if any(not isinstance(n, str) or Path(n).name != n for n in names):
-            raise HastenError(f"{index} names files outside its folder: do not use this model")
-        return [folder / n for n in names]
+        for key, shard in sorted(pairs, key=str):
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise HastenError(f"{index} names files outside its folder: do not use this model")
+            held = promised.setdefault(folder / shard, set())
+            assert held is not None
+            held.add(key)
+        if not promised:
+            raise HastenError(f"{index} names no files: fetch or copy it again")
+        return promised
     if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
+        return {folder / "model.safetensors": None}
     if list(folder.glob("*.bin")):
         raise HastenError(f"{folder} has only pickled weights (.bin), which can run code: convert them to safetensors")
     raise HastenError(f"{folder} has no model.safetensors: give a folder with safetensors weights")
@@ -358,7 +546,7 @@ def _fingerprint(paths: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
+        digest.update(f"{size}\n".encode())
         with path.open("rb") as file:
             for part in range(64):
                 file.seek(size * part // 64)
