@@ -34,6 +34,7 @@ def _figure(**layout: Any) -> Figure:
         plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 70, "r": 20, "t": 20, "b": 55},
         height=420,
+        yaxis={"automargin": True},
         hoverlabel={"align": "left"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
     )
@@ -51,7 +52,7 @@ def pareto(result: TuneResult) -> Figure:
     from plotly.graph_objects import Scatter
 
     figure = _figure(
-        xaxis={"title": {"text": "measured latency of the whole run"}, "type": "log", "dtick": "D2", **_SECONDS},
+        xaxis={"title": {"text": "measured latency of the whole run"}, "type": "log"},
         yaxis={"title": {"text": f"perplexity on {_text(result.text)}"}},
     )
     best = result.best
@@ -60,7 +61,8 @@ def pareto(result: TuneResult) -> Figure:
         for c in findings.everything(result)
         if c.measured and c.measured.perplexity is not None
     ]
-    front = sorted((p[:2] for p in points if p[2].pareto), key=lambda p: p)
+    figure.update_xaxes(**_log_seconds([p[0] for p in points]))
+    front = sorted(p[:2] for p in points if p[2].pareto)
     if len(front) > 1:
         steps = _staircase(front)
         figure.add_trace(
@@ -99,6 +101,17 @@ def pareto(result: TuneResult) -> Figure:
             annotation={"text": "quality floor", "font": {"color": VERMILION}},
         )
     return figure
+
+
+def _log_seconds(values: Sequence[float]) -> dict[str, Any]:
+    """Round ticks for a logarithmic axis of seconds: dense where it spans little, so that two are always in sight."""
+    if not values:
+        return {}
+    low, high = math.log10(min(values)), math.log10(max(values))
+    leading = (1, 1.5, 2, 3, 4, 5, 7) if high - low < 1.2 else (1, 2, 5) if high - low < 2.5 else (1,)
+    ticks = [d * 10.0**e for e in range(math.floor(low) - 1, math.ceil(high) + 1) for d in leading]
+    texts = [f"{q.seconds(t).replace('.00', '').replace('.0', '').replace('.50', '.5')}" for t in ticks]
+    return {"tickvals": ticks, "ticktext": texts}
 
 
 def _staircase(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -168,7 +181,7 @@ def predicted_measured(result: TuneResult) -> Figure:
     """Predicted against measured seconds, prefill and decode, on equal logarithmic axes."""
     from plotly.graph_objects import Scatter
 
-    axis = {"type": "log", "dtick": "D2", **_SECONDS}
+    axis = {"type": "log"}
     figure = _figure(
         xaxis={**axis, "title": {"text": "measured"}},
         yaxis={**axis, "title": {"text": "predicted"}},
@@ -194,6 +207,7 @@ def predicted_measured(result: TuneResult) -> Figure:
             )
         )
     if every:
+        figure.update_xaxes(**_log_seconds(every)).update_yaxes(**_log_seconds(every))
         low, high = min(every) / 1.3, max(every) * 1.3
         for factor, dash in ((1.0, "solid"), (1.25, "dot"), (0.8, "dot")):
             figure.add_trace(
