@@ -199,6 +199,8 @@ SMALL: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]], set[Op]]] = {
     "flip": (lambda x: x.flip(0), [(3, 4)], {Op.COPY}),
     "cast": (lambda x: x.half(), [(3, 4)], {Op.ELEMENTWISE}),
     "where": (lambda x: torch.where(x > 0, x, 0.0), [(3, 4)], {Op.ELEMENTWISE, Op.COPY}),
+    "masked_fill_": (lambda x: (x + 1).masked_fill_(x > 0, 0.0), [(3, 4)], {Op.ELEMENTWISE}),
+    "as_strided_": (lambda x: (x * 2).as_strided_((2, 2), (4, 1)) + 1, [(3, 4)], {Op.ELEMENTWISE}),
     "topk": (lambda x: x.topk(2).values, [(3, 4)], {Op.REDUCE}),
     "sort": (lambda x: x.sort(-1).values, [(3, 4)], {Op.REDUCE}),
     "max_pool": (lambda x: F.max_pool2d(x, 2), [(1, 2, 4, 4)], {Op.REDUCE}),
@@ -210,7 +212,7 @@ SMALL: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]], set[Op]]] = {
     "fft": (torch.fft.rfft, [(3, 8)], {Op.REDUCE}),
     "glu": (F.glu, [(3, 4)], {Op.ELEMENTWISE}),
     "roll": (lambda x: x.roll(1, 0), [(3, 4)], {Op.COPY}),
-    "cdist": (lambda x, y: torch.relu(x)[:, None] + y, [(3, 4), (3, 4)], {Op.ELEMENTWISE}),
+    "broadcast": (lambda x, y: torch.relu(x)[:, None] + y, [(3, 4), (3, 4)], {Op.ELEMENTWISE}),
 }
 
 

@@ -911,6 +911,7 @@ register(
     "aten::lift",
     "aten::set_",
     "aten::resize_",
+    "aten::as_strided_",
     "aten::sym_size",
     "aten::is_same_size",
     "aten::empty_permuted",

@@ -429,7 +429,7 @@ class _Tracer(TorchDispatchMode):
         schema = func._schema
         name = schema.name
         handler = operators.TABLE.get(name)
-        if handler is None and not self.silent and not func.is_view and torch.Tag.pointwise not in func.tags:
+        if handler is None and not self.silent and not func.is_view and not _pointwise(func):
             with self:
                 taken_apart = func.decompose(*args, **kwargs)
             if taken_apart is not NotImplemented:
@@ -449,11 +449,24 @@ class _Tracer(TorchDispatchMode):
         call = operators.Call(self.recorder, name, arguments, outputs)
         if handler is not None:
             handler(call)
-        elif torch.Tag.pointwise in func.tags:
+        elif _pointwise(func):
             operators.elementwise(call)
         elif outputs:
             operators.unknown(call)
         return result
+
+
+def _pointwise(func: Any) -> bool:
+    """Whether torch tags an operator, or what it is the in-place form of, as element-wise."""
+    if torch.Tag.pointwise in func.tags:
+        return True
+    space, name = func._schema.name.split("::")
+    if not name.endswith("_"):
+        return False
+    packet = getattr(getattr(torch.ops, space), name.removesuffix("_"), None)
+    return packet is not None and any(
+        torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads()
+    )
 
 
 def _bind(schema: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
