@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -101,18 +102,22 @@ class _Names:
 
     def __init__(self, dropped: Sequence[int]) -> None:
         self._dropped = set(dropped)
+        # A cascade names each tensor and module many times.
+        self.gone = functools.cache(self._gone)
+        self.module = functools.cache(self._module)
+        self.tensor = functools.cache(self._tensor)
 
-    def gone(self, name: str) -> bool:
+    def _gone(self, name: str) -> bool:
         found = self._number(name)
         return found is not None and found in self._dropped
 
-    def module(self, name: str) -> str:
+    def _module(self, name: str) -> str:
         found = _LAYER.match(name)
         if not found or int(found[2]) in self._dropped:
             return name
         return f"{found[1]}.{self._moved(int(found[2]))}{found[3] or ''}"
 
-    def tensor(self, name: str) -> str:
+    def _tensor(self, name: str) -> str:
         if found := re.match(r"^cache\.(\d+)\.(.*)$", name):
             return name if self.gone(name) else f"cache.{self._moved(int(found[1]))}.{found[2]}"
         return self.module(name)

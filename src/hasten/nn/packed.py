@@ -74,7 +74,9 @@ class PackedLinear(_Packed):
         """
         device = linear.weight.device
         with torch.device("meta"):
-            layer = cls(linear.in_features, linear.out_features, linear.bias is not None, bits=bits, group=group)
+            layer = cls(
+                linear.in_features, linear.out_features, linear.bias is not None, bits=bits, group=group, bf16=bf16
+            )
         layer = layer.to_empty(device=device)
         if device.type != "meta":
             layer._fill(*kernel.quantize(linear.weight.detach(), bits, group))

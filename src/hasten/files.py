@@ -1,0 +1,25 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hasten.errors import HastenError
+
+
+def write_aside(path: str | Path, text: str) -> None:
+    """Writes ``text`` beside ``path``, then renames: a reader sees the old file or the new one.
+
+    Raises:
+        HastenError: it cannot be written; the old file is as it was.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, "utf-8")
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise HastenError(f"cannot write {path}: {error.strerror}") from None
