@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -21,5 +22,6 @@ def write_aside(path: str | Path, text: str) -> None:
         aside.write_text(text, "utf-8")
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder may be what is wrong
+            aside.unlink(missing_ok=True)
         raise HastenError(f"cannot write {path}: {error.strerror}") from None

@@ -362,7 +362,9 @@ def test_a_full_disk_is_one_clear_line_and_keeps_what_was_written(tmp_path):
     assert "Traceback" not in done.stderr
     after = Study(path).read(Toy().problem).trials
     assert len(after) >= 3
-    assert Study(path).run(Toy().problem).stopped == "exhausted"
+    further = Study(path).run(Toy().problem, sampler="exhaustive", trials=len(after) + 2).trials
+    assert further[: len(after)] == after
+    assert len(further) == len(after) + 2
 
 
 def test_strange_paths_work(tmp_path):

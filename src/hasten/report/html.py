@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hasten.errors import HastenError
+from hasten.files import write_aside
 from hasten.report import findings, plots
 from hasten.report import quantities as q
 from hasten.report.findings import Row
@@ -24,22 +23,9 @@ def write_html(result: TuneResult, path: str | Path) -> None:
     """Writes the report of a tuning run, aside first, then in place.
 
     Raises:
-        HastenError: it cannot be written: a missing folder, a full disk.
+        HastenError: it cannot be written, as on a full disk.
     """
-    whole, target = page(result).encode(), Path(path)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(whole)
-            file.flush()
-            os.fsync(file.fileno())  # some file systems report a full disk only here
-        aside.replace(target)
-    except OSError as error:
-        raise HastenError(
-            f"cannot write the report {target}: {error.strerror}: free space or give another path"
-        ) from None
-    finally:
-        aside.unlink(missing_ok=True)
+    write_aside(path, page(result))
 
 
 def page(result: TuneResult) -> str:

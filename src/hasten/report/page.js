@@ -15,7 +15,8 @@
     Object.keys(copy).forEach(function (key) {
       if (/^[xy]axis\d*$/.test(key)) {
         Object.assign(copy[key], {
-          gridcolor: colour("--line"), linecolor: colour("--line"), zerolinecolor: colour("--line"), showgrid: true, automargin: true
+          gridcolor: colour("--line"), linecolor: colour("--line"), zerolinecolor: colour("--line"), automargin: true,
+          showgrid: copy[key].type !== "category"
         });
       }
     });

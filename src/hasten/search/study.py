@@ -36,8 +36,8 @@ _FINGERPRINT, _DESCRIPTION = _MARK + "fingerprint", _MARK + "problem"
 _SECONDS, _REASON, _REPEAT, _BROKEN_OFF = (_MARK + n for n in ("seconds", "reason", "repeat_of", "broken_off"))
 
 _ORDER_LIMIT = 1_000_000
-_REPEATS_BEFORE_UNSEEN = 20
-_REPEATS_BEFORE_STOP = 500
+_REPEATS_BEFORE_UNSEEN = 5
+_REPEATS_BEFORE_STOP = 200
 
 
 @dataclass(frozen=True)
