@@ -437,7 +437,7 @@ class _Residence:
     """
 
     def __init__(self, device: Device, kernels: Sequence[_Kernel]) -> None:
-        self._capacities = [float(level.capacity) for level in device.memory]
+        self._capacities = [float(level.capacity) if level.keeps else 0.0 for level in device.memory]
         touched: dict[str, int] = {}
         for kernel in kernels:
             for table in (kernel.reads, kernel.writes):

@@ -74,6 +74,8 @@ class MemoryLevel(_Part):
         bandwidth: B/s towards the compute units; of reading alone where ``write_bandwidth`` is given.
         write_bandwidth: B/s from the compute units; None where both directions share one figure.
         energy: J/B.
+        keeps: whether what one kernel leaves there is there for the next: a cache does, the scratchpad
+            of a GPU's core does not.
     """
 
     name: str
@@ -81,6 +83,7 @@ class MemoryLevel(_Part):
     bandwidth: Bandwidth
     write_bandwidth: Bandwidth | None = None
     energy: EnergyPerByte
+    keeps: bool = True
 
     @property
     def writing(self) -> float:
@@ -137,9 +140,9 @@ class Device(_Part):
         names = [*(unit.name for unit in self.compute), *(level.name for level in self.memory)]
         if len(names) != len(set(names)):
             raise ValueError("compute units and memory levels must have different names")
-        capacities = [float(level.capacity) for level in self.memory]
-        if capacities != sorted(capacities):
-            raise ValueError("memory: levels must be listed innermost first, with growing capacity")
+        largest = max(float(level.capacity) for level in self.memory)
+        if self.main_memory.capacity < largest or not self.main_memory.keeps:
+            raise ValueError("memory: levels must be listed innermost first, main memory last")
         for kind in ("contraction", "vector"):
             if not any(kind in unit.runs for unit in self.compute):
                 raise ValueError(f"compute: no unit runs {kind!r}")

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from hasten.cost import measure
+from hasten.cost.measuring import spread
+from hasten.errors import HastenError
+
+
+class Sleeper(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, *, bytes: int = 0) -> torch.Tensor:
+        self.calls += 1
+        time.sleep(0.003)
+        return torch.ones(bytes // 4) * 2
+
+
+def test_counts_warm_up_and_runs_apart():
+    module = Sleeper()
+    seen = measure(module, runs=4, warmup=3)
+    assert module.calls == 7
+    phase = seen.phases["forward"]
+    assert phase.runs == 4
+    assert 0.003 <= phase.low <= phase.median <= phase.high
+    assert seen.latency == phase.median
+    assert seen.workload == "Sleeper"
+
+
+def test_stops_when_time_is_up_but_times_three():
+    module = Sleeper()
+    assert measure(module, runs=1000, seconds=0.0).phases["forward"].runs == 3
+
+
+def test_memory_counts_parameters_inputs_and_what_a_call_takes():
+    small = measure(nn.Linear(256, 256, bias=False), torch.ones(1, 256))
+    assert small.peak_memory >= 4 * 256 * 257
+    large = measure(Sleeper(), bytes=1 << 27, runs=3)
+    assert large.peak_memory >= 1 << 27
+
+
+def test_runs_without_gradients():
+    class Check(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert not torch.is_grad_enabled()
+            return x
+
+    measure(Check(), torch.ones(1), runs=1)
+
+
+@pytest.mark.parametrize("runs", [0, -3])
+def test_refuses_no_runs(runs: int):
+    with pytest.raises(HastenError, match="at least 1 run"):
+        measure(Sleeper(), runs=runs)
+
+
+def test_spread_is_median_least_and_greatest():
+    assert spread([3.0, 1.0, 2.0, 10.0]) == spread([10.0, 2.0, 1.0, 3.0])
+    made = spread([3.0, 1.0, 2.0])
+    assert (made.median, made.low, made.high, made.runs) == (2.0, 1.0, 3.0, 3)
