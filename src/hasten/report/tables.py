@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from hasten.cost.estimate import Estimate
 from hasten.report import findings
 from hasten.report import quantities as q
 from hasten.search.outcome import Figures, TuneResult
+
+if TYPE_CHECKING:
+    from hasten.cost.estimate import Estimate
 
 
 @dataclass(frozen=True)
