@@ -1,0 +1,39 @@
+# make tune: environment, then the main job.   make test: environment, then every gate and test.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/hasten/kernels/native/*)
+OUT ?= out
+
+.PHONY: tune test quick lint bench clean
+
+tune: $(READY)
+	$(BIN)/hasten tune --out $(OUT) --study $(OUT)/study.db $(ARGS)
+
+test: $(READY) lint
+	$(BIN)/hasten assets get smollm2-135m-instruct
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+quick: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/estimate.py
+
+$(READY): $(SOURCES)
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hasten needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build $(OUT)

@@ -1,0 +1,161 @@
+"""What a user names on the command line, as something to estimate or to run."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hasten.cost import Measurement, measure
+from hasten.errors import HastenError, MissingExtraError
+from hasten.workload import Workload, trace
+
+_HELP = "give a config.json, a model folder, a .gguf file, an asset, module.py:factory, or a timm model's name"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something with a workload.
+
+    Args:
+        name: for people.
+        workload: describes what it computes.
+        run: measures it here; None for what has no weights to run.
+    """
+
+    name: str
+    workload: Callable[[], Workload]
+    run: Callable[[int], Measurement] | None
+
+
+def read_subject(text: str, prompt: int = 512, new_tokens: int = 64, batch: int = 1) -> Subject:
+    """Finds out what ``text`` names.
+
+    A hub-style ``config.json`` (described without building it), a folder or ``.gguf`` file with a language model or an
+    asset's name, ``module.py:factory`` (a function that returns a module, or a module and its inputs: the
+    user's own code, which is run), or the name of a timm model when timm is installed.
+
+    Raises:
+        HastenError: none of these, or it is broken.
+    """
+    for label, value in (("prompt", prompt), ("new-tokens", new_tokens), ("batch", batch)):
+        if value < 1:
+            raise HastenError(f"{label} must be at least 1")
+    file, _, factory = text.rpartition(":")
+    if factory and file.endswith(".py"):
+        return _from_factory(Path(file), factory, batch)
+    if text.endswith(".json"):
+        return _from_config(Path(text), prompt, new_tokens, batch)
+    if Path(text).exists() or text.endswith(".gguf") or _is_asset(text):
+        return _from_weights(text, prompt, new_tokens, batch)
+    return _from_timm(text, batch)
+
+
+def _is_asset(text: str) -> bool:
+    from hasten.data import assets
+
+    return any(a.name == text for a in assets.assets())
+
+
+def _from_config(path: Path, prompt: int, new_tokens: int, batch: int) -> Subject:
+    from hasten.models.loading import build, read_config
+    from hasten.runtime.language_model import LanguageModel
+    from hasten.runtime.step import FAMILIES
+    from hasten.workload.language import ARCHITECTURES, language_model
+
+    config = read_config(path)
+    name = path.parent.name or path.stem
+
+    def describe() -> Workload:
+        if config.model_type in ARCHITECTURES:
+            return language_model(config, prompt=prompt, new_tokens=new_tokens, batch=batch)
+        ids = torch.zeros(batch, prompt, dtype=torch.int64)
+        return trace(build(config), ids, name=name, use_cache=False)
+
+    def run(runs: int) -> Measurement:
+        network = build(config)
+        if type(network).__name__ not in FAMILIES:
+            raise HastenError(f"a config of {config.model_type!r} can be estimated, not run: {', '.join(FAMILIES)} can")
+        network = type(network)(config)
+        return LanguageModel(network, name=name).measure(prompt, new_tokens, batch, runs)
+
+    return Subject(name, describe, run)
+
+
+def _from_weights(text: str, prompt: int, new_tokens: int, batch: int) -> Subject:
+    from hasten.models import load_network
+    from hasten.runtime.language_model import LanguageModel
+
+    loaded = load_network(text)
+    model = LanguageModel(loaded.network, name=loaded.name)
+    model.check_fits(prompt + new_tokens)
+    return Subject(
+        loaded.name,
+        lambda: model.workload(prompt, new_tokens, batch),
+        lambda runs: model.measure(prompt, new_tokens, batch, runs),
+    )
+
+
+def _from_factory(path: Path, factory: str, batch: int) -> Subject:
+    if not path.is_file():
+        raise HastenError(f"cannot read {path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+        made = getattr(module, factory)()
+    except AttributeError as error:
+        raise HastenError(f"{path} has no usable {factory}: {error}") from error
+    except HastenError:
+        raise
+    except Exception as error:
+        raise HastenError(f"{path}:{factory} failed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent.resolve()))
+    network, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(network, nn.Module):
+        raise HastenError(
+            f"{path}:{factory} must return a torch module, or (module, inputs), not {type(made).__name__}"
+        )
+    if inputs is None:
+        inputs = getattr(module, "inputs", None)
+        inputs = inputs() if callable(inputs) else inputs
+    if inputs is None:
+        raise HastenError(f"{path}:{factory} gives no inputs: return (module, inputs), inputs a tensor or a tuple")
+    return _of_module(f"{path.stem}:{factory}", network.eval(), inputs)
+
+
+def _of_module(name: str, module: nn.Module, inputs: Any) -> Subject:
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    return Subject(
+        name,
+        lambda: trace(module, *given, name=name),
+        lambda runs: measure(module, *given, runs=max(3, runs)),
+    )
+
+
+def _from_timm(name: str, batch: int) -> Subject:
+    try:
+        import timm
+    except ImportError as error:
+        if "/" in name or name.startswith("."):
+            raise HastenError(f"{name} is nothing that hasten can read: {_HELP}") from None
+        if isinstance(error, ModuleNotFoundError) and error.name == "timm":
+            raise HastenError(
+                f"{name} is nothing that hasten can read: {_HELP}; {MissingExtraError('timm', 'vision')}"
+            ) from None
+        raise HastenError(f"timm cannot be imported here: {error}") from None
+    if not timm.is_model(name):
+        raise HastenError(f"timm has no model {name!r}, and nothing else is called so: {_HELP}")
+    module = timm.create_model(name, pretrained=False).eval()
+    size = module.default_cfg.get("input_size", (3, 224, 224))
+    return _of_module(name, module, torch.zeros(batch, *size))
