@@ -149,7 +149,9 @@ class _Pricing:
             first = kernel.einsums[0]
             body = max(compute.seconds + waiting, memory)
             overhead = self._launch
-            if not self._fused:
+            if self._fused:
+                overhead += device.fork_overhead
+            else:
                 overhead += device.view_overhead + device.module_overhead * _entered(path, first.module)
                 path = first.module
             limit = level if memory >= compute.seconds else compute.unit

@@ -112,6 +112,8 @@ class Device(_Part):
         launch_overhead: seconds that an eager framework spends to start one operator.
         module_overhead: seconds that a call of a module adds where the host's own work is not hidden.
         view_overhead: seconds of looking at a tensor in another shape, likewise.
+        fork_overhead: seconds to hand a kernel to the threads and wait for the last, within a compiled
+            program.
         idle_power, max_power: watts.
         packed: bits of a weight -> weights a second that a product with one row reads and unpacks.
         packed_row: bits -> time of each further row, as a share of the first one's.
@@ -128,6 +130,7 @@ class Device(_Part):
     launch_overhead: Seconds
     module_overhead: Seconds = _NOTHING
     view_overhead: Seconds = _NOTHING
+    fork_overhead: Seconds = _NOTHING
     idle_power: Power
     max_power: Power
     packed: dict[str, WeightRate] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import itertools
 import math
 import os
@@ -28,7 +29,7 @@ from hasten.hardware.quantity import Quantity, parse
 Progress = Callable[[str, float], None]
 
 # Bumped when the probe measures something else, so that an old result is not taken for a new one.
-_REVISION = 3
+_REVISION = 5
 # Seconds after which nothing is measured again.
 _ENOUGH = 15.0
 _MEASURED = "measured on this machine by hasten probe"
@@ -115,8 +116,6 @@ def machine(threads: int) -> dict[str, str]:
     """What tells one machine, and one way of using it, from another."""
     import torch
 
-    from hasten import __version__
-
     info = _cpuinfo()
     name = info.get("model name") or info.get("Model") or platform.processor() or platform.machine()
     if "cpu family" in info:
@@ -132,10 +131,17 @@ def machine(threads: int) -> dict[str, str]:
         "memory": f"{_memory_size() / _GiB:.1f} GiB",
         "system": f"{platform.system()} {platform.machine()}",
         "torch": str(torch.__version__),
-        "hasten": __version__,
+        "hasten": _version(),
         "packed": str(hasattr(torch.ops.hasten, "packed_linear")),
         "probe": str(_REVISION),
     }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("hasten")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return "source"
 
 
 def _cpuinfo() -> dict[str, str]:
@@ -283,7 +289,7 @@ def _measure(identity: dict[str, str], threads: int, progress: Progress) -> Devi
         progress("memory levels", 0.0)
         memory = [_main_memory()]
         levels = _levels(threads)
-        launch, module, view = _overheads()
+        launch, module, view, fork = _overheads(threads)
         found: list[list[Curve]] = []
         for index, (what, step) in enumerate(steps):
             progress(what, (index + 1) / total)
@@ -313,6 +319,7 @@ def _measure(identity: dict[str, str], threads: int, progress: Progress) -> Devi
         launch_overhead=launch,
         module_overhead=module,
         view_overhead=view,
+        fork_overhead=fork,
         idle_power=idle,
         max_power=limit,
         packed=packed,
@@ -554,7 +561,7 @@ def _recurrent() -> list[Curve]:
 
         return make
 
-    axes = {"steps": (2, 16), "batch": (1, 8, 64), "size": (64, 256, 768)}
+    axes = {"steps": (4, 48), "batch": (1, 8, 32), "size": (64, 256, 640)}
     kinds = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn_tanh": torch.nn.RNN}
     return [_curve(name, axes, layer(kind)) for name, kind in kinds.items()]
 
@@ -669,8 +676,8 @@ _ENERGY: dict[str, tuple[float, str]] = {
 }
 
 
-def _overheads() -> tuple[Quantity, Quantity, Quantity]:
-    """Seconds to launch an operator on one element, to call a module, and to make a view."""
+def _overheads(threads: int) -> tuple[Quantity, Quantity, Quantity, Quantity]:
+    """Seconds to launch an operator on one element, to call a module, to make a view, to use the threads."""
     import torch
 
     class Nothing(torch.nn.Module):
@@ -683,8 +690,16 @@ def _overheads() -> tuple[Quantity, Quantity, Quantity]:
     empty = seconds(lambda: None, 0.02, 9)
     call = max(seconds(lambda: module(x, scale=2.0), 0.05, 9) - empty, 0.0)
     view = seconds(lambda: x.view(1, 1).transpose(0, 1), 0.05, 9) / 2
-    made = [Quantity.make(figure, "seconds", _MEASURED) for figure in (launch, call, view)]
-    return made[0], made[1], made[2]
+    fork = 0.0
+    if threads > 1:
+        # The smallest operator that torch gives to more than one thread, and its work by one alone.
+        wide, into = _filled(65536), _filled(65536)
+        several = seconds(lambda: torch.exp(wide, out=into), 0.05, 9)
+        with _threads(1):
+            alone = seconds(lambda: torch.exp(wide, out=into), 0.05, 9)
+        fork = max(several - launch - (alone - launch) / min(threads, 2), 0.0)
+    made = [Quantity.make(figure, "seconds", _MEASURED) for figure in (launch, call, view, fork)]
+    return made[0], made[1], made[2], made[3]
 
 
 def _units(curves: Sequence[Curve]) -> tuple[ComputeUnit, ComputeUnit]:
