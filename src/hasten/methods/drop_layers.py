@@ -57,7 +57,7 @@ class DropLayers(Method):
         kept = [layer for i, layer in enumerate(model.layers) if i not in self.layers]
         model.network.model.layers = nn.ModuleList(kept)
         for i, layer in enumerate(kept):
-            layer.self_attn.layer_idx = i  # type: ignore[union-attr, assignment]
+            layer.self_attn.layer_idx = i
         config = model.network.config
         config.num_hidden_layers = len(kept)
         kinds = getattr(config, "layer_types", None)

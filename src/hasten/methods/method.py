@@ -85,17 +85,19 @@ def from_dict(data: Any) -> Method:
     Raises:
         HastenError: an unknown name or a setting that the method does not have.
     """
-    if not isinstance(data, dict) or data.get("method") not in _REGISTRY:
+    name = data.get("method") if isinstance(data, dict) else None
+    if not isinstance(name, str) or name not in _REGISTRY:
         known = ", ".join(sorted(_REGISTRY))
         raise HastenError(f"unknown method {data!r:.80}: one of {known} is known")
-    kind = _REGISTRY[data["method"]]
+    kind = _REGISTRY[name]
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "method"}
     known_fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key, value in settings.items():
         if key not in known_fields:
             raise HastenError(f"method {kind.name} has no setting {key!r}")
-        if not isinstance(value, int | float | str | bool | tuple | None):
-            raise HastenError(f"method {kind.name}: {key} must be plain data")
+        expected = type(known_fields[key].default)
+        if type(value) is not expected and not (expected is float and type(value) is int):
+            raise HastenError(f"method {kind.name}: {key} is of type {expected.__name__}, not {value!r:.40}")
     try:
         return kind(**settings)
     except (TypeError, ValueError) as error:

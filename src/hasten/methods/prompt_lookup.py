@@ -36,7 +36,7 @@ class LookupDecoding(Method):
     accepted: float = 0.0
 
     def __post_init__(self) -> None:
-        PromptLookup(self.ngram, self.draft)
+        PromptLookup(self.ngram, self.draft, self.accepted)
 
     @property
     def title(self) -> str:

@@ -160,7 +160,7 @@ class LanguageModel(nn.Module):
 
         Args:
             prompt: tokens of the prompt.
-            new_tokens: tokens to decode; end-of-text does not stop it.
+            new_tokens: tokens to decode after the first; end-of-text does not stop it.
             batch: equal sequences.
             runs: counted repetitions.
             ids: (batch, prompt) tokens; random ones when None, with which lookup drafts find nothing.
@@ -173,10 +173,11 @@ class LanguageModel(nn.Module):
         for run in range(runs + 1):
             marks: list[float] = []
             started = time.perf_counter()
+            # The prompt gives the first token; every further one takes a step.
             self.generate(
                 ids,
-                max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
+                max_new_tokens=new_tokens + 1,
+                min_new_tokens=new_tokens + 1,
                 do_sample=False,
                 prefilled=marks.append,
             )
@@ -188,7 +189,7 @@ class LanguageModel(nn.Module):
             name: Spread(sorted(times)[len(times) // 2], min(times), max(times), len(times))
             for name, times in phases.items()
         }
-        cache, _ = self.session(batch, prompt + new_tokens)
+        cache, _ = self.session(batch, prompt + new_tokens + 1)
         return Measurement(
             self.name,
             "this machine",

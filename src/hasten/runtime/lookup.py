@@ -29,8 +29,8 @@ class PromptLookup:
     def __post_init__(self) -> None:
         if self.ngram < 1 or not 1 <= self.draft < MOST_NEW:
             raise HastenError(f"prompt lookup takes ngram >= 1 and 1 <= draft < {MOST_NEW}")
-        if self.accepted < 0:
-            raise HastenError("a step keeps 0 or more drafted tokens: accepted cannot be negative")
+        if not 0 <= self.accepted <= self.draft:
+            raise HastenError(f"a step keeps 0 to {self.draft} drafted tokens, not {self.accepted}")
 
 
 class Index:

@@ -105,7 +105,7 @@ class TuneResult(_Data):
 
     @property
     def best(self) -> Combination | None:
-        """The fastest measured combination within the floor; None when none is faster than the baseline."""
+        """The fastest that was measured and is within the floor: a combination, or the unchanged model."""
         measured = [c for c in (self.baseline, *self.combinations) if c.measured and c.within_floor]
         return min(measured, key=lambda c: c.measured.latency if c.measured else float("inf"), default=None)
 

@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import itertools
 import json
+import math
 import platform
 import shlex
 import sys
@@ -41,7 +42,7 @@ from hasten.models.loading import DEFAULT_MODEL, Loaded, load_network
 from hasten.runtime import LanguageModel, PromptLookup
 from hasten.runtime.quality import agreement, perplexity
 from hasten.search.outcome import Combination, Figures, Kernel, Prediction, Roof, TuneResult
-from hasten.search.problem import Objective, Problem, Trial
+from hasten.search.problem import Infeasible, Objective, Problem, Trial
 from hasten.search.space import Params, Space, categorical
 from hasten.search.study import Study
 from hasten.workload import Workload
@@ -156,6 +157,11 @@ class _Run:
     base: LanguageModel = field(init=False)
     ids: torch.Tensor = field(init=False)
     expected: list[int] = field(init=False)
+    tokens: list[int] = field(init=False)
+    reading: dict[str, int] = field(init=False)
+    workload: Workload = field(init=False)
+    methods: dict[str, list[Method]] = field(init=False)
+    points: dict[str, Params] = field(init=False)
     notes: list[str] = field(default_factory=list)
 
     def run(self) -> TuneResult:
@@ -171,27 +177,28 @@ class _Run:
         stopped = self._measure(candidates, baseline, options)
         everything = [baseline, *candidates.values()]
         _mark_pareto(everything)
-        result = self._result(started, time.perf_counter() - began, stopped, reference, baseline, candidates, skipped)
-        return result
+        return self._result(started, time.perf_counter() - began, stopped, reference, baseline, candidates, skipped)
 
     # -- the model, its reference and its baseline -------------------------------------------------
 
     def _load(self) -> None:
         self.reporter.stage("loading the model")
-        self.loaded = load_network(self.source, progress=lambda message: self.reporter.stage(message))
+        self.loaded = load_network(self.source, progress=self.reporter.stage)
         s = self.settings
         self.base = LanguageModel(self.loaded.network, name=self.loaded.name)
-        self.base.check_fits(s.prompt + s.new_tokens)
+        self.base.check_fits(s.prompt + s.new_tokens + 1)
         text = s.text
         if not text:
             from hasten.data.text import default_text
 
             text = default_text()
-        self.tokens = self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+        self.tokens = self.loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        self.reading = _reading(s.prompt, int(self.base.config.max_position_embeddings))
         need = s.prompt * s.batch
-        if len(self.tokens) < max(need, 64):
+        least = max(need, self.reading["context"] + self.reading["scored"] + 1)
+        if len(self.tokens) < least:
             raise HastenError(
-                f"the text has {len(self.tokens)} tokens, the prompts need {need}: give a longer text file"
+                f"the text has {len(self.tokens)} tokens, prompts and quality need {least}: give a longer text file"
             )
         self.ids = torch.tensor(self.tokens[:need]).reshape(s.batch, s.prompt)
         if self.base.why_not_compiled:
@@ -206,7 +213,7 @@ class _Run:
         def seconds(count: int) -> float:
             begin = time.perf_counter()
             with torch.inference_mode():
-                self.made = network.generate(
+                network.generate(
                     self.ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, do_sample=False
                 )
             return time.perf_counter() - begin
@@ -219,7 +226,8 @@ class _Run:
             self.reporter.advance(run + 1, 2)
         prefill = min(first)
         decodes = sorted(w - prefill for w in whole)
-        return self._figures(prefill, decodes, float(self.base.weight_bytes))
+        held = self.base.new_cache(s.batch, s.prompt + s.new_tokens + 1).nbytes
+        return self._figures(prefill, decodes, float(self.base.weight_bytes + held))
 
     def _figures(self, prefill: float, decodes: list[float], memory: float) -> Figures:
         s = self.settings
@@ -260,7 +268,7 @@ class _Run:
             decode_rate=timed.extra["decode_tokens_per_second"],
             memory=timed.peak_memory,
         )
-        quality = perplexity(model, self.tokens, progress=lambda share: self.reporter.advance(share, 1))
+        quality = perplexity(model, self.tokens, **self.reading, progress=lambda share: self.reporter.advance(share, 1))
         figures.perplexity, figures.perplexity_error = quality.value, quality.error
         new = model.generate(self.ids, max_new_tokens=s.new_tokens, min_new_tokens=s.new_tokens, do_sample=False)
         figures.agreement = agreement(new[0, s.prompt :].tolist(), self.expected)
@@ -315,8 +323,7 @@ class _Run:
     def _predict(self, options: dict[str, list[_Option]], baseline: Combination) -> dict[str, Combination]:
         self.reporter.stage("predicting every combination")
         found: dict[str, Combination] = {}
-        self.methods: dict[str, list[Method]] = {}
-        self.points: dict[str, Params] = {}
+        self.methods, self.points = {}, {}
         every = list(itertools.product(*options.values()))
         rewritten: dict[tuple[Method, ...], Workload] = {(): self.workload}
 
@@ -351,14 +358,19 @@ class _Run:
         self.reporter.stage("measuring the promising ones, best predicted first")
         titles = {_point_key(p): title for title, p in self.points.items()}
         space = Space([categorical(kind, [o.key for o in choices]) for kind, choices in options.items()])
-        assert baseline.measured is not None and baseline.measured.perplexity is not None
+        assert baseline.measured is not None
+        assert baseline.measured.perplexity is not None
         limit = baseline.measured.perplexity * (1 + self.settings.floor)
 
         def evaluate(params: Params) -> Mapping[str, Any]:
             title = titles[_point_key(params)]
-            figures = self._try(self.methods[title])
-            candidates[title].measured = figures
+            try:
+                figures = self._try(self.methods[title])
+            except HastenError as error:
+                raise Infeasible(str(error)) from None
             assert figures.perplexity is not None
+            if not math.isfinite(figures.perplexity):
+                raise Infeasible("its output is not finite")
             return {
                 "latency": figures.latency,
                 "perplexity": figures.perplexity,
@@ -368,6 +380,7 @@ class _Run:
             }
 
         broken: set[Method] = set()
+        seen: dict[Method, Combination] = {}
 
         def alone(params: Params) -> float | None:
             title = titles.get(_point_key(params))
@@ -379,7 +392,7 @@ class _Run:
             title = titles.get(_point_key(params))
             if title is None or broken.intersection(self.methods[title]):
                 return None
-            return candidates[title].predicted.latency
+            return corrected(candidates[title], [seen[m] for m in self.methods[title] if m in seen], baseline)
 
         def told(trial: Trial, done: int, planned: int | None) -> None:
             combination = candidates[titles[_point_key(trial.params)]]
@@ -396,14 +409,18 @@ class _Run:
         )
         s = self.settings
         kept = Study(self.study)
-        # Each method alone first: what it gives by itself, and whether it can be part of anything at all.
+        # Each method alone first, in half of the budget: what it gives by itself corrects the predictions of what
+        # it is part of, and one that is below the floor by itself need not be tried with others.
         first = sum(len(m) == 1 for m in self.methods.values())
-        trials = first if s.trials is None else min(first, s.trials)
-        result = kept.run(problem, trials=trials, seconds=s.seconds, order=alone, progress=told)
+        trials = first if s.trials is None else min(first, s.trials // 2)
+        half = None if s.seconds is None else s.seconds / 2
+        result = kept.run(problem, trials=trials, seconds=half, order=alone, progress=told)
         self._adopt_all(result.trials, titles, candidates, limit)
         if not result.interrupted:
             for title, methods in self.methods.items():
-                if len(methods) == 1 and candidates[title].within_floor is False:
+                if len(methods) == 1 and candidates[title].measured:
+                    seen[methods[0]] = candidates[title]
+                if len(methods) == 1 and (candidates[title].within_floor is False or candidates[title].failure):
                     broken.add(methods[0])
             result = kept.run(problem, trials=s.trials, seconds=s.seconds, order=together, progress=told)
             self._adopt_all(result.trials, titles, candidates, limit)
@@ -498,6 +515,33 @@ class _Run:
         return result
 
 
+def corrected(combination: Combination, alone: Sequence[Combination], baseline: Combination) -> float:
+    """Predicted latency in seconds, corrected by what was measured.
+
+    Each phase is scaled as the baseline's measurement is to its prediction, and again by how each method alone came
+    out against its own prediction. Single measurements are noisy: no method counts for more than a factor of two.
+    """
+    if baseline.measured is None:
+        return combination.predicted.latency
+    total = 0.0
+    for phase in ("prefill", "decode"):
+        ratio = getattr(baseline.measured, phase) / getattr(baseline.predicted, phase)
+        scale = ratio
+        for one in alone:
+            own = getattr(one.measured, phase) / getattr(one.predicted, phase)
+            scale *= min(2.0, max(0.5, own / ratio))
+        total += getattr(combination.predicted, phase) * scale
+    return total
+
+
+def _reading(prompt: int, positions: int) -> dict[str, int]:
+    """How `perplexity` reads: about 1500 scored tokens at the positions that the workload's prompt has."""
+    segments = min(6, max(2, 3072 // prompt))
+    scored = min(1536 // segments, positions // 2)
+    context = min(max(256, prompt - scored), positions - scored)
+    return {"context": context, "scored": scored, "segments": segments}
+
+
 def _point_key(params: Mapping[str, Any]) -> str:
     return json.dumps(dict(sorted(params.items())))
 
@@ -534,7 +578,8 @@ def _mark_pareto(combinations: Sequence[Combination]) -> None:
     measured = [c for c in combinations if c.measured and c.measured.perplexity is not None]
 
     def figures(c: Combination) -> tuple[float, float, float]:
-        assert c.measured is not None and c.measured.perplexity is not None
+        assert c.measured is not None
+        assert c.measured.perplexity is not None
         return c.measured.latency, c.measured.perplexity, c.measured.memory
 
     for c in measured:
