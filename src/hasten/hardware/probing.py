@@ -29,7 +29,7 @@ from hasten.hardware.quantity import Quantity, parse
 Progress = Callable[[str, float], None]
 
 # Bumped when the probe measures something else, so that an old result is not taken for a new one.
-_REVISION = 5
+_REVISION = 6
 # Seconds after which nothing is measured again.
 _ENOUGH = 15.0
 _MEASURED = "measured on this machine by hasten probe"
@@ -205,27 +205,45 @@ def _listed(text: str) -> int:
 # -- measuring ---------------------------------------------------------------------------------------
 
 
+def _preempted() -> int:
+    """How often the system took a processor from a thread of this process that had work to do."""
+    try:
+        import resource
+    except ImportError:  # Windows: every run counts as undisturbed
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
 def seconds(call: Callable[[], object], budget: float = 0.01, least: int = 3) -> float:
-    """Least seconds of one ``call`` over batches of calls, in about ``budget`` seconds: other processes
-    only ever add. A call much longer than the budget is timed once, after one to warm up."""
+    """Least seconds of one ``call`` over batches of calls, in about ``budget`` seconds.
+
+    Other processes only ever add. A batch in which one of them took a processor does not count while
+    there is another, and up to four budgets are spent to find one. A call much longer than the budget is
+    timed once, after one to warm up, and again only if it was disturbed.
+    """
     clock = time.perf_counter
     call()
-    start = clock()
-    call()
-    once = max(clock() - start, 1e-7)
-    if once > 3 * budget:
-        return once
-    batch = max(1, min(2000, int(0.1 * budget / once)))
-    best, spent, count = once, 0.0, 0
-    while count < least or (spent < budget and count < 40):
+    clean: list[float] = []
+    disturbed: list[float] = []
+    batch, spent = 1, 0.0
+    while True:
+        before = _preempted()
         start = clock()
         for _ in range(batch):
             call()
         took = clock() - start
-        best = min(best, took / batch)
+        (clean if _preempted() == before else disturbed).append(took / batch)
         spent += took
-        count += 1
-    return best
+        tried = len(clean) + len(disturbed)
+        if tried == 1:
+            batch = max(1, min(2000, int(0.1 * budget / max(took, 1e-7))))
+        long = took > 3 * budget and batch == 1
+        if (
+            (long and (clean or tried >= 3))
+            or (len(clean) >= least and (spent >= budget or tried >= 40))
+            or (not long and (spent >= 4 * budget or tried >= 160))
+        ):
+            return min(clean or disturbed)
 
 
 def _curve(
