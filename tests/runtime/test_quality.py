@@ -1,0 +1,84 @@
+"""Quality is measured through the very weights and cache that run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from hasten.errors import HastenError
+from hasten.methods import CacheFormat, SlidingWindow, WeightOnly
+from hasten.runtime import LanguageModel
+from hasten.runtime.quality import agreement, perplexity
+
+SHAPE = {"context": 100, "scored": 60, "segments": 3}
+
+
+@pytest.fixture
+def model(llama: Any) -> LanguageModel:
+    return LanguageModel(llama)
+
+
+@pytest.fixture
+def text() -> torch.Tensor:
+    return torch.randint(0, 211, (700,), generator=torch.Generator().manual_seed(1))
+
+
+def test_it_is_what_one_pass_over_each_segment_gives(model: LanguageModel, text: torch.Tensor) -> None:
+    found = perplexity(model, text, **SHAPE)
+    starts = [0, (700 - 161) // 2, 700 - 161]
+    rows = torch.stack([text[s : s + 161] for s in starts])
+    with torch.inference_mode():
+        logits = model.network(rows[:, :159]).logits[:, 99:]
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 100:160].flatten(), reduction="none")
+    scored = losses.double()
+    assert found.tokens == 3 * 60 == scored.numel()
+    assert found.value == pytest.approx(math.exp(scored.mean()), rel=1e-4)
+    assert found.error == pytest.approx(found.value * float(scored.std()) / math.sqrt(180), rel=1e-3)
+
+
+def test_it_is_the_same_every_time_and_tells_how_far_it_is(model: LanguageModel, text: torch.Tensor) -> None:
+    told: list[float] = []
+    first = perplexity(model, text, **SHAPE, progress=told.append)
+    assert perplexity(model, text.tolist(), **SHAPE) == first
+    assert told == sorted(told)
+    assert 0 < told[0] < told[-1] <= 1
+
+
+@pytest.mark.parametrize("method", [CacheFormat("int4"), CacheFormat("int8"), SlidingWindow(40, 2), WeightOnly(4, 4)])
+def test_what_a_method_changes_is_seen(model: LanguageModel, text: torch.Tensor, method: Any) -> None:
+    before = perplexity(model, text, **SHAPE).value
+    assert perplexity(method.apply(model), text, **SHAPE).value != pytest.approx(before, rel=1e-7)
+
+
+def test_a_window_longer_than_the_text_changes_nothing(model: LanguageModel, text: torch.Tensor) -> None:
+    before = perplexity(model, text, **SHAPE).value
+    assert perplexity(SlidingWindow(200, 4).apply(model), text, **SHAPE).value == pytest.approx(before, rel=1e-5)
+
+
+def test_a_uniform_model_is_as_perplexed_as_its_vocabulary(model: LanguageModel, text: torch.Tensor) -> None:
+    torch.nn.init.zeros_(model.network.lm_head.weight)
+    found = perplexity(model, text, **SHAPE)
+    assert found.value == pytest.approx(211, rel=1e-5)
+    assert found.error == pytest.approx(0, abs=1e-4)
+
+
+def test_a_broken_model_is_infinitely_perplexed(model: LanguageModel, text: torch.Tensor) -> None:
+    torch.nn.init.constant_(model.network.lm_head.weight, math.nan)
+    assert perplexity(model, text, **SHAPE).value == math.inf
+
+
+def test_too_short_a_text_and_too_long_a_segment_are_refused(model: LanguageModel, text: torch.Tensor) -> None:
+    with pytest.raises(HastenError, match="quality needs 161"):
+        perplexity(model, text[:160], **SHAPE)
+    with pytest.raises(HastenError, match="512 positions"):
+        perplexity(model, text, context=500, scored=60)
+
+
+def test_agreement_ends_at_the_first_difference() -> None:
+    assert agreement([1, 2, 3, 4], [1, 2, 9, 4]) == 0.5
+    assert agreement([1, 2], [1, 2, 3, 4]) == 0.5
+    assert agreement([5], [5]) == 1
+    assert agreement([5], []) == 1
