@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 
 import torch
-from rows import Row, emit
 
 from hasten.data import assets
 from hasten.data.text import default_text
@@ -25,6 +24,7 @@ from hasten.methods import WeightOnly, apply_all
 from hasten.models import load_network
 from hasten.runtime import LanguageModel
 from hasten.search.tune import load
+from rows import Row, emit
 
 MODEL = "smollm2-135m-instruct"
 
@@ -99,7 +99,6 @@ def main() -> None:
     run("transformers-fp32", lambda: transformers_rates(loaded.network, ids, new, runs))
     half = load_network(MODEL).network.to(torch.bfloat16)
     run("transformers-bf16", lambda: transformers_rates(half, ids, new, runs))
-    del half
     run("llama.cpp", lambda: llama_rates(str(path), tokens, new, runs, arguments.threads))
     plain = LanguageModel(loaded.network)
     run("hasten unchanged (fp32)", lambda: hasten_rates(plain, ids, new, runs))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hasten.cost import estimate, measure
+    from hasten.cost.measuring import measure as measure
+    from hasten.cost.roofline import estimate as estimate
     from hasten.hardware import devices, load_device, probe
     from hasten.models import load_network
     from hasten.runtime import LanguageModel

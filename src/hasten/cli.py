@@ -73,7 +73,10 @@ def _progress(first: str) -> Iterator[Any]:
         task = bar.add_task(first, total=1.0)
 
         def tell(text: str | None = None, share: float | None = None) -> None:
-            bar.update(task, **({} if text is None else {"description": text}), completed=share)
+            if text is not None:
+                bar.update(task, description=text)
+            if share is not None:
+                bar.update(task, completed=share)
 
         yield tell
 

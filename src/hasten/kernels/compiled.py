@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import warnings
 from types import ModuleType
@@ -18,7 +19,7 @@ def native() -> ModuleType | None:
     if os.environ.get("HASTEN_NO_NATIVE"):
         return None
     try:
-        from hasten.kernels import _native
+        module = importlib.import_module("hasten.kernels._native")
     except ImportError:
         warnings.warn(
             "hasten's compiled kernels are missing, plain torch runs instead, several times slower: "
@@ -28,8 +29,8 @@ def native() -> ModuleType | None:
         )
         return None
     if isa := os.environ.get("HASTEN_ISA"):
-        _native.use_isa(isa)
-    return _native
+        module.use_isa(isa)
+    return module
 
 
 def compiled_isa() -> str:
