@@ -104,6 +104,11 @@ class TuneResult(_Data):
     notes: list[str] = []
 
     @property
+    def met(self) -> bool:
+        """Whether any measured combination keeps the quality floor."""
+        return any(c.within_floor for c in self.combinations if c.measured)
+
+    @property
     def best(self) -> Combination | None:
         """The fastest that was measured and is within the floor: a combination, or the unchanged model."""
         measured = [c for c in (self.baseline, *self.combinations) if c.measured and c.within_floor]

@@ -508,7 +508,7 @@ class _Run:
         if best is not None and best.methods:
             methods = [from_dict(m) for m in best.methods]
             result.kernels["best"] = _kernels(self._estimate(rewrite_all(self.workload, methods)))
-        if all(not c.within_floor for c in candidates.values() if c.measured):
+        if not result.met:
             result.notes.append(
                 f"no measured combination keeps perplexity within {s.floor:.1%}: loosen the floor or raise the budget"
             )
@@ -635,7 +635,7 @@ def save(result: TuneResult, path: str | Path) -> None:
         HastenError: nothing measured is within the floor, or the file cannot be written.
     """
     best = result.best
-    if best is None or best.measured is None:
+    if not result.met or best is None or best.measured is None:
         raise HastenError("nothing that was measured keeps the quality floor: loosen it or raise the budget")
     tuned = TunedModel(
         hasten=__version__,

@@ -1,0 +1,298 @@
+"""Tuning a tiny model from a folder, for real: every step that the big one takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hasten.errors import HastenError
+from hasten.hardware import Device, load_device
+from hasten.methods import apply_all, from_dict
+from hasten.models import load_network
+from hasten.runtime import LanguageModel
+from hasten.runtime.quality import Perplexity
+from hasten.search import tune as tuning
+from hasten.search.outcome import Combination, Figures, Prediction, TuneResult
+from hasten.search.tune import Settings, Silent, corrected, load, save, tune
+
+TEXT = " ".join(f"The {n} birds of the river see {n * n} stones and the moon." for n in range(100))
+SETTINGS = Settings(prompt=64, new_tokens=8, text=TEXT, text_name="birds", floor=0.5, seconds=None, trials=4, runs=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(5)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    config = LlamaConfig(
+        vocab_size=len(alphabet), hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("tuned") / "tiny"
+    LlamaForCausalLM(config).save_pretrained(path)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return load_device("cpu2")
+
+
+class Listener(Silent):
+    def __init__(self, interrupt_after: int | None = None) -> None:
+        self.seen: list[str] = []
+        self.interrupt_after = interrupt_after
+
+    def measured(self, combination: Combination) -> None:
+        self.seen.append(combination.title)
+        # The baseline comes first.
+        if self.interrupt_after is not None and len(self.seen) == 1 + self.interrupt_after:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path, device: Device) -> TuneResult:
+    return tune(folder, SETTINGS, device=device, command=["hasten", "tune", "a folder"])
+
+
+def test_every_combination_is_predicted_and_the_best_measured(result: TuneResult) -> None:
+    kinds = [{d["method"] for d in c.methods} for c in result.combinations]
+    assert all(len(k) == len(c.methods) for k, c in zip(kinds, result.combinations, strict=True))
+    assert all(c.predicted.prefill > 0 and c.predicted.decode > 0 for c in result.combinations)
+    # 4 weight formats, 2 caches, 2 choices of layers, drafts; each or none; all but nothing at all.
+    assert len(result.combinations) == 5 * 3 * 3 * 2 - 1
+    seen = [c for c in result.combinations if c.measured]
+    assert len(seen) == 4
+    assert sum(len(c.methods) == 1 for c in seen) >= 2
+    assert result.stopped == "trials"
+    assert "window 256+4" in result.skipped
+    assert result.command == "hasten tune 'a folder'"
+
+
+def test_figures_are_of_real_runs(result: TuneResult) -> None:
+    before = result.baseline.measured
+    assert before is not None
+    assert before.agreement == 1
+    assert before.perplexity is not None
+    for figures in (result.reference, before, *(c.measured for c in result.combinations if c.measured)):
+        assert figures.prefill_rate == pytest.approx(64 / figures.prefill)
+        assert figures.decode_rate == pytest.approx(8 / figures.decode)
+        assert figures.decode_low <= figures.decode <= figures.decode_high
+        assert figures.memory > 0
+    for one in result.combinations:
+        if one.measured:
+            assert one.measured.perplexity is not None
+            assert one.within_floor is (one.measured.perplexity <= 1.5 * before.perplexity)
+
+
+def test_pareto_points_are_those_that_nothing_measured_beats(result: TuneResult) -> None:
+    everything = [c for c in (result.baseline, *result.combinations) if c.measured]
+    points = {c.title: (c.measured.latency, c.measured.perplexity, c.measured.memory) for c in everything if c.measured}
+    for one in everything:
+        mine = points[one.title]
+        beaten = any(
+            all(a <= b for a, b in zip(other, mine, strict=True)) and other != mine  # type: ignore[operator]
+            for other in points.values()
+        )
+        assert one.pareto is not beaten
+    assert not any(c.pareto for c in result.combinations if not c.measured)
+
+
+def test_a_result_is_plain_data(result: TuneResult) -> None:
+    assert TuneResult.model_validate_json(result.model_dump_json()) == result
+    assert result.kernels["unchanged"]
+    assert {k.phase for k in result.kernels["unchanged"]} == {"prefill", "decode"}
+
+
+def test_what_is_saved_is_what_is_loaded(result: TuneResult, folder: Path, tmp_path: Path) -> None:
+    fast = max(result.combinations, key=lambda c: len(c.methods) if c.measured else 0)
+    chosen = result.model_copy(update={"combinations": [fast.model_copy(update={"within_floor": True})]})
+    assert chosen.combinations[0].measured is not None
+    quick = chosen.combinations[0].measured.model_copy(update={"prefill": 0.0, "decode": 1e-9})
+    chosen.combinations[0].measured = quick
+    save(chosen, tmp_path / "tuned.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["tuned.json"]
+    model = load(tmp_path / "tuned.json")
+    assert isinstance(model, LanguageModel)
+    twin = apply_all(LanguageModel(load_network(folder).network), [from_dict(d) for d in fast.methods])
+    ids = model.tokenizer("The river", return_tensors="pt").input_ids
+    made = model.generate(ids, max_new_tokens=12, do_sample=False)
+    assert made.shape == (1, ids.shape[1] + 12)
+    assert torch.equal(made, twin.generate(ids, max_new_tokens=12, do_sample=False))
+
+
+def test_a_floor_that_nothing_keeps_leaves_no_file(result: TuneResult, tmp_path: Path) -> None:
+    strict = result.model_copy(
+        update={"combinations": [c.model_copy(update={"within_floor": False}) for c in result.combinations]}
+    )
+    assert not strict.met
+    with pytest.raises(HastenError, match="loosen"):
+        save(strict, tmp_path / "tuned.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_keeps_what_was_measured_and_the_same_call_goes_on(folder: Path, device: Device, tmp_path: Path) -> None:
+    study = tmp_path / "study.db"
+    stopped = tune(folder, SETTINGS, study=study, device=device, reporter=(first := Listener(interrupt_after=2)))
+    assert stopped.stopped == "interrupted"
+    kept = {c.title: c.measured for c in stopped.combinations if c.measured}
+    assert set(kept) == set(first.seen[1:])
+    assert len(kept) == 2
+    after = tune(folder, SETTINGS, study=study, device=device, reporter=(second := Listener()))
+    assert len(second.seen) == 1 + 2
+    assert after.stopped == "trials"
+    measured = {c.title: c.measured for c in after.combinations if c.measured}
+    assert len(measured) == 4
+    assert {t: measured[t] for t in kept} == kept
+    third = Listener()
+    tune(folder, SETTINGS, study=study, device=device, reporter=third)
+    assert third.seen == ["unchanged"]
+    with pytest.raises(HastenError, match="another problem"):
+        tune(folder, Settings(**{**vars(SETTINGS), "prompt": 48}), study=study, device=device)
+
+
+def test_a_combination_that_breaks_fails_alone(
+    folder: Path, device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = tuning.perplexity
+
+    def fragile(model: LanguageModel, *args: Any, **kwargs: Any) -> Perplexity:
+        if model.cache.dtype == "int4":
+            return Perplexity(math.inf, math.inf, 1)
+        if model.cache.dtype == "int8":
+            raise HastenError("the cache is full: shorten the prompt")
+        return real(model, *args, **kwargs)
+
+    monkeypatch.setattr(tuning, "perplexity", fragile)
+    settings = Settings(**{**vars(SETTINGS), "trials": 20, "runs": 1})
+    found = tune(folder, settings, device=device)
+    failed = {c.title: c.failure for c in found.combinations if c.failure}
+    # Alone, once each; nothing that they are part of is tried.
+    assert failed == {
+        "int4 cache": "its output is not finite",
+        "int8 cache": "the cache is full: shorten the prompt",
+    }
+    assert sum(c.measured is not None for c in found.combinations) == 18
+    before = found.baseline.measured
+    alone = [c for c in found.combinations if len(c.methods) == 1 and c.methods[0]["method"] == "weight-only"]
+    assert len(alone) == 4
+    assert all(c.measured and before and c.measured.memory < before.memory for c in alone)
+    assert TuneResult.model_validate_json(found.model_dump_json()) == found
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    figures = Figures(
+        prefill=1, decode=1, decode_low=1, decode_high=1, prefill_rate=1, decode_rate=1, memory=1, perplexity=2
+    )
+    return {
+        "format": "hasten-tuned", "version": 1, "hasten": "0.1.0", "source": "nowhere", "fingerprint": "f",
+        "methods": [], "prompt": 1, "new_tokens": 1, "batch": 1, "measured": figures.model_dump(), **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "not a tuned model"),
+        ("\x00\xff", "not a tuned model"),
+        ("[1, 2]", "not a tuned model"),
+        (json.dumps({"model": "gpt"}), "not a tuned model"),
+        (json.dumps(described())[:-20], "not a tuned model"),
+        (json.dumps(described(code="import os")), "code"),
+        (json.dumps(described(format="other")), "tune again"),
+        (json.dumps(described(version=2)), "tune again"),
+        (json.dumps(described(methods=[{"method": "os.system"}])), "unknown method"),
+        (json.dumps(described(methods=[{"method": ["weight-only"]}])), "unknown method"),
+        (json.dumps(described(methods=[{"method": "weight-only", "bits": "4"}])), "bits is of type int"),
+        (json.dumps(described(methods=[{"method": "weight-only", "bits": 5}])), "bits"),
+        (json.dumps(described(methods=[{"method": "drop-layers", "layers": ["a"]}])), "numbers of the layers"),
+        (json.dumps(described(methods=[{"method": "prompt-lookup", "draft": 2.5}])), "draft is of type int"),
+        (json.dumps(described(methods=[{"method": "prompt-lookup", "accepted": -1}])), "drafted tokens"),
+    ],
+)
+def test_a_foreign_or_damaged_file_is_refused_in_a_line(tmp_path: Path, content: str, says: str) -> None:
+    path = tmp_path / "tuned.json"
+    path.write_text(content, "latin-1")
+    with pytest.raises(HastenError, match=says) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_model_is_not_taken_for_the_tuned_one(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    with pytest.raises(HastenError, match="cannot read"):
+        load(path)
+    path.write_text(json.dumps(described(source=str(folder))))
+    with pytest.raises(HastenError, match="not the model"):
+        load(path)
+    path.write_text(json.dumps(described(source=str(tmp_path / "gone.gguf"))))
+    with pytest.raises(HastenError):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"prompt": 0}, "prompt must be at least 1"),
+        ({"new_tokens": 0}, "new-tokens must be at least 1"),
+        ({"floor": -0.1}, "floor"),
+        ({"seconds": 0}, "budget"),
+        ({"trials": 0}, "budget"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(HastenError, match=says):
+        Settings(**changes)
+
+
+def test_what_cannot_run_is_refused_before_anything_is_measured(folder: Path, device: Device) -> None:
+    with pytest.raises(HastenError, match="the text has 24 tokens"):
+        tune(folder, Settings(**{**vars(SETTINGS), "text": "A text that is too short"}), device=device)
+    with pytest.raises(HastenError, match="512 positions"):
+        tune(folder, Settings(**{**vars(SETTINGS), "prompt": 600}), device=device)
+
+
+def combination(predicted: tuple[float, float], measured: tuple[float, float] | None = None) -> Combination:
+    figures = None
+    if measured:
+        prefill, decode = measured
+        figures = Figures(
+            prefill=prefill, decode=decode, decode_low=decode, decode_high=decode,
+            prefill_rate=1, decode_rate=1, memory=1,
+        )  # fmt: skip
+    prediction = Prediction(prefill=predicted[0], decode=predicted[1], memory=1)
+    return Combination(title="", methods=[], predicted=prediction, measured=figures)
+
+
+def test_predictions_are_corrected_by_what_was_seen() -> None:
+    baseline = combination((1.0, 2.0), (2.0, 2.0))
+    both = combination((0.5, 1.0))
+    assert corrected(both, [], baseline) == pytest.approx(0.5 * 2 + 1.0)
+    as_said = combination((1.0, 1.0), (2.0, 1.0))
+    assert corrected(both, [as_said], baseline) == pytest.approx(0.5 * 2 + 1.0)
+    slower = combination((1.0, 1.0), (2.0, 1.5))
+    assert corrected(both, [as_said, slower], baseline) == pytest.approx(0.5 * 2 + 1.5)
+    absurd = combination((1.0, 1.0), (2.0, 1000.0))
+    assert corrected(both, [absurd], baseline) == pytest.approx(0.5 * 2 + 2.0)
+
+
+@given(prompt=st.integers(1, 100_000), positions=st.integers(2, 200_000))
+def test_quality_is_read_within_the_positions(prompt: int, positions: int) -> None:
+    reading = tuning._reading(prompt, positions)
+    assert reading["context"] + reading["scored"] <= positions
+    assert min(reading.values()) >= 1
+    assert reading["segments"] * reading["scored"] <= 1536
