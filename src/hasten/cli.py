@@ -157,6 +157,11 @@ def tune(
         trials=trials,
         runs=runs,
     )
+    for folder in (out, study.parent if study else out):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HastenError(f"cannot make the folder {folder}: {error.strerror}") from None
     with _progress("starting") as tell:
         result = run(
             model, settings, study=study, reporter=_TuneReporter(tell), command=[Path(sys.argv[0]).name, *sys.argv[1:]]

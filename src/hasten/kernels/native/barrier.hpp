@@ -5,7 +5,7 @@
 namespace hasten {
 
 // All threads of a region meet here. Spinning costs well under a microsecond where a sleep and a wake-up
-// cost five; a thread that waits long gives its core away, so that an oversubscribed machine moves on too.
+// cost five; a thread that waits longer sleeps, so that on a busy machine the one waited for gets the core.
 class Barrier {
  public:
   explicit Barrier(int threads) : threads_(threads) {}
@@ -15,6 +15,7 @@ class Barrier {
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
       arrived_.store(0, std::memory_order_relaxed);
       phase_.store(phase + 1, std::memory_order_release);
+      phase_.notify_all();
       return;
     }
     for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
@@ -25,13 +26,12 @@ class Barrier {
         asm volatile("yield");
 #endif
       } else {
-        yield();
+        phase_.wait(phase, std::memory_order_acquire);
       }
     }
   }
 
  private:
-  static void yield();
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> phase_{0};
   int threads_;

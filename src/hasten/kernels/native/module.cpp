@@ -4,7 +4,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <omp.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -24,8 +23,6 @@ extern const Kernels kernels_generic;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 #endif
-
-void Barrier::yield() { sched_yield(); }
 
 namespace {
 
