@@ -107,7 +107,7 @@ class GGUFFile:
         for _ in range(pairs):
             name = self._string()
             if name in self.metadata:
-                raise _Corrupted(f"the key {name!r} comes twice")
+                raise _Corrupted(f"the key {name[:60]!r} comes twice")
             self.metadata[name] = self._value(self._read(_U32))
         found = [self._tensor_info() for _ in range(tensors)]
         alignment = self.metadata.get("general.alignment", 32)
@@ -116,10 +116,10 @@ class GGUFFile:
         base = -(-self._at // alignment) * alignment
         for name, shape, kind, offset in found:
             if name in self.tensors:
-                raise _Corrupted(f"tensor {name!r} comes twice")
+                raise _Corrupted(f"tensor {name[:60]!r} comes twice")
             size = self._bytes_of(name, shape, kind)
             if base + offset + size > self._end:
-                raise _Corrupted(f"tensor {name!r} reaches behind its end")
+                raise _Corrupted(f"tensor {name[:60]!r} reaches behind its end")
             self.tensors[name] = TensorInfo(name, shape, kind, base + offset, size)
 
     def _read(self, code: struct.Struct) -> Any:
@@ -160,7 +160,7 @@ class GGUFFile:
         name = self._string()
         dims = self._read(_U32)
         if not 0 < dims <= 4:
-            raise _Corrupted(f"tensor {name!r} has {dims} dimensions")
+            raise _Corrupted(f"tensor {name[:60]!r} has {dims} dimensions")
         shape = tuple(self._read(_U64) for _ in range(dims))
         return name, shape[::-1], self._read(_U32), self._read(_U64)
 
@@ -170,9 +170,9 @@ class GGUFFile:
         try:
             block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         except (ValueError, KeyError):
-            raise HastenError(f"{self.path} stores {name} in an unknown format ({kind}): update gguf") from None
+            raise HastenError(f"{self.path} stores {name[:60]!r} in an unknown format ({kind}): update gguf") from None
         if min(shape) < 1 or shape[-1] % block:
-            raise _Corrupted(f"tensor {name!r} has an impossible shape")
+            raise _Corrupted(f"tensor {name[:60]!r} has an impossible shape")
         return math.prod(shape) // block * size
 
     def raw(self, name: str) -> np.ndarray:
@@ -204,7 +204,7 @@ class GGUFFile:
             values = dequantize(self.raw(name), Kind(info.kind))
         except NotImplementedError:
             kind = Kind(info.kind).name
-            raise HastenError(f"{self.path} stores {name} as {kind}, which hasten cannot read") from None
+            raise HastenError(f"{self.path} stores {name[:60]!r} as {kind}, which hasten cannot read") from None
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).reshape(info.shape)
 
     def packed(self, name: str) -> Packed | None:
@@ -250,7 +250,7 @@ def read_packed(path: str | Path, name: str) -> Packed | None:
     """
     file = GGUFFile(path)
     if name not in file.tensors:
-        raise HastenError(f"{path} has no tensor {name!r}")
+        raise HastenError(f"{path} has no tensor {name[:60]!r}")
     return file.packed(name)
 
 

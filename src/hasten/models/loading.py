@@ -45,6 +45,9 @@ _YARN_UNREAD = (
     "yarn_beta_fast",
     "yarn_beta_slow",
 )
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# No model comes near these; a config beyond them would be built for hours, or into all memory.
+_MOST_LAYERS, _WIDEST = 10_000, 1 << 27
 _NOT_WEIGHTS = ("rope_freqs.weight",)
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
@@ -95,12 +98,16 @@ class Loaded:
             with _quiet():
                 if self._gguf is not None:
                     return build_tokenizer(GGUFFile(self._gguf).metadata)
+                assert self._folder is not None
+                # Without any of these transformers makes an empty tokenizer and says nothing.
+                if not any((self._folder / name).is_file() for name in _TOKENIZER_FILES):
+                    raise HastenError(f"none of {', '.join(_TOKENIZER_FILES)} is there")
                 from transformers import AutoTokenizer
 
                 # Without an explicit no, a folder that brings its own code makes transformers ask on the terminal.
                 return AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
-            raise HastenError(f"{self.name} has no readable tokenizer: {_first_line(error)}") from None
+            raise HastenError(f"{self.name} has no readable tokenizer: {_one_line(error)}") from None
 
     def packed(self, name: str) -> Packed | None:
         """A parameter as its file packs it, code for code, rows in the network's order.
@@ -143,6 +150,11 @@ def load_network(
     Raises:
         HastenError: nothing is there, or it is broken, or of a family that hasten does not load.
     """
+    with _one_thread():
+        return _load(source, dtype, progress)
+
+
+def _load(source: str | Path, dtype: torch.dtype, progress: assets.Progress) -> Loaded:
     path = Path(source).expanduser()
     if path.is_dir():
         return _from_folder(path, path.name, str(path.resolve()), dtype)
@@ -185,9 +197,19 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Hundreds of small operations: on a busy machine threads that wait for each other cost ten times the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build(config: Any) -> Any:
@@ -201,8 +223,8 @@ def build(config: Any) -> Any:
     try:
         with _quiet(), torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise HastenError(f"no causal language model for this config: {_first_line(error)}") from None
+    except Exception as error:  # whatever a class makes of sizes that do not fit
+        raise HastenError(f"no causal language model for this config: {_one_line(error)}") from None
 
 
 def _assemble(config: Any, weights: dict[str, Tensor], origin: Path) -> Any:
@@ -219,12 +241,12 @@ def _assemble(config: Any, weights: dict[str, Tensor], origin: Path) -> Any:
         weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     missing = sorted(set(expected) - set(weights))
     if missing:
-        raise HastenError(f"{origin} lacks {len(missing)} tensors (first: {missing[0]}): fetch or copy it again")
+        raise HastenError(f"{origin} lacks {len(missing)} tensors (first: {missing[0][:60]!r}): fetch or copy it again")
     extra = sorted(set(weights) - set(expected))
     if extra:
         raise HastenError(
             f"{origin} holds {len(extra)} tensors that a {config.model_type} network does not have "
-            f"(first: {extra[0]}): hasten cannot load this variant"
+            f"(first: {extra[0][:60]!r}): hasten cannot load this variant"
         )
     for name, shape in expected.items():
         if tuple(weights[name].shape) != shape:
@@ -253,7 +275,7 @@ def _from_gguf(path: Path, name: str, source: str, dtype: torch.dtype) -> Loaded
         target = _gguf_name(tensor)
         if target is None:
             raise HastenError(
-                f"{path} holds the tensor {tensor}, which hasten does not know: it cannot load this variant"
+                f"{path} holds the tensor {tensor[:60]!r}, which hasten does not know: it cannot load this variant"
             )
         weights[target] = _unpermuted(file.dequantize(tensor), target, file, config).to(dtype)
     if getattr(config, "attention_bias", False) and config.model_type == "llama":
@@ -387,7 +409,7 @@ def _gguf_config(file: GGUFFile) -> Any:
     try:
         return getattr(transformers, _FAMILIES[family])(**settings)
     except Exception as error:
-        raise HastenError(f"{file.path} does not describe a usable model: {_first_line(error)}") from None
+        raise HastenError(f"{file.path} does not describe a usable model: {_one_line(error)}") from None
 
 
 def _rope(meta: _Metadata, head_dim: int) -> dict[str, Any]:
@@ -467,12 +489,16 @@ def _config_of(data: dict[str, Any], path: Path) -> Any:
     kind = data.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise HastenError(f"{path} names the model type {str(kind)[:40]!r}, which this transformers does not know")
+    for key, most in (("num_hidden_layers", _MOST_LAYERS), ("hidden_size", _WIDEST), ("vocab_size", _WIDEST)):
+        size = data.get(key)
+        if isinstance(size, int | float) and not 0 < size <= most:
+            raise HastenError(f"{path} says {key} is {size}: fetch or copy it again")
     data = {k: v for k, v in data.items() if k not in ("auto_map", "quantization_config")}
     try:
         with _quiet():
             return CONFIG_MAPPING[kind].from_dict(data)
     except Exception as error:
-        raise HastenError(f"{path} is not a usable config: {_first_line(error)}") from None
+        raise HastenError(f"{path} is not a usable config: {_one_line(error)}") from None
 
 
 def _from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
@@ -494,11 +520,15 @@ def _from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Lo
                 held = set(file.keys())
                 if promised is not None and promised != held:
                     odd = sorted(promised ^ held)[0]
-                    raise HastenError(f"{shard} and the index disagree (first: {odd}): fetch or copy the folder again")
+                    raise HastenError(
+                        f"{shard} and the index disagree (first: {odd[:60]!r}): fetch or copy the folder again"
+                    )
                 for key in held:
                     tensor = file.get_tensor(key)
                     if not tensor.is_floating_point() or tensor.element_size() < 2:
-                        raise HastenError(f"{shard}: {key} is {tensor.dtype}: give a folder with unquantized weights")
+                        raise HastenError(
+                            f"{shard}: {key[:60]!r} is {tensor.dtype}: give a folder with unquantized weights"
+                        )
                     # Old checkpoints carry the rotary frequencies, which follow from the config.
                     if not key.endswith("rotary_emb.inv_freq"):
                         weights[key] = tensor.to(dtype)
