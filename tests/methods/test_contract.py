@@ -92,7 +92,8 @@ def test_plain_data_round_trip(method: Method) -> None:
 
 
 def test_every_method_is_tested() -> None:
-    assert {type(m) for m in METHODS} == set(registry().values())
+    ours = {kind for kind in registry().values() if kind.__module__.startswith("hasten.")}
+    assert {type(m) for m in METHODS} == ours
 
 
 def test_bad_descriptions_are_refused() -> None:
