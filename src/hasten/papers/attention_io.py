@@ -28,6 +28,6 @@ paper = Paper(
         ),
         Claim("A3", "exponents", "-1 in M above d^2, -1/2 below"),
         Claim("A4", "fast matmul does not help for M >= d^2", "bound unchanged", baseline="Strassen"),
-        Claim("A5", "crossover at M = Theta(d^2)", ""),
+        Claim("A5", "crossover at M = Theta(d^2)", "crossover at M = Theta(d^2)"),
     ),
 )

@@ -13,15 +13,15 @@ paper = Paper(
         Claim(
             "c1",
             "error, plain CNN, C10+",
-            "4.23 % (repo: 95.77 % verified)",
+            "4.23 % (repo: 95.77 %",
             baseline="ResNet-110 6.61, plain nets",
             setting="5 GPUs",
         ),
-        Claim("c2", "error, plain CNN, SVHN", "1.73 % (98.27 % verified)", how="none"),
+        Claim("c2", "error, plain CNN, SVHN", "1.73 % (98.27 %", how="none"),
         Claim(
             "c3",
             "DenseNet space, C10+ / C10",
-            "3.44 % (10.7 M) / 4.66 % (96.56, 95.34 % verified; sizes memory)",
+            "3.44 % (10.7 M) / 4.66 % (96.56, 95.34 %; sizes memory)",
             baseline="DenseNet-BC 3.46 (25.6 M) / 5.19 (15.3 M)",
             how="model",
         ),

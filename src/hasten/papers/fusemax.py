@@ -1,6 +1,15 @@
 """FuseMax: Leveraging Extended Einsums to Optimize Attention Accelerator Design."""
 
-from hasten.papers.card import Claim, Paper
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hasten.papers.card import Claim, Context, Paper, Seen
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hasten.workload.einsum import Cascade
 
 paper = Paper(
     slug="fusemax",
@@ -41,3 +50,72 @@ paper = Paper(
         Claim("F9", "buffer need independent of M", "16 MiB at 1K..1M", baseline="3-pass grows with M", how="model"),
     ),
 )
+
+
+def _inputs(kind: str, m: int, m0: int, seed: int) -> tuple[Cascade, dict[str, Tensor], Tensor, str | tuple[str, ...]]:
+    """A cascade of attention in double precision, tensors for it, and torch's own answer."""
+    import torch
+
+    from hasten.workload.attention import attention, padding, tiled
+
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(n, 16, generator=generator, dtype=torch.float64) for n in (24, m, m))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0)
+    cascade = attention(kind, p=24, m=m, e=16, f=16, m0=m0, dtype="fp64")
+    given = {"Q": q, "K": k, "V": v}
+    split = kind in ("local-max", "one-pass")
+    if split:
+        given |= {"K": tiled(k, m0), "V": tiled(v, m0)}
+    for name, tensor in cascade.tensors.items():
+        if name not in given and tensor.role == "input":
+            given[name] = padding(m, m0, torch.float64)
+    return cascade, given, expected, ("m1", "m0") if split else "m"
+
+
+@paper.check("F8")
+def _pass_counts(context: Context) -> Seen:
+    """The analyser derives the counts from the cascades; running them pass by pass loads as often and is right."""
+    from hasten.workload.attention import execute
+    from hasten.workload.passes import passes
+
+    published = {"three-pass": 3, "two-pass": 2, "local-max": 2, "one-pass": 1}
+    found, wrong = {}, []
+    for kind in published:
+        cascade, given, expected, rank = _inputs(kind, 1000, 64, context.seed)
+        report = passes(cascade, rank)
+        run = execute(cascade, given, rank)
+        (output,) = run.outputs.values()
+        error = float((output.reshape(expected.shape) - expected).abs().max())
+        # A pass has at hand what it makes itself; everything else that it reads, it loads.
+        made = {e.output.tensor: when for e, when in zip(cascade.einsums, report.einsums, strict=True)}
+        loads = dict.fromkeys(report.visits, 0)
+        for tensor in loads:
+            reads = {
+                when
+                for e, when in zip(cascade.einsums, report.einsums, strict=True)
+                if any(a.tensor == tensor for a in e.inputs)
+            }
+            loads[tensor] = len(reads - {made.get(tensor)})
+        seen = {t: run.loads.get(t, 0) / cascade.tensors[t].elements for t in loads}
+        if error > 1e-10 or seen != loads:
+            wrong.append(f"{kind}: error {error:.1e}, expected loads {loads}, seen {seen}")
+        found[kind] = report.count
+    value = ", ".join(f"{kind} {count}" for kind, count in found.items())
+    return Seen(value, found == published and not wrong, detail="; ".join(wrong))
+
+
+@paper.check("F9")
+def _footprints(context: Context) -> Seen:
+    """Elements alive at once while the cascades run, at growing numbers of keys."""
+    from hasten.workload.attention import execute
+
+    sizes = (512, 2048, 8192)
+    peaks: dict[str, list[int]] = {}
+    for kind in ("three-pass", "one-pass"):
+        for m in sizes:
+            cascade, given, _, rank = _inputs(kind, m, 64, context.seed)
+            peaks.setdefault(kind, []).append(execute(cascade, given, rank).peak)
+    flat = len(set(peaks["one-pass"])) == 1
+    grows = peaks["three-pass"][-1] >= 12 * peaks["three-pass"][0]
+    value = f"elements alive at {', '.join(map(str, sizes))} keys: one-pass {peaks['one-pass']}, three-pass {peaks['three-pass']}"
+    return Seen(value, flat and grows, flat)

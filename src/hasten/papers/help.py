@@ -35,7 +35,7 @@ paper = Paper(
         Claim(
             "H5",
             "OFA Titan RTX: 20/23/28 ms -> 20.3/23.1/28.6 ms, top-1 76.0/76.8/77.9",
-            "",
+            "no (ImageNet supernet absent)",
             baseline="OFA",
             setting="no (ImageNet supernet absent)",
             how="none",

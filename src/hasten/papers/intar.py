@@ -28,7 +28,7 @@ paper = Paper(
         Claim(
             "I7",
             "less off-chip traffic than sequential, fewer stall cycles than dataflow",
-            "",
+            "any S",
             setting="any S",
             how="model",
         ),

@@ -61,7 +61,13 @@ paper = Paper(
             setting="H800, EP128",
             how="model",
         ),
-        Claim("L9", "20T tokens in 30 days, 98.5% availability", "", setting="10k+ accelerators", how="none"),
+        Claim(
+            "L9",
+            "20T tokens in 30 days, 98.5% availability",
+            "10k+ accelerators",
+            setting="10k+ accelerators",
+            how="none",
+        ),
         Claim("L10", "bitwise reproducible training", "identical losses"),
     ),
 )

@@ -13,7 +13,7 @@ paper = Paper(
         Claim(
             "C1",
             "all four axes",
-            "state of the art on multi-event data; figures not verified",
+            "state of the art on multi-event data; figures not",
             baseline="recent V2A models",
             setting="multi-event subset of VGGSound-like data",
             how="none",

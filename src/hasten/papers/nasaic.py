@@ -22,6 +22,11 @@ paper = Paper(
             "higher accuracy under the same specs",
             setting="W3",
         ),
-        Claim("c6", "dla suits deep layers, shi suits early ones", "", how="model"),
+        Claim(
+            "c6",
+            "dla suits deep layers, shi suits early ones",
+            "dla suits deep layers, shi suits early ones",
+            how="model",
+        ),
     ),
 )

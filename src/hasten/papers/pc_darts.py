@@ -35,7 +35,7 @@ paper = Paper(
             baseline="DARTS 3.00",
             setting="CIFAR-10, mean of runs",
         ),
-        Claim("c6", "K=4 best cost/error trade-off", "", baseline="K=1,2,8", setting="CIFAR-10"),
+        Claim("c6", "K=4 best cost/error trade-off", "CIFAR-10", baseline="K=1,2,8", setting="CIFAR-10"),
         Claim(
             "c7",
             "stability over repeated searches",

@@ -34,6 +34,10 @@ paper = Paper(
             baseline="late fusion (RLIPv1 style)",
         ),
         Claim("C6", "sparse language layers cost little, hurt little", "interval 2 default", baseline="interval 1"),
-        Claim("C7", "tagger labels beat caption-only / all-pairs labels", ""),
+        Claim(
+            "C7",
+            "tagger labels beat caption-only / all-pairs labels",
+            "tagger labels beat caption-only / all-pairs labels",
+        ),
     ),
 )

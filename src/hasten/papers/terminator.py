@@ -12,7 +12,7 @@ paper = Paper(
     claims=(
         Claim(
             "Z1",
-            "beats residual and state-space nets with fewer params on sMNIST, pMNIST, sCIFAR10, CIFAR10/100, STL10 (numbers not verified)",
+            "beats residual and state-space nets with fewer params on sMNIST, pMNIST, sCIFAR10, CIFAR10/100, STL10 (numbers not",
             "direction",
             baseline="S4, CCNN, ResNet",
             setting="100-200 epochs",

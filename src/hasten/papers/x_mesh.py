@@ -13,16 +13,12 @@ paper = Paper(
         Claim(
             "C1",
             "ITS (lower better)",
-            "clearly fewer iterations than Text2Mesh; figures not verified",
+            "clearly fewer iterations than Text2Mesh; figures not",
             baseline="Text2Mesh",
             setting="MIT-30, 0.22",
         ),
         Claim(
-            "C2",
-            "MES (higher better)",
-            "higher than Text2Mesh; figures not verified",
-            baseline="Text2Mesh",
-            setting="MIT-30",
+            "C2", "MES (higher better)", "higher than Text2Mesh; figures not", baseline="Text2Mesh", setting="MIT-30"
         ),
         Claim(
             "C3",
