@@ -389,7 +389,7 @@ def check(
     from hasten.report import check_table, print_table
 
     with _progress(f"checking {slug}") as tell:
-        results = shelf.check(slug, budget=budget, progress=lambda message, share=None: tell(message, share))
+        results = shelf.check(slug, budget=budget, progress=tell)
     rows = [r.as_dict() for r in results]
     if as_json:
         _document(rows)

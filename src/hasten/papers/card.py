@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from dataclasses import field as data_field
 from typing import Any, Literal
 
 from hasten.errors import HastenError
@@ -109,7 +110,7 @@ class Paper:
     summary: str
     claims: tuple[Claim, ...]
     pieces: tuple[str, ...] = ()
-    checks: dict[str, Check] = field(default_factory=dict, repr=False, compare=False)
+    checks: dict[str, Check] = data_field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.field not in FIELDS:
