@@ -296,3 +296,22 @@ def test_quality_is_read_within_the_positions(prompt: int, positions: int) -> No
     assert reading["context"] + reading["scored"] <= positions
     assert min(reading.values()) >= 1
     assert reading["segments"] * reading["scored"] <= 1536
+
+
+def test_a_probe_that_does_not_fit_is_made_again(folder: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def kept(refresh: bool = False, **others: Any) -> Device:
+        asked.append(refresh)
+        return device
+
+    monkeypatch.setattr(tuning, "probe", kept)
+    monkeypatch.setattr(tuning, "_FAR", math.inf)
+    settings = Settings(**{**vars(SETTINGS), "trials": 1})
+    fits = tune(folder, settings)
+    assert asked == [False]
+    assert not fits.notes
+    monkeypatch.setattr(tuning, "_FAR", 1.0)
+    busy = tune(folder, settings)
+    assert asked == [False, False, True]
+    assert any("busy" in note for note in busy.notes)

@@ -49,6 +49,8 @@ from hasten.workload import Workload
 
 _FORMAT = "hasten-tuned"
 _NONE = "unchanged"
+# By how many times a prediction may miss the unchanged model before the probe is doubted.
+_FAR = 2.5
 
 
 class Reporter(Protocol):
@@ -168,10 +170,18 @@ class _Run:
         started, began = datetime.datetime.now(datetime.UTC), time.perf_counter()
         self._load()
         self.reporter.stage("probing this machine")
+        probed = self.device is None
         if self.device is None:
             self.device = probe(progress=lambda message, share: self.reporter.advance(share, 1))
         reference = self._reference()
         baseline = self._baseline()
+        if probed and _far_off(baseline):
+            # A probe is kept between runs: one that was made while the machine was busy would spoil them all.
+            self.reporter.stage("probing this machine again: the kept figures do not fit what it does now")
+            self.device = probe(refresh=True, progress=lambda message, share: self.reporter.advance(share, 1))
+            baseline.predicted = _prediction(self._estimate(self.workload), self.workload)
+            if _far_off(baseline):
+                self.notes.append(f"predictions are more than {_FAR:g} times off: this machine is busy with other work")
         options, skipped = self._options()
         candidates = self._predict(options, baseline)
         stopped = self._measure(candidates, baseline, options)
@@ -513,6 +523,13 @@ class _Run:
                 f"no measured combination keeps perplexity within {s.floor:.1%}: loosen the floor or raise the budget"
             )
         return result
+
+
+def _far_off(baseline: Combination) -> bool:
+    """Whether the unchanged model took several times as long as predicted, or a fraction of it."""
+    assert baseline.measured is not None
+    ratio = baseline.measured.latency / baseline.predicted.latency
+    return not 1 / _FAR < ratio < _FAR
 
 
 def corrected(combination: Combination, alone: Sequence[Combination], baseline: Combination) -> float:
