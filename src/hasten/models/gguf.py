@@ -201,7 +201,8 @@ class GGUFFile:
         if packed is not None:
             return _unpack(packed).reshape(info.shape)
         try:
-            values = dequantize(self.raw(name), Kind(info.kind))
+            with np.errstate(all="ignore"):  # a damaged scale shows in the values
+                values = dequantize(self.raw(name), Kind(info.kind))
         except NotImplementedError:
             kind = Kind(info.kind).name
             raise HastenError(f"{self.path} stores {name[:60]!r} as {kind}, which hasten cannot read") from None
