@@ -154,6 +154,8 @@ def test_ctrl_c_keeps_what_was_measured_and_the_same_call_goes_on(folder: Path, 
     assert len(kept) == 2
     after = tune(folder, SETTINGS, study=study, device=device, reporter=(second := Listener()))
     assert len(second.seen) == 1 + 2
+    assert any("2 of the measurements are of an earlier run" in note for note in after.notes)
+    assert not any("earlier" in note for note in stopped.notes)
     assert after.stopped == "trials"
     measured = {c.title: c.measured for c in after.combinations if c.measured}
     assert len(measured) == 4

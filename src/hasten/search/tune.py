@@ -391,6 +391,7 @@ class _Run:
 
         broken: set[Method] = set()
         seen: dict[Method, Combination] = {}
+        now: list[str] = []
 
         def alone(params: Params) -> float | None:
             title = titles.get(_point_key(params))
@@ -407,6 +408,7 @@ class _Run:
         def told(trial: Trial, done: int, planned: int | None) -> None:
             combination = candidates[titles[_point_key(trial.params)]]
             self._adopt(combination, trial, limit)
+            now.append(combination.title)
             self.reporter.measured(combination)
 
         problem = Problem(
@@ -434,6 +436,11 @@ class _Run:
                     broken.add(methods[0])
             result = kept.run(problem, trials=s.trials, seconds=s.seconds, order=together, progress=told)
             self._adopt_all(result.trials, titles, candidates, limit)
+        if earlier := len(result.trials) - len(now):
+            self.notes.append(
+                f"{earlier} of the measurements are of an earlier run of this study, the unchanged model's and "
+                "transformers' are of this one: a machine busier in one of the two bends their ratios"
+            )
         if broken:
             names = ", ".join(sorted(m.title for m in broken))
             self.notes.append(f"below the quality floor by themselves, so tried in no combination: {names}")
