@@ -1,0 +1,194 @@
+"""The command line as a user meets it: real processes, exit codes, one line for every error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+VERBS = ("tune", "estimate", "measure", "probe", "papers", "check", "assets")
+
+
+def run(*arguments: str, cwd: Path | None = None, timeout: float = 250) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hasten.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers with a byte tokenizer, as a Hugging Face folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=alphabet[0]).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def test_help_teaches() -> None:
+    for verb in VERBS:
+        done = run(verb, "--help")
+        assert done.returncode == 0
+        assert "Usage" in done.stdout
+    assert run("--version").stdout.startswith("hasten ")
+
+
+def test_json_is_one_document(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 100,
+    }))  # fmt: skip
+    papers = json.loads(run("papers", "--json").stdout)
+    assert len(papers) == 56
+    assert {"slug", "title", "field", "status"} <= set(papers[0])
+    assert json.loads(run("papers", "mamba", "--json").stdout)["slug"] == "mamba"
+    assert {a["name"] for a in json.loads(run("assets", "--json").stdout)} >= {"brown", "smollm2-135m-instruct"}
+    costs = json.loads(run("estimate", str(config), "--on", "h100", "--on", "pi5", "--json").stdout)
+    assert [c["device"] for c in costs] == ["h100", "pi5"]
+    assert costs[0]["latency"] < costs[1]["latency"]
+    checks = json.loads(run("check", "attention-io", "--json").stdout)
+    assert {"claim", "paper", "seen", "verdict", "seconds"} <= set(checks[0])
+
+
+BAD: dict[str, tuple[str, ...]] = {
+    "missing gguf": ("tune", "none.gguf"),
+    "empty gguf": ("tune", "empty.gguf"),
+    "garbage gguf": ("tune", "garbage.gguf"),
+    "truncated gguf": ("measure", "truncated.gguf"),
+    "unknown architecture": ("estimate", "odd.json", "--on", "h100"),
+    "broken json": ("estimate", "broken.json", "--on", "h100"),
+    "empty text": ("tune", "--text", "empty.txt"),
+    "not UTF-8": ("tune", "--text", "latin.txt"),
+    "wrong unit": ("estimate", "tiny.json", "--on", "unit.toml"),
+    "missing field": ("estimate", "tiny.json", "--on", "field.toml"),
+    "no such device": ("estimate", "tiny.json", "--on", "abacus"),
+    "no such subject": ("estimate", "nothing-of-that-name"),
+    "no such factory": ("estimate", "net.py:build", "--on", "h100"),
+    "no such paper": ("papers", "mambo"),
+    "no such field": ("papers", "--field", "cooking"),
+    "no such check": ("check", "mambo"),
+    "no such asset": ("assets", "get", "gold"),
+    "negative floor": ("tune", "--floor", "-1"),
+    "no prompt": ("tune", "--prompt", "0"),
+    "no budget": ("tune", "--budget", "0"),
+    "bad threads": ("probe", "--threads", "0"),
+    "unknown option": ("tune", "--fast"),
+}
+
+
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from importlib import resources
+
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "empty.gguf").touch()
+    (folder / "garbage.gguf").write_bytes(os.urandom(5000))
+    (folder / "truncated.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + (10**12).to_bytes(8, "little") * 2)
+    (folder / "odd.json").write_text('{"model_type": "no-such-architecture"}')
+    (folder / "broken.json").write_text("{")
+    (folder / "tiny.json").write_text(
+        '{"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, '
+        '"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 100}'
+    )
+    (folder / "empty.txt").write_text("  \n")
+    (folder / "latin.txt").write_bytes("café".encode("latin-1"))
+    (folder / "net.py").write_text("def build():\n    raise RuntimeError('broken on purpose')\n")
+    device = (resources.files("hasten.hardware") / "catalogue" / "h100.toml").read_text("utf-8")
+    (folder / "unit.toml").write_text(device.replace("TB/s", "TB", 1))
+    (folder / "field.toml").write_text("\n".join(x for x in device.splitlines() if not x.startswith("title")))
+    return folder
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case: str, bad_files: Path) -> None:
+    done = run(*BAD[case], cwd=bad_files)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    if case != "unknown option":
+        (line,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+        assert len(line) < 400
+    assert done.stdout == ""
+
+
+def tune(model: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "tune", str(model), "--prompt", "64", "--new-tokens", "8", "--runs", "1", "--threads", "2",
+        "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_tune_leaves_a_model_that_loads_and_resumes(tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+
+    import hasten
+
+    arguments = tune(tiny_model, tmp_path, "--trials", "3", "--study", str(tmp_path / "study.db"), "--json")
+    first = run(*arguments)
+    assert first.returncode == 0, first.stderr
+    result = json.loads(first.stdout)
+    assert sum(c["measured"] is not None for c in result["combinations"]) == 3
+    assert "<html" in (tmp_path / "report.html").read_text("utf-8")[:500]
+    model = hasten.load(tmp_path / "tuned.json")
+    assert model.generate(torch.randint(0, 256, (1, 20)), max_new_tokens=5, do_sample=False).shape == (1, 25)
+    again = json.loads(run(*arguments).stdout)
+    figures = [c["measured"] for c in result["combinations"] if c["measured"]]
+    assert [c["measured"] for c in again["combinations"] if c["measured"]] == figures  # kept, not measured anew
+    other = run(*tune(tiny_model, tmp_path, "--batch", "2", "--trials", "1", "--study", str(tmp_path / "study.db")))
+    assert other.returncode == 2
+    assert "error: " in other.stderr
+    (tmp_path / "tuned.json").write_text("{}")
+    with pytest.raises(hasten.errors.HastenError, match="not a tuned model"):  # type: ignore[attr-defined]
+        hasten.load(tmp_path / "tuned.json")
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_the_study(tiny_model: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study.db"
+    command = [sys.executable, "-m", "hasten.cli", *tune(tiny_model, tmp_path, "--study", str(study))]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    seen: list[str] = []
+    for line in process.stderr:
+        seen.append(line)
+        if "prefill" in line and "unchanged" not in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest: Any = process.communicate(timeout=120)[1]
+    assert process.returncode == 130, "".join(seen) + rest
+    assert "Traceback" not in rest
+    assert study.exists()
+
+
+def test_an_early_interrupt_is_quiet(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hasten.cli", "probe", "--refresh"],
+        env={**os.environ, "HASTEN_CACHE": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors

@@ -1,0 +1,51 @@
+"""The package as it installs: quick to import, typed, and alive without its compiled part."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import resources
+
+CODE = """
+import warnings; warnings.simplefilter("ignore")
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from hasten import LanguageModel
+from hasten.methods import CacheFormat, WeightOnly, apply_all
+torch.manual_seed(0)
+config = LlamaConfig(vocab_size=100, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+                     num_key_value_heads=1, head_dim=32)
+model = apply_all(LanguageModel(LlamaForCausalLM(config)), [WeightOnly(8, 8), CacheFormat("int8")])
+print(model.generate(torch.arange(40)[None], max_new_tokens=30, do_sample=False).tolist(), model.why_not_compiled)
+"""
+
+
+def python(code: str, **environment: str) -> str:
+    env = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_import_is_light() -> None:
+    seen = python("import sys, hasten; print(any(m in sys.modules for m in ('torch', 'transformers', 'optuna')))")
+    assert seen == "False"
+
+
+def test_typed() -> None:
+    assert (resources.files("hasten") / "py.typed").is_file()
+
+
+def test_without_compiled_kernels_the_tokens_are_the_same() -> None:
+    compiled = python(CODE)
+    plain = python(CODE, HASTEN_NO_NATIVE="1")
+    assert plain.endswith("the compiled kernels are not installed")
+    assert compiled.split("]]")[0] == plain.split("]]")[0]
+
+
+def test_public_names_resolve() -> None:
+    import hasten
+
+    for name in hasten.__all__:
+        assert getattr(hasten, name) is not None
+    assert {"tune", "nn", "papers"} <= set(dir(hasten))
