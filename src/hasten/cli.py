@@ -151,7 +151,7 @@ def tune(
         new_tokens=new_tokens,
         batch=batch,
         text=read_text(text) if text else "",
-        text_name=str(text) if text else "pydoc_data.topics, English prose that Python carries",
+        text_name=str(text) if text else "pydoc_data.topics",
         floor=floor,
         seconds=budget,
         trials=trials,

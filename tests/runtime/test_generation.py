@@ -63,9 +63,7 @@ def test_end_of_text_stops_and_pads(llama: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_lookup_changes_no_token(
-    llama: Any, dtype: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lookup_changes_no_token(llama: Any, dtype: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiled:
         monkeypatch.setattr("hasten.runtime.step.native", lambda: None)
     prompt = torch.cat((ids(30), ids(30)), 1)  # a text that repeats itself: drafts are found
