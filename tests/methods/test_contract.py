@@ -30,6 +30,7 @@ METHODS = [
     WeightOnly(16, 16),
     WeightOnly(8, 8),
     WeightOnly(4, 8),
+    WeightOnly(8, 8, bf16=True),
     WeightOnly(4, 0),
     CacheFormat("bf16"),
     CacheFormat("int8"),

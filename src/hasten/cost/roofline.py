@@ -347,7 +347,7 @@ class _Pricing:
         bits = str(dtypes.BITS[weight.dtype])
         if bits not in device.packed:
             return None
-        rows = einsum.sizes.get("m", 1)
+        rows = einsum.sizes.get("m", 1) * einsum.sizes.get("d", 1)  # d: the tokens of a draft
         stream = einsum.sizes["n"] * einsum.sizes["k"] / device.packed[bits]
         if rows <= _FEW_ROWS:
             return stream * (1 + device.packed_row.get(bits, 0.0) * (rows - 1))
@@ -360,6 +360,8 @@ class _Pricing:
         """Number format that a kernel computes in: the widest of its operands', packed weights unpacked."""
         lead = next((e for e in group if e.op in (Op.MATMUL, Op.CONV)), group[0])
         tensors = self._cascade.tensors
+        if lead.map == "mul-bf16":
+            return "bf16"  # operands are rounded to it on the way
         formats = [tensors[a.tensor].dtype for a in lead.inputs[:2]] or [tensors[lead.output.tensor].dtype]
         return max(formats, key=lambda d: dtypes.BITS[d])
 

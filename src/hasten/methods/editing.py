@@ -247,8 +247,8 @@ Outline = dict[str, object]
 def outline(workload: Workload) -> Outline:
     """What a workload says that a cost model goes by, without torch's incidental plumbing.
 
-    Of each phase: its repeats; every contraction with its module, FLOPs, and the bytes and formats of weights that it
-    reads; the bytes read and written of each state tensor. And all weights and state in bytes. Two workloads with
+    Of each phase: its repeats; every contraction with its module, FLOPs, product, and the bytes and formats of
+    weights that it reads; the bytes read and written of each state tensor. And all weights and state in bytes. Two workloads with
     equal outlines differ at most in views, masks and copies, which eager torch arranges by shape.
     """
     phases: dict[str, object] = {}
@@ -270,7 +270,7 @@ def outline(workload: Workload) -> Outline:
                     for a in e.inputs
                     if cascade.tensors[a.tensor].role is Role.WEIGHT
                 )
-                contractions.append((e.module, e.flops, tuple(weights)))
+                contractions.append((e.module, e.flops, e.map, tuple(weights)))
         phases[phase.name] = (phase.repeats, contractions, sorted(read.items()), sorted(written.items()))
     return {
         "phases": phases,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from hasten.errors import HastenError
-from hasten.kernels.packed_linear import fast_bf16
+from hasten.kernels.packed_linear import FEW_ROWS, fast_bf16
 from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Method
 from hasten.nn import PackedEmbedding, PackedLinear
@@ -125,7 +125,8 @@ class WeightOnly(Method):
             *(Access(s.name, ("n", "k"), s.elements) for s in scales),
         )
         output = Access(e.output.tensor, ("m", "n"))
-        return replace(e, ranks=ranks, inputs=inputs, output=output, source="hasten::packed_linear")
+        product = "mul-bf16" if self.bf16 and ranks[0][1] > FEW_ROWS else "mul"
+        return replace(e, ranks=ranks, inputs=inputs, output=output, map=product, source="hasten::packed_linear")
 
     def _gather(self, draft: Draft, e: Einsum, weight: str, weights: dict[str, int]) -> Einsum:
         packed, *scales = self._pieces(draft, weight, self.head_bits, weights)

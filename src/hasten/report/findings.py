@@ -117,7 +117,7 @@ def summary(result: TuneResult) -> list[str]:
             )
         if after.agreement is not None:
             lines.append(f"Of its greedy tokens {after.agreement * 100:.0f} % are the unchanged model's.")
-        lines.append(f"Peak memory is {q.si(after.memory, 'B')}, against {q.si(before.memory, 'B')} unchanged.")
+        lines.append(f"Weights and cache take {q.si(after.memory, 'B')}, against {q.si(before.memory, 'B')} unchanged.")
     lines.append(
         f"Of {len(tried)} combinations {len(measured)} were measured,"
         f" and {len(within)} of those stay within the quality floor."

@@ -160,7 +160,7 @@ def _headline(result: TuneResult) -> str:
     change = findings.quality_change(result, best)
     if change is not None:
         cards.append((q.percent(change), "change of perplexity"))
-    cards.append((q.si(best.measured.memory, "B"), "peak memory"))
+    cards.append((q.si(best.measured.memory, "B"), "weights and cache"))
     inner = "".join(f'<div class="figure"><b>{escape(n)}</b><span>{escape(t)}</span></div>' for n, t in cards)
     return f'<div class="figures">{inner}</div>\n'
 

@@ -101,6 +101,8 @@ class Call:
 
 
 Handler = Callable[[Call], None]
+# Up to so many rows a packed product is in fp32, weights unpacked in registers, whatever is asked for more.
+PACKED_FEW_ROWS = 16
 TABLE: dict[str, Handler] = {}
 
 
@@ -1142,10 +1144,12 @@ def _packed_linear(call: Call) -> None:
     k, n = x.shape[-1], packed.shape[0]
     if call["bits"] == 4:
         call.recorder.describe(packed, (n, k), "int4")
-    ranks = (("m", x.numel() // max(k, 1)), ("n", n), ("k", k))
+    rows = int(x.numel() // max(k, 1))
+    ranks = (("m", rows), ("n", n), ("k", k))
     scales = [call.read(t, ["n", "k"], t.numel()) for t in (call["scales"], call["mins"]) if t is not None]
     inputs = [call.read(x, ["m", "k"]), call.read(packed, ["k", "n"]), *scales]
-    call.emit(Op.MATMUL, ranks, inputs, output, ["m", "n"], reduce="sum")
+    product = "mul-bf16" if call["bf16"] and rows > PACKED_FEW_ROWS else "mul"
+    call.emit(Op.MATMUL, ranks, inputs, output, ["m", "n"], map=product, reduce="sum")
 
 
 @register("hasten::packed_embedding")
