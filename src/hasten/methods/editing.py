@@ -248,8 +248,8 @@ def outline(workload: Workload) -> Outline:
     """What a workload says that a cost model goes by, without torch's incidental plumbing.
 
     Of each phase: its repeats; every contraction with its module, FLOPs, product, and the bytes and formats of
-    weights that it reads; the bytes read and written of each state tensor. And all weights and state in bytes. Two workloads with
-    equal outlines differ at most in views, masks and copies, which eager torch arranges by shape.
+    weights that it reads; the bytes read and written of each state tensor. And all weights and state in bytes. Two
+    workloads with equal outlines differ at most in views, masks and copies, which eager torch arranges by shape.
     """
     phases: dict[str, object] = {}
     for phase in workload.phases:
