@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from importlib import resources
+from pathlib import Path
+
+import pytest
 
 CODE = """
 import warnings; warnings.simplefilter("ignore")
@@ -49,3 +54,20 @@ def test_public_names_resolve() -> None:
     for name in hasten.__all__:
         assert getattr(hasten, name) is not None
     assert {"tune", "nn", "papers"} <= set(dir(hasten))
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_python_part_installs(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    source = tmp_path / "source"
+    shutil.copytree(root, source, ignore=shutil.ignore_patterns(".git", ".venv", "build", "out", ".*_cache", "*.so"))
+    env = {**os.environ, "CC": "/bin/false", "CXX": "/bin/false"}
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(source)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode and "Could not find a version" in done.stderr:
+        pytest.skip("needs the network, to fetch the build backend")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "hasten/cli.py" in names
+    assert not any(name.endswith(".so") for name in names)
