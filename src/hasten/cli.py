@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,12 +65,13 @@ def _use_threads(threads: int | None) -> None:
 
 @contextmanager
 def _progress(first: str) -> Iterator[Any]:
-    """A progress bar on stderr: a function (text, share done)."""
+    """A progress bar on stderr: a function (text, share done). What a user's own code prints goes there too."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with redirect_stdout(sys.stderr), Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(first, total=1.0)
 
         def tell(text: str | None = None, share: float | None = None) -> None:
@@ -465,7 +467,7 @@ def _run() -> int:
         return 130
     except HastenError as error:
         if os.environ.get("HASTEN_DEBUG"):
-            raise
+            traceback.print_exc()
         _say(f"error: {' '.join(str(error).split())}")
         return 2
     except BrokenPipeError:
@@ -474,14 +476,20 @@ def _run() -> int:
         return 0
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            error.show()  # type: ignore[attr-defined]
+            message = error.format_message()
+            context = getattr(error, "ctx", None)
+            if not message or context is None or type(error).__name__ == "NoArgsIsHelpError":
+                error.show()  # type: ignore[attr-defined]
+            else:
+                _say(f"error: {' '.join(message.split())} (see {context.command_path} --help)")
             return int(error.exit_code)
         if type(error).__name__ == "Abort":
             _say("interrupted")
             return 130
         if os.environ.get("HASTEN_DEBUG"):
-            raise
-        _say(f"error: unexpected {type(error).__name__}: {' '.join(str(error).split())[:200]} (--debug shows more)")
+            traceback.print_exc()
+        what = " ".join(str(error).split())[:200]
+        _say(f"error: unexpected {type(error).__name__}: {what} (please report it with what `hasten --debug` shows)")
         return 1
     return code if isinstance(code, int) else 0
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from hasten.cost import Measurement, measure
 from hasten.errors import HastenError, MissingExtraError
 from hasten.workload import Workload, trace
 
+_T = TypeVar("_T")
 _HELP = "give a config.json, a model folder, a .gguf file, an asset, module.py:factory, or a timm model's name"
 
 
@@ -117,7 +119,7 @@ def _from_factory(path: Path, factory: str, batch: int) -> Subject:
         raise HastenError(f"{path} has no usable {factory}: {error}") from error
     except HastenError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise HastenError(f"{path}:{factory} failed: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))
@@ -138,9 +140,24 @@ def _of_module(name: str, module: nn.Module, inputs: Any) -> Subject:
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     return Subject(
         name,
-        lambda: trace(module, *given, name=name),
-        lambda runs: measure(module, *given, runs=max(3, runs)),
+        lambda: _on_inputs(name, lambda: trace(module, *given, name=name)),
+        lambda runs: _on_inputs(name, lambda: measure(module, *given, runs=max(3, runs))),
     )
+
+
+def _on_inputs(name: str, use: Callable[[], _T]) -> _T:
+    """Runs a user's module; an error of the module's own is theirs to mend, not a defect to report."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # prints a traceback of its own before it raises
+    before = log.disabled
+    log.disabled = True
+    try:
+        return use()
+    except HastenError:
+        raise
+    except Exception as error:
+        raise HastenError(f"{name} fails on its inputs: {type(error).__name__}: {error}") from error
+    finally:
+        log.disabled = before
 
 
 def _from_timm(name: str, batch: int) -> Subject:
