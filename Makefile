@@ -30,6 +30,7 @@ bench: $(READY)
 
 $(READY): $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hasten needs Python 3.11 or newer: make PYTHON=python3.11")'
+	rm -rf build # a configuration made without a compiler would stay so
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
