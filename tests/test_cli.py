@@ -83,6 +83,10 @@ BAD: dict[str, tuple[str, ...]] = {
     "no such device": ("estimate", "tiny.json", "--on", "abacus"),
     "no such subject": ("estimate", "nothing-of-that-name"),
     "no such factory": ("estimate", "net.py:build", "--on", "h100"),
+    "factory that exits": ("estimate", "exits.py:build", "--on", "h100"),
+    "factory with a syntax error": ("estimate", "syntax.py:build", "--on", "h100"),
+    "inputs that do not fit, estimated": ("estimate", "misfit.py:build", "--on", "h100"),
+    "inputs that do not fit, measured": ("measure", "misfit.py:build"),
     "no such paper": ("papers", "mambo"),
     "no such field": ("papers", "--field", "cooking"),
     "no such check": ("check", "mambo"),
@@ -92,6 +96,9 @@ BAD: dict[str, tuple[str, ...]] = {
     "no budget": ("tune", "--budget", "0"),
     "bad threads": ("probe", "--threads", "0"),
     "unknown option": ("tune", "--fast"),
+    "missing argument": ("assets", "get"),
+    "not a number": ("tune", "--prompt", "many"),
+    "no such verb": ("hurry",),
 }
 
 
@@ -112,6 +119,11 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty.txt").write_text("  \n")
     (folder / "latin.txt").write_bytes("café".encode("latin-1"))
     (folder / "net.py").write_text("def build():\n    raise RuntimeError('broken on purpose')\n")
+    (folder / "exits.py").write_text("import sys\nsys.exit(3)\n")
+    (folder / "syntax.py").write_text("def build(:\n")
+    (folder / "misfit.py").write_text(
+        "import torch\ndef build():\n    return torch.nn.Linear(3, 4), torch.zeros(2, 5)\n"
+    )
     device = (resources.files("hasten.hardware") / "catalogue" / "h100.toml").read_text("utf-8")
     (folder / "unit.toml").write_text(device.replace("TB/s", "TB", 1))
     (folder / "field.toml").write_text("\n".join(x for x in device.splitlines() if not x.startswith("title")))
@@ -123,10 +135,38 @@ def test_bad_input_is_one_line_and_exit_code_2(case: str, bad_files: Path) -> No
     done = run(*BAD[case], cwd=bad_files)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    if case != "unknown option":
-        (line,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
-        assert len(line) < 400
+    (line,) = [text for text in done.stderr.splitlines() if text.strip() and not text.startswith("  ")]
+    assert line.startswith("error: ")
+    assert len(line) < 400
     assert done.stdout == ""
+
+
+def test_what_a_factory_prints_does_not_enter_the_document(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\ndef build():\n    print('building')\n    return torch.nn.Linear(3, 4), torch.zeros(2, 3)\n"
+    )
+    for verb in (("estimate", "--on", "h100"), ("measure",)):
+        done = run(*verb, "net.py:build", "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)
+        assert "building" in done.stderr
+
+
+def test_debug_shows_where_an_error_is_from() -> None:
+    done = run("--debug", "papers", "mambo")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "hasten.cli", "papers", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read().strip() == b""
 
 
 def tune(model: Path, out: Path, *more: str) -> list[str]:
