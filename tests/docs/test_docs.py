@@ -10,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,17 +42,6 @@ def run_page(page: Path, folder: Path, slow: bool) -> None:
                     command = [sys.executable, "-m", "hasten.cli", *command[1:]]
                 done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
                 assert done.returncode == 0, f"{line}\n{done.stderr}"
-
-
-@pytest.fixture(autouse=True)
-def registered_samplers() -> Iterator[None]:
-    """A sampler that a page registers is gone after it."""
-    from hasten.search.samplers import _factories
-
-    before = dict(_factories)
-    yield
-    _factories.clear()
-    _factories.update(before)
 
 
 def run_apart(page: Path, folder: Path, *flags: str) -> None:
