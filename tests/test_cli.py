@@ -91,6 +91,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "no such field": ("papers", "--field", "cooking"),
     "no such check": ("check", "mambo"),
     "no such asset": ("assets", "get", "gold"),
+    "not a study": ("tune", "--study", "garbage.gguf"),
     "negative floor": ("tune", "--floor", "-1"),
     "no prompt": ("tune", "--prompt", "0"),
     "no budget": ("tune", "--budget", "0"),

@@ -161,7 +161,7 @@ class Study:
         if self.path is None:
             storage = self._memory = self._memory or optuna.storages.InMemoryStorage()
         else:
-            _check_file(self.path)
+            check_file(self.path)
             with _storage_errors(self.path):
                 storage = _sqlite_storage(self.path)
         try:
@@ -444,7 +444,7 @@ def _sqlite_storage(path: Path) -> Any:
     return optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect, "poolclass": QueuePool})
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Raises a HastenError unless ``path`` is a study file or can become one."""
     no_study = f"{path} is not a study file: give another path, or move it away"
     if path.is_dir() or not path.parent.is_dir():

@@ -44,7 +44,7 @@ from hasten.runtime.quality import agreement, perplexity
 from hasten.search.outcome import Combination, Figures, Kernel, Prediction, Roof, TuneResult
 from hasten.search.problem import Infeasible, Objective, Problem, Trial
 from hasten.search.space import Params, Space, categorical
-from hasten.search.study import Study
+from hasten.search.study import Study, check_file
 from hasten.workload import Workload
 
 _FORMAT = "hasten-tuned"
@@ -136,6 +136,8 @@ def tune(
     Raises:
         HastenError: the model cannot be loaded, a text too short, a study of something else.
     """
+    if study is not None:
+        check_file(Path(study))  # before minutes go into measuring the unchanged model
     return _Run(source, settings or Settings(), study, device, reporter or Silent(), command).run()
 
 
