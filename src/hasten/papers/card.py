@@ -167,7 +167,11 @@ class Paper:
     def _run_one(self, claim: Claim, context: Context) -> tuple[str, str, str]:
         check = self.checks.get(claim.id)
         if check is None:
-            why = "it needs scale, data or hardware beyond this machine" if claim.how == "none" else "hasten has no check of it yet"
+            why = (
+                "it needs scale, data or hardware beyond this machine"
+                if claim.how == "none"
+                else "hasten has no check of it yet"
+            )
             return "", f"not checkable here: {why}", claim.setting
         context.progress(
             f"{self.slug} {claim.id}", len(self.checks) and list(self.checks).index(claim.id) / len(self.checks)
