@@ -9,8 +9,13 @@ from pathlib import Path
 from hasten.errors import HastenError
 
 
-def write_aside(path: str | Path, text: str) -> None:
+def write_aside(path: str | Path, text: str, what: str = "") -> None:
     """Writes ``text`` beside ``path``, then renames: a reader sees the old file or the new one.
+
+    Args:
+        path: the file.
+        text: all that it shall hold.
+        what: kind of file, for the error.
 
     Raises:
         HastenError: it cannot be written; the old file is as it was.
@@ -24,4 +29,4 @@ def write_aside(path: str | Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):  # its folder may be what is wrong
             aside.unlink(missing_ok=True)
-        raise HastenError(f"cannot write {path}: {error.strerror}") from None
+        raise HastenError(f"cannot write {what + ' ' if what else ''}{path}: {error.strerror}") from None

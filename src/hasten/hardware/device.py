@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import tomllib
 from functools import cached_property
 from importlib import resources
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hasten import dtypes
 from hasten.errors import HastenError
+from hasten.files import write_aside
 from hasten.hardware.curve import Curve
 from hasten.hardware.quantity import (
     Bandwidth,
@@ -192,20 +192,9 @@ class Device(_Part):
         Raises:
             HastenError: the file cannot be written.
         """
-        path = Path(path)
-        text = to_toml(self.model_dump(mode="json", exclude_none=True, exclude_defaults=True))
-        temporary: str | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write(text)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise HastenError(f"cannot write device file {path}: {error.strerror or error}") from error
-        finally:
-            if temporary is not None and os.path.exists(temporary):
-                os.unlink(temporary)
+        write_aside(
+            path, to_toml(self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)), "device file"
+        )
 
 
 def _holds(wide: str, narrow: str) -> bool:

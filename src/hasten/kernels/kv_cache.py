@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hasten.kernels.groups import decode, encode
+
 BLOCK = 32
 RECENT = 64
 # Tokens of one sequence that may be written in one step without overwriting what the step still reads.
@@ -105,42 +107,20 @@ def quantized_after(start: int, new: int) -> int:
     return start // BLOCK if new <= MOST_NEW else (start + new) // BLOCK
 
 
-def _encode(values: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes of groups along the last axis (32 long), scales and mins without it."""
-    if bits == 8:
-        scales = (values.abs().amax(-1) / 127).to(torch.float16)
-        safe = torch.where(scales == 0, 1.0, scales.float())[..., None]
-        return torch.round(values / safe).clamp_(-127, 127).to(torch.int8), scales, None
-    mins = values.amin(-1).to(torch.float16)
-    scales = ((values.amax(-1) - mins.float()) / 15).to(torch.float16)
-    safe = torch.where(scales == 0, 1.0, scales.float())[..., None]
-    codes = torch.round((values - mins.float()[..., None]) / safe).clamp_(0, 15).to(torch.uint8)
-    half = values.shape[-1] // 2
-    return codes[..., :half] | (codes[..., half:] << 4), scales, mins
-
-
-def _decode(codes: Tensor, scales: Tensor, mins: Tensor | None) -> Tensor:
-    """fp32 values of groups along the last axis."""
-    if mins is None:
-        return codes.float() * scales.float()[..., None]
-    wide = torch.cat((codes & 15, codes >> 4), -1).float()
-    return wide * scales.float()[..., None] + mins.float()[..., None]
-
-
 def _store_blocks(
     blocks: Tensor, places: Tensor, codes: Tensor, scales: Tensor, mins: Tensor | None, bits: int, keys: bool
 ) -> None:
     """Writes whole blocks (batch, heads, n, 32, head_dim) as codes to block places (n,)."""
     batch, heads, count, _, dim = blocks.shape
     if keys:
-        packed, scale, low = _encode(blocks.transpose(-1, -2).contiguous(), bits)
+        packed, scale, low = encode(blocks.transpose(-1, -2).contiguous(), bits)
         codes[:, :, places] = packed
         scales[:, :, places] = scale
         if mins is not None and low is not None:
             mins[:, :, places] = low
         return
     grouped = blocks.reshape(batch, heads, count, BLOCK, dim // BLOCK, BLOCK)
-    packed, scale, low = _encode(grouped, bits)
+    packed, scale, low = encode(grouped, bits)
     tokens = (places[:, None] * BLOCK + torch.arange(BLOCK, device=places.device)).reshape(-1)
     codes[:, :, tokens] = packed.reshape(batch, heads, count * BLOCK, -1)
     scales[:, :, tokens] = scale.reshape(batch, heads, count * BLOCK, -1)
@@ -261,13 +241,13 @@ def _read(
         if keys:
             used, where = torch.unique(slots // BLOCK, return_inverse=True)
             low_values = None if mins is None else mins[:, :, used]
-            wide = _decode(codes[:, :, used], scales[:, :, used], low_values).transpose(-1, -2)
+            wide = decode(codes[:, :, used], scales[:, :, used], low_values).transpose(-1, -2)
             parts.append(wide[:, :, where, slots % BLOCK])
         else:
             chosen = codes[:, :, slots]
             grouped = chosen.reshape(*chosen.shape[:3], scales.shape[-1], -1)
             low_values = None if mins is None else mins[:, :, slots]
-            parts.append(_decode(grouped, scales[:, :, slots], low_values).flatten(3))
+            parts.append(decode(grouped, scales[:, :, slots], low_values).flatten(3))
     parts.append(recent[:, :, fresh % RECENT])
     return torch.cat(parts, 2)
 

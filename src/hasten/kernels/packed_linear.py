@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hasten.kernels.compiled import native
+from hasten.kernels.groups import decode, encode
 
 # Up to this many rows of x the weight is unpacked in registers; beyond, it is unpacked to fp32 once
 # and multiplied by the platform's matrix product.
@@ -51,22 +52,8 @@ def quantize(weight: Tensor, bits: int, group: int = 32) -> tuple[Tensor, Tensor
     if group % 32 or columns % group:
         raise ValueError(f"a group of {group} must be a multiple of 32 and divide {columns} columns")
     grouped = weight.detach().float().reshape(out, columns // group, group)
-    if bits == 8:
-        scales = (grouped.abs().amax(-1) / 127).to(torch.float16)
-        codes = torch.round(grouped / _safe(scales)).clamp_(-127, 127).to(torch.int8)
-        return codes.reshape(out, columns), scales, None
-    mins = grouped.amin(-1).to(torch.float16)
-    scales = ((grouped.amax(-1) - mins.float()) / 15).to(torch.float16)
-    codes = torch.round((grouped - mins.float()[..., None]) / _safe(scales)).clamp_(0, 15).to(torch.uint8)
-    half = group // 2
-    packed = codes[..., :half] | (codes[..., half:] << 4)
-    return packed.reshape(out, columns // 2).contiguous(), scales, mins
-
-
-def _safe(scales: Tensor) -> Tensor:
-    """Scales as fp32 to divide by; an all-equal group has scale 0 and codes 0."""
-    wide = scales.float()[..., None]
-    return torch.where(wide == 0, torch.ones_like(wide), wide)
+    codes, scales, mins = encode(grouped, bits)
+    return codes.reshape(out, -1), scales, mins
 
 
 def dequantize_reference(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
@@ -75,13 +62,8 @@ def dequantize_reference(packed: Tensor, scales: Tensor | None, mins: Tensor | N
         return packed.float()
     assert scales is not None
     out = packed.shape[0]
-    if bits == 8:
-        codes = packed.reshape(out, -1, group).float()
-        return (codes * scales.float()[..., None]).reshape(out, -1)
-    assert mins is not None
-    pairs = packed.reshape(out, -1, group // 2)
-    codes = torch.cat((pairs & 15, pairs >> 4), -1).float()
-    return (codes * scales.float()[..., None] + mins.float()[..., None]).reshape(out, -1)
+    codes = packed.reshape(out, -1, group if bits == 8 else group // 2)
+    return decode(codes, scales, mins).reshape(out, -1)
 
 
 def reference(x: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+import torch
+
+from hasten import dtypes
 from hasten.kernels import kv_cache
 from hasten.runtime.cache import CacheSpec
 from hasten.workload.einsum import Access, Cascade, Einsum, Op, Phase, Role, Tensor, Workload
@@ -100,7 +103,7 @@ def _recache(draft: Draft, module: str, spec: CacheSpec, capacity: int, before: 
     batch, heads, new, dim = sizes["b"], sizes["h"], sizes["t"], sizes["e"]
     for name, (shape, dtype) in spec.layout(batch, heads, dim, capacity).items():
         full = f"cache.{layer}.{name}"
-        described, shape = _described(spec, name, shape, str(dtype).removeprefix("torch."))
+        described, shape = _described(spec, name, shape, dtype)
         state[full] = draft.tensors[full] = Tensor(full, shape, described, Role.STATE)
     for stale in [t for t in draft.tensors if t.startswith(f"cache.{layer}.") and t not in state]:
         del draft.tensors[stale]
@@ -137,14 +140,11 @@ def sizes_of(einsums: Iterable[Einsum], rank: str) -> int:
     return next((e.sizes[rank] for e in einsums if rank in e.sizes), 1)
 
 
-def _described(spec: CacheSpec, name: str, shape: tuple[int, ...], torch_name: str) -> tuple[str, tuple[int, ...]]:
-    from hasten import dtypes
-
+def _described(spec: CacheSpec, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[str, tuple[int, ...]]:
+    """Number format and shape of a cache tensor as the codes mean them."""
     if spec.dtype == "int4" and name in ("keys", "values"):
         return "int4", (*shape[:-1], shape[-1] * 2)
-    import torch
-
-    return dtypes.name_of(getattr(torch, torch_name)), shape
+    return dtypes.name_of(dtype), shape
 
 
 def _seen(spec: CacheSpec, before: int, new: int) -> tuple[int, int]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hasten.cost.estimate import Measurement, Spread
+from hasten.cost.estimate import Measurement
+from hasten.cost.measuring import spread
 from hasten.errors import HastenError
 from hasten.kernels import kv_cache
 from hasten.runtime import step as compiled
@@ -124,14 +125,15 @@ class LanguageModel(nn.Module):
         """A cache and the compiled step over it, None without one; reused while nothing has changed."""
         capacity = -(-capacity // 256) * 256
         weights = tuple(id(m) for m in self.network.modules())
-        key = (self.cache, batch, weights, self.why_not_compiled)
+        reason = self.why_not_compiled
+        key = (self.cache, batch, weights, reason)
         if self._idle is not None and self._idle[0] == key and self._idle[1].capacity >= capacity:
             _, cache, step = self._idle
             cache.clear()
             return cache, step
         self._idle = None
         cache = self.new_cache(batch, capacity)
-        step = None if self.why_not_compiled else compiled.CompiledStep(self.network, cache)
+        step = None if reason else compiled.CompiledStep(self.network, cache)
         self._idle = (key, cache, step)
         return cache, step
 
@@ -185,10 +187,7 @@ class LanguageModel(nn.Module):
             if run:
                 phases["prefill"].append(marks[0] - started)
                 phases["decode"].append(ended - marks[0])
-        spreads = {
-            name: Spread(sorted(times)[len(times) // 2], min(times), max(times), len(times))
-            for name, times in phases.items()
-        }
+        spreads = {name: spread(times) for name, times in phases.items()}
         cache, _ = self.session(batch, prompt + new_tokens + 1)
         return Measurement(
             self.name,

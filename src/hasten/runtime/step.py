@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.kernels.compiled import native
+from hasten.kernels.kv_cache import BLOCK, RECENT
 from hasten.kernels.packed_linear import native_matrix
 from hasten.nn import PackedEmbedding, PackedLinear
 
@@ -159,17 +160,17 @@ class CompiledStep:
         spec, keys = cache.spec, cache.layers[0].tensors["keys"]
         ring = spec.ring
         # Fewer blocks than the ring would take: positions never wrap, and every place is its own.
-        wraps = ring.ring_blocks and -(-cache.capacity // 32) > ring.sink_blocks + ring.ring_blocks
+        wraps = ring.ring_blocks and -(-cache.capacity // BLOCK) > ring.sink_blocks + ring.ring_blocks
         self._decoder.set_cache(
             spec.bits,
             keys.shape[0],
             ring.blocks(cache.capacity),
-            32,
+            BLOCK,
             spec.window or 0,
             spec.sinks,
             ring.sink_blocks if wraps else 0,
             ring.ring_blocks if wraps else 0,
-            64,
+            RECENT,
             [[t[n].data_ptr() if n in t else 0 for n in names] for t in (layer.tensors for layer in cache.layers)],
         )
 
