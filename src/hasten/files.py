@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Where hasten keeps files, and writing them whole or not at all."""
 
 from __future__ import annotations
 
@@ -30,3 +30,12 @@ def write_aside(path: str | Path, text: str, what: str = "") -> None:
         with contextlib.suppress(OSError):  # its folder may be what is wrong
             aside.unlink(missing_ok=True)
         raise HastenError(f"cannot write {what + ' ' if what else ''}{path}: {error.strerror}") from None
+
+
+def cache_folder() -> Path:
+    """hasten's folder for what can be made again: ``HASTEN_CACHE``, or the user's cache folder."""
+    if chosen := os.environ.get("HASTEN_CACHE"):
+        return Path(chosen)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("hasten"))

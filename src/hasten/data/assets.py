@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import importlib.util
 import lzma
-import os
 import re
 import shutil
 import subprocess
@@ -28,10 +27,10 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
-import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hasten.errors import HastenError
+from hasten.files import cache_folder
 
 Progress = Callable[[str], None]
 _CLIENTS = {"pip": "pip", "npm": "npm", "apt": "apt-get"}
@@ -107,11 +106,6 @@ class Asset(BaseModel):
     def cached(self) -> bool:
         """Whether it is on this machine."""
         return self.path.exists()
-
-
-def cache_folder() -> Path:
-    """hasten's folder for what can be made again: ``HASTEN_CACHE``, or the user's cache folder."""
-    return Path(os.environ.get("HASTEN_CACHE") or platformdirs.user_cache_dir("hasten"))
 
 
 def read_entry(text: str, origin: str) -> Asset:

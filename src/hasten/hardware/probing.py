@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.errors import HastenError
+from hasten.files import cache_folder
 from hasten.hardware.curve import Curve
 from hasten.hardware.device import ComputeUnit, Device, MemoryLevel, load_device
 from hasten.hardware.quantity import Quantity, parse
@@ -61,7 +62,7 @@ def probe(
     if threads < 1:
         raise HastenError(f"cannot probe with {threads} threads: give at least 1")
     identity = machine(threads)
-    path = _folder(cache) / "probe" / f"{_key(identity)}.toml"
+    path = (Path(cache) if cache else cache_folder()) / "probe" / f"{_key(identity)}.toml"
     if not refresh and path.is_file():
         try:
             known = load_device(path)
@@ -74,15 +75,6 @@ def probe(
     with contextlib.suppress(HastenError):  # nowhere to remember it: the next probe measures again
         device.save(path)
     return device
-
-
-def _folder(cache: str | Path | None) -> Path:
-    chosen = cache or os.environ.get("HASTEN_CACHE")
-    if chosen:
-        return Path(chosen)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("hasten"))
 
 
 def _key(identity: dict[str, str]) -> str:
