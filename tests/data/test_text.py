@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hasten.data import assets
-from hasten.data.text import brown, default_text, moby_dick, read_text
+from hasten.data.text import brown, characters, default_text, moby_dick, read_text, sources
 from hasten.errors import HastenError
 
 
@@ -84,3 +84,16 @@ def test_moby_dick_is_the_whole_novel() -> None:
     assert "Call me Ishmael." in text[:200]
     assert text.rstrip().endswith("five thousand years ago.")
     assert len(text) > 1_180_000
+
+
+def test_characters_point_into_their_alphabet() -> None:
+    ids, alphabet = characters("ab\n\u00e9")
+    assert "".join(alphabet[i] for i in ids) == "ab\n~"
+    assert len(alphabet) == 96
+
+
+def test_sources_are_python() -> None:
+    found = sources(50_000)
+    assert len(found) == 50_000
+    assert "import" in found
+    assert "def " in found

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import sysconfig
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from hasten.data import assets
 from hasten.errors import HastenError
@@ -71,3 +75,33 @@ def brown(progress: assets.Progress = lambda message: None) -> str:
 def moby_dick(progress: assets.Progress = lambda message: None) -> str:
     """Melville's novel (asset ``moby-dick``)."""
     return assets.get("moby-dick", progress).read_text("utf-8")
+
+
+def sources(characters: int = 2_000_000) -> str:
+    """Python sources of the standard library, its modules in order of their names: real text on any machine.
+
+    Raises:
+        HastenError: this Python was packaged without its sources.
+    """
+    texts: list[str] = []
+    total = 0
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        texts.append(path.read_text("utf-8", errors="replace"))
+        total += len(texts[-1])
+        if total >= characters:
+            break
+    if total < 1000:
+        raise HastenError("this Python carries no sources of its standard library: name a text file")
+    return "\n".join(texts)[:characters]
+
+
+def characters(text: str, alphabet: str | None = None) -> tuple[Tensor, str]:
+    """A text as numbers: ids (n,) int64 and the alphabet they point into.
+
+    Without an ``alphabet`` the 95 printable ASCII characters and the line end are it; whatever is outside
+    becomes its last character.
+    """
+    alphabet = alphabet or "\n" + "".join(map(chr, range(32, 127)))
+    codes = torch.full((0x110000,), len(alphabet) - 1)
+    codes[torch.tensor([ord(c) for c in alphabet])] = torch.arange(len(alphabet))
+    return codes[torch.frombuffer(bytearray(text.encode("utf-32-le")), dtype=torch.int32).long()], alphabet

@@ -2,6 +2,7 @@
 // HASTEN_ISA, into one binary (CMakeLists.txt). Everything below has internal linkage, so no function
 // compiled for a newer machine is ever linked into an older one's path.
 #include "step.hpp"
+#include "table.hpp"
 
 #define HASTEN_JOIN_(a, b) a##b
 #define HASTEN_JOIN(a, b) HASTEN_JOIN_(a, b)
@@ -11,6 +12,7 @@
 namespace hasten {
 
 extern const Kernels HASTEN_JOIN(kernels_, HASTEN_ISA);
-const Kernels HASTEN_JOIN(kernels_, HASTEN_ISA) = {HASTEN_TEXT(HASTEN_ISA), &multiply, &unpack, &step};
+const Kernels HASTEN_JOIN(kernels_, HASTEN_ISA) = {HASTEN_TEXT(HASTEN_ISA), &multiply, &unpack, &step,
+                                                     selective_scan_kernels, associative_scan_kernels, rational_kernels, ternary_kernels, experts_kernels};
 
 }  // namespace hasten

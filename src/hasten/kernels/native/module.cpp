@@ -12,9 +12,7 @@
 #include <string>
 
 #include "barrier.hpp"
-#include "types.hpp"
-
-namespace nb = nanobind;
+#include "bindings.hpp"
 
 namespace hasten {
 
@@ -55,11 +53,6 @@ std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (const Kernels* k : available()) names.push_back(k->name);
   return names;
-}
-
-template <class T>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
 }
 
 Matrix make_matrix(int bits, int64_t out, int64_t in, int64_t group, uintptr_t codes, uintptr_t scales,
@@ -266,6 +259,9 @@ class Decoder {
 };
 
 }  // namespace
+
+const Kernels& kernels() { return *chosen; }
+
 }  // namespace hasten
 
 NB_MODULE(_native, m) {
@@ -288,4 +284,9 @@ NB_MODULE(_native, m) {
       .def("add_layer", &Decoder::add_layer)
       .def("set_cache", &Decoder::set_cache)
       .def("step", &Decoder::step, unlocked);
+  bind_selective_scan(m);
+  bind_associative_scan(m);
+  bind_rational(m);
+  bind_ternary(m);
+  bind_experts(m);
 }

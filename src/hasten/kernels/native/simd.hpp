@@ -1,8 +1,7 @@
-// What every kernel here is written in: a vector of 16 floats with the few operations that unpacking and
-// multiplying need. Three bodies of it (AVX-512, AVX2, plain loops for anything else) are chosen by the
-// instruction set a file is compiled for; see isa.cpp for how one binary carries all of them. Intrinsics
-// stand here and nowhere else: on the portable vector types g++ 12 turned the same loops into code that was
-// 3 to 20 times slower.
+// What every kernel here is written in: a vector of 16 floats with the operations that they need. Three
+// bodies of it (AVX-512, AVX2, plain loops for anything else) are chosen by the instruction set a file is
+// compiled for; see isa.cpp for how one binary carries all of them. Intrinsics stand here and nowhere else:
+// on the portable vector types g++ 12 turned the same loops into code that was 3 to 20 times slower.
 #pragma once
 
 #include <cstdint>
@@ -80,6 +79,30 @@ HASTEN_INLINE void store(float* p, vec a) { _mm512_storeu_ps(p, a.v); }
 HASTEN_INLINE vec fma(vec a, vec b, vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 HASTEN_INLINE vec mul(vec a, vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 HASTEN_INLINE vec add(vec a, vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+HASTEN_INLINE vec sub(vec a, vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+HASTEN_INLINE vec div(vec a, vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+HASTEN_INLINE vec min(vec a, vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+HASTEN_INLINE vec max(vec a, vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+HASTEN_INLINE vec abs(vec a) { return {_mm512_abs_ps(a.v)}; }
+HASTEN_INLINE vec copysign(vec magnitude, vec sign) {
+  const __m512i m = _mm512_set1_epi32(int(0x80000000u));
+  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(m, _mm512_castps_si512(sign.v),
+                                                        _mm512_castps_si512(magnitude.v), 0xca))};
+}
+HASTEN_INLINE vec round(vec a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// a * 2^n for whole n.
+HASTEN_INLINE vec scale2(vec a, vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+HASTEN_INLINE void store_bf16(uint16_t* p, vec a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __m512i nan = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+  const __m512i whole = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), rounded, nan);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(whole));
+}
 HASTEN_INLINE float sum(vec a) { return _mm512_reduce_add_ps(a.v); }
 HASTEN_INLINE vec broadcast_fp16(uint16_t h) { return {_mm512_cvtph_ps(_mm256_set1_epi16(short(h)))}; }
 HASTEN_INLINE vec load_bf16(const uint16_t* p) {
@@ -111,6 +134,37 @@ HASTEN_INLINE void store(float* p, vec x) {
 HASTEN_INLINE vec fma(vec x, vec y, vec z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 HASTEN_INLINE vec mul(vec x, vec y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 HASTEN_INLINE vec add(vec x, vec y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+HASTEN_INLINE vec sub(vec x, vec y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+HASTEN_INLINE vec div(vec x, vec y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+HASTEN_INLINE vec min(vec x, vec y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+HASTEN_INLINE vec max(vec x, vec y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+HASTEN_INLINE vec abs(vec x) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+HASTEN_INLINE vec copysign(vec magnitude, vec sign) {
+  const __m256 m = _mm256_set1_ps(-0.0f);
+  return {_mm256_or_ps(_mm256_and_ps(m, sign.a), _mm256_andnot_ps(m, magnitude.a)),
+          _mm256_or_ps(_mm256_and_ps(m, sign.b), _mm256_andnot_ps(m, magnitude.b))};
+}
+HASTEN_INLINE vec round(vec x) {
+  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(x.a, nearest), _mm256_round_ps(x.b, nearest)};
+}
+HASTEN_INLINE __m256 power2(__m256 n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+// a * 2^n for whole n in [-252, 254]: in two steps, so that results as small as subnormals come out right.
+HASTEN_INLINE vec scale2(vec x, vec n) {
+  const vec half = round(mul(n, broadcast(0.5f))), rest = sub(n, half);
+  return {_mm256_mul_ps(_mm256_mul_ps(x.a, power2(half.a)), power2(rest.a)),
+          _mm256_mul_ps(_mm256_mul_ps(x.b, power2(half.b)), power2(rest.b))};
+}
+HASTEN_INLINE void store_bf16(uint16_t* p, vec x) {
+  float f[kLanes];
+  store(f, x);
+  for (int i = 0; i < kLanes; ++i) p[i] = to_bf16(f[i]);
+}
 HASTEN_INLINE float sum(vec x) {
   const __m256 s = _mm256_add_ps(x.a, x.b);
   __m128 q = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
@@ -170,6 +224,54 @@ HASTEN_INLINE vec add(vec a, vec b) {
   for (int i = 0; i < kLanes; ++i) a.v[i] += b.v[i];
   return a;
 }
+HASTEN_INLINE vec sub(vec a, vec b) {
+  for (int i = 0; i < kLanes; ++i) a.v[i] -= b.v[i];
+  return a;
+}
+HASTEN_INLINE vec div(vec a, vec b) {
+  for (int i = 0; i < kLanes; ++i) a.v[i] /= b.v[i];
+  return a;
+}
+HASTEN_INLINE vec min(vec a, vec b) {
+  for (int i = 0; i < kLanes; ++i) a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+  return a;
+}
+HASTEN_INLINE vec max(vec a, vec b) {
+  for (int i = 0; i < kLanes; ++i) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+  return a;
+}
+HASTEN_INLINE vec abs(vec a) {
+  for (int i = 0; i < kLanes; ++i) a.v[i] = __builtin_fabsf(a.v[i]);
+  return a;
+}
+HASTEN_INLINE vec copysign(vec magnitude, vec sign) {
+  for (int i = 0; i < kLanes; ++i) magnitude.v[i] = __builtin_copysignf(magnitude.v[i], sign.v[i]);
+  return magnitude;
+}
+// To the nearest whole number, for |a| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
+HASTEN_INLINE vec round(vec a) {
+  for (int i = 0; i < kLanes; ++i) {
+    volatile float shifted = a.v[i] + 0x1.8p23f;
+    a.v[i] = shifted - 0x1.8p23f;
+  }
+  return a;
+}
+HASTEN_INLINE float power2(int n) {
+  const uint32_t bits = uint32_t(n + 127) << 23;
+  float f;
+  std::memcpy(&f, &bits, sizeof f);
+  return f;
+}
+HASTEN_INLINE vec scale2(vec a, vec n) {
+  for (int i = 0; i < kLanes; ++i) {
+    const int whole = int(n.v[i]), half = whole / 2;
+    a.v[i] = a.v[i] * power2(half) * power2(whole - half);
+  }
+  return a;
+}
+HASTEN_INLINE void store_bf16(uint16_t* p, vec a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = to_bf16(a.v[i]);
+}
 HASTEN_INLINE float sum(vec a) {
   float total = 0;
   for (int i = 0; i < kLanes; ++i) total += a.v[i];
@@ -195,6 +297,23 @@ HASTEN_INLINE void load_int4(const uint8_t* p, vec& low, vec& high) {
 }
 
 #endif
+
+// e^a to about 1 unit in the last place: a = n ln 2 + r with |r| <= ln 2 / 2, then the Taylor-like
+// polynomial of Cephes' expf. Arguments beyond +-88 give 0 (or a subnormal) and the largest powers.
+HASTEN_INLINE vec exp(vec a) {
+  a = min(max(a, broadcast(-103.0f)), broadcast(88.7f));
+  const vec n = round(mul(a, broadcast(1.44269504088896341f)));
+  vec r = fma(n, broadcast(-0.693359375f), a);
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  vec p = broadcast(1.9875691500e-4f);
+  p = fma(p, r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  p = fma(mul(p, r), r, add(r, broadcast(1.0f)));
+  return scale2(p, n);
+}
 
 }  // namespace
 }  // namespace hasten

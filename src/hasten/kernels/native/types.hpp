@@ -86,13 +86,4 @@ static inline void share(int64_t count, int64_t unit, int rank, int threads, int
   if (end > count) end = count;
 }
 
-struct Kernels {
-  const char* name;
-  void (*multiply)(const Matrix&, const float* x, int64_t ldx, int rows, float* y, int64_t ldy, int64_t n0,
-                   int64_t n1);
-  void (*unpack)(const Matrix&, float* out, int64_t n0, int64_t n1);
-  void (*step)(const Model&, const Cache&, const Tokens&, const Scratch&, float* logits, int rank, int threads,
-               Barrier&);
-};
-
 }  // namespace hasten

@@ -1,0 +1,27 @@
+// Everything that is compiled once per instruction set (isa.cpp), as one table of functions.
+#pragma once
+
+#include "associative_scan.hpp"
+#include "experts.hpp"
+#include "rational.hpp"
+#include "selective_scan.hpp"
+#include "ternary.hpp"
+#include "types.hpp"
+
+namespace hasten {
+
+struct Kernels {
+  const char* name;
+  void (*multiply)(const Matrix&, const float* x, int64_t ldx, int rows, float* y, int64_t ldy, int64_t n0,
+                   int64_t n1);
+  void (*unpack)(const Matrix&, float* out, int64_t n0, int64_t n1);
+  void (*step)(const Model&, const Cache&, const Tokens&, const Scratch&, float* logits, int rank, int threads,
+               Barrier&);
+  SelectiveScanKernels selective_scan;
+  AssociativeScanKernels associative_scan;
+  RationalKernels rational;
+  TernaryKernels ternary;
+  ExpertsKernels experts;
+};
+
+}  // namespace hasten
