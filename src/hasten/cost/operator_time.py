@@ -53,6 +53,7 @@ _LIKE = {
     "log1p": "log",
     "exp2": "exp",
     "expm1": "exp",
+    "selective_scan": "exp",
     "erf": "gelu",
     "elu": "exp",
     "mish": "softplus",

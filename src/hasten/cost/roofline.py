@@ -29,6 +29,7 @@ _FUNCTIONS = {
     "exp": "exp",
     "sub-exp": "exp",
     "exp2": "exp",
+    "exp-decay": "exp",
     "sub-log": "log",
     "log": "log",
     "sigmoid": "sigmoid",
