@@ -190,7 +190,10 @@ def tune(
 @app.command()
 def estimate(
     subject: Annotated[
-        str, typer.Argument(help="A config.json, .gguf, model folder, asset, module.py:factory, or timm model.")
+        str,
+        typer.Argument(
+            help="A config.json, .gguf, model folder, asset, module.py:factory, published name (mamba-2.8b) or timm model."
+        ),
     ],
     on: Annotated[
         list[str] | None, typer.Option(help="A device: a name, a .toml file, or here. Repeatable; all when missing.")
@@ -209,6 +212,8 @@ def estimate(
         hasten estimate smollm2-135m-instruct --on h100 --on pi5
 
         hasten estimate config.json --prompt 8192 --new-tokens 256 --on a100 --schedule fused
+
+        hasten estimate mamba-2.8b --on h100
 
         hasten estimate my_model.py:build --on here
     """

@@ -9,12 +9,12 @@ from pathlib import Path
 from hasten.errors import HastenError
 
 
-def write_aside(path: str | Path, text: str, what: str = "") -> None:
-    """Writes ``text`` beside ``path``, then renames: a reader sees the old file or the new one.
+def write_aside(path: str | Path, content: str | bytes, what: str = "") -> None:
+    """Writes ``content`` beside ``path``, then renames: a reader sees the old file or the new one.
 
     Args:
         path: the file.
-        text: all that it shall hold.
+        content: all that it shall hold; text as UTF-8.
         what: kind of file, for the error.
 
     Raises:
@@ -24,7 +24,7 @@ def write_aside(path: str | Path, text: str, what: str = "") -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, "utf-8")
+        aside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         aside.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):  # its folder may be what is wrong

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hasten.models.loading import Loaded, load_network
+    from hasten.models.loading import Loaded as Loaded
+    from hasten.models.loading import load_network as load_network
+    from hasten.models.mamba_lm import MambaConfig as MambaConfig
+    from hasten.models.mamba_lm import MambaLM as MambaLM
 
-__all__ = ["Loaded", "load_network"]
+_HOMES = {
+    "Loaded": "hasten.models.loading",
+    "MambaConfig": "hasten.models.mamba_lm",
+    "MambaLM": "hasten.models.mamba_lm",
+    "load_network": "hasten.models.loading",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from hasten.models import loading
-
-        return getattr(loading, name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

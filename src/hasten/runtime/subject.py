@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,17 @@ import torch
 from torch import nn
 
 from hasten.cost import Measurement, measure
+from hasten.cost.measuring import spread
 from hasten.errors import HastenError, MissingExtraError
+from hasten.models import named
+from hasten.models.recurrent import RecurrentLM
 from hasten.workload import Workload, trace
 
 _T = TypeVar("_T")
-_HELP = "give a config.json, a model folder, a .gguf file, an asset, module.py:factory, or a timm model's name"
+_HELP = (
+    "give a config.json, a model folder, a .gguf file, an asset, module.py:factory, a published model's name "
+    "(mamba-2.8b), or a timm model's name"
+)
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,10 @@ class Subject:
 def read_subject(text: str, prompt: int = 512, new_tokens: int = 64, batch: int = 1) -> Subject:
     """Finds out what ``text`` names.
 
-    A hub-style ``config.json`` (described without building it), a folder or ``.gguf`` file with a language model or an
-    asset's name, ``module.py:factory`` (a function that returns a module, or a module and its inputs: the
-    user's own code, which is run), or the name of a timm model when timm is installed.
+    A hub-style ``config.json`` (described without building it), a folder or ``.gguf`` file with a language model or
+    an asset's name, ``module.py:factory`` (a function that returns a module, or a module and its inputs: the user's
+    own code, which is run), a published model's name (`hasten.models.named`), or the name of a timm model when timm
+    is installed.
 
     Raises:
         HastenError: none of these, or it is broken.
@@ -56,6 +64,8 @@ def read_subject(text: str, prompt: int = 512, new_tokens: int = 64, batch: int 
         return _from_config(Path(text), prompt, new_tokens, batch)
     if Path(text).exists() or text.endswith(".gguf") or _is_asset(text):
         return _from_weights(text, prompt, new_tokens, batch)
+    if named.is_named(text):
+        return _from_name(text, prompt, new_tokens, batch)
     return _from_timm(text, batch)
 
 
@@ -101,6 +111,61 @@ def _from_weights(text: str, prompt: int, new_tokens: int, batch: int) -> Subjec
         loaded.name,
         lambda: model.workload(prompt, new_tokens, batch),
         lambda runs: model.measure(prompt, new_tokens, batch, runs),
+    )
+
+
+def _from_name(name: str, prompt: int, new_tokens: int, batch: int) -> Subject:
+    """A published size: described in bf16 without weights, run with random ones."""
+    model = named.build(name)
+    if isinstance(model, RecurrentLM):
+
+        def run(runs: int) -> Measurement:
+            whole = named.build(name, device="cpu")
+            assert isinstance(whole, RecurrentLM)
+            return time_generation(whole, name, prompt, new_tokens, batch, runs)
+
+        return Subject(name, lambda: model.workload(prompt, new_tokens, batch, name), run)
+    inputs = model.example_inputs(batch)  # type: ignore[operator]
+    return _of_module(name, model, inputs)
+
+
+def time_generation(
+    model: RecurrentLM[Any], name: str, prompt: int, new_tokens: int, batch: int = 1, runs: int = 3
+) -> Measurement:
+    """Seconds of reading a prompt and of making ``new_tokens``, after one warm-up; tokens are random.
+
+    Args:
+        model: what generates.
+        name: for people.
+        prompt, new_tokens, batch: as on the command line.
+        runs: counted repetitions.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, model.vocabulary, (batch, prompt), generator=generator)
+    times: dict[str, list[float]] = {"prefill": [], "decode": []}
+    for run in range(runs + 1):
+        started = time.perf_counter()
+        tokens = model.stream(ids, new_tokens + 1)
+        next(tokens)
+        prefilled = time.perf_counter()
+        for _ in tokens:
+            pass
+        if run:
+            times["prefill"].append(prefilled - started)
+            times["decode"].append(time.perf_counter() - prefilled)
+    spreads = {phase: spread(seconds) for phase, seconds in times.items()}
+    held = sum(p.nbytes for p in model.parameters()) + sum(
+        t.nbytes for t in model.state_tensors(model.new_state(batch)).values()
+    )
+    return Measurement(
+        name,
+        "this machine",
+        spreads,
+        float(held),
+        {
+            "prefill_tokens_per_second": batch * prompt / spreads["prefill"].median,
+            "decode_tokens_per_second": batch * new_tokens / spreads["decode"].median,
+        },
     )
 
 
