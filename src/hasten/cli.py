@@ -192,7 +192,7 @@ def estimate(
     subject: Annotated[
         str,
         typer.Argument(
-            help="A config.json, .gguf, model folder, asset, module.py:factory, published name (mamba-2.8b) or timm model."
+            help="A config.json, .gguf, model folder, asset, module.py:factory, published name or timm model."
         ),
     ],
     on: Annotated[
