@@ -57,6 +57,7 @@ _LIKE = {
     "erf": "gelu",
     "elu": "exp",
     "mish": "softplus",
+    "rational": "gelu",
     "log_softmax": "softmax",
     "safe_softmax": "softmax",
     "amin": "amax",

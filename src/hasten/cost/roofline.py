@@ -45,6 +45,7 @@ _FUNCTIONS = {
     "softplus": "softplus",
     "div": "div",
     "reciprocal": "div",
+    "rational": "div",
     "lstm-gates": "tanh",
     "gru-gates": "tanh",
     "rnn_tanh-gates": "tanh",

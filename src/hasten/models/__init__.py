@@ -6,12 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hasten.models.kat import KAT as KAT
+    from hasten.models.kat import KATConfig as KATConfig
     from hasten.models.loading import Loaded as Loaded
     from hasten.models.loading import load_network as load_network
     from hasten.models.mamba_lm import MambaConfig as MambaConfig
     from hasten.models.mamba_lm import MambaLM as MambaLM
 
 _HOMES = {
+    "KAT": "hasten.models.kat",
+    "KATConfig": "hasten.models.kat",
     "Loaded": "hasten.models.loading",
     "MambaConfig": "hasten.models.mamba_lm",
     "MambaLM": "hasten.models.mamba_lm",

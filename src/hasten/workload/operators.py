@@ -1248,3 +1248,8 @@ def _selective_scan(call: Call) -> None:
         kept = axes(borders.shape)
         names = [r for r, _ in kept]
         call.emit(Op.COPY, kept, [call.read(last, names, last.numel())], borders, names, map="copy")
+
+
+@register("hasten::rational")
+def _rational(call: Call) -> None:
+    elementwise(call, "rational", [call["x"]])

@@ -1,0 +1,161 @@
+"""The Kolmogorov-Arnold Transformer: a vision transformer with rational activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hasten.nn.rational import GroupRationalMLP, Start
+
+# Width, layers, heads (arXiv 2409.10594, table 2).
+PUBLISHED = {"kat-tiny": (192, 12, 3), "kat-small": (384, 12, 6), "kat-base": (768, 12, 12)}
+
+
+@dataclass(frozen=True)
+class KATConfig:
+    """Sizes of a vision transformer.
+
+    Args:
+        image, patch: side of the square image and of its patches, in pixels.
+        channels: of the image.
+        classes: logits.
+        width, layers, heads: of the transformer.
+        ratio: inner width of the feed-forward over width.
+        feed_forward: ``rational`` (GR-KAN) or ``mlp`` (two layers with a GELU between: a plain ViT).
+        groups, start: of the rational activations.
+        attention_start: ``mimetic`` (products near multiples of the identity) or ``normal``.
+    """
+
+    image: int = 224
+    patch: int = 16
+    channels: int = 3
+    classes: int = 1000
+    width: int = 192
+    layers: int = 12
+    heads: int = 3
+    ratio: int = 4
+    feed_forward: Literal["rational", "mlp"] = "rational"
+    groups: int = 8
+    start: Start = "swish"
+    attention_start: Literal["mimetic", "normal"] = "mimetic"
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    @torch.no_grad()
+    def mimetic(self) -> None:
+        """Q K^T near 0.7 Z + 0.7 I and V W_o near 0.4 Z - 0.4 I, Z random of variance 1 / width (arXiv 2305.09828)."""
+        width = self.proj.in_features
+        size = width // self.heads
+
+        def factors(random: float, identity: float, rank: int) -> tuple[Tensor, Tensor]:
+            target = random * torch.randn(width, width) / math.sqrt(width) + identity * torch.eye(width)
+            left, scale, right = torch.linalg.svd(target)
+            root = scale[:rank].sqrt()
+            return left[:, :rank] * root, right[:rank].T * root
+
+        query, key, value = self.qkv.weight.chunk(3)
+        for head in range(self.heads):
+            part = slice(head * size, (head + 1) * size)
+            q, k = factors(0.7, 0.7, size)
+            query[part], key[part] = q.T, k.T
+        v, o = factors(0.4, -0.4, width)
+        value.copy_(v.T)
+        self.proj.weight.copy_(o)
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width))
+
+
+class _Block(nn.Module):
+    def __init__(self, config: KATConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, config.ratio * config.width
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = _Attention(width, config.heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp: nn.Module
+        if config.feed_forward == "rational":
+            self.mlp = GroupRationalMLP(width, hidden, groups=config.groups, start=config.start)
+        else:
+            self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class KAT(nn.Module):
+    """A vision transformer whose feed-forward layers are GR-KAN (arXiv 2409.10594; FlashKAT, arXiv 2505.13813).
+
+    Args:
+        config: sizes.
+
+    Shape:
+        images (batch, channels, image, image) to logits (batch, classes).
+
+    Raises:
+        ValueError: patches that do not divide the image, or heads that do not divide the width.
+    """
+
+    def __init__(self, config: KATConfig) -> None:
+        super().__init__()
+        if config.image % config.patch or config.width % config.heads:
+            raise ValueError("the patch must divide the image, and the heads the width")
+        self.config = config
+        self.patch_embed = nn.Conv2d(config.channels, config.width, config.patch, config.patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.pos_embed = nn.Parameter(torch.empty(1, (config.image // config.patch) ** 2 + 1, config.width))
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.head = nn.Linear(config.width, config.classes)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        for block in cast("list[_Block]", list(self.blocks)):
+            if self.config.attention_start == "mimetic" and not self.pos_embed.is_meta:
+                block.attn.mimetic()
+
+    @classmethod
+    def named(cls, name: str, feed_forward: Literal["rational", "mlp"] = "rational") -> KAT:
+        """A published size for images of 224 pixels, with weights at their start."""
+        width, layers, heads = PUBLISHED[name]
+        return cls(KATConfig(width=width, layers=layers, heads=heads, feed_forward=feed_forward))
+
+    def example_inputs(self, batch: int = 1) -> Tensor:
+        """Images of the size that it takes."""
+        weight = self.patch_embed.weight
+        return torch.zeros(batch, self.config.channels, self.config.image, self.config.image, dtype=weight.dtype)
+
+    def replace_activations(self, make: Callable[[nn.Module], nn.Module]) -> None:
+        """Puts ``make(activation)`` in the place of every rational activation."""
+        for block in cast("list[_Block]", list(self.blocks)):
+            if isinstance(block.mlp, GroupRationalMLP):
+                block.mlp.first = make(block.mlp.first)  # type: ignore[assignment]
+                block.mlp.second = make(block.mlp.second)  # type: ignore[assignment]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patch_embed(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, 0]))
