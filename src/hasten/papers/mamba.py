@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hasten.cost.measuring import least_seconds
 from hasten.errors import HastenError
 from hasten.papers.card import Claim, Context, Paper, Seen
 
@@ -254,17 +254,6 @@ def _next_token_loss(model: Any, window: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
 
 
-def _seconds(call: Callable[[], object], runs: int) -> float:
-    """The least time of some runs, after one that does not count."""
-    call()
-    times = []
-    for _ in range(runs):
-        begun = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begun)
-    return min(times)
-
-
 def _slope(sizes: list[int], seconds: list[float]) -> float:
     """Least-squares slope of log(seconds) over log(size)."""
     x, y = [math.log(s) for s in sizes], [math.log(s) for s in seconds]
@@ -310,7 +299,7 @@ def _generation(context: Context) -> Seen:
                 mamba(one, state)
 
             # In turn, so that a slow moment of the machine meets both.
-            rounds = [(_seconds(mamba_step, 20), _seconds(llama_step, 20)) for _ in range(4)]
+            rounds = [(least_seconds(mamba_step, 20), least_seconds(llama_step, 20)) for _ in range(4)]
             spent["Mamba"].append(min(r[0] for r in rounds))
             spent["Transformer"].append(min(r[1] for r in rounds))
     # The paper's case: 1.4B, batch 128, prompt 2048, 128 new tokens on an A100.
@@ -374,10 +363,10 @@ def _scan_speed(context: Context) -> Seen:
     ours, theirs = [], []
     for number, length in enumerate(lengths):
         context.progress(f"mamba M7: length {length}", number / len(lengths))
-        ours.append(_seconds(scan(length, selective_scan), 7))
-        theirs.append(_seconds(attention(length), 2 if length > 1024 else 4))
+        ours.append(least_seconds(scan(length, selective_scan), 7))
+        theirs.append(least_seconds(attention(length), 2 if length > 1024 else 4))
     context.progress("mamba M7: step by step", 0.9)
-    slow = _seconds(scan(2048, reference), 1)
+    slow = least_seconds(scan(2048, reference), 1)
     speedup, slope = slow / ours[3], _slope(lengths, ours)
     attention_slope = _slope(lengths[2:], theirs[2:])
     value = (

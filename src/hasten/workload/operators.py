@@ -1253,3 +1253,16 @@ def _selective_scan(call: Call) -> None:
 @register("hasten::rational")
 def _rational(call: Call) -> None:
     elementwise(call, "rational", [call["x"]])
+
+
+@register("hasten::associative_scan")
+def _associative_scan(call: Call) -> None:
+    a, b = call["a"], call["b"]
+    h, last = call.outputs
+    ranks = (("b", b.shape[0]), ("t", b.shape[1]), ("n", b.shape[2]))
+    names = [r for r, _ in ranks]
+    state = [call.read(call["initial"], ["b", "n"])] if call["initial"] is not None else []
+    flags = [call.read(call["resets"], ["b", "t"])] if call["resets"] is not None else []
+    inputs = [call.read(a, ["n"] if a.dim() == 1 else names), call.read(b, names), *flags, *state]
+    call.emit(Op.SCAN, ranks, inputs, h, names, map="decay-add", iterative=["t"])
+    call.emit(Op.COPY, (ranks[0], ranks[2]), [call.read(h, ["b", "n"], last.numel())], last, ["b", "n"], map="copy")
