@@ -1,0 +1,267 @@
+"""Environments that only an agent with memory solves, many at once, as tensors.
+
+Each has ``observation`` numbers a step, ``actions`` discrete actions and ``count`` copies; `reset` gives the first
+observations (count, observation), `step` takes actions (count) and returns observations, rewards (count), and whether
+the episode ended with this step (count). The observation after an end is already the next episode's first.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten.errors import HastenError, MissingExtraError
+
+
+class Task(ABC):
+    """Many copies of an episodic environment.
+
+    Args:
+        count: copies.
+        seed: of everything random.
+    """
+
+    observation: int
+    actions: int
+
+    def __init__(self, count: int, seed: int = 0) -> None:
+        if count < 1:
+            raise ValueError("at least one copy")
+        self.count = count
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @abstractmethod
+    def reset(self) -> Tensor:
+        """New episodes everywhere."""
+
+    @abstractmethod
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Observations, rewards, ends."""
+
+    def _signs(self) -> Tensor:
+        return torch.randint(0, 2, (self.count,), generator=self.generator) * 2.0 - 1
+
+
+class MemoryLength(Task):
+    """A bit is shown once; after a blank wait the agent is asked for it (bsuite's ``memory_len``).
+
+    Observations: the bit (at the first step only), whether this is the question, whether this is the first step, the
+    action before (-1 or 1). The answer's reward is 1 or -1; every other step's 0.
+    """
+
+    observation, actions = 4, 2
+
+    def __init__(self, count: int, length: int, seed: int = 0) -> None:
+        super().__init__(count, seed)
+        if length < 2:
+            raise ValueError("an episode has at least 2 steps")
+        self.length = length
+
+    def reset(self) -> Tensor:
+        self.time = torch.zeros(self.count, dtype=torch.int64)
+        self.bits = self._signs()
+        return self._observe(torch.zeros(self.count))
+
+    def _observe(self, before: Tensor) -> Tensor:
+        first = (self.time == 0).float()
+        return torch.stack([self.bits * first, (self.time == self.length - 1).float(), first, before], 1)
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        answers = actions * 2.0 - 1
+        ends = self.time == self.length - 1
+        rewards = torch.where(ends, answers * self.bits, 0.0)
+        self.time = torch.where(ends, 0, self.time + 1)
+        self.bits = torch.where(ends, self._signs(), self.bits)
+        return self._observe(answers), rewards, ends
+
+
+class RunningMajority(Task):
+    """A bit at every step of an episode of 7 to 23 (odd); at the last one: which was the majority?
+
+    Nothing in the observation (bit, whether this is the question) tells where an episode begins: an agent whose memory
+    is not reset there counts the last episode's bits too.
+    """
+
+    observation, actions = 2, 2
+
+    def reset(self) -> Tensor:
+        self.left = self._lengths()
+        self.total = torch.zeros(self.count)
+        return self._observe()
+
+    def _lengths(self) -> Tensor:
+        return 7 + 2 * torch.randint(0, 9, (self.count,), generator=self.generator)
+
+    def _observe(self) -> Tensor:
+        bits = self._signs()
+        self.total = self.total + bits
+        return torch.stack([bits, (self.left == 1).float()], 1)
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ends = self.left == 1
+        rewards = torch.where(ends, (actions * 2.0 - 1) * self.total.sign(), 0.0)
+        self.left = torch.where(ends, self._lengths(), self.left - 1)
+        self.total = torch.where(ends, 0.0, self.total)
+        return self._observe(), rewards, ends
+
+
+class RepeatPrevious(Task):
+    """Cards are dealt; name the suit of the one ``delay`` cards ago (POPGym's RepeatPrevious).
+
+    Easy is a delay of 4 and one deck, medium 32 and two, hard 64 and three. The rewards of an episode add up to
+    between -1 and 1; guessing gives -0.5.
+    """
+
+    observation, actions = 5, 4
+
+    def __init__(self, count: int, delay: int = 4, decks: int = 1, seed: int = 0) -> None:
+        super().__init__(count, seed)
+        self.delay, self.length = delay, 52 * decks
+        if not 0 < delay < self.length:
+            raise ValueError(f"a delay of {delay} does not fit {self.length} cards")
+
+    def reset(self) -> Tensor:
+        self.cards = torch.stack([self._deal() for _ in range(self.count)])
+        self.time = torch.zeros(self.count, dtype=torch.int64)
+        return self._observe()
+
+    def _deal(self) -> Tensor:
+        return torch.randperm(self.length, generator=self.generator) % 4
+
+    def _observe(self) -> Tensor:
+        suits = self.cards.gather(1, self.time[:, None])[:, 0]
+        return torch.cat([torch.nn.functional.one_hot(suits, 4).float(), (self.time == 0).float()[:, None]], 1)
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        asked = self.time >= self.delay
+        wanted = self.cards.gather(1, (self.time - self.delay).clamp(min=0)[:, None])[:, 0]
+        rewards = torch.where(actions == wanted, 1.0, -1.0) / (self.length - self.delay) * asked
+        ends = self.time == self.length - 1
+        self.time = torch.where(ends, 0, self.time + 1)
+        for i in ends.nonzero()[:, 0].tolist():
+            self.cards[i] = self._deal()
+        return self._observe(), rewards, ends
+
+
+class ProjectedCartPole(Task):
+    """In-context control: one cart-pole, seen through a random rotation, tried 16 times an episode.
+
+    The observation's four numbers pass through an orthogonal matrix that is drawn anew for each episode, and the two
+    actions may be swapped; every trial starts from the same state. Appended are the action before, whether a trial
+    ended, and whether the episode begins. What is learned in the early trials of an episode pays in the later ones.
+
+    Args:
+        count, seed: as for every task.
+        trials: of an episode.
+        limit: steps of a trial.
+    """
+
+    observation, actions = 7, 2
+
+    def __init__(self, count: int, trials: int = 16, limit: int = 200, seed: int = 0) -> None:
+        super().__init__(count, seed)
+        self.trials, self.limit = trials, limit
+
+    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        square = torch.randn(self.count, 4, 4, generator=self.generator)
+        maps = torch.linalg.qr(square).Q
+        starts = torch.rand(self.count, 4, generator=self.generator) * 0.1 - 0.05
+        return maps, torch.randint(0, 2, (self.count,), generator=self.generator), starts
+
+    def reset(self) -> Tensor:
+        self.maps, self.swap, self.starts = self._draw()
+        self.state, self.time = self.starts.clone(), torch.zeros(self.count, dtype=torch.int64)
+        self.trial = torch.zeros(self.count, dtype=torch.int64)
+        none = torch.zeros(self.count)
+        return self._observe(none, none, none + 1)
+
+    def _observe(self, before: Tensor, ended: Tensor, first: Tensor) -> Tensor:
+        # Positions and speeds of about one, so that the rotation mixes what matters.
+        seen = self.state / torch.tensor([1.0, 1.0, 0.1, 1.0])
+        return torch.cat([(self.maps @ seen[..., None])[..., 0], before[:, None], ended[:, None], first[:, None]], 1)
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.state = cart_pole(self.state, actions ^ self.swap)
+        self.time = self.time + 1
+        position, angle = self.state[:, 0], self.state[:, 2]
+        over = (position.abs() > 2.4) | (angle.abs() > 0.2095) | (self.time >= self.limit)
+        self.last_trial = self.trial.clone()
+        self.trial = self.trial + over
+        ends = self.trial >= self.trials
+        if ends.any():
+            maps, swap, starts = self._draw()
+            self.maps = torch.where(ends[:, None, None], maps, self.maps)
+            self.swap = torch.where(ends, swap, self.swap)
+            self.starts = torch.where(ends[:, None], starts, self.starts)
+        self.trial = torch.where(ends, 0, self.trial)
+        self.state = torch.where(over[:, None], self.starts, self.state)
+        self.time = torch.where(over, 0, self.time)
+        rewards = torch.full((self.count,), 1.0 / self.limit)
+        return self._observe(actions * 2.0 - 1, over.float(), ends.float()), rewards, ends
+
+
+def cart_pole(state: Tensor, actions: Tensor) -> Tensor:
+    """The next state (count, 4) of carts with poles: position, speed, angle, angular speed.
+
+    Barto, Sutton and Anderson's equations (1983) as Gymnasium's CartPole-v1 takes them, Euler steps of 0.02 s.
+    """
+    x, speed, angle, turn = state.unbind(1)
+    force = actions * 20.0 - 10.0
+    cosine, sine = angle.cos(), angle.sin()
+    mass, pole, half = 1.1, 0.1, 0.5
+    push = (force + pole * half * turn.square() * sine) / mass
+    turning = (9.8 * sine - cosine * push) / (half * (4.0 / 3.0 - pole * cosine.square() / mass))
+    pulling = push - pole * half * turning * cosine / mass
+    step = 0.02
+    return torch.stack([x + step * speed, speed + step * pulling, angle + step * turn, turn + step * turning], 1)
+
+
+class GymTask(Task):
+    """Copies of a Gymnasium environment with discrete actions, of whose observation the agent sees a part.
+
+    ``GymTask(64, "CartPole-v1", keep=(0, 2))`` hides the velocities. Appended is whether the episode begins.
+
+    Args:
+        count, seed: as for every task.
+        name: the environment's id.
+        keep: indices of the observation that the agent sees; all when None.
+
+    Raises:
+        MissingExtraError: Gymnasium is not installed.
+        HastenError: no such environment, or one whose actions are not discrete.
+    """
+
+    def __init__(self, count: int, name: str, keep: tuple[int, ...] | None = None, seed: int = 0) -> None:
+        super().__init__(count, seed)
+        try:
+            import gymnasium
+        except ImportError:
+            raise MissingExtraError("gymnasium", "rl") from None
+        try:
+            self.environments: Any = gymnasium.make_vec(
+                name, num_envs=count, vectorization_mode="sync",
+                vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP},
+            )  # fmt: skip
+        except gymnasium.error.Error as error:
+            raise HastenError(f"Gymnasium has no environment {name!r}: {str(error).splitlines()[0]}") from None
+        space = self.environments.single_action_space
+        if not isinstance(space, gymnasium.spaces.Discrete):
+            raise HastenError(f"{name} has continuous actions: only discrete ones are learned here")
+        self.keep = list(keep if keep is not None else range(self.environments.single_observation_space.shape[0]))
+        self.observation, self.actions = len(self.keep) + 1, int(space.n)
+        self.seed = seed
+
+    def _observe(self, seen: Any, first: Tensor) -> Tensor:
+        return torch.cat([torch.as_tensor(seen, dtype=torch.float32)[:, self.keep], first[:, None]], 1)
+
+    def reset(self) -> Tensor:
+        seen, _ = self.environments.reset(seed=self.seed)
+        return self._observe(seen, torch.ones(self.count))
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        seen, rewards, ended, cut, _ = self.environments.step(actions.numpy())
+        ends = torch.as_tensor(ended | cut)
+        return self._observe(seen, ends.float()), torch.as_tensor(rewards, dtype=torch.float32), ends

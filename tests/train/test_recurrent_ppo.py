@@ -1,0 +1,153 @@
+"""Recurrent PPO: its estimates, its memory at episode borders, and that it learns what needs memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hasten.errors import HastenError
+from hasten.train.memory_tasks import (
+    GymTask,
+    MemoryLength,
+    ProjectedCartPole,
+    RepeatPrevious,
+    RunningMajority,
+    cart_pole,
+)
+from hasten.train.recurrent_ppo import PPO, RecurrentPolicy, advantages, learn
+
+
+def test_advantages_stop_at_ends() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 3.0]])
+    values = torch.tensor([[0.5, 0.25, 0.125]])
+    ends = torch.tensor([[False, True, False]])
+    found = advantages(rewards, values, ends, torch.tensor([4.0]), 0.9, 0.8)
+    second = 2 - 0.25
+    first = 1 + 0.9 * 0.25 - 0.5 + 0.9 * 0.8 * second
+    third = 3 + 0.9 * 4 - 0.125
+    torch.testing.assert_close(found, torch.tensor([[first, second, third]]))
+
+
+@pytest.mark.parametrize("memory", ["s5", "gru", "none"])
+def test_a_rollout_in_pieces_equals_one_in_whole(memory: str) -> None:
+    """Acting step by step and learning from the sequence must see the same, resets included."""
+    torch.manual_seed(0)
+    policy = RecurrentPolicy(4, 2, memory, width=16)
+    observations = torch.randn(3, 12, 4)
+    firsts = torch.rand(3, 12) < 0.3
+    state = policy.new_state(3)
+    whole, values, _ = policy(observations, state, firsts)
+    for t in range(12):
+        logits, value, state = policy(observations[:, t : t + 1], state, firsts[:, t : t + 1])
+        torch.testing.assert_close(logits[:, 0], whole[:, t], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value[:, 0], values[:, t], rtol=1e-4, atol=1e-5)
+
+
+def test_memory_length_asks_for_what_it_showed() -> None:
+    task = MemoryLength(8, 5, seed=1)
+    observation = task.reset()
+    bits = observation[:, 0]
+    assert torch.all(observation[:, 2] == 1)
+    for t in range(5):
+        assert torch.all((observation[:, 1] == 1) == (t == 4))
+        observation, rewards, ends = task.step(((bits + 1) / 2).long())
+        assert torch.all(ends == (t == 4))
+    assert torch.all(rewards == 1)
+    assert torch.all(observation[:, 0].abs() == 1)
+
+
+def test_running_majority_pays_the_sign_of_its_bits() -> None:
+    task = RunningMajority(16, seed=2)
+    observation = task.reset()
+    total = observation[:, 0].clone()
+    for _ in range(60):
+        answers = (total > 0).long()
+        observation, rewards, ends = task.step(answers)
+        assert torch.all(rewards[ends] == 1)
+        assert torch.all(rewards[~ends] == 0)
+        total = torch.where(ends, 0.0, total) + observation[:, 0]
+
+
+def test_repeat_previous_pays_one_for_a_perfect_memory() -> None:
+    task = RepeatPrevious(4, delay=3, seed=3)
+    seen = [task.reset()[:, :4].argmax(1)]
+    total = torch.zeros(4)
+    for t in range(52):
+        guess = seen[t - 3] if t >= 3 else torch.zeros(4, dtype=torch.int64)
+        observation, rewards, ends = task.step(guess)
+        seen.append(observation[:, :4].argmax(1))
+        total += rewards
+    assert torch.all(ends)
+    torch.testing.assert_close(total, torch.ones(4))
+    with pytest.raises(ValueError, match="does not fit"):
+        RepeatPrevious(1, delay=52)
+
+
+def test_projected_cart_pole_turns_but_does_not_change_the_physics() -> None:
+    task = ProjectedCartPole(32, trials=3, seed=4)
+    observation = task.reset()
+    torch.testing.assert_close(task.maps @ task.maps.transpose(1, 2), torch.eye(4).expand(32, 4, 4), atol=1e-5, rtol=0)
+    starts = task.starts.clone()
+    trials = torch.zeros(32)
+    for _ in range(200):
+        observation, _, ends = task.step(torch.zeros(32, dtype=torch.int64))
+        trials += observation[:, 5]
+        again = (observation[:, 5] == 1) & ~ends & (trials < 3)
+        assert torch.equal(task.state[again], starts[again])
+        if ends.any():
+            break
+    assert torch.all(trials[ends] == 3)
+
+
+def test_cart_pole_is_gymnasiums() -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+    environment = gymnasium.make("CartPole-v1")
+    seen, _ = environment.reset(seed=0)
+    state = torch.tensor(seen)[None]
+    for action in (0, 1, 1, 0, 0, 0):
+        seen, *_ = environment.step(action)
+        state = cart_pole(state, torch.tensor([action]))
+        torch.testing.assert_close(state[0], torch.tensor(seen), rtol=1e-4, atol=1e-5)
+
+
+def test_gym_task_hides_and_names_errors() -> None:
+    pytest.importorskip("gymnasium")
+    task = GymTask(3, "CartPole-v1", keep=(0, 2))
+    assert task.reset().shape == (3, 3)
+    ended = 0
+    for _ in range(60):
+        observation, rewards, ends = task.step(torch.zeros(3, dtype=torch.int64))
+        assert torch.equal(observation[:, 2] == 1, ends)
+        ended += int(ends.sum())
+    assert ended
+    assert torch.all(rewards == 1)
+    with pytest.raises(HastenError, match="no environment"):
+        GymTask(1, "Nowhere-v0")
+    with pytest.raises(HastenError, match="continuous"):
+        GymTask(1, "Pendulum-v1")
+
+
+def test_bad_settings() -> None:
+    with pytest.raises(ValueError, match="whole trajectories"):
+        learn(RecurrentPolicy(4, 2), MemoryLength(2, 5), 10, PPO(minibatches=4))
+    with pytest.raises(ValueError, match="s5, gru or none"):
+        RecurrentPolicy(4, 2, "lstm")
+
+
+def test_s5_remembers_a_bit() -> None:
+    torch.manual_seed(0)
+    task = MemoryLength(32, 6)
+    policy = RecurrentPolicy(task.observation, task.actions, "s5", width=32)
+    history = learn(policy, task, 60_000, PPO(steps=64))
+    assert history[-1][1] > 0.8
+
+
+@pytest.mark.slow
+def test_s5_balances_a_pole_whose_speed_it_does_not_see() -> None:
+    pytest.importorskip("gymnasium")
+    torch.manual_seed(0)
+    task = GymTask(64, "CartPole-v1", keep=(0, 2))
+    policy = RecurrentPolicy(task.observation, task.actions, "s5")
+    history = learn(policy, task, 250_000)
+    assert history[0][1] < 30
+    assert sum(value for _, value in history[-5:]) / 5 > 45
