@@ -5,7 +5,25 @@ CPU version, a fake implementation for tracing, and autograd where training need
 part everything still works, slower, and says so once.
 """
 
-from hasten.kernels import associative_scan, kv_cache, packed_linear, rational, selective_scan
+from hasten.kernels import (
+    associative_scan,
+    expert_ffn,
+    kv_cache,
+    packed_linear,
+    rational,
+    selective_scan,
+    ternary_linear,
+)
 from hasten.kernels.compiled import compiled_isa, native
 
-__all__ = ["associative_scan", "compiled_isa", "kv_cache", "native", "packed_linear", "rational", "selective_scan"]
+__all__ = [
+    "associative_scan",
+    "compiled_isa",
+    "expert_ffn",
+    "kv_cache",
+    "native",
+    "packed_linear",
+    "rational",
+    "selective_scan",
+    "ternary_linear",
+]

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from hasten.models.loading import load_network as load_network
     from hasten.models.mamba_lm import MambaConfig as MambaConfig
     from hasten.models.mamba_lm import MambaLM as MambaLM
+    from hasten.models.matmul_free import MatMulFreeConfig as MatMulFreeConfig
+    from hasten.models.matmul_free import MatMulFreeLM as MatMulFreeLM
 
 _HOMES = {
     "KAT": "hasten.models.kat",
@@ -19,6 +21,8 @@ _HOMES = {
     "Loaded": "hasten.models.loading",
     "MambaConfig": "hasten.models.mamba_lm",
     "MambaLM": "hasten.models.mamba_lm",
+    "MatMulFreeConfig": "hasten.models.matmul_free",
+    "MatMulFreeLM": "hasten.models.matmul_free",
     "load_network": "hasten.models.loading",
 }
 

@@ -15,6 +15,7 @@ from hasten.errors import HastenError
 _HOMES = {
     "hasten.models.kat": "KAT",
     "hasten.models.mamba_lm": "MambaLM",
+    "hasten.models.matmul_free": "MatMulFreeLM",
 }
 
 

@@ -21,6 +21,7 @@ _HOMES = {
     "PackedEmbedding": "hasten.nn.packed",
     "PackedLinear": "hasten.nn.packed",
     "S5": "hasten.nn.s5",
+    "TernaryGLU": "hasten.nn.mlgru",
     "TernaryLinear": "hasten.nn.ternary",
 }
 

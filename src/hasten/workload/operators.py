@@ -1266,3 +1266,29 @@ def _associative_scan(call: Call) -> None:
     inputs = [call.read(a, ["n"] if a.dim() == 1 else names), call.read(b, names), *flags, *state]
     call.emit(Op.SCAN, ranks, inputs, h, names, map="decay-add", iterative=["t"])
     call.emit(Op.COPY, (ranks[0], ranks[2]), [call.read(h, ["b", "n"], last.numel())], last, ["b", "n"], map="copy")
+
+
+@register("hasten::ternary_linear")
+def _ternary_linear(call: Call) -> None:
+    """A contraction whose products are selections: 2 bits a weight are read, and additions done."""
+    x, packed, output = call["x"], call["packed"], call.outputs[0]
+    k, n = x.shape[-1], packed.shape[0]
+    ranks = (("m", int(x.numel() // max(k, 1))), ("n", n), ("k", k))
+    inputs = [call.read(x, ["m", "k"]), call.read(packed, ["k", "n"], packed.numel())]
+    call.emit(Op.MATMUL, ranks, inputs, output, ["m", "n"], map="select", reduce="sum")
+
+
+@register("hasten::expert_ffn")
+def _expert_ffn(call: Call) -> None:
+    """Both products over every expert: which of them are in use only real tokens tell."""
+    x, scores, up, down = call["x"], call["scores"], call["up"], call["down"]
+    m, k = x.shape
+    ranks = (("m", m), ("n", up.shape[0]), ("k", k))
+    inner = call.temporary((m, up.shape[0]), x.dtype)
+    call.emit(Op.MATMUL, ranks, [call.read(x, ["m", "k"]), call.read(up, ["n", "k"])], inner, ["m", "n"], reduce="sum")
+    scored = [call.read(inner, ["m", "n"]), call.read(scores, ["m", "n"], scores.numel())]
+    active = call.temporary((m, up.shape[0]), x.dtype)
+    call.emit(Op.ELEMENTWISE, ranks[:2], scored, active, ["m", "n"], map="silu")
+    swapped = (("m", m), ("n", k), ("k", up.shape[0]))
+    inputs = [call.read(active, ["m", "k"]), call.read(down, ["k", "n"])]
+    call.emit(Op.MATMUL, swapped, inputs, call.outputs[0], ["m", "n"], reduce="sum")

@@ -119,6 +119,22 @@ HASTEN_INLINE void load_int4(const uint8_t* p, vec& low, vec& high) {
   high = {_mm512_cvtepi32_ps(_mm512_srli_epi32(b, 4))};
 }
 
+// Sums of bytes selected by 2-bit codes: bit 0 takes the first operand's byte, bit 1 the second's, none 128.
+struct byte_sums {
+  __m512i v;
+};
+HASTEN_INLINE byte_sums no_bytes() { return {_mm512_setzero_si512()}; }
+HASTEN_INLINE void add_selected(byte_sums& to, const uint8_t* codes, int position, const uint8_t* plus,
+                                const uint8_t* minus) {
+  const __m512i p = _mm512_loadu_si512(codes);
+  const __mmask64 first = _mm512_test_epi8_mask(p, _mm512_set1_epi8(char(1 << 2 * position)));
+  const __mmask64 second = _mm512_test_epi8_mask(p, _mm512_set1_epi8(char(2 << 2 * position)));
+  __m512i chosen = _mm512_mask_loadu_epi8(_mm512_set1_epi8(char(128)), first, plus);
+  chosen = _mm512_mask_loadu_epi8(chosen, second, minus);
+  to.v = _mm512_add_epi64(to.v, _mm512_sad_epu8(chosen, _mm512_setzero_si512()));
+}
+HASTEN_INLINE int64_t total(byte_sums a) { return _mm512_reduce_add_epi64(a.v); }
+
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 struct vec {
@@ -192,6 +208,29 @@ HASTEN_INLINE void load_int4(const uint8_t* p, vec& low, vec& high) {
   const __m256i mask = _mm256_set1_epi32(15);
   low = {_mm256_cvtepi32_ps(_mm256_and_si256(first, mask)), _mm256_cvtepi32_ps(_mm256_and_si256(second, mask))};
   high = {_mm256_cvtepi32_ps(_mm256_srli_epi32(first, 4)), _mm256_cvtepi32_ps(_mm256_srli_epi32(second, 4))};
+}
+
+struct byte_sums {
+  __m256i v;
+};
+HASTEN_INLINE byte_sums no_bytes() { return {_mm256_setzero_si256()}; }
+HASTEN_INLINE void add_selected(byte_sums& to, const uint8_t* codes, int position, const uint8_t* plus,
+                                const uint8_t* minus) {
+  const __m256i one = _mm256_set1_epi8(char(1 << 2 * position)), two = _mm256_set1_epi8(char(2 << 2 * position));
+  for (int half = 0; half < 64; half += 32) {
+    const auto at = [half](const uint8_t* q) HASTEN_LAMBDA {
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + half));
+    };
+    const __m256i p = at(codes);
+    __m256i chosen = _mm256_set1_epi8(char(128));
+    chosen = _mm256_blendv_epi8(chosen, at(plus), _mm256_cmpeq_epi8(_mm256_and_si256(p, one), one));
+    chosen = _mm256_blendv_epi8(chosen, at(minus), _mm256_cmpeq_epi8(_mm256_and_si256(p, two), two));
+    to.v = _mm256_add_epi64(to.v, _mm256_sad_epu8(chosen, _mm256_setzero_si256()));
+  }
+}
+HASTEN_INLINE int64_t total(byte_sums a) {
+  const __m128i s = _mm_add_epi64(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  return _mm_cvtsi128_si64(s) + _mm_extract_epi64(s, 1);
 }
 
 #else
@@ -295,6 +334,21 @@ HASTEN_INLINE void load_int4(const uint8_t* p, vec& low, vec& high) {
     high.v[i] = float(p[i] >> 4);
   }
 }
+
+struct byte_sums {
+  int64_t v;
+};
+HASTEN_INLINE byte_sums no_bytes() { return {0}; }
+HASTEN_INLINE void add_selected(byte_sums& to, const uint8_t* codes, int position, const uint8_t* plus,
+                                const uint8_t* minus) {
+  int32_t sum = 0;
+  for (int j = 0; j < 64; ++j) {
+    const int code = codes[j] >> 2 * position & 3;
+    sum += code == 1 ? plus[j] : code == 2 ? minus[j] : 128;
+  }
+  to.v += sum;
+}
+HASTEN_INLINE int64_t total(byte_sums a) { return a.v; }
 
 #endif
 

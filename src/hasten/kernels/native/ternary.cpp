@@ -1,9 +1,32 @@
 #include <nanobind/nanobind.h>
 
+#include <omp.h>
+
 #include "bindings.hpp"
 
 namespace hasten {
+namespace {
 
-void bind_ternary(nb::module_&) {}
+void multiply(uintptr_t plus, uintptr_t minus, int64_t rows, uintptr_t packed, int64_t out, int64_t blocks, uintptr_t y,
+              int threads) {
+  TernaryArgs t;
+  t.plus = pointer<const uint8_t>(plus);
+  t.minus = pointer<const uint8_t>(minus);
+  t.rows = rows;
+  t.packed = pointer<const uint8_t>(packed);
+  t.out = out;
+  t.blocks = blocks;
+  t.y = pointer<float>(y);
+#pragma omp parallel num_threads(threads)
+  {
+    int64_t begin, end;
+    share(out, 1, omp_get_thread_num(), omp_get_num_threads(), begin, end);
+    kernels().ternary.multiply(t, begin, end);
+  }
+}
+
+}  // namespace
+
+void bind_ternary(nb::module_& m) { m.def("ternary_multiply", &multiply, nb::call_guard<nb::gil_scoped_release>()); }
 
 }  // namespace hasten

@@ -1,0 +1,108 @@
+"""int8 activations times ternary weights of 2 bits each, by additions alone.
+
+A matrix (out, columns) of -1, 0 and 1 is packed in blocks of 256 columns, 64 bytes each: byte j of a block holds the
+codes of its columns j, 64 + j, 128 + j and 192 + j, two bits each from the low end; 1 stands for +1, 2 for -1, 0 for
+nothing. Columns that are missing in the last block are nothing.
+
+The compiled kernel selects x, -x or neither for each code and adds: there is no multiplication. Sums are whole numbers
+and exact. Where there are many rows the weights are unpacked to fp32 and multiplied by the platform's matrix product,
+which is exact too: every partial sum is a whole number below 2^24.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hasten.kernels.compiled import native
+
+BLOCK = 256
+# Up to this many rows of x the packed kernel is faster than unpacking once.
+FEW_ROWS = 16
+# 127 times so many columns stay below 2^24.
+_EXACT_COLUMNS = 2**24 // 127
+
+torch.library.define("hasten::ternary_linear", "(Tensor x, Tensor packed) -> Tensor")
+
+
+def pack(weight: Tensor) -> Tensor:
+    """Codes (out, ceil(columns / 256) * 64), uint8, of a matrix (out, columns) of -1, 0 and 1.
+
+    Raises:
+        ValueError: another value.
+    """
+    if not torch.isin(weight, torch.tensor([-1, 0, 1], dtype=weight.dtype, device=weight.device)).all():
+        raise ValueError("a ternary matrix has the values -1, 0 and 1 alone")
+    out, columns = weight.shape
+    codes = torch.where(weight < 0, 2, weight).to(torch.uint8)
+    codes = torch.nn.functional.pad(codes, (0, -columns % BLOCK)).reshape(out, -1, 4, 64)
+    packed = codes[:, :, 0] | codes[:, :, 1] << 2 | codes[:, :, 2] << 4 | codes[:, :, 3] << 6
+    return packed.reshape(out, -1).contiguous()
+
+
+def unpack(packed: Tensor, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The matrix (out, columns) that `pack` packed."""
+    blocks = packed.reshape(packed.shape[0], -1, 1, 64)
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=packed.device)[:, None]
+    codes = (blocks >> shifts) & 3
+    values = (codes & 1).to(dtype) - (codes >> 1).to(dtype)
+    return values.reshape(packed.shape[0], -1)[:, :columns]
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations as int8, one scale a token: codes (..., columns) and s (..., 1) with x about codes / s.
+
+    s = 127 / max(max|x|, 1e-5); codes are rounded to nearest.
+    """
+    scale = 127.0 / x.float().abs().amax(-1, keepdim=True).clamp(min=1e-5)
+    return (x.float() * scale).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def reference(x: Tensor, packed: Tensor) -> Tensor:
+    """`ternary_linear` in plain torch: integer products and sums."""
+    weight = unpack(packed, x.shape[-1], torch.int64)
+    return (x.to(torch.int64).reshape(-1, x.shape[-1]) @ weight.T).reshape(*x.shape[:-1], packed.shape[0]).float()
+
+
+def ternary_linear(x: Tensor, packed: Tensor) -> Tensor:
+    """``x @ W.T`` in whole numbers.
+
+    Args:
+        x: int8 (..., columns), in -127 .. 127.
+        packed: W (out, columns), see `pack`.
+
+    Returns:
+        (..., out), fp32, exact whole numbers.
+
+    Raises:
+        ValueError: x is not int8, has another width than W, or so many columns that fp32 cannot hold the sum.
+    """
+    if x.dtype is not torch.int8:
+        raise ValueError(f"activations are int8, not {x.dtype}: see quantize")
+    columns = x.shape[-1]
+    if -(-columns // BLOCK) * 64 != packed.shape[1] or columns > _EXACT_COLUMNS:
+        raise ValueError(f"{columns} columns do not fit a packed weight of {tuple(packed.shape)}")
+    return torch.ops.hasten.ternary_linear(x, packed)
+
+
+@torch.library.impl("hasten::ternary_linear", ("cpu", "cuda", "mps"))
+def _ternary_linear(x: Tensor, packed: Tensor) -> Tensor:
+    columns, out = x.shape[-1], packed.shape[0]
+    flat = x.reshape(-1, columns)
+    rows = flat.shape[0]
+    module = native() if x.device.type == "cpu" else None
+    if module is None or rows > FEW_ROWS or not rows:
+        return torch.nn.functional.linear(flat.float(), unpack(packed, columns)).reshape(*x.shape[:-1], out)
+    padded = torch.nn.functional.pad(flat, (0, -columns % BLOCK)).to(torch.int16)
+    plus, minus = (128 + padded).to(torch.uint8), (128 - padded).to(torch.uint8)
+    packed, y = packed.contiguous(), torch.empty(rows, out)
+    module.ternary_multiply(
+        plus.data_ptr(), minus.data_ptr(), rows, packed.data_ptr(), out, packed.shape[1] // 64, y.data_ptr(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return y.reshape(*x.shape[:-1], out)
+
+
+@torch.library.register_fake("hasten::ternary_linear")
+def _(x: Tensor, packed: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], packed.shape[0], dtype=torch.float32)

@@ -1,0 +1,83 @@
+"""The MatMul-free linear GRU and the ternary gated MLP."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hasten.kernels.associative_scan import associative_scan
+from hasten.nn.ternary import BitLinear
+
+
+class MLGRU(nn.Module):
+    """A token mixer of gates and additions: a linear recurrence, element by element (arXiv 2406.02528, section 3.3.1).
+
+        f = lb + (1 - lb) sigmoid(F x),  i = silu(I x) (1 - f),  h[t] = f[t] h[t-1] + i[t]
+
+    F, I, G and O are `BitLinear`. The output is ``O(rmsnorm(G x) * silu(h))`` as in the released code, or
+    ``O(sigmoid(G x) * h)`` as in the text.
+
+    Args:
+        width: of input, output and state.
+        output: ``code`` or ``text``.
+        linear: what makes a projection from (in, out); `BitLinear`, or for comparison a full-precision layer.
+
+    Shape:
+        x (batch, length, width) to the same.
+    """
+
+    def __init__(
+        self, width: int, *, output: Literal["code", "text"] = "code", linear: type[nn.Module] = BitLinear
+    ) -> None:
+        super().__init__()
+        if output not in ("code", "text"):
+            raise ValueError(f"the output is of the code or the text, not {output!r}")
+        self.width, self.output = width, output
+        self.f_proj, self.i_proj, self.g_proj, self.o_proj = (linear(width, width) for _ in range(4))
+        self.g_norm = nn.RMSNorm(width, eps=1e-6) if output == "code" else None
+
+    def new_state(self, batch: int) -> Tensor:
+        """(batch, width), fp32: all that it remembers."""
+        return torch.zeros(batch, self.width, device=next(self.parameters()).device)
+
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, lower_bound: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Output (batch, length, width) and the last state (batch, width).
+
+        Args:
+            x: (batch, length, width).
+            state: before the first step; zeros when None.
+            lower_bound: (width), in [0, 1): the forget gates stay above it.
+        """
+        f = torch.sigmoid(self.f_proj(x))
+        if lower_bound is not None:
+            bound = lower_bound.to(f.dtype)
+            f = bound + (1 - bound) * f
+        h, last = associative_scan(f, F.silu(self.i_proj(x)) * (1 - f), state)
+        g = self.g_proj(x)
+        mixed = self.g_norm(g) * F.silu(h) if self.g_norm is not None else torch.sigmoid(g) * h
+        return self.o_proj(mixed), last
+
+
+class TernaryGLU(nn.Module):
+    """A gated MLP of BitLinear layers: ``down(silu(a) * b)`` with [a, b] one projection (arXiv 2406.02528, 3.3.2).
+
+    Args:
+        width: of input and output.
+        hidden: inner width; 8 width / 3 rounded up to a multiple of 256 when None.
+        linear: as for `MLGRU`.
+    """
+
+    def __init__(self, width: int, hidden: int | None = None, *, linear: type[nn.Module] = BitLinear) -> None:
+        super().__init__()
+        self.hidden = hidden or -(-8 * width // (3 * 256)) * 256
+        self.gate_proj = linear(width, 2 * self.hidden)
+        self.down_proj = linear(self.hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.gate_proj(x).chunk(2, -1)
+        return self.down_proj(F.silu(a) * b)

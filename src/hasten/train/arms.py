@@ -1,0 +1,57 @@
+"""Several trainings side by side: the arms of a comparison, a thread each."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def _single_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def run_arms(
+    function: Callable[..., T],
+    arms: Sequence[tuple[Any, ...]],
+    *,
+    progress: Callable[[float], None] = lambda share: None,
+    processes: int | None = None,
+) -> list[T]:
+    """Results of ``function(*arm)`` for each arm, in their order.
+
+    Every arm has one thread, so that all have the same, and as many run at once as torch may use threads. With one
+    thread or one arm they run here, one after the other.
+
+    Args:
+        function: importable by its name, as are its arguments' types.
+        arms: arguments.
+        progress: told the share done.
+        processes: at once; torch's number of threads when None.
+
+    Raises:
+        Exception: the first that an arm raised; the others are not begun.
+    """
+    count = min(processes or torch.get_num_threads(), len(arms))
+    if count < 2:
+        found = []
+        for number, arm in enumerate(arms):
+            found.append(function(*arm))
+            progress((number + 1) / len(arms))
+        return found
+    # Forking would copy locked thread pools.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_single_thread)
+    try:
+        waiting = [pool.submit(function, *arm) for arm in arms]
+        for number, future in enumerate(as_completed(waiting)):
+            future.result()
+            progress((number + 1) / len(arms))
+        return [future.result() for future in waiting]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

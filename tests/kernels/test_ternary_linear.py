@@ -1,0 +1,91 @@
+"""Ternary products: packing, exact sums on every instruction set, tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hasten.kernels import native
+from hasten.kernels import ternary_linear as kernel
+from hasten.workload import trace
+
+ISAS = native().isas() if native() is not None else []
+
+
+def inputs(rows: int, out: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(-127, 128, (rows, columns), generator=generator, dtype=torch.int8)
+    return x, torch.randint(-1, 2, (out, columns), generator=generator)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    module = native()
+    assert module is not None
+    best = module.isa()
+    module.use_isa(request.param)
+    yield request.param
+    module.use_isa(best)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(0, 40), out=st.integers(1, 30), columns=st.integers(1, 600), seed=st.integers(0, 99))
+def test_sums_are_exact(rows: int, out: int, columns: int, seed: int) -> None:
+    x, weight = inputs(rows, out, columns, seed)
+    packed = kernel.pack(weight)
+    assert torch.equal(kernel.unpack(packed, columns), weight.float())
+    wanted = (x.long() @ weight.T).float()
+    assert torch.equal(kernel.ternary_linear(x, packed), wanted)
+    assert torch.equal(kernel.reference(x, packed), wanted)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 255), (16, 256), (2, 1030)])
+def test_every_instruction_set_is_exact(rows: int, columns: int) -> None:
+    x, weight = inputs(rows, 13, columns)
+    x[0] = 127
+    assert torch.equal(kernel.ternary_linear(x, kernel.pack(weight)), (x.long() @ weight.T).float())
+
+
+def test_an_eighth_of_bf16() -> None:
+    _, weight = inputs(1, 16, 2048)
+    assert kernel.pack(weight).nbytes * 8 == weight.bfloat16().nbytes
+
+
+def test_quantization_is_within_half_a_step() -> None:
+    x = torch.randn(5, 100) * torch.tensor([1e-7, 1.0, 1e4, 3.0, 0.0])[:, None]
+    codes, scale = kernel.quantize(x)
+    assert torch.all((codes / scale - x).abs() <= 0.5001 / scale)
+    assert int(codes[1].abs().max()) == 127
+
+
+def test_bad_input_is_named() -> None:
+    x, weight = inputs(1, 4, 64)
+    with pytest.raises(ValueError, match="-1, 0 and 1 alone"):
+        kernel.pack(weight * 2)
+    with pytest.raises(ValueError, match="int8"):
+        kernel.ternary_linear(x.float(), kernel.pack(weight))
+    with pytest.raises(ValueError, match="do not fit"):
+        kernel.ternary_linear(torch.zeros(1, 300, dtype=torch.int8), kernel.pack(weight))
+
+
+def test_operator_keeps_its_contract_and_is_traced() -> None:
+    x, weight = inputs(2, 8, 256)
+    packed = kernel.pack(weight)
+    torch.library.opcheck(torch.ops.hasten.ternary_linear.default, (x, packed))
+
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("packed", packed)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return kernel.ternary_linear(x, self.packed)
+
+    workload = trace(Layer(), x)
+    assert workload.weight_bytes == 8 * 64
+    assert workload.flops == 2 * 2 * 8 * 256
