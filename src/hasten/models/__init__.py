@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hasten.models.blockffn_lm import BlockFFNConfig as BlockFFNConfig
+    from hasten.models.blockffn_lm import BlockFFNLM as BlockFFNLM
     from hasten.models.kat import KAT as KAT
     from hasten.models.kat import KATConfig as KATConfig
     from hasten.models.loading import Loaded as Loaded
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from hasten.models.matmul_free import MatMulFreeLM as MatMulFreeLM
 
 _HOMES = {
+    "BlockFFNConfig": "hasten.models.blockffn_lm",
+    "BlockFFNLM": "hasten.models.blockffn_lm",
     "KAT": "hasten.models.kat",
     "KATConfig": "hasten.models.kat",
     "Loaded": "hasten.models.loading",

@@ -13,6 +13,7 @@ from hasten.errors import HastenError
 
 # Name -> where its class is; the class has ``PUBLISHED`` names in its module and a ``named`` constructor.
 _HOMES = {
+    "hasten.models.blockffn_lm": "BlockFFNLM",
     "hasten.models.kat": "KAT",
     "hasten.models.mamba_lm": "MambaLM",
     "hasten.models.matmul_free": "MatMulFreeLM",

@@ -1,4 +1,4 @@
-"""Language models that carry a state of fixed size in place of a cache."""
+"""Language models that are called with a state and move it on."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ class RecurrentLM(nn.Module, Generic[State]):
     @abstractmethod
     def state_tensors(self, state: State) -> dict[str, Tensor]:
         """The state's tensors by name."""
+
+    def state_at(self, batch: int, length: int) -> State:
+        """A state as after ``length`` tokens, to describe a step there; a state of fixed size is a new one."""
+        return self.new_state(batch)
 
     def stream(
         self, ids: Tensor, max_new_tokens: int, *, temperature: float = 0.0, top_k: int | None = None, seed: int = 0
@@ -74,10 +78,10 @@ class RecurrentLM(nn.Module, Generic[State]):
             name: for people; the class's when empty.
         """
 
-        def call(length: int) -> tuple[Any, dict[str, int], dict[str, int]]:
+        def call(length: int, before: int) -> tuple[Any, dict[str, int], dict[str, int]]:
             def prepare() -> tuple[tuple[Any, ...], Mapping[str, Any]]:
                 ids = torch.zeros(batch, length, dtype=torch.int64)
-                return (ids,), {"state": self.new_state(batch), "logits_to_keep": 1}
+                return (ids,), {"state": self.state_at(batch, before), "logits_to_keep": 1}
 
             return trace_cascade(self, prepare=prepare, state=lambda given: self.state_tensors(given["state"]))
 
@@ -85,8 +89,8 @@ class RecurrentLM(nn.Module, Generic[State]):
         self.eval()
         try:
             with torch.no_grad():
-                prefill, weights, _ = call(prompt)
-                decode, _, state = call(1)
+                prefill, weights, _ = call(prompt, 0)
+                decode, _, state = call(1, prompt + new_tokens // 2)
         finally:
             self.train(was)
         return Workload(

@@ -1,0 +1,194 @@
+"""BlockFFN: a mixture of experts whose router is ReLU and RMSNorm, and what makes neighbours choose alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hasten.kernels.expert_ffn import expert_ffn
+
+EPSILON = 1e-5
+
+
+class BlockFFN(nn.Module):
+    """A feed-forward layer of ungated experts behind a ReLU + RMSNorm router (arXiv 2507.08771, section 3.1).
+
+        r = R x,  h = relu(r),  q = h / rms(h),  a = q g,  out = sum_i a_i D_i silu(U_i x)
+
+    A token uses an expert where h > 0, so their number is its own. ReLU comes first: the norm fixes the scale and
+    leaves what is inactive at exactly 0.
+
+    Args:
+        width: of input and output.
+        experts: how many.
+        each: inner values of one.
+        eps: of the norm.
+
+    Shape:
+        x (..., width) to the same. Of the last call in training mode ``logits`` (..., experts) stays with the layer,
+        for the losses.
+    """
+
+    def __init__(self, width: int, experts: int, each: int, *, eps: float = EPSILON) -> None:
+        super().__init__()
+        if min(width, experts, each) < 1:
+            raise ValueError("width, experts and each must be at least 1")
+        self.width, self.experts, self.each, self.eps = width, experts, each, eps
+        self.router = nn.Linear(width, experts, bias=False)
+        self.gain = nn.Parameter(torch.ones(experts))
+        # Expert by expert; D transposed, so that an expert's rows lie together in both.
+        self.up = nn.Parameter(torch.empty(experts * each, width))
+        self.down = nn.Parameter(torch.empty(experts * each, width))
+        self.logits: Tensor | None = None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.router.reset_parameters()
+        self.gain.fill_(1.0)
+        nn.init.normal_(self.up, std=self.width**-0.5)
+        nn.init.normal_(self.down, std=(self.experts * self.each) ** -0.5)
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores a and raw logits r, (..., experts) both."""
+        logits = self.router(x)
+        return normalized(logits, self.eps) * self.gain, logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores, logits = self.route(x)
+        self.logits = logits if self.training else None
+        return expert_ffn(x, scores, self.up, self.down)
+
+    def extra_repr(self) -> str:
+        return f"{self.width}, experts={self.experts}, each={self.each}"
+
+
+def normalized(logits: Tensor, eps: float = EPSILON) -> Tensor:
+    """q: ReLU, then RMSNorm over the experts; a row without any active expert stays 0."""
+    h = F.relu(logits)
+    return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
+
+
+def active(logits: Tensor) -> Tensor:
+    """Which experts a token uses, bool."""
+    return logits > 0
+
+
+def token_sparsity(logits: Tensor) -> float:
+    """TLS: the share of (token, expert) pairs that are inactive."""
+    return 1 - float(active(logits).float().mean())
+
+
+def chunk_sparsity(logits: Tensor, chunk: int, documents: Tensor | None = None) -> float:
+    """CLS: the share of (chunk, expert) pairs in which no token uses the expert (arXiv 2507.08771, section 3.2).
+
+    Args:
+        logits: (batch, length, experts).
+        chunk: consecutive tokens; chunks are aligned to a document's begin and the last may be shorter.
+        documents: (batch, length) int, which document a token is of; one a row when None.
+    """
+    used, total = 0.0, 0
+    for row, marks in zip(active(logits), documents if documents is not None else [None] * len(logits)):
+        lengths = [len(row)] if marks is None else torch.unique_consecutive(marks, return_counts=True)[1].tolist()
+        for document in row.split(lengths):
+            for part in document.split(chunk):
+                used += float(part.any(0).float().sum())
+                total += part.shape[1]
+    return 1 - used / max(total, 1)
+
+
+def expert_reuse(logits: Tensor) -> float:
+    """Of the experts that a token uses, the share that the token before used too; logits (batch, length, experts)."""
+    on = active(logits)
+    again = (on[:, 1:] & on[:, :-1]).sum()
+    return float(again) / max(1.0, float(on[:, 1:].sum()))
+
+
+def activation_locality(logits: Tensor, documents: Tensor | None = None, sharpness: float = 100.0) -> Tensor:
+    """Loss that neighbours use other experts: cross entropy of sigmoid(k r) with the token's before (section 3.2).
+
+    Args:
+        logits: r (batch, length, experts), before the ReLU. Gradients reach both neighbours.
+        documents: (batch, length) int; pairs across documents do not count.
+        sharpness: k.
+    """
+    scaled = sharpness * logits.float()
+    loss = F.binary_cross_entropy_with_logits(scaled[:, :-1], torch.sigmoid(scaled[:, 1:]), reduction="none").mean(-1)
+    if documents is None:
+        return loss.mean()
+    same = (documents[:, 1:] == documents[:, :-1]).to(loss.dtype)
+    return (loss * same).sum() / same.sum().clamp(min=1)
+
+
+def chunk_sparsification(logits: Tensor, chunk: int = 64, mask: Tensor | None = None, eps: float = EPSILON) -> Tensor:
+    """Loss that a chunk uses many experts: the soft probability that one is used at least once (section 3.2).
+
+    Args:
+        logits: r (batch, length, experts).
+        chunk: consecutive tokens; a last, shorter one counts as if padded.
+        mask: (batch, length) bool, False for padding.
+    """
+    q = normalized(logits.float(), eps)
+    p = q / (q.sum(-1, keepdim=True) + eps)
+    if mask is not None:
+        p = p * mask[..., None]
+    p = F.pad(p, (0, 0, 0, -p.shape[1] % chunk))
+    parts = p.reshape(p.shape[0], -1, chunk, p.shape[2])
+    return 1 - torch.log(1 - parts + eps).sum(2).exp().mean()
+
+
+class AdaptiveFactor:
+    """The weight of `chunk_sparsification`, raised while sparsity stalls and lowered while it improves (section 3.2).
+
+    Constant for ``warmup`` steps. Then, every ``period`` steps, the mean loss of the last period over the one before
+    is the ratio: above 1 at least 1.025. The weight moves linearly to weight times ratio over the next period, and
+    never above ``limit`` times its start.
+
+    Args:
+        start: of the weight.
+        warmup, period: steps.
+        limit: of the weight, over its start.
+    """
+
+    def __init__(self, start: float = 5e-2, *, warmup: int = 1000, period: int = 100, limit: float = 4.0) -> None:
+        if warmup < period:
+            raise ValueError("the warm-up holds at least one period")
+        self.start, self.warmup, self.period, self.limit = start, warmup, period, limit
+        self._from = self._to = start
+        self._losses: list[float] = []
+
+    def step(self, loss: float) -> float:
+        """Takes this step's loss and gives the weight for the next."""
+        self._losses.append(loss)
+        done = len(self._losses)
+        if done >= self.warmup and done % self.period == 0 and done >= 2 * self.period:
+            last = sum(self._losses[-self.period :])
+            before = sum(self._losses[-2 * self.period : -self.period])
+            ratio = last / before if before > 0 else 1.0
+            if ratio > 1:
+                ratio = max(ratio, 1.025)
+            self._from, self._to = self._to, min(self._to * ratio, self.limit * self.start)
+        share = (done % self.period) / self.period
+        return self._from + (self._to - self._from) * share
+
+
+class TopKFFN(nn.Module):
+    """The same experts behind a softmax and top-k router: what BlockFFN is compared with.
+
+    Args:
+        width, experts, each: as for `BlockFFN`.
+        count: experts of every token.
+    """
+
+    def __init__(self, width: int, experts: int, each: int, count: int) -> None:
+        super().__init__()
+        self.inner, self.count = BlockFFN(width, experts, each), count
+        self.logits: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        chance = self.inner.router(x).softmax(-1)
+        top = chance.topk(self.count, -1)
+        scores = torch.zeros_like(chance).scatter(-1, top.indices, top.values / top.values.sum(-1, keepdim=True))
+        self.logits = scores if self.training else None
+        return expert_ffn(x, scores, self.inner.up, self.inner.down)
