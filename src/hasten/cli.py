@@ -305,6 +305,70 @@ def measure(
 
 
 @app.command()
+def search(
+    space: Annotated[
+        str | None,
+        typer.Argument(help="A space's name, or file.py:NAME with a hasten.search.Problem."),
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="Who chooses: random, tpe, nsga2 or exhaustive.")] = "nsga2",
+    trials: Annotated[int | None, typer.Option(help="Different points in the end, earlier runs included.")] = 40,
+    budget: Annotated[float | None, typer.Option(help="Seconds of trying, earlier runs included.")] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="SQLite file that keeps every trial: the same command goes on from it.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for search.json and search.html.")] = Path(),
+    seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Find the best points of a space, by one measure or several.
+
+    Leaves a table of the points that no other beats in everything, `search.json` with every trial, and `search.html`
+    to look at. With --study nothing is lost when it is interrupted or killed, and no point is tried twice.
+
+    Examples:
+
+        hasten search
+
+        hasten search hourglass --trials 60 --study shapes.db --out found
+
+        hasten search my_chip.py:problem --sampler tpe --budget 600 --study chip.db
+    """
+    _use_threads(threads)
+    from hasten.report import print_table, search_table, trials_document, write_search
+    from hasten.search import Study, spaces
+
+    if space is None:
+        if as_json:
+            _document([{"name": name, "sought": spaces.describe(name)} for name in spaces.names()])
+        else:
+            for name in spaces.names():
+                typer.echo(f"{name}: {spaces.describe(name)}")
+        return
+    for folder in (out, study.parent if study else out):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HastenError(f"cannot make the folder {folder}: {error.strerror}") from None
+    problem = spaces.build(space)
+    with _progress(f"searching {problem.name}") as tell:
+
+        def advance(trial: Any, done: int, planned: int | None) -> None:
+            tell(f"searching {problem.name}: {done} tried", done / planned if planned else 0.0)
+
+        result = Study(study).run(problem, sampler=sampler, trials=trials, seconds=budget, seed=seed, progress=advance)
+    write_search(problem, result, out)
+    if as_json:
+        _document(trials_document(problem, result))
+    else:
+        print_table(search_table(problem, result))
+    _say(f"wrote {out / 'search.html'} and {out / 'search.json'}")
+    if result.interrupted:
+        _say("interrupted: what was tried is above" + (f", and kept in {study}" if study else ""))
+        raise KeyboardInterrupt
+
+
+@app.command()
 def probe(
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure again, whatever is kept.")] = False,
     save: Annotated[Path | None, typer.Option(help="Also write the device to this .toml file.")] = None,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hasten.data import assets
+from hasten.errors import MissingExtraError
 
 
 def fashion_mnist(progress: assets.Progress = lambda message: None) -> tuple[Tensor, Tensor]:
@@ -20,6 +21,32 @@ def fashion_mnist(progress: assets.Progress = lambda message: None) -> tuple[Ten
 def mnist(progress: assets.Progress = lambda message: None) -> tuple[Tensor, Tensor]:
     """Ten thousand handwritten digits: images (10000, 28, 28) uint8, labels int64 (asset ``mnist``)."""
     return _classes("mnist", progress)
+
+
+def photographs(progress: assets.Progress = lambda message: None) -> list[Tensor]:
+    """Two photographs as grey images (427, 640) fp32 in 0 .. 1 (asset ``photographs``).
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise MissingExtraError("pillow", "vision") from None
+    folder = assets.get("photographs", progress)
+    return [
+        torch.from_numpy(np.asarray(Image.open(path).convert("L"), np.float32) / 255)
+        for path in sorted(folder.glob("*.jpg"))
+    ]
+
+
+def patches(image: Tensor, size: int, columns: tuple[int, int], stride: int = 2) -> Tensor:
+    """Square patches of an image (height, width) whose left edges lie within ``columns``, flat: (count, size^2).
+
+    Patches never reach past the second column plus ``size``: two ranges that far apart share no pixel.
+    """
+    part = image[:, columns[0] : columns[1] + size]
+    return part.unfold(0, size, stride).unfold(1, size, stride).reshape(-1, size * size).contiguous()
 
 
 def _classes(name: str, progress: assets.Progress) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """What was found, for people: tables in the terminal, plots, and a page that opens offline."""
 
 from hasten.report.html import write_html
+from hasten.report.search import search_table, trials_document, write_search
 from hasten.report.tables import (
     asset_table,
     check_table,
@@ -18,6 +19,9 @@ __all__ = [
     "paper_table",
     "print_table",
     "print_tune",
+    "search_table",
+    "trials_document",
     "tune_table",
     "write_html",
+    "write_search",
 ]

@@ -1,0 +1,140 @@
+"""Residual MLPs of either shape: skips at the narrow end (the convention) or at the wide one (Hourglass)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Lift = Literal["none", "frozen", "trained"]
+
+
+def counted_normal(rows: int, columns: int, seed: int, first: int = 0) -> Tensor:
+    """Rows ``first`` .. ``first + rows`` of an endless normal matrix that a seed names, fp32.
+
+    Each number is made from its own place (row, column) alone by a hash (splitmix64) and the Box-Muller transform, so
+    that any part can be made again, anywhere, without storing the matrix.
+    """
+    offset = (seed * 0x5851F42D4C957F2D + 2**63) % 2**64 - 2**63  # as a signed 64-bit number
+    index = torch.arange(first, first + rows, dtype=torch.int64)[:, None] * columns + torch.arange(columns)
+
+    def uniform(stream: int) -> Tensor:
+        # 64-bit arithmetic wraps around; a logical shift right is the arithmetic one without the sign's copies.
+        z = (index * 2 + stream + offset) * -7046029254386353131
+        for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+            z = (z ^ (z >> shift & (1 << 64 - shift) - 1)) * factor
+        z = z ^ (z >> 31 & (1 << 33) - 1)
+        return ((z >> 11 & (1 << 53) - 1).double() + 0.5) / 2**53
+
+    radius = torch.sqrt(-2 * torch.log(uniform(0)))
+    return (radius * torch.cos(2 * math.pi * uniform(1))).float()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a network of this family costs.
+
+    Args:
+        trainable: parameters that learn.
+        stored: numbers that a file must hold; a frozen lift is made again from its seed.
+        flops: of one input, multiply and add counted as two; products of matrices alone.
+    """
+
+    trainable: int
+    stored: int
+    flops: int
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+        nn.init.zeros_(self.down.weight)  # the block starts as the identity
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z + self.down(F.gelu(self.up(self.norm(z))))
+
+
+class Hourglass(nn.Module):
+    """A residual MLP ``z + W2 gelu(W1 rmsnorm(z))`` whose skips may be wider than input and bottleneck.
+
+    With a lift the input goes once to a wide latent, every block computes through ``hidden`` numbers, and a read-out
+    ends it (arXiv 2510.01796). Without one the skips have the input's width: with a larger ``hidden`` the conventional
+    MLP, with a smaller one a narrow control.
+
+    Args:
+        inputs: width of the input.
+        outputs: of the output; as the input when None.
+        hidden: inner width of the blocks.
+        layers: blocks.
+        latent: width of the skips; needs a lift.
+        lift: ``frozen`` (random, from the seed, never stored), ``trained``, or ``none``.
+        seed: of the lift.
+        project: start the read-out as the lift's pseudo-inverse, so that the network starts as the identity.
+
+    Shape:
+        (..., inputs) to (..., outputs).
+
+    Raises:
+        ValueError: a latent without a lift, or the other way round.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int | None = None,
+        *,
+        hidden: int,
+        layers: int,
+        latent: int | None = None,
+        lift: Lift = "none",
+        seed: int = 0,
+        project: bool = True,
+    ) -> None:
+        super().__init__()
+        if (latent is None) != (lift == "none"):
+            raise ValueError("a latent width and a lift go together: give both or neither")
+        if min(inputs, hidden, latent or 1) < 1 or layers < 0:
+            raise ValueError("widths are at least 1, layers at least 0")
+        self.inputs, self.outputs, self.hidden, self.latent = inputs, outputs or inputs, hidden, latent or inputs
+        self.lifting: Lift = lift
+        self.seed = seed
+        self.lift: Tensor | None
+        if lift == "none":
+            self.lift = None
+        else:
+            # E|W x|^2 = (latent / inputs) |x|^2
+            matrix = counted_normal(self.latent, inputs, seed) / inputs**0.5
+            if lift == "frozen":
+                self.register_buffer("lift", matrix, persistent=False)
+            else:
+                self.lift = nn.Parameter(matrix)
+        self.blocks = nn.ModuleList(_Block(self.latent, hidden) for _ in range(layers))
+        plain = lift == "none" and self.outputs == inputs
+        self.read = None if plain else nn.Linear(self.latent, self.outputs, bias=False)
+        if project and self.lift is not None and self.read is not None and self.outputs == inputs:
+            with torch.no_grad():
+                self.read.weight.copy_(torch.linalg.pinv(self.lift.detach()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x if self.lift is None else F.linear(x, self.lift)
+        for block in self.blocks:
+            z = block(z)
+        return z if self.read is None else self.read(z)
+
+    def sizes(self) -> Sizes:
+        """By formula: 2 L d_z d_h + d_z d_y, and d_z d_x more for a lift that learns."""
+        inner = 2 * len(self.blocks) * self.latent * self.hidden
+        read = self.latent * self.outputs if self.read is not None else 0
+        lift = self.latent * self.inputs if self.lift is not None else 0
+        learned = inner + read + (lift if self.lifting == "trained" else 0)
+        return Sizes(learned, learned, 2 * (inner + read + lift))
+
+    def extra_repr(self) -> str:
+        return f"{self.inputs}, {self.outputs}, hidden={self.hidden}, latent={self.latent}, lift={self.lifting}"

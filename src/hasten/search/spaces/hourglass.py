@@ -1,0 +1,107 @@
+"""Shapes of a residual MLP that cleans photographs of noise, at a number of parameters."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hasten.data.images import patches, photographs
+from hasten.nn.hourglass import Hourglass
+from hasten.search.problem import Infeasible, Objective, Problem
+from hasten.search.space import Params, Space, categorical
+from hasten.train import fit
+
+SIDE, NOISE = 12, 0.25
+WIDTH = SIDE * SIDE
+
+
+@functools.cache
+def _data() -> tuple[Tensor, Tensor]:
+    """Training and test patches of the photographs, from columns that share no pixel."""
+    images = photographs()
+    training = torch.cat([patches(image, SIDE, (0, 448 - SIDE)) for image in images])
+    test = torch.cat([patches(image, SIDE, (464, 640 - SIDE), stride=6) for image in images])
+    return training, test
+
+
+def shape(params: Mapping[str, Any], parameters: int) -> Hourglass:
+    """The network of a point that has as many trainable parameters as asked, or just fewer.
+
+    Raises:
+        Infeasible: no inner width fits, or a conventional block would be narrower inside than outside.
+    """
+    layers = int(params["layers"])
+    if params["shape"] == "hourglass":
+        latent = WIDTH * int(params["ratio"])
+        hidden = (parameters - latent * WIDTH) // (2 * layers * latent)
+        if hidden < 1:
+            raise Infeasible("the read-out takes all parameters")
+        return Hourglass(WIDTH, hidden=hidden, layers=layers, latent=latent, lift=params.get("lift", "frozen"))
+    hidden = parameters // (2 * layers * WIDTH)
+    if hidden < 1 or (params["shape"] == "conventional") != (hidden >= WIDTH):
+        raise Infeasible(f"{layers} blocks of {hidden} inside are not {params['shape']}")
+    return Hourglass(WIDTH, hidden=hidden, layers=layers)
+
+
+def psnr(network: Hourglass, seed: int) -> float:
+    """Peak signal-to-noise ratio on the test patches, dB: -10 log10 of the mean squared error."""
+    _, test = _data()
+    noise = torch.randn(test.shape, generator=torch.Generator().manual_seed(seed + 1000)) * NOISE
+    with torch.no_grad():
+        return -10 * math.log10(float(F.mse_loss(network(test + noise), test)))
+
+
+def denoise(network: Hourglass, steps: int, rate: float, seed: int) -> float:
+    """Trains on fresh noise and gives the PSNR on the test patches, dB."""
+    training, _ = _data()
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(step: int) -> Tensor:
+        clean = training[torch.randint(len(training), (256,), generator=generator)]
+        return F.mse_loss(network(clean + torch.randn(clean.shape, generator=generator) * NOISE), clean)
+
+    fit(network, loss, steps=steps, peak=rate, weight_decay=0.01, betas=(0.9, 0.999), warmup=0.3)
+    return psnr(network, seed)
+
+
+def problem(seed: int = 0, steps: int = 1000) -> Problem:
+    """PSNR against parameters, over shape, depth, latent width and learning rate (arXiv 2510.01796, section 4).
+
+    Args:
+        seed: of weights, batches and noise.
+        steps: of each training.
+    """
+    space = Space(
+        [
+            categorical("parameters", [50_000, 100_000, 300_000]),
+            categorical("shape", ["conventional", "narrow", "hourglass"]),
+            categorical("layers", [1, 2, 3, 4, 5, 8, 12]),
+            categorical("ratio", [2, 3, 4, 5], when={"shape": "hourglass"}),
+            categorical("rate", [1e-3, 2e-3, 4e-3]),
+        ]
+    )
+
+    def evaluate(params: Params) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        chosen: dict[str, Any] = dict(params)
+        network = shape(chosen, int(chosen["parameters"]))
+        found = denoise(network, steps, float(chosen["rate"]), seed)
+        sizes = network.sizes()
+        return {
+            "psnr": found, "trainable": sizes.trainable, "hidden": network.hidden, "latent": network.latent,
+            "stored": sizes.stored, "flops": sizes.flops,
+        }  # fmt: skip
+
+    return Problem(
+        "hourglass",
+        space,
+        (Objective("psnr", "maximize", "dB"), Objective("trainable", "minimize", "parameters")),
+        evaluate,
+        identity={"seed": str(seed), "steps": str(steps), "task": f"denoise {SIDE}x{SIDE} sigma {NOISE}"},
+    )
