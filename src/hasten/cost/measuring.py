@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +117,3 @@ def _resident() -> int | None:
     import resource
 
     return pages * resource.getpagesize()
-
-
-def least_seconds(call: Callable[[], object], runs: int) -> float:
-    """The least wall time of ``runs`` calls, after one that does not count: for ratios on a busy machine."""
-    call()
-    times = []
-    for _ in range(runs):
-        begun = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begun)
-    return min(times)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hasten.models.blockffn_lm import BlockFFNConfig as BlockFFNConfig
     from hasten.models.blockffn_lm import BlockFFNLM as BlockFFNLM
+    from hasten.models.bmojo_lm import BMojoConfig as BMojoConfig
+    from hasten.models.bmojo_lm import BMojoLM as BMojoLM
     from hasten.models.kat import KAT as KAT
     from hasten.models.kat import KATConfig as KATConfig
     from hasten.models.loading import Loaded as Loaded
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from hasten.models.matmul_free import MatMulFreeLM as MatMulFreeLM
 
 _HOMES = {
+    "BMojoConfig": "hasten.models.bmojo_lm",
+    "BMojoLM": "hasten.models.bmojo_lm",
     "BlockFFNConfig": "hasten.models.blockffn_lm",
     "BlockFFNLM": "hasten.models.blockffn_lm",
     "KAT": "hasten.models.kat",

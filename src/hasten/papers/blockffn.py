@@ -6,9 +6,9 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hasten.cost.measuring import least_seconds
 from hasten.errors import HastenError
 from hasten.papers.card import Claim, Context, Paper, Seen
+from hasten.papers.measures import judged, least_seconds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,12 +138,6 @@ def _trained(context: Context) -> dict[str, Arm]:
     return _arms(max(2, min(400, int(context.budget * 400 / 300))), context.seed, context)
 
 
-def _judged(context: Context, value: str, holds: bool, direction: bool | None = None) -> Seen:
-    if context.budget < 100:
-        return Seen(f"{value}: too short to judge, raise --budget", False, None)
-    return Seen(value, holds, direction)
-
-
 @paper.check("F1")
 def _sparsity(context: Context) -> Seen:
     arms = _trained(context)
@@ -152,7 +146,7 @@ def _sparsity(context: Context) -> Seen:
         for name, arm in arms.items() if name != "dense"
     )  # fmt: skip
     ours, top = arms["both losses"], arms["top-6"]
-    return _judged(context, value, ours.sparsity >= 0.8 and ours.chunks[8] >= 0.7, ours.chunks[8] > top.chunks[8])
+    return judged(context, value, ours.sparsity >= 0.8 and ours.chunks[8] >= 0.7, ours.chunks[8] > top.chunks[8])
 
 
 @paper.check("F2")
@@ -161,7 +155,7 @@ def _quality(context: Context) -> Seen:
     value = "validation loss, nats a character: " + ", ".join(f"{name} {arm.loss:.3f}" for name, arm in arms.items())
     ours = arms["both losses"]
     close = ours.sparsity >= arms["top-6"].sparsity - 0.05
-    return _judged(
+    return judged(
         context, value, close and ours.loss <= arms["top-6"].loss, ours.loss <= 1.05 * arms["no extra losses"].loss
     )
 
@@ -176,7 +170,7 @@ def _losses(context: Context) -> Seen:
     )
     gain = ours.chunks[8] - plain.chunks[8]
     holds = gain >= 0.25 and ours.chunks[8] >= top.chunks[8] and ours.loss <= 1.05 * plain.loss
-    return _judged(context, value, holds, gain > 0)
+    return judged(context, value, holds, gain > 0)
 
 
 @paper.check("F4")
@@ -217,7 +211,7 @@ def _decoding(context: Context) -> Seen:
         f"{kept:.2f} tokens a step, {found.experts / max(1, found.without):.2f} of the expert loads of single tokens; at 1.2B "
         f"in bf16 on a Jetson Orin that is {1 / dense:.0f} tokens/s dense, {1 / sparse:.0f} in chunks ({dense / sparse:.2f}x)"
     )
-    return _judged(context, value, dense / sparse >= 3.67, dense / sparse > 1)
+    return judged(context, value, dense / sparse >= 3.67, dense / sparse > 1)
 
 
 @paper.check("F5")
@@ -262,4 +256,4 @@ def _reuse(context: Context) -> Seen:
     value = "experts that the token before used too: " + ", ".join(
         f"{name} {arm.reuse:.0%}" for name, arm in arms.items() if name != "dense"
     )
-    return _judged(context, value, arms["both losses"].reuse > 0.8, arms["both losses"].reuse > arms["top-6"].reuse)
+    return judged(context, value, arms["both losses"].reuse > 0.8, arms["both losses"].reuse > arms["top-6"].reuse)

@@ -7,9 +7,9 @@ import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
-from hasten.cost.measuring import least_seconds
 from hasten.errors import HastenError
 from hasten.papers.card import Claim, Context, Paper, Seen
+from hasten.papers.measures import judged, least_seconds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,18 +101,12 @@ def _rows(context: Context) -> int:
     return 16 * 197 if context.budget >= 30 else 2 * 197
 
 
-def _judged(context: Context, value: str, holds: bool, direction: bool | None = None) -> Seen:
-    if context.budget < 30:
-        return Seen(f"{value}: too short to judge, raise --budget", False, None)
-    return Seen(value, holds, direction)
-
-
 @paper.check("K1")
 def _slow_activation(context: Context) -> Seen:
     times = _backward_times(_rows(context), context.seed)
     ratio = times["naive"] / times["GELU"]
     value = f"backward of one activation: shared additions {times['naive'] * 1e3:.1f} ms, GELU {times['GELU'] * 1e3:.2f} ms, {ratio:.0f}x"
-    return _judged(context, value, ratio >= 10, ratio > 1)
+    return judged(context, value, ratio >= 10, ratio > 1, needs=30)
 
 
 @paper.check("K3")
@@ -129,7 +123,7 @@ def _backward_kernel(context: Context) -> Seen:
         f"paper's size {fewer:,.0f}x fewer shared additions"
     )
     holds = faster["naive"] >= 10 and faster["autograd"] >= 5 and faster["GELU"] >= 0.5 and fewer == 6144
-    return _judged(context, value, holds, faster["naive"] > 1)
+    return judged(context, value, holds, faster["naive"] > 1, needs=30)
 
 
 @paper.check("K4")
@@ -148,7 +142,7 @@ def _rounding(context: Context) -> Seen:
         f"mean error against fp64: numerator {errors[0][0]:.1e} (shared additions {errors[1][0]:.1e}, {ratios[0]:.0f}x), "
         f"denominator {errors[0][1]:.1e} ({errors[1][1]:.1e}, {ratios[1]:.0f}x)"
     )
-    return _judged(context, value, min(ratios) >= 8, min(ratios) > 1)
+    return judged(context, value, min(ratios) >= 8, min(ratios) > 1, needs=30)
 
 
 @paper.check("K6")
@@ -157,7 +151,7 @@ def _stalls(context: Context) -> Seen:
     times = _backward_times(_rows(context), context.seed)
     grown = times["naive, polynomials 8 times"] / times["naive"]
     value = f"the polynomials evaluated 8 times: {grown:.2f}x the time"
-    return _judged(context, value, grown <= 1.25, grown <= 2)
+    return judged(context, value, grown <= 1.25, grown <= 2, needs=30)
 
 
 @paper.check("K7")
@@ -249,7 +243,7 @@ def _training_speed(context: Context) -> Seen:
         f"step of a small vision transformer: shared additions {slow * 1e3:.0f} ms, block sums {fast * 1e3:.0f} ms "
         f"({slow / fast:.1f}x), GELU {found['GELU'][1] * 1e3:.0f} ms; losses of 50 steps within {apart:.1e}"
     )
-    return _judged(context, value, fast <= 0.5 * slow and apart <= 1e-3, fast < slow)
+    return judged(context, value, fast <= 0.5 * slow and apart <= 1e-3, fast < slow)
 
 
 @paper.check("K5")
@@ -257,4 +251,4 @@ def _accuracy(context: Context) -> Seen:
     steps = max(5, min(500, int(context.budget * 500 / 300)))
     found = _training(steps, context.seed)
     value = f"handwritten digits, {steps} steps: rational {found['block sums'][2]:.3f}, GELU {found['GELU'][2]:.3f}"
-    return _judged(context, value, found["block sums"][2] >= found["GELU"][2] - 0.01)
+    return judged(context, value, found["block sums"][2] >= found["GELU"][2] - 0.01)

@@ -6,6 +6,7 @@ from typing import Any
 
 from hasten.errors import HastenError
 from hasten.papers.card import Claim, Context, Paper, Seen
+from hasten.papers.measures import judged
 
 paper = Paper(
     slug="hourglass",
@@ -84,12 +85,6 @@ def _steps(context: Context) -> int:
     return max(2, min(1000, int(context.budget * 1000 / 300)))
 
 
-def _judged(context: Context, value: str, holds: bool, direction: bool | None = None) -> Seen:
-    if context.budget < 100:
-        return Seen(f"{value}: too short to judge, raise --budget", False, None)
-    return Seen(value, holds, direction)
-
-
 def _front(context: Context, parameters: int, share: float) -> dict[str, tuple[float, dict[str, Any]]]:
     """Each arm's best configuration at a size, and its mean PSNR over three seeds."""
     from hasten.train.arms import run_arms
@@ -118,7 +113,7 @@ def _denoising(context: Context) -> Seen:
     gain = found["hourglass"][0] - found["conventional"][0]
     over = found["hourglass"][0] - found["narrow"][0]
     value += f"; Hourglass {gain:+.2f} over convention, {over:+.2f} over the narrow control"
-    return _judged(context, value, gain >= 0.5, gain > 0)
+    return judged(context, value, gain >= 0.5, gain > 0)
 
 
 @paper.check("H2")
@@ -127,7 +122,7 @@ def _frozen(context: Context) -> Seen:
 
     steps = _steps(context)
     # The same architecture; and a trained lift that pays for itself with a narrower latent.
-    arms = [("frozen", 432, 9), ("trained", 432, 9), ("trained", 288, 9)]
+    arms = [("frozen", 432, 9), ("trained", 432, 9), ("trained", 259, 9)]
     plan = [(*arm, steps, context.seed + n) for arm in arms for n in range(3)]
     scores = run_arms(_architecture, plan, progress=lambda share: context.progress("hourglass H2", share))
     means = [sum(scores[3 * i : 3 * i + 3]) / 3 for i in range(3)]
@@ -138,7 +133,7 @@ def _frozen(context: Context) -> Seen:
         f"frozen {means[0]:.2f} dB ({sizes[0]:,} trainable), trained at the same architecture {means[1]:.2f} ({sizes[1]:,}), "
         f"trained with as many parameters {means[2]:.2f} ({sizes[2]:,})"
     )
-    return _judged(
+    return judged(
         context, value, abs(means[0] - means[1]) <= 0.15 and means[0] >= means[2] - 0.05, means[0] >= means[2]
     )
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hasten.cost.measuring import least_seconds
 from hasten.errors import HastenError
 from hasten.papers.card import Claim, Context, Paper, Seen
+from hasten.papers.measures import judged, least_seconds, log_slope
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,10 +146,8 @@ def _selective_copying(context: Context) -> Seen:
         )  # fmt: skip
     value = "; ".join(f"{name} ({_count(*arms[name]):,} parameters) {accuracy:.3f}" for name, accuracy in found.items())
     value += f" after {steps} steps, 8 tokens among 64 positions"
-    if steps < 1000:
-        return Seen(f"{value}: too short to judge, raise --budget", False, None)
     a, b = found.values()
-    return Seen(value, a >= 0.85 and a - b >= 0.25, a > b)
+    return judged(context, value, a >= 0.85 and a - b >= 0.25, a > b)
 
 
 @paper.check("M2")
@@ -183,9 +181,7 @@ def _induction(context: Context) -> Seen:
     value = f"trained at {length}, accuracy at that length times " + ", ".join(
         f"{t}: {a:.3f}" for t, a in found.items()
     )
-    if steps < 1000:
-        return Seen(f"{value}: too short to judge, raise --budget", False, None)
-    return Seen(value, min(found[t] for t in (1, 4, 16, 64)) >= 0.95, found[4] >= 0.95)
+    return judged(context, value, min(found.get(t, 0.0) for t in (1, 4, 16, 64)) >= 0.95, found[4] >= 0.95)
 
 
 @paper.check("M3")
@@ -242,9 +238,7 @@ def _state_size(context: Context) -> Seen:
         f"character loss, 1 -> 16 states: selective {losses[True, 1]:.3f} -> {losses[True, 16]:.3f}, "
         f"time-invariant {losses[False, 1]:.3f} -> {losses[False, 16]:.3f} nats ({steps} steps)"
     )
-    if steps < 300:
-        return Seen(f"{value}: too short to judge, raise --budget", False, None)
-    return Seen(value, gains[True] > 0 and gains[True] > gains[False], gains[True] > 0)
+    return judged(context, value, gains[True] > 0 and gains[True] > gains[False], gains[True] > 0)
 
 
 def _next_token_loss(model: Any, window: Tensor) -> Tensor:
@@ -252,13 +246,6 @@ def _next_token_loss(model: Any, window: Tensor) -> Tensor:
 
     logits = model(window[:, :-1])
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
-
-
-def _slope(sizes: list[int], seconds: list[float]) -> float:
-    """Least-squares slope of log(seconds) over log(size)."""
-    x, y = [math.log(s) for s in sizes], [math.log(s) for s in seconds]
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    return sum((a - mx) * (b - my) for a, b in zip(x, y)) / sum((a - mx) ** 2 for a in x)
 
 
 @paper.check("M6")
@@ -319,10 +306,14 @@ def _generation(context: Context) -> Seen:
         f"{spent['Mamba'][1] * 1e3:.2f} ms, Transformer ({other:,}) {spent['Transformer'][0] * 1e3:.2f} and "
         f"{spent['Transformer'][1] * 1e3:.2f} ms; estimated on an A100 at 1.4B, batch 128: {ratio:.1f}x the throughput"
     )
-    if far < 4096:
-        return Seen(f"{value}: too short to judge, raise --budget", False, None)
     flat = grown["Mamba"] <= 1.10
-    return Seen(value, flat and grown["Transformer"] > 1.10 and ratio >= 4, grown["Mamba"] < grown["Transformer"])
+    return judged(
+        context,
+        value,
+        flat and grown["Transformer"] > 1.10 and ratio >= 4,
+        grown["Mamba"] < grown["Transformer"],
+        needs=30,
+    )
 
 
 @paper.check("M7")
@@ -367,8 +358,8 @@ def _scan_speed(context: Context) -> Seen:
         theirs.append(least_seconds(attention(length), 2 if length > 1024 else 4))
     context.progress("mamba M7: step by step", 0.9)
     slow = least_seconds(scan(2048, reference), 1)
-    speedup, slope = slow / ours[3], _slope(lengths, ours)
-    attention_slope = _slope(lengths[2:], theirs[2:])
+    speedup, slope = slow / ours[3], log_slope(lengths, ours)
+    attention_slope = log_slope(lengths[2:], theirs[2:])
     value = (
         f"at 2048 steps {ours[3] * 1e3:.1f} ms against {slow * 1e3:.0f} ms step by step ({speedup:.0f}x) and "
         f"{theirs[3] * 1e3:.0f} ms for masked softmax attention; log-log slopes: scan {slope:.2f} (256 to 4096), "

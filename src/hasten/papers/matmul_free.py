@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from hasten.cost.measuring import least_seconds
 from hasten.errors import HastenError
 from hasten.papers.card import Claim, Context, Paper, Seen
+from hasten.papers.measures import judged, least_seconds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,12 +113,6 @@ def _steps(context: Context) -> int:
     return max(2, min(600, int(context.budget * 600 / 300)))
 
 
-def _judged(context: Context, value: str, holds: bool, direction: bool | None = None) -> Seen:
-    if context.budget < 100:
-        return Seen(f"{value}: too short to judge, raise --budget", False, None)
-    return Seen(value, holds, direction)
-
-
 @paper.check("B1")
 def _parity(context: Context) -> Seen:
     """Not the paper's tasks: whether a small model keeps up with a Transformer of its size on real text."""
@@ -128,7 +122,7 @@ def _parity(context: Context) -> Seen:
         f"characters of Python sources, 0.35M parameters, best of three rates each: MatMul-free {best['ternary']:.3f}, "
         f"Transformer++ {best['transformer']:.3f}, MatMul-free in full precision {best['full precision']:.3f} nats"
     )
-    return _judged(context, value, False, best["ternary"] <= 1.03 * best["transformer"])
+    return judged(context, value, False, best["ternary"] <= 1.03 * best["transformer"])
 
 
 @paper.check("B2")
@@ -153,7 +147,7 @@ def _rates(context: Context) -> Seen:
         f"{kind} " + ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in losses.items())
         for kind, losses in found.items()
     )
-    return _judged(context, value, best["ternary"] > best["transformer"])
+    return judged(context, value, best["ternary"] > best["transformer"])
 
 
 @paper.check("B3")
@@ -197,7 +191,7 @@ def _fused(context: Context) -> Seen:
         f"kept for the backward {kept[False] / 1e6:.0f} -> {kept[True] / 1e6:.0f} MB ({saved:.0%} less), a step "
         f"{seconds[False] * 1e3:.0f} -> {seconds[True] * 1e3:.0f} ms ({faster:.0%} faster)"
     )
-    return _judged(context, value, saved >= 0.4 and faster > 0, saved > 0)
+    return judged(context, value, saved >= 0.4 and faster > 0, saved > 0)
 
 
 @paper.check("B4")
@@ -245,7 +239,7 @@ def _packed(context: Context) -> Seen:
         f"projections {sizes[0] / 1e6:.1f} MB packed, {sizes[1] / 1e6:.1f} MB in bf16: {ratio:.1f}x (2 bits a weight: 8x at "
         f"most); decoding {speeds[0]:.0f} tokens/s against {speeds[1]:.0f} in bf16"
     )
-    return _judged(context, value, ratio > 10, ratio > 1)
+    return judged(context, value, ratio > 10, ratio > 1)
 
 
 @paper.check("B6")

@@ -16,7 +16,7 @@ def _shelf() -> dict[str, Paper]:
     package = importlib.import_module("hasten.papers")
     found = {}
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name not in ("card", "registry"):
+        if module.name not in ("card", "measures", "registry"):
             paper = importlib.import_module(f"hasten.papers.{module.name}").paper
             found[paper.slug] = paper
     return dict(sorted(found.items()))

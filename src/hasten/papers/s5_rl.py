@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hasten.cost.measuring import least_seconds
 from hasten.errors import HastenError
 from hasten.papers.card import Claim, Context, Paper, Seen
+from hasten.papers.measures import judged, least_seconds, log_slope
 
 if TYPE_CHECKING:
     from hasten.train.memory_tasks import Task
@@ -66,19 +66,6 @@ paper = Paper(
 )
 
 
-def _judged(short: bool, value: str, holds: bool, direction: bool | None = None) -> Seen:
-    if short:
-        return Seen(f"{value}: too short to judge, raise --budget", False, None)
-    return Seen(value, holds, direction)
-
-
-def _slope(sizes: list[int], seconds: list[float]) -> float:
-    """Least-squares slope of log(seconds) over log(size)."""
-    x, y = [math.log(s) for s in sizes], [math.log(s) for s in seconds]
-    mx, my = sum(x) / len(x), sum(y) / len(y)
-    return sum((a - mx) * (b - my) for a, b in zip(x, y)) / sum((a - mx) ** 2 for a in x)
-
-
 def _layer_seconds(kind: str, length: int, seed: int, runs: int = 3) -> float:
     """Forward and backward of one layer of width 256 on 8 sequences, 2 % of the steps resets where it knows them."""
     import torch
@@ -122,7 +109,9 @@ def _speed(context: Context) -> Seen:
     value = f"8 sequences of {length}, width 256, forward and backward: S5 {seconds['S5'] * 1e3:.0f} ms, " + ", ".join(
         f"{kind} {seconds[kind] * 1e3:.0f} ms ({ratio:.1f}x)" for kind, ratio in ratios.items()
     )
-    return _judged(short, value, ratios["GRU"] >= 4 and ratios["GRU with resets"] >= 5, min(ratios.values()) > 1)
+    return judged(
+        context, value, ratios["GRU"] >= 4 and ratios["GRU with resets"] >= 5, min(ratios.values()) > 1, needs=30
+    )
 
 
 @paper.check("S2")
@@ -137,7 +126,7 @@ def _asymptotics(context: Context) -> Seen:
     context.progress("s5-rl S2: attention", 0.6)
     long = sizes[-3:]
     theirs = [_layer_seconds("attention", size, context.seed, 2) for size in long]
-    slopes = _slope(sizes, ours), _slope(long, theirs)
+    slopes = log_slope(sizes, ours), log_slope(long, theirs)
     s5 = S5(256, 128)
     with torch.no_grad():
         acting = []
@@ -150,7 +139,7 @@ def _asymptotics(context: Context) -> Seen:
         f"({long[0]} to {long[-1]}); an acting step after 16 and {sizes[-1]}: {acting[0] * 1e6:.0f} and {acting[1] * 1e6:.0f} us"
     )
     holds = slopes[0] <= 1.1 and slopes[1] >= 1.5 and acting[1] <= 1.2 * acting[0]
-    return _judged(short, value, holds, slopes[0] < slopes[1])
+    return judged(context, value, holds, slopes[0] < slopes[1], needs=30)
 
 
 def _learned(
@@ -196,7 +185,7 @@ def _memory_length(context: Context) -> Seen:
     context.progress("s5-rl S3: length 20, S5, GRU at three rates, no memory", 0.1)
     value, holds, direction = _memory(20, 2 * 8192 if short else 262_144, context.seed)
     if short:
-        return _judged(short, value, holds, direction)
+        return judged(context, value, holds, direction)
     context.progress("s5-rl S3: length 100", 0.5)
     if context.budget < 1200:
         from hasten.train.memory_tasks import MemoryLength
@@ -220,7 +209,7 @@ def _reset(context: Context) -> Seen:
         context.progress(f"s5-rl S5: {'with' if reset else 'without'} resets", number / 2)
         found[reset], _, _ = _learned(RunningMajority(64, context.seed), "s5", total, context.seed, reset=reset)
     value = f"running majority, {total:,} steps: with resets {found[True]:.2f}, without {found[False]:.2f}"
-    return _judged(short, value, found[True] - found[False] >= 0.15, found[True] > found[False])
+    return judged(context, value, found[True] - found[False] >= 0.15, found[True] > found[False])
 
 
 @paper.check("S4")
