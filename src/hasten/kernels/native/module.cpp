@@ -92,6 +92,21 @@ void dequantize_rows(const Matrix& m, uintptr_t ids, int64_t count, uintptr_t y)
   for (int64_t i = 0; i < count; ++i) chosen->unpack(m, pointer<float>(y) + i * m.in, rows[i], rows[i] + 1);
 }
 
+// Vector instructions (multiply-adds of 16 floats) that `threads` threads do in a second.
+double vector_rate(int threads) {
+  const int64_t rounds = 4'000'000;
+  float kept = 0;
+  double best = 0;
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    const double begun = omp_get_wtime();
+#pragma omp parallel num_threads(threads) reduction(+ : kept)
+    kept += chosen->multiply_adds(rounds);
+    const double rate = double(rounds) * kChains * threads / (omp_get_wtime() - begun);
+    best = std::max(best, rate);
+  }
+  return kept == 0 ? 0 : best;
+}
+
 class Decoder {
  public:
   Decoder(int64_t hidden, int64_t intermediate, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t vocabulary,
@@ -274,6 +289,7 @@ NB_MODULE(_native, m) {
   m.def("linear", &linear, unlocked);
   m.def("dequantize", &dequantize, unlocked);
   m.def("dequantize_rows", &dequantize_rows, unlocked);
+  m.def("vector_rate", &vector_rate, unlocked);
   m.def("isas", &isas, "Instruction sets this machine runs, best first.");
   m.def("isa", [] { return std::string(chosen->name); }, "The instruction set in use.");
   m.def("use_isa", &use_isa, "Use another of isas(): for tests and comparisons.");

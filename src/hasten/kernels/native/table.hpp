@@ -1,6 +1,7 @@
 // Everything that is compiled once per instruction set (isa.cpp), as one table of functions.
 #pragma once
 
+#include "arithmetic.hpp"
 #include "associative_scan.hpp"
 #include "experts.hpp"
 #include "rational.hpp"
@@ -17,6 +18,7 @@ struct Kernels {
   void (*unpack)(const Matrix&, float* out, int64_t n0, int64_t n1);
   void (*step)(const Model&, const Cache&, const Tokens&, const Scratch&, float* logits, int rank, int threads,
                Barrier&);
+  float (*multiply_adds)(int64_t rounds);
   SelectiveScanKernels selective_scan;
   AssociativeScanKernels associative_scan;
   RationalKernels rational;
