@@ -29,6 +29,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/estimate.py
+	$(BIN)/python benchmarks/kernels.py
 
 $(READY): $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hasten needs Python 3.11 or newer: make PYTHON=python3.11")'
