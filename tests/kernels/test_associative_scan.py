@@ -176,3 +176,23 @@ def test_operator_keeps_its_contract_and_is_seen_through() -> None:
     cascade = trace(Layer(), a.detach(), b.detach()).phases[0].cascade
     assert not cascade.unknown
     assert any(e.source == "hasten::associative_scan" and "t" in e.iterative for e in cascade.einsums)
+
+
+@pytest.mark.parametrize("pattern", ["none", "first", "all", "random"])
+@pytest.mark.parametrize("function", [kernel.associative_scan, kernel.associative], ids=["operator", "tree"])
+def test_any_pattern_of_resets_in_double_precision(function, pattern: str) -> None:
+    a, b, initial, resets = inputs(2, 33, 4, complex=True, constant=False, dtype=torch.float64)
+    resets = {
+        "none": torch.zeros_like(resets),
+        "first": torch.arange(33).expand(2, -1) == 0,
+        "all": torch.ones_like(resets),
+        "random": resets,
+    }[pattern]
+    wanted = value_and_gradients(kernel.reference, (a, b, initial, resets), True)
+    found = value_and_gradients(function, (a, b, initial, resets), True)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    if pattern == "all":
+        assert torch.equal(found[0], b)
+    if pattern == "first":
+        assert torch.all(found[-1] == 0)  # the initial state is ignored

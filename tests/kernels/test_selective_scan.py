@@ -252,3 +252,21 @@ def test_trace_sees_the_work_and_no_expanded_state() -> None:
     cascade = workload.phases[0].cascade
     moved = {a.tensor for e in scan for a in (*e.inputs, e.output)}
     assert max(cascade.tensors[t].elements for t in moved) == batch * length * channels
+
+
+@pytest.mark.skipif(not ISAS, reason="the compiled kernels are not installed")
+def test_what_is_kept_for_the_gradient_is_a_32nd_of_the_states() -> None:
+    batch, length, channels, states = 1, 1024, 64, 16
+    given_inputs = inputs((batch, length, channels, states), whole=False)
+    own = {t.data_ptr() for t in given_inputs.values()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in own:
+            kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        y, _ = kernel.selective_scan(**given_inputs, delta_softplus=True)
+    assert sum(kept.values()) <= batch * length * channels * states / 32
+    del y

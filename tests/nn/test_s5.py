@@ -102,3 +102,23 @@ def test_every_parameter_learns() -> None:
     y, last = s5(torch.randn(2, 9, 12))
     (y.square().mean() + last.square().mean()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in s5.parameters())
+
+
+def test_states_decay_at_the_start_and_the_matrix_is_normal() -> None:
+    a, _ = layer().discretized()
+    assert torch.all(a[:8].square() + a[8:].square() < 1)
+    index = torch.arange(12, dtype=torch.float64)
+    p, q = torch.sqrt(1 + 2 * index), torch.sqrt(index + 0.5)
+    s = -(torch.tril(p[:, None] * p) - torch.diag(index)) + q[:, None] * q
+    torch.testing.assert_close(s @ s.T, s.T @ s, rtol=0, atol=1e-8)
+
+
+def test_without_resets_it_is_a_convolution() -> None:
+    """The kernel is 2 Re(C A^k B)."""
+    s5, u = layer(gated=False), torch.randn(1, 16, 12)
+    a, b = s5.discretized()
+    a, b = torch.complex(a[:8], a[8:]), torch.complex(b[:8], b[8:])
+    c = torch.view_as_complex(s5.C)
+    response = torch.stack([2 * ((c * a**k) @ b).real for k in range(16)])
+    wanted = torch.stack([sum(response[k] @ u[0, t - k] for k in range(t + 1)) + s5.D * u[0, t] for t in range(16)])
+    torch.testing.assert_close(s5(u)[0][0], wanted, rtol=1e-4, atol=1e-5)

@@ -43,6 +43,26 @@ def test_a_rollout_in_pieces_equals_one_in_whole(memory: str) -> None:
         torch.testing.assert_close(value[:, 0], values[:, t], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("memory", ["s5", "gru"])
+def test_the_first_epoch_starts_at_a_ratio_of_one(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Acting and learning agree on every action's probability, across episode borders."""
+    from hasten.train import recurrent_ppo
+
+    ratios: list[float] = []
+
+    def look(policy, optimizer, rollout, begun, settings, generator) -> None:
+        logits, _, _ = policy(rollout["observations"], begun, rollout["firsts"])
+        chance = logits.log_softmax(-1).gather(2, rollout["actions"][..., None])[..., 0]
+        ratios.append(float((chance - rollout["chances"]).detach().exp().sub(1).abs().max()))
+
+    monkeypatch.setattr(recurrent_ppo, "_update", look)
+    torch.manual_seed(0)
+    task = RunningMajority(8, seed=1)
+    learn(RecurrentPolicy(task.observation, task.actions, memory, width=16), task, 1500, PPO(steps=50))
+    assert len(ratios) >= 3
+    assert max(ratios) < 1e-4
+
+
 def test_memory_length_asks_for_what_it_showed() -> None:
     task = MemoryLength(8, 5, seed=1)
     observation = task.reset()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Params, Space, categorical
 from hasten.train import fit
 
+Task = Literal["denoise", "superres"]
 SIDE, NOISE = 12, 0.25
 WIDTH = SIDE * SIDE
 
@@ -49,33 +50,42 @@ def shape(params: Mapping[str, Any], parameters: int) -> Hourglass:
     return Hourglass(WIDTH, hidden=hidden, layers=layers)
 
 
-def psnr(network: Hourglass, seed: int) -> float:
+def spoil(clean: Tensor, task: Task, generator: torch.Generator) -> Tensor:
+    """What the network is given for clean patches (count, WIDTH)."""
+    if task == "denoise":
+        return clean + torch.randn(clean.shape, generator=generator) * NOISE
+    images = clean.view(-1, 1, SIDE, SIDE)
+    return F.interpolate(F.avg_pool2d(images, 2), scale_factor=2).reshape(clean.shape)
+
+
+def psnr(network: Hourglass, seed: int, task: Task = "denoise") -> float:
     """Peak signal-to-noise ratio on the test patches, dB: -10 log10 of the mean squared error."""
     _, test = _data()
-    noise = torch.randn(test.shape, generator=torch.Generator().manual_seed(seed + 1000)) * NOISE
+    given = spoil(test, task, torch.Generator().manual_seed(seed + 1000))
     with torch.no_grad():
-        return -10 * math.log10(float(F.mse_loss(network(test + noise), test)))
+        return -10 * math.log10(float(F.mse_loss(network(given), test)))
 
 
-def denoise(network: Hourglass, steps: int, rate: float, seed: int) -> float:
-    """Trains on fresh noise and gives the PSNR on the test patches, dB."""
+def restore(network: Hourglass, steps: int, rate: float, seed: int, task: Task = "denoise") -> float:
+    """Trains on freshly spoiled patches and gives the PSNR on the test patches, dB."""
     training, _ = _data()
     generator = torch.Generator().manual_seed(seed)
 
     def loss(step: int) -> Tensor:
         clean = training[torch.randint(len(training), (256,), generator=generator)]
-        return F.mse_loss(network(clean + torch.randn(clean.shape, generator=generator) * NOISE), clean)
+        return F.mse_loss(network(spoil(clean, task, generator)), clean)
 
     fit(network, loss, steps=steps, peak=rate, weight_decay=0.01, betas=(0.9, 0.999), warmup=0.3)
-    return psnr(network, seed)
+    return psnr(network, seed, task)
 
 
-def problem(seed: int = 0, steps: int = 1000) -> Problem:
+def problem(seed: int = 0, steps: int = 1000, task: Task = "denoise") -> Problem:
     """PSNR against parameters, over shape, depth, latent width and learning rate (arXiv 2510.01796, section 4).
 
     Args:
         seed: of weights, batches and noise.
         steps: of each training.
+        task: ``denoise``, or ``superres``: from half the resolution.
     """
     space = Space(
         [
@@ -91,7 +101,7 @@ def problem(seed: int = 0, steps: int = 1000) -> Problem:
         torch.manual_seed(seed)
         chosen: dict[str, Any] = dict(params)
         network = shape(chosen, int(chosen["parameters"]))
-        found = denoise(network, steps, float(chosen["rate"]), seed)
+        found = restore(network, steps, float(chosen["rate"]), seed, task)
         sizes = network.sizes()
         return {
             "psnr": found, "trainable": sizes.trainable, "hidden": network.hidden, "latent": network.latent,
@@ -99,9 +109,9 @@ def problem(seed: int = 0, steps: int = 1000) -> Problem:
         }  # fmt: skip
 
     return Problem(
-        "hourglass",
+        "hourglass" if task == "denoise" else "hourglass-superres",
         space,
         (Objective("psnr", "maximize", "dB"), Objective("trainable", "minimize", "parameters")),
         evaluate,
-        identity={"seed": str(seed), "steps": str(steps), "task": f"denoise {SIDE}x{SIDE} sigma {NOISE}"},
+        identity={"seed": str(seed), "steps": str(steps), "task": f"{task} {SIDE}x{SIDE}, noise {NOISE}"},
     )
