@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hasten.nn.mamba import Mamba
 
@@ -23,12 +24,12 @@ def innovation(s: Tensor, taps: int = 4, eps: float = 1e-6) -> Tensor:
         taps: of the predictor; at the beginning it has those that there are.
     """
     s = s.detach().float()
-    found = torch.empty(s.shape[:2], device=s.device)
-    for t in range(s.shape[1]):
-        past = s[:, max(0, t - taps) : t]
-        guess = past.mean(1) if t else torch.zeros_like(s[:, 0])
-        found[:, t] = (s[:, t] - guess).square().sum(-1) / (s[:, t].square().sum(-1) + eps)
-    return found
+    length = s.shape[1]
+    padded = F.pad(s, (0, 0, taps, 0))
+    total = torch.stack([padded[:, taps - k : taps - k + length] for k in range(1, taps + 1)]).sum(0)
+    there = torch.arange(length, device=s.device).clamp(1, taps)
+    guess = total / there[:, None]
+    return (s - guess).square().sum(-1) / (s.square().sum(-1) + eps)
 
 
 def merge(outputs: list[Tensor], sizes: list[Tensor]) -> Tensor:
