@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hasten.data import assets
-from hasten.data.images import fashion_mnist, mnist
+from hasten.data.images import fashion_mnist, mnist, patches, photographs
 
 
 @pytest.mark.asset
@@ -29,3 +29,20 @@ def test_images_come_with_their_labels(name: str, read: object, count: int) -> N
     held_out = torch.cat([torch.arange(count)[labels == k][1::20] for k in range(10)])
     guessed = torch.cdist(flat[held_out], means).argmin(1)
     assert (guessed == labels[held_out]).float().mean() > 0.6
+
+
+def test_patches_of_far_columns_share_no_pixel() -> None:
+    image = torch.arange(20 * 60, dtype=torch.float32).reshape(20, 60)
+    one, other = patches(image, 4, (0, 20)), patches(image, 4, (30, 50))
+    assert one.shape == (9 * 11, 16)
+    assert torch.equal(one[0].view(4, 4), image[:4, :4])
+    assert not set(one.flatten().tolist()) & set(other.flatten().tolist())
+
+
+def test_photographs_are_grey_pictures() -> None:
+    pytest.importorskip("PIL")
+    if assets.cached("photographs") is None:
+        pytest.skip("needs `hasten assets get photographs`")
+    images = photographs()
+    assert [tuple(i.shape) for i in images] == [(427, 640)] * 2
+    assert all(0 <= float(i.min()) < 0.2 < 0.8 < float(i.max()) <= 1 for i in images)
