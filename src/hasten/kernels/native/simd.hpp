@@ -84,6 +84,10 @@ HASTEN_INLINE vec div(vec a, vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 HASTEN_INLINE vec min(vec a, vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 HASTEN_INLINE vec max(vec a, vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 HASTEN_INLINE vec abs(vec a) { return {_mm512_abs_ps(a.v)}; }
+// Where a < b the third, elsewhere the fourth.
+HASTEN_INLINE vec where_less(vec a, vec b, vec yes, vec no) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
+}
 HASTEN_INLINE vec copysign(vec magnitude, vec sign) {
   const __m512i m = _mm512_set1_epi32(int(0x80000000u));
   return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(m, _mm512_castps_si512(sign.v),
@@ -157,6 +161,10 @@ HASTEN_INLINE vec max(vec x, vec y) { return {_mm256_max_ps(x.a, y.a), _mm256_ma
 HASTEN_INLINE vec abs(vec x) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+HASTEN_INLINE vec where_less(vec a, vec b, vec yes, vec no) {
+  return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
+          _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ))};
 }
 HASTEN_INLINE vec copysign(vec magnitude, vec sign) {
   const __m256 m = _mm256_set1_ps(-0.0f);
@@ -282,6 +290,11 @@ HASTEN_INLINE vec max(vec a, vec b) {
 HASTEN_INLINE vec abs(vec a) {
   for (int i = 0; i < kLanes; ++i) a.v[i] = __builtin_fabsf(a.v[i]);
   return a;
+}
+HASTEN_INLINE vec where_less(vec a, vec b, vec yes, vec no) {
+  for (int i = 0; i < kLanes; ++i)
+    if (a.v[i] < b.v[i]) no.v[i] = yes.v[i];
+  return no;
 }
 HASTEN_INLINE vec copysign(vec magnitude, vec sign) {
   for (int i = 0; i < kLanes; ++i) magnitude.v[i] = __builtin_copysignf(magnitude.v[i], sign.v[i]);
