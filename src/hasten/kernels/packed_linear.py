@@ -5,7 +5,7 @@ Formats of a weight (out, in), groups of ``group`` consecutive columns:
 =====  ===============================  =============================================  ===================
 bits   ``packed``                       ``scales``, ``mins`` (out, in / group), fp16   value
 =====  ===============================  =============================================  ===================
-16     (out, in) bf16                   none                                           the number itself
+16     (out, in) bf16 or fp16           none                                           the number itself
 8      (out, in) int8, symmetric        scales                                         scale * code
 4      (out, in / 2) uint8, asymmetric  scales and mins                                scale * code + min
 =====  ===============================  =============================================  ===================
@@ -72,6 +72,13 @@ def reference(x: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | N
     return torch.nn.functional.linear(x.float(), weight).to(x.dtype)
 
 
+def round_rows(x: Tensor) -> Tensor:
+    """x (..., in) as int8 codes in groups of 32 would have it: code * largest / 127, rounded to nearest."""
+    grouped = x.float().unflatten(-1, (-1, 32))
+    scale = grouped.abs().amax(-1, keepdim=True) / 127
+    return (torch.round(grouped / torch.where(scale == 0, 1, scale)) * scale).flatten(-2).to(x.dtype)
+
+
 def native_matrix(
     packed: Tensor,
     scales: Tensor | None,
@@ -79,13 +86,14 @@ def native_matrix(
     bits: int,
     group: int,
     bias: Tensor | None = None,
+    codes_in: bool = False,
 ) -> object:
     """What the compiled kernels call a matrix: the tensors must outlive it."""
     module = native()
     assert module is not None
     columns = packed.shape[1] * (2 if bits == 4 else 1)
     return module.matrix(
-        bits,
+        17 if packed.dtype is torch.float16 else bits,
         packed.shape[0],
         columns,
         group,
@@ -93,6 +101,7 @@ def native_matrix(
         _address(scales),
         _address(mins),
         _address(bias),
+        codes_in,
     )
 
 
@@ -118,7 +127,8 @@ def dequantize(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits:
 
 torch.library.define(
     "hasten::packed_linear",
-    "(Tensor x, Tensor packed, Tensor? scales, Tensor? mins, int bits, int group, bool bf16=False) -> Tensor",
+    "(Tensor x, Tensor packed, Tensor? scales, Tensor? mins, int bits, int group, bool bf16=False, "
+    "bool int8=False) -> Tensor",
 )
 torch.library.define("hasten::plain_linear", "(Tensor x, Tensor weight) -> Tensor")
 torch.library.define(
@@ -136,25 +146,28 @@ def _packed_linear(
     bits: int,
     group: int,
     bf16: bool = False,
+    int8: bool = False,
 ) -> Tensor:
     columns = x.shape[-1]
     rows = x.numel() // columns
+    int8 = int8 and bits < 16 and group == 32
     if not _compiled_takes(packed, columns):
-        return reference(x, packed, scales, mins, bits, group)
+        return reference(round_rows(x) if int8 else x, packed, scales, mins, bits, group).to(x.dtype)
     flat = x.reshape(rows, columns).float().contiguous()
     out = packed.shape[0]
     if rows <= FEW_ROWS:
         y = torch.empty(rows, out)
         module = native()
         assert module is not None
-        matrix = native_matrix(packed, scales, mins, bits, group)
+        matrix = native_matrix(packed, scales, mins, bits, group, codes_in=int8)
         module.linear(matrix, flat.data_ptr(), rows, y.data_ptr(), torch.get_num_threads())
     else:
         y = torch.empty(rows, out)
-        left = flat.to(torch.bfloat16) if bf16 else flat
+        left = round_rows(flat) if int8 else flat
+        left = left.to(torch.bfloat16) if bf16 else left
         for start in range(0, out, _UNPACK_ROWS):
             part = slice(start, start + _UNPACK_ROWS)
-            if bf16 and bits == 16:
+            if bf16 and packed.dtype is torch.bfloat16:
                 weight = packed[part]
             else:
                 weight = dequantize(packed[part], _rows(scales, part), _rows(mins, part), bits, group).to(left.dtype)
@@ -175,6 +188,7 @@ def _(
     bits: int,
     group: int,
     bf16: bool = False,
+    int8: bool = False,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
@@ -188,7 +202,7 @@ def _save_weight(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output
 def _input_gradient(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     packed, scales, mins = ctx.saved_tensors  # type: ignore[attr-defined]
     weight = dequantize(packed, scales, mins, *ctx.format)  # type: ignore[attr-defined]
-    return (grad.float() @ weight).to(grad.dtype), None, None, None, None, None, None
+    return (grad.float() @ weight).to(grad.dtype), None, None, None, None, None, None, None
 
 
 torch.library.register_autograd("hasten::packed_linear", _input_gradient, setup_context=_save_weight)
@@ -241,14 +255,17 @@ def packed_linear(
     bits: int,
     group: int,
     bf16: bool = False,
+    int8: bool = False,
 ) -> Tensor:
     """``x @ W.T`` with W packed: x (..., in) to (..., out), in x's dtype, summed in fp32.
 
     With ``bf16``, more than `FEW_ROWS` rows are multiplied in bf16 (x and the unpacked weight are rounded to
     8 bits of mantissa): several times faster where the processor multiplies bf16 itself (`fast_bf16`).
+    With ``int8``, rows of x are first rounded to int8 in groups of 32 (`round_rows`), where W has 8 or 4 bits in such
+    groups: few rows are then multiplied as whole numbers, by the processor's byte dot products.
     Gradients flow to x alone: the weight is not trainable.
     """
-    return torch.ops.hasten.packed_linear(x, packed, scales, mins, bits, group, bf16)
+    return torch.ops.hasten.packed_linear(x, packed, scales, mins, bits, group, bf16, int8)
 
 
 def fast_bf16() -> bool:

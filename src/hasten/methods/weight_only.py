@@ -29,6 +29,7 @@ class WeightOnly(Method):
         head_bits: of the output head, and of the embedding when the two are tied; 0 leaves both.
         group: columns that share a scale.
         bf16: multiply many rows, such as a prompt's, in bf16.
+        int8: round activations to int8 in groups of 32, and multiply few rows as whole numbers.
     """
 
     name: ClassVar[str] = "weight-only"
@@ -40,15 +41,20 @@ class WeightOnly(Method):
     head_bits: int = 8
     group: int = 32
     bf16: bool = False
+    int8: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in _STORED or self.head_bits not in (0, *_STORED) or self.group < 32 or self.group % 32:
             raise HastenError("weight-only takes bits 16, 8 or 4, head_bits also 0, and groups of a multiple of 32")
+        if self.int8 and (self.bits == 16 or self.group != 32):
+            raise HastenError("int8 activations go with weights of 8 or 4 bits in groups of 32")
 
     @property
     def title(self) -> str:
         head = "" if self.head_bits in (0, self.bits) else f", head {_STORED[self.head_bits]}"
-        return f"{_STORED[self.bits]} weights{head}" + (", bf16 prompt" if self.bf16 else "")
+        return f"{_STORED[self.bits]} weights{head}" + (", int8 activations" if self.int8 else "") + (
+            ", bf16 prompt" if self.bf16 else ""
+        )
 
     def why_not(self, model: Any) -> str | None:
         if any(isinstance(m, PackedLinear) for m in model.modules()):
@@ -64,7 +70,7 @@ class WeightOnly(Method):
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear) and name != "lm_head":
-                    setattr(parent, name, PackedLinear.from_linear(child, self.bits, self.group, self.bf16))
+                    setattr(parent, name, PackedLinear.from_linear(child, self.bits, self.group, self.bf16, self.int8))
         for parent in list(model.modules()):
             if self.head_bits and isinstance(getattr(parent, "lm_head", None), nn.Linear):
                 self._pack_head(parent)
@@ -73,7 +79,7 @@ class WeightOnly(Method):
     def _pack_head(self, network: Any) -> None:
         table = network.get_input_embeddings()
         tied = table.weight is network.lm_head.weight
-        network.lm_head = PackedLinear.from_linear(network.lm_head, self.head_bits, self.group, self.bf16)
+        network.lm_head = PackedLinear.from_linear(network.lm_head, self.head_bits, self.group, self.bf16, self.int8 and self.head_bits < 16)
         if tied:
             network.set_input_embeddings(_like(table, network.lm_head))
 
@@ -142,7 +148,8 @@ class WeightOnly(Method):
     @classmethod
     def variants(cls, model: Any) -> list[Self]:
         native = fast_bf16()
-        return [cls(bits, head, bf16=native) for bits, head in ((16, 16), (8, 8), (4, 8), (4, 4))]
+        plain = [cls(bits, head, bf16=native) for bits, head in ((16, 16), (8, 8), (4, 8), (4, 4))]
+        return plain + [cls(bits, head, bf16=native, int8=True) for bits, head in ((8, 8), (4, 8), (4, 4))]
 
 
 def _like(table: nn.Embedding, head: PackedLinear) -> PackedEmbedding:

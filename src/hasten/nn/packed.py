@@ -44,6 +44,7 @@ class PackedLinear(_Packed):
         bits: 16, 8 or 4.
         group: columns that share a scale, a multiple of 32; ignored at 16 bits.
         bf16: multiply many rows in bf16, see `hasten.kernels.packed_linear.packed_linear`.
+        int8: round rows of x to int8 first, see there.
 
     Shape:
         x (..., in_features) to (..., out_features), in x's dtype.
@@ -58,15 +59,19 @@ class PackedLinear(_Packed):
         bits: int = 4,
         group: int = 32,
         bf16: bool = False,
+        int8: bool = False,
     ) -> None:
         super().__init__(out_features, in_features, bits, group)
         self.in_features = in_features
         self.out_features = out_features
         self.bf16 = bf16
+        self.int8 = int8
         self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, bits: int, group: int = 32, bf16: bool = False) -> PackedLinear:
+    def from_linear(
+        cls, linear: nn.Linear, bits: int, group: int = 32, bf16: bool = False, int8: bool = False
+    ) -> PackedLinear:
         """Packs ``linear``'s weight; on the meta device only the shapes.
 
         Raises:
@@ -75,7 +80,13 @@ class PackedLinear(_Packed):
         device = linear.weight.device
         with torch.device("meta"):
             layer = cls(
-                linear.in_features, linear.out_features, linear.bias is not None, bits=bits, group=group, bf16=bf16
+                linear.in_features,
+                linear.out_features,
+                linear.bias is not None,
+                bits=bits,
+                group=group,
+                bf16=bf16,
+                int8=int8,
             )
         layer = layer.to_empty(device=device)
         if device.type != "meta":
@@ -85,7 +96,7 @@ class PackedLinear(_Packed):
         return layer.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = kernel.packed_linear(x, self.packed, self.scales, self.mins, self.bits, self.group, self.bf16)
+        y = kernel.packed_linear(x, self.packed, self.scales, self.mins, self.bits, self.group, self.bf16, self.int8)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from hasten.errors import HastenError
 from hasten.kernels import kv_cache as kernel
+from hasten.runtime.policies import Policy, attend
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,15 @@ class CacheSpec:
         window: newest tokens that a token attends to, itself included; None for all.
         sinks: first tokens that stay visible behind the window (StreamingLLM, arXiv 2309.17453). Keys
             keep the rotation of their own positions.
+        full_layers: layers that see everything all the same (LongGen, arXiv 2410.01485).
+        policy: which cached tokens a step reads, see `hasten.runtime.policies`; None for all.
     """
 
     dtype: str = "fp32"
     window: int | None = None
     sinks: int = 0
+    full_layers: tuple[int, ...] = ()
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in kernel.BITS:
@@ -34,6 +40,10 @@ class CacheSpec:
             raise HastenError(f"a window of {self.window} tokens sees nothing: give at least 1")
         if self.sinks < 0 or (self.sinks and self.window is None):
             raise HastenError("attention sinks go with a window: give both, or neither")
+        if self.full_layers and self.window is None:
+            raise HastenError("without a window all layers see everything: give a window, or no full layers")
+        if self.policy is not None and self.window is not None:
+            raise HastenError("a window and a policy both say what is read: give one of them")
 
     @property
     def bits(self) -> int:
@@ -42,6 +52,17 @@ class CacheSpec:
     @property
     def quantized(self) -> bool:
         return self.bits < 16
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every layer sees the same, by position alone: then one mask serves all."""
+        return not self.full_layers and self.policy is None
+
+    def of_layer(self, index: int) -> CacheSpec:
+        """What layer ``index`` keeps."""
+        if index in self.full_layers:
+            return replace(self, window=None, sinks=0, full_layers=())
+        return replace(self, full_layers=()) if self.full_layers else self
 
     @property
     def ring(self) -> kernel.Ring:
@@ -60,13 +81,23 @@ class CacheLayer(CacheLayerMixin):
     is_compileable = False
     is_croppable = True
 
-    def __init__(self, cache: KVCache, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, cache: KVCache, tensors: dict[str, Tensor], index: int, heads: int) -> None:
         super().__init__()
         self._cache = cache
+        self.index = index
+        self.heads = heads
+        self.spec = cache.spec.of_layer(index)
+        self.memory: dict[str, Tensor] = {}
+        self.seen_length = 0
+        self._start = 0
         self.tensors = tensors
-        self.keys = tensors["keys"]
-        self.values = tensors["values"]
+        self.hold(tensors)
         self.is_initialized = True
+
+    def hold(self, tensors: dict[str, Tensor]) -> None:
+        """Uses these buffers from now on."""
+        self.tensors = tensors
+        self.keys, self.values = tensors["keys"], tensors["values"]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the buffers exist from the start."""
@@ -75,12 +106,47 @@ class CacheLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Writes new keys and values (batch, heads, new, head_dim); returns all that they may attend to."""
-        start = self._cache.get_seq_length()
-        return self._enter("key", key_states, start), self._enter("value", value_states, start)
+        start = self._start = self._cache.get_seq_length()
+        found = self._enter("key", key_states, start), self._enter("value", value_states, start)
+        if "pooled" in self.tensors:
+            self._pool(start + key_states.shape[2], found[0])
+        return found
+
+    def _pool(self, length: int, keys: Tensor) -> None:
+        """Mean keys of the blocks that are complete, for the compiled step."""
+        whole = length // kernel.BLOCK
+        known = self._cache.quantized_blocks
+        if whole > known:
+            part = keys[:, :, known * kernel.BLOCK : whole * kernel.BLOCK].float()
+            self.tensors["pooled"][:, :, known:whole] = part.unflatten(2, (whole - known, kernel.BLOCK)).mean(3)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        """Attention of the newest tokens (batch, heads, new, d) to what `update` returned, by this layer's rule."""
+        new, start, policy = query.shape[2], self._start, self.spec.policy
+        length = start + new
+        self.seen_length = length
+        sinks, low = kernel.visible(length, new, self.spec.window, self.spec.sinks) if start else (0, 0)
+        columns = torch.cat((torch.arange(sinks), torch.arange(low, length)))
+        rows = torch.arange(start, length)[:, None]
+        mask = columns <= rows
+        if self.spec.window is not None:
+            mask &= (columns > rows - self.spec.window) | (columns < self.spec.sinks)
+        if policy is None:
+            return attend(query, keys, values, scaling, None if new == 1 else mask)
+        if new > kernel.MOST_NEW or not start or not self._cache.decoding:
+            policy.prompt(self, query, keys, scaling, start)
+            return attend(query, keys, values, scaling, mask)
+        found = []
+        for i in range(new):
+            self.seen_length = start + i + 1
+            until = slice(0, start + i + 1)
+            row = policy.row(self, query[:, :, i : i + 1], keys[:, :, until], values[:, :, until], scaling)
+            found.append(row)
+        return torch.cat(found, 2)
 
     def _enter(self, which: str, new: Tensor, start: int) -> Tensor:
         """Writes ``new`` behind ``start`` tokens; returns what its rows attend to."""
-        spec, count = self._cache.spec, new.shape[2]
+        spec, count = self.spec, new.shape[2]
         if start == 0:
             self._write(which, new, start)
             return new
@@ -103,7 +169,7 @@ class CacheLayer(CacheLayerMixin):
         return t[f"{which}s"], t.get(f"{which}_scales"), t.get(f"{which}_mins"), t.get(f"recent_{which}s")
 
     def _write(self, which: str, new: Tensor, start: int) -> None:
-        spec = self._cache.spec
+        spec = self.spec
         torch.ops.hasten.kv_append(
             *self._parts(which),
             new,
@@ -116,7 +182,7 @@ class CacheLayer(CacheLayerMixin):
         )
 
     def _read(self, which: str, sinks: int, low: int, length: int, quantized: int) -> Tensor:
-        spec = self._cache.spec
+        spec = self.spec
         return torch.ops.hasten.kv_read(
             *self._parts(which),
             sinks,
@@ -178,12 +244,25 @@ class KVCache(Cache):
         capacity: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        shapes = spec.layout(batch, heads, head_dim, capacity)
-        tensors = [
-            {name: torch.zeros(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()}
-            for _ in range(layers)
-        ]
+        self._made: dict[str, Any] = {
+            "layers": layers, "batch": batch, "heads": heads, "head_dim": head_dim, "device": device
+        }  # fmt: skip
+        tensors = self._buffers(spec, capacity)
         self._open(spec, capacity, tensors, [0] * batch, [0] * batch, list(range(batch)))
+
+    def _buffers(self, spec: CacheSpec, capacity: int) -> list[dict[str, Tensor]]:
+        made = self._made
+        batch, heads, dim, device = made["batch"], made["heads"], made["head_dim"], made["device"]
+        found = []
+        for index in range(made["layers"]):
+            shapes = spec.of_layer(index).layout(batch, heads, dim, capacity)
+            tensors = {n: torch.zeros(shape, dtype=dtype, device=device) for n, (shape, dtype) in shapes.items()}
+            if spec.policy is not None:
+                blocks = -(-capacity // kernel.BLOCK)
+                own = spec.policy.tensors(index, batch, heads, blocks, dim)
+                tensors |= {n: t.to(device) for n, t in own.items()}
+            found.append(tensors)
+        return found
 
     def _open(
         self,
@@ -197,13 +276,22 @@ class KVCache(Cache):
         self.spec = spec
         self.capacity = capacity
         self.lengths, self.quantized, self.members = lengths, quantized, members
-        super().__init__(layers=[CacheLayer(self, t) for t in tensors])
+        # Tokens of each sequence that have left the cache: positions run on behind them.
+        self.dropped = [0] * len(lengths)
+        self.decoding = True
+        self.version = 0
+        heads = self._made["heads"]
+        super().__init__(layers=[CacheLayer(self, t, i, heads) for i, t in enumerate(tensors)])
 
     def sequence(self, index: int) -> KVCache:
         """The part of this cache that belongs to one sequence: shared memory, batch 1."""
         view = KVCache.__new__(KVCache)
+        view._made = {**self._made, "batch": 1}
         tensors = [{n: t[index : index + 1] for n, t in layer.tensors.items()} for layer in self.layers]
         view._open(self.spec, self.capacity, tensors, self.lengths, self.quantized, [self.members[index]])
+        view.dropped, view.decoding = self.dropped, self.decoding
+        for mine, theirs in zip(view.layers, self.layers, strict=True):
+            mine.memory = theirs.memory if len(self.members) == 1 else mine.memory
         return view
 
     @property
@@ -244,7 +332,7 @@ class KVCache(Cache):
     def advance(self, counts: list[int]) -> None:
         """Commits ``counts`` new tokens of each sequence, all of whose keys and values are written."""
         for member, count in zip(self.members, counts, strict=True):
-            if self.spec.quantized and count:
+            if (self.spec.quantized or self.spec.policy is not None) and count:
                 self.quantized[member] = kernel.quantized_after(self.lengths[member], count)
             self.lengths[member] += count
 
@@ -270,5 +358,42 @@ class KVCache(Cache):
 
     def clear(self) -> None:
         """Empties the cache; the buffers stay."""
+        if any(self.dropped):
+            for layer, tensors in zip(self.layers, self._buffers(self.spec, self.capacity), strict=True):
+                layer.hold(tensors)
+            self.version += 1
+        for layer in self.layers:
+            layer.memory.clear()
         for member in self.members:
-            self.lengths[member] = self.quantized[member] = 0
+            self.lengths[member] = self.quantized[member] = self.dropped[member] = 0
+
+    def keep(self, kept: list[Tensor]) -> None:
+        """Keeps some tokens of every layer, the others leave: the buffers shrink by as many.
+
+        Args:
+            kept: for each layer positions (batch, heads, n), rising, as many everywhere.
+
+        Raises:
+            HastenError: a part of a batch, or a cache with a window.
+        """
+        if self.spec.window is not None or len(self.members) != len(self.lengths):
+            raise HastenError("tokens leave a whole cache without a window: give one, or keep all")
+        length, count = self.get_seq_length(), kept[0].shape[-1]
+        room = self.capacity - length + count
+        spec = self.spec
+        fresh = self._buffers(spec, room)
+        for layer, tensors, chosen in zip(self.layers, fresh, kept, strict=True):
+            read = []
+            for which in ("key", "value"):
+                whole = layer._read(which, 0, 0, length, self.quantized_blocks)
+                read.append(whole.gather(2, chosen[..., None].expand(*chosen.shape, whole.shape[-1])))
+            layer.hold(tensors)
+            for which, new in zip(("key", "value"), read, strict=True):
+                torch.ops.hasten.kv_append(
+                    *layer._parts(which), new, 0, 0, spec.bits, which == "key", 0, 0
+                )  # fmt: skip
+        for member in self.members:
+            self.dropped[member] += length - count
+            self.lengths[member] = count
+            self.quantized[member] = kernel.quantized_after(0, count) if spec.quantized else 0
+        self.version += 1

@@ -180,6 +180,9 @@ class _Loop:
         lengths = {len(p) for p in self._prompts}
         if len(lengths) == 1:
             return self._model.prefill(torch.tensor(self._prompts, device=self._model.device), self._cache)
+        policy = self._cache.spec.policy
+        if policy is not None and (policy.drops or not policy.compiled):
+            raise HastenError("a policy that keeps a part of the prompt takes prompts of one length in a batch")
         rows = [
             self._model.prefill(torch.tensor([p], device=self._model.device), self._cache.sequence(i))
             for i, p in enumerate(self._prompts)
@@ -222,7 +225,8 @@ class _Loop:
         ids = [t for rows in tokens.values() for t in rows]
         sequences = [i for i, rows in tokens.items() for _ in rows]
         positions = [self._cache.lengths[i] + j for i, rows in tokens.items() for j in range(len(rows))]
-        return self._step(ids, sequences, positions)
+        turns = [p + self._cache.dropped[i] for p, i in zip(positions, sequences, strict=True)]
+        return self._step(ids, sequences, positions, turns=turns)
 
     def _plain_logits(self, tokens: dict[int, list[int]]) -> Tensor:
         """As `_logits`, by the network's own forward; drafts are accepted or taken back here."""

@@ -72,6 +72,9 @@ class LanguageModel(nn.Module):
     @property
     def why_not_compiled(self) -> str | None:
         """Why steps run in plain torch; None when they run compiled."""
+        policy = self.cache.policy
+        if policy is not None and not policy.compiled:
+            return f"{type(policy).__name__} chooses tokens in plain torch"
         return compiled.why_not(self.network)
 
     @property
@@ -100,6 +103,13 @@ class LanguageModel(nn.Module):
         With a window in ``self.cache`` every token attends to the sinks and its own window alone, in a
         prompt too.
         """
+        if past_key_values is not None and not past_key_values.spec.uniform:
+            from hasten.runtime.attention import following
+
+            start = past_key_values.get_seq_length() + past_key_values.dropped[past_key_values.members[0]]
+            kwargs.setdefault("position_ids", torch.arange(start, start + input_ids.shape[1])[None])
+            with following(self.network, past_key_values):
+                return self.network(input_ids, past_key_values=past_key_values, **kwargs)
         if self.cache.window is not None and "attention_mask" not in kwargs and input_ids.shape[1] > 1:
             start = past_key_values.get_seq_length() if past_key_values is not None else 0
             kwargs["attention_mask"] = self.window_mask(start, input_ids.shape[1], input_ids.device)
@@ -117,8 +127,12 @@ class LanguageModel(nn.Module):
     @torch.inference_mode()
     def prefill(self, ids: Tensor, cache: KVCache) -> Tensor:
         """Reads a prompt (batch, length) into the cache; returns the last token's logits (batch, vocabulary)."""
+        cache.decoding = False
         for start in range(0, ids.shape[1], CHUNK):
             logits = self(ids[:, start : start + CHUNK], past_key_values=cache, logits_to_keep=1).logits
+        cache.decoding = True
+        if cache.spec.policy is not None:
+            cache.spec.policy.prefilled(cache)
         return logits[:, -1].float()
 
     def session(self, batch: int, capacity: int) -> tuple[KVCache, compiled.CompiledStep | None]:

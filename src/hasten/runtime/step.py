@@ -12,6 +12,7 @@ from hasten.kernels.compiled import native
 from hasten.kernels.kv_cache import BLOCK, RECENT
 from hasten.kernels.packed_linear import native_matrix
 from hasten.nn import PackedEmbedding, PackedLinear
+from hasten.runtime.policies import BlockTopK
 
 if TYPE_CHECKING:
     from hasten.runtime.cache import KVCache
@@ -132,7 +133,8 @@ class CompiledStep:
             bias = getattr(module, "bias", None)
             bias = None if bias is None else self._keep(bias.detach().float().contiguous())
             self._kept += [module.packed, module.scales, module.mins]
-            return native_matrix(module.packed, module.scales, module.mins, module.bits, module.group, bias)
+            codes = getattr(module, "int8", False)
+            return native_matrix(module.packed, module.scales, module.mins, module.bits, module.group, bias, codes)
         assert isinstance(module, nn.Linear | nn.Embedding)
         weight = self._keep(module.weight.detach())
         bias = getattr(module, "bias", None)
@@ -156,25 +158,39 @@ class CompiledStep:
             "value_mins",
             "recent_keys",
             "recent_values",
+            "pooled",
         )
-        spec, keys = cache.spec, cache.layers[0].tensors["keys"]
-        ring = spec.ring
-        # Fewer blocks than the ring would take: positions never wrap, and every place is its own.
-        wraps = ring.ring_blocks and -(-cache.capacity // BLOCK) > ring.sink_blocks + ring.ring_blocks
+        policy = cache.spec.policy
+        chosen = policy if isinstance(policy, BlockTopK) else None
+        layers = []
+        for layer in cache.layers:
+            t, spec, ring = layer.tensors, layer.spec, layer.spec.ring
+            # The last two sizes of codes are a block's own; plain keys stand token by token.
+            blocks = t["keys"].shape[2] if spec.quantized else t["keys"].shape[2] // BLOCK
+            # Fewer blocks than the ring would take: positions never wrap, and every place is its own.
+            wraps = ring.ring_blocks and -(-cache.capacity // BLOCK) > ring.sink_blocks + ring.ring_blocks
+            places = (ring.sink_blocks, ring.ring_blocks) if wraps else (0, 0)
+            tensors = [t[n].data_ptr() if n in t else 0 for n in names]
+            layers.append([*tensors, blocks, spec.window or 0, spec.sinks, *places])
+        self._version = cache.version
         self._decoder.set_cache(
-            spec.bits,
-            keys.shape[0],
-            ring.blocks(cache.capacity),
+            cache.spec.bits,
+            cache.layers[0].tensors["keys"].shape[0],
             BLOCK,
-            spec.window or 0,
-            spec.sinks,
-            ring.sink_blocks if wraps else 0,
-            ring.ring_blocks if wraps else 0,
             RECENT,
-            [[t[n].data_ptr() if n in t else 0 for n in names] for t in (layer.tensors for layer in cache.layers)],
+            chosen.top if chosen else 0,
+            chosen.local if chosen else 0,
+            layers,
         )
 
-    def __call__(self, ids: list[int], sequences: list[int], positions: list[int], logits_from: int = 0) -> Tensor:
+    def __call__(
+        self,
+        ids: list[int],
+        sequences: list[int],
+        positions: list[int],
+        logits_from: int = 0,
+        turns: list[int] | None = None,
+    ) -> Tensor:
         """Runs one step.
 
         Args:
@@ -182,13 +198,16 @@ class CompiledStep:
             sequences: the row's sequence in the batch; a sequence's rows stand in order.
             positions: the row's position, from its sequence's committed length on.
             logits_from: rows before this one only enter the cache.
+            turns: the rows' rotary positions, where tokens have left the cache; None: ``positions``.
 
         Returns:
             Logits (rows - logits_from, vocabulary), fp32, valid until the next call. The cache's
             lengths are the caller's to advance.
         """
         rows, cache = len(ids), self._cache
-        rows_in = torch.tensor((ids, sequences, positions), dtype=torch.int64)
+        if self._version != cache.version:
+            self._set_cache(cache)
+        rows_in = torch.tensor((ids, sequences, positions, turns or positions), dtype=torch.int64)
         state = torch.tensor((cache.lengths, cache.quantized), dtype=torch.int64)
         wanted = rows - logits_from
         if self._logits.shape[0] < wanted:
@@ -198,6 +217,7 @@ class CompiledStep:
             rows_in[0].data_ptr(),
             rows_in[1].data_ptr(),
             rows_in[2].data_ptr(),
+            rows_in[3].data_ptr(),
             rows,
             logits_from,
             state[0].data_ptr(),

@@ -1,4 +1,4 @@
-// Attention of one query head over a cached sequence, and the cache's writes and reads.
+// Attention over a cached sequence, and the cache's writes and reads.
 //
 // Quantized keys are grouped per channel over a block of tokens, values per token over channels (KIVI,
 // arXiv 2402.02750, section 3.2). A block of key codes is stored transposed (channel, token), so that the
@@ -14,195 +14,339 @@
 namespace hasten {
 namespace {
 
+constexpr int64_t kPart = 4;  // blocks of keys that one item of work attends to
+constexpr int kMostHeads = 4;  // query heads that share a read of the keys
+
 HASTEN_INLINE int64_t quantized_blocks(const Cache& c, int64_t committed) {
   return c.bits >= kBf16 ? 0 : committed / c.block;
-}
-
-HASTEN_INLINE float dot(const float* a, const float* b, int64_t n) {
-  vec first = zero(), second = zero();
-  int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-    first = fma(load(a + i), load(b + i), first);
-    second = fma(load(a + i + kLanes), load(b + i + kLanes), second);
-  }
-  for (; i + kLanes <= n; i += kLanes) first = fma(load(a + i), load(b + i), first);
-  float total = sum(add(first, second));
-  for (; i < n; ++i) total += a[i] * b[i];
-  return total;
-}
-
-HASTEN_INLINE float dot_bf16(const float* a, const uint16_t* b, int64_t n) {
-  vec acc = zero();
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) acc = fma(load(a + i), load_bf16(b + i), acc);
-  float total = sum(acc);
-  for (; i < n; ++i) total += a[i] * from_bf16(b[i]);
-  return total;
-}
-
-HASTEN_INLINE void accumulate(float* out, const float* v, float weight, int64_t n) {
-  const vec w = broadcast(weight);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(out + i, fma(load(v + i), w, load(out + i)));
-  for (; i < n; ++i) out[i] += weight * v[i];
-}
-
-HASTEN_INLINE void accumulate_bf16(float* out, const uint16_t* v, float weight, int64_t n) {
-  const vec w = broadcast(weight);
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(out + i, fma(load_bf16(v + i), w, load(out + i)));
-  for (; i < n; ++i) out[i] += weight * from_bf16(v[i]);
 }
 
 // Where block b of (sequence, kv head) begins, in tokens of head_dim values.
 struct Place {
   int64_t head, tokens;
-  Place(const Cache& c, const Model& m, int64_t seq, int64_t kv) : head(seq * m.kv_heads + kv), tokens(0) {
-    tokens = head * c.blocks * c.block;
+  Place(const Cache& c, const LayerCache& l, const Model& m, int64_t seq, int64_t kv)
+      : head(seq * m.kv_heads + kv), tokens(0) {
+    tokens = head * l.blocks * c.block;
   }
 };
 
-// exp for x <= 0: 2^n times a degree-6 polynomial on [-ln2/2, ln2/2]; relative error below 3e-7.
-HASTEN_INLINE float fast_exp(float x) {
-  if (x < -87.0f) return 0.0f;
-  const float n = std::nearbyint(x * 1.44269504f);
-  const float r = std::fma(n, -0.693359375f, x) - n * -2.12194440e-4f;
-  float p = 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const int32_t bits = (int32_t(n) + 127) << 23;
-  float scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return p * scale;
+// The blocks that the row at `pos` reads: the sinks' and the window's, all, or a list of chosen ones.
+struct View {
+  int64_t pos, low, sinks, sink_end, first, count;
+  const int32_t* list = nullptr;
+
+  View(const Cache& c, const LayerCache& l, int64_t at, const int32_t* chosen) : pos(at) {
+    low = l.window && pos + 1 > l.window ? pos + 1 - l.window : 0;
+    sinks = l.sinks < low ? l.sinks : low;
+    first = low / c.block;
+    sink_end = sinks ? (sinks - 1) / c.block + 1 : 0;
+    if (sink_end > first) sink_end = first;
+    count = sink_end + pos / c.block - first + 1;
+    if (chosen && chosen[0] >= 0) {
+      count = chosen[0];
+      list = chosen + 1;
+    }
+  }
+  int64_t block(int64_t i) const { return list ? list[i] : i < sink_end ? i : first + i - sink_end; }
+  int64_t parts() const { return (count + kPart - 1) / kPart; }
+};
+
+HASTEN_INLINE vec load_key(const float* p) { return load(p); }
+HASTEN_INLINE vec load_key(const uint16_t* p) { return load_bf16(p); }
+HASTEN_INLINE float one_key(const float* p) { return *p; }
+HASTEN_INLINE float one_key(const uint16_t* p) { return from_bf16(*p); }
+
+// Scores of 32 stored keys with Heads queries, `step` floats apart in q and 128 apart in s.
+template <int Heads, class T>
+HASTEN_INLINE void score_plain(const T* keys, const float* q, int64_t d, float* s) {
+  const int64_t whole = d / kLanes * kLanes;
+  for (int64_t t = 0; t < 32; t += 4) {
+    vec total[Heads][4];
+    for (int h = 0; h < Heads; ++h)
+      for (int u = 0; u < 4; ++u) total[h][u] = zero();
+    for (int64_t i = 0; i < whole; i += kLanes) {
+      vec key[4];
+      for (int u = 0; u < 4; ++u) key[u] = load_key(keys + (t + u) * d + i);
+      for (int h = 0; h < Heads; ++h) {
+        const vec query = load(q + h * d + i);
+        for (int u = 0; u < 4; ++u) total[h][u] = fma(query, key[u], total[h][u]);
+      }
+    }
+    for (int h = 0; h < Heads; ++h) {
+      float* to = s + h * kPart * 32 + t;
+      sum4(to, total[h][0], total[h][1], total[h][2], total[h][3]);
+      for (int64_t i = whole; i < d; ++i)
+        for (int u = 0; u < 4; ++u) to[u] += q[h * d + i] * one_key(keys + (t + u) * d + i);
+    }
+  }
 }
 
-// out (head_dim) = softmax(q K^T) V over what the row at `pos` may see. `q` is already scaled. `scratch`
-// holds a score for every visible token of every visited block, then head_dim + block floats.
-inline void attend(const Model& m, const Cache& c, const LayerCache& l, int64_t seq, int64_t kv, int64_t pos,
-                   int64_t committed, const float* q, float* out, float* scratch) {
-  const int64_t d = m.head_dim, block = c.block, last = pos / block;
-  const int64_t low = c.window && pos + 1 > c.window ? pos + 1 - c.window : 0;
-  const int64_t sinks = c.sinks < low ? c.sinks : low;
-  const int64_t quantized = quantized_blocks(c, committed);
-  const Place place(c, m, seq, kv);
+template <int Heads>
+HASTEN_INLINE void score_int8(const int8_t* codes, const uint16_t* scales, const float* q, int64_t d, float* s) {
+  vec first[Heads], second[Heads];
+  for (int h = 0; h < Heads; ++h) first[h] = second[h] = zero();
+  for (int64_t i = 0; i < d; ++i) {
+    const vec a = load_int8(codes + i * 32), b = load_int8(codes + i * 32 + kLanes), scale = broadcast_fp16(scales[i]);
+    for (int h = 0; h < Heads; ++h) {
+      const vec w = mul(broadcast(q[h * d + i]), scale);
+      first[h] = fma(a, w, first[h]);
+      second[h] = fma(b, w, second[h]);
+    }
+  }
+  for (int h = 0; h < Heads; ++h) {
+    store(s + h * kPart * 32, first[h]);
+    store(s + h * kPart * 32 + kLanes, second[h]);
+  }
+}
+
+template <int Heads>
+HASTEN_INLINE void score_int4(const uint8_t* codes, const uint16_t* scales, const uint16_t* mins, const float* q,
+                              int64_t d, float* s) {
+  vec first[Heads], second[Heads], offset[Heads];
+  for (int h = 0; h < Heads; ++h) first[h] = second[h] = offset[h] = zero();
+  for (int64_t i = 0; i < d; ++i) {
+    vec a, b;
+    load_int4(codes + i * 16, a, b);
+    const vec scale = broadcast_fp16(scales[i]), min = broadcast_fp16(mins[i]);
+    for (int h = 0; h < Heads; ++h) {
+      const vec query = broadcast(q[h * d + i]), w = mul(query, scale);
+      offset[h] = fma(query, min, offset[h]);
+      first[h] = fma(a, w, first[h]);
+      second[h] = fma(b, w, second[h]);
+    }
+  }
+  for (int h = 0; h < Heads; ++h) {
+    store(s + h * kPart * 32, add(first[h], offset[h]));
+    store(s + h * kPart * 32 + kLanes, add(second[h], offset[h]));
+  }
+}
+
+// Values of one token's channels 32 g to 32 g + 31.
+HASTEN_INLINE void value_pair(const float* p, vec& a, vec& b) {
+  a = load(p);
+  b = load(p + kLanes);
+}
+HASTEN_INLINE void value_pair(const uint16_t* p, vec& a, vec& b) {
+  a = load_bf16(p);
+  b = load_bf16(p + kLanes);
+}
+
+// Partial attention of Heads queries over blocks [i0, i1) of a view, i1 - i0 <= kPart: unnormalized sums of values,
+// the largest score and the sum of weights, at out[h * stride] (head_dim, then 2).
+template <int Heads>
+HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache& l, const Place& place, const View& view,
+                               int64_t i0, int64_t i1, int64_t quantized, const float* q, float* out, int64_t stride) {
+  const int64_t d = m.head_dim, block = c.block, groups = d / 32;
+  alignas(64) float s[kMostHeads][kPart * 32];
   const float* recent_keys = l.recent_keys ? l.recent_keys + place.head * c.recent * d : nullptr;
   const float* recent_values = l.recent_values ? l.recent_values + place.head * c.recent * d : nullptr;
-  const int64_t groups = d / 32;
-
-  float* scores = scratch;
-  float best = -FLT_MAX;
-  const int64_t first_window_block = low / block;
-  const int64_t sink_end = sinks ? (sinks - 1) / block + 1 : 0;
-
-  float* s = scores;
-  for (int64_t b = 0; b <= last; ++b) {
-    if (b >= sink_end && b < first_window_block) b = first_window_block;
-    const int64_t base = b * block;
-    const int64_t count = pos - base + 1 < block ? pos - base + 1 : block;
-    const int64_t at = place.tokens + c.slot(b) * block;
-    if (c.bits == kFp32) {
-      const float* keys = static_cast<const float*>(l.keys) + at * d;
-      for (int64_t t = 0; t < count; ++t) s[t] = dot(q, keys + t * d, d);
-    } else if (c.bits == kBf16) {
-      const uint16_t* keys = static_cast<const uint16_t*>(l.keys) + at * d;
-      for (int64_t t = 0; t < count; ++t) s[t] = dot_bf16(q, keys + t * d, d);
-    } else if (b >= quantized) {
-      const float* keys = recent_keys + base % c.recent * d;
-      for (int64_t t = 0; t < count; ++t) s[t] = dot(q, keys + t * d, d);
-    } else {
-      // block == 32: two vectors of scores
-      const uint16_t* scales = l.key_scales + at / block * d;
-      vec first = zero(), second = zero();
-      if (c.bits == kInt8) {
-        const int8_t* codes = static_cast<const int8_t*>(l.keys) + at * d;
-        for (int64_t i = 0; i < d; ++i) {
-          const vec w = mul(broadcast(q[i]), broadcast_fp16(scales[i]));
-          first = fma(load_int8(codes + i * 32), w, first);
-          second = fma(load_int8(codes + i * 32 + kLanes), w, second);
+  int64_t base[kPart], at[kPart], tokens[kPart];
+  for (int64_t i = i0; i < i1; ++i) {
+    const int64_t b = view.block(i), j = i - i0;
+    base[j] = b * block;
+    at[j] = place.tokens + l.slot(b) * block;
+    tokens[j] = view.pos - base[j] + 1 < block ? view.pos - base[j] + 1 : block;
+    float* to = &s[0][j * 32];
+    if (c.bits == kFp32)
+      score_plain<Heads>(static_cast<const float*>(l.keys) + at[j] * d, q, d, to);
+    else if (c.bits == kBf16)
+      score_plain<Heads>(static_cast<const uint16_t*>(l.keys) + at[j] * d, q, d, to);
+    else if (b >= quantized)
+      score_plain<Heads>(recent_keys + base[j] % c.recent * d, q, d, to);
+    else if (c.bits == kInt8)
+      score_int8<Heads>(static_cast<const int8_t*>(l.keys) + at[j] * d, l.key_scales + at[j] / block * d, q, d, to);
+    else
+      score_int4<Heads>(static_cast<const uint8_t*>(l.keys) + at[j] * d / 2, l.key_scales + at[j] / block * d,
+                        l.key_mins + at[j] / block * d, q, d, to);
+    for (int h = 0; h < Heads; ++h) {
+      float* scores = &s[h][j * 32];
+      for (int64_t t = tokens[j]; t < 32; ++t) scores[t] = -FLT_MAX;
+      for (int64_t t = view.sinks - base[j] > 0 ? view.sinks - base[j] : 0; t < view.low - base[j] && t < 32; ++t)
+        scores[t] = -FLT_MAX;
+    }
+  }
+  for (int h = 0; h < Heads; ++h) {
+    const int64_t n = (i1 - i0) * 32;
+    vec best = load(s[h]);
+    for (int64_t t = kLanes; t < n; t += kLanes) best = max(best, load(s[h] + t));
+    alignas(64) float lanes[kLanes];
+    store(lanes, best);
+    float most = lanes[0];
+    for (int i = 1; i < kLanes; ++i) most = lanes[i] > most ? lanes[i] : most;
+    vec total = zero();
+    for (int64_t t = 0; t < n; t += kLanes) {
+      const vec weight = exp(sub(load(s[h] + t), broadcast(most)));
+      store(s[h] + t, weight);
+      total = add(total, weight);
+    }
+    out[h * stride + d] = most;
+    out[h * stride + d + 1] = sum(total);
+  }
+  for (int64_t g = 0; g < groups; ++g) {
+    vec first[Heads], second[Heads];
+    for (int h = 0; h < Heads; ++h) first[h] = second[h] = zero();
+    for (int64_t j = 0; j < i1 - i0; ++j) {
+      const auto gather = [&](int64_t t, vec a, vec b) HASTEN_LAMBDA {
+        for (int h = 0; h < Heads; ++h) {
+          const vec w = broadcast(s[h][j * 32 + t]);
+          first[h] = fma(a, w, first[h]);
+          second[h] = fma(b, w, second[h]);
+        }
+      };
+      vec a, b;
+      if (c.bits == kBf16) {
+        const uint16_t* values = static_cast<const uint16_t*>(l.values) + at[j] * d + g * 32;
+        for (int64_t t = 0; t < tokens[j]; ++t) {
+          value_pair(values + t * d, a, b);
+          gather(t, a, b);
+        }
+      } else if (c.bits == kFp32 || base[j] / block >= quantized) {
+        const float* values = c.bits == kFp32 ? static_cast<const float*>(l.values) + at[j] * d + g * 32
+                                              : recent_values + base[j] % c.recent * d + g * 32;
+        for (int64_t t = 0; t < tokens[j]; ++t) {
+          value_pair(values + t * d, a, b);
+          gather(t, a, b);
+        }
+      } else if (c.bits == kInt8) {
+        const int8_t* codes = static_cast<const int8_t*>(l.values) + at[j] * d + g * 32;
+        for (int64_t t = 0; t < tokens[j]; ++t) {
+          const vec scale = broadcast_fp16(l.value_scales[(at[j] + t) * groups + g]);
+          gather(t, mul(load_int8(codes + t * d), scale), mul(load_int8(codes + t * d + kLanes), scale));
         }
       } else {
-        const uint8_t* codes = static_cast<const uint8_t*>(l.keys) + at * d / 2;
-        const uint16_t* mins = l.key_mins + at / block * d;
-        vec offset = zero();
-        for (int64_t i = 0; i < d; ++i) {
-          const vec query = broadcast(q[i]);
-          const vec w = mul(query, broadcast_fp16(scales[i]));
-          offset = fma(query, broadcast_fp16(mins[i]), offset);
-          vec a, z;
-          load_int4(codes + i * 16, a, z);
-          first = fma(a, w, first);
-          second = fma(z, w, second);
+        const uint8_t* codes = static_cast<const uint8_t*>(l.values) + (at[j] * d + g * 32) / 2;
+        for (int64_t t = 0; t < tokens[j]; ++t) {
+          const vec scale = broadcast_fp16(l.value_scales[(at[j] + t) * groups + g]);
+          const vec low = broadcast_fp16(l.value_mins[(at[j] + t) * groups + g]);
+          load_int4(codes + t * d / 2, a, b);
+          gather(t, fma(a, scale, low), fma(b, scale, low));
         }
-        first = add(first, offset);
-        second = add(second, offset);
       }
-      store(s, first);
-      store(s + kLanes, second);
     }
-    for (int64_t t = 0; t < count; ++t) {
-      if (base + t >= sinks && base + t < low) s[t] = -FLT_MAX;
-      if (s[t] > best) best = s[t];
+    for (int h = 0; h < Heads; ++h) {
+      store(out + h * stride + g * 32, first[h]);
+      store(out + h * stride + g * 32 + kLanes, second[h]);
     }
-    s += block;
   }
+  // Channels beyond whole groups of 32; such heads have plain caches.
+  for (int64_t i = groups * 32; i < d; ++i)
+    for (int h = 0; h < Heads; ++h) {
+      float total = 0;
+      for (int64_t j = 0; j < i1 - i0; ++j)
+        for (int64_t t = 0; t < tokens[j]; ++t) {
+          const int64_t where = (at[j] + t) * d + i;
+          total += s[h][j * 32 + t] * (c.bits == kFp32 ? static_cast<const float*>(l.values)[where]
+                                                       : from_bf16(static_cast<const uint16_t*>(l.values)[where]));
+        }
+      out[h * stride + i] = total;
+    }
+}
 
-  float total = 0;
+// Part `part` of what the `heads` query heads of one kv head read; q is (heads, head_dim), already scaled.
+inline void attend(const Model& m, const Cache& c, const LayerCache& l, int64_t seq, int64_t kv, const View& view,
+                   int64_t part, int64_t committed, const float* q, int64_t heads, float* out, int64_t stride) {
+  const Place place(c, l, m, seq, kv);
+  const int64_t i0 = part * kPart, i1 = i0 + kPart < view.count ? i0 + kPart : view.count;
+  const int64_t quantized = quantized_blocks(c, committed);
+  for (; heads > 0; heads -= kMostHeads, q += kMostHeads * m.head_dim, out += kMostHeads * stride) switch (heads) {
+      case 1: attend_part<1>(m, c, l, place, view, i0, i1, quantized, q, out, stride); break;
+      case 2: attend_part<2>(m, c, l, place, view, i0, i1, quantized, q, out, stride); break;
+      case 3: attend_part<3>(m, c, l, place, view, i0, i1, quantized, q, out, stride); break;
+      default: attend_part<4>(m, c, l, place, view, i0, i1, quantized, q, out, stride);
+    }
+}
+
+// One head's parts, each (head_dim, largest score, sum of weights) at `width` floats, as its attention.
+HASTEN_INLINE void combine(const float* parts, int64_t count, int64_t width, int64_t d, float* out) {
+  float most = -FLT_MAX, total = 0;
+  for (int64_t i = 0; i < count; ++i) most = parts[i * width + d] > most ? parts[i * width + d] : most;
   for (int64_t i = 0; i < d; ++i) out[i] = 0;
-  s = scores;
-  for (int64_t b = 0; b <= last; ++b) {
-    if (b >= sink_end && b < first_window_block) b = first_window_block;
-    const int64_t base = b * block;
-    const int64_t count = pos - base + 1 < block ? pos - base + 1 : block;
-    const int64_t at = place.tokens + c.slot(b) * block;
-    float sum_of_block = 0;
-    for (int64_t t = 0; t < count; ++t) {
-      s[t] = s[t] == -FLT_MAX ? 0.0f : fast_exp(s[t] - best);
-      sum_of_block += s[t];
-    }
-    total += sum_of_block;
-    if (c.bits == kFp32) {
-      const float* values = static_cast<const float*>(l.values) + at * d;
-      for (int64_t t = 0; t < count; ++t) accumulate(out, values + t * d, s[t], d);
-    } else if (c.bits == kBf16) {
-      const uint16_t* values = static_cast<const uint16_t*>(l.values) + at * d;
-      for (int64_t t = 0; t < count; ++t) accumulate_bf16(out, values + t * d, s[t], d);
-    } else if (b >= quantized) {
-      const float* values = recent_values + base % c.recent * d;
-      for (int64_t t = 0; t < count; ++t) accumulate(out, values + t * d, s[t], d);
-    } else if (c.bits == kInt8) {
-      const int8_t* codes = static_cast<const int8_t*>(l.values) + at * d;
-      const uint16_t* scales = l.value_scales + at * groups;
-      for (int64_t t = 0; t < count; ++t)
-        for (int64_t g = 0; g < groups; ++g) {
-          const vec w = mul(broadcast(s[t]), broadcast_fp16(scales[t * groups + g]));
-          float* o = out + g * 32;
-          store(o, fma(load_int8(codes + t * d + g * 32), w, load(o)));
-          store(o + kLanes, fma(load_int8(codes + t * d + g * 32 + kLanes), w, load(o + kLanes)));
-        }
-    } else {
-      const uint8_t* codes = static_cast<const uint8_t*>(l.values) + at * d / 2;
-      const uint16_t* scales = l.value_scales + at * groups;
-      const uint16_t* mins = l.value_mins + at * groups;
-      for (int64_t t = 0; t < count; ++t)
-        for (int64_t g = 0; g < groups; ++g) {
-          const vec p = broadcast(s[t]);
-          const vec w = mul(p, broadcast_fp16(scales[t * groups + g]));
-          const vec offset = mul(p, broadcast_fp16(mins[t * groups + g]));
-          vec a, z;
-          load_int4(codes + (t * d + g * 32) / 2, a, z);
-          float* o = out + g * 32;
-          store(o, add(fma(a, w, offset), load(o)));
-          store(o + kLanes, add(fma(z, w, offset), load(o + kLanes)));
-        }
-    }
-    s += block;
+  for (int64_t p = 0; p < count; ++p) {
+    const float* part = parts + p * width;
+    const float weight = std::exp(part[d] - most);
+    total += weight * part[d + 1];
+    for (int64_t i = 0; i < d; ++i) out[i] += weight * part[i];
   }
   const float inverse = 1.0f / total;
   for (int64_t i = 0; i < d; ++i) out[i] *= inverse;
+}
+
+// The mean key of one complete block.
+inline void pool_block(const Model& m, const Cache& c, const LayerCache& l, int64_t seq, int64_t kv, int64_t b) {
+  const int64_t d = m.head_dim;
+  const Place place(c, l, m, seq, kv);
+  const int64_t at = place.tokens + l.slot(b) * c.block;
+  float* mean = l.pooled + (place.head * l.blocks + l.slot(b)) * d;
+  for (int64_t i = 0; i < d; ++i) {
+    float total = 0;
+    for (int64_t t = 0; t < c.block; ++t) {
+      if (c.bits == kFp32)
+        total += static_cast<const float*>(l.keys)[(at + t) * d + i];
+      else if (c.bits == kBf16)
+        total += from_bf16(static_cast<const uint16_t*>(l.keys)[(at + t) * d + i]);
+      else
+        total += l.recent_keys[(place.head * c.recent + (b * c.block + t) % c.recent) * d + i];
+    }
+    mean[i] = total / float(c.block);
+  }
+}
+
+// Which blocks the row at `pos` reads: the first, the newest, and of those between the `top` whose mean keys have the
+// largest products with the queries, summed over the heads that share the kv head (arXiv 2506.05333). chosen[0] is
+// how many, -1 when all; then their numbers, rising. `scores` has room for a float a block.
+inline void choose(const Model& m, const Cache& c, const LayerCache& l, int64_t seq, int64_t kv, int64_t pos,
+                   const float* q, int64_t heads, int32_t* chosen, float* scores) {
+  const int64_t d = m.head_dim, last = pos / c.block, local = last + 1 - c.top_local;
+  if (local - 1 <= c.top) {
+    chosen[0] = -1;
+    return;
+  }
+  const Place place(c, l, m, seq, kv);
+  float* query = scores + (l.blocks + kLanes) / kLanes * kLanes;
+  for (int64_t i = 0; i < d; ++i) {
+    query[i] = 0;
+    for (int64_t h = 0; h < heads; ++h) query[i] += q[h * d + i];
+  }
+  // The `top` largest so far are a heap, least first, of block numbers in chosen + 2.
+  int32_t* heap = chosen + 2;
+  int64_t held = 0;
+  const auto sink = [&](int64_t i) HASTEN_LAMBDA {
+    for (;;) {
+      int64_t least = i;
+      for (int64_t child = 2 * i + 1; child <= 2 * i + 2 && child < held; ++child)
+        if (scores[heap[child]] < scores[heap[least]]) least = child;
+      if (least == i) return;
+      const int32_t other = heap[i];
+      heap[i] = heap[least];
+      heap[least] = other;
+      i = least;
+    }
+  };
+  for (int64_t b = 1; b < local; ++b) {
+    const float* mean = l.pooled + (place.head * l.blocks + b) * d;
+    vec total = zero();
+    int64_t i = 0;
+    for (; i + kLanes <= d; i += kLanes) total = fma(load(query + i), load(mean + i), total);
+    scores[b] = sum(total);
+    for (; i < d; ++i) scores[b] += query[i] * mean[i];
+    if (held < c.top) {
+      heap[held++] = int32_t(b);
+      if (held == c.top)
+        for (int64_t k = c.top / 2; k-- > 0;) sink(k);
+    } else if (scores[b] > scores[heap[0]]) {
+      heap[0] = int32_t(b);
+      sink(0);
+    }
+  }
+  const float least = scores[heap[0]];
+  int64_t equal = c.top;
+  for (int64_t b = 1; b < local; ++b) equal -= scores[b] > least;
+  int64_t n = 1;
+  chosen[n++] = 0;
+  for (int64_t b = 1; b < local; ++b)
+    if (scores[b] > least || (scores[b] == least && equal-- > 0)) chosen[n++] = int32_t(b);
+  for (int64_t b = local; b <= last; ++b) chosen[n++] = int32_t(b);
+  chosen[0] = int32_t(n - 1);
 }
 
 // Codes of `count` values `step` apart: symmetric int8, or asymmetric int4 with a minimum.
@@ -230,8 +374,8 @@ HASTEN_INLINE void range_int4(const float* x, int64_t count, int64_t step, uint1
 // Moves one complete block of 32 tokens from the recent part into codes.
 inline void quantize_block(const Model& m, const Cache& c, const LayerCache& l, int64_t seq, int64_t kv, int64_t b) {
   const int64_t d = m.head_dim, groups = d / 32;
-  const Place place(c, m, seq, kv);
-  const int64_t at = place.tokens + c.slot(b) * c.block;
+  const Place place(c, l, m, seq, kv);
+  const int64_t at = place.tokens + l.slot(b) * c.block;
   const int64_t recent = place.head * c.recent + b * c.block % c.recent;
   const float* keys = l.recent_keys + recent * d;
   const float* values = l.recent_values + recent * d;
@@ -279,14 +423,14 @@ inline void quantize_block(const Model& m, const Cache& c, const LayerCache& l, 
 inline void append(const Model& m, const Cache& c, const LayerCache& l, int64_t seq, int64_t kv, int64_t pos,
                    const float* key, const float* value) {
   const int64_t d = m.head_dim;
-  const Place place(c, m, seq, kv);
+  const Place place(c, l, m, seq, kv);
   if (c.bits < kBf16) {
     const int64_t token = place.head * c.recent + pos % c.recent;
     std::memcpy(l.recent_keys + token * d, key, d * sizeof(float));
     std::memcpy(l.recent_values + token * d, value, d * sizeof(float));
     return;
   }
-  const int64_t at = place.tokens + c.slot(pos / c.block) * c.block + pos % c.block;
+  const int64_t at = place.tokens + l.slot(pos / c.block) * c.block + pos % c.block;
   if (c.bits == kFp32) {
     std::memcpy(static_cast<float*>(l.keys) + at * d, key, d * sizeof(float));
     std::memcpy(static_cast<float*>(l.values) + at * d, value, d * sizeof(float));

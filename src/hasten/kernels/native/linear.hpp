@@ -1,4 +1,4 @@
-// y = x W^T + b for a few rows of x, with W in fp32, bf16, int8 or int4 (group-wise scales).
+// y = x W^T + b for a few rows of x, with W in fp32, fp16, bf16, int8 or int4 (group-wise scales).
 //
 // A weight is unpacked in registers to scale * code + min and used for every row of x before the next one
 // is read: at few rows the time is the time to stream W from memory. Each (row of x, row of W) pair is
@@ -33,6 +33,16 @@ struct Row<kBf16> {
   HASTEN_INLINE_METHOD void pair(int64_t k, int64_t, int64_t, vec& a, vec& b) const {
     a = load_bf16(w + k);
     b = load_bf16(w + k + kLanes);
+  }
+};
+
+template <>
+struct Row<kFp16> {
+  const uint16_t* w;
+  Row(const Matrix& m, int64_t n) : w(static_cast<const uint16_t*>(m.codes) + n * m.in) {}
+  HASTEN_INLINE_METHOD void pair(int64_t k, int64_t, int64_t, vec& a, vec& b) const {
+    a = load_fp16(w + k);
+    b = load_fp16(w + k + kLanes);
   }
 };
 
@@ -134,6 +144,7 @@ inline void multiply(const Matrix& m, const float* x, int64_t ldx, int rows, flo
                      int64_t n1) {
   switch (m.bits) {
     case kFp32: return multiply_all<kFp32>(m, x, ldx, rows, y, ldy, n0, n1);
+    case kFp16: return multiply_all<kFp16>(m, x, ldx, rows, y, ldy, n0, n1);
     case kBf16: return multiply_all<kBf16>(m, x, ldx, rows, y, ldy, n0, n1);
     case kInt8: return multiply_all<kInt8>(m, x, ldx, rows, y, ldy, n0, n1);
     default: return multiply_all<kInt4>(m, x, ldx, rows, y, ldy, n0, n1);
@@ -157,6 +168,7 @@ HASTEN_INLINE void unpack_all(const Matrix& m, float* out, int64_t n0, int64_t n
 inline void unpack(const Matrix& m, float* out, int64_t n0, int64_t n1) {
   switch (m.bits) {
     case kFp32: return unpack_all<kFp32>(m, out, n0, n1);
+    case kFp16: return unpack_all<kFp16>(m, out, n0, n1);
     case kBf16: return unpack_all<kBf16>(m, out, n0, n1);
     case kInt8: return unpack_all<kInt8>(m, out, n0, n1);
     default: return unpack_all<kInt4>(m, out, n0, n1);

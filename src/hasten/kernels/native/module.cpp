@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -20,6 +21,7 @@ extern const Kernels kernels_generic;
 #if defined(HASTEN_X86)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512vnni;
 #endif
 
 namespace {
@@ -29,8 +31,10 @@ std::vector<const Kernels*> available() {
 #if defined(HASTEN_X86)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq"))
+      __builtin_cpu_supports("avx512dq")) {
+    if (__builtin_cpu_supports("avx512vnni")) found.push_back(&kernels_avx512vnni);
     found.push_back(&kernels_avx512);
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     found.push_back(&kernels_avx2);
 #endif
@@ -56,7 +60,7 @@ std::vector<std::string> isas() {
 }
 
 Matrix make_matrix(int bits, int64_t out, int64_t in, int64_t group, uintptr_t codes, uintptr_t scales,
-                   uintptr_t mins, uintptr_t bias) {
+                   uintptr_t mins, uintptr_t bias, bool codes_in) {
   Matrix m;
   m.bits = bits;
   m.out = out;
@@ -66,15 +70,58 @@ Matrix make_matrix(int bits, int64_t out, int64_t in, int64_t group, uintptr_t c
   m.scales = pointer<const uint16_t>(scales);
   m.mins = pointer<const uint16_t>(mins);
   m.bias = pointer<const float>(bias);
+  m.codes_in = codes_in;
   return m;
 }
 
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+// Room for the codes of `rows` rows of `in` values.
+class CodesBuffer {
+ public:
+  Codes reserve(int64_t rows, int64_t in) {
+    Codes c;
+    c.width = Codes::padded(in);
+    const int64_t scales = c.width / 32;
+    const size_t bytes = size_t(rows * (c.width + 2 * scales * int64_t(sizeof(float))));
+    if (bytes > size_ || in != in_) {
+      memory_.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+      if (!memory_) throw std::bad_alloc();
+      std::memset(memory_.get(), 0, bytes);  // the padding stays zero
+      size_ = bytes;
+      in_ = in;
+      rows_ = rows;
+    }
+    c.codes = static_cast<int8_t*>(memory_.get());
+    c.scales = reinterpret_cast<float*>(c.codes + rows_ * c.width);
+    c.sums = c.scales + rows_ * scales;
+    return c;
+  }
+
+ private:
+  std::unique_ptr<void, Free> memory_;
+  size_t size_ = 0;
+  int64_t in_ = 0, rows_ = 0;
+};
+
 void linear(const Matrix& m, uintptr_t x, int rows, uintptr_t y, int threads) {
+  CodesBuffer buffer;
+  const Codes codes = m.takes_codes() ? buffer.reserve(rows, m.in) : Codes();
 #pragma omp parallel num_threads(threads)
   {
     int64_t n0, n1;
+    if (m.takes_codes()) {
+      share(rows, 1, omp_get_thread_num(), omp_get_num_threads(), n0, n1);
+      chosen->encode_rows(pointer<const float>(x), codes, m.in, n0, n1);
+#pragma omp barrier
+    }
     share(m.out, 8, omp_get_thread_num(), omp_get_num_threads(), n0, n1);
-    chosen->multiply(m, pointer<const float>(x), m.in, rows, pointer<float>(y), m.out, n0, n1);
+    if (m.takes_codes())
+      chosen->multiply_codes(m, codes, rows, pointer<float>(y), m.out, n0, n1);
+    else
+      chosen->multiply(m, pointer<const float>(x), m.in, rows, pointer<float>(y), m.out, n0, n1);
   }
 }
 
@@ -151,21 +198,18 @@ class Decoder {
     model_.layers.push_back(l);
   }
 
-  void set_cache(int bits, int64_t batch, int64_t blocks, int64_t block, int64_t window, int64_t sinks,
-                 int64_t sink_blocks, int64_t ring_blocks, int64_t recent,
+  // Each layer: eight tensors of the cache, then its mean keys, blocks, window, sinks, sink blocks, ring blocks.
+  void set_cache(int bits, int64_t batch, int64_t block, int64_t recent, int64_t top, int64_t top_local,
                  const std::vector<std::vector<uintptr_t>>& layers) {
     cache_ = Cache();
     cache_.bits = bits;
     cache_.batch = batch;
-    cache_.blocks = blocks;
     cache_.block = block;
-    cache_.window = window;
-    cache_.sinks = sinks;
-    cache_.sink_blocks = sink_blocks;
-    cache_.ring_blocks = ring_blocks;
     cache_.recent = recent;
+    cache_.top = top;
+    cache_.top_local = top_local;
     for (const auto& p : layers) {
-      if (p.size() != 8) throw std::invalid_argument("a layer's cache has eight tensors");
+      if (p.size() != 14) throw std::invalid_argument("a layer's cache has fourteen parts");
       LayerCache l;
       l.keys = pointer<void>(p[0]);
       l.values = pointer<void>(p[1]);
@@ -175,26 +219,34 @@ class Decoder {
       l.value_mins = pointer<uint16_t>(p[5]);
       l.recent_keys = pointer<float>(p[6]);
       l.recent_values = pointer<float>(p[7]);
+      l.pooled = pointer<float>(p[8]);
+      l.blocks = int64_t(p[9]);
+      l.window = int64_t(p[10]);
+      l.sinks = int64_t(p[11]);
+      l.sink_blocks = int64_t(p[12]);
+      l.ring_blocks = int64_t(p[13]);
       cache_.layers.push_back(l);
     }
     if (cache_.layers.size() != model_.layers.size()) throw std::invalid_argument("one cache for each layer");
+    if (top > 0 && top_local < 2) throw std::invalid_argument("the two newest blocks are always read");
     capacity_ = 0;
   }
 
-  // Pointers to int64: ids, seq, pos (rows each), committed, quantized (batch each). Checked here, once a
+  // Pointers to int64: ids, seq, pos, turn (rows each), committed, quantized (batch each). Checked here, once a
   // step, so that no kernel reads or writes outside a tensor.
-  void step(uintptr_t ids, uintptr_t seq, uintptr_t pos, int rows, int logits_from, uintptr_t committed,
-            uintptr_t quantized, uintptr_t logits, int threads) {
+  void step(uintptr_t ids, uintptr_t seq, uintptr_t pos, uintptr_t turn, int rows, int logits_from,
+            uintptr_t committed, uintptr_t quantized, uintptr_t logits, int threads) {
     Tokens in;
     in.rows = rows;
     in.logits_from = logits_from;
     in.ids = pointer<const int64_t>(ids);
     in.seq = pointer<const int64_t>(seq);
     in.pos = pointer<const int64_t>(pos);
+    in.turn = pointer<const int64_t>(turn);
     in.committed = pointer<const int64_t>(committed);
     in.quantized = pointer<const int64_t>(quantized);
     check(in);
-    const Scratch scratch = reserve(rows, threads);
+    const Scratch scratch = reserve(in, threads);
 #pragma omp parallel num_threads(threads)
     {
       const int present = omp_get_num_threads();
@@ -206,8 +258,12 @@ class Decoder {
 
  private:
   void check(const Tokens& in) const {
-    const int64_t limit =
-        cache_.ring_blocks ? model_.positions : std::min(model_.positions, cache_.blocks * cache_.block);
+    int64_t limit = model_.positions;
+    bool ring = false;
+    for (const LayerCache& l : cache_.layers) {
+      ring = ring || l.ring_blocks;
+      if (!l.ring_blocks) limit = std::min(limit, l.blocks * cache_.block);
+    }
     // Rows of a step beyond the ring's or the recent part's slack would overwrite what earlier rows read.
     const int64_t slack = cache_.bits < kBf16 ? cache_.recent - cache_.block + 1 : in.rows;
     for (int t = 0; t < in.rows; ++t) {
@@ -215,35 +271,49 @@ class Decoder {
       if (in.seq[t] < 0 || in.seq[t] >= cache_.batch) throw std::out_of_range("a sequence outside the batch");
       const int64_t from = in.committed[in.seq[t]];
       if (in.pos[t] < from || in.pos[t] >= limit) throw std::out_of_range("a position outside the cache");
-      if (in.pos[t] - from >= slack || (cache_.ring_blocks && in.pos[t] - from >= cache_.block))
+      if (in.turn[t] < in.pos[t] || in.turn[t] >= model_.positions)
+        throw std::out_of_range("a position outside the model's");
+      if (in.pos[t] - from >= slack || ((ring || cache_.top) && in.pos[t] - from >= cache_.block))
         throw std::out_of_range("too many tokens of one sequence in a step");
     }
   }
 
-  Scratch reserve(int rows, int threads) {
+  Scratch reserve(const Tokens& in, int threads) {
     const Model& m = model_;
-    const int64_t visible =
-        (cache_.ring_blocks ? cache_.sink_blocks + cache_.ring_blocks + 2 : cache_.blocks) * cache_.block;
+    const int rows = in.rows;
+    int64_t reach = 0, blocks = 0;
+    for (int t = 0; t < rows; ++t) reach = std::max(reach, in.pos[t] / cache_.block + 1);
+    int64_t visible = 0;
+    for (const LayerCache& l : cache_.layers) {
+      // A window may touch two blocks more than it is long.
+      const int64_t most = l.window ? (l.window + l.sinks) / cache_.block + 4 : reach;
+      visible = std::max(visible, std::min(most, reach));
+      blocks = std::max(blocks, l.blocks);
+    }
+    // In steps, so that a growing text does not ask for memory at every token.
+    const int64_t chunks = ((visible + 3) / 4 + 15) / 16 * 16;
+    const int64_t chosen_stride = cache_.top ? 2 + 1 + cache_.top + cache_.top_local + 2 : 0;
+    const int64_t scores_stride = cache_.top ? round_up(blocks + 16) + round_up(m.head_dim) : 0;
     const int64_t widths[] = {m.hidden,
-                              std::max(m.hidden, m.heads * m.head_dim),
+                              m.hidden,
                               m.heads * m.head_dim,
                               m.kv_heads * m.head_dim,
                               m.kv_heads * m.head_dim,
                               m.heads * m.head_dim,
                               m.intermediate,
-                              m.intermediate};
-    int64_t floats = 0;
+                              m.intermediate,
+                              m.heads * chunks * (m.head_dim + 16),
+                              m.kv_heads * chosen_stride};
+    int64_t floats = scores_stride * threads;
     for (int64_t width : widths) floats += round_up(width * rows);
-    const int64_t per_thread = round_up(visible + 64);
-    floats += per_thread * threads;
     if (floats > capacity_) {
       buffer_.reset(static_cast<float*>(std::aligned_alloc(64, size_t(floats) * sizeof(float))));
       if (!buffer_) throw std::bad_alloc();
       capacity_ = floats;
     }
     float* next = buffer_.get();
-    float* parts[8];
-    for (int i = 0; i < 8; ++i) {
+    float* parts[10];
+    for (int i = 0; i < 10; ++i) {
       parts[i] = next;
       next += round_up(widths[i] * rows);
     }
@@ -256,19 +326,24 @@ class Decoder {
     s.attended = parts[5];
     s.inner = parts[6];
     s.up = parts[7];
+    s.partial = parts[8];
+    s.chosen = reinterpret_cast<int32_t*>(parts[9]);
     s.scores = next;
-    s.scores_stride = per_thread;
+    s.chunks = chunks;
+    s.chosen_stride = chosen_stride;
+    s.scores_stride = scores_stride;
+    s.hidden_codes = hidden_codes_.reserve(rows, m.hidden);
+    s.attended_codes = attended_codes_.reserve(rows, m.heads * m.head_dim);
+    s.inner_codes = inner_codes_.reserve(rows, m.intermediate);
     return s;
   }
 
   static int64_t round_up(int64_t n) { return (n + 15) / 16 * 16; }
 
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
   Model model_;
   Cache cache_;
   std::unique_ptr<float, Free> buffer_;
+  CodesBuffer hidden_codes_, attended_codes_, inner_codes_;
   std::unique_ptr<Barrier> barrier_;
   int64_t capacity_ = 0;
 };
@@ -285,7 +360,7 @@ NB_MODULE(_native, m) {
   const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
   nb::class_<Matrix>(m, "Matrix");
   m.def("matrix", &make_matrix, nb::arg("bits"), nb::arg("out"), nb::arg("in_"), nb::arg("group"), nb::arg("codes"),
-        nb::arg("scales"), nb::arg("mins"), nb::arg("bias"));
+        nb::arg("scales"), nb::arg("mins"), nb::arg("bias"), nb::arg("codes_in") = false);
   m.def("linear", &linear, unlocked);
   m.def("dequantize", &dequantize, unlocked);
   m.def("dequantize_rows", &dequantize_rows, unlocked);

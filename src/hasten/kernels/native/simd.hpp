@@ -123,6 +123,75 @@ HASTEN_INLINE void load_int4(const uint8_t* p, vec& low, vec& high) {
   high = {_mm512_cvtepi32_ps(_mm512_srli_epi32(b, 4))};
 }
 
+HASTEN_INLINE vec load_fp16(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+// Sixteen whole numbers in [-127, 127] as bytes.
+HASTEN_INLINE void store_int8(int8_t* p, vec a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+// The horizontal sums of four vectors.
+HASTEN_INLINE void sum4(float* out, vec a, vec b, vec c, vec d) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
+  const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+
+// 128 4-bit codes of four groups of 32, byte j of a group holding values j and j + 16.
+struct nibbles {
+  __m512i low, high;
+};
+// 64 signed codes.
+struct signed_bytes {
+  __m512i magnitude;
+  __mmask64 negative;
+};
+// The first `count` of 16 halves, or of 64 bytes, and zeros.
+HASTEN_INLINE __mmask64 first_bytes(int64_t count) { return count >= 64 ? ~__mmask64(0) : (__mmask64(1) << count) - 1; }
+HASTEN_INLINE vec load_fp16_part(const uint16_t* p, int64_t count) {
+  const __mmask16 present = count >= 16 ? __mmask16(0xffff) : __mmask16((1u << count) - 1);
+  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(present, p))};
+}
+HASTEN_INLINE nibbles load_nibbles(const uint8_t* p, int64_t count) {
+  const __m512i b = _mm512_maskz_loadu_epi8(first_bytes(count), p), mask = _mm512_set1_epi8(15);
+  return {_mm512_and_si512(b, mask), _mm512_and_si512(_mm512_srli_epi16(b, 4), mask)};
+}
+HASTEN_INLINE signed_bytes load_signed(const int8_t* p, int64_t count) {
+  const __m512i b = _mm512_maskz_loadu_epi8(first_bytes(count), p);
+  return {_mm512_abs_epi8(b), _mm512_movepi8_mask(b)};
+}
+HASTEN_INLINE __m512i dot_bytes(__m512i total, __m512i unsigned_codes, __m512i signed_codes) {
+#if defined(__AVX512VNNI__)
+  return _mm512_dpbusd_epi32(total, unsigned_codes, signed_codes);
+#else
+  const __m512i pairs = _mm512_maddubs_epi16(unsigned_codes, signed_codes);
+  return _mm512_add_epi32(total, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+#endif
+}
+// Products with 128 values x, summed: lanes 4g to 4g + 3 belong to group g.
+HASTEN_INLINE vec dot_nibbles(nibbles w, const int8_t* x) {
+  const __m512i first = _mm512_loadu_si512(x), second = _mm512_loadu_si512(x + 64);
+  const __m512i even = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), odd = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
+  __m512i total = dot_bytes(_mm512_setzero_si512(), w.low, _mm512_permutex2var_epi64(first, even, second));
+  total = dot_bytes(total, w.high, _mm512_permutex2var_epi64(first, odd, second));
+  return {_mm512_cvtepi32_ps(total)};
+}
+// Products with 64 values x, summed: lanes 8g to 8g + 7 belong to group g.
+HASTEN_INLINE vec dot_signed(signed_bytes w, const int8_t* x) {
+  const __m512i values = _mm512_loadu_si512(x);
+  const __m512i turned = _mm512_mask_sub_epi8(values, w.negative, _mm512_setzero_si512(), values);
+  return {_mm512_cvtepi32_ps(dot_bytes(_mm512_setzero_si512(), w.magnitude, turned))};
+}
+// Lane i is p's lane (part * 16 + i) / Times, for Times 4 (part 0 to 3) or 8 (part 0 to 7).
+template <int Times>
+HASTEN_INLINE vec spread(vec p, int part) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i from = _mm512_srli_epi32(lane, Times == 4 ? 2 : 3);
+  return {_mm512_permutexvar_ps(_mm512_add_epi32(from, _mm512_set1_epi32(part * 16 / Times)), p.v)};
+}
+
 // Sums of bytes selected by 2-bit codes: bit 0 takes the first operand's byte, bit 1 the second's, none 128.
 struct byte_sums {
   __m512i v;
@@ -216,6 +285,89 @@ HASTEN_INLINE void load_int4(const uint8_t* p, vec& low, vec& high) {
   const __m256i mask = _mm256_set1_epi32(15);
   low = {_mm256_cvtepi32_ps(_mm256_and_si256(first, mask)), _mm256_cvtepi32_ps(_mm256_and_si256(second, mask))};
   high = {_mm256_cvtepi32_ps(_mm256_srli_epi32(first, 4)), _mm256_cvtepi32_ps(_mm256_srli_epi32(second, 4))};
+}
+
+HASTEN_INLINE vec load_fp16(const uint16_t* p) {
+  const __m128i* q = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
+}
+HASTEN_INLINE void store_int8(int8_t* p, vec x) {
+  const __m256i pairs = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
+  const __m256i bytes = _mm256_packs_epi16(pairs, pairs);  // of 4: a0 b0 a0 b0 | a1 b1 a1 b1
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(bytes, order)));
+}
+HASTEN_INLINE void sum4(float* out, vec a, vec b, vec c, vec d) {
+  const __m256 ab = _mm256_hadd_ps(_mm256_add_ps(a.a, a.b), _mm256_add_ps(b.a, b.b));
+  const __m256 cd = _mm256_hadd_ps(_mm256_add_ps(c.a, c.b), _mm256_add_ps(d.a, d.b));
+  const __m256 all = _mm256_hadd_ps(ab, cd);
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+}
+
+struct nibbles {
+  __m256i low[2], high[2];
+};
+struct signed_bytes {
+  __m256i v[2];
+};
+HASTEN_INLINE __m256i load_32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+HASTEN_INLINE nibbles load_nibbles(const uint8_t* p) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  nibbles w;
+  for (int i = 0; i < 2; ++i) {
+    const __m256i b = load_32(p + 32 * i);
+    w.low[i] = _mm256_and_si256(b, mask);
+    w.high[i] = _mm256_and_si256(_mm256_srli_epi16(b, 4), mask);
+  }
+  return w;
+}
+HASTEN_INLINE signed_bytes load_signed(const int8_t* p) { return {{load_32(p), load_32(p + 32)}}; }
+HASTEN_INLINE vec load_fp16_part(const uint16_t* p, int64_t count) {
+  if (count >= 16) return load_fp16(p);
+  uint16_t kept[16] = {};
+  for (int64_t i = 0; i < count; ++i) kept[i] = p[i];
+  return load_fp16(kept);
+}
+HASTEN_INLINE nibbles load_nibbles(const uint8_t* p, int64_t count) {
+  if (count >= 64) return load_nibbles(p);
+  alignas(64) uint8_t kept[64] = {};
+  std::memcpy(kept, p, size_t(count));
+  return load_nibbles(kept);
+}
+HASTEN_INLINE signed_bytes load_signed(const int8_t* p, int64_t count) {
+  if (count >= 64) return load_signed(p);
+  alignas(64) int8_t kept[64] = {};
+  std::memcpy(kept, p, size_t(count));
+  return load_signed(kept);
+}
+HASTEN_INLINE __m256i dot_bytes(__m256i unsigned_codes, __m256i signed_codes) {
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned_codes, signed_codes), _mm256_set1_epi16(1));
+}
+HASTEN_INLINE vec dot_nibbles(nibbles w, const int8_t* x) {
+  __m256i total[2];
+  for (int i = 0; i < 2; ++i) {
+    const __m256i first = load_32(x + 64 * i), second = load_32(x + 64 * i + 32);
+    total[i] = _mm256_add_epi32(dot_bytes(w.low[i], _mm256_permute2x128_si256(first, second, 0x20)),
+                                dot_bytes(w.high[i], _mm256_permute2x128_si256(first, second, 0x31)));
+  }
+  return {_mm256_cvtepi32_ps(total[0]), _mm256_cvtepi32_ps(total[1])};
+}
+HASTEN_INLINE vec dot_signed(signed_bytes w, const int8_t* x) {
+  __m256i total[2];
+  for (int i = 0; i < 2; ++i)
+    total[i] = dot_bytes(_mm256_abs_epi8(w.v[i]), _mm256_sign_epi8(load_32(x + 32 * i), w.v[i]));
+  return {_mm256_cvtepi32_ps(total[0]), _mm256_cvtepi32_ps(total[1])};
+}
+template <int Times>
+HASTEN_INLINE vec spread(vec p, int part) {
+  constexpr int groups = 16 / Times;  // that one vector of products spans: 4 or 2
+  const __m256 from = part * groups < 8 ? p.a : p.b;
+  const int first = part * groups % 8;
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i step = _mm256_srli_epi32(lane, Times == 4 ? 2 : 3);
+  return {_mm256_permutevar8x32_ps(from, _mm256_add_epi32(step, _mm256_set1_epi32(first))),
+          _mm256_permutevar8x32_ps(from, _mm256_add_epi32(step, _mm256_set1_epi32(first + groups / 2)))};
 }
 
 struct byte_sums {
@@ -346,6 +498,68 @@ HASTEN_INLINE void load_int4(const uint8_t* p, vec& low, vec& high) {
     low.v[i] = float(p[i] & 15);
     high.v[i] = float(p[i] >> 4);
   }
+}
+
+HASTEN_INLINE vec load_fp16(const uint16_t* p) {
+  vec r;
+  for (int i = 0; i < kLanes; ++i) r.v[i] = from_fp16(p[i]);
+  return r;
+}
+HASTEN_INLINE void store_int8(int8_t* p, vec a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = int8_t(int(a.v[i]));
+}
+HASTEN_INLINE void sum4(float* out, vec a, vec b, vec c, vec d) {
+  out[0] = sum(a);
+  out[1] = sum(b);
+  out[2] = sum(c);
+  out[3] = sum(d);
+}
+
+struct nibbles {
+  uint8_t p[64];
+};
+struct signed_bytes {
+  int8_t p[64];
+};
+HASTEN_INLINE nibbles load_nibbles(const uint8_t* p, int64_t count) {
+  nibbles r = {};
+  std::memcpy(r.p, p, size_t(count < 64 ? count : 64));
+  return r;
+}
+HASTEN_INLINE signed_bytes load_signed(const int8_t* p, int64_t count) {
+  signed_bytes r = {};
+  std::memcpy(r.p, p, size_t(count < 64 ? count : 64));
+  return r;
+}
+HASTEN_INLINE vec load_fp16_part(const uint16_t* p, int64_t count) {
+  vec r = zero();
+  for (int64_t i = 0; i < kLanes && i < count; ++i) r.v[i] = from_fp16(p[i]);
+  return r;
+}
+HASTEN_INLINE vec dot_nibbles(nibbles w, const int8_t* x) {
+  vec r = zero();
+  for (int g = 0; g < 4; ++g) {
+    int32_t total = 0;
+    for (int j = 0; j < 16; ++j)
+      total += (w.p[16 * g + j] & 15) * x[32 * g + j] + (w.p[16 * g + j] >> 4) * x[32 * g + 16 + j];
+    r.v[4 * g] = float(total);
+  }
+  return r;
+}
+HASTEN_INLINE vec dot_signed(signed_bytes w, const int8_t* x) {
+  vec r = zero();
+  for (int g = 0; g < 2; ++g) {
+    int32_t total = 0;
+    for (int j = 0; j < 32; ++j) total += w.p[32 * g + j] * x[32 * g + j];
+    r.v[8 * g] = float(total);
+  }
+  return r;
+}
+template <int Times>
+HASTEN_INLINE vec spread(vec p, int part) {
+  vec r;
+  for (int i = 0; i < kLanes; ++i) r.v[i] = p.v[(part * kLanes + i) / Times];
+  return r;
 }
 
 struct byte_sums {

@@ -7,7 +7,7 @@
 
 #include "attention.hpp"
 #include "barrier.hpp"
-#include "linear.hpp"
+#include "integer_linear.hpp"
 
 namespace hasten {
 namespace {
@@ -34,45 +34,53 @@ HASTEN_INLINE void embed(const Matrix& table, int64_t id, float* out) { unpack(t
 inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch& s, float* logits, int rank,
                  int threads, Barrier& barrier) {
   const int rows = in.rows;
-  const int64_t d = m.head_dim, q_width = m.heads * d, kv_width = m.kv_heads * d, share_heads = m.heads / m.kv_heads;
-  float* scores = s.scores + rank * s.scores_stride;
+  const int64_t d = m.head_dim, q_width = m.heads * d, kv_width = m.kv_heads * d, heads = m.heads / m.kv_heads;
+  const int64_t width = d + kLanes;  // floats of one part of a head's attention
   int64_t begin, end;
 
   share(rows, 1, rank, threads, begin, end);
   for (int64_t t = begin; t < end; ++t) embed(m.embedding, in.ids[t], s.state + t * m.hidden);
   barrier.wait();
 
+  // Rows from `from` on, normed into s.normed and there rounded to codes if `matrix` takes them.
+  const auto norm = [&](const float* weight, int from, const Matrix& matrix) {
+    share(rows - from, 1, rank, threads, begin, end);
+    for (int64_t t = begin; t < end; ++t) {
+      rms_norm(s.state + (from + t) * m.hidden, weight, s.normed + t * m.hidden, m.hidden, m.epsilon);
+      if (matrix.takes_codes()) encode_row(s.normed + t * m.hidden, s.hidden_codes, t, m.hidden);
+    }
+    barrier.wait();
+  };
+
   for (size_t index = 0; index < m.layers.size(); ++index) {
     const Layer& layer = m.layers[index];
     const LayerCache& cache = c.layers[index];
 
-    // Rows of normed are split over the threads when there are many; one row each thread would wait for
-    // costs less to compute than to wait for, but they share the buffer, so it is split all the same.
-    share(rows, 1, rank, threads, begin, end);
-    for (int64_t t = begin; t < end; ++t)
-      rms_norm(s.state + t * m.hidden, layer.input_norm, s.normed + t * m.hidden, m.hidden, m.epsilon);
-    barrier.wait();
+    norm(layer.input_norm, 0, layer.query);
 
     // The rows of the three projections are shared out as if they were one matrix.
     share(q_width + 2 * kv_width, 8, rank, threads, begin, end);
-    const Matrix* parts[] = {&layer.query, &layer.key, &layer.value};
+    const Matrix* projections[] = {&layer.query, &layer.key, &layer.value};
     float* targets[] = {s.query, s.key, s.value};
     int64_t offset = 0;
     for (int i = 0; i < 3; ++i) {
-      const int64_t width = parts[i]->out;
+      const int64_t out = projections[i]->out;
       const int64_t n0 = begin > offset ? begin - offset : 0;
-      const int64_t n1 = end - offset < width ? end - offset : width;
-      if (n0 < n1) multiply(*parts[i], s.normed, m.hidden, rows, targets[i], width, n0, n1);
-      offset += width;
+      const int64_t n1 = end - offset < out ? end - offset : out;
+      if (n0 < n1)
+        multiply_either(*projections[i], s.normed, m.hidden, s.hidden_codes, rows, targets[i], out, n0, n1);
+      offset += out;
     }
     barrier.wait();
 
-    if (c.bits < kBf16) {
+    if (c.bits < kBf16 || cache.pooled) {
       share(c.batch * m.kv_heads, 1, rank, threads, begin, end);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t seq = i / m.kv_heads;
-        for (int64_t b = in.quantized[seq]; b < in.committed[seq] / c.block; ++b)
-          quantize_block(m, c, cache, seq, i % m.kv_heads, b);
+        for (int64_t b = in.quantized[seq]; b < in.committed[seq] / c.block; ++b) {
+          if (cache.pooled) pool_block(m, c, cache, seq, i % m.kv_heads, b);
+          if (c.bits < kBf16) quantize_block(m, c, cache, seq, i % m.kv_heads, b);
+        }
       }
       // The recent ring reuses the places that have just become codes.
       barrier.wait();
@@ -80,60 +88,100 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
     share(rows * m.kv_heads, 1, rank, threads, begin, end);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t t = i / m.kv_heads, kv = i % m.kv_heads;
+      const float *cosines = m.cosines + in.turn[t] * d, *sines = m.sines + in.turn[t] * d;
       float* key = s.key + t * kv_width + kv * d;
       if (layer.key_norm) rms_norm(key, layer.key_norm, key, d, m.epsilon);
-      rotate(key, m.cosines + in.pos[t] * d, m.sines + in.pos[t] * d, d);
+      rotate(key, cosines, sines, d);
       append(m, c, cache, in.seq[t], kv, in.pos[t], key, s.value + t * kv_width + kv * d);
+      for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h) {
+        float* query = s.query + t * q_width + h * d;
+        if (layer.query_norm) rms_norm(query, layer.query_norm, query, d, m.epsilon);
+        rotate(query, cosines, sines, d);
+        for (int64_t j = 0; j < d; ++j) query[j] *= m.scaling;
+      }
+    }
+    barrier.wait();
+
+    const bool choosing = cache.pooled != nullptr;
+    if (choosing) {
+      share(rows * m.kv_heads, 1, rank, threads, begin, end);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t t = i / m.kv_heads, kv = i % m.kv_heads;
+        choose(m, c, cache, in.seq[t], kv, in.pos[t], s.query + t * q_width + kv * heads * d, heads,
+               s.chosen + i * s.chosen_stride, s.scores + rank * s.scores_stride);
+      }
+      barrier.wait();
+    }
+    const auto view_of = [&](int64_t i) {
+      return View(c, cache, in.pos[i / m.kv_heads], choosing ? s.chosen + i * s.chosen_stride : nullptr);
+    };
+
+    // Parts of the keys, of every row and kv head, are shared out; each sum is over the same parts whatever the
+    // number of rows and threads.
+    int64_t items = 0;
+    for (int64_t i = 0; i < rows * m.kv_heads; ++i) items += view_of(i).parts();
+    share(items, 1, rank, threads, begin, end);
+    int64_t before = 0;
+    for (int64_t i = 0; i < rows * m.kv_heads && before < end; ++i) {
+      const View view = view_of(i);
+      const int64_t t = i / m.kv_heads, kv = i % m.kv_heads, count = view.parts();
+      for (int64_t part = begin > before ? begin - before : 0; part < count && before + part < end; ++part)
+        attend(m, c, cache, in.seq[t], kv, view, part, in.committed[in.seq[t]], s.query + t * q_width + kv * heads * d,
+               heads, s.partial + ((t * m.heads + kv * heads) * s.chunks + part) * width, s.chunks * width);
+      before += count;
     }
     barrier.wait();
 
     share(rows * m.heads, 1, rank, threads, begin, end);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t t = i / m.heads, h = i % m.heads;
-      float* query = s.query + t * q_width + h * d;
-      if (layer.query_norm) rms_norm(query, layer.query_norm, query, d, m.epsilon);
-      rotate(query, m.cosines + in.pos[t] * d, m.sines + in.pos[t] * d, d);
-      for (int64_t j = 0; j < d; ++j) query[j] *= m.scaling;
-      attend(m, c, cache, in.seq[t], h / share_heads, in.pos[t], in.committed[in.seq[t]], query,
-             s.attended + t * q_width + h * d, scores);
+      float* out = s.attended + t * q_width + h * d;
+      combine(s.partial + i * s.chunks * width, view_of(t * m.kv_heads + h / heads).parts(), width, d, out);
+      if (layer.output.takes_codes() && d % 32 == 0)
+        for (int64_t g = h * d / 32; g < (h + 1) * d / 32; ++g) encode_group(s.attended + t * q_width, s.attended_codes, t, g);
     }
     barrier.wait();
+    if (layer.output.takes_codes() && d % 32) {
+      share(rows, 1, rank, threads, begin, end);
+      for (int64_t t = begin; t < end; ++t) encode_row(s.attended + t * q_width, s.attended_codes, t, q_width);
+      barrier.wait();
+    }
 
     share(m.hidden, 8, rank, threads, begin, end);
-    multiply(layer.output, s.attended, q_width, rows, s.normed, m.hidden, begin, end);
+    multiply_either(layer.output, s.attended, q_width, s.attended_codes, rows, s.normed, m.hidden, begin, end);
     for (int t = 0; t < rows; ++t)
       for (int64_t i = begin; i < end; ++i) s.state[t * m.hidden + i] += s.normed[t * m.hidden + i];
     barrier.wait();
 
-    share(rows, 1, rank, threads, begin, end);
-    for (int64_t t = begin; t < end; ++t)
-      rms_norm(s.state + t * m.hidden, layer.post_norm, s.normed + t * m.hidden, m.hidden, m.epsilon);
-    barrier.wait();
+    norm(layer.post_norm, 0, layer.gate);
 
-    share(m.intermediate, 8, rank, threads, begin, end);
-    multiply(layer.gate, s.normed, m.hidden, rows, s.inner, m.intermediate, begin, end);
-    multiply(layer.up, s.normed, m.hidden, rows, s.up, m.intermediate, begin, end);
+    share(m.intermediate, 32, rank, threads, begin, end);
+    multiply_either(layer.gate, s.normed, m.hidden, s.hidden_codes, rows, s.inner, m.intermediate, begin, end);
+    multiply_either(layer.up, s.normed, m.hidden, s.hidden_codes, rows, s.up, m.intermediate, begin, end);
     for (int t = 0; t < rows; ++t) {
       float* gate = s.inner + t * m.intermediate;
       const float* up = s.up + t * m.intermediate;
-      for (int64_t i = begin; i < end; ++i) gate[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+      int64_t i = begin;
+      for (; i + kLanes <= end; i += kLanes) {
+        const vec g = load(gate + i);
+        store(gate + i, mul(mul(g, sigmoid(g)), load(up + i)));
+      }
+      for (; i < end; ++i) gate[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+      if (layer.down.takes_codes())
+        for (int64_t g = begin / 32; g < end / 32; ++g) encode_group(gate, s.inner_codes, t, g);
     }
     barrier.wait();
 
     share(m.hidden, 8, rank, threads, begin, end);
-    multiply(layer.down, s.inner, m.intermediate, rows, s.normed, m.hidden, begin, end);
+    multiply_either(layer.down, s.inner, m.intermediate, s.inner_codes, rows, s.normed, m.hidden, begin, end);
     for (int t = 0; t < rows; ++t)
       for (int64_t i = begin; i < end; ++i) s.state[t * m.hidden + i] += s.normed[t * m.hidden + i];
     barrier.wait();
   }
 
-  const int wanted = rows - in.logits_from;
-  share(wanted, 1, rank, threads, begin, end);
-  for (int64_t t = begin; t < end; ++t)
-    rms_norm(s.state + (in.logits_from + t) * m.hidden, m.final_norm, s.normed + t * m.hidden, m.hidden, m.epsilon);
-  barrier.wait();
+  norm(m.final_norm, in.logits_from, m.head);
   share(m.vocabulary, 8, rank, threads, begin, end);
-  multiply(m.head, s.normed, m.hidden, wanted, logits, m.vocabulary, begin, end);
+  multiply_either(m.head, s.normed, m.hidden, s.hidden_codes, rows - in.logits_from, logits, m.vocabulary, begin, end);
 }
 
 }  // namespace

@@ -15,6 +15,8 @@ struct Kernels {
   const char* name;
   void (*multiply)(const Matrix&, const float* x, int64_t ldx, int rows, float* y, int64_t ldy, int64_t n0,
                    int64_t n1);
+  void (*multiply_codes)(const Matrix&, const Codes& x, int rows, float* y, int64_t ldy, int64_t n0, int64_t n1);
+  void (*encode_rows)(const float* x, const Codes& to, int64_t in, int64_t begin, int64_t end);
   void (*unpack)(const Matrix&, float* out, int64_t n0, int64_t n1);
   void (*step)(const Model&, const Cache&, const Tokens&, const Scratch&, float* logits, int rank, int threads,
                Barrier&);

@@ -7,7 +7,7 @@
 
 namespace hasten {
 
-enum Format : int { kFp32 = 32, kBf16 = 16, kInt8 = 8, kInt4 = 4 };
+enum Format : int { kFp32 = 32, kFp16 = 17, kBf16 = 16, kInt8 = 8, kInt4 = 4 };
 
 // A weight matrix (out, in); see hasten/kernels/packed_linear.py for the formats.
 struct Matrix {
@@ -17,6 +17,18 @@ struct Matrix {
   const uint16_t* scales = nullptr;  // (out, in / group), IEEE half
   const uint16_t* mins = nullptr;    // likewise, int4 only
   const float* bias = nullptr;
+  bool codes_in = false;  // rows of x are rounded to int8 first, and multiplied as whole numbers
+
+  bool takes_codes() const { return codes_in && group == 32 && (bits == kInt8 || bits == kInt4); }
+};
+
+// Rows of x as int8 codes in groups of 32, padded with zeros to whole blocks of 512.
+struct Codes {
+  int8_t* codes = nullptr;
+  float *scales = nullptr, *sums = nullptr;  // of a group: its scale, and scale times the sum of its codes
+  int64_t width = 0;                         // codes of a row, padding included; 1/32 as many scales
+
+  static int64_t padded(int64_t in) { return (in + 511) / 512 * 512; }
 };
 
 // One decoder layer of the Llama family: pre-norm attention with rotary positions, then a gated MLP.
@@ -26,26 +38,29 @@ struct Layer {
   Matrix query, key, value, output, gate, up, down;
 };
 
-// Where a layer's keys and values are; layouts in hasten/kernels/kv_cache.py.
+// Where a layer's keys and values are; layouts in hasten/kernels/kv_cache.py. Positions are stored in blocks;
+// with a window the blocks behind the sinks form a ring.
 struct LayerCache {
   void *keys = nullptr, *values = nullptr;
   uint16_t *key_scales = nullptr, *key_mins = nullptr, *value_scales = nullptr, *value_mins = nullptr;
   float *recent_keys = nullptr, *recent_values = nullptr;
-};
-
-// What all layers' caches share. Positions are stored in blocks of `block` tokens; with a window the
-// blocks behind the sinks form a ring.
-struct Cache {
-  int bits = kFp32;
-  int64_t batch = 1, blocks = 0, block = 32;
+  float* pooled = nullptr;  // mean keys of complete blocks (batch, kv heads, blocks, head_dim), or null
+  int64_t blocks = 0;
   int64_t window = 0;  // 0: unlimited
   int64_t sinks = 0, sink_blocks = 0, ring_blocks = 0;
-  int64_t recent = 64;  // a sequence's newest tokens, unquantized, at position % recent
-  std::vector<LayerCache> layers;
 
   int64_t slot(int64_t b) const {
     return !ring_blocks || b < sink_blocks ? b : sink_blocks + (b - sink_blocks) % ring_blocks;
   }
+};
+
+// What all layers' caches share.
+struct Cache {
+  int bits = kFp32;
+  int64_t batch = 1, block = 32;
+  int64_t recent = 64;  // a sequence's newest tokens, unquantized, at position % recent
+  int64_t top = 0, top_local = 0;  // with `pooled`: blocks chosen by score, and newest blocks always read
+  std::vector<LayerCache> layers;
 };
 
 struct Model {
@@ -61,17 +76,22 @@ struct Model {
 // Scratch of one step, reused: 64-byte aligned so that no vector straddles two cache lines.
 struct Scratch {
   float *state = nullptr, *normed = nullptr, *query = nullptr, *key = nullptr, *value = nullptr;
-  float *attended = nullptr, *inner = nullptr, *up = nullptr, *scores = nullptr;
-  int64_t scores_stride = 0;  // floats per thread
+  float *attended = nullptr, *inner = nullptr, *up = nullptr;
+  float* partial = nullptr;   // (rows, heads, chunks, head_dim + 16): attention over a part of the keys
+  int32_t* chosen = nullptr;  // (rows, kv heads, chosen_stride): the blocks to read, where they are chosen
+  float* scores = nullptr;    // per thread, where blocks are chosen
+  int64_t chunks = 0, chosen_stride = 0, scores_stride = 0;
+  Codes hidden_codes, attended_codes, inner_codes;
 };
 
-// `rows` tokens, each of sequence seq[t] at position pos[t]; a sequence's rows stand in order. Sequence s
+// `rows` tokens, each of sequence seq[t] at place pos[t] of the cache; a sequence's rows stand in order. Its rotary
+// position is turn[t], larger where tokens have left the cache. Sequence s
 // has its first committed[s] positions in the cache, and of those its first quantized[s] blocks as codes;
 // the step turns every other complete block of them into codes. Writes keys and values into the cache and the logits
 // of rows [logits_from, rows) into (rows - logits_from, vocabulary).
 struct Tokens {
   int rows = 0, logits_from = 0;
-  const int64_t *ids = nullptr, *seq = nullptr, *pos = nullptr;
+  const int64_t *ids = nullptr, *seq = nullptr, *pos = nullptr, *turn = nullptr;
   const int64_t *committed = nullptr, *quantized = nullptr;  // (batch)
 };
 

@@ -1,0 +1,45 @@
+"""The attention function by which transformers' networks follow a cache's own rule, layer by layer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from hasten.runtime.cache import KVCache
+
+NAME = "hasten"
+_ACTIVE: ContextVar[KVCache] = ContextVar("the cache of the forward pass under way")
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **kwargs: Any
+) -> tuple[Tensor, None]:
+    layer = _ACTIVE.get().layers[module.layer_idx]
+    return layer.attend(query, key, value, scaling).transpose(1, 2).contiguous(), None
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+AttentionInterface.register(NAME, _attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
+
+
+@contextlib.contextmanager
+def following(network: Any, cache: KVCache) -> Iterator[None]:
+    """Within, ``network`` attends as the layers of ``cache`` say."""
+    before = network.config._attn_implementation
+    token = _ACTIVE.set(cache)
+    network.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        network.config._attn_implementation = before
+        _ACTIVE.reset(token)
