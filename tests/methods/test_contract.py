@@ -11,11 +11,15 @@ import torch
 
 from hasten.errors import HastenError
 from hasten.methods import (
+    BlockTopK,
     CacheFormat,
     DropLayers,
+    HybridWindow,
     LookupDecoding,
     Method,
     SlidingWindow,
+    SnapKV,
+    SparseWindow,
     WeightOnly,
     apply_all,
     from_dict,
@@ -37,6 +41,11 @@ METHODS = [
     CacheFormat("int4"),
     SlidingWindow(40, 4),
     SlidingWindow(500, 0),
+    HybridWindow(40, 4),
+    BlockTopK(1, 2),
+    SnapKV(40, 8),
+    SparseWindow(0.4),
+    WeightOnly(4, 8, int8=True),
     DropLayers((1,)),
     DropLayers((0, 2)),
     LookupDecoding(3, 4, 0.5),

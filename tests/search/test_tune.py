@@ -73,8 +73,8 @@ def test_every_combination_is_predicted_and_the_best_measured(result: TuneResult
     kinds = [{d["method"] for d in c.methods} for c in result.combinations]
     assert all(len(k) == len(c.methods) for k, c in zip(kinds, result.combinations, strict=True))
     assert all(c.predicted.prefill > 0 and c.predicted.decode > 0 for c in result.combinations)
-    # 4 weight formats, 2 caches, a layer to drop, drafts: each or none, less the unchanged model.
-    assert len(result.combinations) == 5 * 3 * 2 * 2 - 1
+    # 7 weight formats, 2 caches, a layer to drop, drafts: each or none, less the unchanged model.
+    assert len(result.combinations) == 8 * 3 * 2 * 2 - 1
     seen = [c for c in result.combinations if c.measured]
     assert len(seen) == 4
     assert sum(len(c.methods) == 1 for c in seen) >= 2
@@ -180,7 +180,7 @@ def test_a_combination_that_breaks_fails_alone(
         return real(model, *args, **kwargs)
 
     monkeypatch.setattr(tuning, "perplexity", fragile)
-    settings = Settings(**{**vars(SETTINGS), "trials": 20, "runs": 1})
+    settings = Settings(**{**vars(SETTINGS), "trials": 26, "runs": 1})
     found = tune(folder, settings, device=device)
     failed = {c.title: c.failure for c in found.combinations if c.failure}
     # Alone, once each; nothing that they are part of is tried.
@@ -188,10 +188,10 @@ def test_a_combination_that_breaks_fails_alone(
         "int4 cache": "its output is not finite",
         "int8 cache": "the cache is full: shorten the prompt",
     }
-    assert sum(c.measured is not None for c in found.combinations) == 18
+    assert sum(c.measured is not None for c in found.combinations) == 24
     before = found.baseline.measured
     alone = [c for c in found.combinations if len(c.methods) == 1 and c.methods[0]["method"] == "weight-only"]
-    assert len(alone) == 4
+    assert len(alone) == 7
     assert all(c.measured and before and c.measured.memory < before.memory for c in alone)
     assert TuneResult.model_validate_json(found.model_dump_json()) == found
 

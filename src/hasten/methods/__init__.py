@@ -4,15 +4,20 @@ from hasten.methods.cache_format import CacheFormat
 from hasten.methods.drop_layers import DropLayers
 from hasten.methods.method import Method, apply_all, from_dict, ordered, registry, rewrite_all
 from hasten.methods.prompt_lookup import LookupDecoding
-from hasten.methods.sliding_window import SlidingWindow
+from hasten.methods.sliding_window import HybridWindow, SlidingWindow
+from hasten.methods.token_selection import BlockTopK, SnapKV, SparseWindow
 from hasten.methods.weight_only import WeightOnly
 
 __all__ = [
+    "BlockTopK",
     "CacheFormat",
     "DropLayers",
+    "HybridWindow",
     "LookupDecoding",
     "Method",
     "SlidingWindow",
+    "SnapKV",
+    "SparseWindow",
     "WeightOnly",
     "apply_all",
     "from_dict",

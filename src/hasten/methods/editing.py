@@ -61,7 +61,8 @@ def cache_of(workload: Workload) -> CacheSpec:
     """The cache format that a language model's workload was made with."""
     attributes = workload.attributes
     window = int(attributes.get("window", 0)) or None
-    return CacheSpec(str(attributes.get("cache", "fp32")), window, int(attributes.get("sinks", 0)))
+    full = tuple(int(i) for i in str(attributes.get("full_layers", "")).split(",") if i)
+    return CacheSpec(str(attributes.get("cache", "fp32")), window, int(attributes.get("sinks", 0)), full)
 
 
 def with_cache(workload: Workload, spec: CacheSpec) -> Workload:
@@ -70,7 +71,13 @@ def with_cache(workload: Workload, spec: CacheSpec) -> Workload:
     A plain cache in the format that attention computes in is read where it lies; any other is read into an
     intermediate first. A prompt attends to its own fresh keys and values.
     """
-    attributes = {**workload.attributes, "cache": spec.dtype, "window": spec.window or 0, "sinks": spec.sinks}
+    attributes = {
+        **workload.attributes,
+        "cache": spec.dtype,
+        "window": spec.window or 0,
+        "sinks": spec.sinks,
+        "full_layers": ",".join(map(str, spec.full_layers)),
+    }
     workload = replace(workload, attributes=attributes)
     prompt, made = int(attributes["prompt"]), int(attributes["new_tokens"])
     capacity = prompt + made + 1
@@ -96,6 +103,7 @@ def _recache(draft: Draft, module: str, spec: CacheSpec, capacity: int, before: 
     appends = [e for e in mine if e.source == APPEND]
     attention = [e for e in mine if ATTENTION in e.source]
     layer = appends[0].output.tensor.split(".")[1]
+    spec = spec.of_layer(int(layer))
     fresh: dict[str, Access] = {}
     for e in appends:
         fresh.setdefault("values" if "value" in e.output.tensor else "keys", e.inputs[0])

@@ -42,7 +42,7 @@ class SlidingWindow(Method):
     def why_not(self, model: Any) -> str | None:
         if not isinstance(model, LanguageModel):
             return "it is not a language model with a cache"
-        return "it has a window already" if model.cache.window is not None else None
+        return _taken(model)
 
     def apply(self, model: Any) -> Any:
         self.check(model)
@@ -55,3 +55,73 @@ class SlidingWindow(Method):
     @classmethod
     def variants(cls, model: Any) -> list[Self]:
         return [cls(256, 4)]
+
+
+@dataclass(frozen=True)
+class HybridWindow(Method):
+    """A window in the outer layers, everything in the middle ones (LongGen).
+
+    The cache of the outer layers stops growing; the middle third still reaches every token. Made for models trained so:
+    on others it is what the paper calls inference-only sparsity.
+
+    Args:
+        window: tokens that an outer layer sees, the present one included.
+        sinks: first tokens that stay visible.
+        full_layers: layers without a window; empty: the middle third.
+    """
+
+    name: ClassVar[str] = "hybrid-window"
+    kind: ClassVar[str] = "window"
+    order: ClassVar[int] = 40
+    source: ClassVar[str] = "LongGen, arXiv 2410.01485"
+
+    window: int = 256
+    sinks: int = 4
+    full_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.sinks < 0:
+            raise HastenError("a sliding window takes window >= 1 and sinks >= 0")
+        if list(self.full_layers) != sorted(set(self.full_layers)) or min(self.full_layers, default=0) < 0:
+            raise HastenError("full layers are different numbers from 0 up, rising")
+
+    @property
+    def title(self) -> str:
+        which = f"{len(self.full_layers)} layers full" if self.full_layers else "middle third full"
+        return f"window {self.window}+{self.sinks}, {which}"
+
+    def why_not(self, model: Any) -> str | None:
+        if not isinstance(model, LanguageModel):
+            return "it is not a language model with a cache"
+        if max(self.full_layers, default=0) >= len(model.layers):
+            return f"it has {len(model.layers)} layers"
+        return _taken(model)
+
+    def apply(self, model: Any) -> Any:
+        self.check(model)
+        full = self.full_layers or middle_third(len(model.layers))
+        model.cache = replace(model.cache, window=self.window, sinks=self.sinks, full_layers=full)
+        return model
+
+    def rewrite(self, workload: Workload) -> Workload:
+        layers = 1 + max(int(name.split(".")[1]) for name in workload.state)
+        full = self.full_layers or middle_third(layers)
+        spec = replace(cache_of(workload), window=self.window, sinks=self.sinks, full_layers=full)
+        return with_cache(workload, spec)
+
+    @classmethod
+    def variants(cls, model: Any) -> list[Self]:
+        return [cls(256, 4)]
+
+
+def middle_third(layers: int) -> tuple[int, ...]:
+    """The layers that keep full attention (arXiv 2410.01485, section 3): at least one."""
+    count = max(1, round(layers * 0.375))
+    first = (layers - count) // 2
+    return tuple(range(first, first + count))
+
+
+def _taken(model: LanguageModel) -> str | None:
+    if model.cache.window is not None:
+        return "it has a window already"
+    return "it chooses what it reads already" if model.cache.policy is not None else None

@@ -52,8 +52,10 @@ class WeightOnly(Method):
     @property
     def title(self) -> str:
         head = "" if self.head_bits in (0, self.bits) else f", head {_STORED[self.head_bits]}"
-        return f"{_STORED[self.bits]} weights{head}" + (", int8 activations" if self.int8 else "") + (
-            ", bf16 prompt" if self.bf16 else ""
+        return (
+            f"{_STORED[self.bits]} weights{head}"
+            + (", int8 activations" if self.int8 else "")
+            + (", bf16 prompt" if self.bf16 else "")
         )
 
     def why_not(self, model: Any) -> str | None:
@@ -79,7 +81,9 @@ class WeightOnly(Method):
     def _pack_head(self, network: Any) -> None:
         table = network.get_input_embeddings()
         tied = table.weight is network.lm_head.weight
-        network.lm_head = PackedLinear.from_linear(network.lm_head, self.head_bits, self.group, self.bf16, self.int8 and self.head_bits < 16)
+        network.lm_head = PackedLinear.from_linear(
+            network.lm_head, self.head_bits, self.group, self.bf16, self.int8 and self.head_bits < 16
+        )
         if tied:
             network.set_input_embeddings(_like(table, network.lm_head))
 

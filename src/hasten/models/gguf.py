@@ -211,7 +211,7 @@ class GGUFFile:
     def packed(self, name: str) -> Packed | None:
         """The tensor in hasten's packed format, code for code; None when its own format has no counterpart.
 
-        Q8_0 becomes int8, Q4_0 and Q4_1 int4, all in groups of 32; BF16 stays as it is. Nothing is lost:
+        Q8_0 becomes int8, Q4_0 and Q4_1 int4, all in groups of 32; F16 and BF16 stay as they are. Nothing is lost:
         the values are those of `dequantize`.
 
         Shape:
@@ -221,6 +221,8 @@ class GGUFFile:
 
         info = self.tensors[name]
         out = math.prod(info.shape[:-1])
+        if info.kind == Kind.F16:
+            return Packed(self._bytes(name).view(torch.float16).reshape(out, -1), None, None, 16)
         if info.kind == Kind.BF16:
             return Packed(self._bytes(name).view(torch.bfloat16).reshape(out, -1), None, None, 16)
         sizes = {Kind.Q8_0: 34, Kind.Q4_1: 20, Kind.Q4_0: 18}

@@ -154,6 +154,110 @@ def load_network(
         return _load(source, dtype, progress)
 
 
+def load_packed(
+    source: str | Path = DEFAULT_MODEL,
+    *,
+    bf16: bool = False,
+    int8: bool = False,
+    progress: assets.Progress = lambda message: None,
+) -> Loaded:
+    """Loads a GGUF model with its weights as the file packs them: nothing is unpacked, nothing rounded again.
+
+    Q4_0, Q4_1, Q8_0, F16 and BF16 matrices keep their codes; a matrix in another format is packed to 8 bits.
+
+    Args:
+        source: a ``.gguf`` file or the name of an asset that is one.
+        bf16, int8: how many and few rows are multiplied, see `hasten.nn.PackedLinear`.
+        progress: told what is happening.
+
+    Raises:
+        HastenError: not a GGUF file, or one that `load_network` refuses.
+    """
+    path = Path(source).expanduser()
+    name, origin = path.stem, str(path.resolve())
+    if any(a.name == str(source) for a in assets.assets()):
+        name = origin = str(source)
+        path = assets.get(origin, progress)
+    if path.suffix != ".gguf":
+        raise HastenError(f"{source} is not a GGUF file: only those come packed")
+    with _one_thread():
+        return _from_gguf_packed(path, name, origin, bf16, int8)
+
+
+def _from_gguf_packed(path: Path, name: str, source: str, bf16: bool, int8: bool) -> Loaded:
+    from hasten.kernels.packed_linear import quantize
+    from hasten.nn import PackedEmbedding, PackedLinear
+
+    file = GGUFFile(path)
+    config = _gguf_config(file)
+    network = build(config)
+    found = {_gguf_name(tensor): tensor for tensor in file.tensors if tensor not in _NOT_WEIGHTS}
+    if None in found:
+        raise HastenError(f"{path} holds tensors that hasten does not know: it cannot load this variant")
+
+    def matrix(target: str) -> Packed:
+        if target not in found:
+            raise HastenError(f"{path} lacks {target}: fetch or copy it again")
+        packed = file.packed(found[target])
+        if packed is None:
+            weight = file.dequantize(found[target])
+            if weight.shape[-1] % 32:
+                raise HastenError(f"{path}: {target} has {weight.shape[-1]} columns, which do not pack")
+            packed = Packed(*quantize(weight, 8), 8)
+        if not all(bool(torch.isfinite(t.sum(dtype=torch.float32))) for t in packed[1:3] if t is not None):
+            raise HastenError(f"{path}: {target} holds values that are not finite: fetch or copy it again")
+        order = _unpermuted(torch.arange(len(packed.packed)), target, file, config)
+        if bool((order[1:] > order[:-1]).all()):
+            return packed
+        return Packed(*(None if t is None else t[order] for t in packed[:3]), packed.bits)  # type: ignore[arg-type]
+
+    for owner, parent in list(network.named_modules()):
+        for child, module in list(parent.named_children()):
+            full = f"{owner}.{child}" if owner else child
+            if not isinstance(module, torch.nn.Linear | torch.nn.Embedding) or full == "lm_head":
+                continue
+            weight = matrix(f"{full}.weight")
+            shape = (len(weight.packed), weight.packed.shape[1] * (2 if weight.bits == 4 else 1))
+            if shape != tuple(module.weight.shape):
+                raise HastenError(f"{path}: {full} has shape {shape}, its config asks for {tuple(module.weight.shape)}")
+            with torch.device("meta"):
+                if isinstance(module, torch.nn.Embedding):
+                    new: Any = PackedEmbedding(*shape, bits=weight.bits)
+                else:
+                    new = PackedLinear(shape[1], shape[0], bits=weight.bits, bf16=bf16, int8=int8 and weight.bits < 16)
+            new.fill(*weight[:3])
+            if getattr(module, "bias", None) is not None:
+                bias = file.dequantize(found[f"{full}.bias"]) if f"{full}.bias" in found else torch.zeros(shape[0])
+                bias = _unpermuted(bias, f"{full}.bias", file, config)
+                new.bias = torch.nn.Parameter(bias, requires_grad=False)
+            setattr(parent, child, new)
+    table = network.model.embed_tokens
+    head = table if config.tie_word_embeddings else None
+    weight = matrix("lm_head.weight") if head is None else Packed(table.packed, table.scales, table.mins, table.bits)
+    with torch.device("meta"):
+        network.lm_head = PackedLinear(
+            config.hidden_size, config.vocab_size, bits=weight.bits, bf16=bf16, int8=int8 and weight.bits < 16
+        )
+    network.lm_head.fill(*weight[:3])
+    for full, parameter in list(network.named_parameters()):
+        if parameter.device.type == "meta":
+            if full not in found:
+                raise HastenError(f"{path} lacks {full}: fetch or copy it again")
+            value = torch.nn.Parameter(file.dequantize(found[full]).reshape(parameter.shape), requires_grad=False)
+            owner, _, leaf = full.rpartition(".")
+            setattr(network.get_submodule(owner), leaf, value)
+    network.model.rotary_emb = type(network.model.rotary_emb)(config)
+    _set_ends(network, config, file)
+    return Loaded(network.eval(), name, source, _fingerprint([path]), _gguf=path)
+
+
+def _set_ends(network: Any, config: Any, file: GGUFFile) -> None:
+    ends = [config.eos_token_id, file.metadata.get("tokenizer.ggml.eot_token_id")]
+    if isinstance(ends[1], int) and 0 <= ends[1] < config.vocab_size and ends[0] not in (None, ends[1]):
+        # A chat model ends its turn by a token of its own.
+        network.generation_config.eos_token_id = ends
+
+
 def _load(source: str | Path, dtype: torch.dtype, progress: assets.Progress) -> Loaded:
     path = Path(source).expanduser()
     if path.is_dir():
@@ -285,10 +389,7 @@ def _from_gguf(path: Path, name: str, source: str, dtype: torch.dtype) -> Loaded
                 f"model.layers.{layer}.self_attn.o_proj.bias", torch.zeros(config.hidden_size, dtype=dtype)
             )
     network = _assemble(config, weights, path)
-    ends = [config.eos_token_id, file.metadata.get("tokenizer.ggml.eot_token_id")]
-    if isinstance(ends[1], int) and 0 <= ends[1] < config.vocab_size and ends[0] not in (None, ends[1]):
-        # A chat model ends its turn by a token of its own.
-        network.generation_config.eos_token_id = ends
+    _set_ends(network, config, file)
     return Loaded(network, name, source, _fingerprint([path]), _gguf=path)
 
 

@@ -27,7 +27,8 @@ class _Packed(nn.Module):
         self.register_buffer("scales", scales)
         self.register_buffer("mins", torch.zeros_like(scales) if bits == 4 and scales is not None else None)
 
-    def _fill(self, packed: Tensor, scales: Tensor | None, mins: Tensor | None) -> None:
+    def fill(self, packed: Tensor, scales: Tensor | None, mins: Tensor | None) -> None:
+        """Uses these tensors as the weight, see `hasten.kernels.packed_linear`."""
         self.packed, self.scales, self.mins = packed, scales, mins
 
     def dequantize(self) -> Tensor:
@@ -90,7 +91,7 @@ class PackedLinear(_Packed):
             )
         layer = layer.to_empty(device=device)
         if device.type != "meta":
-            layer._fill(*kernel.quantize(linear.weight.detach(), bits, group))
+            layer.fill(*kernel.quantize(linear.weight.detach(), bits, group))
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach().float(), requires_grad=False)
         return layer.train(linear.training)
@@ -124,13 +125,13 @@ class PackedEmbedding(_Packed):
             table = cls(embedding.num_embeddings, embedding.embedding_dim, bits=bits, group=group)
         table = table.to_empty(device=device)
         if device.type != "meta":
-            table._fill(*kernel.quantize(embedding.weight.detach(), bits, group))
+            table.fill(*kernel.quantize(embedding.weight.detach(), bits, group))
         return table.train(embedding.training)
 
     def tie(self, head: PackedLinear) -> PackedEmbedding:
         """Shares the head's storage, as tied weights do; returns self."""
         self.bits, self.group = head.bits, head.group
-        self._fill(head.packed, head.scales, head.mins)
+        self.fill(head.packed, head.scales, head.mins)
         return self
 
     def forward(self, ids: Tensor) -> Tensor:

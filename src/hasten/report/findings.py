@@ -22,6 +22,13 @@ class Row:
     measured_speedup: float | None
 
 
+_RECALLED = {
+    "needle": "the numbers hidden in a long text",
+    "recall": "the list entries before a long text",
+    "choice": "the questions with four options",
+}
+
+
 def everything(result: TuneResult) -> list[Combination]:
     """The baseline and all combinations, each once."""
     return [result.baseline, *(c for c in result.combinations if c != result.baseline)]
@@ -117,6 +124,10 @@ def summary(result: TuneResult) -> list[str]:
             )
         if after.agreement is not None:
             lines.append(f"Of its greedy tokens {after.agreement * 100:.0f} % are the unchanged model's.")
+        for name, what in _RECALLED.items():
+            old, new = getattr(before, name), getattr(after, name)
+            if old is not None and new is not None and new < old:
+                lines.append(f"It loses some of {what}: {new * 100:.0f} % right, {old * 100:.0f} % unchanged.")
         lines.append(f"Weights and cache take {q.si(after.memory, 'B')}, against {q.si(before.memory, 'B')} unchanged.")
     lines.append(
         f"Of {len(tried)} combinations {len(measured)} were measured,"

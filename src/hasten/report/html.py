@@ -173,14 +173,14 @@ def _summary(result: TuneResult) -> str:
 
 _HEADINGS = (
     "", "combination", "prefill", "decode", "prefill", "decode", "tokens/s", "predicted", "measured", "perplexity",
-    "change", "memory",
+    "change", "same", "needle", "recall", "choice", "memory",
 )  # fmt: skip
 
 
 def _table(result: TuneResult) -> str:
     head = (
         '<tr><th colspan="2"></th><th colspan="2">predicted</th><th colspan="3">measured</th>'
-        '<th colspan="2">speed-up</th><th colspan="2">quality</th><th></th></tr><tr>'
+        '<th colspan="2">speed-up</th><th colspan="6">quality</th><th></th></tr><tr>'
         + "".join(f'<th scope="col">{h}</th>' for h in _HEADINGS)
         + "</tr>"
     )
@@ -210,6 +210,13 @@ def _measured_cells(figures: Figures | None) -> str:
     )
 
 
+def _share_cells(figures: Figures | None) -> str:
+    values: list[float | None] = [None] * 4
+    if figures is not None:
+        values = [figures.agreement, figures.needle, figures.recall, figures.choice]
+    return "".join(_cell(v, lambda share: f"{share * 100:.0f} %") for v in values)
+
+
 def _table_row(result: TuneResult, row: Row) -> str:
     one, pred, meas = row.combination, row.combination.predicted, row.combination.measured
     mark, rank = ("★", 0) if row.best else ("●", 1) if one.pareto else ("", 2)
@@ -227,6 +234,7 @@ def _table_row(result: TuneResult, row: Row) -> str:
         + _cell(row.measured_speedup, q.times)
         + _cell(meas.perplexity if meas else None, q.digits, error, "perplexity")
         + _cell(findings.quality_change(result, one), q.percent)
+        + _share_cells(meas)
         + _cell((meas or pred).memory, _bytes, "" if meas else "predicted")
         + "</tr>"
     )
@@ -243,6 +251,7 @@ def _reference_row(result: TuneResult) -> str:
         + _cell(speedup, q.times)
         + _cell(peer.perplexity, q.digits)
         + _cell(None, q.percent)
+        + _share_cells(None)
         + _cell(peer.memory, _bytes)
         + "</tr>"
     )

@@ -122,11 +122,19 @@ def _bound(estimate: Estimate) -> str:
     return f"{name} ({shares[name] / whole * 100:.0f} %)"
 
 
+def _shares(figures: Figures | None) -> tuple[str, ...]:
+    """Agreement, needle, recall and choice as percentages."""
+    values = [None] * 4
+    if figures is not None:
+        values = [figures.agreement, figures.needle, figures.recall, figures.choice]
+    return tuple("–" if v is None else f"{v * 100:.0f} %" for v in values)
+
+
 def tune_table(result: TuneResult, limit: int | None = None) -> Table:
     """All combinations of a tuning run: measured ones first, the best marked ★, Pareto points ●."""
     columns = (
         "", "combination", ">pred. prefill", ">pred. decode", ">meas. prefill", ">meas. decode", ">tokens/s",
-        ">pred. ×", ">meas. ×", ">perplexity", ">change", ">memory",
+        ">pred. ×", ">meas. ×", ">perplexity", ">change", ">same", ">needle", ">recall", ">choice", ">memory",
     )  # fmt: skip
     rows: list[tuple[str, ...]] = []
     marked = set()
@@ -147,6 +155,7 @@ def tune_table(result: TuneResult, limit: int | None = None) -> Table:
                 q.times(row.measured_speedup) if row.measured_speedup else "–",
                 q.digits(meas.perplexity) if meas and meas.perplexity is not None else "–",
                 q.percent(change) if change is not None else "–",
+                *_shares(meas),
                 q.si((meas or pred).memory, "B"),
             )
         )
@@ -162,6 +171,7 @@ def tune_table(result: TuneResult, limit: int | None = None) -> Table:
             q.times(before.latency / peer.latency) if before and peer.latency > 0 else "–",
             q.digits(peer.perplexity) if peer.perplexity is not None else "–",
             "–",
+            *_shares(None),
             q.si(peer.memory, "B"),
         )
     )
@@ -169,7 +179,10 @@ def tune_table(result: TuneResult, limit: int | None = None) -> Table:
         f"{result.model}: prompt {result.prompt}, {result.new_tokens} new tokens, batch {result.batch},"
         f" on {result.device}"
     )
-    notes = ["★ best within the quality floor   ● Pareto   ✗ worse than the quality floor   × over the unchanged model"]
+    notes = [
+        "★ best within the quality floor   ● Pareto   ✗ worse than the quality floor   × over the unchanged model",
+        "same: greedy tokens that stay; needle, recall: found again in a long text; choice: questions answered right",
+    ]
     if limit is not None and limit < len(found):
         notes.append(f"and {len(found) - limit} more, in the report")
     return Table(title, columns, tuple(rows), frozenset(marked), tuple(notes))

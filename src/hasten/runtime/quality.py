@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hasten.data.questions import Question, hidden_number, key_values
 from hasten.errors import HastenError
 from hasten.kernels.kv_cache import MOST_NEW
 from hasten.runtime.language_model import LanguageModel
@@ -98,3 +100,107 @@ def agreement(tokens: Sequence[int], expected: Sequence[int]) -> float:
             break
         same += 1
     return same / len(expected) if expected else 1.0
+
+
+@torch.inference_mode()
+def _answers(model: LanguageModel, prompt: list[int], answer: list[int]) -> tuple[bool, float]:
+    """Whether greedy decoding would say ``answer`` after ``prompt``, and the answer's log-likelihood.
+
+    The answer is read token by token through the cache, as it would be made.
+    """
+    cache = model.new_cache(1, len(prompt) + len(answer))
+    rows = [model.prefill(torch.tensor([prompt], device=model.device), cache)]
+    if len(answer) > 1:
+        text = torch.tensor([answer[:-1]], device=model.device)
+        for part in text.split(MOST_NEW, 1):
+            rows.append(model(part, past_key_values=cache).logits[0].float())
+    logits, wanted = torch.cat(rows), torch.tensor(answer, device=model.device)
+    likelihood = torch.log_softmax(logits, -1).gather(1, wanted[:, None]).sum()
+    return bool((logits.argmax(-1) == wanted).all()), float(likelihood)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def needle(
+    model: LanguageModel,
+    tokenizer: Any,
+    filler: Sequence[int],
+    *,
+    length: int = 1024,
+    depths: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    progress: Progress = lambda share: None,
+) -> dict[float, bool]:
+    """Whether a number hidden in a long text is found again, for each depth (0: the text's beginning).
+
+    Args:
+        model: what is measured.
+        tokenizer: its own.
+        filler: tokens of a text to hide it in, at least ``length``.
+        length: tokens of the prompt.
+        depths: where it is hidden, as shares of the text.
+        progress: told the share done.
+
+    Raises:
+        HastenError: the filler is too short.
+    """
+    found = {}
+    for i, depth in enumerate(depths):
+        sentence, question, answer = (_ids(tokenizer, t) for t in hidden_number(i))
+        room = length - len(sentence) - len(question)
+        if room < 0 or len(filler) < room:
+            raise HastenError(f"the text has {len(filler)} tokens, a needle test of {length} needs more")
+        cut = round(room * depth)
+        prompt = [*filler[:cut], *sentence, *filler[cut:room], *question]
+        found[depth] = _answers(model, prompt, answer)[0]
+        progress((i + 1) / len(depths))
+    return found
+
+
+def recall(
+    model: LanguageModel,
+    tokenizer: Any,
+    filler: Sequence[int],
+    *,
+    pairs: int = 12,
+    length: int = 1024,
+    asked: int = 6,
+    progress: Progress = lambda share: None,
+) -> float:
+    """Share of numbers found again in a list of words and numbers that stands before a long text.
+
+    Args:
+        model, tokenizer, filler, progress: as for `needle`.
+        pairs: entries of the list.
+        length: tokens of the prompt.
+        asked: entries that are asked for, spread over the list.
+    """
+    entries = key_values(pairs)
+    listing = _ids(tokenizer, "Numbers:\n" + "".join(f"{word}: {number}\n" for word, number in entries))
+    right = 0
+    for i in range(asked):
+        word, number = entries[i * pairs // asked]
+        question = _ids(tokenizer, f"\nNumbers:\n{word}:")
+        room = length - len(listing) - len(question)
+        if room < 0 or len(filler) < room:
+            raise HastenError(f"the text has {len(filler)} tokens, a recall test of {length} needs more")
+        right += _answers(model, [*listing, *filler[:room], *question], _ids(tokenizer, f" {number}"))[0]
+        progress((i + 1) / asked)
+    return right / asked
+
+
+def choice(
+    model: LanguageModel, tokenizer: Any, questions: Sequence[Question], progress: Progress = lambda share: None
+) -> float:
+    """Share of questions whose right option is the likeliest answer, by mean log-likelihood of its tokens."""
+    right = 0
+    for i, question in enumerate(questions):
+        prompt = _ids(tokenizer, f"Question: {question.text}\nAnswer:")
+        scores = []
+        for option in question.options:
+            answer = _ids(tokenizer, f" {option}")
+            scores.append(_answers(model, prompt, answer)[1] / len(answer))
+        right += scores.index(max(scores)) == question.answer
+        progress((i + 1) / len(questions))
+    return right / len(questions)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hasten.kernels import kv_cache
+from hasten.runtime.policies import Policy
 from hasten.workload import Access, Cascade, Einsum, Op, Phase, Role, Workload, trace_cascade
 
 if TYPE_CHECKING:
@@ -29,6 +30,14 @@ def workload(model: LanguageModel, prompt: int, new_tokens: int, batch: int = 1)
         new_tokens: tokens made for each sequence.
         batch: sequences.
     """
+    if model.cache.policy is not None:
+        # What is chosen depends on the data, which fake tensors have none of: the policy says what is read.
+        policy, spec = model.cache.policy, model.cache
+        model.cache = replace(spec, policy=None)
+        try:
+            return with_policy(workload(model, prompt, new_tokens, batch), policy)
+        finally:
+            model.cache = spec
     lookup = model.lookup
     rows = 1 + (lookup.draft if lookup else 0)
     capacity = prompt + new_tokens + 1
@@ -66,8 +75,71 @@ def workload(model: LanguageModel, prompt: int, new_tokens: int, batch: int = 1)
             "cache": model.cache.dtype,
             "window": model.cache.window or 0,
             "sinks": model.cache.sinks,
+            "full_layers": ",".join(map(str, model.cache.full_layers)),
         },
     )
+
+
+def with_policy(workload: Workload, policy: Policy) -> Workload:
+    """The workload whose decode steps read what ``policy`` chooses of the cache.
+
+    Attention reads the policy's budget; where tokens leave the cache for good, its buffers shrink too.
+    """
+    prompt, made = int(workload.attributes["prompt"]), int(workload.attributes["new_tokens"])
+    length = prompt + made // 2
+    budget = policy.budget(prompt) + made // 2 if policy.drops else policy.budget(length)
+    attributes = {**workload.attributes, "policy": repr(policy)}
+    if budget >= length:
+        return replace(workload, attributes=attributes)
+    share = budget / length
+
+    def smaller(cascade: Cascade) -> Cascade:
+        tensors = dict(cascade.tensors)
+        dense = {m for m in _attending(cascade) if policy.dense(_layer_of(m))}
+        einsums = []
+        for e in cascade.einsums:
+            rank = "t" if e.source == "hasten::kv_read" else "m"
+            if e.module not in _attending(cascade) or e.module in dense or rank not in e.sizes or not _reads(e):
+                einsums.append(e)
+                continue
+            size = max(1, round(e.sizes[rank] * share))
+            ranks = tuple((n, size if n == rank else s) for n, s in e.ranks)
+            inputs = []
+            for a in e.inputs:
+                tensor = tensors[a.tensor]
+                if tensor.role is Role.STATE or a.elements is not None:
+                    whole = a.elements if a.elements is not None else _count(e, a)
+                    inputs.append(replace(a, elements=max(1, round(whole * share))))
+                else:
+                    inputs.append(a)
+            known = tensors[e.output.tensor]
+            if rank in e.output.ranks and known.role is Role.INTERMEDIATE:
+                tensors[known.name] = replace(known, shape=tuple(dict(ranks)[r] for r in e.output.ranks))
+            einsums.append(replace(e, ranks=ranks, inputs=tuple(inputs)))
+        return replace(cascade, einsums=tuple(einsums), tensors=tensors)
+
+    phases = tuple(replace(p, cascade=smaller(p.cascade)) if p.name == "decode" else p for p in workload.phases)
+    state = workload.state
+    if policy.drops:
+        kept = (policy.budget(prompt) + made + 1) / (prompt + made + 1)
+        state = {name: round(size * min(1.0, kept)) for name, size in state.items()}
+    return replace(workload, phases=phases, state=state, attributes=attributes)
+
+
+def _attending(cascade: Cascade) -> set[str]:
+    return {e.module for e in cascade.einsums if e.source == "hasten::kv_append"}
+
+
+def _reads(e: Einsum) -> bool:
+    return e.source == "hasten::kv_read" or "scaled_dot_product_attention" in e.source
+
+
+def _layer_of(module: str) -> int:
+    return next((int(part) for part in module.split(".") if part.isdigit()), -1)
+
+
+def _count(e: Einsum, access: Access) -> int:
+    return math.prod(e.sizes[r] for r in access.ranks)
 
 
 def with_rows(cascade: Cascade, rows: int) -> Cascade:

@@ -27,7 +27,8 @@ class Figures(_Data):
     """Measured: seconds (medians), with the spread of decoding; bytes; perplexity and its standard error.
 
     ``agreement`` is the share of the unchanged model's greedy tokens that come out the same, up to the first
-    that differs.
+    that differs; ``needle`` and ``recall`` are shares of hidden numbers and of list entries found again in a text as long
+    as the prompt, ``choice`` the share of right answers to questions with four options (`hasten.runtime.quality`).
     """
 
     prefill: float
@@ -40,6 +41,9 @@ class Figures(_Data):
     perplexity: float | None = None
     perplexity_error: float | None = None
     agreement: float | None = None
+    needle: float | None = None
+    recall: float | None = None
+    choice: float | None = None
 
     @property
     def latency(self) -> float:

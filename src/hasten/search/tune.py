@@ -22,14 +22,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hasten import __version__
 from hasten.cost import Estimate, estimate
+from hasten.data.questions import facts
 from hasten.errors import HastenError
 from hasten.files import write_aside
 from hasten.hardware import Device, probe
 from hasten.methods import (
+    BlockTopK,
     CacheFormat,
+    HybridWindow,
     LookupDecoding,
     Method,
     SlidingWindow,
+    SnapKV,
     WeightOnly,
     apply_all,
     from_dict,
@@ -40,7 +44,7 @@ from hasten.methods.drop_layers import least_important
 from hasten.methods.prompt_lookup import acceptance
 from hasten.models.loading import DEFAULT_MODEL, Loaded, load_network
 from hasten.runtime import LanguageModel, PromptLookup
-from hasten.runtime.quality import agreement, perplexity
+from hasten.runtime.quality import agreement, choice, needle, perplexity, recall
 from hasten.search.outcome import Combination, Figures, Kernel, Prediction, Roof, TuneResult
 from hasten.search.problem import Infeasible, Objective, Problem, Trial
 from hasten.search.space import Params, Space, categorical
@@ -51,6 +55,8 @@ _FORMAT = "hasten-tuned"
 _NONE = "unchanged"
 # By how many times a prediction may miss the unchanged model before the probe is doubted.
 _FAR = 2.5
+# Tokens of a prompt below which there is no room to hide anything in.
+_LEAST_RECALL = 128
 
 
 class Reporter(Protocol):
@@ -284,6 +290,13 @@ class _Run:
         figures.perplexity, figures.perplexity_error = quality.value, quality.error
         new = model.generate(self.ids, max_new_tokens=s.new_tokens, min_new_tokens=s.new_tokens, do_sample=False)
         figures.agreement = agreement(new[0, s.prompt :].tolist(), self.expected)
+        if s.prompt >= _LEAST_RECALL:
+            tokenizer, filler = self.loaded.tokenizer, self.tokens[s.prompt // 2 :]
+            length = min(s.prompt, len(filler))
+            found = needle(model, tokenizer, filler, length=length, depths=(0.2, 0.5, 0.8))
+            figures.needle = sum(found.values()) / len(found)
+            figures.recall = recall(model, tokenizer, filler, length=length, pairs=8, asked=4)
+            figures.choice = choice(model, tokenizer, facts()[:16])
         return figures
 
     # -- what there is to choose --------------------------------------------------------------------
@@ -306,15 +319,23 @@ class _Run:
                 options[kind] = [_Option(_NONE, None), *usable]
 
         def model_reason(method: Method) -> str | None:
-            if isinstance(method, SlidingWindow) and method.window + method.sinks >= self.settings.prompt:
-                return "the prompt fits the window: it would change nothing"
+            if _sees(method) >= self.settings.prompt:
+                return "it would read the whole prompt: it would change nothing"
             if isinstance(method, LookupDecoding) and self.settings.new_tokens < 4:
                 return "too few new tokens to draft"
             return method.why_not(model)
 
         offer("weights", WeightOnly.variants(model))
         offer("cache", CacheFormat.variants(model))
-        offer("window", SlidingWindow.variants(model))
+        offer(
+            "window",
+            [
+                *SlidingWindow.variants(model),
+                *HybridWindow.variants(model),
+                *BlockTopK.variants(model),
+                *SnapKV.variants(model),
+            ],
+        )
         text = torch.tensor(self.tokens[: min(len(self.tokens), 512)])[None]
         offer("depth", [least_important(model, text, n) for n in (1, 2) if n < len(model.layers)])
         lookups = []
@@ -532,6 +553,15 @@ class _Run:
                 f"no measured combination keeps perplexity within {s.floor:.1%}: loosen the floor or raise the budget"
             )
         return result
+
+
+def _sees(method: Method) -> int:
+    """Tokens of a prompt that a method reads at most."""
+    if isinstance(method, SlidingWindow | HybridWindow):
+        return method.window + method.sinks
+    if isinstance(method, BlockTopK | SnapKV):
+        return method.policy.budget(1 << 30)
+    return 0
 
 
 def _far_off(baseline: Combination) -> bool:
