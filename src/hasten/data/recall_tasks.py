@@ -56,3 +56,32 @@ def induction_heads(
     ids.scatter_(1, place, alphabet)
     ids[:, -1] = alphabet
     return ids, ids.gather(1, place + 1)[:, 0]
+
+
+def iterated_map(
+    batch: int, *, symbols: int = 16, longest: int = 64, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Follow a permutation given in the prompt: every step looks one pair up, far back.
+
+    A prompt lists the pairs (x, f(x)) of a random cycle through all symbols in random order, then a first symbol; what
+    follows are f(x), f(f(x)), ... A step's own past holds its answer only a whole cycle back.
+
+    Args:
+        batch: sequences.
+        symbols: of the map; keys are 0 to symbols - 1, values and steps symbols to 2 symbols - 1.
+        longest: steps that are written.
+
+    Returns:
+        ids (batch, 2 symbols + 1 + longest) and True where a step is written (same shape).
+    """
+    order = torch.rand(batch, symbols, generator=generator).argsort(1)
+    following = torch.empty_like(order).scatter_(1, order, order.roll(-1, 1))
+    listed = torch.rand(batch, symbols, generator=generator).argsort(1)
+    pairs = torch.stack((listed, following.gather(1, listed) + symbols), 2).flatten(1)
+    steps = [torch.randint(0, symbols, (batch, 1), generator=generator)]
+    for _ in range(longest):
+        steps.append(following.gather(1, steps[-1]))
+    ids = torch.cat((pairs, torch.cat(steps, 1) + symbols), 1)
+    written = torch.zeros_like(ids, dtype=torch.bool)
+    written[:, 2 * symbols + 1 :] = True
+    return ids, written

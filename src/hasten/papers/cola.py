@@ -1,6 +1,17 @@
 """Skip a Layer or Loop it? Test-Time Depth Adaptation of Pretrained LLMs."""
 
-from hasten.papers.card import Claim, Paper
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hasten.papers.card import Claim, Context, Paper, Seen
+from hasten.papers.measures import judged
+
+if TYPE_CHECKING:
+    from hasten.search.layer_chains import ChainResult, Path
 
 paper = Paper(
     slug="cola",
@@ -9,6 +20,12 @@ paper = Paper(
     year=2025,
     field="inference",
     summary="Skips, repeats and reorders a pretrained model's layers for each input, found by tree search.",
+    pieces=(
+        "hasten.runtime.layer_chain:chain",
+        "hasten.runtime.layer_chain:Chains",
+        "hasten.runtime.layer_chain:PathPredictor",
+        "hasten.search.layer_chains:search",
+    ),
     claims=(
         Claim(
             "C1",
@@ -31,3 +48,171 @@ paper = Paper(
         Claim("C5", "layer compute saved on shorter chains", "(K/D)", baseline="D", setting="any", how="model"),
     ),
 )
+
+_SHORTEST, _LONGEST, _NEEDS = 18, 34, 60.0
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One input: what each arm saw. ``options`` counts the different answers that any path gave."""
+
+    fact: bool
+    tree: ChainResult
+    random: ChainResult
+    skip: ChainResult
+    repeat: ChainResult
+    control: ChainResult
+    options: int
+
+
+@functools.cache
+def _samples(budget: float, seed: int) -> list[_Sample]:
+    """Every arm, at equal evaluations, on facts with four options and on additions to be answered exactly."""
+    import torch
+
+    from hasten.data.questions import additions, facts
+    from hasten.methods import WeightOnly, apply_all
+    from hasten.models import load_network
+    from hasten.runtime import LanguageModel
+    from hasten.runtime.layer_chain import Chains
+    from hasten.search.layer_chains import Rules, random_search, search
+
+    full = budget >= 1500
+    trials = 200 if full else 60 if budget >= _NEEDS else 4
+    many = (32, 24) if full else (16, 12) if budget >= _NEEDS else (1, 1)
+    loaded = load_network()
+    tokenizer = loaded.tokenizer
+    model = apply_all(LanguageModel(loaded.network, tokenizer), [WeightOnly(16, 16, bf16=True)])
+    layers = len(model.layers)
+    rules = Rules(layers, _SHORTEST, _LONGEST)
+    skip, repeat = Rules(layers, _SHORTEST, layers, repeat=False), Rules(layers, layers, _LONGEST, skip=False)
+
+    def arms(right: Callable[[Path], bool], wrong: Callable[[Path], bool], answers: dict[Path, object], fact: bool) -> _Sample:
+        found = [
+            search(rules, right, trials=trials, seed=seed),
+            random_search(rules, right, trials=trials, seed=seed),
+            search(skip, right, trials=trials, seed=seed),
+            search(repeat, right, trials=trials, seed=seed),
+            search(rules, wrong, trials=trials, seed=seed),
+        ]
+        return _Sample(fact, *found, options=len(set(answers.values())))
+
+    letters = [tokenizer(f" {c}", add_special_tokens=False)["input_ids"][0] for c in "ABCD"]
+    samples = []
+    for question in facts(seed)[: many[0]]:
+        listed = "".join(f"{c}. {o}\n" for c, o in zip("ABCD", question.options, strict=True))
+        ids = torch.tensor(tokenizer(f"Question: {question.text}\n{listed}Answer:")["input_ids"])
+        chains, answers = Chains(model, ids), {}
+
+        def said(path: Path, chains: Chains = chains, answers: dict = answers) -> int:
+            if path not in answers:
+                answers[path] = int(chains.logits(path)[0][letters].argmax())
+            return int(answers[path])
+
+        before = said(tuple(range(layers)))
+        # The control asks for an option that is neither right nor what the whole model says.
+        other = next(i for i in range(4) if i not in (question.answer, before))
+        samples.append(arms(lambda p, q=question: said(p) == q.answer, lambda p, o=other: said(p) == o, answers, True))
+    for prompt, answer in additions(many[1], seed):
+        wanted = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        wrong = tokenizer(f" {int(answer) + 1}", add_special_tokens=False)["input_ids"]
+        answers = {}
+
+        def exact(path: Path, target: list[int], prompt: str = prompt, answers: dict = answers, kept: dict = {}) -> bool:  # noqa: B006
+            key = (prompt, *target)
+            if key not in kept:
+                kept[key] = Chains(model, torch.tensor(tokenizer(prompt)["input_ids"] + target[:-1]))
+            out = kept[key].logits(path, len(target)).argmax(-1).tolist()
+            answers[path] = tuple(out)
+            return bool(out == target)
+
+        samples.append(
+            arms(lambda p, t=wanted: exact(p, t), lambda p, t=wrong: exact(p, t), answers, False)
+        )
+    return samples
+
+
+def _shorter(result: ChainResult) -> bool:
+    return result.best is not None and len(result.best) < len(result.whole)
+
+
+@paper.check("C1")
+def _shorter_chains(context: Context) -> Seen:
+    samples = [s for s in _samples(context.budget, context.seed) if s.tree.right_before]
+    found = [s for s in samples if _shorter(s.tree)]
+    share = len(found) / max(1, len(samples))
+    saved = sum(len(s.tree.whole) - len(s.tree.best or ()) for s in found) / max(1, len(found))
+    value = f"{len(found)} of {len(samples)} right answers kept by a shorter chain ({share:.0%}), {saved:.1f} layers fewer"
+    return judged(context, value, share > 0.75, share > 0.2, needs=_NEEDS)
+
+
+@paper.check("C2")
+def _mended(context: Context) -> Seen:
+    samples = [s for s in _samples(context.budget, context.seed) if not s.tree.right_before]
+    parts, shares = [], []
+    for fact, name in ((True, "of four options"), (False, "exact sums")):
+        some = [s for s in samples if s.fact is fact]
+        mended = sum(s.tree.best is not None for s in some)
+        control = sum(s.control.best is not None for s in some)
+        options = sum(s.options for s in some) / max(1, len(some))
+        parts.append(
+            f"{name}: {mended} of {len(some)} wrong ones mended, a wrong target reached for {control}"
+            f" ({options:.1f} different answers each)"
+        )
+        shares += [(mended, control, len(some))]
+    count = max(1, sum(n for _, _, n in shares))
+    gain = sum(m - c for m, c, _ in shares) / count
+    value = "; ".join(parts) + f"; mended less control {gain:+.0%}"
+    return judged(context, value, gain >= 0.15 and sum(m for m, _, _ in shares) > 0.6 * count, gain >= 0.15, needs=_NEEDS)
+
+
+@paper.check("C3")
+def _both_actions(context: Context) -> Seen:
+    samples = _samples(context.budget, context.seed)
+    right = {name: sum(getattr(s, name).best is not None for s in samples) for name in ("tree", "skip", "repeat")}
+    short = {name: sum(_shorter(getattr(s, name)) for s in samples) for name in ("tree", "skip", "repeat")}
+    value = (
+        f"of {len(samples)} inputs some chain is right for {right['tree']} (skip and repeat), {right['skip']} (skip),"
+        f" {right['repeat']} (repeat); a shorter one for {short['tree']}, {short['skip']}, {short['repeat']}"
+    )
+    best = max(right["skip"], right["repeat"])
+    return judged(context, value, right["tree"] > best, right["tree"] >= best, needs=_NEEDS)
+
+
+@paper.check("C4")
+def _tree_against_random(context: Context) -> Seen:
+    samples = _samples(context.budget, context.seed)
+    tree, chance = (sum(_shorter(getattr(s, name)) for s in samples) for name in ("tree", "random"))
+    lengths = [
+        (len(s.tree.best), len(s.random.best)) for s in samples if s.tree.best is not None and s.random.best is not None
+    ]
+    mean = [sum(pair[i] for pair in lengths) / max(1, len(lengths)) for i in (0, 1)]
+    value = (
+        f"a shorter right chain for {tree} inputs, random search {chance}, at equal evaluations;"
+        f" mean length of the best {mean[0]:.1f} against {mean[1]:.1f}"
+    )
+    return judged(context, value, tree >= chance and mean[0] < mean[1], tree >= chance, needs=_NEEDS)
+
+
+@paper.check("C5")
+def _compute_saved(context: Context) -> Seen:
+    from hasten.models.loading import DEFAULT_MODEL, load_network
+    from hasten.runtime import LanguageModel
+    from hasten.runtime.layer_chain import chain
+
+    model = LanguageModel(load_network(DEFAULT_MODEL).network)
+    layers = len(model.layers)
+    path = [*range(5), *range(8, 20), *range(18, layers)]
+
+    def inside(workload: object) -> tuple[int, int]:
+        einsums = [e for p in workload.phases if p.name == "decode" for e in p.cascade.einsums]  # type: ignore[attr-defined]
+        mine = [e for e in einsums if ".layers." in e.module or e.module.startswith("layers.")]
+        return sum(e.flops for e in mine), sum(workload.state.values())  # type: ignore[attr-defined]
+
+    whole = inside(model.workload(64, 16))
+    with chain(model, path):
+        short = inside(model.workload(64, 16))
+    ratios = [a / b for a, b in zip(short, whole, strict=True)]
+    expected = len(path) / layers
+    value = f"a chain of {len(path)} of {layers} layers: layer FLOPs {ratios[0]:.4f}, cache {ratios[1]:.4f} of the whole model's ({expected:.4f})"
+    return Seen(value, all(abs(r - expected) < 1e-3 for r in ratios))

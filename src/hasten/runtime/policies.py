@@ -110,38 +110,44 @@ class BlockTopK(_Selecting):
     the mean over its query heads. The first layer reads everything.
 
     Args:
-        top: blocks of 32 tokens chosen by score.
+        top: blocks chosen by score.
         local: newest blocks always read, at least 2.
+        block: tokens of a block; the compiled step takes 32.
     """
-
-    compiled: ClassVar[bool] = True
 
     top: int = 24
     local: int = 4
+    block: int = BLOCK
 
     def __post_init__(self) -> None:
-        if self.top < 1 or self.local < 2:
+        if self.top < 1 or self.local < 2 or self.block < 1:
             raise HastenError("block top-k takes at least 1 chosen block and 2 local ones")
+
+    @property
+    def compiled(self) -> bool:  # type: ignore[override]
+        return self.block == BLOCK
 
     def dense(self, index: int) -> bool:
         return index == 0
 
     def tensors(self, index: int, batch: int, heads: int, blocks: int, head_dim: int) -> dict[str, Tensor]:
-        return {} if self.dense(index) else {"pooled": torch.zeros(batch, heads, blocks, head_dim)}
+        if self.dense(index) or not self.compiled:
+            return {}
+        return {"pooled": torch.zeros(batch, heads, blocks, head_dim)}
 
     def budget(self, length: int) -> int:
-        return min(length, BLOCK * (1 + self.top + self.local))
+        return min(length, self.block * (1 + self.top + self.local))
 
     def choose(self, layer: CacheLayer, query: Tensor, keys: Tensor, scaling: float) -> Tensor | None:
-        length = keys.shape[2]
-        local = (length - 1) // BLOCK + 1 - self.local
+        length, block = keys.shape[2], self.block
+        local = (length - 1) // block + 1 - self.local
         if local - 1 <= self.top:
             return None
-        pooled = keys[:, :, BLOCK : local * BLOCK].float().unflatten(2, (local - 1, BLOCK)).mean(3)
+        pooled = keys[:, :, block : local * block].float().unflatten(2, (local - 1, block)).mean(3)
         scores = _grouped(query.float(), keys.shape[1]) @ pooled.transpose(-1, -2)
         blocks = scores[:, :, 0].topk(self.top, -1).indices + 1
-        tokens = (blocks[..., None] * BLOCK + torch.arange(BLOCK)).flatten(2)
-        fixed = torch.cat((torch.arange(BLOCK), torch.arange(local * BLOCK, length)))
+        tokens = (blocks[..., None] * block + torch.arange(block)).flatten(2)
+        fixed = torch.cat((torch.arange(block), torch.arange(local * block, length)))
         return torch.cat((tokens, fixed.expand(*tokens.shape[:2], -1)), -1)
 
 

@@ -1,0 +1,175 @@
+"""What generating many tokens many times costs: parameters, and the cache that every token reads (Kinetics).
+
+Costs are equivalent FLOPs: FLOPs plus bytes of cache read times the hardware's intensity (peak FLOP/s over memory B/s),
+arXiv 2506.05333, section 2. Weights amortize over a large serving batch and are left out unless asked for. The cache has
+two bytes a number. For dense attention the prompt's part of it is read once for all trials of a question; a sparse method
+picks other keys in each trial, so nothing is shared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hasten.errors import HastenError
+
+B200_INTENSITY = 562.5  # 4.5 PFLOP/s over 8 TB/s
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The sizes of a language model that the costs follow from.
+
+    Args:
+        parameters: active ones.
+        layers, query_heads, kv_heads, head_dim: of its attention.
+    """
+
+    name: str
+    parameters: float
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int = 128
+
+    @property
+    def query_width(self) -> int:
+        return self.layers * self.query_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return self.layers * self.kv_heads * self.head_dim
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that one cached token takes."""
+        return 4 * self.kv_width
+
+    def crossover(self, intensity: float = B200_INTENSITY) -> float:
+        """Context at which reading the cache costs as much as the parameters' 2 P FLOPs."""
+        return 2 * self.parameters / (intensity * self.kv_bytes)
+
+
+QWEN3 = (
+    Decoder("Qwen3-0.6B", 0.752e9, 28, 16, 8),
+    Decoder("Qwen3-1.7B", 2.03e9, 28, 16, 8),
+    Decoder("Qwen3-4B", 4.02e9, 36, 32, 8),
+    Decoder("Qwen3-8B", 8.19e9, 36, 32, 8),
+    Decoder("Qwen3-14B", 14.77e9, 40, 40, 8),
+    Decoder("Qwen3-32B", 32.76e9, 64, 64, 8),
+)
+QWEN3_MOE = Decoder("Qwen3-30B-A3B", 3.3e9, 48, 32, 4)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs, and bytes of memory read."""
+
+    flops: float
+    bytes: float
+
+    def equivalent(self, intensity: float = B200_INTENSITY) -> float:
+        """Equivalent FLOPs on hardware of ``intensity`` FLOPs a byte."""
+        return self.flops + intensity * self.bytes
+
+
+def _weights(model: Decoder, made: float, trials: float, batch: int | None) -> float:
+    return 0.0 if batch is None else 2 * model.parameters * made * trials / batch
+
+
+def dense(model: Decoder, prompt: float, made: float, trials: float = 1, batch: int | None = None) -> Cost:
+    """Every token reads the whole cache.
+
+    Args:
+        model: its sizes.
+        prompt, made: tokens given and generated, of each trial.
+        trials: answers to one prompt.
+        batch: over how many sequences a read of the weights is shared; None leaves the weights out.
+    """
+    flops = trials * (2 * model.parameters * made + 2 * (2 * prompt + made) * made * model.query_width)
+    moved = 2 * (2 * prompt + trials * made) * made * model.kv_width
+    return Cost(flops, moved + _weights(model, made, trials, batch))
+
+
+def seen(budget: float, prompt: float, made: float) -> float:
+    """Keys read over a generation when a step reads at most ``budget``: the integral of min(budget, length)."""
+    if budget >= prompt + made:
+        return prompt * made + made * made / 2
+    return budget * made - max(0.0, budget - prompt) ** 2 / 2
+
+
+def top_k(
+    model: Decoder, prompt: float, made: float, budget: float, trials: float = 1, batch: int | None = None
+) -> Cost:
+    """Every token reads the ``budget`` best keys, found for nothing: the bound for all sparse methods."""
+    total = seen(budget, prompt, made)
+    flops = trials * (2 * model.parameters * made + 4 * total * model.query_width)
+    return Cost(flops, 4 * total * model.kv_width * trials + _weights(model, made, trials, batch))
+
+
+def block_top_k(
+    model: Decoder,
+    prompt: float,
+    made: float,
+    budget: float,
+    trials: float = 1,
+    block: int = 16,
+    batch: int | None = None,
+) -> Cost:
+    """As `top_k`, with the search over one mean key for each block."""
+    plain = top_k(model, prompt, made, budget, trials, batch)
+    flops = trials * (2 * prompt + made) // block * made * model.query_width
+    moved = (2 * prompt + trials * made) // block * made * model.kv_width
+    return Cost(plain.flops + flops, plain.bytes + moved)
+
+
+METHODS = {"dense": dense, "top-k": top_k, "block top-k": block_top_k}
+
+
+def cost_of(method: str, model: Decoder, prompt: float, made: float, budget: float, trials: float) -> Cost:
+    """The cost of ``method``, one of `METHODS`.
+
+    Raises:
+        HastenError: another method.
+    """
+    if method not in METHODS:
+        raise HastenError(f"unknown attention {method!r}: one of {', '.join(METHODS)}")
+    if method == "dense":
+        return dense(model, prompt, made, trials)
+    return METHODS[method](model, prompt, made, budget, trials)  # type: ignore[operator]
+
+
+def coverage(tried: int, right: int, k: int) -> float:
+    """Chance that one of k answers drawn from ``tried`` recorded ones, ``right`` of them right, is right: unbiased.
+
+    Raises:
+        HastenError: fewer recorded answers than are drawn.
+    """
+    if not 0 < k <= tried or not 0 <= right <= tried:
+        raise HastenError(f"{k} answers cannot be drawn from {tried} of which {right} are right")
+    return 1 - math.comb(tried - right, k) / math.comb(tried, k)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to spend: what it costs on average and how often it is right."""
+
+    cost: float
+    accuracy: float
+    settings: Mapping[str, Any]
+
+
+def envelope(points: Sequence[Point]) -> list[Point]:
+    """The points that no cheaper one equals: accuracy rises along it."""
+    found: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.cost, -p.accuracy)):
+        if not found or point.accuracy > found[-1].accuracy:
+            found.append(point)
+    return found
+
+
+def best_within(points: Sequence[Point], cost: float) -> Point | None:
+    """The most accurate point that costs at most ``cost``, the cheapest of equals; None when all cost more."""
+    return max((p for p in points if p.cost <= cost), key=lambda p: (p.accuracy, -p.cost), default=None)

@@ -1,0 +1,207 @@
+"""Where keys and values live while many sequences are generated on little memory: schedules, and what they cost (ALISA).
+
+A batch's cache outgrows the fast memory (a GPU's) and goes in part to a slow one (the host's), or is deleted in part and
+computed again. Three phases follow each other: everything is fast; the oldest share ``alpha`` of the tokens is slow; of
+those again the oldest share ``beta`` is deleted. arXiv 2403.17312, section 4. Bytes and seconds, no overlap.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+from hasten.errors import HastenError
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is generated, by what model.
+
+    Args:
+        layers, hidden, kv_width: of the model; ``kv_width`` is kv heads times head size.
+        parameters: of its layers.
+        batch, prompt, new_tokens: sequences, their prompt, what each makes.
+        number_bytes: of a stored number.
+    """
+
+    layers: int
+    hidden: int
+    kv_width: int
+    parameters: float
+    batch: int
+    prompt: int = 128
+    new_tokens: int = 512
+    number_bytes: int = 2
+
+    @property
+    def token_bytes(self) -> int:
+        """Keys and values of one position of all sequences."""
+        return 2 * self.layers * self.kv_width * self.number_bytes * self.batch
+
+    @property
+    def input_bytes(self) -> int:
+        """Layer inputs of one position, from which its keys and values can be computed again."""
+        return self.layers * self.hidden * self.number_bytes * self.batch
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """The machine.
+
+    Args:
+        fast_bytes: for keys and values.
+        link: B/s between the two memories.
+        fast: B/s of the fast memory.
+        compute: FLOP/s.
+        step: seconds of a step that do not depend on the cache; computed from the weights when 0.
+    """
+
+    fast_bytes: float
+    link: float
+    fast: float
+    compute: float
+    step: float = 0.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When and how much leaves the fast memory.
+
+    Args:
+        alpha: share of the tokens that is slow from the moment that not all fit.
+        beta: share of those that is deleted, from new token ``delete_from`` on.
+        delete_from: first step of the third phase; beyond the last step there is none.
+    """
+
+    alpha: float = 0.0
+    beta: float = 0.0
+    delete_from: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.alpha <= 1 and 0 <= self.beta <= 1):
+            raise HastenError("a schedule's alpha and beta are shares from 0 to 1")
+
+    def placed(self, length: int, step: int, fast_tokens: float, input_share: float) -> tuple[int, int]:
+        """(slow or deleted, deleted) tokens of ``length``: always the oldest ones.
+
+        Args:
+            length: tokens of a sequence.
+            step: new tokens made.
+            fast_tokens: tokens that the fast memory holds.
+            input_share: what a deleted token keeps there, as a share of its keys and values.
+        """
+        if length <= fast_tokens:
+            return 0, 0
+        beta = self.beta if step >= self.delete_from else 0.0
+        # Deleted tokens keep their inputs: away must satisfy length - away + beta away share <= fast_tokens.
+        least = math.ceil((length - fast_tokens) / max(1e-9, 1 - beta * input_share) - 1e-9)
+        away = min(length, max(math.ceil(self.alpha * length), least))
+        deleted = min(away, math.floor(beta * away))
+        # Rounding must not cost a byte too many.
+        while away < length and length - away + deleted * input_share > fast_tokens:
+            away += 1
+        while deleted and length - away + deleted * input_share > fast_tokens:
+            deleted -= 1
+        return away, deleted
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A whole generation: seconds, phases, bytes over the link, the most fast memory in use."""
+
+    seconds: float
+    phases: tuple[int, int, int]
+    moved: float
+    recomputed: float
+    most_fast: float
+
+
+def _fixed(job: Job, tiers: Tiers) -> float:
+    if tiers.step:
+        return tiers.step
+    moved = job.parameters * job.number_bytes / tiers.fast
+    return max(moved, 2 * job.parameters * job.batch / tiers.compute)
+
+
+def sparse(job: Job, tiers: Tiers, schedule: Schedule, ratio: float, *, old_share: float = 1.0) -> Simulated:
+    """Sparse window attention under a schedule.
+
+    Args:
+        job, tiers, schedule: what runs where and how.
+        ratio: share of the tokens that a step reads, half of them the newest.
+        old_share: how much rarer than evenly the chosen older tokens are among those away.
+    """
+    seconds = moved = again = most = 0.0
+    phases = [0, 0, 0]
+    share, fast_tokens = job.input_bytes / job.token_bytes, tiers.fast_bytes / job.token_bytes
+    before = 0
+    for step in range(job.new_tokens):
+        length = job.prompt + step + 1
+        away, deleted = schedule.placed(length, step, fast_tokens, share)
+        budget = math.floor(ratio * length)
+        local = min(length, max(1, budget // 2))
+        older = max(1, length - local)
+        # Local tokens are always in fast memory's reach: only the chosen older ones may be away.
+        beyond = max(0, away - older)
+        picked = (budget - local) / older * min(away, older) * old_share + beyond
+        fetched = picked * (away - deleted) / max(1, away)
+        redone = picked - fetched
+        bytes_moved = (fetched + max(0, away - before)) * job.token_bytes
+        flops = redone * 4 * job.layers * job.hidden * job.kv_width * job.batch
+        before = away
+        moved += bytes_moved
+        again += redone
+        phases[2 if deleted else 1 if away else 0] += 1
+        most = max(most, (length - away + deleted * share) * job.token_bytes)
+        seconds += _fixed(job, tiers) + budget * job.token_bytes / tiers.fast + bytes_moved / tiers.link
+        seconds += flops / tiers.compute
+    return Simulated(seconds, (phases[0], phases[1], phases[2]), moved, again, most)
+
+
+def static_split(job: Job, tiers: Tiers) -> Simulated:
+    """Full attention with a fixed share of every token's cache on the slow side, chosen for the last step (FlexGen)."""
+    final = (job.prompt + job.new_tokens) * job.token_bytes
+    share = max(0.0, 1 - tiers.fast_bytes / final)
+    seconds = moved = 0.0
+    for step in range(job.new_tokens):
+        cached = (job.prompt + step + 1) * job.token_bytes
+        fetched = cached * share + job.token_bytes * share
+        moved += fetched
+        seconds += _fixed(job, tiers) + cached / tiers.fast + fetched / tiers.link
+    phases = (0, job.new_tokens, 0) if share else (job.new_tokens, 0, 0)
+    return Simulated(seconds, phases, moved, 0.0, final * (1 - share))
+
+
+def waves(job: Job, tiers: Tiers) -> Simulated:
+    """Full attention, all in fast memory, as many sequences at a time as fit (preemption as in vLLM).
+
+    Raises:
+        HastenError: not one sequence fits.
+    """
+    each = (job.prompt + job.new_tokens) * job.token_bytes / job.batch
+    at_once = min(job.batch, math.floor(tiers.fast_bytes / each))
+    if at_once < 1:
+        raise HastenError("not one sequence fits into fast memory: give it more, or generate less")
+    seconds, left = 0.0, job.batch
+    while left:
+        some = replace(job, batch=min(at_once, left))
+        left -= some.batch
+        for step in range(job.new_tokens):
+            seconds += _fixed(some, tiers) + (job.prompt + step + 1) * some.token_bytes / tiers.fast
+    return Simulated(seconds, (job.new_tokens, 0, 0), 0.0, 0.0, at_once * each)
+
+
+def best_schedule(job: Job, tiers: Tiers, ratio: float, *, old_share: float = 1.0, delete: bool = True) -> Schedule:
+    """The schedule of the least simulated time: a grid over alpha, beta and the beginning of the third phase.
+
+    Raises:
+        HastenError: even with everything away the fast memory is too small for a step.
+    """
+    if tiers.fast_bytes < job.token_bytes:
+        raise HastenError("the fast memory does not hold one token of the batch: give it more")
+    starts = [round(job.new_tokens * s) for s in (0, 0.25, 0.5, 0.75)]
+    betas = (0.25, 0.5, 0.75, 1.0) if delete else ()
+    options = [Schedule(alpha) for alpha in (0.0, 0.25, 0.5, 0.75)]
+    options += [Schedule(a, b, s) for a, b, s in itertools.product((0.0, 0.25, 0.5, 0.75), betas, starts)]
+    return min(options, key=lambda s: sparse(job, tiers, s, ratio, old_share=old_share).seconds)

@@ -1,0 +1,135 @@
+"""A model whose layers run in another order: some skipped, some repeated, for one input or for all (CoLa).
+
+A path is a list of layer numbers. Every step of it has its own place in the key-value cache: a repeated layer must not
+attend over its first pass, a skipped one leaves nothing. Positions do not depend on the path. arXiv 2507.07996.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hasten.errors import HastenError
+from hasten.runtime.language_model import LanguageModel
+
+
+def check_path(path: Sequence[int], layers: int) -> None:
+    """Raises HastenError for an empty path or a layer that is not there."""
+    if not path or min(path) < 0 or max(path) >= layers:
+        raise HastenError(f"a path is a list of layers from 0 to {layers - 1}, at least one")
+
+
+def _step(layer: nn.Module, index: int) -> nn.Module:
+    """``layer`` over the same weights, at another place of the cache."""
+    step, attention = copy.copy(layer), copy.copy(layer.self_attn)
+    attention.layer_idx = index  # type: ignore[union-attr, assignment]
+    step._modules = {**layer._modules, "self_attn": attention}  # type: ignore[dict-item]
+    return step
+
+
+@contextlib.contextmanager
+def chain(model: LanguageModel, path: Sequence[int]) -> Iterator[LanguageModel]:
+    """Within, ``model`` runs the layers of ``path`` in that order, generation and caches included.
+
+    Args:
+        model: as it stands.
+        path: layer numbers; ``range(layers)`` changes nothing.
+
+    Raises:
+        HastenError: a path with layers that the model does not have.
+    """
+    layers, config = model.layers, model.network.config
+    check_path(path, len(layers))
+    kinds = getattr(config, "layer_types", None)
+    model.network.model.layers = nn.ModuleList(_step(layers[i], k) for k, i in enumerate(path))
+    config.num_hidden_layers = len(path)
+    if kinds:
+        config.layer_types = [kinds[i] for i in path]
+    try:
+        yield model
+    finally:
+        model.network.model.layers = layers
+        config.num_hidden_layers = len(layers)
+        if kinds:
+            config.layer_types = kinds
+
+
+class Chains:
+    """Logits of one input along many paths, without a cache; what paths share with the whole model is run once.
+
+    Args:
+        model: whose layers the paths are made of.
+        ids: (length) tokens of the input.
+    """
+
+    def __init__(self, model: LanguageModel, ids: Tensor) -> None:
+        self._model = model
+        self._inner = model.network.model
+        self._states: list[Tensor] = []
+        with torch.inference_mode():
+            state = self._inner.embed_tokens(ids[None])
+            self._turns = self._inner.rotary_emb(state, position_ids=torch.arange(len(ids))[None])
+            for layer in model.layers:
+                self._states.append(state)
+                state = self._run(layer, state)
+        self._states.append(state)
+
+    def _run(self, layer: Any, state: Tensor) -> Tensor:
+        out = layer(state, attention_mask=None, position_embeddings=self._turns, past_key_values=None)
+        return out[0] if isinstance(out, tuple) else out
+
+    @torch.inference_mode()
+    def logits(self, path: Sequence[int], last: int = 1) -> Tensor:
+        """Logits (last, vocabulary) at the last positions, fp32."""
+        check_path(path, len(self._model.layers))
+        shared = 0
+        while shared < len(path) and path[shared] == shared:
+            shared += 1
+        state = self._states[shared]
+        for i in path[shared:]:
+            state = self._run(self._model.layers[i], state)
+        return self._model.network.lm_head(self._inner.norm(state[:, -last:]))[0].float()
+
+
+class PathPredictor(nn.Module):
+    """Chooses one of a few known paths for a prompt from its mean hidden state, or none.
+
+    The search for paths knows the answer; this does not, and so can be used.
+
+    Args:
+        hidden: width of the model.
+        paths: those to choose among.
+        threshold: confidence below which the whole model is used.
+    """
+
+    def __init__(self, hidden: int, paths: Sequence[Sequence[int]], threshold: float = 0.5) -> None:
+        super().__init__()
+        self.paths = [tuple(p) for p in paths]
+        self.threshold = threshold
+        self.score = nn.Linear(hidden, len(self.paths))
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Logits (batch, paths) that each path is right, from mean hidden states (batch, hidden)."""
+        return self.score(nn.functional.layer_norm(state, state.shape[-1:]))
+
+    def fit(self, states: Tensor, valid: Tensor, steps: int = 300) -> float:
+        """Learns from states (n, hidden) which paths (n, paths) were right; returns the last loss."""
+        optimizer = torch.optim.AdamW(self.parameters(), 1e-2, weight_decay=0.1)
+        loss = torch.zeros(())
+        for _ in range(steps):
+            loss = nn.functional.binary_cross_entropy_with_logits(self(states), valid.float())
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return float(loss.detach())
+
+    @torch.inference_mode()
+    def choose(self, state: Tensor) -> tuple[int, ...] | None:
+        """The path for one prompt's mean state (hidden), None for the whole model."""
+        confidence, best = torch.sigmoid(self(state[None]))[0].max(0)
+        return self.paths[int(best)] if float(confidence) >= self.threshold else None

@@ -1,0 +1,61 @@
+"""Schedules over two tiers: budgets kept, limits right, the optimizer no worse than what it chose from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hasten.cost.tiers import Job, Schedule, Tiers, best_schedule, sparse, static_split, waves
+from hasten.errors import HastenError
+
+OPT = Job(32, 4096, 4096, 6.44e9, batch=64)
+V100 = Tiers(fast_bytes=3e9, link=20e9, fast=900e9, compute=100e12)
+shares = st.floats(0, 1)
+
+
+def test_published_bytes() -> None:
+    assert replace(OPT, batch=1).token_bytes == 524288
+    assert OPT.token_bytes * 640 == 20 * 2**30
+
+
+@given(shares, shares, st.integers(0, 600), st.floats(1e9, 3e10), st.integers(1, 64))
+def test_the_budget_is_never_passed(alpha: float, beta: float, start: int, fast: float, batch: int) -> None:
+    job, tiers = replace(OPT, batch=batch), replace(V100, fast_bytes=fast)
+    assert sparse(job, tiers, Schedule(alpha, beta, start), 0.2).most_fast <= fast * (1 + 1e-9)
+
+
+def test_with_memory_for_all_there_is_one_phase() -> None:
+    found = sparse(OPT, replace(V100, fast_bytes=1e12), Schedule(0.5, 0.5, 0), 0.2)
+    assert found.phases == (512, 0, 0)
+    assert found.moved == 0
+
+
+def test_a_link_without_end_leaves_nothing_to_delete() -> None:
+    chosen = best_schedule(OPT, replace(V100, link=1e18), 0.2)
+    assert chosen.beta == 0 or chosen.delete_from >= 512
+
+
+def test_the_optimizer_is_no_worse() -> None:
+    best = sparse(OPT, V100, best_schedule(OPT, V100, 0.2), 0.2).seconds
+    for schedule in (Schedule(), Schedule(0.5), Schedule(0.5, 0.5, 0), Schedule(0.75, 1.0, 256)):
+        assert best <= sparse(OPT, V100, schedule, 0.2).seconds * (1 + 1e-12)
+
+
+def test_against_full_attention() -> None:
+    ours = sparse(OPT, V100, best_schedule(OPT, V100, 0.2), 0.2).seconds
+    assert static_split(OPT, V100).seconds > 1.5 * ours
+    small = replace(OPT, batch=1)
+    alone = [f.seconds for f in (static_split(small, V100), waves(small, V100))]
+    assert sparse(small, V100, Schedule(), 1.0).seconds == pytest.approx(alone[0], rel=0.01) == alone[1]
+
+
+def test_too_little_memory() -> None:
+    with pytest.raises(HastenError, match="one token"):
+        best_schedule(OPT, replace(V100, fast_bytes=1e6), 0.2)
+    with pytest.raises(HastenError, match="one sequence"):
+        waves(OPT, replace(V100, fast_bytes=1e6))
+    with pytest.raises(HastenError, match="shares"):
+        Schedule(1.5)

@@ -1,0 +1,71 @@
+"""The tree search over layer chains: its actions, its bookkeeping, its limits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from hasten.errors import HastenError
+from hasten.search.layer_chains import Node, Rules, random_search, search, ucb
+
+RULES = Rules(10, 6, 12)
+
+
+def nodes(root: Node) -> list[Node]:
+    return [root, *(n for c in root.children for n in nodes(c))]
+
+
+def test_candidates_at_the_root() -> None:
+    free = Rules(10, 1, 40)
+    whole = tuple(range(10))
+    # Runs of 1 to 4 skipped, and as many repeated.
+    assert len(free.next(whole, root=True)) == 2 * sum(10 - k + 1 for k in range(1, 5))
+    assert len(free.next(whole)) == 20
+    doubled = (0, 1, 1, 2)
+    assert len([p for p in Rules(3, 1, 9).next(doubled) if len(p) == 3]) == 3, "either of two equal steps is one path"
+    assert all(max(p.count(i) for i in p) <= 2 for p in Rules(3, 1, 9).next(doubled))
+
+
+def test_the_books_balance() -> None:
+    result = search(RULES, lambda path: sum(path) % 3 == 0, trials=80, seed=1)
+    assert len(result.seen) == 81
+    assert result.root is not None
+    for node in nodes(result.root):
+        own = int(node.path in result.seen)
+        assert node.visits == own + sum(c.visits for c in node.children)
+        assert node.total == own * result.seen.get(node.path, 0) + sum(c.total for c in node.children)
+        if node.visits:
+            expected = node.total / node.visits - 5 * len(node.path) / 10 + math.sqrt(2 * math.log(82) / node.visits)
+            assert ucb(node, 81, 10, 5.0) == pytest.approx(expected)
+    assert all(6 <= len(p) <= 12 for p in result.seen)
+    paths = [n.path for n in nodes(result.root)]
+    assert len(paths) == len(set(paths))
+
+
+def test_a_budget_of_nothing_and_the_same_seed() -> None:
+    assert list(search(RULES, lambda p: True, trials=0).seen) == [tuple(range(10))]
+    one, two = (search(RULES, lambda p: len(p) == 8, trials=40, seed=5).seen for _ in range(2))
+    assert list(one) == list(two)
+    assert list(one) != list(search(RULES, lambda p: len(p) == 8, trials=40, seed=6).seen)
+
+
+def test_a_heavy_penalty_prefers_short_paths() -> None:
+    long = Node(tuple(range(10)), visits=3, total=3)
+    short = Node(tuple(range(7)), visits=9, total=0)
+    assert ucb(short, 20, 10, 1e6) > ucb(long, 20, 10, 1e6)
+    assert ucb(short, 20, 10, 0.0) < ucb(long, 20, 10, 0.0)
+    assert ucb(Node((0,)), 20, 10, 0.0) == -math.inf
+
+
+def test_the_whole_tree_is_walked_and_ends() -> None:
+    rules = Rules(3, 2, 3, runs=(1,))
+    result = search(rules, lambda p: p == (0, 2), trials=1000)
+    assert result.best == (0, 2)
+    assert result.root is not None and result.root.explored
+    assert set(random_search(rules, lambda p: False, trials=1000).seen) <= set(result.seen) | {(0, 1, 2)}
+
+
+def test_rules_keep_the_whole_model() -> None:
+    with pytest.raises(HastenError, match="shortest <= layers"):
+        Rules(10, 11, 12)
