@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from hasten.models.kat import KATConfig as KATConfig
     from hasten.models.loading import Loaded as Loaded
     from hasten.models.loading import load_network as load_network
+    from hasten.models.loading import load_packed as load_packed
     from hasten.models.mamba_lm import MambaConfig as MambaConfig
     from hasten.models.mamba_lm import MambaLM as MambaLM
     from hasten.models.matmul_free import MatMulFreeConfig as MatMulFreeConfig
     from hasten.models.matmul_free import MatMulFreeLM as MatMulFreeLM
+    from hasten.models.smallthinker import SmallThinkerConfig as SmallThinkerConfig
+    from hasten.models.smallthinker import SmallThinkerLM as SmallThinkerLM
 
 _HOMES = {
     "BMojoConfig": "hasten.models.bmojo_lm",
@@ -31,7 +34,10 @@ _HOMES = {
     "MambaLM": "hasten.models.mamba_lm",
     "MatMulFreeConfig": "hasten.models.matmul_free",
     "MatMulFreeLM": "hasten.models.matmul_free",
+    "SmallThinkerConfig": "hasten.models.smallthinker",
+    "SmallThinkerLM": "hasten.models.smallthinker",
     "load_network": "hasten.models.loading",
+    "load_packed": "hasten.models.loading",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605

@@ -17,6 +17,7 @@ _HOMES = {
     "hasten.models.kat": "KAT",
     "hasten.models.mamba_lm": "MambaLM",
     "hasten.models.matmul_free": "MatMulFreeLM",
+    "hasten.models.smallthinker": "SmallThinkerLM",
 }
 
 

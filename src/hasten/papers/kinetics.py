@@ -1,6 +1,18 @@
 """Kinetics: Rethinking Test-Time Scaling Laws."""
 
-from hasten.papers.card import Claim, Paper
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hasten.papers.card import Claim, Context, Paper, Seen
+from hasten.papers.measures import judged
+
+if TYPE_CHECKING:
+    from hasten.cost.test_time import Decoder, Point
 
 paper = Paper(
     slug="kinetics",
@@ -9,6 +21,13 @@ paper = Paper(
     year=2025,
     field="inference",
     summary="Charges memory traffic in test-time scaling and recommends larger models with sparse attention.",
+    pieces=(
+        "hasten.runtime.policies:BlockTopK",
+        "hasten.runtime.policies:TopK",
+        "hasten.cost.test_time:block_top_k",
+        "hasten.cost.test_time:coverage",
+        "hasten.methods:BlockTopK",
+    ),
     claims=(
         Claim(
             "K1",
@@ -51,3 +70,255 @@ paper = Paper(
         ),
     ),
 )
+
+_NEEDS = 100.0
+_SYMBOLS, _STEPS = 10, 32
+_WIDTHS = (32, 64, 96)
+
+
+@paper.check("K1")
+def _dominant(context: Context) -> Seen:
+    from hasten.cost.test_time import QWEN3, dense
+
+    shares = []
+    for model in QWEN3:
+        cost = dense(model, 200, 16384)
+        shares.append(1 - 2 * model.parameters * 16384 / cost.equivalent())
+    value = f"attention is {min(shares):.1%} to {max(shares):.1%} of the equivalent FLOPs of six Qwen3 sizes at 16K tokens"
+    return Seen(value, min(shares) >= 0.95)
+
+
+def _network(width: int) -> Any:
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=2 * _SYMBOLS, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+        num_attention_heads=width // 16, num_key_value_heads=width // 32, head_dim=16, max_position_embeddings=128,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+def _trained(width: int, steps: int, seed: int) -> dict[str, Any]:
+    """Weights of a model that has learned to follow a permutation given in its prompt."""
+    import torch
+
+    from hasten.data.recall_tasks import iterated_map
+    from hasten.train.fitting import fit
+
+    torch.manual_seed(seed)
+    network = _network(width)
+    generator = torch.Generator().manual_seed(seed + 1)
+
+    def loss(step: int) -> torch.Tensor:
+        ids, written = iterated_map(64, symbols=_SYMBOLS, longest=_STEPS, generator=generator)
+        logits, wanted = network(ids[:, :-1]).logits, written[:, 1:]
+        return torch.nn.functional.cross_entropy(logits[wanted], ids[:, 1:][wanted])
+
+    fit(network, loss, steps=steps, peak=0.32 / width)
+    return dict(network.state_dict())
+
+
+def _sampled(weights: dict[str, Any], width: int, methods: list[tuple[str, int]], questions: int, trials: int, seed: int) -> list[list[list[int]]]:
+    """For each method and question, how many steps each trial got right before the first error: really generated."""
+    import torch
+
+    from hasten.data.recall_tasks import iterated_map
+    from hasten.runtime import CacheSpec, LanguageModel
+
+    network = _network(width)
+    network.load_state_dict(weights)
+    prompt = 2 * _SYMBOLS + 1
+    ids, _ = iterated_map(questions, symbols=_SYMBOLS, longest=_STEPS, generator=torch.Generator().manual_seed(seed + 7))
+    found = []
+    for method, budget in methods:
+        model = LanguageModel(network, cache=CacheSpec(policy=_policy(method, budget)))
+        torch.manual_seed(seed)
+        answers = ids.repeat_interleave(trials, 0)
+        cache = model.new_cache(len(answers), prompt + _STEPS)
+        with torch.inference_mode():
+            logits = model.prefill(answers[:, :prompt], cache)
+            right = torch.ones(len(answers), dtype=torch.bool)
+            lengths = torch.zeros(len(answers), dtype=torch.int64)
+            for step in range(_STEPS):
+                token = torch.multinomial(torch.softmax(logits, -1), 1)
+                right &= token[:, 0] == answers[:, prompt + step]
+                lengths += right
+                logits = model(token, past_key_values=cache).logits[:, -1].float()
+        found.append(lengths.view(questions, trials).tolist())
+    return found
+
+
+def _policy(method: str, budget: int) -> Any:
+    from hasten.runtime.policies import BlockTopK, LocalWindow, TopK
+
+    if method == "dense":
+        return None
+    if method == "top-k":
+        return TopK(budget - 5, local=4, sinks=1)
+    if method == "block top-k":
+        return BlockTopK(budget // 2 - 3, local=2, block=2)
+    return LocalWindow(budget, sinks=1)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A trained family member: its description for costs, and per method and budget the lengths answered right."""
+
+    decoder: Decoder
+    lengths: dict[tuple[str, int], list[list[int]]]
+
+
+_METHODS = [("dense", 0), *itertools.product(("top-k", "block top-k", "local"), (12, 20, 32))]
+
+
+@functools.cache
+def _family(budget: float, seed: int) -> list[_Model]:
+    from hasten.cost.test_time import Decoder
+    from hasten.train.arms import run_arms
+
+    enough = budget >= _NEEDS
+    steps = 3000 if budget >= 1500 else 1000 if enough else 5
+    questions, trials = (64, 16) if enough else (4, 2)
+    weights = run_arms(_trained, [(w, steps, seed) for w in reversed(_WIDTHS)])[::-1]
+    arms = [(w, width, _METHODS, questions, trials, seed) for w, width in zip(weights, _WIDTHS, strict=True)]
+    family = []
+    for (state, width, *_), lengths in zip(arms, run_arms(_sampled, arms), strict=True):
+        parameters = sum(t.numel() for t in state.values())
+        decoder = Decoder(str(width), parameters, 2, width // 16, width // 32, 16)
+        family.append(_Model(decoder, dict(zip(_METHODS, lengths, strict=True))))
+    return family
+
+
+def _points(family: list[_Model], method: str, intensity: float) -> list[Point]:
+    """Accuracy and mean cost of best-of-N over steps asked, models and budgets."""
+    from hasten.cost.test_time import Point, cost_of, coverage
+
+    points = []
+    prompt = 2 * _SYMBOLS + 1
+    asked = (8, 16, 24, 32)
+    for model in family:
+        for (name, budget), lengths in model.lengths.items():
+            if name != method:
+                continue
+            for trials in (1, 2, 4, 8, 16):
+                accuracy = cost = 0.0
+                for longest in asked:
+                    right = [sum(n >= longest for n in row) for row in lengths]
+                    accuracy += sum(coverage(len(r), k, trials) for r, k in zip(lengths, right, strict=True)) / len(right)
+                    kind = "block top-k" if method == "local" else method
+                    cost += cost_of(kind, model.decoder, prompt, longest, budget, trials).equivalent(intensity)
+                settings = {"model": model.decoder.name, "budget": budget, "trials": trials}
+                points.append(Point(cost / len(asked), accuracy / len(asked), settings))
+    return points
+
+
+@paper.check("K3")
+def _sparse_against_dense(context: Context) -> Seen:
+    from hasten.cost.test_time import B200_INTENSITY, best_within, envelope
+
+    family = _family(context.budget, context.seed)
+    fronts = {m: envelope(_points(family, m, B200_INTENSITY)) for m in ("dense", "top-k", "block top-k", "local")}
+    top = fronts["dense"][-1]
+    needed = [p.cost for p in fronts["block top-k"] if p.accuracy >= top.accuracy - 0.01]
+    ratio = needed[0] / top.cost if needed else float("inf")
+    gaps = []
+    for point in fronts["dense"]:
+        other = best_within(fronts["block top-k"], point.cost)
+        gaps.append((other.accuracy if other else 0.0) - point.accuracy)
+    local = fronts["local"][-1].accuracy
+    value = (
+        f"following a permutation, three models, 16 trials: block top-k is {max(gaps):+.0%} to {min(gaps):+.0%} over dense at"
+        f" equal cost and reaches its best ({top.accuracy:.0%}) at {ratio:.2f}x the cost; a local window at most {local:.0%}"
+    )
+    return judged(context, value, min(gaps) > -0.02 and ratio <= 0.7 and local < 0.5 * top.accuracy, max(gaps) > 0, needs=_NEEDS)
+
+
+@paper.check("K4")
+def _by_the_law(context: Context) -> Seen:
+    from hasten.cost.test_time import B200_INTENSITY, envelope
+
+    family = _family(context.budget, context.seed)
+    charged = envelope(_points(family, "block top-k", B200_INTENSITY))
+    # Chosen by FLOPs alone among dense settings, then charged for the memory that it moves.
+    by_flops = envelope(_points(family, "dense", 0.0))
+    full = {tuple(p.settings.items()): p.cost for p in _points(family, "dense", B200_INTENSITY)}
+    gains, smaller = [], []
+    dense = envelope(_points(family, "dense", B200_INTENSITY))
+    for point in by_flops:
+        price = full[tuple(point.settings.items())]
+        better = [p.cost for p in charged if p.accuracy >= point.accuracy]
+        if better:
+            gains.append(price / better[0])
+        rival = [p for p in dense if p.cost <= price]
+        if rival:
+            smaller.append(int(point.settings["model"]) <= int(rival[-1].settings["model"]))
+    value = (
+        f"equal accuracy for up to {max(gains, default=0):.1f}x less than the choice by FLOPs alone, whose model is no larger"
+        f" in {sum(smaller)} of {len(smaller)} cases"
+    )
+    return judged(context, value, max(gains, default=0) >= 2 and all(smaller), max(gains, default=0) > 1, needs=_NEEDS)
+
+
+@paper.check("K5")
+def _exponents(context: Context) -> Seen:
+    from hasten.cost.test_time import B200_INTENSITY, envelope
+
+    front = [p for p in envelope(_points(_family(context.budget, context.seed), "block top-k", B200_INTENSITY)) if p.accuracy > 0]
+    from hasten.papers.measures import log_slope
+
+    if len(front) < 3:
+        return Seen("fewer than three points on the frontier", False, None)
+    costs = [p.cost for p in front]
+    budget = log_slope(costs, [p.settings["budget"] for p in front])
+    tokens = log_slope(costs, [p.settings["trials"] for p in front])
+    value = f"along the frontier of {len(front)} points the budget grows as cost^{budget:.2f}, generated tokens as cost^{tokens:.2f}"
+    return judged(context, value, 0 <= budget < tokens, budget < tokens, needs=_NEEDS)
+
+
+@paper.check("K6")
+def _throughput(context: Context) -> Seen:
+    import torch
+    import transformers
+
+    from hasten.cost.test_time import Decoder, block_top_k, dense
+    from hasten.runtime import CacheSpec, LanguageModel
+    from hasten.runtime.policies import BlockTopK
+
+    # SmolLM2-135M's attention; two layers, of which the first reads everything, so the difference is of one.
+    config = transformers.LlamaConfig(
+        vocab_size=512, hidden_size=576, intermediate_size=64, num_hidden_layers=2, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=20000,
+    )  # fmt: skip
+    torch.manual_seed(context.seed)
+    network = transformers.LlamaForCausalLM(config).eval()
+    lengths, batch, steps = ((1024, 4096, 16384), 8, 12) if context.budget >= 30 else ((1024, 2048), 2, 2)
+    shape = Decoder("layer", 0, 1, 9, 3, 64)
+    parts, ratios = [], []
+    for length in lengths:
+        times = {}
+        for name, policy in (("dense", None), ("sparse", BlockTopK(16, 2))):
+            model = LanguageModel(network, cache=CacheSpec("bf16", policy=policy))
+            cache, step = model.session(batch, length + steps + 2)
+            for layer in cache.layers:
+                for tensor in layer.tensors.values():
+                    tensor.normal_()
+            cache.lengths[:] = [length] * batch
+            cache.quantized[:] = [length // 32] * batch
+            best = float("inf")
+            for at in range(steps + 1):
+                positions = [length + at] * batch
+                begun = time.perf_counter()
+                if step is None:
+                    return Seen("the compiled kernels are not installed", False)
+                step([1] * batch, list(range(batch)), positions)
+                cache.advance([1] * batch)
+                best = min(best, time.perf_counter() - begun)
+            times[name] = best
+        # Both have the dense first layer; take half of the dense time, one layer, off each.
+        ratio = (times["dense"] / 2) / max(1e-9, times["sparse"] - times["dense"] / 2)
+        model_ratio = dense(shape, length, 1).bytes / block_top_k(shape, length, 1, 19 * 32, block=32).bytes
+        ratios.append(ratio)
+        parts.append(f"{ratio:.1f}x at {length} (bytes: {model_ratio:.1f}x)")
+    value = "one layer of SmolLM2-135M's shape, batch 8, 19 blocks of 32: " + ", ".join(parts)
+    return judged(context, value, ratios[1] > 1 and ratios == sorted(ratios), ratios[-1] > 1, needs=30)

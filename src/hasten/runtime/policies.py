@@ -307,6 +307,32 @@ class LocalShare(_Selecting):
         return torch.cat((torch.arange(self.sinks), recent)).expand(*keys.shape[:2], -1)
 
 
+@dataclass(frozen=True)
+class LocalWindow(_Selecting):
+    """The newest tokens and the first ones, a fixed number.
+
+    Args:
+        size: tokens read.
+        sinks: first tokens among them.
+    """
+
+    size: int = 256
+    sinks: int = 4
+
+    def dense(self, index: int) -> bool:
+        return index == 0
+
+    def budget(self, length: int) -> int:
+        return min(length, self.size)
+
+    def choose(self, layer: CacheLayer, query: Tensor, keys: Tensor, scaling: float) -> Tensor | None:
+        length = keys.shape[2]
+        if length <= self.size:
+            return None
+        recent = torch.arange(length - self.size + self.sinks, length)
+        return torch.cat((torch.arange(self.sinks), recent)).expand(*keys.shape[:2], -1)
+
+
 class _Dropping(Policy):
     """A policy that keeps ``capacity`` tokens of a prompt, and all that follow."""
 

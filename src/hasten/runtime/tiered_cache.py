@@ -142,7 +142,7 @@ class _Layer(CacheLayerMixin):
         if self.away < self.length:
             keys, values = self.keys.gather(2, place), self.values.gather(2, place)
         else:
-            keys, values = self.keys.new_zeros(2, *shape)
+            keys, values = self.keys.new_zeros(shape), self.values.new_zeros(shape)
         slow = (where < self.away) & (where >= self.deleted)
         if slow.any():
             sequence, head, slot = slow.nonzero(as_tuple=True)
