@@ -190,6 +190,8 @@ class CompiledStep:
         positions: list[int],
         logits_from: int = 0,
         turns: list[int] | None = None,
+        masks: list[int] | None = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """Runs one step.
 
@@ -198,7 +200,9 @@ class CompiledStep:
             sequences: the row's sequence in the batch; a sequence's rows stand in order.
             positions: the row's position, from its sequence's committed length on.
             logits_from: rows before this one only enter the cache.
-            turns: the rows' rotary positions, where tokens have left the cache; None: ``positions``.
+            turns: the rows' rotary positions, where tokens have left the cache or rows form a tree; None: ``positions``.
+            masks: of a tree, for each row the bits of the rows of its sequence that it sees; None: all before it.
+            hidden: (rows - logits_from, width) fp32, filled with the normed states that the head multiplies.
 
         Returns:
             Logits (rows - logits_from, vocabulary), fp32, valid until the next call. The cache's
@@ -208,6 +212,7 @@ class CompiledStep:
         if self._version != cache.version:
             self._set_cache(cache)
         rows_in = torch.tensor((ids, sequences, positions, turns or positions), dtype=torch.int64)
+        seen = None if masks is None else torch.tensor(masks, dtype=torch.int64)
         state = torch.tensor((cache.lengths, cache.quantized), dtype=torch.int64)
         wanted = rows - logits_from
         if self._logits.shape[0] < wanted:
@@ -224,5 +229,7 @@ class CompiledStep:
             state[1].data_ptr(),
             logits.data_ptr(),
             torch.get_num_threads(),
+            0 if seen is None else seen.data_ptr(),
+            0 if hidden is None else hidden.data_ptr(),
         )
         return logits

@@ -34,6 +34,8 @@ struct Place {
 struct View {
   int64_t pos, low, sinks, sink_end, first, count;
   const int32_t* list = nullptr;
+  int64_t tree_from = INT64_MAX;  // places from here on are seen as `mask` says
+  uint64_t mask = ~uint64_t(0);
 
   View(const Cache& c, const LayerCache& l, int64_t at, const int32_t* chosen) : pos(at) {
     low = l.window && pos + 1 > l.window ? pos + 1 - l.window : 0;
@@ -163,6 +165,8 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
       for (int64_t t = tokens[j]; t < 32; ++t) scores[t] = -FLT_MAX;
       for (int64_t t = view.sinks - base[j] > 0 ? view.sinks - base[j] : 0; t < view.low - base[j] && t < 32; ++t)
         scores[t] = -FLT_MAX;
+      for (int64_t t = view.tree_from - base[j] > 0 ? view.tree_from - base[j] : 0; t < tokens[j]; ++t)
+        if (!(view.mask >> (base[j] + t - view.tree_from) & 1)) scores[t] = -FLT_MAX;
     }
   }
   for (int h = 0; h < Heads; ++h) {

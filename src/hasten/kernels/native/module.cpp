@@ -235,7 +235,8 @@ class Decoder {
   // Pointers to int64: ids, seq, pos, turn (rows each), committed, quantized (batch each). Checked here, once a
   // step, so that no kernel reads or writes outside a tensor.
   void step(uintptr_t ids, uintptr_t seq, uintptr_t pos, uintptr_t turn, int rows, int logits_from,
-            uintptr_t committed, uintptr_t quantized, uintptr_t logits, int threads) {
+            uintptr_t committed, uintptr_t quantized, uintptr_t logits, int threads, uintptr_t masks,
+            uintptr_t hidden) {
     Tokens in;
     in.rows = rows;
     in.logits_from = logits_from;
@@ -245,6 +246,8 @@ class Decoder {
     in.turn = pointer<const int64_t>(turn);
     in.committed = pointer<const int64_t>(committed);
     in.quantized = pointer<const int64_t>(quantized);
+    in.masks = pointer<const uint64_t>(masks);
+    in.hidden = pointer<float>(hidden);
     check(in);
     const Scratch scratch = reserve(in, threads);
 #pragma omp parallel num_threads(threads)
@@ -271,8 +274,10 @@ class Decoder {
       if (in.seq[t] < 0 || in.seq[t] >= cache_.batch) throw std::out_of_range("a sequence outside the batch");
       const int64_t from = in.committed[in.seq[t]];
       if (in.pos[t] < from || in.pos[t] >= limit) throw std::out_of_range("a position outside the cache");
-      if (in.turn[t] < in.pos[t] || in.turn[t] >= model_.positions)
+      if ((!in.masks && in.turn[t] < in.pos[t]) || in.turn[t] < 0 || in.turn[t] >= model_.positions)
         throw std::out_of_range("a position outside the model's");
+      if (in.masks && (in.pos[t] - from >= 64 || !(in.masks[t] >> (in.pos[t] - from) & 1) || !(in.masks[t] & 1)))
+        throw std::out_of_range("a row of a tree sees its root and itself");
       if (in.pos[t] - from >= slack || ((ring || cache_.top) && in.pos[t] - from >= cache_.block))
         throw std::out_of_range("too many tokens of one sequence in a step");
     }

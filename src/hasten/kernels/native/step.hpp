@@ -113,7 +113,13 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
       barrier.wait();
     }
     const auto view_of = [&](int64_t i) {
-      return View(c, cache, in.pos[i / m.kv_heads], choosing ? s.chosen + i * s.chosen_stride : nullptr);
+      const int64_t t = i / m.kv_heads;
+      View view(c, cache, in.pos[t], choosing ? s.chosen + i * s.chosen_stride : nullptr);
+      if (in.masks) {
+        view.tree_from = in.committed[in.seq[t]];
+        view.mask = in.masks[t];
+      }
+      return view;
     };
 
     // Parts of the keys, of every row and kv head, are shared out; each sum is over the same parts whatever the
@@ -180,6 +186,7 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
   }
 
   norm(m.final_norm, in.logits_from, m.head);
+  if (in.hidden && rank == 0) std::memcpy(in.hidden, s.normed, size_t((rows - in.logits_from) * m.hidden) * sizeof(float));
   share(m.vocabulary, 8, rank, threads, begin, end);
   multiply_either(m.head, s.normed, m.hidden, s.hidden_codes, rows - in.logits_from, logits, m.vocabulary, begin, end);
 }

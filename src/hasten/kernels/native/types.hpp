@@ -93,6 +93,9 @@ struct Tokens {
   int rows = 0, logits_from = 0;
   const int64_t *ids = nullptr, *seq = nullptr, *pos = nullptr, *turn = nullptr;
   const int64_t *committed = nullptr, *quantized = nullptr;  // (batch)
+  // Where rows of a step form a tree: bit i of a row's mask says whether it sees its sequence's i-th row. Null: a chain.
+  const uint64_t* masks = nullptr;
+  float* hidden = nullptr;  // if not null: normed last states of the rows whose logits are computed
 };
 
 class Barrier;
