@@ -306,7 +306,7 @@ def _loops(source: str) -> list[tuple[int, str, int | None, list[str]]]:
             count = None
             if loop:
                 begin, end, step = int(loop[2]), int(loop[4]), int(loop[6] or 1)
-                count = abs(end - begin) // step + (loop[3] == "<=")
+                count = abs(end - begin) // step + (loop[3] == "<=") if step else None
             found.append((len(open_loops), loop[1] if loop else "", count, []))
             if text.endswith("{"):
                 open_loops.append((depth, len(found) - 1))

@@ -5,6 +5,7 @@ from hasten.methods.drop_layers import DropLayers
 from hasten.methods.method import Method, apply_all, from_dict, ordered, registry, rewrite_all
 from hasten.methods.prompt_lookup import LookupDecoding
 from hasten.methods.sliding_window import HybridWindow, SlidingWindow
+from hasten.methods.sparse_low_bit import SparseLowBit
 from hasten.methods.token_selection import BlockTopK, SnapKV, SparseWindow
 from hasten.methods.weight_only import WeightOnly
 
@@ -17,6 +18,7 @@ __all__ = [
     "Method",
     "SlidingWindow",
     "SnapKV",
+    "SparseLowBit",
     "SparseWindow",
     "WeightOnly",
     "apply_all",

@@ -79,15 +79,17 @@ class SnapKV(_Selection):
     Args:
         capacity: tokens of the prompt that stay.
         window: last tokens, which vote and stay.
-        kernel: neighbours that share a vote.
+        kernel: neighbours that share a vote; wider than what is to be found again.
+        pooling: how they share it, ``max`` or ``mean``.
     """
 
     name: ClassVar[str] = "snapkv"
     source: ClassVar[str] = "SnapKV, arXiv 2404.14469"
 
     capacity: int = 1024
-    window: int = 32
-    kernel: int = 5
+    window: int = 16
+    kernel: int = 7
+    pooling: str = "max"
 
     def __post_init__(self) -> None:
         _ = self.policy
@@ -98,7 +100,7 @@ class SnapKV(_Selection):
 
     @property
     def policy(self) -> policies.SnapKV:
-        return policies.SnapKV(self.capacity, self.window, self.kernel)
+        return policies.SnapKV(self.capacity, self.window, self.kernel, self.pooling)
 
     @classmethod
     def variants(cls, model: Any) -> list[Self]:

@@ -130,9 +130,9 @@ def _snapkv(context: Context) -> Seen:
     found: dict[str, float] = {}
     arms = {
         "everything": None,
-        "SnapKV": SnapKV(capacity, window=16, kernel=5, pooling="max"),
+        "SnapKV": SnapKV(capacity, window=8, kernel=7, pooling="max"),
         "first and last": KeepEnds(capacity),
-        "random": RandomKeep(capacity),
+        "random": RandomKeep(capacity, window=8),
     }
     for name, policy in arms.items():
         other = LanguageModel(model.network, tokenizer, cache=CacheSpec(policy=policy))
@@ -146,7 +146,9 @@ def _snapkv(context: Context) -> Seen:
     for policy in (None, SnapKV(capacity)):
         other = LanguageModel(model.network, cache=CacheSpec("bf16", policy=policy))
         rates.append(32 / other.measure(long, 32, 1, 1, ids=ids).phases["decode"].low)
-        sizes.append(other.session(1, long + 34)[0].nbytes)
+        cache = other.new_cache(1, long + 34)
+        other.prefill(ids, cache)
+        sizes.append(cache.nbytes)
     value = (
         "needles found with 256 tokens kept: " + ", ".join(f"{n} {v:.0%}" for n, v in found.items())
         + f"; decode at {long}: {rates[1] / rates[0]:.2f}x, cache {sizes[0] / sizes[1]:.1f}x smaller"

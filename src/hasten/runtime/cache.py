@@ -42,6 +42,8 @@ class CacheSpec:
             raise HastenError("attention sinks go with a window: give both, or neither")
         if self.full_layers and self.window is None:
             raise HastenError("without a window all layers see everything: give a window, or no full layers")
+        if self.policy is not None and not isinstance(self.policy, Policy):
+            raise HastenError(f"a cache's policy is one of hasten.runtime.policies, not a {type(self.policy).__name__}")
         if self.policy is not None and self.window is not None:
             raise HastenError("a window and a policy both say what is read: give one of them")
 

@@ -34,8 +34,17 @@ struct Place {
 struct View {
   int64_t pos, low, sinks, sink_end, first, count;
   const int32_t* list = nullptr;
-  int64_t tree_from = INT64_MAX;  // places from here on are seen as `mask` says
-  uint64_t mask = ~uint64_t(0);
+  // From here on the row's own path stands, scattered over the step's rows: the i-th token of it is at tree_from plus
+  // the place of the i-th set bit of `mask`. Reading it as a chain keeps every sum as it would be without the tree.
+  int64_t tree_from = INT64_MAX;
+  uint64_t mask = 0;
+
+  int64_t place(int64_t token) const {
+    if (token < tree_from) return token;
+    uint64_t left = mask;
+    for (int64_t i = tree_from; i < token; ++i) left &= left - 1;
+    return tree_from + __builtin_ctzll(left);
+  }
 
   View(const Cache& c, const LayerCache& l, int64_t at, const int32_t* chosen) : pos(at) {
     low = l.window && pos + 1 > l.window ? pos + 1 - l.window : 0;
@@ -143,18 +152,49 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
   const float* recent_keys = l.recent_keys ? l.recent_keys + place.head * c.recent * d : nullptr;
   const float* recent_values = l.recent_values ? l.recent_values + place.head * c.recent * d : nullptr;
   int64_t base[kPart], at[kPart], tokens[kPart];
+  const void *key_rows[kPart], *value_rows[kPart];  // of blocks that are not codes
+  // Copies of the blocks that a tree's path reaches into: at most two in a part of 64 rows and 32 tokens a block.
+  constexpr int64_t kCopied = 3;
+  alignas(64) float copied[kCopied][2][32 * kMostTreeChannels];
+  int64_t copies = 0;
   for (int64_t i = i0; i < i1; ++i) {
     const int64_t b = view.block(i), j = i - i0;
     base[j] = b * block;
     at[j] = place.tokens + l.slot(b) * block;
     tokens[j] = view.pos - base[j] + 1 < block ? view.pos - base[j] + 1 : block;
     float* to = &s[0][j * 32];
-    if (c.bits == kFp32)
-      score_plain<Heads>(static_cast<const float*>(l.keys) + at[j] * d, q, d, to);
-    else if (c.bits == kBf16)
-      score_plain<Heads>(static_cast<const uint16_t*>(l.keys) + at[j] * d, q, d, to);
-    else if (b >= quantized)
-      score_plain<Heads>(recent_keys + base[j] % c.recent * d, q, d, to);
+    if (c.bits >= kBf16) {
+      const int64_t bytes = at[j] * d * (c.bits / 8);
+      key_rows[j] = static_cast<const char*>(l.keys) + bytes;
+      value_rows[j] = static_cast<const char*>(l.values) + bytes;
+    } else if (b >= quantized) {
+      key_rows[j] = recent_keys + base[j] % c.recent * d;
+      value_rows[j] = recent_values + base[j] % c.recent * d;
+    }
+    if (base[j] + tokens[j] > view.tree_from && copies < kCopied) {
+      const int64_t size = d * (c.bits == kBf16 ? 2 : 4);
+      char* targets[2] = {reinterpret_cast<char*>(copied[copies][0]), reinterpret_cast<char*>(copied[copies][1])};
+      for (int64_t t = 0; t < tokens[j]; ++t) {
+        const int64_t from = view.place(base[j] + t);
+        const void* sources[2] = {l.keys, l.values};
+        int64_t token = place.tokens + l.slot(from / block) * block + from % block;
+        if (c.bits < kBf16) {
+          sources[0] = recent_keys;
+          sources[1] = recent_values;
+          token = from % c.recent;
+        }
+        for (int w = 0; w < 2; ++w)
+          std::memcpy(targets[w] + t * size, static_cast<const char*>(sources[w]) + token * size, size_t(size));
+      }
+      std::memset(targets[0] + tokens[j] * size, 0, size_t((32 - tokens[j]) * size));
+      key_rows[j] = targets[0];
+      value_rows[j] = targets[1];
+      ++copies;
+    }
+    if (c.bits == kBf16)
+      score_plain<Heads>(static_cast<const uint16_t*>(key_rows[j]), q, d, to);
+    else if (c.bits == kFp32 || b >= quantized)
+      score_plain<Heads>(static_cast<const float*>(key_rows[j]), q, d, to);
     else if (c.bits == kInt8)
       score_int8<Heads>(static_cast<const int8_t*>(l.keys) + at[j] * d, l.key_scales + at[j] / block * d, q, d, to);
     else
@@ -165,8 +205,6 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
       for (int64_t t = tokens[j]; t < 32; ++t) scores[t] = -FLT_MAX;
       for (int64_t t = view.sinks - base[j] > 0 ? view.sinks - base[j] : 0; t < view.low - base[j] && t < 32; ++t)
         scores[t] = -FLT_MAX;
-      for (int64_t t = view.tree_from - base[j] > 0 ? view.tree_from - base[j] : 0; t < tokens[j]; ++t)
-        if (!(view.mask >> (base[j] + t - view.tree_from) & 1)) scores[t] = -FLT_MAX;
     }
   }
   for (int h = 0; h < Heads; ++h) {
@@ -199,14 +237,13 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
       };
       vec a, b;
       if (c.bits == kBf16) {
-        const uint16_t* values = static_cast<const uint16_t*>(l.values) + at[j] * d + g * 32;
+        const uint16_t* values = static_cast<const uint16_t*>(value_rows[j]) + g * 32;
         for (int64_t t = 0; t < tokens[j]; ++t) {
           value_pair(values + t * d, a, b);
           gather(t, a, b);
         }
       } else if (c.bits == kFp32 || base[j] / block >= quantized) {
-        const float* values = c.bits == kFp32 ? static_cast<const float*>(l.values) + at[j] * d + g * 32
-                                              : recent_values + base[j] % c.recent * d + g * 32;
+        const float* values = static_cast<const float*>(value_rows[j]) + g * 32;
         for (int64_t t = 0; t < tokens[j]; ++t) {
           value_pair(values + t * d, a, b);
           gather(t, a, b);
@@ -238,9 +275,9 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
       float total = 0;
       for (int64_t j = 0; j < i1 - i0; ++j)
         for (int64_t t = 0; t < tokens[j]; ++t) {
-          const int64_t where = (at[j] + t) * d + i;
-          total += s[h][j * 32 + t] * (c.bits == kFp32 ? static_cast<const float*>(l.values)[where]
-                                                       : from_bf16(static_cast<const uint16_t*>(l.values)[where]));
+          const int64_t where = t * d + i;
+          total += s[h][j * 32 + t] * (c.bits == kFp32 ? static_cast<const float*>(value_rows[j])[where]
+                                                       : from_bf16(static_cast<const uint16_t*>(value_rows[j])[where]));
         }
       out[h * stride + i] = total;
     }

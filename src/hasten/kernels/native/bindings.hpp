@@ -24,5 +24,6 @@ void bind_associative_scan(nb::module_&);
 void bind_rational(nb::module_&);
 void bind_ternary(nb::module_&);
 void bind_experts(nb::module_&);
+void bind_sparse(nb::module_&);
 
 }  // namespace hasten

@@ -276,6 +276,8 @@ class Decoder {
       if (in.pos[t] < from || in.pos[t] >= limit) throw std::out_of_range("a position outside the cache");
       if ((!in.masks && in.turn[t] < in.pos[t]) || in.turn[t] < 0 || in.turn[t] >= model_.positions)
         throw std::out_of_range("a position outside the model's");
+      if (in.masks && (model_.head_dim > kMostTreeChannels || cache_.top || ring))
+        throw std::out_of_range("a tree needs a cache that keeps everything");
       if (in.masks && (in.pos[t] - from >= 64 || !(in.masks[t] >> (in.pos[t] - from) & 1) || !(in.masks[t] & 1)))
         throw std::out_of_range("a row of a tree sees its root and itself");
       if (in.pos[t] - from >= slack || ((ring || cache_.top) && in.pos[t] - from >= cache_.block))
@@ -385,4 +387,5 @@ NB_MODULE(_native, m) {
   bind_rational(m);
   bind_ternary(m);
   bind_experts(m);
+  bind_sparse(m);
 }

@@ -114,11 +114,13 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
     }
     const auto view_of = [&](int64_t i) {
       const int64_t t = i / m.kv_heads;
-      View view(c, cache, in.pos[t], choosing ? s.chosen + i * s.chosen_stride : nullptr);
-      if (in.masks) {
-        view.tree_from = in.committed[in.seq[t]];
-        view.mask = in.masks[t];
-      }
+      const int32_t* chosen = choosing ? s.chosen + i * s.chosen_stride : nullptr;
+      if (!in.masks) return View(c, cache, in.pos[t], chosen);
+      // As many tokens as the row's path has: it is read as a chain.
+      const int64_t from = in.committed[in.seq[t]];
+      View view(c, cache, from + __builtin_popcountll(in.masks[t]) - 1, chosen);
+      view.tree_from = from;
+      view.mask = in.masks[t];
       return view;
     };
 

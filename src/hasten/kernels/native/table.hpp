@@ -6,6 +6,7 @@
 #include "experts.hpp"
 #include "rational.hpp"
 #include "selective_scan.hpp"
+#include "sparse.hpp"
 #include "ternary.hpp"
 #include "types.hpp"
 
@@ -26,6 +27,7 @@ struct Kernels {
   RationalKernels rational;
   TernaryKernels ternary;
   ExpertsKernels experts;
+  SparseKernels sparse;
 };
 
 }  // namespace hasten

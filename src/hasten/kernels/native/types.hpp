@@ -7,6 +7,8 @@
 
 namespace hasten {
 
+constexpr int64_t kMostTreeChannels = 256;  // of a head, where rows of a step form a tree
+
 enum Format : int { kFp32 = 32, kFp16 = 17, kBf16 = 16, kInt8 = 8, kInt4 = 4 };
 
 // A weight matrix (out, in); see hasten/kernels/packed_linear.py for the formats.

@@ -1,0 +1,253 @@
+"""Weights of two bits of which two in four are left out, solved with a calibration text (AccLLM)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from hasten.errors import HastenError
+from hasten.kernels import sparse_linear as kernel
+from hasten.methods.editing import Draft, edit
+from hasten.methods.method import Method
+from hasten.methods.solvers import Rounding, magnitude, round_to_nearest, sweep, sweep_with_scales, wanda
+from hasten.runtime.language_model import LanguageModel
+from hasten.workload.einsum import Access, Einsum, Op, Phase, Role, Workload
+from hasten.workload.einsum import Tensor as Described
+
+
+class SparseLinear(nn.Module):
+    """A linear layer over `hasten.kernels.sparse_linear`: x (..., in) to (..., out)."""
+
+    packed: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    def __init__(self, packed: Tensor, scales: Tensor, zeros: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("packed", packed)
+        self.register_buffer("scales", scales)
+        self.register_buffer("zeros", zeros)
+        self.bias = None if bias is None else nn.Parameter(bias.float(), requires_grad=False)
+        self.in_features, self.out_features = packed.shape[1] * 4, packed.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = kernel.sparse_linear(x, self.packed, self.scales, self.zeros)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class Int8Activations(nn.Module):
+    """A linear layer whose input rows are rounded to int8, one scale a row: A8 of W2A8KV4."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes, scale = kernel.encode(x.reshape(-1, x.shape[-1]).float())
+        return self.linear((codes * scale[:, None]).to(x.dtype).reshape(x.shape))
+
+
+Change = Callable[[Tensor, Tensor], Tensor]
+
+
+@torch.inference_mode()
+def compress(model: LanguageModel, ids: Tensor, change: Change, finish: Callable[[nn.Linear], nn.Module] | None = None) -> None:
+    """Changes every linear layer within the decoder layers, in order, each knowing its inputs as the changed ones before
+    it make them.
+
+    Args:
+        model: changed in place; give a copy of one that is still needed.
+        ids: (n, length) calibration tokens.
+        change: from a weight (out, in) and H = X^T X to the new weight.
+        finish: what replaces a changed layer; itself when None.
+    """
+    inner = model.network.model
+    states = list(inner.embed_tokens(ids).float().split(2))
+    turns = inner.rotary_emb(states[0], position_ids=torch.arange(ids.shape[1])[None])
+
+    def run(layer: Any, state: Tensor) -> Tensor:
+        out = layer(state, attention_mask=None, position_embeddings=turns, past_key_values=None)
+        return out[0] if isinstance(out, tuple) else out
+
+    for layer in model.layers:
+        linears = {n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear)}
+        grams = {n: torch.zeros(m.in_features, m.in_features) for n, m in linears.items()}
+        handles = []
+        for name, module in linears.items():
+
+            def watch(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+                x = args[0].reshape(-1, args[0].shape[-1]).float()
+                grams[name] += x.t() @ x
+
+            handles.append(module.register_forward_pre_hook(watch))
+        for state in states:
+            run(layer, state)
+        for handle in handles:
+            handle.remove()
+        for name, module in linears.items():
+            # A new tensor: copies of the model may share the old one.
+            module.weight = nn.Parameter(change(module.weight.detach().float(), grams[name]).clone(), requires_grad=False)
+            if finish is not None:
+                owner, _, leaf = name.rpartition(".")
+                setattr(layer.get_submodule(owner), leaf, finish(module))
+        states = [run(layer, state) for state in states]
+
+
+_CHANGES: dict[str, Callable[[Rounding | None], Change]] = {
+    "magnitude": lambda rounding: lambda w, h: magnitude(w),
+    "wanda": lambda rounding: lambda w, h: wanda(w, h),
+    "sparsegpt": lambda rounding: lambda w, h: sweep(w, h),
+    "round": lambda rounding: lambda w, h: round_to_nearest(w, _given(rounding)),
+    "gptq": lambda rounding: lambda w, h: sweep(w, h, sparse=False, rounding=_given(rounding)),
+    "joint": lambda rounding: lambda w, h: sweep(w, h, rounding=_given(rounding)),
+    "prune, then round": lambda rounding: lambda w, h: _prune_then_round(w, h, _given(rounding)),
+}
+
+
+def _given(rounding: Rounding | None) -> Rounding:
+    if rounding is None:
+        raise HastenError("this solver rounds: give it a rounding")
+    return rounding
+
+
+def _prune_then_round(weight: Tensor, hessian: Tensor, rounding: Rounding) -> Tensor:
+    pruned = sweep(weight, hessian)
+    return round_to_nearest(pruned, rounding) * (pruned != 0)
+
+
+def solver(name: str, rounding: Rounding | None = None) -> Change:
+    """One of the solvers by name.
+
+    Raises:
+        HastenError: another name.
+    """
+    if name not in _CHANGES:
+        raise HastenError(f"unknown solver {name!r}: one of {', '.join(_CHANGES)}")
+    return _CHANGES[name](rounding)
+
+
+def calibration(model: LanguageModel, sequences: int, length: int) -> Tensor:
+    """Tokens (sequences, length) of documentation, apart from the text that quality is measured on.
+
+    Raises:
+        HastenError: the model has no tokenizer.
+    """
+    from hasten.data.text import default_text, sources
+
+    if model.tokenizer is None:
+        raise HastenError("calibration reads a text: give the model its tokenizer")
+    tested = default_text()[:20000]
+    text = sources(sequences * length * 12)
+    text = text.replace(tested, "")
+    found = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(found) < sequences * length:
+        raise HastenError(f"the text has {len(found)} tokens, calibration needs {sequences * length}")
+    return torch.tensor(found[: sequences * length]).reshape(sequences, length)
+
+
+@dataclass(frozen=True)
+class SparseLowBit(Method):
+    """2:4 pruned weights of two bits and int8 activations, pruning and rounding solved together.
+
+    Two of every four inputs of a weight are left out and the rest has four levels in groups of 64, with the errors passed on
+    to the columns that follow. Made for models of billions of parameters; small ones lose much.
+
+    Args:
+        sequences, length: of the calibration text.
+    """
+
+    name: ClassVar[str] = "sparse-low-bit"
+    kind: ClassVar[str] = "weights"
+    order: ClassVar[int] = 20
+    source: ClassVar[str] = "AccLLM, arXiv 2505.03745"
+
+    sequences: int = 10
+    length: int = 512
+
+    def __post_init__(self) -> None:
+        if self.sequences < 1 or self.length < 1:
+            raise HastenError("calibration takes at least one sequence of one token")
+
+    @property
+    def title(self) -> str:
+        return "2:4 sparse 2-bit weights"
+
+    def why_not(self, model: Any) -> str | None:
+        if not isinstance(model, LanguageModel):
+            return "it is not a language model"
+        linears = [m for m in model.layers.modules() if isinstance(m, nn.Linear)]
+        if not linears:
+            return "its weights are packed already"
+        odd = [m.in_features for m in linears if m.in_features % kernel.GROUP]
+        if odd:
+            return f"a layer of {odd[0]} columns does not divide into groups of {kernel.GROUP}"
+        return "it has no tokenizer to calibrate with" if model.tokenizer is None else None
+
+    def apply(self, model: Any) -> Any:
+        self.check(model)
+        packing = _Packing()
+        compress(model, calibration(model, self.sequences, self.length), packing.change, packing.finish)
+        return model
+
+    def rewrite(self, workload: Workload) -> Workload:
+        weights = dict(workload.weights)
+
+        def change(phase: Phase, draft: Draft) -> None:
+            for i, e in enumerate(draft.einsums):
+                if ".layers." not in f".{e.module}." or e.op is not Op.MATMUL:
+                    continue
+                for access in e.inputs:
+                    known = draft.tensors[access.tensor]
+                    if known.role is Role.WEIGHT and len(known.shape) == 2 and known.name.endswith(".weight"):
+                        draft.einsums[i] = _product(draft, e, known, weights)
+                        break
+
+        return replace(edit(workload, change), weights=weights)
+
+    @classmethod
+    def variants(cls, model: Any) -> list[Self]:
+        """None: seconds of calibration a trial, and too great a loss on models that fit a small machine."""
+        return []
+
+
+class _Packing:
+    """Solves a layer and packs it with the very scales it was solved with."""
+
+    def __init__(self) -> None:
+        self._scales: tuple[Tensor, Tensor] | None = None
+
+    def change(self, weight: Tensor, hessian: Tensor) -> Tensor:
+        found, *scales = sweep_with_scales(weight, hessian, rounding=Rounding(2, kernel.GROUP))
+        self._scales = (scales[0], scales[1])
+        return found
+
+    def finish(self, linear: nn.Linear) -> SparseLinear:
+        assert self._scales is not None
+        bias = None if linear.bias is None else linear.bias.detach()
+        return SparseLinear(*kernel.pack(linear.weight.detach().float(), *self._scales), bias)
+
+
+def _product(draft: Draft, e: Einsum, weight: Described, weights: dict[str, int]) -> Einsum:
+    rows, columns = weight.shape
+    base = weight.name.removesuffix(".weight")
+    groups = columns // kernel.GROUP
+    pieces = [
+        Described(f"{base}.packed", (rows, columns // 4), "uint8", Role.WEIGHT),
+        Described(f"{base}.scales", (rows, groups), "fp16", Role.WEIGHT),
+        Described(f"{base}.zeros", (rows, -(-groups // 4)), "uint8", Role.WEIGHT),
+    ]
+    weights.pop(weight.name, None)
+    for piece in pieces:
+        draft.tensors[piece.name] = piece
+        weights[piece.name] = piece.nbytes
+    sizes = e.sizes
+    ranks = (("m", sizes["m"] * sizes.get("b", 1)), ("n", sizes["n"]), ("k", sizes["k"]))
+    inputs = (
+        Access(e.inputs[0].tensor, ("m", "k"), e.inputs[0].elements),
+        *(Access(p.name, ("k", "n"), p.elements) for p in pieces),
+    )
+    return replace(e, ranks=ranks, inputs=inputs, output=Access(e.output.tensor, ("m", "n")), source="hasten::sparse_linear")
