@@ -4,7 +4,7 @@ from hasten.methods.cache_format import CacheFormat
 from hasten.methods.drop_layers import DropLayers
 from hasten.methods.method import Method, apply_all, from_dict, ordered, registry, rewrite_all
 from hasten.methods.prompt_lookup import LookupDecoding
-from hasten.methods.sliding_window import HybridWindow, SlidingWindow
+from hasten.methods.sliding_window import HybridWindow, LambdaWindow, SlidingWindow
 from hasten.methods.sparse_low_bit import SparseLowBit
 from hasten.methods.token_selection import BlockTopK, SnapKV, SparseWindow
 from hasten.methods.weight_only import WeightOnly
@@ -14,6 +14,7 @@ __all__ = [
     "CacheFormat",
     "DropLayers",
     "HybridWindow",
+    "LambdaWindow",
     "LookupDecoding",
     "Method",
     "SlidingWindow",

@@ -58,6 +58,52 @@ class SlidingWindow(Method):
 
 
 @dataclass(frozen=True)
+class LambdaWindow(Method):
+    """A window with attention sinks whose positions count within the cache, for texts without end.
+
+    No distance is longer than sinks + window - 1, so a model never meets one that it was not trained on. Memory is constant.
+
+    Args:
+        window: newest tokens seen, the present one included.
+        sinks: first tokens that stay visible.
+    """
+
+    name: ClassVar[str] = "lambda-window"
+    kind: ClassVar[str] = "window"
+    order: ClassVar[int] = 40
+    source: ClassVar[str] = "AccLLM, arXiv 2505.03745"
+
+    window: int = 1020
+    sinks: int = 4
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.sinks < 0:
+            raise HastenError("a sliding window takes window >= 1 and sinks >= 0")
+
+    @property
+    def title(self) -> str:
+        return f"capped window {self.window}+{self.sinks}"
+
+    def why_not(self, model: Any) -> str | None:
+        if not isinstance(model, LanguageModel):
+            return "it is not a language model with a cache"
+        return _taken(model)
+
+    def apply(self, model: Any) -> Any:
+        self.check(model)
+        model.cache = replace(model.cache, window=self.window, sinks=self.sinks, capped=True)
+        return model
+
+    def rewrite(self, workload: Workload) -> Workload:
+        return with_cache(workload, replace(cache_of(workload), window=self.window, sinks=self.sinks))
+
+    @classmethod
+    def variants(cls, model: Any) -> list[Self]:
+        """None: within the trained positions it is a window that runs slower; use it beyond them."""
+        return []
+
+
+@dataclass(frozen=True)
 class HybridWindow(Method):
     """A window in the outer layers, everything in the middle ones (LongGen).
 

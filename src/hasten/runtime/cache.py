@@ -25,6 +25,8 @@ class CacheSpec:
             keep the rotation of their own positions.
         full_layers: layers that see everything all the same (LongGen, arXiv 2410.01485).
         policy: which cached tokens a step reads, see `hasten.runtime.policies`; None for all.
+        capped: positions count within the cache: no sink is further away than sinks + window - 1, however long the text
+            (Λ-shaped attention, arXiv 2505.03745 and 2308.16137). Steps then run in plain torch.
     """
 
     dtype: str = "fp32"
@@ -32,6 +34,7 @@ class CacheSpec:
     sinks: int = 0
     full_layers: tuple[int, ...] = ()
     policy: Policy | None = None
+    capped: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in kernel.BITS:
@@ -42,6 +45,8 @@ class CacheSpec:
             raise HastenError("attention sinks go with a window: give both, or neither")
         if self.full_layers and self.window is None:
             raise HastenError("without a window all layers see everything: give a window, or no full layers")
+        if self.capped and self.window is None:
+            raise HastenError("positions are capped by a window: give one")
         if self.policy is not None and not isinstance(self.policy, Policy):
             raise HastenError(f"a cache's policy is one of hasten.runtime.policies, not a {type(self.policy).__name__}")
         if self.policy is not None and self.window is not None:
@@ -58,7 +63,7 @@ class CacheSpec:
     @property
     def uniform(self) -> bool:
         """Whether every layer sees the same, by position alone: then one mask serves all."""
-        return not self.full_layers and self.policy is None
+        return not self.full_layers and self.policy is None and not self.capped
 
     def of_layer(self, index: int) -> CacheSpec:
         """What layer ``index`` keeps."""
@@ -133,6 +138,8 @@ class CacheLayer(CacheLayerMixin):
         mask = columns <= rows
         if self.spec.window is not None:
             mask &= (columns > rows - self.spec.window) | (columns < self.spec.sinks)
+        if self.spec.capped:
+            return self._capped(query, keys, values, scaling, rows, columns, mask)
         if policy is None:
             return attend(query, keys, values, scaling, None if new == 1 else mask)
         if new > kernel.MOST_NEW or not start or not self._cache.decoding:
@@ -165,6 +172,20 @@ class CacheLayer(CacheLayerMixin):
         old = self._read(which, min(sinks, start), min(low, start), start, self._cache.quantized_blocks)
         self._write(which, new, start)
         return torch.cat((old.to(new.dtype), new[:, :, max(0, low - start) :]), 2)
+
+    def _capped(
+        self, query: Tensor, keys: Tensor, values: Tensor, scaling: float, rows: Tensor, columns: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Sinks at no more than the longest distance: a row's query is turned back for them by what is too far."""
+        assert self.spec.window is not None
+        most = self.spec.sinks + self.spec.window - 1
+        back = (rows[:, 0] - most).clamp(min=0)
+        shared = query.shape[1] // keys.shape[1]
+        wide = keys.repeat_interleave(shared, 1)
+        plain = query @ wide.transpose(-1, -2) * scaling
+        turned = _turned(query, -back, self._cache.frequencies) @ wide.transpose(-1, -2) * scaling
+        scores = torch.where(columns < self.spec.sinks, turned, plain).masked_fill(~mask, -torch.inf)
+        return torch.softmax(scores.float(), -1).to(values.dtype) @ values.repeat_interleave(shared, 1)
 
     def _parts(self, which: str) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         t = self.tensors
@@ -217,6 +238,16 @@ class CacheLayer(CacheLayerMixin):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         for tensor in self.tensors.values():
             tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
+
+
+def _turned(x: Tensor, by: Tensor, frequencies: Tensor | None) -> Tensor:
+    """Rotary positions (batch, heads, n, d) moved by ``by`` (n)."""
+    if frequencies is None:
+        raise HastenError("capped positions need the model's rotary frequencies: make the cache by its new_cache")
+    angles = by[:, None].float() * frequencies
+    cosines, sines = torch.cat((angles, angles), -1).cos(), torch.cat((angles, angles), -1).sin()
+    a, b = x.chunk(2, -1)
+    return x * cosines + torch.cat((-b, a), -1) * sines
 
 
 class KVCache(Cache):
@@ -282,6 +313,7 @@ class KVCache(Cache):
         self.dropped = [0] * len(lengths)
         self.decoding = True
         self.version = 0
+        self.frequencies: Tensor | None = None
         heads = self._made["heads"]
         super().__init__(layers=[CacheLayer(self, t, i, heads) for i, t in enumerate(tensors)])
 
@@ -291,7 +323,7 @@ class KVCache(Cache):
         view._made = {**self._made, "batch": 1}
         tensors = [{n: t[index : index + 1] for n, t in layer.tensors.items()} for layer in self.layers]
         view._open(self.spec, self.capacity, tensors, self.lengths, self.quantized, [self.members[index]])
-        view.dropped, view.decoding = self.dropped, self.decoding
+        view.dropped, view.decoding, view.frequencies = self.dropped, self.decoding, self.frequencies
         for mine, theirs in zip(view.layers, self.layers, strict=True):
             mine.memory = theirs.memory if len(self.members) == 1 else mine.memory
         return view

@@ -75,6 +75,8 @@ class LanguageModel(nn.Module):
         policy = self.cache.policy
         if policy is not None and not policy.compiled:
             return f"{type(policy).__name__} chooses tokens in plain torch"
+        if self.cache.capped:
+            return "positions counted within the cache are turned in plain torch"
         return compiled.why_not(self.network)
 
     @property
@@ -87,7 +89,7 @@ class LanguageModel(nn.Module):
         """Empty buffers for ``batch`` sequences of up to ``capacity`` tokens (default: all its positions)."""
         config = self.config
         attention = self.layers[0].self_attn
-        return KVCache(
+        cache = KVCache(
             self.cache,
             layers=len(self.layers),
             batch=batch,
@@ -96,6 +98,9 @@ class LanguageModel(nn.Module):
             capacity=capacity or config.max_position_embeddings,
             device=self.device,
         )
+        if self.cache.capped:
+            cache.frequencies = self.network.model.rotary_emb.inv_freq
+        return cache
 
     def forward(self, input_ids: Tensor, past_key_values: KVCache | None = None, **kwargs: Any) -> Any:
         """The network's own forward: ids (batch, new) to an output with logits (batch, new, vocabulary).

@@ -1152,6 +1152,15 @@ def _packed_linear(call: Call) -> None:
     call.emit(Op.MATMUL, ranks, inputs, output, ["m", "n"], map=product, reduce="sum")
 
 
+@register("hasten::sparse_linear")
+def _sparse_linear(call: Call) -> None:
+    x, packed, output = call["x"], call["packed"], call.outputs[0]
+    k, n = x.shape[-1], packed.shape[0]
+    ranks = (("m", int(x.numel() // max(k, 1))), ("n", n), ("k", k))
+    parts = [call.read(t, ["k", "n"], t.numel()) for t in (packed, call["scales"], call["zeros"])]
+    call.emit(Op.MATMUL, ranks, [call.read(x, ["m", "k"]), *parts], output, ["m", "n"], map="mul", reduce="sum")
+
+
 @register("hasten::packed_embedding")
 def _packed_embedding(call: Call) -> None:
     ids, packed, output = call["ids"], call["packed"], call.outputs[0]

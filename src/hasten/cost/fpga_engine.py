@@ -1,0 +1,168 @@
+"""An FPGA's engine for language models: dense and 2:4 sparse products, low-bit numbers packed into DSP slices (AccLLM).
+
+A DSP slice multiplies 27 by 18 bits: one 8-bit activation times several low-bit weights side by side. Prompts are read in
+matrix-matrix mode, tokens decoded in matrix-vector mode; each operation takes as long as the slower of the engine and the
+memory. arXiv 2505.03745, sections 4 and 5. Constants of energy are fitted to the published power at the published rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hasten.errors import HastenError
+
+# Products of one 8-bit number in a DSP slice, by the other's bits.
+PRODUCTS = {2: 3, 4: 2, 8: 2, 16: 1}
+
+
+def pack_products(activation: int, weights: Sequence[int], bits: int) -> list[int]:
+    """The products of one signed 8-bit number and several unsigned ones of ``bits``, by a single multiplication.
+
+    The weights stand apart in one operand, their products come out of one result; a negative lower product borrows from the
+    one above it, which is put right.
+
+    Args:
+        activation: -128 to 127.
+        weights: 0 to 2^bits - 1 each.
+        bits: of a weight.
+
+    Raises:
+        HastenError: operands that do not fit 27 by 18 bits.
+    """
+    field = 8 + bits
+    operand = sum(w << field * i for i, w in enumerate(weights))
+    if operand >= 1 << 26 or not -128 <= activation < 128 or any(not 0 <= w < 1 << bits for w in weights):
+        raise HastenError(f"{len(weights)} weights of {bits} bits do not fit one DSP operand")
+    whole = activation * operand
+    products = []
+    for _ in weights:
+        low = whole & ((1 << field) - 1)
+        if low >= 1 << (field - 1):
+            low -= 1 << field
+        products.append(low)
+        whole = (whole - low) >> field
+    return products
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The hardware.
+
+    Args:
+        slices: DSP slices used by the engine.
+        clock: Hz.
+        bandwidth: B/s of the memory.
+        efficiency: of that, what long reads get.
+        static: W.
+        per_slice: J of a slice for a cycle.
+        per_byte: J of a byte from memory.
+    """
+
+    slices: int = 6144
+    clock: float = 225e6
+    bandwidth: float = 460e9
+    efficiency: float = 0.85
+    static: float = 14.0
+    per_slice: float = 8e-12
+    per_byte: float = 31e-12
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is stored and multiplied.
+
+    Args:
+        weight_bits: of a kept weight; with ``sparse`` two of four are kept, each with a place of 2 bits.
+        overhead_bits: of scales and zero points, a weight.
+        cache_bits: of a number in the cache.
+        window: tokens that stay visible; 0 for all.
+        sparse: 2:4.
+        head_bits: of the output head.
+    """
+
+    weight_bits: int = 16
+    overhead_bits: float = 0.0
+    cache_bits: int = 16
+    window: int = 0
+    sparse: bool = False
+    head_bits: int = 16
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A decoder's sizes; Llama-2-7B by default."""
+
+    layers: int = 32
+    width: int = 4096
+    inner: int = 11008
+    vocabulary: int = 32000
+    kv_width: int = 4096
+
+    @property
+    def parameters(self) -> int:
+        """Of the linear layers within blocks."""
+        return self.layers * (2 * self.width**2 + 2 * self.width * self.kv_width + 3 * self.width * self.inner)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Seconds of a phase's engine and of its memory, bytes read, joules."""
+
+    compute: float
+    memory: float
+    bytes: float
+    energy: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute, self.memory)
+
+    @property
+    def bound(self) -> str:
+        return "compute" if self.compute > self.memory else "memory"
+
+
+def weight_bytes(plan: Plan, sizes: Sizes) -> float:
+    """Bytes of all weights that a step reads."""
+    # Half of the weights are kept, each with its place: as many bits as all of them would take without.
+    stored = (plan.weight_bits + 2) / 2 if plan.sparse else plan.weight_bits
+    return sizes.parameters * (stored + plan.overhead_bits) / 8 + sizes.width * sizes.vocabulary * plan.head_bits / 8
+
+
+def run(engine: Engine, plan: Plan, sizes: Sizes, context: int, tokens: int = 1) -> Phase:
+    """``tokens`` new tokens at once behind ``context``: 1 is a step of decoding, many a prompt.
+
+    Raises:
+        HastenError: no tokens.
+    """
+    if tokens < 1:
+        raise HastenError("a phase has at least one token")
+    seen = min(context, plan.window) if plan.window else context
+    reads = weight_bytes(plan, sizes) + 2 * sizes.layers * sizes.kv_width * seen * plan.cache_bits / 8
+    macs = tokens * sizes.parameters * (0.5 if plan.sparse else 1.0)
+    attention = 2 * tokens * sizes.layers * sizes.width * (seen + (tokens / 2 if not plan.window else 0))
+    head = sizes.width * sizes.vocabulary
+    cycles = (
+        macs / PRODUCTS[plan.weight_bits] + attention / PRODUCTS[plan.cache_bits] + head / PRODUCTS[plan.head_bits]
+    ) / engine.slices
+    compute, memory = cycles / engine.clock, reads / (engine.bandwidth * engine.efficiency)
+    energy = engine.static * max(compute, memory) + engine.per_slice * cycles * engine.slices + engine.per_byte * reads
+    return Phase(compute, memory, reads, energy)
+
+
+PLANS = {
+    "dense fp16": Plan(),
+    "2:4": Plan(sparse=True),
+    "2:4, W2": Plan(2, 18 / 64, sparse=True, head_bits=8),
+    "2:4, W2, KV4": Plan(2, 18 / 64, 4, sparse=True, head_bits=8),
+    "2:4, W2, KV4, window 2048": Plan(2, 18 / 64, 4, 2048, True, 8),
+}
+
+
+def best_slices(engine: Engine, plan: Plan, sizes: Sizes, context: int, choices: Sequence[int]) -> int:
+    """The fewest slices that keep decoding bound by memory, else the most."""
+    for slices in sorted(choices):
+        if run(replace(engine, slices=slices), plan, sizes, context).bound == "memory":
+            return slices
+    return max(choices)

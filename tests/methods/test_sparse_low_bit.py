@@ -1,0 +1,84 @@
+"""2:4 sparse 2-bit weights on a small model: what is packed, what is described, what does not apply."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hasten.errors import HastenError
+from hasten.methods import SparseLowBit, WeightOnly
+from hasten.methods.editing import outline
+from hasten.methods.solvers import Rounding
+from hasten.methods.sparse_low_bit import Int8Activations, SparseLinear, calibration, compress, solver
+from hasten.runtime import LanguageModel
+
+
+class Letters:
+    """A tokenizer: a token a letter."""
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) % 211 for c in text]}
+
+
+def tiny(inner: int = 192) -> LanguageModel:
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=211, hidden_size=128, intermediate_size=inner, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    return LanguageModel(transformers.LlamaForCausalLM(config), Letters())
+
+
+METHOD = SparseLowBit(2, 32)
+
+
+def test_weights_are_really_packed() -> None:
+    model = METHOD.apply(tiny())
+    layers = [m for m in model.layers.modules() if isinstance(m, SparseLinear)]
+    assert len(layers) == 14
+    before = tiny()
+    dense = sum(p.numel() for p in before.layers.parameters() if p.ndim == 2)
+    assert sum(b.nbytes for m in layers for b in m.buffers()) * 8 / dense < 2.6
+    out = model.generate(torch.randint(0, 211, (1, 9)), max_new_tokens=5, do_sample=False)
+    assert out.shape == (1, 14)
+
+
+def test_traced_equals_rewritten() -> None:
+    assert outline(METHOD.rewrite(tiny().workload(70, 12))) == outline(METHOD.apply(tiny()).workload(70, 12))
+
+
+def test_what_does_not_apply() -> None:
+    with pytest.raises(HastenError, match="160 columns"):
+        METHOD.apply(tiny(160))
+    untold = tiny()
+    untold.tokenizer = None
+    with pytest.raises(HastenError, match="no tokenizer"):
+        METHOD.apply(untold)
+    with pytest.raises(HastenError, match="packed already"):
+        METHOD.apply(WeightOnly(4).apply(tiny()))
+    with pytest.raises(HastenError, match="unknown solver"):
+        solver("magic")
+    with pytest.raises(HastenError, match="give it a rounding"):
+        solver("round")(torch.ones(4, 64), torch.eye(64))
+
+
+def test_copies_keep_their_weights() -> None:
+    model = tiny()
+    kept = {n: p.clone() for n, p in model.network.named_parameters()}
+    twin = LanguageModel(copy.deepcopy(model.network, {id(p): p for p in model.network.parameters()}), Letters())
+    compress(twin, calibration(twin, 2, 32), solver("joint", Rounding(2, 64)))
+    assert all(torch.equal(p, kept[n]) for n, p in model.network.named_parameters())
+
+
+def test_int8_activations_err_by_half_a_step() -> None:
+    linear, x = nn.Linear(64, 8, bias=False), torch.randn(5, 64)
+    seen = []
+    linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    Int8Activations(linear)(x)
+    assert ((seen[0] - x).abs() <= x.abs().amax(-1, keepdim=True) / 254 + 1e-6).all()

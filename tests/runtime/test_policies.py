@@ -1,0 +1,214 @@
+"""Token selection: full budgets change nothing, choices against brute force, the compiled step against plain torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hasten.errors import HastenError
+from hasten.kernels import native
+from hasten.runtime import CacheSpec, LanguageModel
+from hasten.runtime.policies import (
+    BlockTopK,
+    KeepEnds,
+    LocalShare,
+    LocalWindow,
+    Policy,
+    RandomKeep,
+    SnapKV,
+    SparseWindow,
+    Strided,
+    TopK,
+)
+from hasten.runtime.step import CompiledStep
+
+IDS = torch.randint(0, 211, (1, 120), generator=torch.Generator().manual_seed(3))
+EVERYTHING = [
+    BlockTopK(50, 2), TopK(500), SparseWindow(1.0), SparseWindow(1.0, history=-1), Strided(1.0), LocalShare(1.0),
+    LocalWindow(500), SnapKV(500), RandomKeep(500), KeepEnds(500),
+]  # fmt: skip
+PARTS = [
+    BlockTopK(1, 2, block=16), BlockTopK(3, 2, block=8), TopK(16, 8, 2), SparseWindow(0.3), SparseWindow(0.3, history=-1), Strided(0.3),
+    LocalShare(0.3, 2), LocalWindow(20, 2), SnapKV(40, 8), RandomKeep(40, 8), KeepEnds(40, 4),
+]  # fmt: skip
+
+
+def through(network: Any, policy: Policy | None, dtype: str = "fp32") -> Tensor:
+    model = LanguageModel(network, cache=CacheSpec(dtype, policy=policy))
+    cache = model.new_cache(1, 120)
+    with torch.inference_mode():
+        rows = [model.prefill(IDS[:, :80], cache)]
+        rows += [model(IDS[:, i : i + 1], past_key_values=cache).logits[0] for i in range(80, 110)]
+        rows.append(model(IDS[:, 110:], past_key_values=cache).logits[0])
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("policy", EVERYTHING, ids=repr)
+def test_a_full_budget_is_no_method(network: Any, policy: Policy) -> None:
+    torch.testing.assert_close(through(network, policy), through(network, None), atol=1e-4, rtol=0)
+    model = LanguageModel(network, cache=CacheSpec(policy=policy))
+    plain = LanguageModel(network).generate(IDS[:, :60], max_new_tokens=20, do_sample=False)
+    assert torch.equal(model.generate(IDS[:, :60], max_new_tokens=20, do_sample=False), plain)
+
+
+@pytest.mark.parametrize("policy", PARTS, ids=repr)
+def test_a_part_is_a_part(llama: Any, policy: Policy) -> None:
+    found = through(llama, policy)
+    assert torch.isfinite(found).all()
+    assert not torch.allclose(found[5:], through(llama, None)[5:], atol=1e-4)
+    pieces = LanguageModel(llama, cache=CacheSpec(policy=policy)).generate(IDS, max_new_tokens=8, do_sample=False)
+    assert pieces.shape == (1, 128)
+
+
+class _Layer:
+    def __init__(self, heads: int = 2) -> None:
+        self.memory: dict[str, Tensor] = {}
+        self.index, self.heads, self.seen_length = 1, heads, 0
+        self.keys = torch.zeros(1, heads, 0, 8)
+
+
+def test_block_scores_are_means_of_token_scores() -> None:
+    torch.manual_seed(0)
+    query, keys = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 100, 8)
+    policy = BlockTopK(3, 2, block=8)
+    chosen = policy.choose(_Layer(), query, keys, 1.0)  # type: ignore[arg-type]
+    assert chosen is not None
+    local = (100 - 1) // 8 + 1 - 2
+    tokens = (query.reshape(1, 2, 2, 8).mean(2, keepdim=True) @ keys.transpose(-1, -2))[:, :, 0]
+    means = tokens[..., 8 : local * 8].unflatten(-1, (-1, 8)).mean(-1)
+    for head in range(2):
+        best = means[0, head].topk(3).indices + 1
+        expected = {int(b) * 8 + t for b in best for t in range(8)} | set(range(8)) | set(range(local * 8, 100))
+        assert set(chosen[0, head].tolist()) == expected
+        assert chosen.shape[-1] == len(expected)
+
+
+@pytest.mark.parametrize("history", [0, -1, 5])
+def test_the_sparse_window_against_brute_force(history: int) -> None:
+    torch.manual_seed(1)
+    policy, layer = SparseWindow(0.4, history), _Layer()
+    keys = torch.randn(1, 2, 60, 8)
+    values = torch.randn(1, 2, 60, 8)
+    queries = torch.randn(1, 4, 60, 8)
+    policy.prompt(layer, queries[:, :, :20], keys[:, :, :20], 0.5, 0)  # type: ignore[arg-type]
+    rows = torch.zeros(2, 60, 60)
+    dense = torch.softmax((queries[:, :, :20] @ keys[:, :, :20].repeat_interleave(2, 1).transpose(-1, -2) * 0.5).masked_fill(
+        ~torch.ones(20, 20, dtype=torch.bool).tril(), -torch.inf), -1)  # fmt: skip
+    rows[:, :20, :20] = dense.reshape(2, 2, 20, 20).mean(1)
+    for n in range(21, 61):
+        layer.seen_length = n
+        query, some = queries[:, :, n - 1 : n], keys[:, :, :n]
+        local, others = policy.split(n)
+        chosen = policy.choose(layer, query, some, 0.5)  # type: ignore[arg-type]
+        assert chosen is not None
+        for head in range(2):
+            mine = set(chosen[0, head].tolist())
+            assert len(mine) == chosen.shape[-1] == local + others == policy.budget(n)
+            assert set(range(n - local, n)) <= mine
+            first = 0 if history == -1 else n - 1 - (history or local)
+            score = rows[head, first : n - 1, : n - local].sum(0)
+            least = min(float(score[i]) for i in mine if i < n - local)
+            assert least >= float(score.topk(others).values[-1]) - 1e-6
+        policy.row(layer, query, some, values[:, :, :n], 0.5)  # type: ignore[arg-type]
+        for head in range(2):
+            scores = (queries[0, 2 * head : 2 * head + 2, n - 1] @ keys[0, head, chosen[0, head]].t()) * 0.5
+            rows[head, n - 1, chosen[0, head]] = torch.softmax(scores, -1).mean(0)
+
+
+def test_snapkv_keeps_its_window_and_the_best() -> None:
+    torch.manual_seed(0)
+    policy, layer = SnapKV(24, window=8, kernel=1), _Layer()
+    query, keys = torch.randn(1, 4, 60, 8), torch.randn(1, 2, 60, 8)
+    policy.prompt(layer, query, keys, 0.35, 0)  # type: ignore[arg-type]
+    kept = policy.kept(layer, 60)  # type: ignore[arg-type]
+    assert kept.shape == (1, 2, 24)
+    assert torch.equal(kept[..., -8:], torch.arange(52, 60).expand(1, 2, -1))
+    scores = query[:, :, -8:] @ keys.repeat_interleave(2, 1).transpose(-1, -2) * 0.35
+    scores = scores.masked_fill(torch.arange(60) > torch.arange(52, 60)[:, None], -torch.inf)
+    votes = torch.softmax(scores, -1).sum(2).reshape(1, 2, 2, 60).mean(2)[..., :52]
+    assert torch.equal(kept[..., :16], votes.topk(16).indices.sort(-1).values)
+
+
+@pytest.mark.skipif(native() is None, reason="the compiled kernels are not installed")
+@pytest.mark.parametrize(
+    ("policy", "dtype"),
+    # With rounded keys a choice between blocks may fall either way.
+    [(BlockTopK(1, 2), "fp32"), *[(p, d) for p in (SnapKV(70, 16), KeepEnds(64, 4)) for d in ("fp32", "bf16", "int8")]],
+    ids=repr,
+)
+def test_the_compiled_step_follows(network: Any, policy: Policy, dtype: str) -> None:
+    model = LanguageModel(network, cache=CacheSpec(dtype, policy=policy))
+    ids = torch.randint(0, 211, (1, 260), generator=torch.Generator().manual_seed(5))
+    plain, fast = model.new_cache(1, 280), model.new_cache(1, 280)
+    step = CompiledStep(model.network, fast)
+    tolerance = {"fp32": 1e-3, "bf16": 0.05, "int8": 0.1}[dtype]
+    with torch.inference_mode():
+        for cache in (plain, fast):
+            model.prefill(ids[:, :200], cache)
+        for at in range(200, 240):
+            expected = model(ids[:, at : at + 1], past_key_values=plain).logits[0]
+            found = step([int(ids[0, at])], [0], [fast.lengths[0]], turns=[at])
+            fast.advance([1])
+            torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+
+
+def test_tokens_that_leave_take_their_memory_with_them(llama: Any) -> None:
+    model = LanguageModel(llama, cache=CacheSpec(policy=SnapKV(32, 8)))
+    cache = model.new_cache(1, 130)
+    before = cache.nbytes
+    model.prefill(IDS, cache)
+    assert cache.get_seq_length() == 32
+    assert cache.dropped == [88]
+    assert cache.nbytes < before / 2
+    cache.clear()
+    assert cache.nbytes == before
+    assert cache.dropped == [0]
+
+
+def test_capped_positions(llama: Any) -> None:
+    ids = torch.randint(0, 211, (1, 100))
+    whole = LanguageModel(llama, cache=CacheSpec("fp32", 200, 4, capped=True))
+    with torch.inference_mode():
+        same = whole(ids, past_key_values=whole.new_cache(1, 120)).logits
+        torch.testing.assert_close(same, llama(ids).logits, atol=1e-4, rtol=0)
+    model = LanguageModel(llama, cache=CacheSpec("fp32", 20, 4, capped=True))
+    streamed, at_once = model.new_cache(1, 120), model.new_cache(1, 120)
+    with torch.inference_mode():
+        rows = [model(ids[:, i : i + 1], past_key_values=streamed).logits[0] for i in range(100)]
+        chunks = [model(ids[:, i : i + 25], past_key_values=at_once).logits[0] for i in range(0, 100, 25)]
+    torch.testing.assert_close(torch.cat(rows), torch.cat(chunks), atol=1e-4, rtol=0)
+    assert streamed.layers[0].keys.shape[2] <= 20 + 4 + 3 * 32 + 32
+    plain = LanguageModel(llama, cache=CacheSpec("fp32", 20, 4))
+    far = plain.new_cache(1, 120)
+    with torch.inference_mode():
+        other = torch.cat([plain(ids[:, i : i + 1], past_key_values=far).logits[0] for i in range(100)])
+    assert torch.allclose(torch.cat(rows)[:20], other[:20], atol=1e-4)
+    assert not torch.allclose(torch.cat(rows)[60:], other[60:], atol=1e-4)
+
+
+def test_what_does_not_go_together() -> None:
+    with pytest.raises(HastenError, match="both say"):
+        CacheSpec("fp32", 10, policy=SnapKV())
+    with pytest.raises(HastenError, match="capped by a window"):
+        CacheSpec(capped=True)
+    with pytest.raises(HastenError, match="give a window"):
+        CacheSpec(full_layers=(1,))
+    for wrong in (lambda: BlockTopK(0), lambda: SparseWindow(0.0), lambda: SnapKV(8, 8), lambda: SnapKV(8, 2, pooling="sum")):
+        with pytest.raises(HastenError):
+            wrong()
+    with pytest.raises(HastenError, match="a cache's policy"):
+        CacheSpec(policy="snapkv")  # type: ignore[arg-type]
+
+
+def test_batches_of_different_lengths(llama: Any) -> None:
+    ids = torch.randint(0, 211, (2, 50))
+    mask = torch.ones_like(ids)
+    mask[0, :10] = 0
+    model = LanguageModel(llama, cache=CacheSpec(policy=SnapKV(16, 4)))
+    with pytest.raises(HastenError, match="one length"):
+        model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
+    blocks = LanguageModel(llama, cache=CacheSpec(policy=BlockTopK(1, 2)))
+    assert blocks.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False).shape == (2, 54)
