@@ -1,7 +1,8 @@
 """SnapKV and StreamingLLM here and in kvpress, at equal compression of the same prompts of SmolLM2-135M, in one run.
 
-Quality is the perplexity of the 128 tokens that follow a compressed prompt, and how many numbers hidden in a prompt are found
-again; speed is decoding after it. kvpress runs transformers' own loop in fp32, hasten the same fp32 weights in its own.
+Quality is the perplexity of the 128 tokens that follow a compressed prompt, and how many numbers hidden in a prompt
+are found again; speed is decoding after it. kvpress runs transformers' own loop in fp32, hasten the same fp32 weights
+in its own.
 
     pip install kvpress   # brings datasets and pandas; the pinned transformers may be newer than it asks for
     python benchmarks/kv_methods.py [--json] [--prompt 2048] [--keep 512]
@@ -118,7 +119,9 @@ def main() -> None:
         case = f"{name}, {keep} of {length} tokens kept"
         ours, theirs = seen["hasten"], seen["kvpress"]
         for i, (what, unit) in enumerate((("perplexity", ""), ("needles found", ""), ("decode", "tokens/s"))):
-            rows.append(Row(f"{case}: {what}", "hasten", ours[i], unit, "kvpress", ours[i] / theirs[i] if theirs[i] else None))
+            rows.append(
+                Row(f"{case}: {what}", "hasten", ours[i], unit, "kvpress", ours[i] / theirs[i] if theirs[i] else None)
+            )
             rows.append(Row(f"{case}: {what}", "kvpress", theirs[i], unit))
     emit(rows, arguments.json)
 

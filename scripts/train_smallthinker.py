@@ -57,12 +57,13 @@ def main() -> None:
     (arguments.out / "CARD.md").write_text(
         f"""# smallthinker-chars
 
-A SmallThinker model (arXiv 2507.20984) that the project trained itself, for tests and examples: {parameters:,} parameters,
-4 layers, 8 experts of which a token uses 2, every fourth layer with full attention and no positions, the others with
-rotary positions and a window of 64. It predicts ASCII characters.
+A SmallThinker model (arXiv 2507.20984) that the project trained itself, for tests and examples: {parameters:,}
+parameters, 4 layers, 8 experts of which a token uses 2, every fourth layer with full attention and no positions, the
+others with rotary positions and a window of 64. It predicts ASCII characters.
 
 - Made by `python scripts/train_smallthinker.py --steps {arguments.steps}` (seed 0, batch 12 x 128 characters).
-- Text: 1.5 million characters of documentation carried by Python and installed packages, the last tenth held out. What it
+- Text: 1.5 million characters of documentation carried by Python and installed packages, the last tenth held out. What
+it
   writes resembles that text; it knows nothing.
 - Held-out loss {value:.3f} nats a character; {1 - opened:.0%} of used experts' gates closed.
 - Stored in fp16 as safetensors in the released models' layout; MIT, as the project.

@@ -47,7 +47,9 @@ def test_bounds() -> None:
     assert run(engine, plan, sizes, 4096).bound == "memory"
     assert run(engine, plan, sizes, 0, 512).bound == "compute"
     assert run(engine, plan, sizes, 4096).seconds == run(engine, plan, sizes, 1 << 20).seconds
-    assert run(engine, PLANS["dense fp16"], sizes, 32768).seconds > run(engine, PLANS["dense fp16"], sizes, 4096).seconds
+    assert (
+        run(engine, PLANS["dense fp16"], sizes, 32768).seconds > run(engine, PLANS["dense fp16"], sizes, 4096).seconds
+    )
     assert best_slices(engine, plan, sizes, 4096, (16, 2048, 9024)) == 2048
     slow = replace(engine, slices=16)
     assert run(slow, plan, sizes, 4096).bound == "compute"

@@ -59,7 +59,7 @@ def test_costs_grow(budget: int, prompt: int, made: int, trials: int) -> None:
 
 def test_a_long_shared_prompt_favours_dense() -> None:
     """Dense reads the prompt once for all trials; a sparse method picks its own keys in each."""
-    few = dict(prompt=20000, made=50, trials=64)
+    few = {"prompt": 20000, "made": 50, "trials": 64}
     assert dense(SMALL, **few).equivalent() < block_top_k(SMALL, budget=4096, **few).equivalent()
 
 
@@ -77,7 +77,8 @@ def test_the_envelope_rises() -> None:
     points = [Point(c, a, {}) for c, a in [(1, 0.1), (2, 0.1), (3, 0.5), (4, 0.4), (5, 0.6)]]
     assert [(p.cost, p.accuracy) for p in envelope(points)] == [(1, 0.1), (3, 0.5), (5, 0.6)]
     best = best_within(points, 4.5)
-    assert best is not None and best.accuracy == 0.5
+    assert best is not None
+    assert best.accuracy == 0.5
     assert best_within(points, 0.5) is None
 
 

@@ -12,9 +12,22 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from hasten.errors import HastenError
-from hasten.nn.block_sparse import BlockCache, Pattern, SinkWindow, VerticalStride, block_sparse_attention, convert, patterned
+from hasten.nn.block_sparse import (
+    BlockCache,
+    Pattern,
+    SinkWindow,
+    VerticalStride,
+    block_sparse_attention,
+    convert,
+    patterned,
+)
 
-PATTERNS = [SinkWindow(1, 2), SinkWindow(0, 1), VerticalStride(1, 3, heads=2), VerticalStride(2, 4, heads=2, rotate=False)]
+PATTERNS = [
+    SinkWindow(1, 2),
+    SinkWindow(0, 1),
+    VerticalStride(1, 3, heads=2),
+    VerticalStride(2, 4, heads=2, rotate=False),
+]
 
 
 def tensors(batch: int, heads: int, kv: int, length: int, seed: int = 0) -> list[torch.Tensor]:

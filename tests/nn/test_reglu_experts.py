@@ -64,7 +64,8 @@ distributed.destroy_process_group()
 def test_a_group_of_all_ranks_has_global_statistics(tmp_path: Path) -> None:
     command = [sys.executable, "-c", RANK]
     ranks = [
-        subprocess.Popen([*command, str(r), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True) for r in range(2)
+        subprocess.Popen([*command, str(r), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True)
+        for r in range(2)
     ]
     said = [rank.communicate(timeout=60)[0] for rank in ranks]
     logits = [torch.randn(30, 4, generator=torch.Generator().manual_seed(rank)) for rank in range(2)]

@@ -11,7 +11,9 @@ from hasten.errors import HastenError
 from hasten.models.smallthinker import SmallThinkerConfig, SmallThinkerLM, hybrid
 from hasten.runtime.expert_store import ExpertCache, ExpertEngine, ExpertFile, predicted_step, write_experts
 
-CONFIG = SmallThinkerConfig(width=32, layers=4, head_dim=8, inner=24, experts=6, used=2, rotary=hybrid(4)[0], windowed=hybrid(4)[1], window=9)
+CONFIG = SmallThinkerConfig(
+    width=32, layers=4, head_dim=8, inner=24, experts=6, used=2, rotary=hybrid(4)[0], windowed=hybrid(4)[1], window=9
+)
 IDS = torch.randint(0, 96, (1, 20), generator=torch.Generator().manual_seed(2))
 
 

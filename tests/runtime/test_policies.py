@@ -31,8 +31,8 @@ EVERYTHING = [
     LocalWindow(500), SnapKV(500), RandomKeep(500), KeepEnds(500),
 ]  # fmt: skip
 PARTS = [
-    BlockTopK(1, 2, block=16), BlockTopK(3, 2, block=8), TopK(16, 8, 2), SparseWindow(0.3), SparseWindow(0.3, history=-1), Strided(0.3),
-    LocalShare(0.3, 2), LocalWindow(20, 2), SnapKV(40, 8), RandomKeep(40, 8), KeepEnds(40, 4),
+    BlockTopK(1, 2, block=16), BlockTopK(3, 2, block=8), TopK(16, 8, 2), SparseWindow(0.3),
+    SparseWindow(0.3, history=-1), Strided(0.3), LocalShare(0.3, 2), LocalWindow(20, 2), SnapKV(40, 8), RandomKeep(40, 8), KeepEnds(40, 4),
 ]  # fmt: skip
 
 
@@ -95,8 +95,8 @@ def test_the_sparse_window_against_brute_force(history: int) -> None:
     queries = torch.randn(1, 4, 60, 8)
     policy.prompt(layer, queries[:, :, :20], keys[:, :, :20], 0.5, 0)  # type: ignore[arg-type]
     rows = torch.zeros(2, 60, 60)
-    dense = torch.softmax((queries[:, :, :20] @ keys[:, :, :20].repeat_interleave(2, 1).transpose(-1, -2) * 0.5).masked_fill(
-        ~torch.ones(20, 20, dtype=torch.bool).tril(), -torch.inf), -1)  # fmt: skip
+    scores = queries[:, :, :20] @ keys[:, :, :20].repeat_interleave(2, 1).transpose(-1, -2) * 0.5
+    dense = torch.softmax(scores.masked_fill(~torch.ones(20, 20, dtype=torch.bool).tril(), -torch.inf), -1)
     rows[:, :20, :20] = dense.reshape(2, 2, 20, 20).mean(1)
     for n in range(21, 61):
         layer.seen_length = n
@@ -196,7 +196,12 @@ def test_what_does_not_go_together() -> None:
         CacheSpec(capped=True)
     with pytest.raises(HastenError, match="give a window"):
         CacheSpec(full_layers=(1,))
-    for wrong in (lambda: BlockTopK(0), lambda: SparseWindow(0.0), lambda: SnapKV(8, 8), lambda: SnapKV(8, 2, pooling="sum")):
+    for wrong in (
+        lambda: BlockTopK(0),
+        lambda: SparseWindow(0.0),
+        lambda: SnapKV(8, 8),
+        lambda: SnapKV(8, 2, pooling="sum"),
+    ):
         with pytest.raises(HastenError):
             wrong()
     with pytest.raises(HastenError, match="a cache's policy"):

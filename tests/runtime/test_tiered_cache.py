@@ -16,12 +16,26 @@ from hasten.runtime.tiered_cache import SlowTier, TieredCache, generate
 
 PROMPT, NEW, BATCH = 24, 30, 2
 IDS = torch.randint(0, 211, (BATCH, PROMPT), generator=torch.Generator().manual_seed(5))
-SCHEDULES = [Schedule(), Schedule(0.5), Schedule(0.9), Schedule(0.5, 0.5, 5), Schedule(0.2, 1.0, 0), Schedule(1.0, 0.3, 20)]
+SCHEDULES = [
+    Schedule(),
+    Schedule(0.5),
+    Schedule(0.9),
+    Schedule(0.5, 0.5, 5),
+    Schedule(0.2, 1.0, 0),
+    Schedule(1.0, 0.3, 20),
+]
 
 
 def tiered(model: LanguageModel, policy: SparseWindow, schedule: Schedule, tokens: float, **more: Any) -> TieredCache:
     config = model.config
-    token = 2 * len(model.layers) * BATCH * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads) * 4
+    token = (
+        2
+        * len(model.layers)
+        * BATCH
+        * config.num_key_value_heads
+        * (config.hidden_size // config.num_attention_heads)
+        * 4
+    )
     return TieredCache(
         model, policy, schedule, batch=BATCH, capacity=PROMPT + NEW, fast_bytes=tokens * token, prompt=PROMPT, **more
     )  # fmt: skip

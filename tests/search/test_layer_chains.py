@@ -62,7 +62,8 @@ def test_the_whole_tree_is_walked_and_ends() -> None:
     rules = Rules(3, 2, 3, runs=(1,))
     result = search(rules, lambda p: p == (0, 2), trials=1000)
     assert result.best == (0, 2)
-    assert result.root is not None and result.root.explored
+    assert result.root is not None
+    assert result.root.explored
     assert set(random_search(rules, lambda p: False, trials=1000).seen) <= set(result.seen) | {(0, 1, 2)}
 
 

@@ -1,8 +1,8 @@
 """An FPGA's engine for language models: dense and 2:4 sparse products, low-bit numbers packed into DSP slices (AccLLM).
 
-A DSP slice multiplies 27 by 18 bits: one 8-bit activation times several low-bit weights side by side. Prompts are read in
-matrix-matrix mode, tokens decoded in matrix-vector mode; each operation takes as long as the slower of the engine and the
-memory. arXiv 2505.03745, sections 4 and 5. Constants of energy are fitted to the published power at the published rate.
+A DSP slice multiplies 27 by 18 bits: one 8-bit activation times several low-bit weights side by side. Prompts are read
+in matrix-matrix mode, tokens decoded in matrix-vector mode; each operation takes as long as the slower of the engine
+and the memory. arXiv 2505.03745, sections 4 and 5. Constants of energy are estimates.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ PRODUCTS = {2: 3, 4: 2, 8: 2, 16: 1}
 def pack_products(activation: int, weights: Sequence[int], bits: int) -> list[int]:
     """The products of one signed 8-bit number and several unsigned ones of ``bits``, by a single multiplication.
 
-    The weights stand apart in one operand, their products come out of one result; a negative lower product borrows from the
-    one above it, which is put right.
+    The weights stand apart in one operand, their products come out of one result; a negative lower product borrows
+    from the one above it, which is put right.
 
     Args:
         activation: -128 to 127.

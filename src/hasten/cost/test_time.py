@@ -1,9 +1,9 @@
 """What generating many tokens many times costs: parameters, and the cache that every token reads (Kinetics).
 
 Costs are equivalent FLOPs: FLOPs plus bytes of cache read times the hardware's intensity (peak FLOP/s over memory B/s),
-arXiv 2506.05333, section 2. Weights amortize over a large serving batch and are left out unless asked for. The cache has
-two bytes a number. For dense attention the prompt's part of it is read once for all trials of a question; a sparse method
-picks other keys in each trial, so nothing is shared.
+arXiv 2506.05333, section 2. Weights amortize over a large serving batch and are left out unless asked for. The cache
+has two bytes a number. For dense attention the prompt's part of it is read once for all trials of a question; a sparse
+method picks other keys in each trial, so nothing is shared.
 """
 
 from __future__ import annotations

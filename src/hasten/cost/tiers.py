@@ -1,8 +1,8 @@
-"""Where keys and values live while many sequences are generated on little memory: schedules, and what they cost (ALISA).
+"""Where keys and values live while many sequences are generated on little memory, and what that costs (ALISA).
 
-A batch's cache outgrows the fast memory (a GPU's) and goes in part to a slow one (the host's), or is deleted in part and
-computed again. Three phases follow each other: everything is fast; the oldest share ``alpha`` of the tokens is slow; of
-those again the oldest share ``beta`` is deleted. arXiv 2403.17312, section 4. Bytes and seconds, no overlap.
+A batch's cache outgrows the fast memory (a GPU's) and goes in part to a slow one (the host's), or is deleted in part
+and computed again. Three phases follow each other: everything is fast; the oldest share ``alpha`` of the tokens is
+slow; of those again the oldest share ``beta`` is deleted. arXiv 2403.17312, section 4. Bytes and seconds, no overlap.
 """
 
 from __future__ import annotations

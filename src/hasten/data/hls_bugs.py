@@ -1,8 +1,9 @@
 """Circuits in C++ for high-level synthesis, with and without bugs: a data set that is built, compiled and run.
 
 Small functions with a test bench each, and rules that put one bug of a published class into them (Chrysalis, in
-arXiv 2406.10903, section 4.3). A functional bug counts when the test bench shows it: other output, a sanitizer's word, or no
-end. A directive bug is about hardware alone: the program still compiles and computes the same, `check` finds it by rule.
+arXiv 2406.10903, section 4.3). A functional bug counts when the test bench shows it: other output, a sanitizer's word,
+or no end. A directive bug is about hardware alone: the program still compiles and computes the same, `check` finds it
+by rule.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ int sum(int a[32]) {
   return total;
 }
 """,
-        "int a[32]; for (int i = 0; i < 32; i++) a[i] = 3 * i - 7; std::printf(\"%d\\n\", sum(a));",
+        'int a[32]; for (int i = 0; i < 32; i++) a[i] = 3 * i - 7; std::printf("%d\\n", sum(a));',
     ),
     "scale": (
         """
@@ -81,7 +82,7 @@ void scale(int in[40], int out[40], int gain) {
 }
 """,
         "int a[40], b[40]; for (int i = 0; i < 40; i++) a[i] = i * i - 90; scale(a, b, 5);"
-        " for (int i = 0; i < 40; i++) std::printf(\"%d \", b[i]);",
+        ' for (int i = 0; i < 40; i++) std::printf("%d ", b[i]);',
     ),
     "matmul": (
         """
@@ -102,8 +103,9 @@ void matmul(int a[8][8], int b[8][8], int c[8][8]) {
   }
 }
 """,
-        "int a[8][8], b[8][8], c[8][8]; for (int i = 0; i < 64; i++) { a[i / 8][i % 8] = i - 20; b[i / 8][i % 8] = 7 * i % 13; }"
-        " matmul(a, b, c); for (int i = 0; i < 64; i++) std::printf(\"%d \", c[i / 8][i % 8]);",
+        "int a[8][8], b[8][8], c[8][8];"
+        " for (int i = 0; i < 64; i++) { a[i / 8][i % 8] = i - 20; b[i / 8][i % 8] = 7 * i % 13; }"
+        ' matmul(a, b, c); for (int i = 0; i < 64; i++) std::printf("%d ", c[i / 8][i % 8]);',
     ),
     "fir": (
         """
@@ -130,7 +132,7 @@ void fir(int in[48], int out[48]) {
 }
 """,
         "int a[48], b[48]; for (int i = 0; i < 48; i++) a[i] = (i * 37) % 101 - 50; fir(a, b);"
-        " for (int i = 0; i < 48; i++) std::printf(\"%d \", b[i]);",
+        ' for (int i = 0; i < 48; i++) std::printf("%d ", b[i]);',
     ),
     "bytes": (
         """
@@ -148,7 +150,7 @@ int bytes(unsigned char a[24], int n) {
   return total << 1;
 }
 """,
-        "unsigned char a[24]; for (int i = 0; i < 24; i++) a[i] = 255 - 9 * i; std::printf(\"%d\\n\", bytes(a, 3));",
+        'unsigned char a[24]; for (int i = 0; i < 24; i++) a[i] = 255 - 9 * i; std::printf("%d\\n", bytes(a, 3));',
     ),
     "histogram": (
         """
@@ -168,7 +170,7 @@ void histogram(int in[60], int counts[16]) {
 }
 """,
         "int a[60], c[16]; for (int i = 0; i < 60; i++) a[i] = i * i + 3; histogram(a, c);"
-        " for (int i = 0; i < 16; i++) std::printf(\"%d \", c[i]);",
+        ' for (int i = 0; i < 16; i++) std::printf("%d ", c[i]);',
     ),
     "halves": (
         """
@@ -186,7 +188,7 @@ void halves(int in[32], int out[32]) {
 }
 """,
         "int a[32], b[32]; for (int i = 0; i < 32; i++) a[i] = i * 11 % 29; halves(a, b);"
-        " for (int i = 0; i < 32; i++) std::printf(\"%d \", b[i]);",
+        ' for (int i = 0; i < 32; i++) std::printf("%d ", b[i]);',
     ),
     "count": (
         """
@@ -204,7 +206,7 @@ int count(const int *p, int n, int *found) {
 }
 """,
         "int a[20]; int found = 1; for (int i = 0; i < 20; i++) a[i] = 3 * i - 8; int r = count(a, 20, &found);"
-        " std::printf(\"%d %d\\n\", r, found);",
+        ' std::printf("%d %d\\n", r, found);',
     ),
 }
 
@@ -226,13 +228,25 @@ def _first(pattern: str, replacement: str) -> Callable[[str], Iterator[str]]:
 
 _MUTATIONS: dict[str, list[Callable[[str], Iterator[str]]]] = {
     "OOB": [_first(r"(for \(int \w+ = 0; \w+) < (\d+);", r"\1 <= \2;")],
-    "INIT": [_first(r"int total = 0;", "int total;"), _first(r"for \(int i = 0; i < \d+; i\+\+\) (window)\[i\] = 0;", "")],
+    "INIT": [
+        _first(r"int total = 0;", "int total;"),
+        _first(r"for \(int i = 0; i < \d+; i\+\+\) (window)\[i\] = 0;", ""),
+    ],
     "SHFT": [_first(r"(<<|>>) (\d|round)", r"\1 (\2 + 1)")],
     "USE": [_first(r"\(unsigned char\)a", "(signed char)a")],
     "MLU": [_first(r"\n    total \+= \(unsigned char\)a\[i \+ \d\] \* n;", "")],
-    "ZERO": [_first(r"\n    for \(int i = 0; i < 16; i\+\+\) local\[i\] = 0;", "\n    if (round == 0) for (int i = 0; i < 16; i++) local[i] = 0;")],
+    "ZERO": [
+        _first(
+            r"\n    for \(int i = 0; i < 16; i\+\+\) local\[i\] = 0;",
+            "\n    if (round == 0) for (int i = 0; i < 16; i++) local[i] = 0;",
+        )
+    ],
     "BUF": [_first(r"= low\[i\] - high", "= high[i] - high"), _first(r"in\[i \+ 16\]", "in[i]")],
-    "INF": [_first(r"\n    left--;", "\n    left++; left--;"), _first(r"i \+= 4\)", "i += 0)"), _first(r"k--\)", "k -= 0)")],
+    "INF": [
+        _first(r"\n    left--;", "\n    left++; left--;"),
+        _first(r"i \+= 4\)", "i += 0)"),
+        _first(r"k--\)", "k -= 0)"),
+    ],
     "PTR": [_first(r"\(\*found\)\+\+", "*found++")],
     "APT": [_first(r"type=cyclic factor", "type=block factor"), _first(r"type=complete dim=2", "type=complete dim=1")],
     "FND": [_first(r"UNROLL factor=\d+", "UNROLL factor=7"), _first(r"(type=\w+ factor)=\d+", r"\1=5")],
@@ -242,7 +256,9 @@ _MUTATIONS: dict[str, list[Callable[[str], Iterator[str]]]] = {
     "RAMB": [_first(r"mode=ap_memory port=(counts|a|in)", r"mode=m_axi port=\1")],
     "SMA": [_first(r"mode=(?:axis|ap_memory) port=(\w+)", r"mode=s_axilite port=\1")],
     "AMS": [_first(r"mode=s_axilite port=(\w+)", r"mode=ap_memory port=\1")],
-    "MLP": [_first(r"(for \(int (?:i|round) = 0; \w+ < \d+; \w+\+\+\) \{\n)(?=    for)", r"\1#pragma HLS PIPELINE II=1\n")],
+    "MLP": [
+        _first(r"(for \(int (?:i|round) = 0; \w+ < \d+; \w+\+\+\) \{\n)(?=    for)", r"\1#pragma HLS PIPELINE II=1\n")
+    ],
     "ILNU": [_first(r"(for \(int (?:i|round) = 0; \w+ < \d+; \w+\+\+\) \{\n)(?=    for)", r"\1#pragma HLS UNROLL\n")],
 }
 # A loop that only moves its counter to and fro is no bug.
@@ -280,7 +296,13 @@ def run(case: Case, *, seconds: float = 5.0) -> Ran:
         source, program = Path(folder) / "case.cpp", Path(folder) / "case"
         source.write_text(f"#include <cstdio>\n{case.source}\nint main() {{ {case.bench} }}\n")
         # A fresh stack and heap hold what a real circuit's registers hold: anything but zero.
-        flags = ["-O1", "-w", "-ftrivial-auto-var-init=pattern", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+        flags = [
+            "-O1",
+            "-w",
+            "-ftrivial-auto-var-init=pattern",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=all",
+        ]
         built = subprocess.run([compiler, *flags, "-o", program, source], capture_output=True, text=True, check=False)
         if built.returncode:
             return Ran(False, "", f"does not compile: {built.stderr[:200]}")
@@ -294,7 +316,8 @@ def run(case: Case, *, seconds: float = 5.0) -> Ran:
 def _loops(source: str) -> list[tuple[int, str, int | None, list[str]]]:
     """(depth, variable, trip count, pragmas directly within) of every loop, in order."""
     found: list[tuple[int, str, int | None, list[str]]] = []
-    depth, open_loops = 0, []
+    depth = 0
+    open_loops: list[tuple[int, int]] = []
     for line in source.splitlines():
         text = line.strip()
         if text.startswith("#pragma HLS"):
@@ -330,7 +353,12 @@ def check(source: str) -> list[str]:
 
     def in_order(name: str) -> bool:
         indices = re.findall(rf"\b{name}\[([^\]]*)\]", body.split("{", 1)[1])
-        return len(shapes.get(name, [0])) == 1 and bool(indices) and all(re.fullmatch(r"i", i) for i in indices) and "round" not in body
+        return (
+            len(shapes.get(name, [0])) == 1
+            and bool(indices)
+            and all(re.fullmatch(r"i", i) for i in indices)
+            and "round" not in body
+        )
 
     for mode, port in re.findall(r"INTERFACE mode=(\w+) port=(\w+)", source):
         array = port in shapes or port in pointers
@@ -366,10 +394,14 @@ def check(source: str) -> list[str]:
         if len(shape) > 1 and parallel and int(dim) not in parallel:
             found.add("APT")
         loops = {v: p for _, v, _, p in _loops(source)}
-        if kind == "block" and factor and any(
-            re.fullmatch(r"\w+", i) and any("UNROLL factor=" + factor in p for p in loops.get(i, []))
-            for access in accesses
-            for i in re.findall(r"\[([^\]]*)\]", access)
+        if (
+            kind == "block"
+            and factor
+            and any(
+                re.fullmatch(r"\w+", i) and any("UNROLL factor=" + factor in p for p in loops.get(i, []))
+                for access in accesses
+                for i in re.findall(r"\[([^\]]*)\]", access)
+            )
         ):
             found.add("APT")
     loops_found = _loops(source)
@@ -387,7 +419,11 @@ def check(source: str) -> list[str]:
                 found.add("MLP")
             if pragma.endswith("UNROLL") and any(not any("UNROLL" in p for p in other[3]) for other in inside):
                 found.add("ILNU")
-            if "PIPELINE" in pragma and any(not any("UNROLL" in p for p in other[3]) for other in inside) and "MLP" not in found:
+            if (
+                "PIPELINE" in pragma
+                and any(not any("UNROLL" in p for p in other[3]) for other in inside)
+                and "MLP" not in found
+            ):
                 found.add("MLP")
     if "HLS DATAFLOW" in source and len(re.findall(r"^\s+\w+\([^;]*\);", body, re.M)) < 2:
         found.add("DFP")
@@ -414,7 +450,9 @@ def build(cases: Sequence[Case] | None = None, progress: Callable[[float], None]
         for mutant in mutants(design):
             if mutant.bug in FUNCTIONAL:
                 seen = run(mutant, seconds=2.0)
-                shows = not seen.reason.startswith("does not compile") and (not seen.ok or seen.output != expected.output)
+                shows = not seen.reason.startswith("does not compile") and (
+                    not seen.ok or seen.output != expected.output
+                )
             else:
                 seen = run(mutant)
                 shows = seen.ok and seen.output == expected.output and mutant.bug in check(mutant.source)

@@ -87,10 +87,40 @@ def hidden_number(seed: int = 0) -> tuple[str, str, str]:
 
 def key_values(count: int, seed: int = 0) -> list[tuple[str, str]]:
     """Different words, each with a number of three digits: a list to look things up in."""
-    words = (
-        "apple river stone candle window garden silver tiger ocean pepper marble rocket violin forest bridge copper "
-        "lemon castle mirror button carpet dragon engine feather guitar hammer island jacket kettle ladder magnet needle"
-    ).split()
+    words = [
+        "apple",
+        "river",
+        "stone",
+        "candle",
+        "window",
+        "garden",
+        "silver",
+        "tiger",
+        "ocean",
+        "pepper",
+        "marble",
+        "rocket",
+        "violin",
+        "forest",
+        "bridge",
+        "copper",
+        "lemon",
+        "castle",
+        "mirror",
+        "button",
+        "carpet",
+        "dragon",
+        "engine",
+        "feather",
+        "guitar",
+        "hammer",
+        "island",
+        "jacket",
+        "kettle",
+        "ladder",
+        "magnet",
+        "needle",
+    ]
     rng = random.Random(seed)
     rng.shuffle(words)
     return [(word, str(rng.randint(100, 999))) for word in words[:count]]

@@ -1,8 +1,9 @@
 """Linear layers with 2:4 sparse weights of 2 bits, eight bits for four weights, multiplied by int8 activations.
 
-Of every four inputs two weights stay: a byte holds their codes (bits 0-1 and 2-3) and their places (bits 4-5 and 6-7). Per
-group of inputs there are a scale (fp16) and a zero point of two bits: weight = scale * (code - zero). A row of x has one scale
-(arXiv 2505.03745, section 3). Sums are of whole numbers: y = s_x s_w (sum q_x q_w - z_w sum q_x over kept inputs).
+Of every four inputs two weights stay: a byte holds their codes (bits 0-1 and 2-3) and their places (bits 4-5 and 6-7).
+Per group of inputs there are a scale (fp16) and a zero point of two bits: weight = scale * (code - zero). A row of x
+has one scale (arXiv 2505.03745, section 3). Sums are of whole numbers: y = s_x s_w (sum q_x q_w - z_w sum q_x over kept
+inputs).
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ def pack(weight: Tensor, scales: Tensor, zeros: Tensor, group: int = GROUP) -> t
     order = (fours != 0).int().argsort(dim=-1, descending=True, stable=True)[..., :2].sort(-1).values
     kept = fours.gather(2, order).reshape(out, -1, group // 4 * 2)
     scale = scales.half().float()[..., None]
-    codes = (torch.round(kept / scale.clamp(min=1e-12)) + zeros[..., None]).clamp(0, 3).reshape(*order.shape).to(torch.uint8)
+    codes = (
+        (torch.round(kept / scale.clamp(min=1e-12)) + zeros[..., None])
+        .clamp(0, 3)
+        .reshape(*order.shape)
+        .to(torch.uint8)
+    )
     order = order.to(torch.uint8)
     packed = codes[..., 0] | codes[..., 1] << 2 | order[..., 0] << 4 | order[..., 1] << 6
     padded = torch.nn.functional.pad(zeros.to(torch.uint8), (0, -zeros.shape[1] % 4)).reshape(out, -1, 4)

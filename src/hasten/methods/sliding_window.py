@@ -61,7 +61,8 @@ class SlidingWindow(Method):
 class LambdaWindow(Method):
     """A window with attention sinks whose positions count within the cache, for texts without end.
 
-    No distance is longer than sinks + window - 1, so a model never meets one that it was not trained on. Memory is constant.
+    No distance is longer than sinks + window - 1, so a model never meets one that it was not trained on. Memory is
+    constant.
 
     Args:
         window: newest tokens seen, the present one included.

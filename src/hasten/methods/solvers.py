@@ -1,6 +1,7 @@
-"""Pruning and rounding of one weight matrix with regard to its inputs: magnitude, Wanda, SparseGPT, GPTQ, and both at once.
+"""Pruning and rounding of one weight matrix with regard to its inputs: Wanda, SparseGPT, GPTQ, and both at once.
 
-A matrix is (out, in), its inputs X (n, in) enter as H = X^T X. With 2:4 sparsity two of every four consecutive inputs stay.
+A matrix is (out, in), its inputs X (n, in) enter as H = X^T X. With 2:4 sparsity two of every four consecutive inputs
+stay.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def sweep_with_scales(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Column by column: prune or round, and let the columns to come make up for the error.
 
-    With ``sparse`` alone SparseGPT (arXiv 2301.00774), with ``rounding`` alone GPTQ (arXiv 2210.17323), with both the joint
-    solution. Zeros that 2:4 makes stay zero. With H = 1 and no rounding it is pruning by magnitude.
+    With ``sparse`` alone SparseGPT (arXiv 2301.00774), with ``rounding`` alone GPTQ (arXiv 2210.17323), with both the
+    joint solution. Zeros that 2:4 makes stay zero. With H = 1 and no rounding it is pruning by magnitude.
 
     Args:
         weight: (out, in), ``in`` a multiple of 4 and of the rounding's group.
@@ -140,4 +141,3 @@ def sweep_with_scales(
         left[:, last:] -= errors @ upper[first:last, last:]
     empty = torch.zeros(rows, 0)
     return done, torch.cat([empty, *scales], 1), torch.cat([empty, *zeros], 1)
-

@@ -55,9 +55,11 @@ Change = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.inference_mode()
-def compress(model: LanguageModel, ids: Tensor, change: Change, finish: Callable[[nn.Linear], nn.Module] | None = None) -> None:
-    """Changes every linear layer within the decoder layers, in order, each knowing its inputs as the changed ones before
-    it make them.
+def compress(
+    model: LanguageModel, ids: Tensor, change: Change, finish: Callable[[nn.Linear], nn.Module] | None = None
+) -> None:
+    """Changes every linear layer within the decoder layers, in order, each knowing its inputs as the changed ones
+    before it make them.
 
     Args:
         model: changed in place; give a copy of one that is still needed.
@@ -79,9 +81,9 @@ def compress(model: LanguageModel, ids: Tensor, change: Change, finish: Callable
         handles = []
         for name, module in linears.items():
 
-            def watch(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+            def watch(module: nn.Module, args: tuple[Any, ...], gram: Tensor = grams[name]) -> None:
                 x = args[0].reshape(-1, args[0].shape[-1]).float()
-                grams[name] += x.t() @ x
+                gram += x.t() @ x
 
             handles.append(module.register_forward_pre_hook(watch))
         for state in states:
@@ -90,7 +92,9 @@ def compress(model: LanguageModel, ids: Tensor, change: Change, finish: Callable
             handle.remove()
         for name, module in linears.items():
             # A new tensor: copies of the model may share the old one.
-            module.weight = nn.Parameter(change(module.weight.detach().float(), grams[name]).clone(), requires_grad=False)
+            module.weight = nn.Parameter(
+                change(module.weight.detach().float(), grams[name]).clone(), requires_grad=False
+            )
             if finish is not None:
                 owner, _, leaf = name.rpartition(".")
                 setattr(layer.get_submodule(owner), leaf, finish(module))
@@ -99,8 +103,8 @@ def compress(model: LanguageModel, ids: Tensor, change: Change, finish: Callable
 
 _CHANGES: dict[str, Callable[[Rounding | None], Change]] = {
     "magnitude": lambda rounding: lambda w, h: magnitude(w),
-    "wanda": lambda rounding: lambda w, h: wanda(w, h),
-    "sparsegpt": lambda rounding: lambda w, h: sweep(w, h),
+    "wanda": lambda rounding: wanda,
+    "sparsegpt": lambda rounding: sweep,
     "round": lambda rounding: lambda w, h: round_to_nearest(w, _given(rounding)),
     "gptq": lambda rounding: lambda w, h: sweep(w, h, sparse=False, rounding=_given(rounding)),
     "joint": lambda rounding: lambda w, h: sweep(w, h, rounding=_given(rounding)),
@@ -153,8 +157,8 @@ def calibration(model: LanguageModel, sequences: int, length: int) -> Tensor:
 class SparseLowBit(Method):
     """2:4 pruned weights of two bits and int8 activations, pruning and rounding solved together.
 
-    Two of every four inputs of a weight are left out and the rest has four levels in groups of 64, with the errors passed on
-    to the columns that follow. Made for models of billions of parameters; small ones lose much.
+    Two of every four inputs of a weight are left out and the rest has four levels in groups of 64, with the errors
+    passed on to the columns that follow. Made for models of billions of parameters; small ones lose much.
 
     Args:
         sequences, length: of the calibration text.
@@ -250,4 +254,6 @@ def _product(draft: Draft, e: Einsum, weight: Described, weights: dict[str, int]
         Access(e.inputs[0].tensor, ("m", "k"), e.inputs[0].elements),
         *(Access(p.name, ("k", "n"), p.elements) for p in pieces),
     )
-    return replace(e, ranks=ranks, inputs=inputs, output=Access(e.output.tensor, ("m", "n")), source="hasten::sparse_linear")
+    return replace(
+        e, ranks=ranks, inputs=inputs, output=Access(e.output.tensor, ("m", "n")), source="hasten::sparse_linear"
+    )

@@ -203,13 +203,15 @@ def _from_gguf_packed(path: Path, name: str, source: str, bf16: bool, int8: bool
             weight = file.dequantize(found[target])
             if weight.shape[-1] % 32:
                 raise HastenError(f"{path}: {target} has {weight.shape[-1]} columns, which do not pack")
-            packed = Packed(*quantize(weight, 8), 8)
+            codes, scales, mins = quantize(weight, 8)
+            packed = Packed(codes, scales, mins, 8)
         if not all(bool(torch.isfinite(t.sum(dtype=torch.float32))) for t in packed[1:3] if t is not None):
             raise HastenError(f"{path}: {target} holds values that are not finite: fetch or copy it again")
         order = _unpermuted(torch.arange(len(packed.packed)), target, file, config)
         if bool((order[1:] > order[:-1]).all()):
             return packed
-        return Packed(*(None if t is None else t[order] for t in packed[:3]), packed.bits)  # type: ignore[arg-type]
+        scales, mins = (None if t is None else t[order] for t in packed[1:3])
+        return Packed(packed.packed[order], scales, mins, packed.bits)
 
     for owner, parent in list(network.named_modules()):
         for child, module in list(parent.named_children()):

@@ -15,7 +15,8 @@ from hasten.models import checkpoint
 from hasten.models.recurrent import RecurrentLM
 from hasten.nn.reglu_experts import Activation, ReGLUExperts
 
-# Layers, width, heads, KV heads, experts, used, inner, tied, hybrid (arXiv 2507.20984, table 1, and the releases' configs).
+# Layers, width, heads, KV heads, experts, used, inner, tied, hybrid (arXiv 2507.20984, table 1, and the releases'
+# configs).
 PUBLISHED = {
     "smallthinker-4b": (32, 1536, 12, 2, 32, 4, 768, True, False),
     "smallthinker-21b": (52, 2560, 28, 4, 64, 6, 768, False, True),
@@ -65,7 +66,10 @@ class SmallThinkerConfig:
             layout = getattr(self, name)
             if layout and (len(layout) != self.layers or set(layout) - {0, 1}):
                 raise HastenError(f"{name} has a 0 or 1 for each of the {self.layers} layers, or nothing")
-        if min(self.width, self.layers, self.vocabulary, self.inner, self.window) < 1 or not 0 < self.used <= self.experts:
+        if (
+            min(self.width, self.layers, self.vocabulary, self.inner, self.window) < 1
+            or not 0 < self.used <= self.experts
+        ):
             raise HastenError("sizes are at least 1, and a token uses some of the experts")
 
 
@@ -76,7 +80,7 @@ def hybrid(layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 class LayerCache:
-    """Keys and values of one layer (batch, kv heads, tokens, head_dim); a windowed one keeps no more than its window."""
+    """Keys and values of one layer (batch, kv heads, tokens, head_dim); a windowed one keeps its window alone."""
 
     def __init__(self, keys: Tensor, values: Tensor, window: int | None, seen: int = 0) -> None:
         self.keys, self.values, self.window, self.seen = keys, values, window, seen
@@ -191,7 +195,18 @@ class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
         rotary, windowed = hybrid(layers) if mixed else ((), ())
         return cls(
             SmallThinkerConfig(
-                width, layers, heads, kv_heads, _HEAD_DIM, _VOCABULARY, experts, used, inner, rotary, windowed, tied=tied
+                width,
+                layers,
+                heads,
+                kv_heads,
+                _HEAD_DIM,
+                _VOCABULARY,
+                experts,
+                used,
+                inner,
+                rotary,
+                windowed,
+                tied=tied,
             )
         )
 
@@ -293,8 +308,8 @@ def _from_released(data: Any) -> SmallThinkerConfig:
 class HeadPredictor(nn.Module):
     """Guesses which rows of the output head matter, and computes those alone: costs a little accuracy.
 
-    Scores come from a low-rank product width -> rank -> vocabulary; of the best ``rows`` the logits are exact, all others
-    are minus infinity.
+    Scores come from a low-rank product width -> rank -> vocabulary; of the best ``rows`` the logits are exact, all
+    others are minus infinity.
 
     Args:
         width, vocabulary: of the head.
@@ -325,6 +340,6 @@ class HeadPredictor(nn.Module):
         for _ in range(steps):
             loss = F.cross_entropy(self(states), target)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         return float(loss.detach())

@@ -119,9 +119,12 @@ def block_sparse_attention(
             keys, values = key[:, :, places], value[:, :, places]
             mask = torch.cat((own.new_ones(own.shape[0], len(places) - own.shape[1]), own), 1)
         else:
-            # Heads of fewer blocks are filled up in front with the first, which the mask hides; the own block stays last.
+            # Heads of fewer blocks are filled up in front with the first, which the mask hides; the own block stays
+            # last.
             filled = torch.tensor([[0] * (most - len(c)) + c for c in chosen])
-            places = (filled[..., None] * block + torch.arange(block)).flatten(1)[:, : (most - 1) * block + own.shape[1]]
+            places = (filled[..., None] * block + torch.arange(block)).flatten(1)[
+                :, : (most - 1) * block + own.shape[1]
+            ]
             index = places[None, :, :, None].expand(key.shape[0], -1, -1, key.shape[-1])
             keys, values = key.gather(2, index), value.gather(2, index)
             seen = torch.tensor([[False] * (most - len(c)) + [True] * len(c) for c in chosen])
@@ -129,9 +132,7 @@ def block_sparse_attention(
             mask = torch.cat((wide[:, None].expand(-1, own.shape[0], -1), own.expand(heads, -1, -1)), 2)
             mask = mask.repeat_interleave(shared, 0)
         out.append(
-            F.scaled_dot_product_attention(
-                query[:, :, rows], keys, values, mask, scale=scaling, enable_gqa=shared != 1
-            )
+            F.scaled_dot_product_attention(query[:, :, rows], keys, values, mask, scale=scaling, enable_gqa=shared != 1)
         )
     return torch.cat(out, 2)
 

@@ -105,7 +105,9 @@ class ReGLUExperts(nn.Module):
             total = torch.zeros_like(flat[0])
             for weight, number in zip(weights[0], chosen[0].tolist(), strict=True):
                 expert = cast("Expert", self.experts[number])
-                total = total + weight * sparse_rows(expert.gate.weight, expert.up.weight, expert.down.weight.t(), flat[0])
+                total = total + weight * sparse_rows(
+                    expert.gate.weight, expert.up.weight, expert.down.weight.t(), flat[0]
+                )
             return total.reshape(h.shape)
         out = torch.zeros_like(flat)
         opened = used = 0
@@ -140,7 +142,7 @@ def balance_loss(logits: Tensor, count: int, group: int = 1) -> Tensor:
     chosen = logits.topk(count, -1).indices
     routed = torch.zeros(experts).index_add(0, chosen.reshape(-1), torch.ones(chosen.numel()))
     if group > 1:
-        import torch.distributed as distributed
+        from torch import distributed
 
         world = distributed.get_world_size()
         if world % group:

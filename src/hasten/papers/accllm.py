@@ -65,7 +65,10 @@ def _rate(context: Context) -> Seen:
     from hasten.cost.fpga_engine import PLANS, Engine, Sizes, run
 
     engine, sizes = Engine(), Sizes()
-    rates = {n: [tokens / run(engine, p, sizes, c).seconds for tokens, c in ((1, 4096), (1, 32768))] for n, p in PLANS.items()}
+    rates = {
+        n: [tokens / run(engine, p, sizes, c).seconds for tokens, c in ((1, 4096), (1, 32768))]
+        for n, p in PLANS.items()
+    }
     plan = PLANS["2:4, W2, KV4, window 2048"]
     final = run(engine, plan, sizes, _CONTEXT)
     bound = engine.bandwidth / final.bytes
@@ -73,7 +76,11 @@ def _rate(context: Context) -> Seen:
     steps = ", ".join(f"{n} {r[0]:.0f} / {r[1]:.0f}" for n, r in rates.items())
     rate = rates["2:4, W2, KV4, window 2048"][0]
     value = f"tokens/s at 4K / 32K: {steps}; bytes at 460 GB/s allow {bound:.0f}; decode bound by {final.bound}, prompt by {prompt.bound}"
-    return Seen(value, 164 <= rate <= bound and abs(bound - 205) < 3 and final.bound == "memory" and prompt.bound == "compute", bound >= 164)
+    return Seen(
+        value,
+        164 <= rate <= bound and abs(bound - 205) < 3 and final.bound == "memory" and prompt.bound == "compute",
+        bound >= 164,
+    )
 
 
 @paper.check("X2")
@@ -154,7 +161,9 @@ def _long(context: Context) -> Seen:
         + f"; cache {sizes['everything'] / sizes['capped window with sinks']:.0f}x smaller, and constant"
     )
     ours = end["capped window with sinks"]
-    return judged(context, value, ours < 1.03 * start and end["everything"] > 1.1 * start, ours < end["everything"], needs=_NEEDS)
+    return judged(
+        context, value, ours < 1.03 * start and end["everything"] > 1.1 * start, ours < end["everything"], needs=_NEEDS
+    )
 
 
 @functools.cache

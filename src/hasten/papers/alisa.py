@@ -190,7 +190,9 @@ def _against_static_split(context: Context) -> Seen:
 def _against_waves(context: Context) -> Seen:
     times = {batch: _opt(batch) for batch in (4, 16, 64)}
     ratios = {batch: t[3] / t[0] for batch, t in times.items()}
-    value = "simulated OPT-6.7B: " + ", ".join(f"{r:.2f}x at batch {b}" for b, r in ratios.items()) + " over waves that fit"
+    value = (
+        "simulated OPT-6.7B: " + ", ".join(f"{r:.2f}x at batch {b}" for b, r in ratios.items()) + " over waves that fit"
+    )
     return Seen(value, ratios[64] >= 1.5, ratios[64] > 1)
 
 

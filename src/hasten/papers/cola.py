@@ -11,6 +11,9 @@ from hasten.papers.card import Claim, Context, Paper, Seen
 from hasten.papers.measures import judged
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hasten.runtime.layer_chain import Chains
     from hasten.search.layer_chains import ChainResult, Path
 
 paper = Paper(
@@ -87,49 +90,48 @@ def _samples(budget: float, seed: int) -> list[_Sample]:
     rules = Rules(layers, _SHORTEST, _LONGEST)
     skip, repeat = Rules(layers, _SHORTEST, layers, repeat=False), Rules(layers, layers, _LONGEST, skip=False)
 
-    def arms(right: Callable[[Path], bool], wrong: Callable[[Path], bool], answers: dict[Path, object], fact: bool) -> _Sample:
-        found = [
-            search(rules, right, trials=trials, seed=seed),
-            random_search(rules, right, trials=trials, seed=seed),
-            search(skip, right, trials=trials, seed=seed),
-            search(repeat, right, trials=trials, seed=seed),
-            search(rules, wrong, trials=trials, seed=seed),
-        ]
-        return _Sample(fact, *found, options=len(set(answers.values())))
+    def arms(right: Callable[[Path], bool], wrong: Callable[[Path], bool], answers: _Answers, fact: bool) -> _Sample:
+        tree, chance = (find(rules, right, trials=trials, seed=seed) for find in (search, random_search))
+        alone = [search(some, right, trials=trials, seed=seed) for some in (skip, repeat)]
+        control = search(rules, wrong, trials=trials, seed=seed)
+        return _Sample(fact, tree, chance, alone[0], alone[1], control, len(set(answers.said.values())))
 
-    letters = [tokenizer(f" {c}", add_special_tokens=False)["input_ids"][0] for c in "ABCD"]
+    letters = torch.tensor([tokenizer(f" {c}", add_special_tokens=False)["input_ids"][0] for c in "ABCD"])
     samples = []
     for question in facts(seed)[: many[0]]:
         listed = "".join(f"{c}. {o}\n" for c, o in zip("ABCD", question.options, strict=True))
         ids = torch.tensor(tokenizer(f"Question: {question.text}\n{listed}Answer:")["input_ids"])
-        chains, answers = Chains(model, ids), {}
-
-        def said(path: Path, chains: Chains = chains, answers: dict = answers) -> int:
-            if path not in answers:
-                answers[path] = int(chains.logits(path)[0][letters].argmax())
-            return int(answers[path])
-
-        before = said(tuple(range(layers)))
+        answers = _Answers(Chains(model, ids), letters)
+        before = answers(tuple(range(layers)))
         # The control asks for an option that is neither right nor what the whole model says.
-        other = next(i for i in range(4) if i not in (question.answer, before))
-        samples.append(arms(lambda p, q=question: said(p) == q.answer, lambda p, o=other: said(p) == o, answers, True))
+        other = next(i for i in range(4) if (i,) not in ((question.answer,), before))
+        samples.append(arms(answers.target((question.answer,)), answers.target((other,)), answers, True))
     for prompt, answer in additions(many[1], seed):
-        wanted = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        wrong = tokenizer(f" {int(answer) + 1}", add_special_tokens=False)["input_ids"]
-        answers = {}
-
-        def exact(path: Path, target: list[int], prompt: str = prompt, answers: dict = answers, kept: dict = {}) -> bool:  # noqa: B006
-            key = (prompt, *target)
-            if key not in kept:
-                kept[key] = Chains(model, torch.tensor(tokenizer(prompt)["input_ids"] + target[:-1]))
-            out = kept[key].logits(path, len(target)).argmax(-1).tolist()
-            answers[path] = tuple(out)
-            return bool(out == target)
-
-        samples.append(
-            arms(lambda p, t=wanted: exact(p, t), lambda p, t=wrong: exact(p, t), answers, False)
-        )
+        both = [tokenizer(f" {int(answer) + more}", add_special_tokens=False)["input_ids"] for more in (0, 1)]
+        asked = tokenizer(prompt)["input_ids"]
+        right, wrong = (
+            _Answers(Chains(model, torch.tensor(asked + target[:-1])), None, len(target)) for target in both
+        )  # fmt: skip
+        samples.append(arms(right.target(tuple(both[0])), wrong.target(tuple(both[1])), right, False))
     return samples
+
+
+class _Answers:
+    """What a model says along each path: the best of some tokens, or the best token at each of the last positions."""
+
+    def __init__(self, chains: Chains, among: Tensor | None, last: int = 1) -> None:
+        self._chains, self._among, self._last = chains, among, last
+        self.said: dict[Path, tuple[int, ...]] = {}
+
+    def __call__(self, path: Path) -> tuple[int, ...]:
+        if path not in self.said:
+            logits = self._chains.logits(path, self._last)
+            self.said[path] = tuple((logits if self._among is None else logits[:, self._among]).argmax(-1).tolist())
+        return self.said[path]
+
+    def target(self, answer: tuple[int, ...]) -> Callable[[Path], bool]:
+        """Whether a path says ``answer``."""
+        return lambda path: self(path) == answer
 
 
 def _shorter(result: ChainResult) -> bool:
@@ -142,7 +144,9 @@ def _shorter_chains(context: Context) -> Seen:
     found = [s for s in samples if _shorter(s.tree)]
     share = len(found) / max(1, len(samples))
     saved = sum(len(s.tree.whole) - len(s.tree.best or ()) for s in found) / max(1, len(found))
-    value = f"{len(found)} of {len(samples)} right answers kept by a shorter chain ({share:.0%}), {saved:.1f} layers fewer"
+    value = (
+        f"{len(found)} of {len(samples)} right answers kept by a shorter chain ({share:.0%}), {saved:.1f} layers fewer"
+    )
     return judged(context, value, share > 0.75, share > 0.2, needs=_NEEDS)
 
 
@@ -163,7 +167,9 @@ def _mended(context: Context) -> Seen:
     count = max(1, sum(n for _, _, n in shares))
     gain = sum(m - c for m, c, _ in shares) / count
     value = "; ".join(parts) + f"; mended less control {gain:+.0%}"
-    return judged(context, value, gain >= 0.15 and sum(m for m, _, _ in shares) > 0.6 * count, gain >= 0.15, needs=_NEEDS)
+    return judged(
+        context, value, gain >= 0.15 and sum(m for m, _, _ in shares) > 0.6 * count, gain >= 0.15, needs=_NEEDS
+    )
 
 
 @paper.check("C3")

@@ -84,7 +84,9 @@ def _dominant(context: Context) -> Seen:
     for model in QWEN3:
         cost = dense(model, 200, 16384)
         shares.append(1 - 2 * model.parameters * 16384 / cost.equivalent())
-    value = f"attention is {min(shares):.1%} to {max(shares):.1%} of the equivalent FLOPs of six Qwen3 sizes at 16K tokens"
+    value = (
+        f"attention is {min(shares):.1%} to {max(shares):.1%} of the equivalent FLOPs of six Qwen3 sizes at 16K tokens"
+    )
     return Seen(value, min(shares) >= 0.95)
 
 
@@ -119,7 +121,9 @@ def _trained(width: int, steps: int, seed: int) -> dict[str, Any]:
     return dict(network.state_dict())
 
 
-def _sampled(weights: dict[str, Any], width: int, methods: list[tuple[str, int]], questions: int, trials: int, seed: int) -> list[list[list[int]]]:
+def _sampled(
+    weights: dict[str, Any], width: int, methods: list[tuple[str, int]], questions: int, trials: int, seed: int
+) -> list[list[list[int]]]:
     """For each method and question, how many steps each trial got right before the first error: really generated."""
     import torch
 
@@ -129,7 +133,9 @@ def _sampled(weights: dict[str, Any], width: int, methods: list[tuple[str, int]]
     network = _network(width)
     network.load_state_dict(weights)
     prompt = 2 * _SYMBOLS + 1
-    ids, _ = iterated_map(questions, symbols=_SYMBOLS, longest=_STEPS, generator=torch.Generator().manual_seed(seed + 7))
+    ids, _ = iterated_map(
+        questions, symbols=_SYMBOLS, longest=_STEPS, generator=torch.Generator().manual_seed(seed + 7)
+    )
     found = []
     for method, budget in methods:
         model = LanguageModel(network, cache=CacheSpec(policy=_policy(method, budget)))
@@ -205,7 +211,9 @@ def _points(family: list[_Model], method: str, intensity: float) -> list[Point]:
                 accuracy = cost = 0.0
                 for longest in asked:
                     right = [sum(n >= longest for n in row) for row in lengths]
-                    accuracy += sum(coverage(len(r), k, trials) for r, k in zip(lengths, right, strict=True)) / len(right)
+                    accuracy += sum(coverage(len(r), k, trials) for r, k in zip(lengths, right, strict=True)) / len(
+                        right
+                    )
                     kind = "block top-k" if method == "local" else method
                     cost += cost_of(kind, model.decoder, prompt, longest, budget, trials).equivalent(intensity)
                 settings = {"model": model.decoder.name, "budget": budget, "trials": trials}
@@ -231,7 +239,9 @@ def _sparse_against_dense(context: Context) -> Seen:
         f"following a permutation, three models, 16 trials: block top-k is {max(gaps):+.0%} to {min(gaps):+.0%} over dense at"
         f" equal cost and reaches its best ({top.accuracy:.0%}) at {ratio:.2f}x the cost; a local window at most {local:.0%}"
     )
-    return judged(context, value, min(gaps) > -0.02 and ratio <= 0.7 and local < 0.5 * top.accuracy, max(gaps) > 0, needs=_NEEDS)
+    return judged(
+        context, value, min(gaps) > -0.02 and ratio <= 0.7 and local < 0.5 * top.accuracy, max(gaps) > 0, needs=_NEEDS
+    )
 
 
 @paper.check("K4")
@@ -264,7 +274,11 @@ def _by_the_law(context: Context) -> Seen:
 def _exponents(context: Context) -> Seen:
     from hasten.cost.test_time import B200_INTENSITY, envelope
 
-    front = [p for p in envelope(_points(_family(context.budget, context.seed), "block top-k", B200_INTENSITY)) if p.accuracy > 0]
+    front = [
+        p
+        for p in envelope(_points(_family(context.budget, context.seed), "block top-k", B200_INTENSITY))
+        if p.accuracy > 0
+    ]
     from hasten.papers.measures import log_slope
 
     if len(front) < 3:

@@ -85,7 +85,15 @@ def _medusa(context: Context) -> Seen:
     held = max(2, prompts // 12)
     heads = MedusaHeads(int(model.config.hidden_size), 3)
     torch.manual_seed(context.seed)
-    fit(heads, model, text[:-held], states[:-held], seconds=seconds, seed=context.seed, progress=lambda s: context.progress("training the heads", s))
+    fit(
+        heads,
+        model,
+        text[:-held],
+        states[:-held],
+        seconds=seconds,
+        seed=context.seed,
+        progress=lambda s: context.progress("training the heads", s),
+    )
     accuracy = rank_accuracy(heads, model, text[-held:], states[-held:])
     # Test prompts are of the part of the text that the heads have not seen.
     begin = int(len(tokens) * 0.85)
@@ -105,7 +113,8 @@ def _medusa(context: Context) -> Seen:
         steps[n] = sum(r.made for r in runs) / sum(r.steps for r in runs)
     cache, step = model.session(1, 256)
     cache.lengths[:] = [64]
-    cost = {n: least_seconds(lambda n=n: step([1] * n, [0] * n, list(range(64, 64 + n))), 8) for n in sizes}
+    rows = {n: ([1] * n, [0] * n, list(range(64, 64 + n))) for n in sizes}
+    cost = {n: least_seconds(functools.partial(step, *rows[n]), 8) for n in sizes}
     cache.clear()
     chosen = best_size([(n, t.expected(accuracy)) for n, t in trees.items()], lambda n: cost[n])
     best = max(rates.values())
@@ -154,8 +163,18 @@ def _snapkv(context: Context) -> Seen:
         + f"; decode at {long}: {rates[1] / rates[0]:.2f}x, cache {sizes[0] / sizes[1]:.1f}x smaller"
     )  # fmt: skip
     ours = found["SnapKV"]
-    holds = ours >= max(found["first and last"], found["random"]) and ours >= 0.9 * found["everything"] and rates[1] > 1.5 * rates[0]
-    return judged(context, value, holds, ours >= max(found["first and last"], found["random"]) and rates[1] > rates[0], needs=_NEEDS)
+    holds = (
+        ours >= max(found["first and last"], found["random"])
+        and ours >= 0.9 * found["everything"]
+        and rates[1] > 1.5 * rates[0]
+    )
+    return judged(
+        context,
+        value,
+        holds,
+        ours >= max(found["first and last"], found["random"]) and rates[1] > rates[0],
+        needs=_NEEDS,
+    )
 
 
 @paper.check("L5")

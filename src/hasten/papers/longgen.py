@@ -71,7 +71,9 @@ def _training(context: Context) -> Seen:
         f"FLOPs allow {bound:.3f}x at 128K for 7B (published 1.55x); a training step of one layer of SmolLM2's shape takes"
         f" {measured[0]:.2f}x less at {measured[1]} tokens, forward and backward"
     )
-    return judged(context, value, abs(bound - 1.869) < 0.01 and bound > 1.55 and measured[0] > 1.3, bound > 1.55, needs=30)
+    return judged(
+        context, value, abs(bound - 1.869) < 0.01 and bound > 1.55 and measured[0] > 1.3, bound > 1.55, needs=30
+    )
 
 
 @paper.check("G2")
@@ -107,7 +109,7 @@ def _step_times(budget: float, seed: int) -> tuple[float, int]:
             out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         out.sum().backward()
 
-    full, sparse = (least_seconds(lambda s=s: run(s), 3) for s in (False, True))
+    full, sparse = (least_seconds(functools.partial(run, s), 3) for s in (False, True))
     return full / (full * 12 / 30 + sparse * 18 / 30), length
 
 
@@ -124,12 +126,11 @@ def _prefill(context: Context) -> Seen:
     for length in lengths:
         q, k, v = _layer(length, context.seed)
         x = torch.randn(length, 576)
+        attention = torch.nn.functional.scaled_dot_product_attention
         with torch.inference_mode():
-            products = least_seconds(lambda x=x: x @ linear.t(), 2)
-            full = least_seconds(
-                lambda q=q, k=k, v=v: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), 2
-            )
-            sparse = least_seconds(lambda q=q, k=k, v=v: block_sparse_attention(q, k, v, pattern), 2)
+            products = least_seconds(functools.partial(torch.matmul, x, linear.t()), 2)
+            full = least_seconds(functools.partial(attention, q, k, v, is_causal=True, enable_gqa=True), 2)
+            sparse = least_seconds(functools.partial(block_sparse_attention, q, k, v, pattern), 2)
         # Thirty layers, twelve of them full, with the products that every layer does.
         ratios.append((products + full) / (products + (12 * full + 18 * sparse) / 30))
     cache = BlockCache(pattern, 3)
@@ -221,7 +222,7 @@ def _learn(network: Any, length: int, batch: int, steps: int, peak: float, seed:
         each = torch.nn.functional.cross_entropy(
             network(text[:, :-1], use_cache=False).logits.flatten(0, 1), text[:, 1:].flatten(), reduction="none"
         ).view(batch, -1)
-        return 0.1 * each[:, : -_STEPS].mean() + each[:, -_STEPS:].mean()
+        return 0.1 * each[:, :-_STEPS].mean() + each[:, -_STEPS:].mean()
 
     fit(network, loss, steps=steps, peak=peak)
 
@@ -255,7 +256,9 @@ def _first_stage(steps: int, seed: int) -> tuple[dict[str, Any], float]:
     return dict(network.state_dict()), _score(network, 128, seed)[0]
 
 
-def _second_stage(weights: dict[str, Any], kind: str, full: tuple[int, ...], steps: int, length: int, seed: int) -> list[tuple[float, float]]:
+def _second_stage(
+    weights: dict[str, Any], kind: str, full: tuple[int, ...], steps: int, length: int, seed: int
+) -> list[tuple[float, float]]:
     from hasten.data.text import characters, sources
     from hasten.nn.block_sparse import SinkWindow, convert, patterned
 
@@ -290,8 +293,9 @@ def _quality(context: Context) -> Seen:
     seen = _recall(context.budget, context.seed)
     full, ours = seen["full"][0], seen["hybrid, middle full"][0]
     others = max(seen["all sparse"][0], seen["sparse at inference only"][0])
-    value = f"recall at 128 tokens {seen['before'][0]:.0%}; after a short training at four times the length: " + ", ".join(
-        f"{n} {r:.0%} (text {loss:.2f})" for n, (r, loss) in seen.items() if n != "before"
+    value = (
+        f"recall at 128 tokens {seen['before'][0]:.0%}; after a short training at four times the length: "
+        + ", ".join(f"{n} {r:.0%} (text {loss:.2f})" for n, (r, loss) in seen.items() if n != "before")
     )
     return judged(context, value, ours >= 0.9 * full and others <= 0.5 * full, ours > others, needs=_NEEDS)
 
@@ -301,4 +305,6 @@ def _placement(context: Context) -> Seen:
     seen = _recall(context.budget, context.seed)
     middle, bottom = seen["hybrid, middle full"], seen["hybrid, bottom full"]
     value = f"two of six layers full: middle {middle[0]:.0%} recall, text {middle[1]:.3f}; bottom {bottom[0]:.0%}, {bottom[1]:.3f}"
-    return judged(context, value, middle[0] > bottom[0] and middle[1] <= bottom[1] + 0.02, middle[0] >= bottom[0], needs=_NEEDS)
+    return judged(
+        context, value, middle[0] > bottom[0] and middle[1] <= bottom[1] + 0.02, middle[0] >= bottom[0], needs=_NEEDS
+    )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 from hasten.papers.card import Claim, Context, Paper, Seen
 from hasten.papers.measures import judged
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 paper = Paper(
     slug="smallthinker",
@@ -97,7 +101,13 @@ def _sizes(name: str) -> dict[str, float]:
     others = c.layers * (c.experts - c.used) * expert
     # A step reads everything but the experts it does not use, and one row of an embedding that is not the head.
     table = 0 if c.tied else c.vocabulary * c.width
-    return {"total": total, "read": total - others - table, "expert": expert, "count": c.layers * c.experts, "used": c.layers * c.used}
+    return {
+        "total": total,
+        "read": total - others - table,
+        "expert": expert,
+        "count": c.layers * c.experts,
+        "used": c.layers * c.used,
+    }
 
 
 @paper.check("S1")
@@ -182,6 +192,16 @@ def _little_memory(context: Context) -> Seen:
     return Seen(value, 0.5 < rates[0] / 20.3 < 2 and rates[0] > rates[1], rates[0] > rates[1])
 
 
+class _Clock:
+    """Recorded routes, of the step that is set."""
+
+    def __init__(self, routes: dict[tuple[int, int], Tensor]) -> None:
+        self.routes, self.step = routes, 0
+
+    def __call__(self, layer: int, chosen: Tensor) -> Tensor:
+        return self.routes[self.step, layer]
+
+
 @functools.cache
 def _live(budget: float, seed: int) -> dict[str, dict[str, float]]:
     """Real reads from a file past the page cache: seconds a step, of which stalled, for each arm at an equal budget."""
@@ -197,7 +217,15 @@ def _live(budget: float, seed: int) -> dict[str, dict[str, float]]:
     torch.manual_seed(seed)
     layers, experts, used = 8, 32, 4
     config = SmallThinkerConfig(
-        width=384, layers=layers, heads=6, kv_heads=2, head_dim=64, vocabulary=256, experts=experts, used=used, inner=192
+        width=384,
+        layers=layers,
+        heads=6,
+        kv_heads=2,
+        head_dim=64,
+        vocabulary=256,
+        experts=experts,
+        used=used,
+        inner=192,
     )
     model = SmallThinkerLM(config).eval()
     steps = 40 if budget >= _NEEDS else 4
@@ -210,25 +238,23 @@ def _live(budget: float, seed: int) -> dict[str, dict[str, float]]:
         write_experts(model, path)
         for name, share, prefetch in (("prefetch", 0.25, True), ("on demand", 0.25, False), ("resident", 1.0, True)):
             file = ExpertFile(path, bandwidth=600e6)
-            at = [0]
+            at = _Clock(routes)
             cache = ExpertCache(file, share * layers * experts * file.bundle_bytes)
-            engine = ExpertEngine(
-                model, cache, prefetch=prefetch, replay=lambda layer, chosen, at=at: routes[at[0], layer]
-            )
+            engine = ExpertEngine(model, cache, prefetch=prefetch, replay=at)
             if share == 1:
                 for layer in range(layers):
                     for expert in range(experts):
                         cache.get((layer, expert))
             state = model.state_at(1, context)
-            for layer in state:
-                layer.keys.normal_(generator=torch.Generator().manual_seed(1))
-                layer.values.normal_(generator=torch.Generator().manual_seed(2))
+            for kept in state:
+                kept.keys.normal_(generator=torch.Generator().manual_seed(1))
+                kept.values.normal_(generator=torch.Generator().manual_seed(2))
             out = []
             for step in range(steps + 4):
                 if step == 4:
                     cache.counts = type(cache.counts)()
                     begun = time.perf_counter()
-                at[0] = step
+                at.step = step
                 out.append(engine(torch.tensor([[step]]), state))
             seconds = time.perf_counter() - begun
             logits[name] = torch.cat(out, 1)
@@ -295,7 +321,7 @@ def _trained(early: bool, activation: str, mixed: bool, steps: int, seed: int) -
     rotary, windowed = hybrid(4) if mixed else ((), ())
     config = SmallThinkerConfig(
         width=96, heads=4, kv_heads=2, head_dim=24, vocabulary=len(alphabet), experts=8, used=2, inner=96,
-        rotary=rotary, windowed=windowed, window=64, early=early, activation=activation,
+        rotary=rotary, windowed=windowed, window=64, early=early, activation=activation,  # type: ignore[arg-type]
     )  # fmt: skip
     model = SmallThinkerLM(config).train()
     batches = windows(training, 128, 8, seed)
@@ -304,7 +330,7 @@ def _trained(early: bool, activation: str, mixed: bool, steps: int, seed: int) -
     def loss(step: int) -> torch.Tensor:
         window = next(batches)
         logits = model(window[:, :-1])
-        balance = sum(balance_loss(moe.logits, 2) for moe in moes) / len(moes)
+        balance = torch.stack([balance_loss(moe.logits, 2) for moe in moes if moe.logits is not None]).mean()
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten()) + 1e-3 * balance
 
     fit(model, loss, steps=steps, peak=3e-3)
@@ -331,6 +357,8 @@ def _early_router(context: Context) -> Seen:
     losses = {n: (results[2 * i][0] + results[2 * i + 1][0]) / 2 for i, n in enumerate(names)}
     closed = 1 - (results[0][1] + results[1][1]) / 2
     best = min(losses.values())
-    value = "; ".join(f"{n} {v:.3f}" for n, v in losses.items()) + f" (held-out loss); {closed:.0%} of ReLU gates closed"
+    value = (
+        "; ".join(f"{n} {v:.3f}" for n, v in losses.items()) + f" (held-out loss); {closed:.0%} of ReLU gates closed"
+    )
     holds = losses[names[0]] <= 1.02 * best and closed > 0.5
     return judged(context, value, holds, losses[names[0]] <= 1.02 * losses[names[1]], needs=100)

@@ -124,7 +124,7 @@ def _bound(estimate: Estimate) -> str:
 
 def _shares(figures: Figures | None) -> tuple[str, ...]:
     """Agreement, needle, recall and choice as percentages."""
-    values = [None] * 4
+    values: list[float | None] = [None] * 4
     if figures is not None:
         values = [figures.agreement, figures.needle, figures.recall, figures.choice]
     return tuple("–" if v is None else f"{v * 100:.0f} %" for v in values)

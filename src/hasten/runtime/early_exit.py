@@ -1,8 +1,8 @@
 """Leaving a model before its last layer where it is already sure of the next token.
 
-After each allowed layer the model's own norm and head read the state; when the best token is likely enough, the remaining
-layers only store keys and values of that state, so that later tokens find something there (as in CALM, arXiv 2207.07061).
-Batch 1, greedy, plain torch.
+After each allowed layer the model's own norm and head read the state; when the best token is likely enough, the
+remaining layers only store keys and values of that state, so that later tokens find something there (as in CALM, arXiv
+2207.07061). Batch 1, greedy, plain torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Running a mixture of experts whose experts stay on storage: read while attention computes, kept under a RAM budget.
 
-Each expert is one contiguous bundle (gate, up, down transposed) of a safetensors file, so one read brings it. SmallThinker's
-router reads the residual before attention: the experts of a layer are known, and asked for, before its attention begins
-(arXiv 2507.20984, section 3). The least recently used bundles make room.
+Each expert is one contiguous bundle (gate, up, down transposed) of a safetensors file, so one read brings it.
+SmallThinker's router reads the residual before attention: the experts of a layer are known, and asked for, before its
+attention begins (arXiv 2507.20984, section 3). The least recently used bundles make room.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from hasten.errors import HastenError
 from hasten.files import write_aside
 from hasten.models.smallthinker import LayerCache, SmallThinkerLM
-from hasten.nn.reglu_experts import route, sparse_rows
+from hasten.nn.reglu_experts import Expert, route, sparse_rows
 
 Key = tuple[int, int]
 # Replaces the router's choice: (layer, tokens' chosen experts) to those to use; for replaying recorded routes.
@@ -44,7 +44,8 @@ def write_experts(model: SmallThinkerLM, path: str | Path) -> None:
     tensors, sums = {}, {}
     for number, layer in enumerate(model.blocks):
         for index, expert in enumerate(layer.block_sparse_moe.experts):
-            weights = (expert.gate.weight, expert.up.weight, expert.down.weight.t())  # type: ignore[union-attr, operator]
+            assert isinstance(expert, Expert)
+            weights = (expert.gate.weight, expert.up.weight, expert.down.weight.t())
             bundle = torch.stack([w.detach().float() for w in weights]).contiguous()
             name = f"{number}.{index}"
             tensors[name] = bundle
@@ -246,7 +247,7 @@ class ExpertEngine:
             raise HastenError(f"{cache.file.path} holds the experts of another model: write it again")
         if cache.capacity < config.used:
             raise HastenError(
-                f"a budget of {cache.capacity} experts is below the {config.used} that a token uses in one layer: raise it"
+                f"a budget of {cache.capacity} experts is below the {config.used} a token uses in one layer: raise it"
             )
         if prefetch and not config.early:
             raise HastenError("this model routes after attention: its experts cannot be known before (prefetch=False)")
@@ -318,8 +319,6 @@ class ExpertEngine:
         return total
 
 
-def predicted_step(
-    attention: float, read: float, experts: float, *, prefetch: bool
-) -> float:
+def predicted_step(attention: float, read: float, experts: float, *, prefetch: bool) -> float:
     """Seconds of one layer: reads hide behind attention where they are known before it (the paper's timeline)."""
     return (max(attention, read) if prefetch else attention + read) + experts

@@ -27,7 +27,7 @@ def check_path(path: Sequence[int], layers: int) -> None:
 def _step(layer: nn.Module, index: int) -> nn.Module:
     """``layer`` over the same weights, at another place of the cache."""
     step, attention = copy.copy(layer), copy.copy(layer.self_attn)
-    attention.layer_idx = index  # type: ignore[union-attr, assignment]
+    attention.layer_idx = index  # type: ignore[union-attr]
     step._modules = {**layer._modules, "self_attn": attention}  # type: ignore[dict-item]
     return step
 
@@ -124,7 +124,7 @@ class PathPredictor(nn.Module):
         for _ in range(steps):
             loss = nn.functional.binary_cross_entropy_with_logits(self(states), valid.float())
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         return float(loss.detach())
 

@@ -1,12 +1,13 @@
 """Parallel decoding with heads that guess further tokens, verified as a tree in one step (Medusa, arXiv 2401.10774).
 
 Head k guesses the token k + 1 places ahead from the last state. The best guesses of all heads form a tree under the
-model's own next token; one step computes every node, and the longest path that the model itself would have written stays:
-greedy text does not change, whatever the heads say.
+model's own next token; one step computes every node, and the longest path that the model itself would have written
+stays: greedy text does not change, whatever the heads say.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -120,7 +121,7 @@ class Tree:
             nodes: guesses; the one with the largest product of accuracies is added each time.
         """
         chosen: list[Path_] = []
-        frontier = {(0,): accuracy[0][0]}
+        frontier: dict[Path_, float] = {(0,): accuracy[0][0]}
         while len(chosen) < nodes and frontier:
             path = max(frontier, key=lambda p: frontier[p])
             value = frontier.pop(path)
@@ -159,6 +160,14 @@ def typical(probabilities: Tensor, token: int, epsilon: float = 0.09, alpha: flo
     return float(probabilities[token]) > min(epsilon, alpha * math.exp(-entropy))
 
 
+def _typical_at(shares: Tensor, node: int, token: int) -> bool:
+    return typical(shares[node], token)
+
+
+def _best_at(best: Sequence[int], node: int, token: int) -> bool:
+    return best[node] == token
+
+
 def accepted(tree: Tree, tokens: Sequence[int], keeps: Callable[[int, int], bool]) -> list[int]:
     """The longest path of step nodes, root included, each kept by the node before it; the first of equals.
 
@@ -173,9 +182,8 @@ def accepted(tree: Tree, tokens: Sequence[int], keeps: Callable[[int, int], bool
         path = stack.pop()
         if len(path) > len(best):
             best = path
-        for child in reversed(tree.children[path[-1]]):
-            if keeps(path[-1], tokens[child]):
-                stack.append([*path, child])
+        going_on = [c for c in reversed(tree.children[path[-1]]) if keeps(path[-1], tokens[c])]
+        stack += [[*path, child] for child in going_on]
     return best
 
 
@@ -242,10 +250,10 @@ def decode(
             logits = step(rows, [0] * count, places, turns=turns, masks=tree.masks, hidden=hidden)
             if temperature > 0:
                 shares = torch.softmax(logits / temperature, -1)
-                path = accepted(tree, rows, lambda node, t, shares=shares: typical(shares[node], t))
+                path = accepted(tree, rows, functools.partial(_typical_at, shares))
             else:
                 best = logits.argmax(-1).tolist()
-                path = accepted(tree, rows, lambda node, t, best=best: best[node] == t)
+                path = accepted(tree, rows, functools.partial(_best_at, best))
             _gather(cache, base, path)
         last = path[-1]
         if temperature > 0:
@@ -293,8 +301,8 @@ def fit(
 ) -> float:
     """Trains heads on a frozen model's states (Medusa-1); returns the last loss.
 
-    The loss of head k counts ``discount``^k. Only tokens that occur compete in the softmax, which makes a large vocabulary
-    affordable.
+    The loss of head k counts ``discount``^k. Only tokens that occur compete in the softmax, which makes a large
+    vocabulary affordable.
 
     Args:
         heads: in place.
@@ -319,18 +327,19 @@ def fit(
         rows = torch.randint(len(ids), (batch,), generator=generator)
         at = torch.randint(reach, (batch,), generator=generator)
         guessed = heads(states[rows, at].clone()) @ table.t()
-        loss = sum(
-            discount**k * nn.functional.cross_entropy(guessed[:, k], where[rows, at + k + 2]) for k in range(count)
-        )  # type: ignore[assignment]
+        each = [nn.functional.cross_entropy(guessed[:, k], where[rows, at + k + 2]) for k in range(count)]
+        loss = torch.stack([discount**k * value for k, value in enumerate(each)]).sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         progress(min(1.0, spent / seconds))
     return float(loss.detach())
 
 
 @torch.inference_mode()
-def rank_accuracy(heads: MedusaHeads, model: LanguageModel, ids: Tensor, states: Tensor, ranks: int = 10) -> list[list[float]]:
+def rank_accuracy(
+    heads: MedusaHeads, model: LanguageModel, ids: Tensor, states: Tensor, ranks: int = 10
+) -> list[list[float]]:
     """How often each head's guess of each rank is the token: (heads, ranks), for `Tree.best`."""
     count = len(heads.layers)
     reach = ids.shape[1] - count - 1

@@ -65,10 +65,10 @@ class Policy(ABC):
     def row(self, layer: CacheLayer, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         """Attention of one new token, query (batch, heads, 1, d), to the cache up to itself (batch, kv heads, n, d)."""
 
-    def prompt(self, layer: CacheLayer, query: Tensor, keys: Tensor, scaling: float, start: int) -> None:
+    def prompt(self, layer: CacheLayer, query: Tensor, keys: Tensor, scaling: float, start: int) -> None:  # noqa: B027
         """Sees a piece of the prompt: its queries (batch, heads, new, d) at ``start`` on, and all keys so far."""
 
-    def prefilled(self, cache: KVCache) -> None:
+    def prefilled(self, cache: KVCache) -> None:  # noqa: B027
         """The prompt is in the cache."""
 
 
@@ -185,8 +185,8 @@ class TopK(_Selecting):
 class SparseWindow(_Selecting):
     """Sparse window attention of ALISA (arXiv 2403.17312): local tokens and those that mattered to the last steps.
 
-    Of n cached tokens ``ratio`` n are read: half the newest ones, half those older ones to which the last steps gave the
-    most weight, summed over as many steps as there are local tokens. Each kv head chooses for itself.
+    Of n cached tokens ``ratio`` n are read: half the newest ones, half those older ones to which the last steps gave
+    the most weight, summed over as many steps as there are local tokens. Each kv head chooses for itself.
 
     Args:
         ratio: share of the cache that is read, in (0, 1].

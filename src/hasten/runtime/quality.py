@@ -112,8 +112,7 @@ def _answers(model: LanguageModel, prompt: list[int], answer: list[int]) -> tupl
     rows = [model.prefill(torch.tensor([prompt], device=model.device), cache)]
     if len(answer) > 1:
         text = torch.tensor([answer[:-1]], device=model.device)
-        for part in text.split(MOST_NEW, 1):
-            rows.append(model(part, past_key_values=cache).logits[0].float())
+        rows += [model(part, past_key_values=cache).logits[0].float() for part in text.split(MOST_NEW, 1)]
     logits, wanted = torch.cat(rows), torch.tensor(answer, device=model.device)
     likelihood = torch.log_softmax(logits, -1).gather(1, wanted[:, None]).sum()
     return bool((logits.argmax(-1) == wanted).all()), float(likelihood)

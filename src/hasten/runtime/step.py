@@ -200,7 +200,8 @@ class CompiledStep:
             sequences: the row's sequence in the batch; a sequence's rows stand in order.
             positions: the row's position, from its sequence's committed length on.
             logits_from: rows before this one only enter the cache.
-            turns: the rows' rotary positions, where tokens have left the cache or rows form a tree; None: ``positions``.
+            turns: the rows' rotary positions, where tokens have left the cache or rows form a tree; None:
+            ``positions``.
             masks: of a tree, for each row the bits of the rows of its sequence that it sees; None: all before it.
             hidden: (rows - logits_from, width) fp32, filled with the normed states that the head multiplies.
 

@@ -1,8 +1,8 @@
 """A key-value cache in two tiers: memory under a budget, and a file for what does not fit (ALISA, arXiv 2403.17312).
 
-Tokens are placed one by one: the oldest are written to the slow tier, of those again the oldest are deleted and computed
-again from their layer inputs when they are needed. Which tokens a step needs the sparse window decides, for each sequence
-and kv head, before any of them is read.
+Tokens are placed one by one: the oldest are written to the slow tier, of those again the oldest are deleted and
+computed again from their layer inputs when they are needed. Which tokens a step needs the sparse window decides, for
+each sequence and kv head, before any of them is read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class SlowTier:
         self.moved = 0
         self._bytes = int(np.prod(shape)) * _NUMBER
         try:
-            self._file = tempfile.TemporaryFile(dir=folder)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with this object
             weakref.finalize(self, self._file.close)
             # All of it now: a disk that fills up later would kill the process at a write to memory.
             os.posix_fallocate(self._file.fileno(), 0, self._bytes)
@@ -108,7 +108,9 @@ class _Layer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self._cache.capacity
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Takes new tokens in; the fast tier holds those from `away` on."""
         self.keys = torch.cat((self.keys, key_states), 2)
         self.values = torch.cat((self.values, value_states), 2)
@@ -120,15 +122,15 @@ class _Layer(CacheLayerMixin):
         policy, new = self._cache.policy, query.shape[2]
         self.seen_length = self.length
         if new == self.length:
-            policy.prompt(self, query, keys, scaling, 0)  # type: ignore[arg-type]
+            policy.prompt(self, query, keys, scaling, 0)
             mask = torch.ones(new, new, dtype=torch.bool).tril()
             found = attend(query, keys, values, scaling, mask)
         elif new == 1:
             nothing = keys.new_empty(*keys.shape[:2], self.length, 0)
-            chosen = policy.choose(self, query, nothing, scaling)  # type: ignore[arg-type]
+            chosen = policy.choose(self, query, nothing, scaling)
             where = torch.arange(self.length).expand(*keys.shape[:2], -1) if chosen is None else chosen
             some, their_values = self._gather(where)
-            policy.seen(self, chosen, query, some, scaling)  # type: ignore[arg-type]
+            policy.seen(self, chosen, query, some, scaling)
             found = attend(query, some, their_values, scaling)
         else:
             raise HastenError("a tiered cache takes a prompt at once, then one token at a time")

@@ -1,7 +1,8 @@
 """Tree search for a chain of layers that answers one input, as short as can be (CoLa, arXiv 2507.07996).
 
 The search is told whether an answer is right: it shows what a model's depth could do, not what can be used on an input
-with an unknown answer. On a question with few options some path gives each of them; compare with a search for a wrong one.
+with an unknown answer. On a question with few options some path gives each of them; compare with a search for a wrong
+one.
 """
 
 from __future__ import annotations

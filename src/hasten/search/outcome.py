@@ -27,8 +27,8 @@ class Figures(_Data):
     """Measured: seconds (medians), with the spread of decoding; bytes; perplexity and its standard error.
 
     ``agreement`` is the share of the unchanged model's greedy tokens that come out the same, up to the first
-    that differs; ``needle`` and ``recall`` are shares of hidden numbers and of list entries found again in a text as long
-    as the prompt, ``choice`` the share of right answers to questions with four options (`hasten.runtime.quality`).
+    that differs; ``needle`` and ``recall`` are shares of hidden numbers and of list entries found again in a text as
+    long as the prompt, ``choice`` the share of right answers to questions with four options (`hasten.runtime.quality`).
     """
 
     prefill: float

@@ -44,7 +44,8 @@ from hasten.methods.drop_layers import least_important
 from hasten.methods.prompt_lookup import acceptance
 from hasten.models.loading import DEFAULT_MODEL, Loaded, load_network
 from hasten.runtime import LanguageModel, PromptLookup
-from hasten.runtime.quality import agreement, choice, needle, perplexity, recall
+from hasten.runtime.quality import agreement, needle, perplexity, recall
+from hasten.runtime.quality import choice as questions_right
 from hasten.search.outcome import Combination, Figures, Kernel, Prediction, Roof, TuneResult
 from hasten.search.problem import Infeasible, Objective, Problem, Trial
 from hasten.search.space import Params, Space, categorical
@@ -296,7 +297,7 @@ class _Run:
             found = needle(model, tokenizer, filler, length=length, depths=(0.2, 0.5, 0.8))
             figures.needle = sum(found.values()) / len(found)
             figures.recall = recall(model, tokenizer, filler, length=length, pairs=8, asked=4)
-            figures.choice = choice(model, tokenizer, facts()[:16])
+            figures.choice = questions_right(model, tokenizer, facts()[:16])
         return figures
 
     # -- what there is to choose --------------------------------------------------------------------
