@@ -1,15 +1,17 @@
 """Decoding and prefill of SmolLM2-135M beside its peers, in one run, and how far from this machine's limit.
 
-transformers in fp32 and bf16, llama.cpp on the same GGUF file when llama-cpp-python is installed, hasten unchanged, and
-hasten as `hasten tune` left it (`--tuned tuned.json`; without it: int4 weights and an int8 head, which are the
-file's own precision). The last row is the rate at which this machine could stream the tuned weights from memory.
+transformers in fp32 and bf16, llama.cpp on the same GGUF file when llama-cpp-python is installed, hasten unchanged in fp32,
+hasten with the file's own codes (int8 activations, as llama.cpp has them; cache in fp32), and with a key-value method that
+costs little quality: int8 keys and values. `--tuned tuned.json` adds what `hasten tune` left. The last row is the rate at
+which this machine could stream weights and cache from memory.
 
-    python benchmarks/decode.py [--json] [--threads 2] [--prompt 512] [--new-tokens 64] [--tuned tuned.json]
+    python benchmarks/decode.py [--json] [--threads 2] [--prompt 16,512,4096] [--new-tokens 64] [--tuned tuned.json]
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -20,9 +22,9 @@ from hasten.data import assets
 from hasten.data.text import default_text
 from hasten.hardware import probe
 from hasten.kernels.packed_linear import fast_bf16
-from hasten.methods import WeightOnly, apply_all
-from hasten.models import load_network
-from hasten.runtime import LanguageModel
+from hasten.models import load_network, load_packed
+from hasten.runtime import CacheSpec, LanguageModel
+from hasten.runtime.quality import perplexity
 from hasten.search.tune import load
 from rows import Row, emit
 
@@ -76,38 +78,76 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--prompt", default="16,512,4096", help="lengths of prompts, with commas")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--tuned", help="a tuned.json to show as hasten tuned")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     path = assets.get(MODEL, lambda message: print(message, file=sys.stderr))
+    try:
+        prompts = [int(p) for p in str(arguments.prompt).split(",")]
+    except ValueError:
+        sys.exit(f"--prompt takes lengths with commas, such as 16,512, not {arguments.prompt!r}")
     loaded = load_network(MODEL)
-    tokens = loaded.tokenizer(default_text()[:20000], add_special_tokens=False)["input_ids"][: arguments.prompt]
-    ids, new, runs = torch.tensor([tokens]), arguments.new_tokens, arguments.runs
-    case = f"prompt {len(tokens)}, {new} new tokens, {arguments.threads} threads"
+    half = load_network(MODEL).network.to(torch.bfloat16)
+    begin = time.perf_counter()
+    packed = load_packed(MODEL, bf16=fast_bf16(), int8=True)
+    loading = time.perf_counter() - begin
+    tokens = loaded.tokenizer(default_text()[:60000], add_special_tokens=False, verbose=False)["input_ids"]
+    models = {
+        "hasten fp32": LanguageModel(loaded.network),
+        "hasten": LanguageModel(packed.network),
+        "hasten int8 cache": LanguageModel(packed.network, cache=CacheSpec("int8")),
+    }
+    if arguments.tuned:
+        models["hasten tuned"] = load(arguments.tuned)
+    rows = [Row("loading the file's codes", "hasten", loading, "s")]
+    weights = models["hasten"].weight_bytes
+    rows.append(Row("weights in memory", "hasten", weights, "B", "the file", path.stat().st_size / weights))
+    for prompt in prompts:
+        rows += measured(arguments, prompt, tokens, str(path), loaded.network, half, models)
+    for name in ("hasten", "hasten int8 cache"):
+        print(f"measuring quality of {name}", file=sys.stderr)
+        context = min(max(prompts), 3840)
+        seen = perplexity(models[name], tokens, context=context, scored=128, segments=4)
+        plain = rows_value(rows, "perplexity")
+        ratio = None if plain is None else plain / seen.value
+        rows.append(
+            Row(f"perplexity after {context} tokens", name, seen.value, "1", "hasten" if plain else None, ratio)
+        )
+    emit(rows, arguments.json)
 
+
+def rows_value(rows: list[Row], case: str) -> float | None:
+    return next((r.value for r in rows if r.case.startswith(case)), None)
+
+
+def measured(
+    arguments: argparse.Namespace,
+    prompt: int,
+    tokens: list[int],
+    path: str,
+    network: torch.nn.Module,
+    half: torch.nn.Module,
+    models: dict[str, LanguageModel],
+) -> list[Row]:
+    """Prefill and decode of one prompt's length, by everybody."""
+    ids, new, runs = torch.tensor([tokens[:prompt]]), arguments.new_tokens, arguments.runs
+    case = f"prompt {ids.shape[1]}, {new} new tokens, {arguments.threads} threads"
     seen: dict[str, tuple[float, float]] = {}
 
     def run(name: str, measure: Callable[[], tuple[float, float] | None]) -> None:
-        print(f"measuring {name}", file=sys.stderr)
+        print(f"measuring {name}, {case}", file=sys.stderr)
         rates = measure()
         if rates is not None:
             seen[name] = rates
 
-    run("transformers-fp32", lambda: transformers_rates(loaded.network, ids, new, runs))
-    half = load_network(MODEL).network.to(torch.bfloat16)
+    run("transformers-fp32", lambda: transformers_rates(network, ids, new, runs))
     run("transformers-bf16", lambda: transformers_rates(half, ids, new, runs))
-    run("llama.cpp", lambda: llama_rates(str(path), tokens, new, runs, arguments.threads))
-    plain = LanguageModel(loaded.network)
-    run("hasten unchanged (fp32)", lambda: hasten_rates(plain, ids, new, runs))
-    packed = apply_all(LanguageModel(load_network(MODEL).network), [WeightOnly(4, 8, bf16=fast_bf16())])
-    run("hasten int4, head int8", lambda: hasten_rates(packed, ids, new, runs))
-    if arguments.tuned:
-        tuned = load(arguments.tuned)
-        run("hasten tuned", lambda: hasten_rates(tuned, ids, new, runs))
-
+    run("llama.cpp", lambda: llama_rates(path, tokens[:prompt], new, runs, arguments.threads))
+    for name, model in models.items():
+        run(name, functools.partial(hasten_rates, model, ids, new, runs))
     rows = []
     for index, phase in enumerate(("prefill", "decode")):
         for name, rates in seen.items():
@@ -117,13 +157,15 @@ def main() -> None:
                     rows.append(Row(f"{phase}, {case}", name, rates[index], "tokens/s", peer, ratio))
             if not name.startswith("hasten"):
                 rows.append(Row(f"{phase}, {case}", name, rates[index], "tokens/s"))
-    device = probe()
-    moved = packed.weight_bytes + packed.session(1, len(tokens) + new)[0].nbytes
-    limit = float(device.main_memory.bandwidth) / moved
-    ours = seen["hasten int4, head int8"][1]
-    rows.append(Row(f"decode, {case}", "hasten int4, head int8", ours, "tokens/s", "limit", ours / limit))
-    rows.append(Row(f"decode, {case}", "limit", limit, "tokens/s"))
-    emit(rows, arguments.json)
+    bandwidth = float(probe().main_memory.bandwidth)
+    for name in ("hasten", "hasten int8 cache"):
+        model = models[name]
+        # What a step in the middle reads: all weights, and the cache up to there.
+        cache = model.new_cache(1, ids.shape[1] + new // 2)
+        limit = bandwidth / (model.weight_bytes + cache.nbytes)
+        rows.append(Row(f"decode, {case}", f"limit of {name}", limit, "tokens/s"))
+        rows.append(Row(f"decode, {case}", name, seen[name][1], "tokens/s", f"limit of {name}", seen[name][1] / limit))
+    return rows
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from hasten.data import assets
 from hasten.errors import HastenError
 from hasten.kernels.packed_linear import dequantize_reference
-from hasten.models import load_network
+from hasten.models import load_network, load_packed
 from hasten.models.loading import build, read_config
 
 from .conftest import FAMILIES, logits, tiny, vocabulary, write_gguf
@@ -462,3 +462,40 @@ def test_smollm_loads_by_its_name(smollm: Path) -> None:
     assert sum(p.numel() for p in loaded.network.parameters()) == 134_515_008
     assert assets.cached("smollm2-135m-instruct") == smollm
     assert len(vocabulary()) < loaded.network.config.vocab_size == len(loaded.tokenizer)
+
+
+@pytest.mark.parametrize("kind", [Kind.F16, Kind.Q8_0, Kind.Q4_1, Kind.Q4_0])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_packed_weights_are_the_files_own(tmp_path: Path, ids: torch.Tensor, family: str, kind: Kind) -> None:
+    path = write_gguf(tiny(family), tmp_path / "m.gguf", family, kind)
+    plain, packed = load_network(path), load_packed(path)
+    torch.testing.assert_close(logits(packed.network, ids), logits(plain.network, ids), rtol=0, atol=1e-3)
+    modules = dict(packed.network.named_modules())
+    for name, parameter in plain.network.named_parameters():
+        if parameter.ndim == 2 and "lm_head" not in name:
+            layer = modules[name.removesuffix(".weight")]
+            torch.testing.assert_close(layer.dequantize(), parameter.detach(), rtol=0, atol=1e-6)
+    assert packed.fingerprint == plain.fingerprint
+    assert not any(p.device.type == "meta" for p in packed.network.parameters())
+
+
+def test_packed_loading_takes_gguf_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(HastenError, match="not a GGUF file"):
+        load_packed(tmp_path)
+    (tmp_path / "short.gguf").write_bytes(b"GGUF")
+    with pytest.raises(HastenError, match="truncated"):
+        load_packed(tmp_path / "short.gguf")
+
+
+@pytest.mark.slow
+def test_the_real_model_packed_is_no_larger_than_its_file() -> None:
+    from hasten.runtime import LanguageModel
+
+    path = assets.get("smollm2-135m-instruct")
+    loaded = load_packed("smollm2-135m-instruct", int8=True)
+    model = LanguageModel(loaded.network, loaded.tokenizer)
+    assert model.weight_bytes <= 1.15 * path.stat().st_size
+    assert model.why_not_compiled is None
+    ids = loaded.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    assert "Paris" in loaded.tokenizer.decode(model.generate(ids, max_new_tokens=4, do_sample=False)[0])

@@ -90,3 +90,17 @@ def test_the_head_predictor_gives_exact_logits_where_it_looks() -> None:
         torch.testing.assert_close(found[seen], exact[seen])
         hits += int(found.argmax() == exact.argmax())
     assert hits >= 45
+
+
+def test_the_shipped_model_writes_words() -> None:
+    import hasten.models
+    from hasten.data.text import characters
+
+    folder = Path(hasten.models.__file__).parent / "trained" / "smallthinker-chars"
+    assert (folder / "CARD.md").is_file()
+    assert (folder / "model.safetensors").stat().st_size <= 8 << 20
+    model = SmallThinkerLM.load(folder)
+    ids, alphabet = characters("The function returns the ")
+    text = "".join(alphabet[i] for i in model.generate(ids[None], 40)[0].tolist())
+    assert text.startswith("The function returns the ")
+    assert len(set(text[25:])) > 4

@@ -32,7 +32,8 @@ EVERYTHING = [
 ]  # fmt: skip
 PARTS = [
     BlockTopK(1, 2, block=16), BlockTopK(3, 2, block=8), TopK(16, 8, 2), SparseWindow(0.3),
-    SparseWindow(0.3, history=-1), Strided(0.3), LocalShare(0.3, 2), LocalWindow(20, 2), SnapKV(40, 8), RandomKeep(40, 8), KeepEnds(40, 4),
+    SparseWindow(0.3, history=-1), Strided(0.3), LocalShare(0.3, 2), LocalWindow(20, 2), SnapKV(40, 8),
+    RandomKeep(40, 8), KeepEnds(40, 4),
 ]  # fmt: skip
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from hasten.data.questions import facts
 from hasten.errors import HastenError
 from hasten.methods import CacheFormat, SlidingWindow, WeightOnly
-from hasten.runtime import LanguageModel
-from hasten.runtime.quality import agreement, perplexity
+from hasten.runtime import CacheSpec, LanguageModel
+from hasten.runtime.quality import agreement, choice, needle, perplexity, recall
 
 SHAPE = {"context": 100, "scored": 60, "segments": 3}
 
@@ -82,3 +83,62 @@ def test_agreement_ends_at_the_first_difference() -> None:
     assert agreement([1, 2], [1, 2, 3, 4]) == 0.5
     assert agreement([5], [5]) == 1
     assert agreement([5], []) == 1
+
+
+class Words:
+    """A tokenizer: a token a word, digit by digit for numbers."""
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        import re
+
+        return {"input_ids": [sum(map(ord, w)) % 211 for w in re.findall(r"\d|\w+|[^\w\s]", text)]}
+
+
+def test_long_context_measures_run_through_the_cache(model: LanguageModel, text: torch.Tensor) -> None:
+    filler = text.tolist()
+    found = needle(model, Words(), filler, length=120, depths=(0.2, 0.8))
+    assert set(found) == {0.2, 0.8}
+    assert 0 <= recall(model, Words(), filler, length=150, pairs=4, asked=2) <= 1
+    share = choice(model, Words(), facts()[:6])
+    assert share in {i / 6 for i in range(7)}
+    windowed = LanguageModel(model.network, cache=CacheSpec("fp32", 16, 2))
+    assert set(needle(windowed, Words(), filler, length=120, depths=(0.5,))) == {0.5}
+    with pytest.raises(HastenError, match="needle test of 5000"):
+        needle(model, Words(), filler, length=5000)
+    with pytest.raises(HastenError, match="recall test of 5000"):
+        recall(model, Words(), filler, length=5000)
+
+
+def test_a_model_that_copies_finds_the_needle() -> None:
+    """A network that says what followed the last token the first time answers everything."""
+
+    class Copying(LanguageModel):
+        def prefill(self, ids: torch.Tensor, cache: Any) -> torch.Tensor:
+            self.seen = ids[0].tolist()
+            return self._next()[None]
+
+        def forward(self, input_ids: torch.Tensor, past_key_values: Any = None, **kwargs: Any) -> Any:
+            rows = []
+            for token in input_ids[0].tolist():
+                self.seen.append(token)
+                rows.append(self._next())
+            return type("Out", (), {"logits": torch.stack(rows)[None]})
+
+        def _next(self) -> torch.Tensor:
+            size = next(n for n in range(12, 0, -1) if self._at(n) is not None)
+            return torch.nn.functional.one_hot(torch.tensor(self.seen[self._at(size) + size]), 211).float()
+
+        def _at(self, n: int) -> int | None:
+            tail = self.seen[-n:]
+            return next((i for i in range(len(self.seen) - n) if self.seen[i : i + n] == tail), None)
+
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=211, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
+        max_position_embeddings=4096,
+    )  # fmt: skip
+    model = Copying(transformers.LlamaForCausalLM(config))
+    found = needle(model, Words(), [0] * 400, length=200)
+    assert all(found.values())
+    assert recall(model, Words(), [0] * 400, length=300, pairs=6, asked=3) == 1.0

@@ -207,7 +207,7 @@ def _points(family: list[_Model], method: str, intensity: float) -> list[Point]:
         for (name, budget), lengths in model.lengths.items():
             if name != method:
                 continue
-            for trials in (1, 2, 4, 8, 16):
+            for trials in (n for n in (1, 2, 4, 8, 16) if n <= len(lengths[0])):
                 accuracy = cost = 0.0
                 for longest in asked:
                     right = [sum(n >= longest for n in row) for row in lengths]
