@@ -1,9 +1,9 @@
 """Decoding and prefill of SmolLM2-135M beside its peers, in one run, and how far from this machine's limit.
 
-transformers in fp32 and bf16, llama.cpp on the same GGUF file when llama-cpp-python is installed, hasten unchanged in fp32,
-hasten with the file's own codes (int8 activations, as llama.cpp has them; cache in fp32), and with a key-value method that
-costs little quality: int8 keys and values. `--tuned tuned.json` adds what `hasten tune` left. The last row is the rate at
-which this machine could stream weights and cache from memory.
+transformers in fp32 and bf16, llama.cpp on the same GGUF file when llama-cpp-python is installed, hasten unchanged in
+fp32, hasten with the file's own codes (int8 activations, as llama.cpp has them; cache in fp32), and with a key-value
+method that costs little quality: int8 keys and values. `--tuned tuned.json` adds what `hasten tune` left. The last row
+is the rate at which this machine could stream weights and cache from memory.
 
     python benchmarks/decode.py [--json] [--threads 2] [--prompt 16,512,4096] [--new-tokens 64] [--tuned tuned.json]
 """

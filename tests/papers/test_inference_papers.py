@@ -32,7 +32,8 @@ def test_models_of_hardware_need_no_budget(paper: object, claim: str) -> None:
     ("paper", "claim"),
     [
         (kinetics.paper, "K3"), (kinetics.paper, "K4"), (kinetics.paper, "K6"), (alisa.paper, "A1"),
-        (longgen.paper, "G1"), (longgen.paper, "G3"), (longgen.paper, "G5"), (longgen.paper, "G6"), (accllm.paper, "X4"),
+        (longgen.paper, "G1"), (longgen.paper, "G3"), (longgen.paper, "G5"), (longgen.paper, "G6"),
+        (accllm.paper, "X4"),
         (smallthinker.paper, "S4"), (smallthinker.paper, "S7"),
     ],
     ids=lambda p: getattr(p, "slug", p),

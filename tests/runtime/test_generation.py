@@ -185,3 +185,19 @@ def test_measure_counts_what_it_says(llama: Any) -> None:
     assert set(found.phases) == {"prefill", "decode"}
     assert found.phases["decode"].runs == 2
     assert found.extra["decode_tokens_per_second"] == pytest.approx(8 / found.phases["decode"].median)
+
+
+@pytest.mark.parametrize("where", ["weights", "cache"])
+def test_damaged_numbers_are_an_error(llama: Any, where: str) -> None:
+    model, prompt = LanguageModel(llama), torch.randint(0, 211, (1, 40))
+    if where == "weights":
+        llama.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+        with pytest.raises(HastenError, match="not a number"):
+            model.generate(prompt, max_new_tokens=4, do_sample=False)
+        return
+    made = model.stream(prompt, max_new_tokens=20, do_sample=False)
+    next(made)
+    cache, _ = model._idle[1:]
+    cache.layers[1].tensors["values"][0, 0, 3] = torch.nan
+    with pytest.raises(HastenError, match="not a number"):
+        list(made)

@@ -143,6 +143,17 @@ def _eos(config: Any) -> set[int]:
     return set() if eos is None else {int(e) for e in (eos if isinstance(eos, list | tuple) else [eos])}
 
 
+def _numbers(logits: Tensor) -> Tensor:
+    """``logits``, if they are numbers.
+
+    Raises:
+        HastenError: some are not: the weights or the cache are damaged, and what follows would be noise.
+    """
+    if torch.isnan(logits).any():
+        raise HastenError("the model's output is not a number: its weights or cache are damaged, load it again")
+    return logits
+
+
 class _Loop:
     """One call of generate: what is still running, and what has been made."""
 
@@ -168,7 +179,7 @@ class _Loop:
         if self._limit == 0:
             return
         with torch.inference_mode():
-            first = self._choose(self._prefill(), range(len(self._prompts)))
+            first = self._choose(_numbers(self._prefill()), range(len(self._prompts)))
             if prefilled is not None:
                 prefilled(time.perf_counter())
             last = {i: token for i, token in enumerate(first) if self._take(i, [token])}
@@ -193,7 +204,7 @@ class _Loop:
         """One step for the sequences in ``last`` (their newest token, not in the cache yet); updates it."""
         drafts = {i: self._indexes[i].draft(self._limit - len(self.made[i]) - 1) if self._indexes else [] for i in last}
         tokens = {i: [token, *drafts[i]] for i, token in last.items()}
-        logits = self._logits(tokens)
+        logits = _numbers(self._logits(tokens))
         new: list[list[int]] = [[] for _ in self._prompts]
         committed = [0] * len(self._prompts)
         if self._indexes is None:
