@@ -56,6 +56,8 @@ _FORMAT = "hasten-tuned"
 _NONE = "unchanged"
 # By how many times a prediction may miss the unchanged model before the probe is doubted.
 _FAR = 2.5
+# Predictions within this factor of each other count as equal.
+_STEP = 1.25
 # Tokens of a prompt below which there is no room to hide anything in.
 _LEAST_RECALL = 128
 
@@ -274,7 +276,7 @@ class _Run:
         self.reporter.measured(baseline)
         return baseline
 
-    def _figures_of(self, model: LanguageModel) -> Figures:
+    def _figures_of(self, model: LanguageModel, limit: float | None = None) -> Figures:
         s = self.settings
         timed = model.measure(s.prompt, s.new_tokens, s.batch, runs=s.runs, ids=self.ids)
         decode = timed.phases["decode"]
@@ -291,7 +293,8 @@ class _Run:
         figures.perplexity, figures.perplexity_error = quality.value, quality.error
         new = model.generate(self.ids, max_new_tokens=s.new_tokens, min_new_tokens=s.new_tokens, do_sample=False)
         figures.agreement = agreement(new[0, s.prompt :].tolist(), self.expected)
-        if s.prompt >= _LEAST_RECALL:
+        # What perplexity rules out already is not asked more: its time goes to the next one.
+        if s.prompt >= _LEAST_RECALL and (limit is None or quality.value <= limit):
             tokenizer, filler = self.loaded.tokenizer, self.tokens[s.prompt // 2 :]
             length = min(s.prompt, len(filler))
             found = needle(model, tokenizer, filler, length=length, depths=(0.2, 0.5, 0.8))
@@ -399,7 +402,7 @@ class _Run:
         def evaluate(params: Params) -> Mapping[str, Any]:
             title = titles[_point_key(params)]
             try:
-                figures = self._try(self.methods[title])
+                figures = self._try(self.methods[title], limit)
             except HastenError as error:
                 raise Infeasible(str(error)) from None
             assert figures.perplexity is not None
@@ -421,7 +424,7 @@ class _Run:
             title = titles.get(_point_key(params))
             if title is None or len(self.methods[title]) > 1:
                 return None
-            return candidates[title].predicted.latency
+            return _gentle_first(candidates[title].predicted, baseline.predicted)
 
         def together(params: Params) -> float | None:
             title = titles.get(_point_key(params))
@@ -486,9 +489,9 @@ class _Run:
         assert combination.measured.perplexity is not None
         combination.within_floor = combination.measured.perplexity <= limit
 
-    def _try(self, methods: Sequence[Method]) -> Figures:
+    def _try(self, methods: Sequence[Method], limit: float) -> Figures:
         model = apply_all(LanguageModel(_twin(self.loaded.network), name=self.loaded.name), methods)
-        return self._figures_of(model)
+        return self._figures_of(model, limit)
 
     def _identity(self) -> dict[str, str]:
         s = self.settings
@@ -597,6 +600,15 @@ def _reading(prompt: int, positions: int) -> dict[str, int]:
     scored = min(1536 // segments, positions // 2)
     context = min(max(256, prompt - scored), positions - scored)
     return {"context": context, "scored": scored, "segments": segments}
+
+
+def _gentle_first(predicted: Prediction, unchanged: Prediction) -> float:
+    """Predicted latency in steps as coarse as predictions are; within a step, what keeps more bits of the model first.
+
+    With little time, one that is as fast and likelier to keep the quality is measured before the smallest.
+    """
+    step = math.floor(math.log(predicted.latency) / math.log(_STEP))
+    return step + 0.9 * max(0.0, 1 - predicted.memory / unchanged.memory)
 
 
 def _point_key(params: Mapping[str, Any]) -> str:
