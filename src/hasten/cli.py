@@ -241,6 +241,7 @@ def estimate(
                     "bytes": cost.bytes,
                     "io_lower_bound": cost.io_lower_bound,
                     "io_distance": cost.io_distance,
+                    "attention_io": cost.attention_io,
                     "fits": cost.fits,
                     "flops": workload.flops,
                     "notes": list(cost.notes),

@@ -61,6 +61,9 @@ class Estimate:
         io_lower_bound: bytes that any schedule must move over the outermost memory's port.
         fits: whether ``peak_memory`` fits the device's main memory.
         notes: what the reader should know: unknown operators, formats the device emulates, ...
+        attention_io: bytes that attention moves to and from main memory, over the bound of
+            `hasten.workload.attention_io` for the memory on the chip; None where nothing attends. Constants of the
+            bound are 1: about 4 is as near as any program known comes where not all fits on the chip.
     """
 
     workload: str
@@ -70,6 +73,7 @@ class Estimate:
     io_lower_bound: float
     fits: bool = True
     notes: tuple[str, ...] = ()
+    attention_io: float | None = None
 
     @property
     def latency(self) -> float:

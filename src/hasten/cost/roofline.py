@@ -19,6 +19,7 @@ from hasten.cost.operator_time import operator_seconds
 from hasten.errors import HastenError
 from hasten.hardware import Device
 from hasten.workload import Cascade, Einsum, Op, Phase, Role, Workload, fuse
+from hasten.workload.attention_io import sites
 
 Schedule = Literal["eager", "fused"]
 
@@ -74,12 +75,17 @@ def estimate(workload: Workload, device: Device, *, schedule: Schedule | Mapping
     notes: dict[str, None] = {}
     phases = []
     live = bound = 0.0
+    attended, attention_floor = 0.0, 0.0
     for phase in workload.phases:
         chosen = schedule if isinstance(schedule, str) else schedule.get(phase.name, "eager")
         if chosen not in ("eager", "fused"):
             raise HastenError(f"unknown schedule {chosen!r}: give 'eager' or 'fused'")
-        cost, phase_live, phase_bound = _Pricing(phase, device, chosen == "fused", notes).price()
+        pricing = _Pricing(phase, device, chosen == "fused", notes)
+        cost, phase_live, phase_bound = pricing.price()
         phases.append(cost)
+        moved, floor = pricing.attention()
+        attended += phase.repeats * moved
+        attention_floor += phase.repeats * floor
         live = max(live, phase_live)
         bound += phase.repeats * phase_bound
     if workload.unknown:
@@ -97,6 +103,7 @@ def estimate(workload: Workload, device: Device, *, schedule: Schedule | Mapping
         io_lower_bound=bound,
         fits=fits,
         notes=tuple(notes),
+        attention_io=attended / attention_floor if attention_floor else None,
     )
 
 
@@ -193,6 +200,27 @@ class _Pricing:
             einsums=tuple(costs),
         )
         return cost, _live(kernels, self._cascade), _lower_bound(self._cascade, device)
+
+    def attention(self) -> tuple[float, float]:
+        """Bytes that attention moves in one execution, and the bound on them, for the memory on the chip.
+
+        Attention in one kernel moves what the best program known moves; in several, what passes between them.
+        """
+        cascade, capacity = self._cascade, max(self._device.on_chip, 1024.0)
+        found = sites(cascade)
+        if not found:
+            return 0.0, 0.0
+        place = {e.name: i for i, e in enumerate(cascade.einsums)}
+        at: dict[int, int] = {}
+        crossing: list[float] = []
+        for number, kernel in enumerate(self._kernels()):
+            at |= {place[e.name]: number for e in kernel.einsums}
+            crossing.append(float(sum(kernel.reads.values()) + sum(kernel.writes.values())))
+        moved = 0.0
+        for site in found:
+            used = {at[i] for i in site.einsums if i in at}
+            moved += site.fused(capacity) if len(used) == 1 else sum(crossing[n] for n in used)
+        return moved, sum(site.floor(capacity) for site in found)
 
     # -- kernels ---------------------------------------------------------------------------------
 

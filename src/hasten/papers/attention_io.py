@@ -1,6 +1,15 @@
 """The I/O Complexity of Attention, or How Optimal is Flash Attention?."""
 
-from hasten.papers.card import Claim, Paper
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from hasten.papers.card import Claim, Context, Paper, Seen
+
+if TYPE_CHECKING:
+    from hasten.workload.attention_io import Array
 
 paper = Paper(
     slug="attention-io",
@@ -9,7 +18,11 @@ paper = Paper(
     year=2024,
     field="cost models",
     summary="Gives lower bounds on the memory traffic of exact attention for every cache size, and the algorithm that meets them in small caches.",
-    pieces=("hasten.workload.attention_io",),
+    pieces=(
+        "hasten.workload.attention_io:lower_bound",
+        "hasten.workload.attention_io:FastMemory",
+        "hasten.workload.attention_io:small_cache",
+    ),
     claims=(
         Claim(
             "A1",
@@ -31,3 +44,146 @@ paper = Paper(
         Claim("A5", "crossover at M = Theta(d^2)", "crossover at M = Theta(d^2)"),
     ),
 )
+
+
+@lru_cache(maxsize=1)
+def _real(tokens: int = 512) -> tuple[Array, Array, Array]:
+    """Scaled queries, keys and values of a head in the middle of SmolLM2, on real text."""
+    import numpy as np
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    from hasten.data.text import default_text
+    from hasten.models import load_network
+
+    class Catch(TorchFunctionMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[tuple[Any, ...]] = []
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                self.seen.append(tuple(args[:3]))
+            return func(*args, **(kwargs or {}))
+
+    loaded = load_network()
+    ids = torch.tensor([loaded.tokenizer.encode(default_text()[:20_000])[:tokens]])
+    with torch.inference_mode(), Catch() as catch:
+        loaded.network(ids)
+    q, k, v = (t[0, 0].to(torch.float64).numpy() for t in catch.seen[len(catch.seen) // 2])
+    return np.ascontiguousarray(q / math.sqrt(q.shape[1])), k, v
+
+
+def _random(n: int, d: int, seed: int) -> tuple[Array, Array, Array]:
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    q, k, v = (rng.standard_normal((n, d)) for _ in range(3))
+    return q, k, v
+
+
+def _reference(q: Array, k: Array, v: Array) -> Array:
+    import numpy as np
+
+    scores = q @ k.T
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    return np.asarray(weights / weights.sum(1, keepdims=True) @ v)
+
+
+def _counted(program: str, tensors: Any, m: int) -> int:
+    """Words moved by a program that was run, whose output and closed form were compared."""
+    import numpy as np
+
+    from hasten.errors import HastenError
+    from hasten.workload.attention_io import PROGRAMS, program_words
+
+    n, d = tensors[0].shape
+    run = PROGRAMS[program](*tensors, m)
+    if np.abs(run.output - _reference(*tensors)).max() > 1e-10 or run.peak > m:
+        raise HastenError(f"{program} with {m} words is wrong or holds more than it may")
+    if run.moved != program_words(program, n, d, m):
+        raise HastenError(f"{program} with {m} words moves {run.moved}, not {program_words(program, n, d, m)}")
+    return run.moved
+
+
+def _slope(sizes: list[int], words: list[float]) -> float:
+    import numpy as np
+
+    return float(np.polyfit(np.log(sizes), np.log(words), 1)[0])
+
+
+@paper.check("A1")
+def _distance(context: Context) -> Seen:
+    """Programs run on a memory of M words, on a real head (d = 64) and synthetic ones; words over the floor."""
+    from hasten.workload.attention_io import flash2_trace, lower_bound, lru_moved
+
+    ratios = []
+    for tensors in (_real(), _random(512, 32, context.seed), _random(256, 16, context.seed)):
+        n, d = tensors[0].shape
+        for power in range(4):
+            m = d * d << power
+            moved = _counted("flash2", tensors, m)
+            ratios.append(moved / lower_bound(n, d, m))
+    lru = max(
+        lru_moved(flash2_trace(n, d, m), 2 * m) / _counted("flash2", _random(n, d, 0), m)
+        for n, d, m in ((128, 16, 512), (128, 16, 1024))
+    )
+    value = f"FlashAttention-2 moves {min(ratios):.2f} to {max(ratios):.2f} times the floor for M = d^2 to 8 d^2"
+    detail = f"constants of the floor are 1, derived; an LRU cache of 2 M words moves {lru:.2f} times the program's"
+    return Seen(value, min(ratios) >= 1 and max(ratios) <= 6 and lru <= 2, detail=detail)
+
+
+@paper.check("A2")
+def _small(context: Context) -> Seen:
+    """Both programs on the real head with M below d^2."""
+    tensors = _real()
+    sizes = [512, 1024, 2048]
+    small = [_counted("small-cache", tensors, m) for m in sizes]
+    flash = [_counted("flash2", tensors, m) for m in sizes]
+    gaps = [f / s for f, s in zip(flash, small, strict=True)]
+    value = ", ".join(f"M = {m}: {g:.2f}x fewer words" for m, g in zip(sizes, gaps, strict=True))
+    return Seen(value, min(gaps) > 1 and gaps == sorted(gaps, reverse=True), gaps[0] > 1)
+
+
+@paper.check("A3")
+def _exponents(context: Context) -> Seen:
+    """Slopes of counted words over M on logarithmic axes; queries and outputs, moved once, are taken off."""
+    large, n, d = [1024, 2048, 4096, 8192], 2048, 32
+    wide = _random(n, d, context.seed)
+    above = _slope(large, [_counted("flash2", wide, m) - 2 * n * d for m in large])
+    small = [256, 512, 1024]
+    below = _slope(small, [float(_counted("small-cache", _real(), m)) for m in small])
+    return Seen(f"{above:.2f} above, {below:.2f} below", abs(above + 1) <= 0.1 and abs(below + 0.5) <= 0.07)
+
+
+@paper.check("A4")
+def _fast(context: Context) -> Seen:
+    """Products of d x d blocks by Strassen's seven instead of eight, on chip."""
+    import numpy as np
+
+    from hasten.workload.attention_io import flash2, flash2_rows, strassen
+
+    tensors = _random(512, 64, context.seed)
+    m = 8 * 64 * 64
+    plain = flash2(*tensors, m, block=64)
+    fast = flash2(*tensors, m, block=64, multiply=lambda x, y: strassen(x, y, least=16))
+    same = bool(np.abs(plain.output - fast.output).max() < 1e-9)
+    ratio = fast.moved / plain.moved
+    return Seen(f"{ratio:.3f} times the words, {flash2_rows(64, m, 64)} queries a tile", same and abs(ratio - 1) < 0.05)
+
+
+@paper.check("A5")
+def _crossover(context: Context) -> Seen:
+    """The M at which the program for small memories stops moving fewer words, by run programs."""
+    shares = []
+    for d, tensors in ((64, _real()), (32, _random(512, 32, context.seed)), (16, _random(256, 16, context.seed))):
+        low, high = d * d // 4, 2 * d * d
+        while high - low > max(8, d * d // 32):
+            m = (low + high) // 2
+            if _counted("small-cache", tensors, m) < _counted("flash2", tensors, m):
+                low = m
+            else:
+                high = m
+        shares.append((d, low / (d * d)))
+    value = ", ".join(f"d = {d}: {share:.2f} d^2" for d, share in shares)
+    return Seen(value, all(1 / 3 <= share <= 1.5 for _, share in shares))

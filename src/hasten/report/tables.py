@@ -88,6 +88,9 @@ def comparison_table(estimates: Sequence[Estimate]) -> Table:
     shown = phases if len(phases) > 1 else []
     columns = ("device", ">latency", *(f">{p}" for p in shown), ">energy", ">memory", "fits", "bound by")
     columns += (">traffic / bound",)
+    attends = any(e.attention_io is not None for e in estimates)
+    if attends:
+        columns += (">attention's",)
     rows = []
     notes: dict[str, None] = {}
     for e in sorted(estimates, key=lambda e: e.latency):
@@ -102,6 +105,7 @@ def comparison_table(estimates: Sequence[Estimate]) -> Table:
                 "yes" if e.fits else "NO",
                 _bound(e),
                 q.digits(e.io_distance),
+                *((q.digits(e.attention_io) if e.attention_io is not None else "–",) if attends else ()),
             )
         )
         notes |= dict.fromkeys(e.notes)
