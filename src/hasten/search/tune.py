@@ -58,6 +58,8 @@ _NONE = "unchanged"
 _FAR = 2.5
 # Predictions within this factor of each other count as equal.
 _STEP = 1.25
+# How much slower than predicted a combination counts for each of its methods that only ever was in ones that failed.
+_DOUBT = 3.0
 # Tokens of a prompt below which there is no room to hide anything in.
 _LEAST_RECALL = 128
 
@@ -417,6 +419,7 @@ class _Run:
             }
 
         broken: set[Method] = set()
+        suspects: set[Method] = set()
         seen: dict[Method, Combination] = {}
         now: list[str] = []
 
@@ -430,7 +433,9 @@ class _Run:
             title = titles.get(_point_key(params))
             if title is None or broken.intersection(self.methods[title]):
                 return None
-            return corrected(candidates[title], [seen[m] for m in self.methods[title] if m in seen], baseline)
+            doubts = len(suspects.intersection(self.methods[title]))
+            known = [seen[m] for m in self.methods[title] if m in seen]
+            return corrected(candidates[title], known, baseline) * _DOUBT**doubts
 
         def told(trial: Trial, done: int, planned: int | None) -> None:
             combination = candidates[titles[_point_key(trial.params)]]
@@ -461,8 +466,16 @@ class _Run:
                     seen[methods[0]] = candidates[title]
                 if len(methods) == 1 and (candidates[title].within_floor is False or candidates[title].failure):
                     broken.add(methods[0])
-            result = kept.run(problem, trials=s.trials, seconds=s.seconds, order=together, progress=told)
-            self._adopt_all(result.trials, titles, candidates, limit)
+            while True:
+                # One at a time: each that fails tells which methods to leave for the end.
+                following = len(result.trials) + 1
+                target = following if s.trials is None else min(following, s.trials)
+                before = len(result.trials)
+                result = kept.run(problem, trials=target, seconds=s.seconds, order=together, progress=told)
+                self._adopt_all(result.trials, titles, candidates, limit)
+                suspects.update(self._suspects(candidates))
+                if result.stopped != "trials" or len(result.trials) == before:
+                    break
         if earlier := len(result.trials) - len(now):
             self.notes.append(
                 f"{earlier} of the measurements are of an earlier run of this study, the unchanged model's and "
@@ -472,6 +485,17 @@ class _Run:
             names = ", ".join(sorted(m.title for m in broken))
             self.notes.append(f"below the quality floor by themselves, so tried in no combination: {names}")
         return result.stopped
+
+    def _suspects(self, candidates: dict[str, Combination]) -> set[Method]:
+        """Methods of combinations that failed, less those that are part of one that did not."""
+        good: set[Method] = set()
+        bad: set[Method] = set()
+        for title, combination in candidates.items():
+            if combination.measured and combination.within_floor:
+                good.update(self.methods[title])
+            elif combination.failure or combination.within_floor is False:
+                bad.update(self.methods[title])
+        return bad - good
 
     def _adopt_all(
         self, trials: Sequence[Trial], titles: dict[str, str], candidates: dict[str, Combination], limit: float

@@ -25,5 +25,6 @@ void bind_rational(nb::module_&);
 void bind_ternary(nb::module_&);
 void bind_experts(nb::module_&);
 void bind_sparse(nb::module_&);
+void bind_dram(nb::module_&);
 
 }  // namespace hasten

@@ -388,4 +388,5 @@ NB_MODULE(_native, m) {
   bind_ternary(m);
   bind_experts(m);
   bind_sparse(m);
+  bind_dram(m);
 }

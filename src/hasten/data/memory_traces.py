@@ -1,0 +1,115 @@
+"""Requests to a memory: generated like ArchGym's four workloads, or read from a file.
+
+A file has a line for each request: ``cycle: read 0xaddress`` or ``cycle: write 0xaddress``, cycles not decreasing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import HastenError
+
+WORKLOADS = ("stream", "random", "cloud-1", "cloud-2")
+_LINE = 64
+
+
+@dataclass(frozen=True)
+class MemoryTrace:
+    """Requests in order.
+
+    Args:
+        name: for people.
+        cycle: when each arrives, int64, not decreasing.
+        address: bytes, int64.
+        write: 1 for a write, uint8.
+    """
+
+    name: str
+    cycle: NDArray[np.int64]
+    address: NDArray[np.int64]
+    write: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.cycle)
+
+
+def memory_trace(workload: str, requests: int = 1000, *, capacity: int = 1 << 30, seed: int = 0) -> MemoryTrace:
+    """A workload's requests of 64 bytes, one in each cycle.
+
+    ``stream`` reads on and on; ``random`` reads anywhere; ``cloud-1`` alternates runs of 50 to 300 reads in a row with
+    50 to 100 anywhere; ``cloud-2`` does so with runs of 10 to 80 and 20 to 60, and three in ten are writes.
+
+    Args:
+        workload: one of `WORKLOADS`.
+        requests: how many.
+        capacity: bytes that addresses may reach.
+        seed: of every choice.
+
+    Raises:
+        HastenError: an unknown workload, or no request.
+    """
+    if workload not in WORKLOADS:
+        raise HastenError(f"there is no workload {workload!r}: choose one of {', '.join(WORKLOADS)}, or give a file")
+    if requests < 1:
+        raise HastenError("a trace needs at least one request")
+    rng = np.random.default_rng(seed)
+    lines = capacity // _LINE
+    write = np.zeros(requests, np.uint8)
+    if workload == "stream":
+        places = np.arange(requests) % lines
+    elif workload == "random":
+        places = rng.integers(0, lines, requests)
+    else:
+        runs, jumps = ((50, 300), (50, 100)) if workload == "cloud-1" else ((10, 80), (20, 60))
+        parts: list[NDArray[np.int64]] = []
+        while sum(map(len, parts)) < requests:
+            start = rng.integers(0, lines)
+            parts.append((start + np.arange(rng.integers(runs[0], runs[1] + 1))) % lines)
+            parts.append(rng.integers(0, lines, rng.integers(jumps[0], jumps[1] + 1)))
+        places = np.concatenate(parts)[:requests]
+        if workload == "cloud-2":
+            write = (rng.random(requests) < 0.3).astype(np.uint8)
+    return MemoryTrace(workload, np.arange(requests, dtype=np.int64), places.astype(np.int64) * _LINE, write)
+
+
+def read_memory_trace(path: str | Path) -> MemoryTrace:
+    """Requests from a file; empty lines and lines that start with ``#`` are left out.
+
+    Raises:
+        HastenError: no such file, a line that is none of these, or cycles that go back.
+    """
+    source = Path(path)
+    try:
+        text = source.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise HastenError(f"cannot read the trace {source}: {why}") from None
+    cycles: list[int] = []
+    addresses: list[int] = []
+    writes: list[int] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.replace(":", " ").split()
+        if not words or words[0].startswith("#"):
+            continue
+        try:
+            cycle, kind, address = words
+            cycles.append(int(cycle))
+            addresses.append(int(address, 16))
+        except ValueError:
+            raise HastenError(
+                f"{source}, line {number}: expected 'cycle: read 0xaddress', found {line!r:.60}"
+            ) from None
+        if kind not in ("read", "write"):
+            raise HastenError(f"{source}, line {number}: {kind!r:.20} is neither read nor write")
+        if cycles[-1] < (cycles[-2] if len(cycles) > 1 else 0) or not 0 <= addresses[-1] < 1 << 62:
+            raise HastenError(f"{source}, line {number}: cycles must not go back, and addresses start at 0")
+        writes.append(kind == "write")
+    if not cycles:
+        raise HastenError(f"the trace {source} has no request")
+    return MemoryTrace(
+        source.stem, np.array(cycles, np.int64), np.array(addresses, np.int64), np.array(writes, np.uint8)
+    )
