@@ -41,7 +41,8 @@ def memory_trace(workload: str, requests: int = 1000, *, capacity: int = 1 << 30
     """A workload's requests of 64 bytes, one in each cycle.
 
     ``stream`` reads on and on; ``random`` reads anywhere; ``cloud-1`` alternates runs of 50 to 300 reads in a row with
-    50 to 100 anywhere; ``cloud-2`` does so with runs of 10 to 80 and 20 to 60, and three in ten are writes.
+    50 to 100 anywhere; ``cloud-2`` is of two programs that take turns, each in runs of 10 to 80, with 20 to 60 anywhere
+    between, and three in ten are writes.
 
     Args:
         workload: one of `WORKLOADS`.
@@ -67,8 +68,9 @@ def memory_trace(workload: str, requests: int = 1000, *, capacity: int = 1 << 30
         runs, jumps = ((50, 300), (50, 100)) if workload == "cloud-1" else ((10, 80), (20, 60))
         parts: list[NDArray[np.int64]] = []
         while sum(map(len, parts)) < requests:
-            start = rng.integers(0, lines)
-            parts.append((start + np.arange(rng.integers(runs[0], runs[1] + 1))) % lines)
+            length = rng.integers(runs[0], runs[1] + 1)
+            starts = rng.integers(0, lines, 1 if workload == "cloud-1" else 2)
+            parts.append(((starts[None, :] + np.arange(length)[:, None]) % lines).reshape(-1))
             parts.append(rng.integers(0, lines, rng.integers(jumps[0], jumps[1] + 1)))
         places = np.concatenate(parts)[:requests]
         if workload == "cloud-2":

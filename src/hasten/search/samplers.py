@@ -95,3 +95,26 @@ def _exhaustive(space: Space, seed: int | None, limit: int = EXHAUSTIVE_LIMIT) -
     from hasten.search.exhaustive import ExhaustiveSampler
 
     return ExhaustiveSampler(space)
+
+
+def _agent(name: str) -> Factory:
+    def make(space: Space, seed: int | None, **options: Any) -> Any:
+        from hasten.search.agent_sampler import AgentSampler
+
+        return AgentSampler(space, name, seed, **options)
+
+    return make
+
+
+for _name in (
+    "random-walk", "genetic", "ants", "parzen", "ppo", "reinforce", "multi-agent", "ppo-box", "sac-box",
+    "time-division",
+):  # fmt: skip
+    register(_name)(_agent(_name))
+
+
+@register("gp")
+def _gp(space: Space, seed: int | None, **options: Any) -> Any:
+    from optuna.samplers import GPSampler
+
+    return GPSampler(seed=seed, **options)

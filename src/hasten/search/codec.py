@@ -1,0 +1,73 @@
+"""A point of a space as numbers: one index a parameter, or one coordinate in [-1, 1], and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hasten.search.space import Params, Space, Value
+
+
+class Codec:
+    """Indices of a space's parameters, in its order; those that do not exist at a point are left out, or 0.
+
+    Args:
+        space: what is coded.
+        bins: values of a continuous parameter, spread evenly (its logarithm's, where it is logarithmic).
+    """
+
+    def __init__(self, space: Space, bins: int = 32) -> None:
+        self.space = space
+        self.values: list[list[Value]] = []
+        for p in space:
+            if p.size != math.inf:
+                self.values.append(list(p.values()))
+            elif p.log:
+                grid = np.exp(np.linspace(math.log(p.low), math.log(p.high), bins)).clip(p.low, p.high)
+                self.values.append([float(v) for v in grid])
+            else:
+                self.values.append([float(v) for v in np.linspace(p.low, p.high, bins)])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many values each parameter has."""
+        return tuple(map(len, self.values))
+
+    def decode(self, indices: Sequence[int]) -> Params:
+        """The point that indices name."""
+        params: Params = {}
+        for parameter, values, index in zip(self.space, self.values, indices, strict=True):
+            if self.space.active(parameter, params):
+                params[parameter.name] = values[int(index)]
+        return params
+
+    def encode(self, params: Mapping[str, Any]) -> tuple[int, ...]:
+        """Indices of a point; of a continuous value those of the nearest bin."""
+        found = []
+        for parameter, values in zip(self.space, self.values, strict=True):
+            value = params.get(parameter.name)
+            if parameter.name not in params:
+                found.append(0)
+            elif parameter.size == math.inf:
+                found.append(int(np.argmin([abs(float(v) - value) for v in values])))  # type: ignore[arg-type, operator]
+            else:
+                found.append(next(i for i, v in enumerate(values) if type(v) is type(value) and v == value))
+        return tuple(found)
+
+    def bin(self, coordinates: Sequence[float]) -> tuple[int, ...]:
+        """Indices of coordinates in [-1, 1]: equal intervals, one a value."""
+        return tuple(
+            min(n - 1, max(0, math.floor((c + 1) / 2 * n))) for c, n in zip(coordinates, self.sizes, strict=True)
+        )
+
+    def bin_rounded(self, coordinates: Sequence[float]) -> tuple[int, ...]:
+        """As ArchGym's public code does: coordinates are rounded to -1, 0 or 1 first, so that at most three values
+        of a parameter can be had."""
+        return self.bin([float(np.clip(round(c), -1, 1)) for c in coordinates])
+
+    def center(self, indices: Sequence[int]) -> list[float]:
+        """Coordinates in the middle of the intervals of indices."""
+        return [(2 * i + 1) / n - 1 for i, n in zip(indices, self.sizes, strict=True)]
