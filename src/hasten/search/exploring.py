@@ -1,0 +1,263 @@
+"""Agents at equal samples: running one, sweeping its settings, and a model that stands in for the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hasten.errors import HastenError, MissingExtraError
+from hasten.search.agents import Agent, Indices, make_agent
+from hasten.search.codec import Codec
+from hasten.search.environments import Fitness, Log
+from hasten.search.problem import Infeasible, Problem
+from hasten.search.space import Params, Space
+
+Scores = dict[Indices, "dict[str, float] | None"]
+
+SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
+    "random-walk": tuple(
+        {"change": change, "back": back} for change in (0, 1, 2, 4) for back in (0.0, 0.3, 0.9)
+    ),
+    "genetic": tuple(
+        {"population": population, "mutation": mutation}
+        for population in (4, 8, 16, 32)
+        for mutation in (0.005, 0.05, 0.15)
+    ),
+    "ants": tuple(
+        {"ants": ants, "evaporation": evaporation, "greediness": greediness}
+        for ants in (2, 8, 32)
+        for evaporation in (0.1, 0.5)
+        for greediness in (0.0, 0.5)
+    ),
+    "parzen": tuple(
+        {"start": start, "share": share, "prior": prior}
+        for start in (5, 20)
+        for share in (0.05, 0.15, 0.4)
+        for prior in (0.3, 1.0)
+    ),
+    "ppo": tuple(
+        {"rate": rate, "entropy": entropy, "batch": batch}
+        for rate in (1e-3, 5e-3, 2e-2)
+        for entropy in (0.0, 0.05)
+        for batch in (8, 32)
+    ),
+}
+"""Twelve settings of each of ArchGym's agents."""
+
+
+@dataclass
+class Explorer:
+    """A problem behind a fitness, with every point scored once.
+
+    Args:
+        problem: what is tried.
+        fitness: values to reward.
+        penalty: reward of a point that cannot be had.
+        scores: what is known already, by indices.
+    """
+
+    problem: Problem
+    fitness: Fitness
+    penalty: float = 0.0
+    scores: Scores = field(default_factory=dict)
+    codec: Codec = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.codec = Codec(self.problem.space)
+        self._names = [o.name for o in self.problem.objectives]
+
+    def values(self, point: Indices) -> dict[str, float] | None:
+        """Values at a point; None when it cannot be had."""
+        if point not in self.scores:
+            try:
+                values, limits, _ = self.problem.score(self.codec.decode(point))
+                self.scores[point] = values | limits
+            except Infeasible:
+                self.scores[point] = None
+        return self.scores[point]
+
+    def reward(self, point: Indices) -> float:
+        """What a point is paid."""
+        values = self.values(point)
+        return self.penalty if values is None else float(self.fitness(values))
+
+    def run(
+        self, agent: Agent, samples: int, log: Log | None = None, provenance: Mapping[str, Any] | None = None
+    ) -> NDArray[np.float64]:
+        """Rewards of the points that an agent asks for, in order; points asked for again count again."""
+        rewards = np.empty(samples)
+        for i in range(samples):
+            point = agent.ask()
+            values = self.values(point)
+            rewards[i] = self.penalty if values is None else float(self.fitness(values))
+            agent.tell(point, rewards[i], [values[n] for n in self._names] if values else ())
+            if log is not None:
+                log.add(self.codec.decode(point), values or {}, rewards[i], **(provenance or {}))
+        return rewards
+
+    def everything(self, limit: int = 100_000) -> float:
+        """The best reward of all, by trying every point.
+
+        Raises:
+            HastenError: there are more than ``limit``.
+        """
+        if self.problem.space.size > limit:
+            raise HastenError(f"the space has more than {limit:,} points: try a smaller one")
+        return max(self.reward(self.codec.encode(p)) for p in self.problem.space.enumerate())
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """An agent's settings, each with several seeds.
+
+    Args:
+        agent: its name.
+        best: (settings, seeds, budgets): the best reward within each budget.
+        budgets: numbers of samples.
+    """
+
+    agent: str
+    best: NDArray[np.float64]
+    budgets: tuple[int, ...]
+
+    def tuned(self, budget: int) -> float:
+        """The mean over seeds of the best setting."""
+        return float(self.best[:, :, self.budgets.index(budget)].mean(1).max())
+
+    def spread(self, budget: int) -> float:
+        """Distance between the quartiles of the settings' runs, over their median."""
+        low, middle, high = np.percentile(self.best[:, :, self.budgets.index(budget)], [25, 50, 75])
+        return float((high - low) / middle) if middle else 0.0
+
+
+def sweep(
+    explorer: Explorer,
+    agent: str,
+    budgets: Sequence[int],
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    settings: Sequence[Mapping[str, Any]] | None = None,
+    log: Log | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Sweep:
+    """Runs an agent with each setting and seed, with the same samples.
+
+    Args:
+        explorer: what is explored.
+        agent: its name.
+        budgets: at which the best so far is taken.
+        seeds: of each setting.
+        settings: hyper-parameters; `SETTINGS` of the agent when None.
+        log: where tries are kept.
+        progress: told the share that is done.
+    """
+    chosen = list(SETTINGS[agent] if settings is None else settings)
+    best = np.empty((len(chosen), len(seeds), len(budgets)))
+    for i, setting in enumerate(chosen):
+        for j, seed in enumerate(seeds):
+            made = make_agent(agent, explorer.codec.sizes, seed, **setting)
+            rewards = explorer.run(
+                made, max(budgets), log, {"agent": agent, "setting": dict(setting), "seed": seed}
+            )
+            so_far = np.maximum.accumulate(rewards)
+            best[i, j] = [so_far[b - 1] for b in budgets]
+            progress((i * len(seeds) + j + 1) / (len(chosen) * len(seeds)))
+    return Sweep(agent, best, tuple(budgets))
+
+
+class Proxy:
+    """A model of a simulator, learned from a log: a random forest for each value.
+
+    Args:
+        space: of the problem.
+        names: values to model.
+        logarithm: values whose logarithm is modelled: times, whose spread is over magnitudes.
+        trees: of a forest.
+        depth: of a tree; None for as deep as it goes.
+        seed: of the forests.
+
+    Raises:
+        HastenError: scikit-learn is missing.
+    """
+
+    def __init__(
+        self, space: Space, names: Sequence[str], *, logarithm: Sequence[str] = (), trees: int = 60,
+        depth: int | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        try:
+            from sklearn.ensemble import RandomForestRegressor
+        except ImportError:
+            raise MissingExtraError("search", "a proxy model needs scikit-learn") from None
+        self.space, self.names, self.logarithm = space, tuple(names), frozenset(logarithm)
+        self._forests = {
+            n: RandomForestRegressor(trees, max_depth=depth, random_state=seed, bootstrap=depth is not None)
+            for n in self.names
+        }
+
+    def features(self, points: Sequence[Params]) -> NDArray[np.float64]:
+        """One row a point: numbers scaled to [0, 1] of their range, a column for each value of the others."""
+        columns = []
+        for p in self.space:
+            drawn = [point.get(p.name) for point in points]
+            values = list(p.values()) if p.kind == "categorical" else []
+            if values and not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+                columns += [[float(d == v) for d in drawn] for v in values]
+                continue
+            low, high = (min(values), max(values)) if values else (p.low, p.high)  # type: ignore[type-var]
+            span = float(high) - float(low) or 1.0  # type: ignore[arg-type]
+            columns.append([(float(d) - float(low)) / span if d is not None else -1.0 for d in drawn])  # type: ignore[arg-type]
+        return np.array(columns).T
+
+    def fit(self, points: Sequence[Params], values: Sequence[Mapping[str, float]]) -> Proxy:
+        """Learns from points and their values."""
+        if not points:
+            raise HastenError("a proxy model needs points to learn from")
+        x = self.features(points)
+        for name, forest in self._forests.items():
+            y = np.array([v[name] for v in values])
+            forest.fit(x, np.log(y) if name in self.logarithm else y)
+        return self
+
+    def fit_log(self, log: Log) -> Proxy:
+        """Learns from a log."""
+        points, values = [], []
+        for row in log.rows:
+            if all(f"value.{n}" in row for n in self.names):
+                points.append({k.removeprefix("param."): v for k, v in row.items() if k.startswith("param.")})
+                values.append({n: row[f"value.{n}"] for n in self.names})
+        return self.fit(points, values)
+
+    def predict(self, points: Sequence[Params]) -> list[dict[str, float]]:
+        """Values at points, in the units that were learned."""
+        x = self.features(points)
+        made = {}
+        for name, forest in self._forests.items():
+            y = forest.predict(x)
+            made[name] = np.exp(y) if name in self.logarithm else y
+        return [{n: float(made[n][i]) for n in self.names} for i in range(len(points))]
+
+    def errors(self, points: Sequence[Params], values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Root of the mean squared error of each value, over its mean."""
+        found = self.predict(points)
+        return {
+            n: float(
+                np.sqrt(np.mean([(f[n] - v[n]) ** 2 for f, v in zip(found, values, strict=True)]))
+                / np.mean([v[n] for v in values])
+            )
+            for n in self.names
+        }
+
+    def problem(self, original: Problem) -> Problem:
+        """The problem with this model in the simulator's place."""
+        from dataclasses import replace
+
+        return replace(
+            original,
+            name=f"{original.name}-proxy",
+            evaluate=lambda params: self.predict([params])[0],
+            identity={**original.identity, "proxy": ", ".join(self.names)},
+        )
