@@ -311,21 +311,28 @@ def search(
         str | None,
         typer.Argument(help="A space's name, or file.py:NAME with a hasten.search.Problem."),
     ] = None,
-    sampler: Annotated[str, typer.Option(help="Who chooses: random, tpe, nsga2 or exhaustive.")] = "nsga2",
+    sampler: Annotated[
+        str, typer.Option(help="Who chooses: nsga2, tpe, gp, random, exhaustive, genetic, ants, parzen, ppo, ...")
+    ] = "nsga2",
     trials: Annotated[int | None, typer.Option(help="Different points in the end, earlier runs included.")] = 40,
     budget: Annotated[float | None, typer.Option(help="Seconds of trying, earlier runs included.")] = None,
     study: Annotated[
         Path | None, typer.Option(help="SQLite file that keeps every trial: the same command goes on from it.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for search.json and search.html.")] = Path(),
+    out: Annotated[Path, typer.Option(help="Folder for search.json, search.parquet and search.html.")] = Path(),
     seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Points scored at the same time, each in its process.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Score on a Ray cluster: its address, auto, or local to start one here.")
+    ] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Find the best points of a space, by one measure or several.
 
-    Leaves a table of the points that no other beats in everything, `search.json` with every trial, and `search.html`
-    to look at. With --study nothing is lost when it is interrupted or killed, and no point is tried twice.
+    Leaves a table of the points that no other beats in everything, `search.json` and `search.parquet` with every trial,
+    and `search.html` to look at: the front, how each sampler came to it, which parameters matter. With --study nothing
+    is lost when it is interrupted or killed, and no point is tried twice; `optuna-dashboard sqlite:///FILE` opens it.
 
     Examples:
 
@@ -333,7 +340,9 @@ def search(
 
         hasten search hourglass --trials 60 --study shapes.db --out found
 
-        hasten search my_chip.py:problem --sampler tpe --budget 600 --study chip.db
+        hasten search my_chip.py:problem --sampler tpe --budget 600 --study chip.db --workers 2
+
+        hasten search dram --sampler ants --trials 500
     """
     _use_threads(threads)
     from hasten.report import print_table, search_table, trials_document, write_search
@@ -357,13 +366,22 @@ def search(
         def advance(trial: Any, done: int, planned: int | None) -> None:
             tell(f"searching {problem.name}: {done} tried", done / planned if planned else 0.0)
 
-        result = Study(study).run(problem, sampler=sampler, trials=trials, seconds=budget, seed=seed, progress=advance)
-    write_search(problem, result, out)
+        team: Any = workers
+        if ray is not None:
+            from hasten.search.workers import RayWorkers
+
+            team = RayWorkers(problem, workers, None if ray == "local" else ray)
+        result = Study(study).run(
+            problem, sampler=sampler, trials=trials, seconds=budget, seed=seed, progress=advance, workers=team
+        )
+    written = write_search(problem, result, out)
     if as_json:
         _document(trials_document(problem, result))
     else:
         print_table(search_table(problem, result))
-    _say(f"wrote {out / 'search.html'} and {out / 'search.json'}")
+    _say(f"wrote {', '.join(str(p) for p in written)}")
+    if not any(p.suffix == ".parquet" for p in written):
+        _say("no search.parquet: run pip install 'hasten[search]' to have one")
     if result.interrupted:
         _say("interrupted: what was tried is above" + (f", and kept in {study}" if study else ""))
         raise KeyboardInterrupt

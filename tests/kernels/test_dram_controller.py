@@ -106,7 +106,7 @@ def test_refreshes_come_due_and_may_wait():
 )
 def test_refuses_what_would_reach_outside(wrong):
     good = dict(zip(("arrival", "bank", "row", "write"), requests([0], [0], [0]), strict=True))
-    with pytest.raises(ValueError, match="DRAM simulation|room for one"):
+    with pytest.raises(ValueError, match=r"DRAM simulation|room for one"):
         simulate(timing(), knobs(), **(good | wrong))
     with pytest.raises(ValueError, match="room for one"):
         simulate(timing(), knobs(size=0), **good)

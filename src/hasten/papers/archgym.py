@@ -91,8 +91,7 @@ def _spread(context: Context) -> Seen:
     """Distance between the quartiles over settings and seeds, over the median, at 50 samples and at 800."""
     found = _lottery(context.seed, context.progress)
     spreads = {
-        agent: max(sweeps[agent].spread(50) for _, sweeps in found.values())
-        for agent in next(iter(found.values()))[1]
+        agent: max(sweeps[agent].spread(50) for _, sweeps in found.values()) for agent in next(iter(found.values()))[1]
     }
     late = max(s.spread(800) for _, sweeps in found.values() for s in sweeps.values())
     wide = sum(s >= 0.2 for s in spreads.values())
@@ -106,7 +105,7 @@ def _ranking(context: Context) -> Seen:
     found = _lottery(context.seed, context.progress)
     changed = []
     for trace, (_, sweeps) in found.items():
-        order = [sorted(sweeps, key=lambda a: -sweeps[a].best[:, :, i].mean()) for i in (0, 2)]  # noqa: B023
+        order = [sorted(sweeps, key=lambda a: -sweeps[a].best[:, :, i].mean()) for i in (0, 2)]
         changed.append((trace, order[0] != order[1], order))
     _, _, shown = changed[-1]
     value = f"the order changes on {sum(c for _, c, _ in changed)} of {len(changed)} traces"
@@ -139,8 +138,8 @@ def _proxies(seed: int) -> dict[str, Any]:
         made[f"{label} errors"] = proxy.errors(points, truth)
     uniform = [space.sample(rng) for _ in range(size)]
     values = [explorer.problem.score(p)[0] for p in uniform]
-    made["even errors"] = Proxy(space, names, logarithm=("time", "energy"), seed=seed).fit(uniform, values).errors(
-        points, truth
+    made["even errors"] = (
+        Proxy(space, names, logarithm=("time", "energy"), seed=seed).fit(uniform, values).errors(points, truth)
     )
     return made
 

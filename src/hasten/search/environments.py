@@ -7,7 +7,7 @@ tried can be logged with who tried it, and written as Parquet.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hasten.errors import HastenError, MissingExtraError
+from hasten.files import read_parquet, write_parquet
 from hasten.search.codec import Codec
 from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Params, Space, categorical, integer, real
@@ -55,15 +56,16 @@ class Log:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(
-        self, params: Mapping[str, Any], values: Mapping[str, float], reward: float, **provenance: Any
-    ) -> None:
+    def add(self, params: Mapping[str, Any], values: Mapping[str, float], reward: float, **provenance: Any) -> None:
         """Keeps a try; ``provenance`` says who made it: agent, hyper-parameters, seed."""
         self.rows.append(
             {f"param.{k}": v for k, v in params.items()}
             | {f"value.{k}": float(v) for k, v in values.items()}
             | {"reward": float(reward)}
-            | {k: v if isinstance(v, str | int | float) else json.dumps(v, sort_keys=True) for k, v in provenance.items()}
+            | {
+                k: v if isinstance(v, str | int | float) else json.dumps(v, sort_keys=True)
+                for k, v in provenance.items()
+            }
         )
 
     def __add__(self, other: Log) -> Log:
@@ -84,48 +86,7 @@ class Log:
         Raises:
             HastenError: no such file, or another one.
         """
-        parquet = _parquet()
-        import pyarrow
-
-        try:
-            return cls([{k: v for k, v in r.items() if v is not None} for r in parquet.read_table(path).to_pylist()])
-        except (OSError, pyarrow.ArrowInvalid) as error:
-            raise HastenError(f"cannot read the log {path}: {str(error).splitlines()[0]}") from None
-
-
-def _parquet() -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise MissingExtraError("search", "Parquet files need pyarrow") from None
-    return parquet
-
-
-def write_parquet(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Rows with the same or different keys as a Parquet table, written aside first.
-
-    Raises:
-        HastenError: pyarrow is missing, or the file cannot be written.
-    """
-    parquet = _parquet()
-    import pyarrow
-
-    names = list(dict.fromkeys(k for row in rows for k in row))
-    columns = {}
-    for name in names:
-        column = [row.get(name) for row in rows]
-        kinds = {type(v) for v in column if v is not None}
-        if len(kinds) > 1:  # a parameter with values of several types
-            column = [float(v) if kinds <= {int, float} else None if v is None else str(v) for v in column]
-        columns[name] = column
-    target = Path(path)
-    aside = target.with_name(target.name + ".part")
-    try:
-        parquet.write_table(pyarrow.table(columns), aside)
-        aside.replace(target)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise HastenError(f"cannot write {target}: {error.strerror or error}") from None
+        return cls([{k: v for k, v in r.items() if v is not None} for r in read_parquet(path)])
 
 
 def _values(problem: Problem) -> list[str]:
@@ -183,7 +144,7 @@ def environment(
         import gymnasium
         from gymnasium import spaces
     except ImportError:
-        raise MissingExtraError("rl", "environments need gymnasium") from None
+        raise MissingExtraError("gymnasium", "rl") from None
 
     codec = Codec(problem.space)
     names = _values(problem)
@@ -192,7 +153,7 @@ def environment(
     size = len(names)
 
     class ProblemEnvironment(gymnasium.Env[Any, Any]):
-        metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own form)
+        metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own form)
 
         def __init__(self) -> None:
             self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float64)
@@ -294,7 +255,7 @@ def parallel_environment(
         from gymnasium import spaces
         from pettingzoo import ParallelEnv
     except ImportError:
-        raise MissingExtraError("rl", "environments of several agents need pettingzoo") from None
+        raise MissingExtraError("pettingzoo", "rl") from None
 
     codec = Codec(problem.space)
     agents = [p.name for p in problem.space]
@@ -347,6 +308,8 @@ def register_environments() -> list[str]:
             continue  # a try trains a network: no environment to explore in thousands of steps
         label = f"hasten/{name}-v0"
         if label not in gymnasium.registry:
-            gymnasium.register(label, entry_point=lambda name=name, **options: environment(known.build(name), **options))
+            gymnasium.register(
+                label, entry_point=lambda name=name, **options: environment(known.build(name), **options)
+            )
         made.append(label)
     return made

@@ -19,9 +19,7 @@ from hasten.search.space import Params, Space
 Scores = dict[Indices, "dict[str, float] | None"]
 
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
-    "random-walk": tuple(
-        {"change": change, "back": back} for change in (0, 1, 2, 4) for back in (0.0, 0.3, 0.9)
-    ),
+    "random-walk": tuple({"change": change, "back": back} for change in (0, 1, 2, 4) for back in (0.0, 0.3, 0.9)),
     "genetic": tuple(
         {"population": population, "mutation": mutation}
         for population in (4, 8, 16, 32)
@@ -160,9 +158,7 @@ def sweep(
     for i, setting in enumerate(chosen):
         for j, seed in enumerate(seeds):
             made = make_agent(agent, explorer.codec.sizes, seed, **setting)
-            rewards = explorer.run(
-                made, max(budgets), log, {"agent": agent, "setting": dict(setting), "seed": seed}
-            )
+            rewards = explorer.run(made, max(budgets), log, {"agent": agent, "setting": dict(setting), "seed": seed})
             so_far = np.maximum.accumulate(rewards)
             best[i, j] = [so_far[b - 1] for b in budgets]
             progress((i * len(seeds) + j + 1) / (len(chosen) * len(seeds)))
@@ -191,7 +187,7 @@ class Proxy:
         try:
             from sklearn.ensemble import RandomForestRegressor
         except ImportError:
-            raise MissingExtraError("search", "a proxy model needs scikit-learn") from None
+            raise MissingExtraError("scikit-learn", "search") from None
         self.space, self.names, self.logarithm = space, tuple(names), frozenset(logarithm)
         self._forests = {
             n: RandomForestRegressor(trees, max_depth=depth, random_state=seed, bootstrap=depth is not None)

@@ -47,7 +47,7 @@ class Running:
 
 
 class _Networks(nn.Module):
-    """``copies`` separate networks of two hidden layers, run side by side: (rows, inputs) to (copies, rows, outputs)."""
+    """``copies`` separate networks of two hidden layers, side by side: (rows, inputs) to (copies, rows, outputs)."""
 
     def __init__(self, copies: int, inputs: int, outputs: int, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -60,9 +60,7 @@ class _Networks(nn.Module):
             return nn.Parameter(made)
 
         gains = (math.sqrt(2), math.sqrt(2), 0.01)
-        self.weights = nn.ParameterList(
-            weight(a, b, g) for a, b, g in zip(widths[:-1], widths[1:], gains, strict=True)
-        )
+        self.weights = nn.ParameterList(weight(a, b, g) for a, b, g in zip(widths[:-1], widths[1:], gains, strict=True))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(copies, 1, b)) for b in widths[1:])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,7 +183,7 @@ class Multi(_Learner):
             # Sums over the agents of means over the rows: each has the gradient that it would have alone.
             loss = policy.mean(-1).sum() - self.entropy * spread.mean(-1).sum() + 0.5 * value.mean(-1).sum()
             self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizer.step()
 
     def _policy_loss(self, now: Tensor, before: Tensor, advantage: Tensor) -> Tensor:
@@ -221,7 +219,20 @@ class Single(Multi):
         return super()._policy_loss(now.sum(0, keepdim=True), before.sum(0, keepdim=True), advantage)
 
 
-class Continuous(_Learner):
+class _Box(_Learner):
+    """Learners whose choice is a place in [-1, 1]^n, binned evenly, or rounded first as ArchGym's public code does."""
+
+    rounded = False
+
+    def _bin(self, coordinates: Sequence[float]) -> Indices:
+        if self.rounded:
+            coordinates = [float(np.clip(round(c), -1, 1)) for c in coordinates]
+        return tuple(
+            min(n - 1, max(0, math.floor((c + 1) / 2 * n))) for c, n in zip(coordinates, self.sizes, strict=True)
+        )
+
+
+class Continuous(_Box):
     """One Gaussian policy over the box [-1, 1]^n, by PPO.
 
     Args:
@@ -237,13 +248,6 @@ class Continuous(_Learner):
         self.spread = nn.Parameter(torch.full((count,), -0.5))
         parts = [*self.actor.parameters(), *self.critic.parameters(), self.spread]
         self.optimizer = torch.optim.Adam(parts, self.rate)
-
-    def _bin(self, coordinates: Sequence[float]) -> Indices:
-        if self.rounded:
-            coordinates = [float(np.clip(round(c), -1, 1)) for c in coordinates]
-        return tuple(
-            min(n - 1, max(0, math.floor((c + 1) / 2 * n))) for c, n in zip(coordinates, self.sizes, strict=True)
-        )
 
     def _density(self, observations: Tensor, actions: Tensor) -> Tensor:
         off = (actions - self.actor(observations)[0]) / self.spread.exp()
@@ -271,11 +275,11 @@ class Continuous(_Learner):
             value = ((self.critic(observations)[0, :, 0] - paid) ** 2).mean()
             loss = policy + 0.5 * value - self.entropy * self.spread.sum()
             self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizer.step()
 
 
-class SoftActorCritic(_Learner):
+class SoftActorCritic(_Box):
     """The box by SAC: two critics of (metrics, action), a squashed Gaussian, a learned temperature; episodes of one
     step have no next state, so that critics fit rewards.
 
@@ -297,8 +301,6 @@ class SoftActorCritic(_Learner):
         self.critic_step = torch.optim.Adam(self.critics.parameters(), self.rate)
         self.temperature_step = torch.optim.Adam([self.temperature], self.rate)
         self.told = 0
-
-    _bin = Continuous._bin
 
     def _sample(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         mean, spread = self.actor(observations)[0].chunk(2, -1)
@@ -344,7 +346,7 @@ class SoftActorCritic(_Learner):
     @staticmethod
     def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
 
@@ -388,7 +390,7 @@ class TimeDivision(_Learner):
             value = ((self.critic(observations)[0, :, 0] - paid) ** 2).mean()
             loss = policy - self.entropy * spread + 0.5 * value
             self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizer.step()
 
 

@@ -132,6 +132,7 @@ class Trial:
         details: what else ``evaluate`` returned.
         seconds: that its evaluation took.
         reason: why it could not be had, else "".
+        sampler: who chose it.
     """
 
     number: int
@@ -141,6 +142,7 @@ class Trial:
     details: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     reason: str = ""
+    sampler: str = ""
 
     @property
     def feasible(self) -> bool:

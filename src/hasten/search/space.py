@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import random
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -495,12 +496,17 @@ def load_attribute(source: Path, attribute: str) -> Any:
     Raises:
         HastenError: the file is missing, fails when run, or has no such name.
     """
+    import cloudpickle
+
     if not source.is_file():
         raise HastenError(f"there is no file {source}: check the path")
     spec = importlib.util.spec_from_file_location(f"_hasten_user_{source.stem}", source)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Other processes cannot import the file under this name: what it defines goes to them whole.
+    sys.modules[spec.name] = module
+    cloudpickle.register_pickle_by_value(module)
     try:
         spec.loader.exec_module(module)
     except HastenError:

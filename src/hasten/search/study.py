@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hasten.errors import HastenError
-from hasten.search.problem import Infeasible, Objective, Problem, Trial, pareto
+from hasten.search.problem import Objective, Problem, Trial, pareto
 from hasten.search.samplers import make_sampler
 from hasten.search.space import Params
+from hasten.search.workers import Outcome, Processes, Workers, outcome
 
 Order = Callable[[Params], float | None]
 Progress = Callable[[Trial, int, int | None], None]
@@ -34,6 +35,9 @@ Stopped = Literal["trials", "seconds", "exhausted", "repeating", "interrupted", 
 _MARK = "hasten:"
 _FINGERPRINT, _DESCRIPTION = _MARK + "fingerprint", _MARK + "problem"
 _SECONDS, _REASON, _REPEAT, _BROKEN_OFF = (_MARK + n for n in ("seconds", "reason", "repeat_of", "broken_off"))
+_SAMPLER = _MARK + "sampler"
+# A point whose worker dies this often is given up.
+_HANDED_OUT = 3
 
 _ORDER_LIMIT = 1_000_000
 _REPEATS_BEFORE_UNSEEN = 5
@@ -101,6 +105,7 @@ class Study:
         first: Sequence[Params] = (),
         progress: Progress | None = None,
         seed: int | None = 0,
+        workers: int | Workers = 1,
     ) -> StudyResult:
         """Tries points of ``problem`` until the budget is used up, going on where an earlier run stopped.
 
@@ -113,6 +118,8 @@ class Study:
             first: points to try before all others.
             progress: called after each trial with it, the number of trials so far and the number planned.
             seed: of the sampler.
+            workers: processes that score points at the same time; 1 scores them here. Or `Workers` made for the
+                problem, such as those on other machines (`hasten.search.workers`), which are closed at the end.
 
         Returns:
             Everything the study holds. After Ctrl-C too, with ``interrupted`` set.
@@ -130,7 +137,10 @@ class Study:
         try:
             with _only_run(self.path), self._open(problem) as optuna_study:
                 loop = _Loop(optuna_study, problem, self.path, sampler, order, seed)
-                return loop.run(trials, seconds, first, progress)
+                if workers == 1:
+                    return loop.run(trials, seconds, first, progress)
+                with Processes(problem, workers) if isinstance(workers, int) else workers as team:
+                    return loop.run(trials, seconds, first, progress, team)
         finally:
             logging.set_verbosity(verbosity)
 
@@ -235,9 +245,17 @@ class _Loop:
         self.queue = self._ordered(order) if order else None
         self.rng = random.Random(self.seed)
         self.current: Any = None
+        self.name = sampler if isinstance(sampler, str) else type(sampler).__name__
+        # Points that a worker is at: key -> the trial, the point, how often it was handed out.
+        self.running: dict[str, tuple[Any, Params, int]] = {}
 
     def run(
-        self, trials: int | None, seconds: float | None, first: Sequence[Params], progress: Progress | None
+        self,
+        trials: int | None,
+        seconds: float | None,
+        first: Sequence[Params],
+        progress: Progress | None,
+        team: Workers | None = None,
     ) -> StudyResult:
         started = time.monotonic() - sum(t.seconds for t in self.trials)
         repeats = 0
@@ -245,36 +263,56 @@ class _Loop:
         try:
             with self._errors():
                 self._enqueue(first)
+            over: Stopped | None = None
             while True:
-                if trials is not None and len(self.done) >= trials:
-                    stopped = "trials"
+                known = len(self.done) + len(self.running)
+                if trials is not None and known >= trials:
+                    over = over or "trials"
+                elif seconds is not None and time.monotonic() - started >= seconds:
+                    over = over or "seconds"
+                elif known >= self.space.size or (self.queue is not None and not self._feed_queue()):
+                    over = over or "exhausted"
+                elif repeats >= _REPEATS_BEFORE_STOP:
+                    over = over or "repeating"
+                if over is not None and not self.running:
+                    stopped = over
                     break
-                if seconds is not None and time.monotonic() - started >= seconds:
-                    stopped = "seconds"
-                    break
-                if len(self.done) >= self.space.size or (self.queue is not None and not self._feed_queue()):
-                    stopped = "exhausted"
-                    break
-                if repeats >= _REPEATS_BEFORE_STOP:
-                    stopped = "repeating"
-                    break
-                if repeats and repeats % _REPEATS_BEFORE_UNSEEN == 0:
-                    self._enqueue_unseen()
-                tried = self._step()
-                repeats = repeats + 1 if tried is None else 0
-                if tried is not None and progress:
-                    planned = [n for n in (trials, self.space.size) if n is not None and n != math.inf]
-                    progress(tried, len(self.done), int(min(planned)) if planned else None)
+                finished: list[Trial] = []
+                if over is None and (team is None or len(self.running) < team.size):
+                    if repeats and repeats % _REPEATS_BEFORE_UNSEEN == 0:
+                        self._enqueue_unseen()
+                    asked = self._ask()
+                    repeats = repeats + 1 if asked is None else 0
+                    if asked is None:
+                        continue
+                    if team is None:
+                        finished.append(self._finish(asked, outcome(self.problem, asked[1])))
+                    else:
+                        self.running[asked[2]] = (asked[0], asked[1], 1)
+                        team.submit(asked[2], asked[1])
+                        continue
+                else:
+                    assert team is not None
+                    for key, result in team.wait():
+                        if (tried := self._received(team, key, result)) is not None:
+                            finished.append(tried)
+                for tried in finished:
+                    if progress:
+                        planned = [n for n in (trials, self.space.size) if n is not None and n != math.inf]
+                        progress(tried, len(self.done), int(min(planned)) if planned else None)
+                # With room again there may be points to try, whatever was over for the lack of it.
+                if finished and over == "exhausted":
+                    over = None
         except KeyboardInterrupt:
             stopped = "interrupted"
         finally:
-            if self.current is not None:
+            if self.current is not None or self.running:
                 with self._errors():
                     self._fail_running()
         return StudyResult(self.problem.objectives, self.trials, stopped)
 
-    def _step(self) -> Trial | None:
-        """One point: asked for, scored, stored. None when it was known already."""
+    def _ask(self) -> tuple[Any, Params, str] | None:
+        """A point to score: its trial, itself, its key. None when it is known, or being scored, already."""
         with self._errors():
             self.current = True  # from here on a trial may be running
             trial = self.current = self.study.ask()
@@ -282,19 +320,22 @@ class _Loop:
         key = self.space.key(params)
         if key in self.done:
             self._repeat(trial, self.done[key])
-            self.current = None
-            return None
-        values: dict[str, float] = {}
-        limits: dict[str, float] = {}
-        details: dict[str, Any] = {}
-        reason = ""
-        begun = time.monotonic()
-        try:
-            values, limits, details = self.problem.score(params)
-            details = _plain(details)
-        except Infeasible as error:
-            reason = str(error) or "it cannot be had"
-        tried = Trial(trial.number, params, values, limits, details, time.monotonic() - begun, reason)
+        elif key in self.running:
+            self._repeat(trial, Trial(self.running[key][0].number, params, {}, reason="another worker is at it"))
+        else:
+            return trial, params, key
+        self.current = None
+        return None
+
+    def _finish(self, asked: tuple[Any, Params, str], result: Outcome) -> Trial:
+        """Stores what became of a point."""
+        trial, params, key = asked
+        if result.error is not None:
+            raise result.error
+        details = _plain(result.details)
+        tried = Trial(
+            trial.number, params, result.values, result.limits, details, result.seconds, result.reason, self.name
+        )
         with self._errors():
             self._tell(trial, tried)
         self.current = None
@@ -302,12 +343,25 @@ class _Loop:
         self.trials.append(tried)
         return tried
 
+    def _received(self, team: Workers, key: str, result: Outcome | None) -> Trial | None:
+        """What a worker sent; None for one that died: its point is handed out again, three times at most."""
+        trial, params, times = self.running[key]
+        if result is None and times < _HANDED_OUT:
+            self.running[key] = (trial, params, times + 1)
+            team.submit(key, params)
+            return None
+        del self.running[key]
+        if result is None:
+            result = Outcome(reason=f"its worker died, {times} times")
+        return self._finish((trial, params, key), result)
+
     def _tell(self, trial: Any, tried: Trial) -> None:
         from optuna.trial import TrialState
 
         for name, detail in tried.details.items():
             trial.set_user_attr(name, detail)
         trial.set_user_attr(_SECONDS, tried.seconds)
+        trial.set_user_attr(_SAMPLER, tried.sampler or self.name)
         if tried.reason:
             trial.set_user_attr(_REASON, tried.reason)
             self.study.tell(trial, state=TrialState.FAIL)
@@ -413,6 +467,7 @@ def _read_trials(study: Any, problem: Problem) -> list[Trial]:
                 {k: v for k, v in attributes.items() if not k.startswith(_MARK)},
                 attributes.get(_SECONDS, 0.0),
                 attributes.get(_REASON, ""),
+                attributes.get(_SAMPLER, ""),
             )
         )
     return found
