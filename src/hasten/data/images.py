@@ -23,6 +23,20 @@ def mnist(progress: assets.Progress = lambda message: None) -> tuple[Tensor, Ten
     return _classes("mnist", progress)
 
 
+def digits() -> tuple[Tensor, Tensor]:
+    """1797 small handwritten digits: images (1797, 8, 8) uint8 of 0 .. 16, labels (1797,) int64. Ships in scikit-learn.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise MissingExtraError("scikit-learn", "search") from None
+    found = load_digits()
+    return torch.from_numpy(found.images.astype(np.uint8)), torch.from_numpy(found.target.astype(np.int64))
+
+
 def photographs(progress: assets.Progress = lambda message: None) -> list[Tensor]:
     """Two photographs as grey images (427, 640) fp32 in 0 .. 1 (asset ``photographs``).
 

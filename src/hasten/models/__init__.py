@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from hasten.models.mamba_lm import MambaLM as MambaLM
     from hasten.models.matmul_free import MatMulFreeConfig as MatMulFreeConfig
     from hasten.models.matmul_free import MatMulFreeLM as MatMulFreeLM
+    from hasten.models.once_for_all import OFAConfig as OFAConfig
+    from hasten.models.once_for_all import OnceForAll as OnceForAll
+    from hasten.models.resnet9 import ResNet9 as ResNet9
     from hasten.models.smallthinker import SmallThinkerConfig as SmallThinkerConfig
     from hasten.models.smallthinker import SmallThinkerLM as SmallThinkerLM
 
@@ -34,6 +37,9 @@ _HOMES = {
     "MambaLM": "hasten.models.mamba_lm",
     "MatMulFreeConfig": "hasten.models.matmul_free",
     "MatMulFreeLM": "hasten.models.matmul_free",
+    "OFAConfig": "hasten.models.once_for_all",
+    "OnceForAll": "hasten.models.once_for_all",
+    "ResNet9": "hasten.models.resnet9",
     "SmallThinkerConfig": "hasten.models.smallthinker",
     "SmallThinkerLM": "hasten.models.smallthinker",
     "load_network": "hasten.models.loading",

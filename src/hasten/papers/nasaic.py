@@ -1,6 +1,17 @@
 """Co-Exploration of Neural Architectures and Heterogeneous ASIC Accelerator Designs Targeting Multiple Tasks."""
 
-from hasten.papers.card import Claim, Paper
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from hasten.papers.card import Claim, Context, Paper, Seen
+
+if TYPE_CHECKING:
+    from hasten.search.coexplore import ChipSpace, CoProblem, NetworkTask, Solution, Specs
 
 paper = Paper(
     slug="nasaic",
@@ -9,6 +20,13 @@ paper = Paper(
     year=2020,
     field="architecture search",
     summary="Searches several networks and one chip of several small accelerators together under hard limits.",
+    pieces=(
+        "hasten.search.coexplore:coexplore",
+        "hasten.search.coexplore:Controller",
+        "hasten.search.assignment:assign",
+        "hasten.cost.dataflow:layer_cost",
+        "hasten.models.resnet9:ResNet9",
+    ),
     claims=(
         Claim("c1", "specs met", "always", baseline="successive NAS then ASIC violates", setting="W1, W2"),
         Claim("c2", "latency/energy/area vs NAS-then-ASIC", "-17.77 %, 2.49x, 2.32x", setting="W1"),
@@ -28,5 +46,282 @@ paper = Paper(
             "dla suits deep layers, shi suits early ones",
             how="model",
         ),
+        Claim(
+            "hap",
+            "mapping heuristic: feasible whenever brute force is, energy over the least",
+            "within 8 % on average",
+            how="model",
+        ),
     ),
 )
+
+_WIDTHS, _SKIPS = (8, 16, 32), (0, 1, 2)
+_IMAGES = {"digits": (8, 1200), "fashion-mnist": (14, 1200), "mnist": (14, 1200)}
+_SEEDS = 5
+
+
+def _data(name: str) -> tuple[Any, ...]:
+    """Images and labels of a task, to train on and to judge by."""
+    import torch
+    import torch.nn.functional as F
+
+    from hasten.data import images as source
+
+    load = {"digits": source.digits, "fashion-mnist": source.fashion_mnist, "mnist": source.mnist}[name]
+    images, labels = load()
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:3500]
+    pictures = images[chosen, None].float()
+    size, count = _IMAGES[name]
+    if pictures.shape[-1] != size:
+        pictures = F.avg_pool2d(pictures, pictures.shape[-1] // size)
+    pictures = (pictures - pictures[:count].mean()) / pictures[:count].std()
+    return pictures[:count], labels[chosen][:count], pictures[count:], labels[chosen][count:]
+
+
+def _network(params: Mapping[str, Any]) -> Any:
+    from hasten.models.resnet9 import ResNet9
+
+    return ResNet9(10, 1, 8, (params["filters-1"], params["filters-2"]), (params["skips-1"], params["skips-2"]))
+
+
+def _trained(name: str, points: list[dict[str, int]], seed: int) -> list[float]:
+    """Accuracies after three epochs: an arm of the table."""
+    import torch
+
+    from hasten.train.classifying import accuracy, classify
+
+    images, labels, held, answers = _data(name)
+    found = []
+    for params in points:
+        torch.manual_seed(seed)
+        network = _network(params)
+        classify(network, images, labels, epochs=3, batch=32, rate=0.05, seed=seed)
+        found.append(accuracy(network, held, answers))
+    return found
+
+
+def _key(params: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(params[k] for k in ("filters-1", "skips-1", "filters-2", "skips-2"))
+
+
+def _space() -> Any:
+    from hasten.search.space import Space, categorical
+
+    return Space(
+        [
+            categorical("filters-1", _WIDTHS),
+            categorical("skips-1", _SKIPS),
+            categorical("filters-2", _WIDTHS),
+            categorical("skips-2", _SKIPS),
+        ]
+    )
+
+
+@lru_cache(maxsize=1)
+def _table(seed: int, report: Any) -> dict[str, dict[tuple[int, ...], float]]:
+    """Task -> network -> accuracy, of all 81 networks of each task, really trained; searches are charged for what
+    they look up."""
+    from hasten.train.arms import run_arms
+
+    points: list[dict[str, int]] = [
+        {"filters-1": a, "skips-1": b, "filters-2": c, "skips-2": d}
+        for a, b, c, d in itertools.product(_WIDTHS, _SKIPS, _WIDTHS, _SKIPS)
+    ]
+    pieces = 12
+    arms = [(name, points[i::pieces], seed) for name in _IMAGES for i in range(pieces)]
+    report("training 81 networks for each of three tasks", 0.0)
+    found = run_arms(
+        _trained, arms, progress=lambda share: report("training 81 networks for each of three tasks", 0.7 * share)
+    )
+    return {
+        name: {
+            _key(p): a
+            for (n, part, _), row in zip(arms, found, strict=True)
+            if n == name
+            for p, a in zip(part, row, strict=True)
+        }
+        for name in _IMAGES
+    }
+
+
+def _task(name: str, table: dict[str, dict[tuple[int, ...], float]], label: str = "") -> NetworkTask:
+    from hasten.cost.dataflow import conv_shapes
+    from hasten.search.coexplore import NetworkTask
+
+    size = _IMAGES[name][0]
+    return NetworkTask(
+        label or name,
+        _space(),
+        lambda params: conv_shapes(_network(params), (1, 1, size, size)),
+        lambda params: table[name][_key(params)],
+    )
+
+
+def _chips(**changed: Any) -> ChipSpace:
+    """Chips in proportion to the small networks: 512 elements, 16 GB/s."""
+    from hasten.search.coexplore import ChipSpace
+
+    given: dict[str, Any] = {
+        "pes": tuple(range(0, 513, 32)),
+        "bandwidths": (1, 2, 4, 6, 8, 10, 12, 14),
+        "total_pes": 512,
+        "total_bandwidth": 16,
+    }
+    return ChipSpace(**{**given, **changed})
+
+
+def _setting(tasks: list[NetworkTask], chips: ChipSpace) -> tuple[Specs, Specs]:
+    from hasten.search.codec import Codec
+    from hasten.search.coexplore import limits_from
+
+    best = []
+    for task in tasks:
+        codec = Codec(task.space)
+        points = [codec.decode(i) for i in itertools.product(*(range(n) for n in codec.sizes))]
+        best.append(max(points, key=task.accuracy))
+    return limits_from(tasks, chips, best, 0.6)
+
+
+def _run(tasks: list[NetworkTask], chips: ChipSpace, limits: Specs, bounds: Specs, method: str, seed: int) -> CoProblem:
+    from hasten.search.coexplore import CoProblem, coexplore
+
+    problem = CoProblem(tuple(tasks), chips, limits, bounds, mapped=2000, trained=30)
+    coexplore(problem, method, seed=seed)
+    return problem
+
+
+@lru_cache(maxsize=1)
+def _searches(seed: int, report: Any) -> dict[str, dict[str, list[Solution | None]]]:
+    """Workload -> method -> its solution with each seed, at 2000 mapped chips and 30 trained networks a task."""
+    from hasten.search.coexplore import METHODS
+
+    table = _table(seed, report)
+    found: dict[str, dict[str, list[Solution | None]]] = {}
+    workloads = (("digits", "fashion-mnist"), ("digits", "fashion-mnist", "mnist"))
+    for i, names in enumerate(workloads):
+        tasks = [_task(n, table) for n in names]
+        chips = _chips()
+        limits, bounds = _setting(tasks, chips)
+        rows: dict[str, list[Solution | None]] = {}
+        for j, method in enumerate(METHODS):
+            report(f"{' + '.join(names)}: {method}", 0.7 + 0.3 * (i * 4 + j) / 8)
+            rows[method] = [_run(tasks, chips, limits, bounds, method, seed + s).result for s in range(_SEEDS)]
+        found[f"{len(names)} tasks"] = rows
+    return found
+
+
+def _mean(solutions: list[Solution | None]) -> float:
+    """Mean accuracy of those that meet the limits; what meets none counts as 0."""
+    return sum(s.accuracy if s is not None and s.meets else 0.0 for s in solutions) / len(solutions)
+
+
+@paper.check("c1")
+def _met(context: Context) -> Seen:
+    found = _searches(context.seed, context.progress)
+    met = {(w, m): sum(s is not None and s.meets for s in rows) for w, of in found.items() for m, rows in of.items()}
+    value = "; ".join(f"{w}: " + ", ".join(f"{m} {met[w, m]} of {_SEEDS}" for m in of) for w, of in found.items())
+    ours = all(met[w, "nasaic"] == _SEEDS for w in found)
+    return Seen(f"all limits met, {value}", ours and all(met[w, "networks-first"] < _SEEDS for w in found), ours)
+
+
+@paper.check("c2")
+def _less(context: Context) -> Seen:
+    """Means over seeds, of the two tasks."""
+    found = _searches(context.seed, context.progress)["2 tasks"]
+    ours, theirs = (
+        [sum(s.cost.all[i] for s in found[m] if s is not None) / _SEEDS for i in range(3)]
+        for m in ("nasaic", "networks-first")
+    )
+    latency, energy, area = (a / b for a, b in zip(theirs, ours, strict=True))
+    value = f"latency {1 / latency - 1:+.0%}, energy {energy:.2f}x less, area {area:.2f}x less"
+    holds = latency >= 1 / (1 - 0.1777) and energy >= 2.49 and area >= 2.32
+    return Seen(value, holds, min(latency, energy, area) > 1)
+
+
+@paper.check("c3")
+def _loss(context: Context) -> Seen:
+    """Against the most accurate of the 81 networks of each task."""
+    table = _table(context.seed, context.progress)
+    found = _searches(context.seed, context.progress)
+    losses = []
+    for names, rows in (
+        (("digits", "fashion-mnist"), found["2 tasks"]),
+        (tuple(_IMAGES), found["3 tasks"]),
+    ):
+        best = sum(max(table[n].values()) for n in names) / len(names)
+        losses.append(100 * (best - _mean(rows["nasaic"])))
+    value = f"{losses[0]:.2f} points for two tasks, {losses[1]:.2f} for three, at 0.6 of every cost"
+    return Seen(value, max(losses) <= 0.76, max(losses) <= 1.5)
+
+
+@paper.check("c4")
+def _better(context: Context) -> Seen:
+    found = _searches(context.seed, context.progress)
+    gains = {w: 100 * (_mean(rows["nasaic"]) - _mean(rows["chip-first"])) for w, rows in found.items()}
+    chance = {w: 100 * (_mean(rows["nasaic"]) - _mean(rows["monte-carlo"])) for w, rows in found.items()}
+    value = "; ".join(f"{w}: {gains[w]:+.2f} points, against Monte-Carlo {chance[w]:+.2f}" for w in found)
+    return Seen(value, min(gains.values()) >= 0.87, min(gains.values()) > 0)
+
+
+@paper.check("c5")
+def _heterogeneous(context: Context) -> Seen:
+    """The same task twice (the paper's W3), under the limits that heterogeneous chips set: a single array, two of the
+    same dataflow, and two of any."""
+    table = _table(context.seed, context.progress)
+    tasks = [_task("fashion-mnist", table, f"fashion-mnist {i}") for i in (1, 2)]
+    limits, bounds = _setting(tasks, _chips())
+    kinds = {"heterogeneous": [_chips()], "single": [_chips(units=1, bandwidths=(2, 4, 8, 12, 16))]}
+    kinds["homogeneous"] = [_chips(dataflows=(d,)) for d in ("dla", "shi", "rs")]
+    reached = {}
+    for kind, spaces in kinds.items():
+        context.progress(f"chips: {kind}", 0.9)
+        # The best dataflow of the three counts for the homogeneous chips.
+        reached[kind] = max(
+            _mean([_run(tasks, c, limits, bounds, "nasaic", context.seed + s).result for s in range(3)]) for c in spaces
+        )
+    value = ", ".join(f"{k} {100 * a:.2f} %" for k, a in reached.items())
+    rest = max(reached["single"], reached["homogeneous"])
+    return Seen(
+        f"accuracy within the limits: {value}", reached["heterogeneous"] > rest, reached["heterogeneous"] >= rest
+    )
+
+
+@paper.check("c6")
+def _suits(context: Context) -> Seen:
+    """ResNet-18's convolutions on 1024 elements at 32 bytes a cycle."""
+    from hasten.cost.dataflow import ConvShape, SubAccelerator, layer_cost
+
+    layers = [ConvShape(64, 3, 7, 7, 112, 112, 2)]
+    layers += [ConvShape(n, n, 3, 3, 3584 // n, 3584 // n) for n in (64, 128, 256, 512)]
+    ratios = [
+        layer_cost(layer, SubAccelerator("shi", 1024, 32)).cycles
+        / layer_cost(layer, SubAccelerator("dla", 1024, 32)).cycles
+        for layer in layers
+    ]
+    value = "shi's cycles over dla's, from the first layer to the last: " + ", ".join(f"{r:.2f}" for r in ratios)
+    return Seen(value, ratios[0] < 1 < ratios[-1], ratios[0] < ratios[-1])
+
+
+@paper.check("hap")
+def _heuristic(context: Context) -> Seen:
+    from hasten.search.assignment import assign, best_assignment, makespan
+
+    rng = random.Random(context.seed)
+    missed, ratios = 0, []
+    for _ in range(200):
+        units, networks = rng.choice((2, 3)), rng.choice((1, 2, 3))
+        count = rng.randint(6, 8 if units == 3 else 10)
+        lengths = [count // networks + (n < count % networks) for n in range(networks)]
+        times, energies = (
+            [[[rng.uniform(1, 10) for _ in range(units)] for _ in range(n)] for n in lengths] for _ in "te"
+        )
+        fastest = [[row.index(min(row)) for row in network] for network in times]
+        deadline = rng.uniform(0.6, 1.1) * makespan(times, fastest)
+        best, ours = best_assignment(times, energies, deadline), assign(times, energies, deadline)
+        if best.makespan <= deadline:
+            missed += ours.makespan > deadline
+            if ours.makespan <= deadline:
+                ratios.append(ours.energy / best.energy)
+    mean = sum(ratios) / len(ratios)
+    value = f"{len(ratios)} of {len(ratios) + missed} feasible instances solved, energy {mean - 1:.1%} over the least"
+    return Seen(value, missed == 0 and mean <= 1.08, mean <= 1.08)

@@ -1,0 +1,57 @@
+"""A small residual network whose widths and depths are chosen: NASAIC's classification backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hasten.errors import HastenError
+
+
+def _conv(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class ResNet9(nn.Module):
+    """A stem, then blocks of a convolution, a pooling to half the size, and skip layers (arXiv 2002.04116, sec. IV).
+
+    Args:
+        classes: of the output.
+        channels: of the input images.
+        stem: filters of the stem.
+        filters: of each block (the paper's FN).
+        skips: residual layers in each block (the paper's SK), from 0.
+
+    Shapes: (batch, channels, height, width) to (batch, classes).
+
+    Raises:
+        HastenError: another number of skips than of filters, or a number below its least.
+    """
+
+    def __init__(self, classes: int, channels: int, stem: int, filters: Sequence[int], skips: Sequence[int]) -> None:
+        super().__init__()
+        if len(filters) != len(skips) or not filters or min(stem, *filters) < 1 or min(skips) < 0:
+            raise HastenError("a ResNet9 takes filters from 1 and skips from 0 for each of its blocks")
+        self.stem = _conv(channels, stem)
+        widths = [stem, *filters]
+        self.blocks = nn.ModuleList(_conv(a, b) for a, b in pairwise(widths))
+        self.skips = nn.ModuleList(
+            nn.ModuleList(nn.Sequential(_conv(n, n), _conv(n, n)) for _ in range(count))
+            for n, count in zip(filters, skips)
+        )
+        for skips_ in self.skips:
+            for skip in skips_:  # type: ignore[attr-defined]
+                nn.init.zeros_(skip[1][1].weight)  # a skip layer begins as nothing, so that deep choices train
+        self.head = nn.Linear(widths[-1], classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        for block, skips in zip(self.blocks, self.skips):
+            x = F.max_pool2d(block(x), 2, ceil_mode=True)
+            for skip in skips:  # type: ignore[attr-defined]
+                x = x + skip(x)
+        logits: Tensor = self.head(x.amax((2, 3)))
+        return logits

@@ -1,0 +1,252 @@
+"""Layers of several networks to sub-accelerators: NASAIC's heterogeneous assignment problem (arXiv 2002.04116).
+
+Minimize the energy such that all are done by a deadline, when layers of a network follow each other and a unit runs
+one at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hasten.errors import HastenError
+
+# network -> layer -> unit -> cycles or pJ
+Table = Sequence[Sequence[Sequence[float]]]
+Choice = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Who runs what: the unit of each layer of each network, the time all are done, and the energy."""
+
+    units: Choice
+    makespan: float
+    energy: float
+
+
+def makespan(times: Table, units: Sequence[Sequence[int]]) -> float:
+    """The end of a list schedule: whoever can begin first begins, and of several the network with the most left.
+
+    Args:
+        times: network -> layer -> unit -> time.
+        units: network -> layer -> unit that runs it.
+    """
+    return _listed([[times[n][i][u] for i, u in enumerate(row)] for n, row in enumerate(units)], units)
+
+
+def _listed(took: list[list[float]], units: Sequence[Sequence[int]]) -> float:
+    count = len(took)
+    left = [sum(row) for row in took]
+    at = [0] * count
+    ready = [0.0] * count
+    free: dict[int, float] = {}
+    end = 0.0
+    open_ = [n for n in range(count) if took[n]]
+    while open_:
+        best, key = -1, (math.inf, 0.0)
+        for n in open_:
+            begin = max(ready[n], free.get(units[n][at[n]], 0.0))
+            if (begin, -left[n]) < key:
+                best, key = n, (begin, -left[n])
+        time = took[best][at[best]]
+        done = key[0] + time
+        free[units[best][at[best]]] = ready[best] = done
+        left[best] -= time
+        at[best] += 1
+        if at[best] == len(took[best]):
+            open_.remove(best)
+        end = max(end, done)
+    return end
+
+
+def _energy(energies: Table, units: Sequence[Sequence[int]]) -> float:
+    return sum(energies[n][i][u] for n, row in enumerate(units) for i, u in enumerate(row))
+
+
+def _check(times: Table, energies: Table) -> int:
+    counts = {len(row) for network in times for row in network}
+    if (
+        len(counts) != 1
+        or 0 in counts
+        or [[len(r) for r in n] for n in times] != [[len(r) for r in n] for n in energies]
+    ):
+        raise HastenError(
+            "an assignment needs a time and an energy of every layer on every unit, and at least one unit"
+        )
+    return counts.pop()
+
+
+def best_assignment(times: Table, energies: Table, deadline: float = math.inf) -> Assignment:
+    """The least energy within the deadline by trying all assignments; the soonest when none is within it.
+
+    Raises:
+        HastenError: tables of different shapes, or over a million assignments.
+    """
+    count = _check(times, energies)
+    layers = [len(network) for network in times]
+    if count ** sum(layers) > 1_000_000:
+        raise HastenError(f"{count} units and {sum(layers)} layers are too many to try all: use assign")
+    found, soonest = Assignment((), math.inf, math.inf), Assignment((), math.inf, math.inf)
+    for flat in itertools.product(range(count), repeat=sum(layers)):
+        rest = iter(flat)
+        units = tuple(tuple(itertools.islice(rest, n)) for n in layers)
+        energy = _energy(energies, units)
+        if energy >= found.energy:
+            continue
+        end = makespan(times, units)
+        if end <= deadline:
+            found = Assignment(units, end, energy)
+        elif end < soonest.makespan:
+            soonest = Assignment(units, end, energy)
+    return found if found.units else soonest
+
+
+def _earliest(times: Table) -> list[list[int]]:
+    """Each layer where it is done first, layer by layer through the networks in turn."""
+    chosen: list[list[int]] = [[] for _ in times]
+    ready = [0.0] * len(times)
+    free = [0.0] * len(times[0][0])
+    left = [sum(min(row) for row in network) for network in times]
+    while any(len(chosen[n]) < len(times[n]) for n in range(len(times))):
+        n = max((n for n in range(len(times)) if len(chosen[n]) < len(times[n])), key=lambda n: (-ready[n], left[n]))
+        row = times[n][len(chosen[n])]
+        unit = min(range(len(row)), key=lambda u: (max(ready[n], free[u]) + row[u], row[u]))
+        ready[n] = free[unit] = max(ready[n], free[unit]) + row[unit]
+        left[n] -= min(row)
+        chosen[n].append(unit)
+    return chosen
+
+
+class _Search:
+    def __init__(self, times: Table, energies: Table, deadline: float) -> None:
+        self.times, self.energies, self.deadline = times, energies, deadline
+        self.count = len(times[0][0])
+
+    def end(self, units: Sequence[Sequence[int]]) -> float:
+        return makespan(self.times, units)
+
+    def made(self, units: Sequence[Sequence[int]]) -> Assignment:
+        return Assignment(tuple(map(tuple, units)), self.end(units), _energy(self.energies, units))
+
+    def hasten(self, units: list[list[int]]) -> bool:
+        """Moves single layers, then pairs, while that ends sooner, until it is within the deadline."""
+        now = self.end(units)
+        while now > self.deadline:
+            best: tuple[float, list[tuple[int, int, int]]] = (now, [])
+            moves = [
+                (n, i, u)
+                for n, row in enumerate(units)
+                for i, at in enumerate(row)
+                for u in range(self.count)
+                if u != at
+            ]
+            small = len(moves) <= 24
+            for group in itertools.chain(((m,) for m in moves), itertools.combinations(moves, 2) if small else ()):
+                if len(group) == 2 and best[1]:
+                    break
+                end = self.tried(units, group)
+                if end < best[0]:
+                    best = (end, list(group))
+            if not best[1]:
+                return False
+            for n, i, u in best[1]:
+                units[n][i] = u
+            now = best[0]
+        return True
+
+    def tried(self, units: list[list[int]], moves: Sequence[tuple[int, int, int]]) -> float:
+        before = [(n, i, units[n][i]) for n, i, _ in moves]
+        for n, i, u in moves:
+            units[n][i] = u
+        end = self.end(units)
+        for n, i, u in reversed(before):
+            units[n][i] = u
+        return end
+
+    def save(self, units: list[list[int]]) -> None:
+        """Moves layers in the order of energy saved for time added, while all ends in time."""
+        changed = True
+        while changed:
+            changed = False
+            moves = []
+            for n, row in enumerate(units):
+                for i, at in enumerate(row):
+                    for u in range(self.count):
+                        saved = self.energies[n][i][at] - self.energies[n][i][u]
+                        if saved > 0:
+                            added = self.times[n][i][u] - self.times[n][i][at]
+                            moves.append((saved / added if added > 0 else math.inf, saved, n, i, u, at))
+            for _, _, n, i, u, at in sorted(moves, reverse=True):
+                if units[n][i] == at and self.tried(units, [(n, i, u)]) <= self.deadline:
+                    units[n][i] = u
+                    changed = True
+        self.exchange(units)
+
+    def exchange(self, units: list[list[int]]) -> None:
+        """Two moves at once that save energy together, in small instances, where one by one they would not fit."""
+        flat = [(n, i) for n, row in enumerate(units) for i in range(len(row))]
+        if len(flat) * (self.count - 1) > 24:
+            return
+        again = True
+        while again:
+            again = False
+            moves = [(n, i, u) for n, i in flat for u in range(self.count) if u != units[n][i]]
+            for a, b in itertools.combinations(moves, 2):
+                saved = sum(self.energies[n][i][units[n][i]] - self.energies[n][i][u] for n, i, u in (a, b))
+                if a[:2] != b[:2] and saved > 0 and self.tried(units, (a, b)) <= self.deadline:
+                    for n, i, u in (a, b):
+                        units[n][i] = u
+                    again = True
+                    break
+
+
+def assign(times: Table, energies: Table, deadline: float = math.inf, *, restarts: int = 8) -> Assignment:
+    """A good assignment within the deadline, by ratios; the soonest that was found when none is.
+
+    Starts from every layer on its fastest unit, from every layer where it is done first, and from the least energy;
+    each is hastened until it is within the deadline, then layers move in the order of energy saved for time added
+    while it stays so. The best of the three is returned. Where none got there, random starts are tried.
+
+    Args:
+        times: network -> layer -> unit -> cycles.
+        energies: as ``times``, in any unit.
+        deadline: in the unit of ``times``.
+        restarts: random starts, where the three do not get within the deadline.
+
+    Raises:
+        HastenError: tables of different shapes.
+    """
+    count = _check(times, energies)
+    search = _Search(times, energies, deadline)
+    least = _cheapest(energies)
+    end = search.end(least)
+    if end <= deadline:
+        return search.made(least)
+    rng = random.Random(0)
+    anywhere = ([[rng.randrange(count) for _ in network] for network in times] for _ in range(restarts))
+    found: Assignment | None = None
+    soonest: Assignment | None = None
+    for number, start in enumerate(itertools.chain((_cheapest(times), _earliest(times), least), anywhere)):
+        if number >= 3 and found is not None:
+            break
+        units = [list(row) for row in start]
+        if search.hasten(units):
+            search.save(units)
+            made = search.made(units)
+            if found is None or made.energy < found.energy:
+                found = made
+        else:
+            made = search.made(units)
+            if soonest is None or made.makespan < soonest.makespan:
+                soonest = made
+    result = found or soonest
+    assert result is not None
+    return result
+
+
+def _cheapest(table: Table) -> list[list[int]]:
+    return [[min(range(len(row)), key=row.__getitem__) for row in network] for network in table]

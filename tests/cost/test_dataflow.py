@@ -1,0 +1,92 @@
+"""Dataflow templates: bounds, symmetries, monotone costs, and which layers suit which."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from hasten.cost.dataflow import DATAFLOWS, ConvShape, SubAccelerator, area, conv_shapes, layer_cost
+from hasten.errors import HastenError
+from hasten.models.resnet9 import ResNet9
+
+shapes = st.builds(
+    ConvShape,
+    st.integers(1, 300), st.integers(1, 300), st.integers(1, 7), st.integers(1, 7), st.integers(1, 60),
+    st.integers(1, 60), st.integers(1, 2),
+)  # fmt: skip
+
+
+@given(shapes, st.sampled_from(DATAFLOWS), st.integers(1, 600), st.floats(0.5, 64))
+def test_never_faster_than_its_elements(layer, dataflow, pes, bandwidth):
+    cost = layer_cost(layer, SubAccelerator(dataflow, pes, bandwidth))
+    assert cost.compute * pes >= layer.macs
+    assert cost.cycles >= cost.bytes / bandwidth
+    assert cost.bytes >= layer.weights + layer.inputs + layer.outputs
+
+
+def test_all_elements_busy_where_tiles_divide():
+    assert (
+        layer_cost(ConvShape(64, 32, 3, 3, 14, 14), SubAccelerator("dla", 256, 64)).compute == 64 * 32 * 9 * 196 // 256
+    )
+    assert layer_cost(ConvShape(64, 32, 3, 3, 16, 16), SubAccelerator("shi", 256, 64)).compute == 64 * 32 * 9
+    assert layer_cost(ConvShape(8, 32, 3, 3, 14, 14), SubAccelerator("rs", 8 * 3 * 14, 64)).compute == 14 * 3 * 32
+
+
+@given(
+    shapes, st.sampled_from(DATAFLOWS), st.integers(1, 500), st.integers(0, 300), st.floats(0.5, 32), st.floats(1, 4)
+)
+def test_more_elements_or_bandwidth_is_never_slower(layer, dataflow, pes, more, bandwidth, times):
+    one = layer_cost(layer, SubAccelerator(dataflow, pes, bandwidth)).cycles
+    if dataflow != "dla" or pes >= 16:
+        assert layer_cost(layer, SubAccelerator(dataflow, pes + more, bandwidth)).cycles <= one
+    assert layer_cost(layer, SubAccelerator(dataflow, pes, bandwidth * times)).cycles <= one
+
+
+@given(shapes, st.integers(1, 400))
+def test_symmetries(layer, pes):
+    k, c, r, s, y, x = (
+        layer.out_channels, layer.in_channels, layer.kernel_rows, layer.kernel_columns, layer.height, layer.width,
+    )  # fmt: skip
+    turned = ConvShape(k, c, r, s, x, y, layer.stride)
+    shi = SubAccelerator("shi", pes, 8)
+    assert layer_cost(layer, shi).cycles == layer_cost(turned, shi).cycles
+    flat = ConvShape(k, c, r, s, y * x, 1, layer.stride)
+    dla = SubAccelerator("dla", pes, 8)
+    assert layer_cost(layer, dla) == layer_cost(flat, dla)
+
+
+def test_the_best_dataflow_changes_with_depth():
+    early, deep = ConvShape(64, 3, 7, 7, 112, 112, 2), ConvShape(512, 512, 3, 3, 7, 7)
+    dla, shi = SubAccelerator("dla", 1024, 32), SubAccelerator("shi", 1024, 32)
+    assert layer_cost(early, shi).cycles < layer_cost(early, dla).cycles
+    assert layer_cost(deep, dla).cycles < layer_cost(deep, shi).cycles
+
+
+def test_area_and_errors():
+    one = SubAccelerator("dla", 64, 8)
+    assert area([one, one]) == 2 * one.area
+    for wrong in (("tpu", 64, 8), ("dla", 0, 8), ("dla", 64, 0)):
+        with pytest.raises(HastenError):
+            SubAccelerator(*wrong)
+    with pytest.raises(HastenError):
+        ConvShape(0, 1, 1, 1, 1, 1)
+
+
+def test_layers_of_a_module():
+    network = ResNet9(10, 1, 8, (16, 24), (1, 0)).train()
+    shapes = conv_shapes(network, (1, 1, 14, 14))
+    assert network.training
+    assert shapes == (
+        ConvShape(8, 1, 3, 3, 14, 14),
+        ConvShape(16, 8, 3, 3, 14, 14),
+        ConvShape(16, 16, 3, 3, 7, 7),
+        ConvShape(16, 16, 3, 3, 7, 7),
+        ConvShape(24, 16, 3, 3, 7, 7),
+        ConvShape(10, 24, 1, 1, 1, 1),
+    )
+    assert network(torch.zeros(2, 1, 14, 14)).shape == (2, 10)
+    with pytest.raises(HastenError, match="groups"):
+        conv_shapes(nn.Conv2d(4, 4, 3, groups=4), (1, 4, 8, 8))
+    with pytest.raises(HastenError, match="skips"):
+        ResNet9(10, 1, 8, (16,), (1, 0))
