@@ -8,7 +8,29 @@ from typing import Any
 
 import numpy as np
 
+from hasten.errors import HastenError
 from hasten.search.space import Params, Space, Value
+
+
+def bins(sizes: Sequence[int], coordinates: Sequence[float], rounded: bool = False) -> tuple[int, ...]:
+    """Indices of coordinates in [-1, 1]: equal intervals, one a value; beyond the ends, the last.
+
+    Args:
+        sizes: values of each parameter.
+        coordinates: one each.
+        rounded: to -1, 0 or 1 first, as ArchGym's public code does, so that at most three values can be had.
+
+    Raises:
+        HastenError: a coordinate that is not a number, or too few or many.
+    """
+    if len(coordinates) != len(sizes) or any(math.isnan(c) for c in coordinates):
+        raise HastenError(f"a point has {len(sizes)} coordinates, each a number: check what chose it")
+    if rounded:
+        coordinates = [round(min(1.0, max(-1.0, float(c)))) for c in coordinates]
+    return tuple(
+        min(n - 1, max(0, math.floor((min(1.0, max(-1.0, float(c))) + 1) / 2 * n)))
+        for c, n in zip(coordinates, sizes, strict=True)
+    )
 
 
 class Codec:
@@ -45,7 +67,11 @@ class Codec:
         return params
 
     def encode(self, params: Mapping[str, Any]) -> tuple[int, ...]:
-        """Indices of a point; of a continuous value those of the nearest bin."""
+        """Indices of a point; of a continuous value those of the nearest bin.
+
+        Raises:
+            HastenError: a value that its parameter does not have.
+        """
         found = []
         for parameter, values in zip(self.space, self.values, strict=True):
             value = params.get(parameter.name)
@@ -54,19 +80,15 @@ class Codec:
             elif parameter.size == math.inf:
                 found.append(int(np.argmin([abs(float(v) - value) for v in values])))  # type: ignore[arg-type, operator]
             else:
-                found.append(next(i for i, v in enumerate(values) if type(v) is type(value) and v == value))
+                at = [i for i, v in enumerate(values) if type(v) is type(value) and v == value]
+                if not at:
+                    raise HastenError(f"{parameter.name} = {value!r} is not among its {len(values)} values")
+                found.append(at[0])
         return tuple(found)
 
-    def bin(self, coordinates: Sequence[float]) -> tuple[int, ...]:
-        """Indices of coordinates in [-1, 1]: equal intervals, one a value."""
-        return tuple(
-            min(n - 1, max(0, math.floor((c + 1) / 2 * n))) for c, n in zip(coordinates, self.sizes, strict=True)
-        )
-
-    def bin_rounded(self, coordinates: Sequence[float]) -> tuple[int, ...]:
-        """As ArchGym's public code does: coordinates are rounded to -1, 0 or 1 first, so that at most three values
-        of a parameter can be had."""
-        return self.bin([float(np.clip(round(c), -1, 1)) for c in coordinates])
+    def bin(self, coordinates: Sequence[float], rounded: bool = False) -> tuple[int, ...]:
+        """Indices of coordinates (`bins`)."""
+        return bins(self.sizes, coordinates, rounded)
 
     def center(self, indices: Sequence[int]) -> list[float]:
         """Coordinates in the middle of the intervals of indices."""

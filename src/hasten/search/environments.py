@@ -33,7 +33,7 @@ def to_target(**targets: float) -> Fitness:
 
     It pays for hitting a target, not for going below it: a value far below is paid less than one near it.
     """
-    if not targets or min(targets.values()) <= 0:
+    if not targets or not min(targets.values()) > 0:  # so that NaN is refused too
         raise HastenError("a target reward needs at least one target above 0")
 
     def fitness(values: Mapping[str, float]) -> float:
@@ -42,6 +42,17 @@ def to_target(**targets: float) -> Fitness:
             off = abs(target - values[name])
             paid *= min(CAP, target / off) if off else CAP
         return paid
+
+    return fitness
+
+
+def to_budget(**budgets: float) -> Fitness:
+    """FARSI's goal: minus the sum of how far values are over their budgets, in budgets; 0 where all are met."""
+    if not budgets or not min(budgets.values()) > 0:
+        raise HastenError("a budget reward needs at least one budget above 0")
+
+    def fitness(values: Mapping[str, float]) -> float:
+        return -sum(max(0.0, values[name] / budget - 1) for name, budget in budgets.items())
 
     return fitness
 
@@ -109,6 +120,7 @@ def _scored(problem: Problem, params: Params) -> dict[str, float] | None:
 
 
 _Cache = dict[str, "dict[str, float] | None"]
+_ACTIONS = ("indices", "box", "box-rounded", "turns")
 
 
 def environment(
@@ -116,7 +128,7 @@ def environment(
     *,
     fitness: Fitness | None = None,
     actions: str = "indices",
-    steps: int = 1,
+    steps: int | None = None,
     penalty: float = 0.0,
     log: Log | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -127,9 +139,10 @@ def environment(
     Args:
         problem: what is tried.
         fitness: values to reward; the first objective when None.
-        actions: ``indices`` (MultiDiscrete), ``box`` (coordinates in [-1, 1], binned evenly) or ``box-rounded`` (as
-            ArchGym's public code bins them).
-        steps: tries of an episode.
+        actions: ``indices`` (MultiDiscrete), ``box`` (coordinates in [-1, 1], binned evenly), ``box-rounded`` (as
+            ArchGym's public code bins them) or ``turns`` (time division: each step sets one parameter, by a coordinate,
+            and tries what then stands; observed are also the coordinates that stand, and whose turn it is).
+        steps: tries of an episode; when None one, or in turns as many as there are parameters.
         penalty: reward of a point that cannot be had.
         log: where tries are kept.
         provenance: kept beside each.
@@ -138,8 +151,10 @@ def environment(
     Raises:
         HastenError: gymnasium is missing, or unknown actions.
     """
-    if actions not in ("indices", "box", "box-rounded"):
-        raise HastenError(f"actions are indices, box or box-rounded, not {actions!r}")
+    if actions not in _ACTIONS:
+        raise HastenError(f"actions are {', '.join(_ACTIONS[:-1])} or {_ACTIONS[-1]}, not {actions!r}")
+    if steps is not None and steps < 1:
+        raise HastenError("an episode has at least one step")
     try:
         import gymnasium
         from gymnasium import spaces
@@ -151,29 +166,47 @@ def environment(
     pay = fitness or default_fitness(problem)
     kept: _Cache = {} if cache is None else cache
     size = len(names)
+    last = steps or (len(codec.sizes) if actions == "turns" else 1)
 
     class ProblemEnvironment(gymnasium.Env[Any, Any]):
         metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own form)
 
         def __init__(self) -> None:
-            self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float64)
+            count = len(codec.sizes)
+            self.turns = actions == "turns"
+            width = size + count + 1 if self.turns else size
+            self.observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float64)
             self.action_space = (
                 spaces.MultiDiscrete(codec.sizes)
                 if actions == "indices"
-                else spaces.Box(-1.0, 1.0, (len(codec.sizes),), np.float32)
+                else spaces.Box(-1.0, 1.0, (1 if self.turns else count,), np.float32)
             )
             self.tried = 0
+            self.stands = [0] * count
+
+        def _seen(self, values: Mapping[str, float] | None) -> Any:
+            metrics = [values[n] for n in names] if values else [0.0] * size
+            if self.turns:
+                metrics += [*codec.center(self.stands), self.tried % len(self.stands)]
+            return np.array(metrics, dtype=np.float64)
 
         def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
             super().reset(seed=seed)
             self.tried = 0
-            return np.zeros(size), {}
+            self.stands = [0] * len(codec.sizes)
+            return self._seen(None), {}
 
         def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-            if actions == "indices":
+            if self.turns:
+                turn = self.tried % len(self.stands)
+                coordinates = codec.center(self.stands)
+                coordinates[turn] = float(action[0])
+                point = codec.bin(coordinates)
+                self.stands = list(point)
+            elif actions == "indices":
                 point = tuple(int(i) for i in action)
             else:
-                point = codec.bin_rounded(action) if actions == "box-rounded" else codec.bin(action)
+                point = codec.bin(action, rounded=actions == "box-rounded")
             params = codec.decode(point)
             key = problem.space.key(params)
             if key not in kept:
@@ -181,11 +214,10 @@ def environment(
             values = kept[key]
             self.tried += 1
             reward = penalty if values is None else float(pay(values))
-            seen = np.zeros(size) if values is None else np.array([values[n] for n in names])
             if log is not None:
                 log.add(params, values or {}, reward, **(provenance or {}))
             info = {"params": params, "values": dict(values or {}), "feasible": values is not None}
-            return seen, reward, self.tried >= steps, False, info
+            return self._seen(values), reward, self.tried >= last, False, info
 
     return ProblemEnvironment()
 
@@ -239,18 +271,22 @@ def as_problem(make: Callable[[], Any], name: str = "environment", *, seed: int 
 
 
 def parallel_environment(
-    problem: Problem, *, fitness: Fitness | None = None, steps: int = 1, cache: _Cache | None = None
-) -> pettingzoo.ParallelEnv[str, Any, Any]:
+    problem: Problem, *, fitness: Fitness | None = None, actions: str = "indices", steps: int | None = None,
+    penalty: float = 0.0, cache: _Cache | None = None,
+) -> pettingzoo.ParallelEnv[str, Any, Any]:  # fmt: skip
     """A problem as a PettingZoo environment with an agent for each parameter.
 
-    All see the same values and are paid the same; each sets its own parameter.
+    All see the same values and are paid the same; each sets its own parameter, by its index or with ``box`` and
+    ``box-rounded`` by a coordinate.
 
     Args:
-        problem, fitness, steps, cache: as `environment`.
+        problem, fitness, actions, steps, penalty, cache: as `environment`, ``turns`` aside.
 
     Raises:
-        HastenError: pettingzoo is missing.
+        HastenError: pettingzoo is missing, or unknown actions.
     """
+    if actions == "turns":
+        raise HastenError("agents that act together take no turns: actions are indices, box or box-rounded")
     try:
         from gymnasium import spaces
         from pettingzoo import ParallelEnv
@@ -259,7 +295,7 @@ def parallel_environment(
 
     codec = Codec(problem.space)
     agents = [p.name for p in problem.space]
-    single = environment(problem, fitness=fitness, steps=steps, cache=cache)
+    single = environment(problem, fitness=fitness, actions=actions, steps=steps, penalty=penalty, cache=cache)
 
     class ProblemParallelEnvironment(ParallelEnv[str, Any, Any]):
         metadata = {"name": f"hasten-{problem.name}"}  # noqa: RUF012 (PettingZoo's own form)
@@ -272,7 +308,7 @@ def parallel_environment(
             return single.observation_space
 
         def action_space(self, agent: str) -> Any:
-            return _discrete[agent]
+            return own[agent]
 
         def reset(self, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
             self.agents = list(agents)
@@ -280,8 +316,8 @@ def parallel_environment(
             return {a: seen.copy() for a in agents}, {a: {} for a in agents}
 
         def step(self, actions: dict[str, Any]) -> tuple[Any, Any, Any, Any, Any]:
-            point = [int(actions[a]) for a in agents]
-            seen, reward, done, _, info = single.step(point)
+            chosen = [np.asarray(actions[a]).reshape(()) for a in agents]
+            seen, reward, done, _, info = single.step(np.array(chosen))
             if done:
                 self.agents = []
             return (
@@ -292,7 +328,10 @@ def parallel_environment(
                 {a: dict(info) for a in agents},
             )
 
-    _discrete = {a: spaces.Discrete(n) for a, n in zip(agents, codec.sizes, strict=True)}
+    own: dict[str, Any] = {
+        a: spaces.Discrete(n) if actions == "indices" else spaces.Box(-1.0, 1.0, (1,), np.float32)
+        for a, n in zip(agents, codec.sizes, strict=True)
+    }
     return ProblemParallelEnvironment()
 
 

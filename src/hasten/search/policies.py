@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.search.agents import AGENTS, Agent, Indices
+from hasten.search.codec import bins
 
 METRICS = 3
 """Metrics that a policy sees; fewer are filled up with 0, more are left out."""
@@ -225,11 +226,7 @@ class _Box(_Learner):
     rounded = False
 
     def _bin(self, coordinates: Sequence[float]) -> Indices:
-        if self.rounded:
-            coordinates = [float(np.clip(round(c), -1, 1)) for c in coordinates]
-        return tuple(
-            min(n - 1, max(0, math.floor((c + 1) / 2 * n))) for c, n in zip(coordinates, self.sizes, strict=True)
-        )
+        return bins(self.sizes, coordinates, self.rounded)
 
 
 class Continuous(_Box):

@@ -7,12 +7,18 @@ from typing import Any
 
 from hasten.cost.dram import Controller, MemorySystem
 from hasten.data.memory_traces import WORKLOADS, MemoryTrace, memory_trace, read_memory_trace
+from hasten.errors import HastenError
 from hasten.hardware.memory_part import memory_part
 from hasten.kernels import dram_controller as kernel
 from hasten.search.problem import Objective, Problem
 from hasten.search.space import Params, Space, categorical
 
 POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
+CODINGS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
+    "powers": (POWERS, (1, 2, 4, 8), POWERS),
+    "integers": (tuple(range(1, 9)), tuple(range(1, 9)), tuple(range(1, 129))),
+}
+"""ArchGym's two ranges of buffer sizes, refreshes that wait, and requests at once: 442 368 designs, or 28 311 552."""
 
 
 def space(
@@ -43,6 +49,7 @@ def problem(
     part: str = "ddr3-1600",
     requests: int = 1000,
     seed: int = 0,
+    coding: str = "powers",
     knobs: Space | None = None,
 ) -> Problem:
     """Least time and least power of serving a trace.
@@ -52,11 +59,14 @@ def problem(
         part: a DRAM part (`hasten.hardware.memory_part`).
         requests: of a generated trace.
         seed: of a generated trace.
-        knobs: the space; all of it when None.
+        coding: one of `CODINGS`.
+        knobs: the space; all of the coding's when None.
 
     Raises:
-        HastenError: an unknown workload, part or file.
+        HastenError: an unknown workload, part, file or coding.
     """
+    if coding not in CODINGS:
+        raise HastenError(f"there is no coding {coding!r}: choose one of {', '.join(CODINGS)}")
     chosen = memory_part(part)
     trace: MemoryTrace
     if workload in WORKLOADS:
@@ -71,7 +81,7 @@ def problem(
 
     return Problem(
         f"dram-{trace.name}",
-        knobs or space(),
+        knobs or space(*CODINGS[coding]),
         (Objective("time", unit="s"), Objective("power", unit="W"), Objective("energy", unit="J")),
         evaluate,
         identity={"part": chosen.name, "trace": f"{trace.name} {len(trace)} seed {seed}"},
