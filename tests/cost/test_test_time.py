@@ -16,10 +16,12 @@ from hasten.cost.test_time import (
     coverage,
     dense,
     envelope,
+    intensity_of,
     seen,
     top_k,
 )
 from hasten.errors import HastenError
+from hasten.hardware.device import load_device
 
 SMALL = Decoder("small", 1e6, 2, 4, 2, 16)
 
@@ -61,6 +63,11 @@ def test_a_long_shared_prompt_favours_dense() -> None:
     """Dense reads the prompt once for all trials; a sparse method picks its own keys in each."""
     few = {"prompt": 20000, "made": 50, "trials": 64}
     assert dense(SMALL, **few).equivalent() < block_top_k(SMALL, budget=4096, **few).equivalent()
+
+
+def test_intensity_is_the_hardware_s() -> None:
+    assert intensity_of(load_device("v100"), "fp16") == pytest.approx(125e12 / 900e9)
+    assert dense(SMALL, 10, 10).equivalent(0.0) == dense(SMALL, 10, 10).flops
 
 
 def test_coverage() -> None:

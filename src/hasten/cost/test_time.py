@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hasten.errors import HastenError
+from hasten.hardware.device import Device
 
 B200_INTENSITY = 562.5  # 4.5 PFLOP/s over 8 TB/s
+
+
+def intensity_of(device: Device, dtype: str = "bf16") -> float:
+    """FLOPs that ``device`` does in the time in which it reads a byte of its main memory, at its peaks."""
+    return device.unit("contraction", dtype)[1] / float(device.main_memory.bandwidth)
 
 
 @dataclass(frozen=True)
@@ -125,20 +131,47 @@ def block_top_k(
     return Cost(plain.flops + flops, plain.bytes + moved)
 
 
-METHODS = {"dense": dense, "top-k": top_k, "block top-k": block_top_k}
+METHODS = ("dense", "top-k", "block top-k", "local")
 
 
-def cost_of(method: str, model: Decoder, prompt: float, made: float, budget: float, trials: float) -> Cost:
-    """The cost of ``method``, one of `METHODS`.
+def cost_of(
+    method: str,
+    model: Decoder,
+    prompt: float,
+    made: float,
+    budget: float,
+    trials: float,
+    *,
+    block: int = 16,
+    dense_layers: int = 0,
+) -> Cost:
+    """The cost of ``method``, one of `METHODS`; ``local`` reads a window, and so searches for nothing.
+
+    Args:
+        method: how a token attends.
+        model, prompt, made, trials: as for `dense`.
+        budget: keys that a token reads; without effect on ``dense``.
+        block: tokens that share a mean key, in ``block top-k``.
+        dense_layers: layers that read everything all the same. The paper's law counts none.
 
     Raises:
         HastenError: another method.
     """
     if method not in METHODS:
         raise HastenError(f"unknown attention {method!r}: one of {', '.join(METHODS)}")
-    if method == "dense":
+    full = min(dense_layers, model.layers)
+    if method == "dense" or full == model.layers:
         return dense(model, prompt, made, trials)
-    return METHODS[method](model, prompt, made, budget, trials)  # type: ignore[operator]
+    rest = replace(model, layers=model.layers - full)
+    if method == "block top-k":
+        sparse = block_top_k(rest, prompt, made, budget, trials, block)
+    else:
+        sparse = top_k(rest, prompt, made, budget, trials)
+    if not full:
+        return sparse
+    # The parameters are in the sparse part already.
+    above = dense(replace(model, layers=full, parameters=0), prompt, made, trials)
+    return Cost(sparse.flops + above.flops, sparse.bytes + above.bytes)
 
 
 def coverage(tried: int, right: int, k: int) -> float:
