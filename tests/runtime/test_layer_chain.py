@@ -53,6 +53,63 @@ def test_cached_decoding_is_decoding_anew(llama: Any, path: tuple[int, ...]) -> 
             assert int(again(made[:, :at]).logits[0, -1].argmax()) == int(made[0, at])
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_cached_logits_are_those_without_a_cache(network: Any, path: tuple[int, ...]) -> None:
+    ids = torch.randint(0, 211, (1, 20))
+    model, chains = LanguageModel(network), Chains(LanguageModel(network), ids[0])
+    with chain(model, path), torch.inference_mode():
+        cache = model.new_cache(1, 20)
+        rows = [model.prefill(ids[:, :12], cache)]
+        rows += [model(ids[:, i : i + 1], past_key_values=cache).logits[0] for i in range(12, 20)]
+    torch.testing.assert_close(torch.cat(rows), chains.logits(path, 9), atol=1e-4, rtol=0)
+
+
+def test_the_whole_path_s_logits(network: Any) -> None:
+    ids = torch.randint(0, 211, (1, 20))
+    with torch.inference_mode():
+        expected = network(ids).logits[0]
+    found = Chains(LanguageModel(network), ids[0]).logits(range(3), 20)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_several_inputs_at_once(llama: Any, path: tuple[int, ...]) -> None:
+    """Padding behind the shorter ones changes nothing: a static chain is scored in one batch."""
+    model = LanguageModel(llama)
+    inputs = [torch.randint(0, 211, (n,)) for n in (7, 19, 12)]
+    together = Chains(model, inputs)
+    alone = [Chains(model, ids) for ids in inputs]
+    torch.testing.assert_close(
+        together.logits(path, 5), torch.stack([c.logits(path, 5) for c in alone]), atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(together.mean_state(), torch.stack([c.mean_state() for c in alone]), atol=1e-4, rtol=0)
+
+
+def test_experts_are_chosen_anew_in_a_repeated_layer() -> None:
+    import transformers
+
+    config = transformers.MixtralConfig(
+        vocab_size=211, hidden_size=64, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=128,
+        sliding_window=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = transformers.MixtralForCausalLM(config).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.2)
+    ids, path = torch.randint(0, 211, (1, 15)), (0, 1, 1, 2)
+    with torch.inference_mode():
+        expected = built(network, path)(ids).logits[0]
+    torch.testing.assert_close(Chains(LanguageModel(network), ids[0]).logits(path, 15), expected, atol=1e-4, rtol=1e-4)
+    chosen: list[torch.Tensor] = []
+    gate = network.model.layers[1].mlp.gate
+    gate.register_forward_hook(lambda module, args, out: chosen.append(args[0].reshape(-1, 64) @ module.weight.t()))
+    Chains(LanguageModel(network), ids[0]).logits(path)
+    # The whole model once, then the repeated pass: the router saw another state.
+    assert len(chosen) == 2
+    assert not torch.equal(chosen[0].topk(2).indices, chosen[1].topk(2).indices)
+
+
 def test_the_whole_path_changes_nothing(llama: Any) -> None:
     prompt = torch.randint(0, 211, (1, 9))
     model = LanguageModel(llama)
@@ -66,6 +123,22 @@ def test_a_path_with_other_layers_is_refused(llama: Any) -> None:
     for path in ([], [0, 3], [-1]):
         with pytest.raises(HastenError, match="a path is a list of layers"), chain(LanguageModel(llama), path):
             pass
+
+
+def test_inputs_that_cannot_be(llama: Any) -> None:
+    model = LanguageModel(llama)
+    with pytest.raises(HastenError, match="512 positions"):
+        Chains(model, torch.zeros(513, dtype=torch.int64))
+    for none in (torch.zeros(0, dtype=torch.int64), []):
+        with pytest.raises(HastenError, match="at least one token"):
+            Chains(model, none)
+    with pytest.raises(HastenError, match="ask for fewer"):
+        Chains(model, torch.zeros(3, dtype=torch.int64)).logits(range(3), 4)
+    llama.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    broken = Chains(model, torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(HastenError, match="not a number"):
+        broken.logits(range(3))
+    assert torch.isfinite(broken.logits((0, 2))).all(), "a path around the damage still answers"
 
 
 def test_the_predictor_learns_which_path_suits() -> None:

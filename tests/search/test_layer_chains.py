@@ -7,7 +7,16 @@ import math
 import pytest
 
 from hasten.errors import HastenError
-from hasten.search.layer_chains import Node, Rules, random_search, search, ucb
+from hasten.search.layer_chains import (
+    ChainResult,
+    Node,
+    Rules,
+    random_search,
+    score_by_length,
+    search,
+    ucb,
+    use_of_layers,
+)
 
 RULES = Rules(10, 6, 12)
 
@@ -56,6 +65,41 @@ def test_a_heavy_penalty_prefers_short_paths() -> None:
     assert ucb(short, 20, 10, 1e6) > ucb(long, 20, 10, 1e6)
     assert ucb(short, 20, 10, 0.0) < ucb(long, 20, 10, 0.0)
     assert ucb(Node((0,)), 20, 10, 0.0) == -math.inf
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_under_an_endless_penalty_the_shortest_is_opened_first(seed: int) -> None:
+    result = search(RULES, lambda p: len(p) > 9, trials=60, penalty=1e9, explore=0.0, seed=seed)
+    assert result.root is not None
+    order = {path: number for number, path in enumerate(result.seen)}
+    for node in nodes(result.root):
+        opened = [c for c in node.children if c.children]
+        for one in opened:
+            first = min(order[c.path] for c in one.children if c.path in order)
+            waiting = [
+                c
+                for c in node.children
+                if c.path in order and order[c.path] < first and not c.children and not c.explored
+            ]
+            assert all(len(one.path) <= len(c.path) for c in waiting)
+
+
+def test_a_static_chain_has_a_share_as_its_score() -> None:
+    result = search(RULES, lambda p: (10 - abs(len(p) - 7)) / 10, trials=60, seed=2)
+    assert len(result.ranked[0]) == 7
+    assert [result.seen[p] for p in result.ranked] == sorted(result.seen.values(), reverse=True)
+    assert not result.right_before
+
+
+def test_what_the_chains_are_made_of() -> None:
+    whole = (0, 1, 2, 3)
+    result = ChainResult(whole, {whole: 0, (0, 1, 3): 1, (0, 3): 0, (0, 1, 1, 2, 3): 1, (0, 2, 3): 0})
+    assert result.ranked == [(0, 1, 3), (0, 1, 1, 2, 3), (0, 3), (0, 2, 3), whole]
+    assert result.front == [(0, 3), (0, 1, 3)]
+    assert result.best == (0, 1, 3)
+    assert use_of_layers([(0, 1, 3), (0, 1, 1, 3)], 4) == ([0, 0, 1, 0], [0, 0.5, 0, 0])
+    assert use_of_layers([], 2) == ([0, 0], [0, 0])
+    assert score_by_length([result]) == {2: 0, 3: 0.5, 4: 0, 5: 1}
 
 
 def test_the_whole_tree_is_walked_and_ends() -> None:

@@ -143,7 +143,7 @@ def _eos(config: Any) -> set[int]:
     return set() if eos is None else {int(e) for e in (eos if isinstance(eos, list | tuple) else [eos])}
 
 
-def _numbers(logits: Tensor) -> Tensor:
+def numbers(logits: Tensor) -> Tensor:
     """``logits``, if they are numbers.
 
     Raises:
@@ -179,7 +179,7 @@ class _Loop:
         if self._limit == 0:
             return
         with torch.inference_mode():
-            first = self._choose(_numbers(self._prefill()), range(len(self._prompts)))
+            first = self._choose(numbers(self._prefill()), range(len(self._prompts)))
             if prefilled is not None:
                 prefilled(time.perf_counter())
             last = {i: token for i, token in enumerate(first) if self._take(i, [token])}
@@ -204,7 +204,7 @@ class _Loop:
         """One step for the sequences in ``last`` (their newest token, not in the cache yet); updates it."""
         drafts = {i: self._indexes[i].draft(self._limit - len(self.made[i]) - 1) if self._indexes else [] for i in last}
         tokens = {i: [token, *drafts[i]] for i, token in last.items()}
-        logits = _numbers(self._logits(tokens))
+        logits = numbers(self._logits(tokens))
         new: list[list[int]] = [[] for _ in self._prompts]
         committed = [0] * len(self._prompts)
         if self._indexes is None:

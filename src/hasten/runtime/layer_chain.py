@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
+from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel
 
 
@@ -60,20 +61,31 @@ def chain(model: LanguageModel, path: Sequence[int]) -> Iterator[LanguageModel]:
 
 
 class Chains:
-    """Logits of one input along many paths, without a cache; what paths share with the whole model is run once.
+    """Logits of inputs along many paths, without a cache; what paths share with the whole model is run once.
 
     Args:
         model: whose layers the paths are made of.
-        ids: (length) tokens of the input.
+        ids: (length) tokens of one input, or several such inputs, which every path then runs as one batch.
+
+    Raises:
+        HastenError: no tokens, or more than the model has positions.
     """
 
-    def __init__(self, model: LanguageModel, ids: Tensor) -> None:
+    def __init__(self, model: LanguageModel, ids: Tensor | Sequence[Tensor]) -> None:
         self._model = model
         self._inner = model.network.model
+        self._single = isinstance(ids, Tensor)
+        rows = [ids] if isinstance(ids, Tensor) else list(ids)
+        lengths = [len(row) for row in rows]
+        if not lengths or min(lengths) < 1:
+            raise HastenError("a chain of layers needs an input of at least one token")
+        model.check_fits(max(lengths))
+        self._lengths = torch.tensor(lengths)
         self._states: list[Tensor] = []
         with torch.inference_mode():
-            state = self._inner.embed_tokens(ids[None])
-            self._turns = self._inner.rotary_emb(state, position_ids=torch.arange(len(ids))[None])
+            # Padding stands behind the text, where causal attention does not look.
+            state = self._inner.embed_tokens(nn.utils.rnn.pad_sequence(rows, batch_first=True))
+            self._turns = self._inner.rotary_emb(state, position_ids=torch.arange(state.shape[1])[None])
             for layer in model.layers:
                 self._states.append(state)
                 state = self._run(layer, state)
@@ -85,15 +97,33 @@ class Chains:
 
     @torch.inference_mode()
     def logits(self, path: Sequence[int], last: int = 1) -> Tensor:
-        """Logits (last, vocabulary) at the last positions, fp32."""
+        """Logits (last, vocabulary) at the last positions, fp32; (inputs, last, vocabulary) of several inputs.
+
+        Raises:
+            HastenError: layers that are not there, an input shorter than ``last``, a model whose output is no number.
+        """
         check_path(path, len(self._model.layers))
+        if last > int(self._lengths.min()):
+            raise HastenError(
+                f"logits of {last} positions of an input of {int(self._lengths.min())} tokens: ask for fewer"
+            )
         shared = 0
         while shared < len(path) and path[shared] == shared:
             shared += 1
         state = self._states[shared]
         for i in path[shared:]:
             state = self._run(self._model.layers[i], state)
-        return self._model.network.lm_head(self._inner.norm(state[:, -last:]))[0].float()
+        places = self._lengths[:, None] - last + torch.arange(last)
+        ends = state.gather(1, places[..., None].expand(-1, -1, state.shape[-1]))
+        found = numbers(self._model.network.lm_head(self._inner.norm(ends)).float())
+        return found[0] if self._single else found
+
+    def mean_state(self, layers: int = 2) -> Tensor:
+        """Mean over the tokens of the state behind the first layers: (hidden), or (inputs, hidden) of several."""
+        inside = torch.arange(self._states[layers].shape[1]) < self._lengths[:, None]
+        state = self._states[layers].float() * inside[..., None]
+        found = state.sum(1) / self._lengths[:, None]
+        return found[0] if self._single else found
 
 
 class PathPredictor(nn.Module):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from hasten.errors import HastenError
 
 Path = tuple[int, ...]
-Score = Callable[[Path], bool]
+Score = Callable[[Path], float]  # 1 or True: right; the share of right answers for several inputs
 
 
 @dataclass(frozen=True)
@@ -73,22 +73,54 @@ class Node:
 
 @dataclass
 class ChainResult:
-    """What a search saw: every path with whether it was right, in the order tried."""
+    """What a search saw: the score of every path, in the order tried; for one input 1 or 0, right or wrong."""
 
     whole: Path
-    seen: dict[Path, bool]
+    seen: dict[Path, float]
     root: Node | None = None
 
     @property
     def right_before(self) -> bool:
         """Whether the whole model was right."""
-        return self.seen[self.whole]
+        return self.seen[self.whole] == 1
 
     @property
     def best(self) -> Path | None:
         """The shortest right path, the first of equals; None when none was right."""
-        right = [p for p, ok in self.seen.items() if ok]
+        right = [p for p, score in self.seen.items() if score == 1]
         return min(right, key=len) if right else None
+
+    @property
+    def ranked(self) -> list[Path]:
+        """Every path tried, the best score first, among equals the shortest."""
+        return sorted(self.seen, key=lambda p: (-self.seen[p], len(p)))
+
+    @property
+    def front(self) -> list[Path]:
+        """The paths than which none tried is both shorter and no worse, or better and no longer; shortest first."""
+        found: list[Path] = []
+        for path in sorted(self.seen, key=lambda p: (len(p), -self.seen[p])):
+            if not found or self.seen[path] > self.seen[found[-1]]:
+                found.append(path)
+        return found
+
+
+def use_of_layers(paths: Iterable[Path], layers: int) -> tuple[list[float], list[float]]:
+    """For each layer the share of ``paths`` that skip it, and of those that repeat it."""
+    known = list(paths)
+    count = max(1, len(known))
+    skipped = [sum(i not in p for p in known) / count for i in range(layers)]
+    repeated = [sum(p.count(i) > 1 for p in known) / count for i in range(layers)]
+    return skipped, repeated
+
+
+def score_by_length(results: Iterable[ChainResult]) -> dict[int, float]:
+    """Length of a path -> mean score of all paths of that length that were tried."""
+    found: dict[int, list[float]] = {}
+    for result in results:
+        for path, score in result.seen.items():
+            found.setdefault(len(path), []).append(float(score))
+    return {length: sum(scores) / len(scores) for length, scores in sorted(found.items())}
 
 
 def ucb(node: Node, trials: int, layers: int, penalty: float) -> float:
@@ -106,7 +138,8 @@ def search(
 
     Args:
         rules: which paths there are.
-        score: whether the model is right along a path; called once for each.
+        score: whether the model is right along a path, or how often over several inputs (a static chain); called once
+            for each path.
         trials: paths tried beside the whole model.
         penalty: what a path as long as the model costs in the bound.
         explore: chance of a random child.
@@ -115,7 +148,7 @@ def search(
     rng = random.Random(seed)
     whole = tuple(range(rules.layers))
     root = Node(whole)
-    seen: dict[Path, bool] = {}
+    seen: dict[Path, float] = {}
     in_tree = {whole}
 
     def evaluate(node: Node) -> None:
