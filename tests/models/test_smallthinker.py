@@ -29,6 +29,9 @@ def test_published_sizes(name: str, total: int, expert: int, attention: int) -> 
     # Q4_0 takes 18 bytes for 32 values: below the published memory at run time, within 7 %.
     gib, published = total * 18 / 32 / 2**30, {"smallthinker-4b": 2.24, "smallthinker-21b": 11.47}[name]
     assert 0.93 * published < gib < published
+    # The released cache settings, in bundles and in GB of Q4_0.
+    bundles, gigabytes = {"smallthinker-4b": (256, 0.51), "smallthinker-21b": (2048, 6.79)}[name]
+    assert bundles * expert * 18 / 32 / 1e9 == pytest.approx(gigabytes, abs=0.005)
     assert bool(model.config.windowed) == (name == "smallthinker-21b"), "the 4B has no hybrid attention"
 
 

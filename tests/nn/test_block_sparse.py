@@ -119,3 +119,28 @@ def test_conversion() -> None:
     assert longer.config.rope_parameters["rope_theta"] == 50 * plain.config.rope_parameters["rope_theta"]
     with pytest.raises(HastenError, match="full layers"):
         convert(plain, None, (3,))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_packed_documents_do_not_see_each_other(pattern: Pattern) -> None:
+    model = convert(network(), pattern, (1,), block=8)
+    lengths = [[13, 20, 7], [30, 10]]
+    documents = [[torch.randint(0, 50, (1, n)) for n in row] for row in lengths]
+    packed = torch.cat([torch.cat(row, 1) for row in documents])
+    positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
+    found = model(packed, position_ids=positions, use_cache=False).logits
+    alone = [torch.cat([model(d, use_cache=False).logits for d in row], 1) for row in documents]
+    torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_training_with_checkpoints_has_the_same_gradients() -> None:
+    ids, grads = torch.randint(0, 50, (2, 40)), []
+    for checkpoints in (False, True):
+        model = convert(network(), VerticalStride(1, 2, heads=2), (1,), block=8, rope_scale=50.0).train()
+        if checkpoints:
+            model.activation_checkpointing_enable()
+        model(ids, labels=ids, use_cache=False).loss.backward()
+        grads.append([p.grad for p in model.parameters()])
+    assert all(g is not None and g.abs().sum() > 0 for g in grads[0])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)

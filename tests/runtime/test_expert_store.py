@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
 from hasten.errors import HastenError
-from hasten.models.smallthinker import SmallThinkerConfig, SmallThinkerLM, hybrid
+from hasten.models.smallthinker import HeadPredictor, SmallThinkerConfig, SmallThinkerLM, hybrid
 from hasten.runtime.expert_store import ExpertCache, ExpertEngine, ExpertFile, predicted_step, write_experts
 
 CONFIG = SmallThinkerConfig(
@@ -50,6 +51,74 @@ def test_any_cache_gives_the_models_logits(model: SmallThinkerLM, path: Path) ->
             assert capacity < 24 or cache.counts.read <= 24
     torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=0)
     assert all(torch.equal(s, seen[0]) for s in seen)
+
+
+def test_the_budget_is_hard(model: SmallThinkerLM, path: Path) -> None:
+    """No more bundles are in memory at any time than the budget holds, those under way and in use included."""
+
+    class Watched(ExpertFile):
+        most = 0
+
+        def read(self, key: tuple[int, int]) -> torch.Tensor:
+            self.alive = getattr(self, "alive", weakref.WeakSet())
+            # One buffer for each read, counted while anything still looks at it.
+            Watched.most = max(Watched.most, len(self.alive) + 1)
+            bundle = super().read(key)
+            self.alive.add(bundle.untyped_storage())
+            return bundle
+
+    for capacity in (2, 3):
+        for prefetch in (True, False):
+            Watched.most = 0
+            file = Watched(path, drop=False)
+            cache = ExpertCache(file, capacity * file.bundle_bytes, readers=1)
+            decode(ExpertEngine(model, cache, prefetch=prefetch), model)
+            assert Watched.most <= capacity
+
+
+def test_reads_come_from_storage(path: Path) -> None:
+    def stored() -> int:
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+    if not Path("/proc/self/io").exists():
+        pytest.skip("this system does not count what is read")
+    file = ExpertFile(path)
+    before = stored()
+    for _ in range(3):
+        file.read((0, 0))
+    if stored() == before:
+        pytest.skip("the folder of tests is not on a storage device")
+    assert stored() - before >= 3 * file.bundle_bytes
+
+
+def test_a_read_that_failed_is_tried_again(path: Path, tmp_path: Path) -> None:
+    whole = path.read_bytes()
+    file = ExpertFile(path)
+    cache = ExpertCache(file, 4 * file.bundle_bytes)
+    with path.open("r+b") as open_file:
+        open_file.truncate(4000)
+    for _ in range(2):
+        with pytest.raises(HastenError, match="is damaged"):
+            cache.get((3, 5))
+    with path.open("r+b") as open_file:
+        open_file.write(whole)
+    assert torch.isfinite(cache.get((3, 5))).all()
+
+
+def test_the_head_predictor_can_be_switched_on(model: SmallThinkerLM, path: Path) -> None:
+    file = ExpertFile(path)
+    predictor = HeadPredictor(32, 96, rank=16, rows=20)
+    engines = [
+        ExpertEngine(model, ExpertCache(file, 24 * file.bundle_bytes), predictor=p)
+        for p in (None, predictor, HeadPredictor(32, 96, rows=96))
+    ]
+    exact, some, all_rows = (decode(e, model) for e in engines)
+    assert torch.equal(some[:, :8], exact[:, :8]), "prompts are computed whole"
+    seen = torch.isfinite(some[0, 8:])
+    assert (seen.sum(-1) == 20).all()
+    torch.testing.assert_close(some[0, 8:][seen], exact[0, 8:][seen], atol=1e-5, rtol=0)
+    torch.testing.assert_close(all_rows, exact, atol=1e-5, rtol=0)
 
 
 def test_replayed_routes(model: SmallThinkerLM, path: Path) -> None:

@@ -195,21 +195,60 @@ _NAME = "hasten-block-sparse"
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    pattern = module.block_pattern
-    if key.shape[2] != query.shape[2]:
-        raise HastenError("block-sparse layers read whole texts: decode with a cache that has the same pattern")
-    if pattern is None:
-        shared = query.shape[1] != key.shape[1]
-        found = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
+    layers = getattr(module.pattern_cache, "layers", None)
+    if layers and hasattr(layers[module.layer_idx], "attend"):
+        found = layers[module.layer_idx].attend(query, key, value, scaling)
+    elif key.shape[2] != query.shape[2]:
+        raise HastenError("block-sparse layers drop what they do not read: generate with a PatternCache")
     else:
-        found = block_sparse_attention(query, key, value, pattern, block=module.pattern_block, scaling=scaling)
+        found = _by_document(module, query, key, value, scaling, kwargs.get("position_ids"))
     return found.transpose(1, 2).contiguous(), None
+
+
+def _by_document(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, positions: Tensor | None
+) -> Tensor:
+    def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return whole_attention(q, k, v, module.block_pattern, block=module.pattern_block, scaling=scaling)
+
+    # A row holds several documents, one behind the other, where positions (batch, length) begin anew.
+    if positions is None or not (positions[:, 1:] <= positions[:, :-1]).any():
+        return whole(query, key, value)
+    rows = []
+    for row, turns in enumerate(positions.expand(query.shape[0], -1)):
+        starts = [0, *((turns[1:] <= turns[:-1]).nonzero()[:, 0] + 1).tolist()]
+        documents = zip(starts, [*starts[1:], query.shape[2]], strict=True)
+        own = [t[row : row + 1] for t in (query, key, value)]
+        parts = [whole(*(t[:, :, a:b] for t in own)) for a, b in documents]
+        rows.append(torch.cat(parts, 2))
+    return torch.cat(rows)
+
+
+def whole_attention(
+    query: Tensor, key: Tensor, value: Tensor, pattern: Pattern | None, *, block: int, scaling: float | None = None
+) -> Tensor:
+    """Attention within one whole text: `block_sparse_attention`, or full and causal where ``pattern`` is None."""
+    if pattern is not None:
+        return block_sparse_attention(query, key, value, pattern, block=block, scaling=scaling)
+    shared = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
+
+
+def _enter(module: Any, args: Any, kwargs: Any) -> None:
+    module.pattern_cache = kwargs.get("past_key_values")
+
+
+def _leave(module: Any, args: Any, output: Any) -> None:
+    module.pattern_cache = None
 
 
 def convert(
     network: Any, pattern: Pattern | None, full_layers: Sequence[int], *, block: int = 64, rope_scale: float = 1.0
 ) -> Any:
     """Gives a transformers causal LM sparse layers, and its rotary positions a longer reach; weights stay.
+
+    It is trained and read as any other. Several documents packed into a row do not see each other when ``position_ids``
+    begins anew with each; it generates with a `hasten.runtime.pattern_cache.PatternCache`.
 
     Args:
         network: a Llama-like one, changed in place.
@@ -232,6 +271,10 @@ def convert(
     for i, layer in enumerate(layers):
         layer.self_attn.block_pattern = None if i in full_layers else pattern
         layer.self_attn.pattern_block = block
+        if not hasattr(layer.self_attn, "pattern_cache"):
+            layer.self_attn.register_forward_pre_hook(_enter, with_kwargs=True)
+            layer.self_attn.register_forward_hook(_leave, always_call=True)
+            layer.self_attn.pattern_cache = None
     network.config._attn_implementation = _NAME
     if rope_scale != 1.0:
         network.config.rope_parameters["rope_theta"] *= rope_scale

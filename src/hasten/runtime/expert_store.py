@@ -8,6 +8,7 @@ attention begins (arXiv 2507.20984, section 3). The least recently used bundles 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import threading
 import time
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from hasten.errors import HastenError
 from hasten.files import write_aside
-from hasten.models.smallthinker import LayerCache, SmallThinkerLM
+from hasten.models.smallthinker import HeadPredictor, LayerCache, SmallThinkerLM
 from hasten.nn.reglu_experts import Expert, route, sparse_rows
 
 Key = tuple[int, int]
@@ -59,7 +60,7 @@ class ExpertFile:
     Args:
         path: what `write_experts` wrote.
         bandwidth: B/s that reads are held to; None for what the storage does.
-        drop: ask the system to forget what was read, so that the next read comes from storage again.
+        drop: have the system forget the file before each read, so that every read comes from storage.
 
     Raises:
         HastenError: the file is missing, cut short, or no file of experts.
@@ -95,6 +96,11 @@ class ExpertFile:
             self.shape = shapes.pop()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise HastenError(f"{path} is not a whole file of experts ({error}): write it again") from None
+        if drop:
+            # Pages that were written and not yet stored cannot be forgotten.
+            os.fsync(self._file)
+            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead of what is asked for
         self._lock = threading.Lock()
         self._free_at = 0.0
 
@@ -116,13 +122,17 @@ class ExpertFile:
         """
         at, size = self._places[key]
         begun = time.perf_counter()
-        if self._drop:
-            os.posix_fadvise(self._file, at, size, os.POSIX_FADV_DONTNEED)
+        # Read where it stays: a copy on the way would be memory beyond the budget.
+        data = bytearray(size)
         try:
-            data = os.pread(self._file, size, at)
+            if self._drop:
+                # Whole pages: those that a range covers in part would stay.
+                first = at - at % mmap.PAGESIZE
+                os.posix_fadvise(self._file, first, at + size + mmap.PAGESIZE - first, os.POSIX_FADV_DONTNEED)
+            done = os.preadv(self._file, [data], at)
         except OSError as error:
             raise HastenError(f"reading expert {key} from {self.path} failed ({error.strerror})") from None
-        if len(data) != size or zlib.crc32(data) != self._sums[key]:
+        if done != size or zlib.crc32(data) != self._sums[key]:
             raise HastenError(f"expert {key} in {self.path} is damaged: write the file again")
         if self.bandwidth:
             # One device: reads queue behind each other.
@@ -130,7 +140,7 @@ class ExpertFile:
                 self._free_at = max(self._free_at, begun) + size / self.bandwidth
                 until = self._free_at
             time.sleep(max(0.0, until - time.perf_counter()))
-        return torch.from_numpy(np.frombuffer(bytearray(data), np.float32).reshape(self.shape))
+        return torch.from_numpy(np.frombuffer(data, np.float32).reshape(self.shape))
 
 
 def _key(name: str) -> Key:
@@ -194,21 +204,33 @@ class ExpertCache:
             self._begin(key)
         return [*resident, *missing]
 
+    def nearest(self, keys: Sequence[Key]) -> Key:
+        """The first that is here, else the first that is on its way, else the first."""
+        coming = [k for k in keys if k in self._held]
+        return next((k for k in coming if self._held[k].done()), coming[0] if coming else keys[0])
+
     def get(self, key: Key) -> Tensor:
-        """A bundle, waited for if need be."""
+        """A bundle, waited for if need be; let go of the one before, or both are in memory.
+
+        Raises:
+            HastenError: it cannot be read. It is forgotten, so that another try reads again.
+        """
         if key not in self._held:
             if len(self._held) >= self.capacity:
-                self._evict({key}) or self._held.popitem(last=False)
+                self._evict(set())
             self._begin(key)
         future = self._held[key]
         self._held.move_to_end(key)
-        if future.done():
-            return future.result()
+        waits = not future.done()
         begun = time.perf_counter()
         try:
             return future.result()
+        except BaseException:
+            del self._held[key]
+            raise
         finally:
-            self.counts.stalled += time.perf_counter() - begun
+            if waits:
+                self.counts.stalled += time.perf_counter() - begun
 
     def _begin(self, key: Key) -> None:
         self._held[key] = self._pool.submit(self.file.read, key)
@@ -219,8 +241,9 @@ class ExpertCache:
         for key in self._held:
             if key not in pinned:
                 # A read under way is waited for: its memory is within the budget too.
-                self._held[key].exception()
-                del self._held[key]
+                begun = time.perf_counter()
+                self._held.pop(key).exception()
+                self.counts.stalled += time.perf_counter() - begun
                 return True
         return False
 
@@ -233,15 +256,22 @@ class ExpertEngine:
         cache: of the same model's experts.
         prefetch: ask for a layer's experts before its attention; otherwise when they are needed.
         replay: replaces the routers' choices.
+        predictor: for a single token, computes the output head's likely rows alone; the others get minus infinity.
 
     Raises:
         HastenError: the file holds another model's experts, or the budget is below what one token uses in a layer.
     """
 
     def __init__(
-        self, model: SmallThinkerLM, cache: ExpertCache, *, prefetch: bool = True, replay: Replay | None = None
+        self,
+        model: SmallThinkerLM,
+        cache: ExpertCache,
+        *,
+        prefetch: bool = True,
+        replay: Replay | None = None,
+        predictor: HeadPredictor | None = None,
     ) -> None:
-        config = model.config
+        config, self.predictor = model.config, predictor
         self.model, self.cache, self.prefetch, self.replay = model.eval(), cache, prefetch, replay
         if cache.file.shape != (3, config.inner, config.width) or len(cache.file) != config.layers * config.experts:
             raise HastenError(f"{cache.file.path} holds the experts of another model: write it again")
@@ -275,7 +305,10 @@ class ExpertEngine:
             stalled, begun = counts.stalled, time.perf_counter()
             x = x + self._experts(number, h.reshape(-1, h.shape[-1]), *chosen).reshape(h.shape)
             counts.experts += time.perf_counter() - begun - (counts.stalled - stalled)
-        return self.model.lm_head(inner.norm(x)[:, -logits_to_keep:])
+        h = inner.norm(x)[:, -logits_to_keep:]
+        if self.predictor is not None and h.shape[:2] == (1, 1):
+            return self.predictor.logits(h[0, 0], self.model.lm_head.weight)[None, None]
+        return self.model.lm_head(h)
 
     __call__ = forward
 
@@ -301,15 +334,14 @@ class ExpertEngine:
         out: dict[int, Tensor] = {}
         waiting = order
         while waiting:
-            held = self.cache._held
-            ready = [k for k in waiting if k in held and held[k].done()]
-            key = ready[0] if ready else waiting[0]
+            key = self.cache.nearest(waiting)
             gate, up, down = self.cache.get(key)
             rows, _ = (chosen == key[1]).nonzero(as_tuple=True)
             if len(rows) == 1:
                 out[key[1]] = sparse_rows(gate, up, down, h[rows[0]])[None]
             else:
                 out[key[1]] = (torch.relu(h[rows] @ gate.t()) * (h[rows] @ up.t())) @ down
+            del gate, up, down  # the next may need its place
             waiting = [k for k in waiting if k != key]
         # Summed in the order of choice, so that no figure depends on which expert came first.
         total = torch.zeros_like(h)

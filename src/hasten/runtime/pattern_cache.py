@@ -1,0 +1,99 @@
+"""Generating with the layers of `hasten.nn.block_sparse`: full ones keep everything, sparse ones what is still read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from hasten.nn.block_sparse import BlockCache, Pattern, whole_attention
+from hasten.runtime.policies import attend
+
+
+class _Layer(CacheLayerMixin):
+    """One layer: all keys and values, or the blocks that its pattern still reads."""
+
+    is_compileable = False
+
+    def __init__(self, pattern: Pattern | None, heads: int, block: int) -> None:
+        super().__init__()
+        self.pattern, self.block, self.length = pattern, block, 0
+        self.blocks = None if pattern is None else BlockCache(pattern, heads, block)
+        self.is_initialized = True
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The new ones as they are: `attend` takes them in, token by token where blocks may go in between."""
+        return key_states, value_states
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Takes in new tokens (batch, kv heads, new, d); attention (batch, heads, new, d) of their queries."""
+        first, self.length = self.length == 0, self.length + key.shape[2]
+        if first:
+            self._keep(key, value)
+            return whole_attention(query, key, value, self.pattern, block=self.block, scaling=scaling)
+        rows = []
+        for i in range(key.shape[2]):
+            now = slice(i, i + 1)
+            self._keep(key[:, :, now], value[:, :, now])
+            if self.blocks is not None:
+                rows.append(self.blocks.attend(query[:, :, now], scaling))
+            else:
+                assert self.keys is not None
+                assert self.values is not None
+                rows.append(attend(query[:, :, now], self.keys, self.values, scaling))
+        return torch.cat(rows, 2)
+
+    def _keep(self, key: Tensor, value: Tensor) -> None:
+        if self.blocks is not None:
+            self.blocks.append(key, value)
+        else:
+            self.keys = key if self.keys is None else torch.cat((self.keys, key), 2)
+            self.values = value if self.values is None else torch.cat((self.values, value), 2)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    @property
+    def nbytes(self) -> int:
+        if self.blocks is not None:
+            return self.blocks.nbytes
+        return 0 if self.keys is None or self.values is None else self.keys.nbytes + self.values.nbytes
+
+
+class PatternCache(Cache):
+    """A transformers cache for a network that `hasten.nn.block_sparse.convert` changed.
+
+    Keys are kept as they were turned, so positions stay true whatever leaves. A prompt is read at once and whole.
+
+    Args:
+        network: converted, and still with the layers that it shall generate with.
+
+    Raises:
+        HastenError: a pattern that comes back to blocks it has left.
+
+    Example:
+        ``network.generate(ids, past_key_values=PatternCache(network), max_new_tokens=32)``
+    """
+
+    def __init__(self, network: Any) -> None:
+        heads = int(network.config.num_key_value_heads)
+        modules = [layer.self_attn for layer in network.model.layers]
+        super().__init__(layers=[_Layer(m.block_pattern, heads, m.pattern_block) for m in modules])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values that are kept."""
+        return sum(layer.nbytes for layer in self.layers)
