@@ -8,14 +8,19 @@ by rule.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from hasten.data import hls_designs
+from hasten.data.hls_rules import check
 from hasten.errors import HastenError
 
 FUNCTIONAL = {
@@ -43,6 +48,12 @@ DIRECTIVE = {
 }
 
 
+__all__ = [
+    "DIRECTIVE", "FUNCTIONAL", "Case", "Detected", "Ran", "Ranked", "build", "check", "designs", "evaluate", "mutants",
+    "rank", "run", "run_all",
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Case:
     """A function with its test bench; ``bug`` is a class of `FUNCTIONAL` or `DIRECTIVE`, or empty."""
@@ -53,167 +64,9 @@ class Case:
     bug: str = ""
 
 
-_DESIGNS: dict[str, tuple[str, str]] = {
-    "sum": (
-        """
-int sum(int a[32]) {
-#pragma HLS INTERFACE mode=ap_memory port=a
-#pragma HLS ARRAY_PARTITION variable=a type=cyclic factor=4 dim=1
-  int total = 0;
-  for (int i = 0; i < 32; i++) {
-#pragma HLS UNROLL factor=4
-    total += a[i];
-  }
-  return total;
-}
-""",
-        'int a[32]; for (int i = 0; i < 32; i++) a[i] = 3 * i - 7; std::printf("%d\\n", sum(a));',
-    ),
-    "scale": (
-        """
-void scale(int in[40], int out[40], int gain) {
-#pragma HLS INTERFACE mode=axis port=in
-#pragma HLS INTERFACE mode=axis port=out
-#pragma HLS INTERFACE mode=s_axilite port=gain
-  for (int i = 0; i < 40; i++) {
-#pragma HLS PIPELINE II=1
-    out[i] = (in[i] * gain) >> 2;
-  }
-}
-""",
-        "int a[40], b[40]; for (int i = 0; i < 40; i++) a[i] = i * i - 90; scale(a, b, 5);"
-        ' for (int i = 0; i < 40; i++) std::printf("%d ", b[i]);',
-    ),
-    "matmul": (
-        """
-void matmul(int a[8][8], int b[8][8], int c[8][8]) {
-#pragma HLS INTERFACE mode=ap_memory port=a
-#pragma HLS ARRAY_PARTITION variable=a type=complete dim=2
-#pragma HLS ARRAY_PARTITION variable=b type=complete dim=1
-  for (int i = 0; i < 8; i++) {
-    for (int j = 0; j < 8; j++) {
-#pragma HLS PIPELINE II=1
-      int total = 0;
-      for (int k = 0; k < 8; k++) {
-#pragma HLS UNROLL
-        total += a[i][k] * b[k][j];
-      }
-      c[i][j] = total;
-    }
-  }
-}
-""",
-        "int a[8][8], b[8][8], c[8][8];"
-        " for (int i = 0; i < 64; i++) { a[i / 8][i % 8] = i - 20; b[i / 8][i % 8] = 7 * i % 13; }"
-        ' matmul(a, b, c); for (int i = 0; i < 64; i++) std::printf("%d ", c[i / 8][i % 8]);',
-    ),
-    "fir": (
-        """
-void fir(int in[48], int out[48]) {
-#pragma HLS INTERFACE mode=axis port=in
-  int taps[8] = {1, -2, 3, 4, 4, 3, -2, 1};
-  int window[8];
-#pragma HLS ARRAY_PARTITION variable=window type=complete dim=1
-  for (int i = 0; i < 8; i++) window[i] = 0;
-  for (int i = 0; i < 48; i++) {
-#pragma HLS PIPELINE II=1
-    for (int k = 7; k > 0; k--) {
-#pragma HLS UNROLL
-      window[k] = window[k - 1];
-    }
-    window[0] = in[i];
-    int total = 0;
-    for (int k = 0; k < 8; k++) {
-#pragma HLS UNROLL
-      total += window[k] * taps[k];
-    }
-    out[i] = total >> 3;
-  }
-}
-""",
-        "int a[48], b[48]; for (int i = 0; i < 48; i++) a[i] = (i * 37) % 101 - 50; fir(a, b);"
-        ' for (int i = 0; i < 48; i++) std::printf("%d ", b[i]);',
-    ),
-    "bytes": (
-        """
-int bytes(unsigned char a[24], int n) {
-#pragma HLS INTERFACE mode=ap_memory port=a
-#pragma HLS INTERFACE mode=s_axilite port=n
-  int total = 0;
-  for (int i = 0; i < 24; i += 4) {
-#pragma HLS PIPELINE II=2
-    total += (unsigned char)a[i] * n;
-    total += (unsigned char)a[i + 1] * n;
-    total += (unsigned char)a[i + 2] * n;
-    total += (unsigned char)a[i + 3] * n;
-  }
-  return total << 1;
-}
-""",
-        'unsigned char a[24]; for (int i = 0; i < 24; i++) a[i] = 255 - 9 * i; std::printf("%d\\n", bytes(a, 3));',
-    ),
-    "histogram": (
-        """
-void histogram(int in[60], int counts[16]) {
-#pragma HLS INTERFACE mode=axis port=in
-#pragma HLS INTERFACE mode=ap_memory port=counts
-  int local[16];
-#pragma HLS ARRAY_PARTITION variable=local type=complete dim=1
-  for (int round = 0; round < 2; round++) {
-    for (int i = 0; i < 16; i++) local[i] = 0;
-    for (int i = 0; i < 60; i++) {
-#pragma HLS PIPELINE II=1
-      local[in[i] & 15]++;
-    }
-    for (int i = 0; i < 16; i++) counts[i] = local[i] << round;
-  }
-}
-""",
-        "int a[60], c[16]; for (int i = 0; i < 60; i++) a[i] = i * i + 3; histogram(a, c);"
-        ' for (int i = 0; i < 16; i++) std::printf("%d ", c[i]);',
-    ),
-    "halves": (
-        """
-void halves(int in[32], int out[32]) {
-#pragma HLS INTERFACE mode=ap_memory port=in
-  int low[16], high[16];
-#pragma HLS ARRAY_PARTITION variable=low type=block factor=4 dim=1
-  for (int i = 0; i < 16; i++) low[i] = in[i];
-  for (int i = 0; i < 16; i++) high[i] = in[i + 16];
-  for (int i = 0; i < 16; i++) {
-#pragma HLS UNROLL factor=8
-    out[i] = low[i] - high[15 - i];
-    out[i + 16] = high[i] + low[15 - i];
-  }
-}
-""",
-        "int a[32], b[32]; for (int i = 0; i < 32; i++) a[i] = i * 11 % 29; halves(a, b);"
-        ' for (int i = 0; i < 32; i++) std::printf("%d ", b[i]);',
-    ),
-    "count": (
-        """
-int count(const int *p, int n, int *found) {
-#pragma HLS INTERFACE mode=ap_memory port=p
-#pragma HLS INTERFACE mode=s_axilite port=n
-  int left = n;
-  while (left > 0) {
-#pragma HLS PIPELINE II=1
-    if (*p > 10) (*found)++;
-    p++;
-    left--;
-  }
-  return *found << 2;
-}
-""",
-        "int a[20]; int found = 1; for (int i = 0; i < 20; i++) a[i] = 3 * i - 8; int r = count(a, 20, &found);"
-        ' std::printf("%d %d\\n", r, found);',
-    ),
-}
-
-
-def designs() -> list[Case]:
-    """The functions without bugs."""
-    return [Case(name, source.strip() + "\n", bench) for name, (source, bench) in _DESIGNS.items()]
+def designs(sizes: int = 1) -> list[Case]:
+    """The functions without bugs, each at up to three sizes."""
+    return [Case(d.name, d.source, d.bench) for d in hls_designs.designs(sizes)]
 
 
 def _first(pattern: str, replacement: str) -> Callable[[str], Iterator[str]]:
@@ -226,52 +79,100 @@ def _first(pattern: str, replacement: str) -> Callable[[str], Iterator[str]]:
     return mutate
 
 
-_MUTATIONS: dict[str, list[Callable[[str], Iterator[str]]]] = {
-    "OOB": [_first(r"(for \(int \w+ = 0; \w+) < (\d+);", r"\1 <= \2;")],
-    "INIT": [
-        _first(r"int total = 0;", "int total;"),
-        _first(r"for \(int i = 0; i < \d+; i\+\+\) (window)\[i\] = 0;", ""),
-    ],
-    "SHFT": [_first(r"(<<|>>) (\d|round)", r"\1 (\2 + 1)")],
-    "USE": [_first(r"\(unsigned char\)a", "(signed char)a")],
-    "MLU": [_first(r"\n    total \+= \(unsigned char\)a\[i \+ \d\] \* n;", "")],
-    "ZERO": [
-        _first(
-            r"\n    for \(int i = 0; i < 16; i\+\+\) local\[i\] = 0;",
-            "\n    if (round == 0) for (int i = 0; i < 16; i++) local[i] = 0;",
-        )
-    ],
-    "BUF": [_first(r"= low\[i\] - high", "= high[i] - high"), _first(r"in\[i \+ 16\]", "in[i]")],
-    "INF": [
-        _first(r"\n    left--;", "\n    left++; left--;"),
-        _first(r"i \+= 4\)", "i += 0)"),
-        _first(r"k--\)", "k -= 0)"),
-    ],
-    "PTR": [_first(r"\(\*found\)\+\+", "*found++")],
-    "APT": [_first(r"type=cyclic factor", "type=block factor"), _first(r"type=complete dim=2", "type=complete dim=1")],
-    "FND": [_first(r"UNROLL factor=\d+", "UNROLL factor=7"), _first(r"(type=\w+ factor)=\d+", r"\1=5")],
-    "DID": [_first(r"dim=\d", "dim=4")],
-    "DFP": [_first(r"(\) \{\n)(#pragma HLS INTERFACE)", r"\1#pragma HLS DATAFLOW\n\2")],
-    "IDAP": [_first(r"mode=ap_memory port=(counts|a|in)", r"mode=axis port=\1")],
-    "RAMB": [_first(r"mode=ap_memory port=(counts|a|in)", r"mode=m_axi port=\1")],
-    "SMA": [_first(r"mode=(?:axis|ap_memory) port=(\w+)", r"mode=s_axilite port=\1")],
-    "AMS": [_first(r"mode=s_axilite port=(\w+)", r"mode=ap_memory port=\1")],
-    "MLP": [
-        _first(r"(for \(int (?:i|round) = 0; \w+ < \d+; \w+\+\+\) \{\n)(?=    for)", r"\1#pragma HLS PIPELINE II=1\n")
-    ],
-    "ILNU": [_first(r"(for \(int (?:i|round) = 0; \w+ < \d+; \w+\+\+\) \{\n)(?=    for)", r"\1#pragma HLS UNROLL\n")],
+def _other_dimension() -> list[Callable[[str], Iterator[str]]]:
+    """Complete partitions along the other one of two dimensions."""
+
+    def mutate(source: str) -> Iterator[str]:
+        for found in re.finditer(r"variable=(\w+) type=complete dim=(\d)", source):
+            if re.search(rf"\b{found[1]}\[\d+\]\[\d+\]", source):
+                other = f"variable={found[1]} type=complete dim={3 - int(found[2])}"
+                yield source[: found.start()] + other + source[found.end() :]
+
+    return [mutate]
+
+
+def _dataflow(source: str) -> Iterator[str]:
+    """The dataflow directive where no tasks are: in one of them, or in a function without any."""
+    directive = "#pragma HLS DATAFLOW\n"
+    rest = source.replace(directive, "")
+    for found in re.finditer(r"(?m)^(?:void|int) \w+\(.*\) \{\n", rest):
+        body = rest[found.end() :].split("\n}\n", 1)[0]
+        if not re.search(r"(?m)^  \w+\([^()]*\);$", body):
+            yield rest[: found.end()] + directive + rest[found.end() :]
+
+
+def _around(inner: str, directive: str) -> Callable[[str], Iterator[str]]:
+    """The directive on each loop that holds one with ``inner``, or for unrolling one that is not unrolled."""
+
+    def mutate(source: str) -> Iterator[str]:
+        lines = source.splitlines(keepends=True)
+        for number, line in enumerate(lines):
+            indent = len(line) - len(line.lstrip())
+            if not (line.lstrip().startswith("for (") and line.endswith("{\n")):
+                continue
+            rest = lines[number + 1 :]
+            end = next(i for i, text in enumerate(rest) if text == " " * indent + "}\n")
+            within = rest[:end]
+            loops = [i for i, text in enumerate(within) if text.lstrip().startswith("for (")]
+            pragmas = [within[i + 1] if i + 1 < len(within) else "" for i in loops]
+            wanted = [inner in p if inner else not p.rstrip().endswith("UNROLL") for p in pragmas]
+            if any(wanted) and not lines[number + 1].startswith("#pragma"):
+                yield "".join([*lines[: number + 1], f"#pragma HLS {directive}\n", *rest])
+
+    return mutate
+
+
+_HALVES = {
+    one: other
+    for pair in (("low", "high"), ("ping", "pong"), ("even", "odd"), ("left", "right"), ("front", "back"))
+    for one, other in (pair, pair[::-1])
 }
-# A loop that only moves its counter to and fro is no bug.
-_MUTATIONS["INF"][0] = _first(r"\n    left--;", "\n    left += 0;")
+_MUTATIONS: dict[str, list[Callable[[str], Iterator[str]]]] = {
+    "OOB": [_first(r"(for \(int (\w+) = \d+; \2) < ([^;]+);", r"\1 <= \3;")],
+    "INIT": [
+        _first(r"(\n +int \w+) = [^;{\[]+;", r"\1;"),
+        _first(r"\n  for \(int i = 0; i < \d+; i\+\+\) \w+\[i\] = 0;", ""),
+    ],
+    "SHFT": [_first(r"(<<|>>) (\w+)", r"\1 (\2 + 1)")],
+    "USE": [_first(r"\(unsigned char\)(?=\w)", "(signed char)"), _first(r"\(unsigned short\)", "(short)")],
+    "MLU": [_first(r"\n    \w+ \+= [^;\n]*\+ \d\][^;\n]*;", "")],
+    "ZERO": [_first(r"\n    (for \(int i = 0; i < \d+; i\+\+\) \w+\[i\] = 0;)", r"\n    if (round == 0) \1")],
+    "BUF": [
+        _first(rf"(?<=[ (=]){one}(?=\[[^\]]*\](?! =[^=]|,|;))", other) for one, other in _HALVES.items()
+    ] + [_first(rf"(?<=\) ){one}(?=\[i\] = )", other) for one, other in _HALVES.items()],
+    "INF": [
+        # A loop that only moves its counter to and fro.
+        _first(r"\n    left--;", "\n    left += 0;"),
+        _first(r"i \+= (2|4)\)", "i += 0)"),
+        _first(r"k--\)", "k -= 0)"),
+        _first(r"(?<=i < )(\w+)( - \d+)?; i\+\+\) \{", r"\1\2; i += 0) {"),
+    ],
+    "PTR": [_first(r"\(\*(\w+)\)\+\+", r"*\1++")],
+    "APT": [_first(r"type=cyclic factor", "type=block factor"), *_other_dimension()],
+    "FND": [_first(r"UNROLL factor=\d+", "UNROLL factor=13"), _first(r"(type=\w+ factor)=\d+", r"\1=13")],
+    "DID": [_first(r"dim=\d", "dim=4")],
+    "DFP": [_dataflow],
+    "SMA": [_first(r"mode=(?:axis|ap_memory|bram) port=(\w+)", r"mode=s_axilite port=\1")],
+    "AMS": [_first(r"mode=s_axilite port=(\w+)", r"mode=ap_memory port=\1")],
+    "MLP": [_around("PIPELINE", "PIPELINE II=1")],
+    "ILNU": [_around("", "UNROLL")],
+}  # fmt: skip
 
 
 def mutants(case: Case) -> list[Case]:
-    """``case`` with one bug, once for each class and place; whether it shows is not yet known."""
-    found = []
-    for bug, rules in _MUTATIONS.items():
-        for rule in rules:
-            found += [Case(case.name, s, case.bench, bug) for s in rule(case.source) if s != case.source]
-    return found
+    """``case`` with one bug, once for each class and place; whether a functional one shows is not yet known."""
+    random = next((d.random for d in hls_designs.designs(3) if d.source == case.source), ())
+    rules = dict(_MUTATIONS)
+    # What an interface asks for depends on how a port is used: the designs say so.
+    for bug, mode in (("IDAP", "axis"), ("RAMB", "m_axi")):
+        rules[bug] = [_first(rf"mode=ap_memory port={p}\b", f"mode={mode} port={p}") for p in random]
+    found: dict[tuple[str, str], Case] = {}
+    for bug, changes in rules.items():
+        for change in changes:
+            for source in change(case.source):
+                if source != case.source:
+                    found.setdefault((bug, source), Case(case.name, source, case.bench, bug))
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -283,155 +184,86 @@ class Ran:
     reason: str = ""
 
 
-def run(case: Case, *, seconds: float = 5.0) -> Ran:
+# A fresh stack and heap hold what a real circuit's registers hold: anything but zero.
+_FLAGS = (
+    "-O0", "-w", "-ftrivial-auto-var-init=pattern", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+)  # fmt: skip
+_AT_ONCE = 40
+
+
+def _compiler() -> str:
+    found = shutil.which("g++") or shutil.which("c++")
+    if found is None:
+        raise HastenError("the data set is verified with a C++ compiler: install g++")
+    return found
+
+
+def run(case: Case, *, seconds: float = 0.25) -> Ran:
     """Compiles a case with the system's C++ compiler under sanitizers, and runs its test bench.
+
+    Args:
+        case: what to run.
+        seconds: of processor time, after which it counts as endless.
 
     Raises:
         HastenError: there is no C++ compiler.
     """
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        raise HastenError("the data set is verified with a C++ compiler: install g++")
+    return _run([case], seconds)[0]
+
+
+def run_all(cases: Sequence[Case], *, seconds: float = 0.25, workers: int | None = None) -> list[Ran]:
+    """As `run` for many cases: some are compiled together, each runs in a process of its own.
+
+    Args:
+        cases: what to run.
+        seconds: of processor time of each.
+        workers: processes at once; one for each processor when None.
+    """
+    parts = [cases[i : i + _AT_ONCE] for i in range(0, len(cases), _AT_ONCE)]
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        return [ran for part in pool.map(lambda p: _run(p, seconds), parts) for ran in part]
+
+
+def _run(cases: Sequence[Case], seconds: float) -> list[Ran]:
+    compiler = _compiler()
+    spaces = [f"namespace c{i} {{\n{c.source}\nvoid bench() {{ {c.bench} }}\n}}\n" for i, c in enumerate(cases)]
+    calls = "".join(f"case {i}: c{i}::bench(); break;\n" for i in range(len(cases)))
+    text = "#include <cstdio>\n#include <cstdlib>\n#include <sys/time.h>\n" + "".join(spaces)
+    # Processor time, not time on the clock: a busy machine makes no program endless.
+    text += f"""int main(int, char **given) {{
+  itimerval limit = {{{{0, 0}}, {{{int(seconds)}, {int(seconds % 1 * 1e6)}}}}};
+  setitimer(ITIMER_PROF, &limit, nullptr);
+  switch (std::atoi(given[1])) {{ {calls} }}
+}}
+"""
     with tempfile.TemporaryDirectory() as folder:
-        source, program = Path(folder) / "case.cpp", Path(folder) / "case"
-        source.write_text(f"#include <cstdio>\n{case.source}\nint main() {{ {case.bench} }}\n")
-        # A fresh stack and heap hold what a real circuit's registers hold: anything but zero.
-        flags = [
-            "-O1",
-            "-w",
-            "-ftrivial-auto-var-init=pattern",
-            "-fsanitize=address,undefined",
-            "-fno-sanitize-recover=all",
-        ]
-        built = subprocess.run([compiler, *flags, "-o", program, source], capture_output=True, text=True, check=False)
+        source, program = Path(folder) / "cases.cpp", Path(folder) / "cases"
+        source.write_text(text)
+        built = subprocess.run([compiler, *_FLAGS, "-o", program, source], capture_output=True, text=True, check=False)
         if built.returncode:
-            return Ran(False, "", f"does not compile: {built.stderr[:200]}")
-        try:
-            ran = subprocess.run([program], capture_output=True, text=True, timeout=seconds, check=False, cwd=folder)
-        except subprocess.TimeoutExpired:
-            return Ran(False, "", "does not end")
-    return Ran(ran.returncode == 0, ran.stdout, "" if ran.returncode == 0 else ran.stderr[:200])
+            if len(cases) == 1:
+                return [Ran(False, "", f"does not compile: {built.stderr[:200]}")]
+            return [_run([case], seconds)[0] for case in cases]
+        return [_start(program, i, seconds) for i in range(len(cases))]
 
 
-def _loops(source: str) -> list[tuple[int, str, int | None, list[str]]]:
-    """(depth, variable, trip count, pragmas directly within) of every loop, in order."""
-    found: list[tuple[int, str, int | None, list[str]]] = []
-    depth = 0
-    open_loops: list[tuple[int, int]] = []
-    for line in source.splitlines():
-        text = line.strip()
-        if text.startswith("#pragma HLS"):
-            if open_loops:
-                found[open_loops[-1][1]][3].append(text)
-            continue
-        loop = re.match(r"for \(int (\w+) = (\d+); \w+ (<=?|>) (\d+); \w+(\+\+|--| \+= (\d+))", text)
-        if loop or text.startswith("while"):
-            count = None
-            if loop:
-                begin, end, step = int(loop[2]), int(loop[4]), int(loop[6] or 1)
-                count = abs(end - begin) // step + (loop[3] == "<=") if step else None
-            found.append((len(open_loops), loop[1] if loop else "", count, []))
-            if text.endswith("{"):
-                open_loops.append((depth, len(found) - 1))
-        depth += text.count("{") - text.count("}")
-        while open_loops and depth <= open_loops[-1][0]:
-            open_loops.pop()
-    return found
-
-
-def check(source: str) -> list[str]:
-    """Classes of `DIRECTIVE` whose rules a source breaks; of a clean one none."""
-    found: set[str] = set()
-    signature = re.search(r"\w+ \w+\(([^)]*)\) \{", source)
-    arguments = signature[1] if signature else ""
-    shapes: dict[str, list[int]] = {}
-    for name, sizes in re.findall(r"(\w+)((?:\[\d+\])+)(?=[,;) =])", source):
-        shapes.setdefault(name, [int(s) for s in re.findall(r"\d+", sizes)])
-    pointers = set(re.findall(r"\*(\w+)[,)]", arguments + ")"))
-    scalars = set(re.findall(r"(?:^|, )(?:int|unsigned char) (\w+)(?=,|$)", arguments))
-    body = "\n".join(line for line in source.splitlines() if not line.strip().startswith("#pragma"))
-
-    def in_order(name: str) -> bool:
-        indices = re.findall(rf"\b{name}\[([^\]]*)\]", body.split("{", 1)[1])
-        return (
-            len(shapes.get(name, [0])) == 1
-            and bool(indices)
-            and all(re.fullmatch(r"i", i) for i in indices)
-            and "round" not in body
+def _start(program: Path, number: int, seconds: float) -> Ran:
+    try:
+        ran = subprocess.run(
+            [program, str(number)], capture_output=True, text=True, timeout=60 + 60 * seconds, check=False
         )
-
-    for mode, port in re.findall(r"INTERFACE mode=(\w+) port=(\w+)", source):
-        array = port in shapes or port in pointers
-        if array and mode == "s_axilite":
-            found.add("SMA")
-        if port in scalars and mode in ("ap_memory", "axis", "m_axi"):
-            found.add("AMS")
-        if array and mode == "axis" and not in_order(port) and port not in ("in",):
-            found.add("IDAP")
-        if array and mode == "axis" and port == "in" and re.search(r"\bin\[i \+", body):
-            found.add("IDAP")
-        if array and mode == "m_axi":
-            found.add("RAMB")
-    for name, kind, factor, dim in re.findall(
-        r"ARRAY_PARTITION variable=(\w+) type=(\w+)(?: factor=(\d+))? dim=(\d)", source
-    ):
-        shape = shapes.get(name, [])
-        if int(dim) > len(shape):
-            found.add("DID")
-            continue
-        size = shape[int(dim) - 1]
-        if factor and size % int(factor):
-            found.add("FND")
-        # Neighbours are read together where a loop over them is unrolled: those must be in different banks.
-        unrolled = [v for _, v, _, pragmas in _loops(source) if any("UNROLL" in p for p in pragmas)]
-        accesses = re.findall(rf"\b{name}((?:\[[^\]]*\])+)", body.split("{", 1)[1])
-        parallel = {
-            d + 1
-            for access in accesses
-            for d, index in enumerate(re.findall(r"\[([^\]]*)\]", access))
-            if any(re.search(rf"\b{v}\b", index) for v in unrolled)
-        }
-        if len(shape) > 1 and parallel and int(dim) not in parallel:
-            found.add("APT")
-        loops = {v: p for _, v, _, p in _loops(source)}
-        if (
-            kind == "block"
-            and factor
-            and any(
-                re.fullmatch(r"\w+", i) and any("UNROLL factor=" + factor in p for p in loops.get(i, []))
-                for access in accesses
-                for i in re.findall(r"\[([^\]]*)\]", access)
-            )
-        ):
-            found.add("APT")
-    loops_found = _loops(source)
-    for number, (depth, _, count, pragmas) in enumerate(loops_found):
-        inside = []
-        for other in loops_found[number + 1 :]:
-            if other[0] <= depth:
-                break
-            inside.append(other)
-        for pragma in pragmas:
-            factor_found = re.search(r"UNROLL factor=(\d+)", pragma)
-            if factor_found and count and count % int(factor_found[1]):
-                found.add("FND")
-            if "PIPELINE" in pragma and any(any("PIPELINE" in p for p in other[3]) for other in inside):
-                found.add("MLP")
-            if pragma.endswith("UNROLL") and any(not any("UNROLL" in p for p in other[3]) for other in inside):
-                found.add("ILNU")
-            if (
-                "PIPELINE" in pragma
-                and any(not any("UNROLL" in p for p in other[3]) for other in inside)
-                and "MLP" not in found
-            ):
-                found.add("MLP")
-    if "HLS DATAFLOW" in source and len(re.findall(r"^\s+\w+\([^;]*\);", body, re.M)) < 2:
-        found.add("DFP")
-    return sorted(found)
+    except subprocess.TimeoutExpired:
+        return Ran(False, "", "does not end")
+    if ran.returncode == 0:
+        return Ran(True, ran.stdout)
+    return Ran(False, ran.stdout, "does not end" if ran.returncode == -signal.SIGPROF else ran.stderr[:200])
 
 
 def build(cases: Sequence[Case] | None = None, progress: Callable[[float], None] = lambda share: None) -> list[Case]:
     """The data set: every design, and every mutant whose bug shows.
+
+    A functional bug shows by another output, a sanitizer's word or no end; a program with a directive bug must compile
+    and print what the design prints.
 
     Args:
         cases: designs to put bugs into; this module's when None.
@@ -442,23 +274,22 @@ def build(cases: Sequence[Case] | None = None, progress: Callable[[float], None]
     """
     designs_ = list(cases or designs())
     found = []
-    for number, design in enumerate(designs_):
-        expected = run(design)
-        if not expected.ok:
-            raise HastenError(f"the design {design.name} does not run by itself: {expected.reason}")
-        found.append(design)
-        for mutant in mutants(design):
-            if mutant.bug in FUNCTIONAL:
-                seen = run(mutant, seconds=2.0)
-                shows = not seen.reason.startswith("does not compile") and (
-                    not seen.ok or seen.output != expected.output
-                )
-            else:
-                seen = run(mutant)
-                shows = seen.ok and seen.output == expected.output and mutant.bug in check(mutant.source)
-            if shows:
-                found.append(mutant)
-        progress((number + 1) / len(designs_))
+    size = 2 * (os.cpu_count() or 1)
+    for begin in range(0, len(designs_), size):
+        groups = [[design, *mutants(design)] for design in designs_[begin : begin + size]]
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            results = list(pool.map(lambda group: run_all(group, workers=1), groups))
+        for group, (expected, *seen) in zip(groups, results, strict=True):
+            design = group[0]
+            if not expected.ok:
+                raise HastenError(f"the design {design.name} does not run by itself: {expected.reason}")
+            found.append(design)
+            for mutant, ran in zip(group[1:], seen, strict=True):
+                same = ran.ok and ran.output == expected.output
+                compiled = not ran.reason.startswith("does not compile")
+                if compiled and same == (mutant.bug in DIRECTIVE):
+                    found.append(mutant)
+        progress(min(1.0, (begin + size) / len(designs_)))
     return found
 
 
@@ -492,3 +323,38 @@ def evaluate(detector: Callable[[str], bool], cases: Sequence[Case]) -> Detected
         sum(clean) / len(clean),
         {bug: sum(hits) / len(hits) for bug, hits in classes.items()},
     )
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """How well scores tell bugs from clean designs, whatever the threshold: 1 always, 0.5 as a coin does.
+
+    Args:
+        area: under the curve of bugs found over false alarms.
+        by_class: the same for the bugs of each class alone.
+    """
+
+    area: float
+    by_class: dict[str, float]
+
+
+def rank(suspicion: Callable[[str], float], cases: Sequence[Case]) -> Ranked:
+    """As `evaluate` for a detector that says how much it suspects a source, such as a language model.
+
+    Args:
+        suspicion: from source text to a number, larger for what is likelier to have a bug.
+        cases: with and without bugs.
+
+    Raises:
+        HastenError: no case with, or none without a bug.
+    """
+    scores = [(case.bug, float(suspicion(case.source))) for case in cases]
+    clean = [score for bug, score in scores if not bug]
+    if not clean or len(clean) == len(scores):
+        raise HastenError("a benchmark needs cases with and without bugs")
+
+    def area(buggy: Sequence[float]) -> float:
+        return sum((b > c) + 0.5 * (b == c) for b in buggy for c in clean) / (len(buggy) * len(clean))
+
+    classes = {bug: [s for b, s in scores if b == bug] for bug in sorted({b for b, _ in scores if b})}
+    return Ranked(area([s for b, s in scores if b]), {bug: area(found) for bug, found in classes.items()})

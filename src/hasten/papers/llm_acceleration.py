@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 from hasten.papers.card import Claim, Context, Paper, Seen
@@ -21,6 +22,7 @@ paper = Paper(
         "hasten.runtime.policies:SnapKV",
         "hasten.runtime.early_exit:generate",
         "hasten.data.hls_bugs:build",
+        "hasten.runtime.bug_detection:suspicion",
         "hasten.methods:SnapKV",
     ),
     claims=(
@@ -124,19 +126,35 @@ def _medusa(context: Context) -> Seen:
         + f"; {chosen} rows chosen from measured step times"
     )  # fmt: skip
     holds = same and max(steps.values()) >= 1.3 and rates[chosen] >= 0.9 * best and best >= 2.2
-    return judged(context, value, holds, same and max(steps.values()) >= 1.3 and best > 1, needs=_NEEDS)
+    seen = judged(context, value, holds, same and max(steps.values()) >= 1.3 and best > 1, needs=_NEEDS)
+    return replace(seen, detail=_early_exit(model, tests[0], expected[0], 48 if enough else 4))
+
+
+def _early_exit(model: Any, prompt: Any, expected: Any, new: int) -> str:
+    """What the survey's third way of decoding faster gives on the same model, which was not trained for it."""
+    from hasten.runtime.early_exit import generate
+    from hasten.runtime.quality import agreement
+
+    parts = []
+    for threshold in (0.95, 0.8, 0.5):
+        found = generate(model, prompt, new, threshold=threshold)
+        kept = agreement(found.ids[0, prompt.shape[1] :].tolist(), expected[0, prompt.shape[1] :][:new].tolist())
+        share = sum(found.layers) / len(found.layers) / len(model.layers)
+        parts.append(f"{share:.0%} of layers run and {kept:.0%} of greedy tokens kept at {threshold:g}")
+    return "early exit: " + ", ".join(parts)
 
 
 @paper.check("L2")
 def _snapkv(context: Context) -> Seen:
     from hasten.runtime import CacheSpec, LanguageModel
     from hasten.runtime.policies import KeepEnds, RandomKeep, SnapKV
-    from hasten.runtime.quality import needle
+    from hasten.runtime.quality import needle, perplexity
 
     model, tokenizer, tokens = _model()
     lengths = (1024, 2048, 4096) if context.budget >= 1500 else (1024, 2048) if context.budget >= _NEEDS else (512,)
     capacity = 256
     found: dict[str, float] = {}
+    perplexities: dict[str, float] = {}
     arms = {
         "everything": None,
         "SnapKV": SnapKV(capacity, window=8, kernel=7, pooling="max"),
@@ -147,6 +165,8 @@ def _snapkv(context: Context) -> Seen:
         other = LanguageModel(model.network, tokenizer, cache=CacheSpec(policy=policy))
         hits = [hit for n in lengths for hit in needle(other, tokenizer, tokens, length=n).values()]
         found[name] = sum(hits) / len(hits)
+        reading = {"context": lengths[0], "scored": 128, "segments": 2}
+        perplexities[name] = perplexity(other, tokens, **reading).value
     long = 4096 if context.budget >= _NEEDS else 512
     import torch
 
@@ -160,54 +180,41 @@ def _snapkv(context: Context) -> Seen:
         sizes.append(cache.nbytes)
     value = (
         "needles found with 256 tokens kept: " + ", ".join(f"{n} {v:.0%}" for n, v in found.items())
+        + "; perplexity behind a prompt: " + ", ".join(f"{n} {v:.2f}" for n, v in perplexities.items())
         + f"; decode at {long}: {rates[1] / rates[0]:.2f}x, cache {sizes[0] / sizes[1]:.1f}x smaller"
     )  # fmt: skip
-    ours = found["SnapKV"]
+    ours, controls = found["SnapKV"], ("first and last", "random")
+    better = ours >= max(found[c] for c in controls)
     holds = (
-        ours >= max(found["first and last"], found["random"])
+        better
         and ours >= 0.9 * found["everything"]
+        and perplexities["SnapKV"] <= min(perplexities[c] for c in controls)
+        and 0.9 * perplexities["SnapKV"] <= perplexities["everything"]
         and rates[1] > 1.5 * rates[0]
     )
-    return judged(
-        context,
-        value,
-        holds,
-        ours >= max(found["first and last"], found["random"]) and rates[1] > rates[0],
-        needs=_NEEDS,
-    )
+    return judged(context, value, holds, better and rates[1] > rates[0], needs=_NEEDS)
 
 
 @paper.check("L5")
 def _circuits(context: Context) -> Seen:
-    from hasten.data.hls_bugs import DIRECTIVE, build, check, designs, evaluate, mutants
+    from hasten.data.hls_bugs import DIRECTIVE, FUNCTIONAL, build, check, designs, evaluate, rank
+    from hasten.runtime.bug_detection import suspicion
 
-    every = [m for d in designs() for m in mutants(d)]
-    cases = build(designs() if context.budget >= 30 else designs()[:1])
-    classes = {c.bug for c in cases if c.bug}
-    directive = [m for m in every if m.bug in DIRECTIVE]
-    recall = sum(m.bug in check(m.source) for m in directive) / len(directive)
-    rules = evaluate(lambda source: bool(check(source)), cases)
+    clean = designs(3 if context.budget >= 250 else 1)
+    cases = build(clean if context.budget >= 30 else clean[:1])
+    of = {bug: {c.name for c in cases if c.bug == bug} for bug in {**FUNCTIONAL, **DIRECTIVE}}
+    least = min(map(len, of.values()))
+    by_rule = evaluate(lambda source: bool(check(source)), [c for c in cases if c.bug not in FUNCTIONAL])
     model, tokenizer, _ = _model()
-
-    import torch
-
-    def suspicion(source: str) -> float:
-        text = f"Review this C++ function for hardware synthesis.\n{source}\nDoes it contain a bug? Answer yes or no:"
-        row = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
-        logits = model.prefill(row, model.new_cache(1, row.shape[1]))[0]
-        yes, no = (tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in (" yes", " no"))
-        return float(logits[yes] - logits[no])
-
-    # Its threshold is the median of all scores: a small model says the same word to nearly everything.
-    scores = {c.source: suspicion(c.source) for c in cases}
-    middle = sorted(scores.values())[len(scores) // 2]
-    asked = evaluate(lambda source: scores[source] > middle, cases)
+    # A few of each class, and of the clean ones as many as there are designs: reading takes a model its time.
+    some = [c for bug in of for c in [c for c in cases if c.bug == bug][:2]] + [c for c in cases if not c.bug][::3]
+    asked = rank(suspicion(model, tokenizer), some)
+    best = max(asked.by_class, key=lambda bug: asked.by_class[bug])
     value = (
-        f"{len(cases)} functions of {len(designs())} designs, {len(classes)} of 19 bug classes, each shown by compiling and running"
-        f" or by rule; rules find {recall:.0%} of directive bugs and {rules.false_alarms:.0%} false alarms; SmolLM2-135M finds"
-        f" {asked.recall:.0%} of all bugs with {asked.false_alarms:.0%} false alarms"
+        f"{len(cases)} functions of {len({c.name for c in cases})} designs, {sum(map(bool, of.values()))} of 19 bug classes in"
+        f" at least {least} designs each, compiled and run; rules find {by_rule.recall:.0%} of directive bugs with"
+        f" {by_rule.false_alarms:.0%} false alarms; SmolLM2-135M tells bugs from clean ones with {asked.area:.2f} of the area"
+        f" under its curve (0.5: a coin), best for {best} ({asked.by_class[best]:.2f})"
     )
-    return judged(
-        context, value, len(classes) == 19 and recall >= 0.9 and rules.false_alarms == 0 and len(cases) > 1000,
-        len(classes) == 19 and recall >= 0.9 and rules.false_alarms == 0, needs=30,
-    )  # fmt: skip
+    kept = least >= 5 and by_rule.recall >= 0.9 and by_rule.false_alarms == 0
+    return judged(context, value, kept and len(cases) > 1000, kept, needs=30)
