@@ -1,0 +1,591 @@
+"""Latency on a device that nobody profiled, from ten measurements: HELP (arXiv 2106.08630).
+
+A device is known only by its latencies on a few fixed reference networks. A predictor is meta-learned over many
+devices, each a few-shot regression: its initial weights are modulated by what the references say of the device, and a
+few gradient steps on the measured networks, at learned rates, adapt it. MAML and Meta-SGD are the same learner with
+parts switched off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from hasten.errors import HastenError
+
+A = TypeVar("A", bound=Hashable)
+Weights = dict[str, Tensor]
+Base = Literal["code", "graph"]
+
+
+@dataclass(frozen=True)
+class MetaSettings:
+    """How the predictor is meta-learned; the defaults are the paper's, other than where said.
+
+    Args:
+        hidden: width L of the layers.
+        embed: whether the network sees the device's embedding.
+        modulate: whether the embedding modulates the initial weights.
+        learn_rates: whether every weight has its own learned inner rate (Meta-SGD), or the fixed one (MAML).
+        second_order: whether the outer gradient passes through the inner gradients.
+        steps: inner gradient steps, in training and in use.
+        inner_rate: the first, or fixed, inner rate.
+        scale: of the modulation.
+        kl: weight of the modulation's divergence from a standard normal.
+        episodes, devices, support, query: outer steps; devices of one; measured and asked networks of a device.
+        support_from: ``references`` (the ten networks that make the embedding are the measurements: ten in all) or
+            ``random`` (others: twenty in all).
+        rate: of Adam, the outer optimizer.
+        cosine: whether that rate falls to 0 along a cosine; the paper's stays.
+        samples: of the modulation that a prediction averages.
+        every: episodes between looks at the validation devices; the best state stays.
+        trim: share of the fastest and of the slowest networks that training leaves out.
+    """
+
+    hidden: int = 100
+    embed: bool = True
+    modulate: bool = True
+    learn_rates: bool = True
+    second_order: bool = True
+    steps: int = 2
+    inner_rate: float = 1e-3
+    scale: float = 0.01
+    kl: float = 0.1
+    episodes: int = 2000
+    devices: int = 8
+    support: int = 10
+    query: int = 200
+    support_from: Literal["references", "random"] = "references"
+    rate: float = 1e-4
+    cosine: bool = False
+    samples: int = 10
+    every: int = 50
+    trim: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.hidden, self.episodes, self.devices, self.support, self.query, self.samples, self.every) < 1:
+            raise HastenError("every count of the predictor's settings must be at least 1")
+        if self.steps < 0 or not 0 <= self.trim < 0.5:
+            raise HastenError("steps are not negative, and trim is a share under a half")
+
+    def meta_sgd(self) -> MetaSettings:
+        """The same learner without embedding and modulation (Li et al., arXiv 1707.09835)."""
+        return replace(self, embed=False, modulate=False)
+
+    def maml(self) -> MetaSettings:
+        """And with one fixed inner rate (Finn et al., arXiv 1703.03400)."""
+        return replace(self, embed=False, modulate=False, learn_rates=False)
+
+
+class _Head(nn.Module):
+    """From a network's features and a device's embedding to a number (HELP's official code)."""
+
+    def __init__(self, hidden: int, embedding: int) -> None:
+        super().__init__()
+        width = 2 * hidden if embedding else hidden
+        if embedding:
+            self.device1, self.device2 = nn.Linear(embedding, hidden), nn.Linear(hidden, hidden)
+        self.embedding = embedding
+        self.fc3, self.fc4, self.fc5 = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 1)
+
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        if self.embedding:
+            device = F.relu(self.device2(F.relu(self.device1(embedding))))
+            features = torch.cat([features, device.expand(*features.shape[:-1], -1)], -1)
+        made: Tensor = self.fc5(F.relu(self.fc4(F.relu(self.fc3(features)))))
+        return made[..., 0]
+
+
+class CodeNetwork(nn.Module):
+    """Networks given as vectors: two layers before the head.
+
+    Args:
+        features: of a code.
+        hidden: width.
+        embedding: references that make a device's embedding; 0 for none.
+
+    Shapes: codes (count, features) and an embedding (references,) to (count,).
+    """
+
+    def __init__(self, features: int, hidden: int = 100, embedding: int = 10) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(features, hidden), nn.Linear(hidden, hidden)
+        self.head = _Head(hidden, embedding)
+
+    def forward(self, codes: Tensor, embedding: Tensor) -> Tensor:
+        made: Tensor = self.head(F.relu(self.fc2(F.relu(self.fc1(codes)))), embedding)
+        return made
+
+
+class GraphNetwork(nn.Module):
+    """Networks given as graphs: four graph convolutions, and the last node, which hears all, before the head.
+
+    Args:
+        labels: of a node.
+        hidden, embedding: as `CodeNetwork`.
+
+    Shapes: codes (count, nodes, labels + nodes), features and adjacency side by side, to (count,).
+    """
+
+    def __init__(self, labels: int, hidden: int = 100, embedding: int = 10) -> None:
+        super().__init__()
+        self.labels = labels
+        self.layers = nn.ModuleList(nn.Linear(labels if i == 0 else hidden, hidden) for i in range(4))
+        for layer in self.layers:
+            nn.init.uniform_(layer.weight, -0.05, 0.05)  # type: ignore[arg-type]
+        self.head = _Head(hidden, embedding)
+
+    def forward(self, codes: Tensor, embedding: Tensor) -> Tensor:
+        x, heard = codes[..., : self.labels], codes[..., self.labels :]
+        for layer in self.layers:
+            x = F.relu(heard @ F.linear(x, layer.weight) + layer.bias)  # type: ignore[arg-type, operator]
+        made: Tensor = self.head(x[..., -1, :], embedding)
+        return made
+
+
+class Modulator(nn.Module):
+    """Normal distributions over scales of the head's three layers, from a device's embedding.
+
+    Args:
+        width: inputs of each of the head's layers.
+        embedding: references.
+    """
+
+    def __init__(self, width: int, embedding: int = 10) -> None:
+        super().__init__()
+        self.width = width
+        self.count = 3 * (width + 1)
+        self.layers = nn.Sequential(nn.Linear(embedding, 10), nn.ReLU(), nn.Linear(10, 2 * self.count))
+
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations (..., 3 * (width + 1)) for embeddings (..., references)."""
+        means, spread = self.layers(embedding).chunk(2, -1)
+        return means, F.softplus(spread)
+
+
+def divergence(means: Tensor, deviations: Tensor) -> Tensor:
+    """KL divergence of independent normals from standard ones, summed over the last axis."""
+    return 0.5 * (means**2 + deviations**2 - 1 - 2 * deviations.log()).sum(-1)
+
+
+def modulated(weights: Weights, z: Tensor, scale: float) -> Weights:
+    """Weights whose head is changed by a sample: inputs of each layer scaled, its bias shifted (supplement, and the
+    official code).
+
+    Args:
+        weights: of a `CodeNetwork` or `GraphNetwork`.
+        z: (3 * (width + 1),): scales of three layers, then shifts of their biases.
+        scale: of both.
+    """
+    made = dict(weights)
+    width = len(z) // 3 - 1
+    for i, name in enumerate(("head.fc3", "head.fc4", "head.fc5")):
+        made[f"{name}.weight"] = weights[f"{name}.weight"] * (1 + scale * z[i * width : (i + 1) * width])
+        made[f"{name}.bias"] = weights[f"{name}.bias"] + scale * z[3 * width + i]
+    return made
+
+
+def inner_loop(
+    network: nn.Module, weights: Weights, rates: Mapping[str, Tensor] | float, codes: Tensor, targets: Tensor,
+    embedding: Tensor, *, steps: int = 2, second_order: bool = True,
+) -> Weights:  # fmt: skip
+    """Weights after some gradient steps on measured networks.
+
+    Args:
+        network: whose weights they are.
+        rates: one for all, or of the weights' shapes.
+        codes, targets: (measured, ...) and (measured,).
+        embedding: (references,).
+        steps: of gradient descent on the mean squared error.
+        second_order: False leaves the gradients out of what is differentiated later.
+    """
+
+    def loss(current: Weights) -> Tensor:
+        return F.mse_loss(functional_call(network, current, (codes, embedding)), targets)
+
+    for _ in range(steps):
+        slopes = grad(loss)(weights)
+        if not second_order:
+            slopes = {k: g.detach() for k, g in slopes.items()}
+        weights = {k: w - (rates[k] if isinstance(rates, Mapping) else rates) * slopes[k] for k, w in weights.items()}
+    return weights
+
+
+def spearman(a: Sequence[float] | NDArray[Any] | Tensor, b: Sequence[float] | NDArray[Any] | Tensor) -> float:
+    """Rank correlation, equal values sharing their mean rank; 0 where either is constant.
+
+    >>> spearman([1, 2, 3], [10, 20, 15])
+    0.5
+    """
+    x, y = _ranks(np.asarray(a, dtype=np.float64)), _ranks(np.asarray(b, dtype=np.float64))
+    x, y = x - x.mean(), y - y.mean()
+    norm = math.sqrt(float((x @ x) * (y @ y)))
+    return float(x @ y) / norm if norm else 0.0
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    made: NDArray[np.float64] = (last - (counts - 1) / 2)[where]
+    return made
+
+
+def scaled(seconds: NDArray[np.float64], references: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Targets: latencies by the range of the references, 0.05 at its foot and 0.95 at its head.
+
+    The official code takes the range of a device's whole training pool, which nobody has for a new device.
+
+    Raises:
+        HastenError: all references take the same time.
+    """
+    low, high = float(references.min()), float(references.max())
+    if not high > low:
+        raise HastenError("all reference networks take the same time on a device: measure them again, or take others")
+    made: NDArray[np.float64] = 0.9 * (seconds - low) / (high - low) + 0.05
+    return made
+
+
+def embedding_of(references: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A device's embedding: its latencies on the references, scaled to [0, 1].
+
+    Raises:
+        HastenError: as `scaled`.
+    """
+    made: NDArray[np.float64] = (scaled(references, references) - 0.05) / 0.9
+    return made
+
+
+@dataclass
+class _Pool:
+    """Devices as tensors: embeddings (devices, references), targets and what of them is asked (devices, networks)."""
+
+    codes: Tensor
+    embeddings: Tensor
+    targets: Tensor
+    asked: Tensor
+    references: Tensor
+
+
+class LatencyPredictor(Generic[A]):
+    """A predictor of latency that is learned over devices once, and adapts to a new one.
+
+    Args:
+        codes: tensor (count, ...) of networks: (count, features), or (count, nodes, labels + nodes) for graphs.
+        references: networks that every device is known by, the same for all.
+        labels: of a node where codes are graphs; 0 for vectors.
+        settings: of meta-learning.
+        seed: of weights, episodes and samples.
+
+    >>> from itertools import product
+    >>> nets = list(product((0, 1, 2), repeat=4))
+    >>> codes = lambda archs: torch.nn.functional.one_hot(torch.tensor(archs), 3).flatten(1).float()
+    >>> fast = MetaSettings(episodes=5, query=20, every=5)
+    >>> predictor = LatencyPredictor(codes, nets[:10], settings=fast)
+    >>> pool = {f"device {d}": {n: 1 + sum(n) + d * n[3] for n in nets} for d in range(9)}
+    >>> new = predictor.fit(pool).adapt({n: 1 + sum(n) + 0.5 * n[3] for n in nets[:10]})
+    >>> len(new.predict(nets))
+    81
+    """
+
+    def __init__(
+        self,
+        codes: Callable[[Sequence[A]], Tensor],
+        references: Sequence[A],
+        *,
+        labels: int = 0,
+        settings: MetaSettings | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.codes, self.references, self.seed = codes, tuple(references), seed
+        self.settings = s = settings or MetaSettings()
+        if len(set(self.references)) < max(2, len(self.references)):
+            raise HastenError("a device is known by at least two different reference networks")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            length = len(self.references) if s.embed else 0
+            size = codes(self.references).shape[-1]
+            self.network: nn.Module = (
+                GraphNetwork(labels, s.hidden, length) if labels else CodeNetwork(size, s.hidden, length)
+            )
+            self.modulator = Modulator(s.hidden * (2 if s.embed else 1), len(self.references))
+        self.rates = {k: torch.full_like(p, s.inner_rate, requires_grad=True) for k, p in self._weights().items()}
+        self._generator = torch.Generator().manual_seed(seed)
+        self.history: list[tuple[int, float, float]] = []
+
+    # -- learning --------------------------------------------------------------------------------
+
+    def _weights(self) -> Weights:
+        return dict(self.network.named_parameters())
+
+    def _learned(self) -> list[Tensor]:
+        found: list[Tensor] = list(self.network.parameters())
+        if self.settings.modulate:
+            found += self.modulator.parameters()
+        if self.settings.learn_rates:
+            found += self.rates.values()
+        return found
+
+    def _inner_rates(self) -> Mapping[str, Tensor] | float:
+        return self.rates if self.settings.learn_rates else self.settings.inner_rate
+
+    def _sampled(self, embeddings: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Samples of the modulation (tasks, ...) and their divergence; zeros where there is none."""
+        if not self.settings.modulate:
+            return embeddings.new_zeros(len(embeddings), self.modulator.count), embeddings.new_zeros(())
+        means, deviations = self.modulator(embeddings)
+        noise = torch.randn(means.shape, generator=generator, dtype=means.dtype)
+        return means + deviations * noise, divergence(means, deviations).mean()
+
+    def _adapted(self, weights: Weights, z: Tensor, codes: Tensor, targets: Tensor, embedding: Tensor) -> Weights:
+        s = self.settings
+        if s.modulate:
+            weights = modulated(weights, z, s.scale)
+        rates = self._inner_rates()
+        return inner_loop(
+            self.network, weights, rates, codes, targets, embedding, steps=s.steps, second_order=s.second_order
+        )
+
+    def meta_loss(
+        self, embeddings: Tensor, support: Tensor, known: Tensor, query: Tensor, asked: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The outer objective of one episode (equation 6): mean squared error after adaptation, and the divergence.
+
+        Args:
+            embeddings: (tasks, references).
+            support, known: codes (tasks, measured, ...) and targets (tasks, measured).
+            query, asked: the same of other networks.
+            generator: of the modulation's samples.
+        """
+        weights = self._weights()
+        z, kl = self._sampled(embeddings, generator)
+
+        def one(h: Tensor, z: Tensor, xs: Tensor, ys: Tensor, xq: Tensor) -> Tensor:
+            made: Tensor = functional_call(self.network, self._adapted(weights, z, xs, ys, h), (xq, h))
+            return made
+
+        made = vmap(one)(embeddings, z, support, known, query)
+        return F.mse_loss(made, asked) + self.settings.kl * kl
+
+    def _pool(self, devices: Mapping[str, Mapping[A, float]], role: str) -> _Pool:
+        archs = list(dict.fromkeys((*self.references, *(a for table in devices.values() for a in table))))
+        place = {a: i for i, a in enumerate(archs)}
+        count = len(self.references)
+        embeddings, targets, asked = [], [], []
+        for name, table in devices.items():
+            row = np.full(len(archs), np.nan)
+            for arch, value in table.items():
+                row[place[arch]] = value
+            self._check(row[~np.isnan(row)], name)
+            if np.isnan(row[:count]).any():
+                raise HastenError(f"{role} device {name} lacks a reference network: measure all {count} of them")
+            targets.append(np.nan_to_num(scaled(row, row[:count]), nan=0.0))
+            embeddings.append(embedding_of(row[:count]))
+            use = ~np.isnan(row)
+            use[:count] = False
+            if use.sum() < 2:
+                raise HastenError(f"{role} device {name} has fewer than two networks beside the references")
+            low, high = np.quantile(row[use], [self.settings.trim, 1 - self.settings.trim])
+            kept = use & (row >= low) & (row <= high)
+            asked.append(kept if kept.any() else use)
+        # Through float64, so that a change of unit leaves every number as it is to a float32.
+        return _Pool(
+            self.codes(archs),
+            torch.tensor(np.array(embeddings), dtype=torch.float32),
+            torch.tensor(np.array(targets), dtype=torch.float32),
+            torch.tensor(np.array(asked)),
+            torch.arange(count),
+        )
+
+    @staticmethod
+    def _check(values: NDArray[np.float64], name: str) -> None:
+        if not (np.isfinite(values) & (values > 0)).all():
+            raise HastenError(f"a latency of {name} is not a positive number of seconds")
+
+    def fit(
+        self,
+        devices: Mapping[str, Mapping[A, float]],
+        valid: Mapping[str, Mapping[A, float]] | None = None,
+        *,
+        progress: Callable[[int, float], None] = lambda episode, loss: None,
+    ) -> LatencyPredictor[A]:
+        """Meta-learns over devices.
+
+        Args:
+            devices: name -> network -> seconds; each has all references, and more networks.
+            valid: other devices, by whose mean rank correlation the best state is kept.
+            progress: told the episode and its loss.
+
+        Raises:
+            HastenError: no devices, one without all references, or a latency that is no positive number.
+        """
+        if not devices:
+            raise HastenError("a latency predictor learns over at least one device")
+        if shared := set(devices) & set(valid or {}):
+            raise HastenError(f"{', '.join(sorted(shared))} is both learned from and validated on: keep them apart")
+        s = self.settings
+        pool = self._pool(devices, "training")
+        checked = self._pool(valid, "validation") if valid else None
+        optimizer = torch.optim.Adam(self._learned(), lr=s.rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.episodes) if s.cosine else None
+        best, kept = -2.0, None
+        for episode in range(1, s.episodes + 1):
+            loss = self.meta_loss(*self._episode(pool), self._generator)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if schedule:
+                schedule.step()
+            if episode % s.every == 0 or episode == s.episodes:
+                value = float(loss.detach())
+                reached = self._validated(checked) if checked else math.nan
+                self.history.append((episode, value, reached))
+                progress(episode, value)
+                if checked and reached > best:
+                    best, kept = reached, [p.detach().clone() for p in self._learned()]
+        if kept is not None:
+            with torch.no_grad():
+                for p, value_kept in zip(self._learned(), kept, strict=True):
+                    p.copy_(value_kept)
+        return self
+
+    def _episode(self, pool: _Pool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        s, g = self.settings, self._generator
+        tasks = torch.randperm(len(pool.targets), generator=g)[: s.devices]
+        supports, queries = [], []
+        for t in tasks.tolist():
+            free = pool.asked[t].nonzero()[:, 0]
+            free = free[torch.randperm(len(free), generator=g)]
+            if s.support_from == "references":
+                supports.append(pool.references)
+            else:
+                take = min(s.support, len(free) // 2)
+                supports.append(free[:take])
+                free = free[take:]
+            if len(free) < s.query:  # few networks measured there: some are asked twice
+                free = free[torch.randint(len(free), (s.query,), generator=g)]
+            queries.append(free[: s.query])
+        least = min(map(len, supports))
+        support, query = torch.stack([i[:least] for i in supports]), torch.stack(queries)
+        rows = tasks[:, None]
+        return (
+            pool.embeddings[tasks], pool.codes[support], pool.targets[rows, support], pool.codes[query],
+            pool.targets[rows, query],
+        )  # fmt: skip
+
+    def _validated(self, pool: _Pool) -> float:
+        total = 0.0
+        for t in range(len(pool.targets)):
+            asked = pool.asked[t].nonzero()[:, 0]
+            adapted = self._tuned(pool.embeddings[t], pool.codes[pool.references], pool.targets[t, pool.references])
+            total += spearman(self._answers(adapted, pool.embeddings[t], pool.codes[asked]), pool.targets[t, asked])
+        return total / len(pool.targets)
+
+    # -- use -------------------------------------------------------------------------------------
+
+    def _tuned(self, embedding: Tensor, codes: Tensor, targets: Tensor) -> Weights:
+        """Adapted weights (samples, ...), one for each sample of the modulation."""
+        count = self.settings.samples if self.settings.modulate else 1
+        generator = torch.Generator().manual_seed(self.seed)
+        with torch.no_grad():
+            z, _ = self._sampled(embedding.expand(count, -1), generator)
+            weights = {k: p.detach() for k, p in self._weights().items()}
+            made = vmap(lambda one: self._adapted(weights, one, codes, targets, embedding))(z)
+            return {k: w.detach() for k, w in made.items()}
+
+    @torch.no_grad()
+    def _answers(self, weights: Weights, embedding: Tensor, codes: Tensor) -> Tensor:
+        """Mean prediction (networks,) over the samples."""
+        made = vmap(lambda one: functional_call(self.network, one, (codes, embedding)))(weights)
+        mean: Tensor = made.mean(0)
+        return mean
+
+    def adapt(self, measurements: Mapping[A, float]) -> AdaptedLatency[A]:
+        """A predictor for one device.
+
+        Args:
+            measurements: network -> seconds there: all references, and any further ones.
+
+        Raises:
+            HastenError: a reference is missing, or a latency is no positive number.
+        """
+        missing = [a for a in self.references if a not in measurements]
+        if missing:
+            raise HastenError(f"measure all {len(self.references)} reference networks: {len(missing)} are missing")
+        archs = [*self.references, *(a for a in measurements if a not in set(self.references))]
+        seconds = np.array([float(measurements[a]) for a in archs])
+        self._check(seconds, "the device")
+        references = seconds[: len(self.references)]
+        embedding = torch.tensor(embedding_of(references), dtype=torch.float32)
+        targets = torch.tensor(scaled(seconds, references), dtype=torch.float32)
+        extra = self.settings.support_from == "random" and len(archs) > len(references)
+        used = slice(len(references), None) if extra else slice(None)
+        codes = self.codes(archs)
+        weights = self._tuned(embedding, codes[used], targets[used])
+        return AdaptedLatency(self, weights, embedding, codes, seconds)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that was learned, for ``torch.save``."""
+        made = {f"network.{k}": v.detach() for k, v in self.network.state_dict().items()}
+        made |= {f"modulator.{k}": v.detach() for k, v in self.modulator.state_dict().items()}
+        return made | {f"rates.{k}": v.detach() for k, v in self.rates.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> LatencyPredictor[A]:
+        """Takes what `state` gave.
+
+        Raises:
+            HastenError: it is of other shapes.
+        """
+        own = self.state()
+        if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
+            raise HastenError("this state is of a predictor with other settings or codes")
+        with torch.no_grad():
+            for key, value in own.items():
+                value.copy_(state[key])
+        return self
+
+
+class AdaptedLatency(Generic[A]):
+    """Latency on one device: call it with a network, as a search does, or ask for many at once.
+
+    Predictions become seconds by a line through what was measured there, and by nothing else.
+    """
+
+    def __init__(
+        self, predictor: LatencyPredictor[A], weights: Weights, embedding: Tensor, codes: Tensor,
+        seconds: NDArray[np.float64],
+    ) -> None:  # fmt: skip
+        self._predictor, self._weights, self._embedding = predictor, weights, embedding
+        self._known: dict[A, float] = {}
+        made = predictor._answers(weights, embedding, codes).numpy().astype(np.float64)
+        spread = made - made.mean()
+        slope = float(spread @ seconds) / float(spread @ spread) if spread.any() else 0.0
+        if slope <= 0:  # it ranks what was measured no better than chance: keep the scale of the targets
+            references = seconds[: len(predictor.references)]
+            slope = float(references.max() - references.min()) / 0.9
+        self._slope = slope
+        self._start = float(seconds.mean()) - slope * float(made.mean())
+
+    def scores(self, archs: Sequence[A]) -> NDArray[np.float64]:
+        """What the network says (count,), in the scale of its targets: for ranking."""
+        made = self._predictor._answers(self._weights, self._embedding, self._predictor.codes(archs))
+        return made.numpy().astype(np.float64)
+
+    def predict(self, archs: Sequence[A]) -> list[float]:
+        """Seconds of networks."""
+        return [self._start + self._slope * float(v) for v in self.scores(archs)]
+
+    def __call__(self, arch: A) -> float:
+        """Seconds of one network; asked again, it is known."""
+        if arch not in self._known:
+            self._known[arch] = self.predict([arch])[0]
+        return self._known[arch]
