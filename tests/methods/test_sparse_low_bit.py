@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from hasten.errors import HastenError
+from hasten.kernels import sparse_linear as kernel
 from hasten.methods import SparseLowBit, WeightOnly
 from hasten.methods.editing import outline
+from hasten.methods.recovery import LowBitLinear, layer_outputs, recover
 from hasten.methods.solvers import Rounding
-from hasten.methods.sparse_low_bit import Int8Activations, SparseLinear, calibration, compress, solver
+from hasten.methods.sparse_low_bit import Int8Activations, SparseLinear, calibration, compress, pack, solver, trainable
 from hasten.runtime import LanguageModel
 
 
@@ -47,6 +49,42 @@ def test_weights_are_really_packed() -> None:
     assert sum(b.nbytes for m in layers for b in m.buffers()) * 8 / dense < 2.6
     out = model.generate(torch.randint(0, 211, (1, 9)), max_new_tokens=5, do_sample=False)
     assert out.shape == (1, 14)
+
+
+def test_packed_is_what_was_trained() -> None:
+    """Integer sums over the packed bytes against the rounded weights under int8 activations."""
+    model, ids = tiny(), torch.randint(0, 211, (2, 32))
+    trainable(model, ids)
+    layers = {n: m for n, m in model.layers.named_modules() if isinstance(m, LowBitLinear)}
+    assert len(layers) == 14
+    weights = {n: m.weight.detach() for n, m in layers.items()}
+    for weight in weights.values():
+        assert int((weight.reshape(weight.shape[0], -1, 4) != 0).sum(-1).max()) <= 2
+    pack(model)
+    for name, weight in weights.items():
+        packed = model.layers.get_submodule(name)
+        assert isinstance(packed, SparseLinear)
+        x = torch.randn(5, weight.shape[1])
+        codes, scale = kernel.encode(x)
+        expected = (codes.double() * scale[:, None]) @ weight.double().t()
+        torch.testing.assert_close(packed(x).double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_recovery_comes_closer_and_stays_sparse() -> None:
+    model, ids = tiny(), torch.randint(0, 211, (2, 32))
+    outputs = layer_outputs(model, ids)
+    trainable(model, ids)
+    places = [m.kept.clone() for m in model.layers.modules() if isinstance(m, LowBitLinear)]
+    history = recover(model, ids, outputs, steps=40)
+    assert all(after <= before for before, after in history)
+    assert history[0][1] < 0.95 * history[0][0]
+    for m, kept in zip((m for m in model.layers.modules() if isinstance(m, LowBitLinear)), places, strict=True):
+        assert (m.weight[~kept] == 0).all()
+        assert (kept.reshape(kept.shape[0], -1, 4).sum(-1) <= 2).all()
+    with pytest.raises(HastenError, match="same layers for the same text"):
+        recover(model, ids[:, :9], outputs)
+    with pytest.raises(HastenError, match="0 for none"):
+        SparseLowBit(recovery=-1)
 
 
 def test_traced_equals_rewritten() -> None:

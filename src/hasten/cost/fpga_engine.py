@@ -7,7 +7,7 @@ and the memory. arXiv 2505.03745, sections 4 and 5. Constants of energy are esti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from hasten.errors import HastenError
@@ -107,12 +107,13 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Phase:
-    """Seconds of a phase's engine and of its memory, bytes read, joules."""
+    """Seconds of a phase's engine and of its memory, bytes read, joules; slice cycles of the weights' products."""
 
     compute: float
     memory: float
     bytes: float
     energy: float
+    products: float
 
     @property
     def seconds(self) -> float:
@@ -130,8 +131,31 @@ def weight_bytes(plan: Plan, sizes: Sizes) -> float:
     return sizes.parameters * (stored + plan.overhead_bits) / 8 + sizes.width * sizes.vocabulary * plan.head_bits / 8
 
 
-def run(engine: Engine, plan: Plan, sizes: Sizes, context: int, tokens: int = 1) -> Phase:
+def packing(bits: int) -> int:
+    """Products in a slice and cycle, see `PRODUCTS`."""
+    return PRODUCTS[bits]
+
+
+def without_packing(bits: int) -> int:
+    """One product in a slice and cycle, however narrow: what `packing` is compared with."""
+    return 1
+
+
+def run(
+    engine: Engine,
+    plan: Plan,
+    sizes: Sizes,
+    context: int,
+    tokens: int = 1,
+    products: Callable[[int], int] = packing,
+) -> Phase:
     """``tokens`` new tokens at once behind ``context``: 1 is a step of decoding, many a prompt.
+
+    Args:
+        engine, plan, sizes: what runs where.
+        context: tokens in the cache.
+        tokens: new ones.
+        products: by the bits of the narrower number, how many a slice makes in a cycle.
 
     Raises:
         HastenError: no tokens.
@@ -143,12 +167,11 @@ def run(engine: Engine, plan: Plan, sizes: Sizes, context: int, tokens: int = 1)
     macs = tokens * sizes.parameters * (0.5 if plan.sparse else 1.0)
     attention = 2 * tokens * sizes.layers * sizes.width * (seen + (tokens / 2 if not plan.window else 0))
     head = sizes.width * sizes.vocabulary
-    cycles = (
-        macs / PRODUCTS[plan.weight_bits] + attention / PRODUCTS[plan.cache_bits] + head / PRODUCTS[plan.head_bits]
-    ) / engine.slices
+    of_weights = macs / products(plan.weight_bits)
+    cycles = (of_weights + attention / products(plan.cache_bits) + head / products(plan.head_bits)) / engine.slices
     compute, memory = cycles / engine.clock, reads / (engine.bandwidth * engine.efficiency)
     energy = engine.static * max(compute, memory) + engine.per_slice * cycles * engine.slices + engine.per_byte * reads
-    return Phase(compute, memory, reads, energy)
+    return Phase(compute, memory, reads, energy, of_weights)
 
 
 PLANS = {

@@ -13,6 +13,7 @@ from hasten.errors import HastenError
 from hasten.kernels import sparse_linear as kernel
 from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Method
+from hasten.methods.recovery import LowBitLinear, layer_outputs, recover
 from hasten.methods.solvers import Rounding, magnitude, round_to_nearest, sweep, sweep_with_scales, wanda
 from hasten.runtime.language_model import LanguageModel
 from hasten.workload.einsum import Access, Einsum, Op, Phase, Role, Workload
@@ -54,7 +55,7 @@ class Int8Activations(nn.Module):
 Change = Callable[[Tensor, Tensor], Tensor]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def compress(
     model: LanguageModel, ids: Tensor, change: Change, finish: Callable[[nn.Linear], nn.Module] | None = None
 ) -> None:
@@ -162,19 +163,24 @@ class SparseLowBit(Method):
 
     Args:
         sequences, length: of the calibration text.
+        recovery: seconds of training the layers back towards the whole model's, one after the other.
     """
 
     name: ClassVar[str] = "sparse-low-bit"
+    untried: ClassVar[str] = "seconds of calibration a trial, and models that fit a small machine lose too much"
     kind: ClassVar[str] = "weights"
     order: ClassVar[int] = 20
     source: ClassVar[str] = "AccLLM, arXiv 2505.03745"
 
     sequences: int = 10
     length: int = 512
+    recovery: float = 0.0
 
     def __post_init__(self) -> None:
         if self.sequences < 1 or self.length < 1:
             raise HastenError("calibration takes at least one sequence of one token")
+        if self.recovery < 0:
+            raise HastenError("recovery takes seconds, 0 for none")
 
     @property
     def title(self) -> str:
@@ -193,8 +199,12 @@ class SparseLowBit(Method):
 
     def apply(self, model: Any) -> Any:
         self.check(model)
-        packing = _Packing()
-        compress(model, calibration(model, self.sequences, self.length), packing.change, packing.finish)
+        ids = calibration(model, self.sequences, self.length)
+        outputs = layer_outputs(model, ids) if self.recovery else []
+        trainable(model, ids)
+        if self.recovery:
+            recover(model, ids, outputs, seconds=self.recovery)
+        pack(model)
         return model
 
     def rewrite(self, workload: Workload) -> Workload:
@@ -214,12 +224,12 @@ class SparseLowBit(Method):
 
     @classmethod
     def variants(cls, model: Any) -> list[Self]:
-        """None: seconds of calibration a trial, and too great a loss on models that fit a small machine."""
+        """None, see ``untried``."""
         return []
 
 
-class _Packing:
-    """Solves a layer and packs it with the very scales it was solved with."""
+class _Solving:
+    """Solves a layer and keeps the very scales it was solved with."""
 
     def __init__(self) -> None:
         self._scales: tuple[Tensor, Tensor] | None = None
@@ -229,10 +239,24 @@ class _Packing:
         self._scales = (scales[0], scales[1])
         return found
 
-    def finish(self, linear: nn.Linear) -> SparseLinear:
+    def finish(self, linear: nn.Linear) -> LowBitLinear:
         assert self._scales is not None
-        bias = None if linear.bias is None else linear.bias.detach()
-        return SparseLinear(*kernel.pack(linear.weight.detach().float(), *self._scales), bias)
+        return LowBitLinear(linear.weight, *self._scales, linear.bias)
+
+
+def trainable(model: LanguageModel, ids: Tensor) -> None:
+    """Solves every linear layer within the decoder layers for 2:4 and two bits; they can be trained on, or packed."""
+    solving = _Solving()
+    compress(model, ids, solving.change, solving.finish)
+
+
+def pack(model: LanguageModel) -> None:
+    """Puts every `LowBitLinear` of the decoder layers into its eight bits for four weights."""
+    for layer in model.layers:
+        for name, module in list(layer.named_modules()):
+            if isinstance(module, LowBitLinear):
+                owner, _, leaf = name.rpartition(".")
+                setattr(layer.get_submodule(owner), leaf, SparseLinear(*module.pack(), module.bias))
 
 
 def _product(draft: Draft, e: Einsum, weight: Described, weights: dict[str, int]) -> Einsum:

@@ -19,6 +19,7 @@ paper = Paper(
         "hasten.methods.solvers:sweep",
         "hasten.kernels.sparse_linear:sparse_linear",
         "hasten.methods:SparseLowBit",
+        "hasten.methods.recovery:recover",
         "hasten.methods:LambdaWindow",
         "hasten.cost.fpga_engine:run",
         "hasten.cost.fpga_engine:pack_products",
@@ -60,37 +61,69 @@ _NEEDS = 100.0
 _CONTEXT = 4096
 
 
+_FINAL = "2:4, W2, KV4, window 2048"
+
+
 @paper.check("X1")
 def _rate(context: Context) -> Seen:
-    from hasten.cost.fpga_engine import PLANS, Engine, Sizes, run
+    from hasten.cost.fpga_engine import PLANS, Engine, Plan, Sizes, run, without_packing
 
     engine, sizes = Engine(), Sizes()
     rates = {
         n: [tokens / run(engine, p, sizes, c).seconds for tokens, c in ((1, 4096), (1, 32768))]
         for n, p in PLANS.items()
     }
-    plan = PLANS["2:4, W2, KV4, window 2048"]
+    plan = PLANS[_FINAL]
     final = run(engine, plan, sizes, _CONTEXT)
     bound = engine.bandwidth / final.bytes
     prompt = run(engine, plan, sizes, 0, 512)
+    single = run(engine, plan, sizes, 0, 512, without_packing)
+    packed = single.products / prompt.products
     steps = ", ".join(f"{n} {r[0]:.0f} / {r[1]:.0f}" for n, r in rates.items())
-    rate = rates["2:4, W2, KV4, window 2048"][0]
-    value = f"tokens/s at 4K / 32K: {steps}; bytes at 460 GB/s allow {bound:.0f}; decode bound by {final.bound}, prompt by {prompt.bound}"
-    return Seen(
-        value,
-        164 <= rate <= bound and abs(bound - 205) < 3 and final.bound == "memory" and prompt.bound == "compute",
-        bound >= 164,
+    rate = rates[_FINAL][0]
+    # Dense 8-bit weights and cache on the same engine: what the stack itself gains, free of the published baseline.
+    eight = 1 / run(engine, Plan(8, 0.0, 8, 0, False, 8), sizes, _CONTEXT).seconds
+    least = 164 / bound
+    value = (
+        f"tokens/s at 4K / 32K: {steps}; bytes at 460 GB/s allow {bound:.0f}, so the published 164 need {least:.0%} of the"
+        f" bandwidth, assumed are {engine.efficiency:.0%}; {rate / 55:.2f}x FlightLLM's published 55 (2.98x published),"
+        f" {rate / eight:.2f}x a dense 8-bit model on the same engine; packing {packed:.1f}x the 2-bit products a cycle;"
+        f" decode bound by {final.bound}, prompt by {prompt.bound}"
     )
+    within = 164 <= rate <= bound and abs(bound - 205) < 3
+    holds = within and final.bound == "memory" and prompt.bound == "compute" and abs(packed - 3) < 0.01
+    return Seen(value, holds, bound >= 164)
 
 
 @paper.check("X2")
 def _energy(context: Context) -> Seen:
+    import itertools
+    from dataclasses import replace
+
     from hasten.cost.fpga_engine import PLANS, Engine, Sizes, run
 
-    phase = run(Engine(), PLANS["2:4, W2, KV4, window 2048"], Sizes(), _CONTEXT)
-    watts, each = phase.energy / phase.seconds, 1 / phase.energy
-    value = f"{each:.2f} tokens/J at {watts:.0f} W (published 4.96 at 33 W; 164 / 33 = {164 / 33:.2f}), {each / 1.22:.2f}x FlightLLM's 1.22"
-    return Seen(value, abs(each / 4.96 - 1) < 0.15 and abs(watts / 33 - 1) < 0.15, each > 1.22)
+    def joules(engine: Engine) -> tuple[float, float]:
+        phase = run(engine, PLANS[_FINAL], Sizes(), _CONTEXT)
+        return 1 / phase.energy, phase.energy / phase.seconds
+
+    engine = Engine()
+    each, watts = joules(engine)
+    # The constants are estimates: what the answer is worth is how far it moves with them.
+    ranges = [
+        joules(replace(engine, static=engine.static * a, per_slice=engine.per_slice * b, per_byte=engine.per_byte * c))[
+            0
+        ]
+        for a, b, c in itertools.product((0.7, 1.3), repeat=3)
+    ]
+    low, high = min(ranges), max(ranges)
+    value = (
+        f"{each:.2f} tokens/J at {watts:.0f} W (published 4.96 at 33 W; 164 / 33 = {164 / 33:.2f}), {each / 1.22:.2f}x"
+        f" FlightLLM's 1.22 (4.07x published); the energy constants are estimates, 30 % either way give {low:.1f} to"
+        f" {high:.1f} tokens/J"
+    )
+    near = abs(each / 4.96 - 1) < 0.15 and abs(watts / 33 - 1) < 0.15
+    # Near with estimated constants is no proof: it holds only if the comparison stands wherever they lie.
+    return Seen(value, near and low > 0.85 * 4.96, low > 1.22)
 
 
 def _byte_model(steps: int, seed: int) -> Any:
@@ -161,9 +194,34 @@ def _long(context: Context) -> Seen:
         + f"; cache {sizes['everything'] / sizes['capped window with sinks']:.0f}x smaller, and constant"
     )
     ours = end["capped window with sinks"]
+    steady = ours < 1.03 * start and end["everything"] > 1.1 * start
+    if not enough:
+        return judged(context, value, False, needs=_NEEDS)
+    sinks = _sinks()
+    value += f"; SmolLM2-135M reading the newest 20 % alone: perplexity {sinks['local']:.1f}, with 4 sinks {sinks['sinks']:.1f}"
     return judged(
-        context, value, ours < 1.03 * start and end["everything"] > 1.1 * start, ours < end["everything"], needs=_NEEDS
+        context, value, steady and sinks["local"] > 1.5 * sinks["sinks"], ours < end["everything"], needs=_NEEDS
     )
+
+
+@functools.cache
+def _sinks() -> dict[str, float]:
+    """Perplexity of the real model where every step reads the newest 20 % of the tokens, without and with 4 sinks."""
+    from hasten.data.text import default_text
+    from hasten.methods import WeightOnly, apply_all
+    from hasten.models import load_network
+    from hasten.runtime import CacheSpec, LanguageModel
+    from hasten.runtime.policies import LocalShare
+    from hasten.runtime.quality import perplexity
+
+    loaded = load_network()
+    ids = loaded.tokenizer(default_text()[:20000], add_special_tokens=False, verbose=False)["input_ids"]
+    model = apply_all(LanguageModel(loaded.network), [WeightOnly(16, 16, bf16=True)])
+    found = {}
+    for name, count in (("local", 0), ("sinks", 4)):
+        model.cache = CacheSpec(policy=LocalShare(0.2, sinks=count))
+        found[name] = perplexity(model, ids, context=128, scored=128, segments=2).value
+    return found
 
 
 @functools.cache
@@ -171,8 +229,9 @@ def _perplexities(budget: float, seed: int) -> dict[str, float]:
     import copy
 
     from hasten.data.text import default_text
+    from hasten.methods.recovery import layer_outputs, recover
     from hasten.methods.solvers import Rounding
-    from hasten.methods.sparse_low_bit import Int8Activations, SparseLowBit, calibration, compress, solver
+    from hasten.methods.sparse_low_bit import Int8Activations, calibration, compress, pack, solver, trainable
     from hasten.models import load_network
     from hasten.runtime import CacheSpec, LanguageModel
     from hasten.runtime.quality import perplexity
@@ -210,22 +269,43 @@ def _perplexities(budget: float, seed: int) -> dict[str, float]:
         model = fresh()
         compress(model, ids, solver(name, rounding))
         found[name] = score(model)
-    packed = fresh()
-    SparseLowBit(8).apply(packed)
-    packed.cache = CacheSpec("int4")
-    found["whole stack"] = score(packed)
+    solved = fresh()
+    outputs = layer_outputs(solved, ids)
+    trainable(solved, ids)
+    recover(solved, ids, outputs, seconds=min(180.0, 0.25 * budget))
+    found["recovered"] = score(solved)
+    # The stack as it would be used: packed, int8 activations, a cache of four bits, recovered.
+    pack(solved)
+    solved.cache = CacheSpec("int4")
+    found["whole stack"] = score(solved)
     return found
 
 
 @paper.check("X5")
 def _stack(context: Context) -> Seen:
+    import math
+
     seen = _perplexities(context.budget, context.seed)
     if "whole stack" not in seen:
         return judged(context, f"perplexity {seen['dense']:.1f}, with KV4 {seen['KV4']:.1f}", False, needs=_NEEDS)
+    eight, four = (seen[n] / seen["dense"] - 1 for n in ("A8", "KV4"))
+    gap = math.log(seen["joint"] / seen["dense"])
+    closed = 1 - math.log(seen["recovered"] / seen["dense"]) / gap
+    parts = {
+        f"2:4 by SparseGPT {seen['sparsegpt']:.0f} < Wanda {seen['wanda']:.0f} < magnitude {seen['magnitude']:.0f}, 2x each":
+            2 * seen["sparsegpt"] <= seen["wanda"] and 2 * seen["wanda"] <= seen["magnitude"],
+        f"A8 {eight:+.1%} below 4 %": eight < 0.04,
+        f"KV4 {four:+.1%} below 1.5 %": four < 0.015,
+        f"W2 by GPTQ {seen['gptq']:.0f}, 10x below rounding {seen['round']:.0f}": 10 * seen["gptq"] <= seen["round"],
+        f"2:4 and W2 jointly {seen['joint']:.0f}, 3x below one after the other {seen['prune, then round']:.0f}":
+            3 * seen["joint"] <= seen["prune, then round"],
+        f"recovery {seen['recovered']:.0f}, at least 30 % of the gap in log-perplexity closed ({closed:.0%})":
+            closed >= 0.3,
+    }  # fmt: skip
+    listed = "; ".join(name if met else f"NOT {name}" for name, met in parts.items())
     value = (
-        f"perplexity of SmolLM2-135M {seen['dense']:.1f}; 2:4 by magnitude {seen['magnitude']:.0f}, Wanda {seen['wanda']:.0f},"
-        f" SparseGPT {seen['sparsegpt']:.0f}; W2 rounded {seen['round']:.0f}, GPTQ {seen['gptq']:.0f}; 2:4 and W2 jointly"
-        f" {seen['joint']:.0f}, one after the other {seen['prune, then round']:.0f}; A8 {seen['A8'] / seen['dense'] - 1:+.1%}, KV4"
-        f" {seen['KV4'] / seen['dense'] - 1:+.1%}; the whole packed stack {seen['whole stack']:.0f}: usable quality is a claim about 7B"
+        f"perplexity of SmolLM2-135M {seen['dense']:.1f}: {listed}; the whole packed stack {seen['whole stack']:.0f}: usable"
+        " quality is a claim about 7B"
     )
-    return judged(context, value, seen["whole stack"] < 1.1 * seen["dense"], False, needs=_NEEDS)
+    # The paper's claim is a small loss; the orderings are what a small model can show of it.
+    return judged(context, value, seen["whole stack"] < 1.1 * seen["dense"], all(parts.values()), needs=_NEEDS)
