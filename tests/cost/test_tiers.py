@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.cost.tiers import Job, Schedule, Tiers, best_schedule, sparse, static_split, waves
+from hasten.cost.tiers import MODELS, Job, Schedule, Tiers, best_schedule, sparse, static_split, waves
 from hasten.errors import HastenError
+from hasten.hardware.device import load_device
 
 OPT = Job(32, 4096, 4096, 6.44e9, batch=64)
 V100 = Tiers(fast_bytes=3e9, link=20e9, fast=900e9, compute=100e12)
@@ -50,6 +51,37 @@ def test_against_full_attention() -> None:
     small = replace(OPT, batch=1)
     alone = [f.seconds for f in (static_split(small, V100), waves(small, V100))]
     assert sparse(small, V100, Schedule(), 1.0).seconds == pytest.approx(alone[0], rel=0.01) == alone[1]
+
+
+def test_the_paper_s_models() -> None:
+    published = {
+        "opt-6.7b": 6.66e9, "opt-13b": 12.85e9, "opt-30b": 29.97e9, "llama-7b": 6.74e9, "llama-13b": 13.02e9,
+        "llama-33b": 32.53e9, "pythia-6.9b": 6.86e9, "pythia-12b": 11.85e9,
+    }  # fmt: skip
+    assert {n: m.weights for n, m in MODELS.items()} == {n: pytest.approx(v, rel=0.01) for n, v in published.items()}
+    assert MODELS["opt-6.7b"].job(1).token_bytes == 524288
+
+
+@pytest.mark.parametrize(("device", "model"), [("v100", "llama-7b"), ("h100", "llama-33b")])
+def test_a_gpu_and_its_host(device: str, model: str) -> None:
+    tiers = Tiers.of(load_device(device), MODELS[model], link=20e9)
+    job = MODELS[model].job(64)
+    ours = best_schedule(job, tiers, 0.2)
+    assert sparse(job, tiers, ours, 0.2).seconds < static_split(job, tiers).seconds
+    assert sparse(job, tiers, ours, 0.2).most_fast <= tiers.fast_bytes
+    assert Tiers.of(load_device(device), MODELS[model]).link > 20e9
+
+
+def test_a_model_that_does_not_fit_its_gpu() -> None:
+    with pytest.raises(HastenError, match="opt-30b has 60 GB of weights, v100 32 GB"):
+        Tiers.of(load_device("v100"), MODELS["opt-30b"])
+    alone = load_device("v100").model_copy(update={"links": ()})
+    with pytest.raises(HastenError, match="no connection to a host"):
+        Tiers.of(alone, MODELS["opt-6.7b"])
+
+
+def test_what_a_sparse_window_remembers() -> None:
+    assert Job(2, 8, 8, 1, batch=3, prompt=40, new_tokens=60).row_bytes(0.2, 4) == 10 * 100 * 4 * 2 * 3 * 2
 
 
 def test_too_little_memory() -> None:

@@ -94,6 +94,88 @@ def test_a_tier_that_is_cut_short(llama: Any) -> None:
         generate(model, IDS, cache, NEW)
 
 
+@pytest.mark.parametrize("when", [0, 6])
+def test_a_tier_that_vanishes_while_in_use(llama: Any, when: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut short after some steps: one line, no killed process; the next cache works."""
+    model = LanguageModel(llama)
+    cache = tiered(model, SparseWindow(0.5), Schedule(0.5), 30)
+    steps = 0
+
+    def cut(module: Any, args: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps > when:
+            cache.slow._file.truncate(0)
+
+    handle = llama.model.layers[0].register_forward_pre_hook(cut)
+    with pytest.raises(HastenError, match="cut short"):
+        generate(model, IDS, cache, NEW)
+    handle.remove()
+    again = tiered(model, SparseWindow(0.5), Schedule(0.5), 30)
+    assert torch.equal(generate(model, IDS, again, NEW)[0], without_tiers(model, SparseWindow(0.5)))
+
+
+@pytest.mark.parametrize("where", ["fast", "slow", "inputs"])
+def test_damaged_numbers_are_an_error(llama: Any, where: str) -> None:
+    model = LanguageModel(llama)
+    cache = tiered(model, SparseWindow(1.0), Schedule(0.5, 0.5, 0), 30)
+
+    def damage(module: Any, args: Any) -> None:
+        layer = cache.layers[1]
+        if where == "fast":
+            layer.keys[0, 0, -1] = torch.nan
+        elif where == "slow":
+            cache.slow._map[1, 0, 0, layer.deleted, 1] = float("nan")
+        elif layer.deleted:
+            layer.inputs[0, 0] = torch.nan
+
+    llama.model.layers[2].register_forward_pre_hook(damage)
+    with pytest.raises(HastenError, match="not a number"):
+        generate(model, IDS, cache, NEW)
+
+
+def test_sequences_that_end_at_different_times(llama: Any) -> None:
+    """One that has ended does not stir the other; when all have, nothing more is made."""
+    model, policy = LanguageModel(llama), SparseWindow(0.4)
+    expected = without_tiers(model, policy)
+    first = next(int(t) for t in expected[0] if t not in expected[1])
+    at = expected[0].tolist().index(first)
+    made, *_ = generate(model, IDS, tiered(model, policy, Schedule(0.5), 30), NEW, end=[first])
+    assert torch.equal(made[1], expected[1])
+    assert made[0].tolist() == [*expected[0, : at + 1].tolist(), *[first] * (NEW - at - 1)]
+    both = [first, int(expected[1, 9])]
+    made, seconds, _ = generate(model, IDS, tiered(model, policy, Schedule(0.5), 30), NEW, end=both)
+    last = max(next(i for i, t in enumerate(row) if t in both) for row in expected.tolist())
+    assert made.shape[1] == last + 1
+    assert len(seconds) == last
+
+
+def test_texts_that_cannot_be(llama: Any) -> None:
+    model = LanguageModel(llama)
+    cache = tiered(model, SparseWindow(1.0), Schedule(), 30)
+    with pytest.raises(HastenError, match="for 2 prompts"):
+        generate(model, IDS[:1], cache, NEW)
+    generate(model, IDS, cache, 2)
+    with pytest.raises(HastenError, match="another text"):
+        generate(model, IDS, cache, 2)
+    long = torch.zeros(BATCH, 500, dtype=torch.int64)
+    roomy = TieredCache(
+        model, SparseWindow(1.0), Schedule(), batch=BATCH, capacity=600, fast_bytes=1e9, prompt=500
+    )  # fmt: skip
+    with pytest.raises(HastenError, match="512 positions"):
+        generate(model, long, roomy, 20)
+
+
+def test_remembered_rows_are_counted(llama: Any) -> None:
+    model = LanguageModel(llama)
+    cache = tiered(model, SparseWindow(0.4), Schedule(), 60)
+    generate(model, IDS, cache, NEW)
+    # The last step's rows: as many as there are local tokens, minus those pruned for the next length.
+    length = PROMPT + NEW - 1
+    local = SparseWindow(0.4).split(length + 1)[0]
+    assert cache.row_bytes == len(model.layers) * BATCH * 2 * local * length * 4
+
+
 def test_no_room_for_the_tier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")

@@ -11,7 +11,9 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
+from hasten.dtypes import BITS
 from hasten.errors import HastenError
+from hasten.hardware.device import Device
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,18 @@ class Job:
         """Layer inputs of one position, from which its keys and values can be computed again."""
         return self.layers * self.hidden * self.number_bytes * self.batch
 
+    def row_bytes(self, ratio: float, heads: int) -> int:
+        """What sparse window attention remembers at the end beside keys and values: the weights of its last steps.
+
+        The paper does not count it, and the schedules here do not either.
+
+        Args:
+            ratio: share of the tokens that a step reads.
+            heads: whose choices differ, of a layer.
+        """
+        length = self.prompt + self.new_tokens
+        return max(1, math.floor(ratio * length) // 2) * length * heads * self.layers * self.batch * self.number_bytes
+
 
 @dataclass(frozen=True)
 class Tiers:
@@ -62,6 +76,82 @@ class Tiers:
     fast: float
     compute: float
     step: float = 0.0
+
+    @classmethod
+    def of(cls, device: Device, model: Model, *, link: float | None = None, dtype: str = "fp16") -> Tiers:
+        """What ``device`` has for keys and values beside the weights, with its host as the slow tier.
+
+        Args:
+            device: its main memory is the fast tier.
+            model: whose weights lie there.
+            link: B/s to the host; what the device's slowest connection has when None.
+            dtype: of weights and products.
+
+        Raises:
+            HastenError: the weights do not fit, or the device has no connection.
+        """
+        weights = model.weights * BITS[dtype] / 8
+        room = float(device.main_memory.capacity) - weights
+        if room <= 0:
+            has = f"{model.name} has {weights / 1e9:.0f} GB of weights"
+            raise HastenError(
+                f"{has}, {device.name} {device.main_memory.capacity / 1e9:.0f} GB: choose a larger device"
+            )
+        if link is None and not device.links:
+            raise HastenError(f"{device.name} has no connection to a host: give the link's B/s")
+        rate = min(float(c.bandwidth) for c in device.links) if link is None else link
+        return cls(room, rate, float(device.main_memory.bandwidth), device.unit("contraction", dtype)[1])
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder's sizes.
+
+    Args:
+        layers, hidden, heads: of its attention, a key-value head for each query head.
+        block: parameters of a layer as multiples of hidden squared.
+        vocabulary: rows of its embedding.
+        embeddings: matrices of that size, 1 where input and output share one.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    block: float
+    vocabulary: int
+    embeddings: int = 1
+
+    @property
+    def parameters(self) -> float:
+        """Of the layers."""
+        return self.layers * self.block * self.hidden**2
+
+    @property
+    def weights(self) -> float:
+        """All parameters."""
+        return self.parameters + self.embeddings * self.vocabulary * self.hidden
+
+    def job(self, batch: int, prompt: int = 128, new_tokens: int = 512) -> Job:
+        """A generation with it; the paper's lengths by default."""
+        return Job(self.layers, self.hidden, self.hidden, self.parameters, batch, prompt, new_tokens)
+
+
+# The models of the paper's evaluation, from their public configurations. A block is 4 d^2 of attention and 8 d^2 of
+# MLP, or 3 d times the inner width in LLaMA.
+MODELS = {
+    m.name: m
+    for m in (
+        Model("opt-6.7b", 32, 4096, 32, 12, 50272),
+        Model("opt-13b", 40, 5120, 40, 12, 50272),
+        Model("opt-30b", 48, 7168, 56, 12, 50272),
+        Model("llama-7b", 32, 4096, 32, 4 + 3 * 11008 / 4096, 32000, 2),
+        Model("llama-13b", 40, 5120, 40, 4 + 3 * 13824 / 5120, 32000, 2),
+        Model("llama-33b", 60, 6656, 52, 4 + 3 * 17920 / 6656, 32000, 2),
+        Model("pythia-6.9b", 32, 4096, 32, 12, 50432, 2),
+        Model("pythia-12b", 36, 5120, 40, 12, 50688, 2),
+    )
+}
 
 
 @dataclass(frozen=True)

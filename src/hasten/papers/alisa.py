@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 from hasten.papers.card import Claim, Context, Paper, Seen
 from hasten.papers.measures import judged
@@ -128,11 +129,14 @@ def _tiers(seconds: float, seed: int) -> dict[str, float]:
     job = Job(4, 256, 256, parameters, batch, prompt, new, number_bytes=4)
     fast = 0.3 * (prompt + new) * job.token_bytes
 
-    def run(policy: SparseWindow, schedule: Schedule, room: float) -> tuple[torch.Tensor, float, float, TieredCache]:
+    def run(
+        policy: SparseWindow, schedule: Schedule, room: float, texts: torch.Tensor = ids
+    ) -> tuple[torch.Tensor, float, float, TieredCache]:
         cache = TieredCache(
-            model, policy, schedule, batch=batch, capacity=prompt + new, fast_bytes=room, prompt=prompt, bandwidth=link
-        )
-        made, times, most = generate(model, ids, cache, new)
+            model, policy, schedule, batch=len(texts), capacity=prompt + new, fast_bytes=room, prompt=prompt,
+            bandwidth=link,
+        )  # fmt: skip
+        made, times, most = generate(model, texts, cache, new)
         assert most <= room
         return made, sum(times), most, cache
 
@@ -146,7 +150,12 @@ def _tiers(seconds: float, seed: int) -> dict[str, float]:
     made2, two_seconds, _, cache2 = run(SparseWindow(ratio), two, fast)
     made3, three_seconds, *_ = run(SparseWindow(ratio), three, fast)
     split = run(SparseWindow(1.0), Schedule(), fast)[1]
+    # As many sequences at a time as fit, everything in memory; the others wait.
+    at_once = int(fast // ((prompt + new) * job.token_bytes / batch))
+    in_waves = sum(run(SparseWindow(1.0), Schedule(), fast, some)[1] for some in ids.split(at_once))
     return {
+        "waves": in_waves,
+        "rows": cache2.row_bytes / fast,
         "sparse, no tiers": alone,
         "sparse, two phases": two_seconds,
         "sparse, three phases": three_seconds,
@@ -161,13 +170,40 @@ def _tiers(seconds: float, seed: int) -> dict[str, float]:
 
 def _opt(batch: int) -> tuple[float, float, float, float]:
     """Seconds at OPT-6.7B in 16 GB with a 20 GB/s link: ours, phases I and II only, static split, waves."""
-    from hasten.cost.tiers import Job, Tiers, best_schedule, sparse, static_split, waves
+    from hasten.cost.tiers import MODELS, Tiers, best_schedule, sparse, static_split, waves
 
-    job = Job(32, 4096, 4096, 6.44e9, batch)
+    job = MODELS["opt-6.7b"].job(batch)
     tiers = Tiers(fast_bytes=16 * 2**30 - 13.4e9, link=20e9, fast=900e9, compute=100e12)
     ours = sparse(job, tiers, best_schedule(job, tiers, 0.2), 0.2).seconds
     two = sparse(job, tiers, best_schedule(job, tiers, 0.2, delete=False), 0.2).seconds
     return ours, two, static_split(job, tiers).seconds, waves(job, tiers).seconds
+
+
+@functools.cache
+def _published_sizes() -> dict[str, tuple[float, float]]:
+    """Device and model -> speedup over the static split and over waves, batch 64 over a 20 GB/s link; what fits."""
+    from hasten.cost.tiers import MODELS, Tiers, best_schedule, sparse, static_split, waves
+    from hasten.errors import HastenError
+    from hasten.hardware.device import load_device
+
+    found = {}
+    for name in ("v100", "h100"):
+        device = load_device(name)
+        for model in MODELS.values():
+            try:
+                tiers = Tiers.of(device, model, link=20e9)
+            except HastenError:
+                continue  # weights larger than the device
+            job = model.job(64)
+            ours = sparse(job, tiers, best_schedule(job, tiers, 0.2), 0.2).seconds
+            found[f"{model.name} on {name}"] = (
+                static_split(job, tiers).seconds / ours, waves(job, tiers).seconds / ours
+            )  # fmt: skip
+    return found
+
+
+def _listed(which: int) -> str:
+    return ", ".join(f"{name} {ratios[which]:.2f}x" for name, ratios in _published_sizes().items())
 
 
 @paper.check("A1")
@@ -175,15 +211,24 @@ def _against_static_split(context: Context) -> Seen:
     times = _tiers(context.budget, context.seed)
     small, large = _opt(4), _opt(64)
     live = times["static split"] / times["sparse, two phases"]
-    off = times["sparse, two phases"] / times["simulated"] - 1
+    three = times["static split"] / times["sparse, three phases"]
+    offs = [
+        times[a] / times[b] - 1 for a, b in (("sparse, two phases", "simulated"), ("static split", "simulated split"))
+    ]
     ratio = [t[2] / t[0] for t in (small, large)]
     value = (
-        f"measured over a 200 MB/s tier with memory for 30 %: {live:.1f}x the static split, simulator off by {off:+.0%},"
-        f" tokens {'equal' if times['same'] else 'DIFFERENT'}; simulated OPT-6.7B in 16 GB: {ratio[0]:.2f}x at batch 4,"
-        f" {ratio[1]:.2f}x at 64"
+        f"measured over a 200 MB/s tier with memory for 30 %: {live:.1f}x the static split ({three:.1f}x with deleting),"
+        f" simulator off by {offs[0]:+.0%} and {offs[1]:+.0%}, tokens {'equal' if times['same'] else 'DIFFERENT'};"
+        f" simulated OPT-6.7B in 16 GB: {ratio[0]:.2f}x at batch 4, {ratio[1]:.2f}x at 64"
     )
-    holds = live >= 1.5 and bool(times["same"]) and ratio[1] >= 1.5 and abs(off) < 0.25
-    return judged(context, value, holds, live > 1 and ratio[1] > 1, needs=_NEEDS)
+    detail = (
+        f"simulated at batch 64: {_listed(0)}; remembered attention rows take {times['rows']:.0%} of the fast memory beside"
+        " it here, uncounted as in the paper; without overlap of transfers"
+    )
+    near = abs(ratio[0] - 1) < 0.25 and max(map(abs, offs)) < 0.25
+    holds = live >= 1.5 and bool(times["same"]) and ratio[1] >= 1.5 and near
+    seen = judged(context, value, holds, live > 1 and ratio[1] > 1, needs=_NEEDS)
+    return replace(seen, detail=detail)
 
 
 @paper.check("A2")
@@ -193,16 +238,18 @@ def _against_waves(context: Context) -> Seen:
     value = (
         "simulated OPT-6.7B: " + ", ".join(f"{r:.2f}x at batch {b}" for b, r in ratios.items()) + " over waves that fit"
     )
-    return Seen(value, ratios[64] >= 1.5, ratios[64] > 1)
+    detail = f"simulated at batch 64: {_listed(1)}"
+    if context.budget >= _NEEDS:
+        live = _tiers(context.budget, context.seed)
+        detail += f"; measured here {live['waves'] / live['sparse, two phases']:.2f}x"
+    return Seen(value, ratios[64] >= 1.5, ratios[64] > 1, detail)
 
 
 @paper.check("A6")
 def _recompute(context: Context) -> Seen:
-    from dataclasses import replace
+    from hasten.cost.tiers import MODELS, Tiers, best_schedule, sparse
 
-    from hasten.cost.tiers import Job, Tiers, best_schedule, sparse
-
-    job = Job(32, 4096, 4096, 6.44e9, 64)
+    job = MODELS["opt-6.7b"].job(64)
     tiers = Tiers(fast_bytes=16 * 2**30 - 13.4e9, link=20e9, fast=900e9, compute=100e12)
     gains = {}
     for link in (5e9, 20e9, 80e9, 1e12):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hasten.papers.card import Claim, Context, Paper, Seen
@@ -57,9 +57,14 @@ _SHORTEST, _LONGEST, _NEEDS = 18, 34, 60.0
 
 @dataclass(frozen=True)
 class _Sample:
-    """One input: what each arm saw. ``options`` counts the different answers that any path gave."""
+    """One input: what each arm saw. ``options`` counts the different answers that any path gave.
+
+    ``right`` tells of any other path whether it answers rightly, ``state`` is the prompt's mean state behind two layers.
+    """
 
     fact: bool
+    right: Callable[[Path], bool]
+    state: Tensor
     tree: ChainResult
     random: ChainResult
     skip: ChainResult
@@ -94,7 +99,8 @@ def _samples(budget: float, seed: int) -> list[_Sample]:
         tree, chance = (find(rules, right, trials=trials, seed=seed) for find in (search, random_search))
         alone = [search(some, right, trials=trials, seed=seed) for some in (skip, repeat)]
         control = search(rules, wrong, trials=trials, seed=seed)
-        return _Sample(fact, tree, chance, alone[0], alone[1], control, len(set(answers.said.values())))
+        options = len(set(answers.said.values()))
+        return _Sample(fact, right, answers.state, tree, chance, alone[0], alone[1], control, options)
 
     letters = torch.tensor([tokenizer(f" {c}", add_special_tokens=False)["input_ids"][0] for c in "ABCD"])
     samples = []
@@ -121,6 +127,7 @@ class _Answers:
 
     def __init__(self, chains: Chains, among: Tensor | None, last: int = 1) -> None:
         self._chains, self._among, self._last = chains, among, last
+        self.state = chains.mean_state()
         self.said: dict[Path, tuple[int, ...]] = {}
 
     def __call__(self, path: Path) -> tuple[int, ...]:
@@ -138,16 +145,111 @@ def _shorter(result: ChainResult) -> bool:
     return result.best is not None and len(result.best) < len(result.whole)
 
 
+def _one_for_all(samples: list[_Sample], trials: int) -> str:
+    """What chains do that are the same for every input: leaving early, dropping layers by influence, a searched one."""
+    import torch
+
+    from hasten.data.text import default_text
+    from hasten.methods.drop_layers import least_important
+    from hasten.models import load_network
+    from hasten.runtime import LanguageModel
+    from hasten.search.layer_chains import Rules, search
+
+    loaded = load_network()
+    layers = len(samples[0].tree.whole)
+    ids = torch.tensor(loaded.tokenizer(default_text()[:2000])["input_ids"])
+    dropped = least_important(LanguageModel(loaded.network), ids[None], 6).layers
+    order = [*least_important(LanguageModel(loaded.network), ids[None], 3).layers]
+    paths = {
+        f"leaving at layer {layers - 3}": tuple(range(layers - 3)),
+        f"leaving at layer {layers - 6}": tuple(range(layers - 6)),
+        "3 layers of least influence dropped": tuple(i for i in range(layers) if i not in order),
+        "6 dropped": tuple(i for i in range(layers) if i not in dropped),
+    }
+    right = {name: sum(s.right(path) for s in samples) for name, path in paths.items()}
+    before = sum(s.tree.right_before for s in samples)
+    parts = [f"{name} {count}" for name, count in right.items()]
+    if trials:
+        found = search(Rules(layers, _SHORTEST, _LONGEST), lambda p: _share(samples, p), trials=trials)
+        best = found.ranked[0]
+        parts.append(
+            f"the best of {trials} static chains {found.seen[best] * len(samples):.0f} with {len(best)} layers"
+        )
+    return f"of {len(samples)} answers the whole model has {before} right, one chain for all: " + ", ".join(parts)
+
+
+def _share(samples: list[_Sample], path: Path) -> float:
+    return sum(s.right(path) for s in samples) / len(samples)
+
+
+def _predicted(samples: list[_Sample]) -> str:
+    """A predictor of the chain from the prompt alone, learned on half of the questions and asked on the others."""
+    import collections
+
+    import torch
+
+    from hasten.runtime.layer_chain import PathPredictor
+
+    facts = [s for s in samples if s.fact]
+    known, asked = facts[::2], facts[1::2]
+    whole = len(facts[0].tree.whole)
+    often: collections.Counter[Path] = collections.Counter(
+        p for s in known for p, score in s.tree.seen.items() if score and len(p) < whole
+    )
+    paths = [p for p, _ in often.most_common(4)]
+    if not paths or not asked:
+        return "too few chains to learn a predictor from"
+    torch.manual_seed(0)
+    predictor = PathPredictor(len(facts[0].state), paths)
+    predictor.fit(torch.stack([s.state for s in known]), torch.tensor([[s.right(p) for p in paths] for s in known]))
+    chosen = [predictor.choose(s.state) or s.tree.whole for s in asked]
+    right = sum(s.right(p) for s, p in zip(asked, chosen, strict=True))
+    before = sum(s.tree.right_before for s in asked)
+    return (
+        f"a predictor of {len(paths)} chains, learned on {len(known)} questions: {right} of {len(asked)} others right with"
+        f" {sum(map(len, chosen)) / len(chosen):.1f} layers, the whole model {before}"
+    )
+
+
+def _made_of(samples: list[_Sample]) -> str:
+    """Where the best chains skip and repeat, and how paths of each length do."""
+    from hasten.search.layer_chains import score_by_length, use_of_layers
+
+    layers = len(samples[0].tree.whole)
+    chains = [s.tree.best for s in samples if s.tree.best is not None]
+    skipped, repeated = use_of_layers(chains, layers)
+    third = -(-layers // 3)
+    parts = []
+    for name, shares in (("skipped", skipped), ("repeated", repeated)):
+        means = [sum(shares[i : i + third]) / len(shares[i : i + third]) for i in range(0, layers, third)]
+        parts.append(f"{name} by {', '.join(f'{m:.0%}' for m in means)}")
+    lengths = score_by_length(s.tree for s in samples)
+    some = [(n, lengths[n]) for n in sorted(lengths)[:: max(1, len(lengths) // 5)]]
+    return (
+        f"layers of the first, middle and last third are {' and '.join(parts)} of the best chains;"
+        f" paths are right by length: {', '.join(f'{n}: {v:.0%}' for n, v in some)}"
+    )
+
+
 @paper.check("C1")
 def _shorter_chains(context: Context) -> Seen:
-    samples = [s for s in _samples(context.budget, context.seed) if s.tree.right_before]
+    every = _samples(context.budget, context.seed)
+    samples = [s for s in every if s.tree.right_before]
     found = [s for s in samples if _shorter(s.tree)]
     share = len(found) / max(1, len(samples))
     saved = sum(len(s.tree.whole) - len(s.tree.best or ()) for s in found) / max(1, len(found))
+    best = [len(s.tree.best) for s in every if s.tree.best is not None]
+    depth, mean = len(every[0].tree.whole), sum(best) / max(1, len(best))
     value = (
-        f"{len(found)} of {len(samples)} right answers kept by a shorter chain ({share:.0%}), {saved:.1f} layers fewer"
+        f"{len(found)} of {len(samples)} right answers kept by a shorter chain ({share:.0%}), {saved:.1f} layers fewer;"
+        f" mean length of the best right chains {mean:.1f} of {depth}; an oracle: the search is told the answers"
     )
-    return judged(context, value, share > 0.75, share > 0.2, needs=_NEEDS)
+    detail = ""
+    if context.budget >= _NEEDS:
+        static = 100 if context.budget >= 1500 else 0
+        detail = "; ".join((_made_of(every), _one_for_all(every, static), _predicted(every)))
+    seen = judged(context, value, share > 0.75 and mean <= depth, share > 0.2, needs=_NEEDS)
+    return replace(seen, detail=detail)
 
 
 @paper.check("C2")
@@ -167,6 +269,8 @@ def _mended(context: Context) -> Seen:
     count = max(1, sum(n for _, _, n in shares))
     gain = sum(m - c for m, c, _ in shares) / count
     value = "; ".join(parts) + f"; mended less control {gain:+.0%}"
+    if gain < 0.15:
+        value += ": C2 is not supported at this scale"
     return judged(
         context, value, gain >= 0.15 and sum(m for m, _, _ in shares) > 0.6 * count, gain >= 0.15, needs=_NEEDS
     )

@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 import weakref
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from hasten.cost.tiers import Schedule
 from hasten.errors import HastenError
 from hasten.runtime.cache import CacheSpec
+from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel
 from hasten.runtime.policies import SparseWindow, attend
 
@@ -254,29 +256,45 @@ class TieredCache(Cache):
         return apply_rotary_pos_emb(keys, keys, cosines, sines)[1], values
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of attention rows that the sparse window remembers; not in the budget, as the paper counts none."""
+        return sum(t.nbytes for layer in self.layers for t in layer.memory.values())
+
+    @property
     def fast_bytes(self) -> int:
         """Bytes held in memory now."""
         return sum(layer.fast_bytes for layer in self.layers)
 
 
 @torch.inference_mode()
-def generate(model: LanguageModel, ids: Tensor, cache: TieredCache, new_tokens: int) -> tuple[Tensor, list[float], int]:
+def generate(
+    model: LanguageModel, ids: Tensor, cache: TieredCache, new_tokens: int, *, end: Collection[int] = ()
+) -> tuple[Tensor, list[float], int]:
     """Greedy tokens of a batch through a tiered cache.
 
     Args:
         model: the one that the cache was made for.
         ids: (batch, prompt) tokens.
         cache: empty.
-        new_tokens: to make.
+        new_tokens: to make, at most.
+        end: tokens that end a sequence; one that has ended repeats its last token until all have.
 
     Returns:
-        (batch, new_tokens) ids, the seconds of each step after the prompt, the most bytes held in memory after one.
+        (batch, tokens made) ids, the seconds of each step after the prompt, the most bytes held in memory after one.
 
     Raises:
-        HastenError: more tokens than the cache has room for, or its file is lost.
+        HastenError: more tokens than the cache has room for or the model positions, a used cache, another batch, no
+            numbers from the model, or a slow tier that is lost.
     """
+    if ids.shape[0] != cache.batch or ids.shape[1] < 1 or new_tokens < 1:
+        raise HastenError(
+            f"the cache is for {cache.batch} prompts of at least one token, and makes at least one new one"
+        )
+    if cache.get_seq_length():
+        raise HastenError("the cache holds tokens of another text: make a new one")
     if ids.shape[1] + new_tokens > cache.capacity:
         raise HastenError(f"the cache has room for {cache.capacity} tokens: make it larger (capacity=)")
+    model.check_fits(ids.shape[1] + new_tokens)
     handles = []
     for index, layer in enumerate(model.layers):
 
@@ -284,13 +302,18 @@ def generate(model: LanguageModel, ids: Tensor, cache: TieredCache, new_tokens: 
             cache.entered[index] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
 
         handles.append(layer.self_attn.register_forward_pre_hook(enter, with_kwargs=True))  # type: ignore[union-attr]
+    ends = torch.tensor(sorted(end), dtype=torch.int64)
+    ended = torch.zeros(len(ids), dtype=torch.bool)
     try:
         logits = model(ids, past_key_values=cache, logits_to_keep=1).logits[:, -1]
-        made, seconds, most = [logits.argmax(-1)], [], cache.fast_bytes
+        made, seconds, most = [numbers(logits).argmax(-1)], [], cache.fast_bytes
         while len(made) < new_tokens:
+            ended |= torch.isin(made[-1], ends)
+            if ended.all():
+                break
             begun = time.perf_counter()
             logits = model(made[-1][:, None], past_key_values=cache).logits[:, -1]
-            made.append(logits.argmax(-1))
+            made.append(torch.where(ended, made[-1], numbers(logits).argmax(-1)))
             seconds.append(time.perf_counter() - begun)
             most = max(most, cache.fast_bytes)
     finally:
