@@ -24,6 +24,7 @@ from hasten.methods import (
     SparseWindow,
     WeightOnly,
     apply_all,
+    clash,
     from_dict,
     ordered,
     registry,
@@ -115,6 +116,20 @@ def test_bad_descriptions_are_refused() -> None:
             from_dict(bad)
     with pytest.raises(HastenError, match="two methods"):
         ordered([WeightOnly(4), WeightOnly(8)])
+
+
+def test_methods_that_do_not_go_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert clash([WeightOnly(4), CacheFormat("int8")]) is None
+    monkeypatch.setattr(CacheFormat, "conflicts", ("weight-only",))
+    for pair in ([WeightOnly(4), CacheFormat("int8")], [CacheFormat("int8"), WeightOnly(4)]):
+        with pytest.raises(HastenError, match="do not go together"):
+            ordered(pair)
+
+
+def test_what_is_never_tried_says_why() -> None:
+    for kind in registry().values():
+        if kind.__module__.startswith("hasten.") and not kind.variants(tiny()):
+            assert kind.untried or kind is DropLayers, "that one needs a text: `least_important`"
 
 
 def test_applying_twice_is_refused() -> None:

@@ -32,5 +32,10 @@ def test_what_it_does_not_do(llama: Any) -> None:
     ids = torch.randint(0, 211, (1, 11))
     with pytest.raises(HastenError, match="one sequence"):
         generate(LanguageModel(llama, cache=CacheSpec("fp32", 8)), ids, 3, threshold=0.5)
+    with pytest.raises(HastenError, match="512 positions"):
+        generate(LanguageModel(llama), ids, 600, threshold=0.5)
+    llama.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(HastenError, match="not a number"):
+        generate(LanguageModel(llama), ids, 3, threshold=1.1)
     with pytest.raises(HastenError, match="layers from 1 to 3"):
         generate(LanguageModel(llama), ids, 3, threshold=0.5, exits=(4,))

@@ -71,6 +71,27 @@ def test_trained_heads_save_steps(llama: Any, tmp_path: Path) -> None:
         MedusaHeads.load(tmp_path / "other")
 
 
+@needs_kernels
+def test_a_chain_is_speculative_verification(llama: Any) -> None:
+    """As many steps as when each head's best guess is held, in turn, against the text that the model writes alone."""
+    model, heads, depth, prompt, new = LanguageModel(llama), MedusaHeads(128, 3), 3, 8, 60
+    torch.manual_seed(1)
+    ids, states = own_text(model, torch.randint(0, 211, (4, prompt)), new + 8)
+    fit(heads, model, ids, states, seconds=2)
+    for row, state in zip(ids.tolist(), states, strict=True):
+        at, steps = prompt, 0
+        while at - prompt + 1 < new:
+            with torch.inference_mode():
+                guessed = model.network.lm_head(heads(state[at - 1])).argmax(-1).tolist() if steps else []
+            kept = 0
+            while kept < len(guessed) and guessed[kept] == row[at + 1 + kept]:
+                kept += 1
+            at, steps = at + kept + 1, steps + 1
+        found = decode(model, heads, chain_tree(depth), torch.tensor([row[:prompt]]), new)
+        assert (found.steps, found.made) == (steps, at - prompt)
+        assert found.made > found.steps
+
+
 def test_at_their_start_heads_say_what_the_model_says(llama: Any) -> None:
     h = torch.randn(5, 128)
     assert torch.equal(MedusaHeads(128, 3)(h), h[:, None].expand(5, 3, 128))
@@ -111,5 +132,10 @@ def test_what_it_does_not_do(llama: Any) -> None:
     ids = torch.randint(0, 211, (2, 9))
     with pytest.raises(HastenError, match="one sequence"):
         decode(LanguageModel(llama), MedusaHeads(128), TREES[0], ids, 4)
+    with pytest.raises(HastenError, match="512 positions"):
+        decode(LanguageModel(llama), MedusaHeads(128), TREES[0], ids[:1], 600)
     with pytest.raises(HastenError, match="smaller tree"):
         decode(LanguageModel(llama), MedusaHeads(128), Tree([(i,) for i in range(40)]), ids[:1], 4)
+    llama.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(HastenError, match="not a number"):
+        decode(LanguageModel(llama), MedusaHeads(128), TREES[0], ids[:1], 4)

@@ -133,6 +133,30 @@ def test_snapkv_keeps_its_window_and_the_best() -> None:
     assert torch.equal(kept[..., :16], votes.topk(16).indices.sort(-1).values)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_snapkv_pools_summed_votes_before_it_chooses(pooling: str) -> None:
+    """However a prompt is cut into pieces; each head pools for itself, then heads of a kv head are averaged."""
+    torch.manual_seed(0)
+    query, keys = torch.randn(1, 4, 60, 8), torch.randn(1, 2, 60, 8)
+    policy, found = SnapKV(24, window=8, kernel=5, pooling=pooling), []
+    for cuts in ([60], [57, 60], [55, 58, 60], list(range(1, 61))):
+        layer, begin = _Layer(), 0
+        for end in cuts:
+            policy.prompt(layer, query[:, :, begin:end], keys[:, :, :end], 0.35, begin)  # type: ignore[arg-type]
+            begin = end
+        found.append(policy.kept(layer, 60))  # type: ignore[arg-type]
+    assert all(torch.equal(f, found[0]) for f in found)
+    for head in range(2):
+        votes = torch.zeros(2, 52)
+        for q in range(2):
+            for row in range(52, 60):
+                votes[q] += torch.softmax(0.35 * keys[0, head, : row + 1] @ query[0, 2 * head + q, row], 0)[:52]
+        near = [votes[:, max(0, i - 2) : i + 3] for i in range(52)]
+        # At the ends what is missing counts as zero.
+        smooth = torch.stack([n.sum(1) / 5 if pooling == "mean" else n.amax(1) for n in near]).mean(1)
+        assert found[0][0, head, :16].tolist() == sorted(smooth.topk(16).indices.tolist())
+
+
 @pytest.mark.skipif(native() is None, reason="the compiled kernels are not installed")
 @pytest.mark.parametrize(
     ("policy", "dtype"),

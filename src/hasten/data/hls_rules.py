@@ -136,9 +136,7 @@ def functions(source: str) -> list[Function]:
             for name, sizes in re.findall(r"(\w+)((?:\[[^\]]*\])+)(?= ?[=,;])", declared[1]):
                 now.shapes[name] = [_number(s) or 0 for s in re.findall(r"\[([^\]]*)\]", sizes)]
             body = ""
-        for name, indices in _accessed(body):
-            if name in now.shapes:
-                now.accesses.append(Access(name, indices, loops))
+        now.accesses += [Access(array, indices, loops) for array, indices in _accessed(body) if array in now.shapes]
         call = re.match(r"(\w+)\(([^()]*)\);$", text)
         if call:
             now.calls.append((call[1], call[2].split(", ")))

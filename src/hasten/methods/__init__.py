@@ -2,7 +2,7 @@
 
 from hasten.methods.cache_format import CacheFormat
 from hasten.methods.drop_layers import DropLayers
-from hasten.methods.method import Method, apply_all, from_dict, ordered, registry, rewrite_all
+from hasten.methods.method import Method, apply_all, clash, from_dict, ordered, registry, rewrite_all
 from hasten.methods.prompt_lookup import LookupDecoding
 from hasten.methods.sliding_window import HybridWindow, LambdaWindow, SlidingWindow
 from hasten.methods.sparse_low_bit import SparseLowBit
@@ -23,6 +23,7 @@ __all__ = [
     "SparseWindow",
     "WeightOnly",
     "apply_all",
+    "clash",
     "from_dict",
     "ordered",
     "registry",

@@ -21,15 +21,19 @@ class Method(ABC):
     Class attributes:
         name: what ``tuned.json`` calls it.
         kind: methods of one kind exclude each other.
+        conflicts: names of methods of other kinds that it does not go with.
         order: place among methods that are used together; lower is applied first.
         exact: whether greedy output stays what it was.
+        untried: why `hasten tune` does not try it, where it has no `variants`.
         source: paper it comes from.
     """
 
     name: ClassVar[str] = ""
     kind: ClassVar[str] = ""
+    conflicts: ClassVar[tuple[str, ...]] = ()
     order: ClassVar[int] = 50
     exact: ClassVar[bool] = False
+    untried: ClassVar[str] = ""
     source: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -104,15 +108,26 @@ def from_dict(data: Any) -> Method:
         raise HastenError(f"method {kind.name}: {error}") from None
 
 
+def clash(methods: Sequence[Method]) -> str | None:
+    """Why methods cannot be used together; None when they can."""
+    kinds = [m.kind for m in methods]
+    if twice := {k for k in kinds if kinds.count(k) > 1}:
+        return f"two methods for the same thing ({', '.join(sorted(twice))}): choose one"
+    for one in methods:
+        for other in methods:
+            if other.name in one.conflicts:
+                return f"{one.title} and {other.title} do not go together: choose one"
+    return None
+
+
 def ordered(methods: Sequence[Method]) -> list[Method]:
     """Methods in the order in which they are applied.
 
     Raises:
-        HastenError: two of one kind.
+        HastenError: two of one kind, or two that conflict.
     """
-    kinds = [m.kind for m in methods]
-    if twice := {k for k in kinds if kinds.count(k) > 1}:
-        raise HastenError(f"two methods for the same thing ({', '.join(sorted(twice))}): choose one")
+    if reason := clash(methods):
+        raise HastenError(reason)
     return sorted(methods, key=lambda m: m.order)
 
 

@@ -70,6 +70,7 @@ class LambdaWindow(Method):
     """
 
     name: ClassVar[str] = "lambda-window"
+    untried: ClassVar[str] = "for texts beyond the trained positions; within them it is a window that runs slower"
     kind: ClassVar[str] = "window"
     order: ClassVar[int] = 40
     source: ClassVar[str] = "AccLLM, arXiv 2505.03745"
@@ -100,7 +101,7 @@ class LambdaWindow(Method):
 
     @classmethod
     def variants(cls, model: Any) -> list[Self]:
-        """None: within the trained positions it is a window that runs slower; use it beyond them."""
+        """None, see ``untried``."""
         return []
 
 

@@ -118,6 +118,7 @@ class SparseWindow(_Selection):
     """
 
     name: ClassVar[str] = "sparse-window"
+    untried: ClassVar[str] = "its steps run in plain torch: it saves traffic on paper and costs time here"
     source: ClassVar[str] = "ALISA, arXiv 2403.17312"
 
     ratio: float = 0.5

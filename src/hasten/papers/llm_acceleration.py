@@ -165,8 +165,7 @@ def _snapkv(context: Context) -> Seen:
         other = LanguageModel(model.network, tokenizer, cache=CacheSpec(policy=policy))
         hits = [hit for n in lengths for hit in needle(other, tokenizer, tokens, length=n).values()]
         found[name] = sum(hits) / len(hits)
-        reading = {"context": lengths[0], "scored": 128, "segments": 2}
-        perplexities[name] = perplexity(other, tokens, **reading).value
+        perplexities[name] = perplexity(other, tokens, context=lengths[0], scored=128, segments=2).value
     long = 4096 if context.budget >= _NEEDS else 512
     import torch
 

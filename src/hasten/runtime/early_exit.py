@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hasten.errors import HastenError
+from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel
 
 
@@ -57,7 +58,8 @@ def generate(
         exits: layers after which it may, counted from 1; every fourth from the middle on when empty.
 
     Raises:
-        HastenError: a batch, or a cache with a window or a policy.
+        HastenError: a batch, a cache with a window or a policy, a text longer than the model's positions, or an
+            output that is no number.
     """
     if ids.shape[0] != 1 or model.cache.window is not None or model.cache.policy is not None:
         raise HastenError("early exit decodes one sequence with a cache that keeps everything")
@@ -67,7 +69,8 @@ def generate(
         raise HastenError(f"exits are layers from 1 to {count}")
     inner, head = model.network.model, model.network.lm_head
     cache = model.new_cache(1, ids.shape[1] + new_tokens)
-    token = int(model.prefill(ids, cache).argmax())
+    model.check_fits(ids.shape[1] + new_tokens)
+    token = int(numbers(model.prefill(ids, cache)).argmax())
     made, used = [token], []
     while len(made) < new_tokens:
         state = inner.embed_tokens(torch.tensor([[token]]))
@@ -81,6 +84,6 @@ def generate(
                         _store(model.layers[later], state, turns, cache, later)
                     break
         used.append(index + 1)
-        token = int(head(inner.norm(state))[0, -1].argmax())
+        token = int(numbers(head(inner.norm(state))[0, -1]).argmax())
         made.append(token)
     return Exited(torch.cat((ids, torch.tensor([made])), 1), used)

@@ -22,6 +22,7 @@ from hasten.errors import HastenError
 from hasten.files import write_aside
 from hasten.kernels.kv_cache import RECENT
 from hasten.runtime.cache import KVCache
+from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel
 
 Path_ = tuple[int, ...]
@@ -218,7 +219,7 @@ def decode(
         temperature: above 0, guesses are kept by typical acceptance at this temperature.
 
     Raises:
-        HastenError: the model does not run compiled, or a batch is given.
+        HastenError: the model does not run compiled, a batch is given, or the output is no number.
     """
     if reason := model.why_not_compiled:
         raise HastenError(f"Medusa needs the compiled step: {reason}")
@@ -233,21 +234,21 @@ def decode(
     assert step is not None
     ranks = 1 + max((max(p) for p in tree.paths), default=0)
     hidden = torch.empty(len(tree), int(model.config.hidden_size))
-    token = int(model.prefill(ids, cache).argmax())
+    token = int(numbers(model.prefill(ids, cache)).argmax())
     made, steps, drafts = [token], 0, None
     begun = time.perf_counter()
     while len(made) < new_tokens:
         base = cache.lengths[0]
         if drafts is None:
             rows = [token]
-            logits = step(rows, [0], [base], hidden=hidden)
+            logits = numbers(step(rows, [0], [base], hidden=hidden))
             path = [0]
         else:
             rows = [token, *(int(drafts[len(p) - 1, p[-1]]) for p in tree.paths)]
             count = len(rows)
             places = list(range(base, base + count))
             turns = [base + d for d in tree.depths]
-            logits = step(rows, [0] * count, places, turns=turns, masks=tree.masks, hidden=hidden)
+            logits = numbers(step(rows, [0] * count, places, turns=turns, masks=tree.masks, hidden=hidden))
             if temperature > 0:
                 shares = torch.softmax(logits / temperature, -1)
                 path = accepted(tree, rows, functools.partial(_typical_at, shares))
