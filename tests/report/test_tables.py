@@ -14,7 +14,7 @@ from hasten.report import (
     print_tune,
     tune_table,
 )
-from hasten.report.tables import Table
+from hasten.report.tables import Table, ladder_table
 
 
 def cost(latency, bound, repeats=1):
@@ -82,6 +82,18 @@ def test_tune_table_and_summary(result):
     assert "5.16× that of the unchanged model" in text
     assert "Of 10 combinations 8 were measured, and 6 of those stay within the quality floor." in text
     assert "drop 20 layers: leaves fewer than 12 layers" in text
+
+
+def test_what_each_method_gave(result):
+    whole = ladder_table(result)
+    out = io.StringIO()
+    print_tune(result, out)
+    assert [row[0] for row in whole.rows] == ["int8 weights", "prompt lookup (3-gram, 8 drafted)"]
+    assert whole.rows[0][1] == "3.02×"  # decoding took 1.612 s unchanged, 0.533 s with the first method
+    assert whole.rows[1][1] == "1.70×"
+    assert whole.rows[1][4] == "±0.0 %"
+    assert whole.plain() in out.getvalue()
+    assert ladder_table(result.model_copy(update={"combinations": []})).rows == ()
 
 
 def test_a_long_table_is_cut_and_says_so(result):

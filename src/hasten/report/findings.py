@@ -89,6 +89,39 @@ def prediction_error(result: TuneResult) -> float | None:
     return statistics.median(errors) if errors else None
 
 
+@dataclass(frozen=True)
+class Rung:
+    """What the next method of the best combination gave: ratios over the rung before it; perplexity as a change."""
+
+    added: str
+    decode: float
+    prefill: float
+    memory: float
+    perplexity: float | None
+
+
+def ladder(result: TuneResult) -> list[Rung]:
+    """What each method of the best combination gave, measured with one method more at a time."""
+    found = []
+    steps = result.rungs
+    for before, after in zip(steps, steps[1:]):
+        old, new = before.measured, after.measured
+        if old is None or new is None:
+            continue
+        shared = before.title if before.methods else ""
+        change = new.perplexity / old.perplexity - 1 if new.perplexity is not None and old.perplexity else None
+        found.append(
+            Rung(
+                after.title.removeprefix(shared).removeprefix(" + "),
+                new.decode_rate / old.decode_rate,
+                old.prefill / new.prefill,
+                new.memory / old.memory,
+                change,
+            )
+        )
+    return found
+
+
 def summary(result: TuneResult) -> list[str]:
     """What was found, in sentences."""
     tried = everything(result)

@@ -49,6 +49,15 @@ def page(result: TuneResult) -> str:
             " the prompt for prefill, all new tokens for decode. Click a heading to sort.</p>" + _table(result),
         ),
     ]
+    if rungs := findings.ladder(result):
+        parts.append(
+            _section(
+                "ladder",
+                "What each method gave",
+                '<p class="explain">Measured with one method more at a time, in the order they are applied: each line'
+                " over the one above it, the first over the unchanged model.</p>" + _ladder(rungs),
+            )
+        )
     if any(c.measured for c in findings.everything(result)):
         error = findings.prediction_error(result)
         told = f" The median error of the whole run is {error * 100:.0f} %." if error is not None else ""
@@ -103,7 +112,7 @@ def page(result: TuneResult) -> str:
 
     data = json.dumps({name: json.loads(figure.to_json()) for name, figure in figures.items()})
     links = (
-        ("summary", "Summary"), ("combinations", "Combinations"), ("pareto", "Pareto"), ("speed-ups", "Speed-ups"),
+        ("summary", "Summary"), ("combinations", "Combinations"), ("ladder", "What each gave"), ("pareto", "Pareto"), ("speed-ups", "Speed-ups"),
         ("layers", "Layers"), ("roofline", "Roofline"), ("prediction", "Prediction"), ("machine", "Machine"),
         ("command", "Command"),
     )  # fmt: skip
@@ -186,6 +195,18 @@ def _table(result: TuneResult) -> str:
     )
     body = "".join(_table_row(result, row) for row in findings.rows(result)) + _reference_row(result)
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _ladder(rungs: list[findings.Rung]) -> str:
+    head = "".join(f'<th scope="col">{h}</th>' for h in ("method", "decode", "prefill", "memory", "perplexity"))
+    body = "".join(
+        f"<tr><td>{escape(r.added)}</td>"
+        + "".join(_cell(value, q.times) for value in (r.decode, r.prefill, r.memory))
+        + _cell(r.perplexity, q.percent)
+        + "</tr>"
+        for r in rungs
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(value: float | None, show: Callable[[float], str], title: str = "", name: str = "") -> str:

@@ -192,6 +192,22 @@ def tune_table(result: TuneResult, limit: int | None = None) -> Table:
     return Table(title, columns, tuple(rows), frozenset(marked), tuple(notes))
 
 
+def ladder_table(result: TuneResult) -> Table:
+    """What each method of the best combination gave, over the one before it."""
+    rows = [
+        (
+            rung.added,
+            q.times(rung.decode),
+            q.times(rung.prefill),
+            q.times(rung.memory),
+            q.percent(rung.perplexity) if rung.perplexity is not None else "–",
+        )
+        for rung in findings.ladder(result)
+    ]
+    columns = ("what each method gave", ">decode", ">prefill", ">memory", ">perplexity")
+    return Table("", columns, tuple(rows), notes=("each over the line above it, the first over the unchanged model",))
+
+
 def _measured(figures: Figures | None) -> tuple[str, str, str]:
     """Prefill, decode, and tokens a second."""
     if figures is None:
@@ -205,6 +221,9 @@ def print_tune(result: TuneResult, file: IO[str] | None = None, limit: int | Non
 
     print_table(tune_table(result, limit), file)
     console = Console(file=file, highlight=False, markup=False, soft_wrap=True)
+    if result.rungs:
+        console.print()
+        print_table(ladder_table(result), file)
     console.print()
     for line in [*findings.summary(result), *result.notes, *(f"{n}: {why}" for n, why in result.skipped.items())]:
         console.print(line)

@@ -118,6 +118,19 @@ class TuneResult(_Data):
         measured = [c for c in (self.baseline, *self.combinations) if c.measured and c.within_floor]
         return min(measured, key=lambda c: c.measured.latency if c.measured else float("inf"), default=None)
 
+    @property
+    def rungs(self) -> list[Combination]:
+        """From the unchanged model to the best combination, one method more at a time, in the order they are applied.
+
+        What was not measured is left out: the rung after it then stands for two methods.
+        """
+        best = self.best
+        if best is None or not best.methods:
+            return []
+        known = [c for c in self.combinations if c.measured]
+        steps = [best.methods[:n] for n in range(1, len(best.methods) + 1)]
+        return [self.baseline, *(c for step in steps for c in known if c.methods == step)]
+
     def speed_up(self, combination: Combination) -> float | None:
         """Decoding rate over that of transformers in fp32."""
         return combination.measured.decode_rate / self.reference.decode_rate if combination.measured else None
