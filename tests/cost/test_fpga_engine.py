@@ -6,16 +6,56 @@ from dataclasses import replace
 
 import pytest
 
-from hasten.cost.fpga_engine import PLANS, Engine, Sizes, best_slices, pack_products, run, weight_bytes
+from hasten.cost.fpga_engine import (
+    PLANS,
+    PRODUCTS,
+    Engine,
+    Sizes,
+    best_slices,
+    pack_products,
+    packing,
+    run,
+    weight_bytes,
+    without_packing,
+)
 from hasten.errors import HastenError
 
 
-@pytest.mark.parametrize(("bits", "count"), [(2, 2), (4, 2), (8, 1)])
-def test_every_product_is_exact(bits: int, count: int) -> None:
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_every_product_is_exact(bits: int) -> None:
+    """All 256 x 2^bits operands, in both places of a pair: the lower product may borrow from the upper one."""
     for activation in range(-128, 128):
         for weight in range(1 << bits):
-            weights = [weight, (weight * 7 + 1) % (1 << bits)][:count]
-            assert pack_products(activation, weights, bits) == [activation * w for w in weights]
+            for weights in ([weight, (weight * 7 + 1) % (1 << bits)], [(weight * 5 + 3) % (1 << bits), weight]):
+                assert pack_products(activation, weights, bits) == [activation * w for w in weights]
+
+
+def test_every_pair_of_four_bits() -> None:
+    for activation in (-128, -127, -1, 0, 1, 77, 127):
+        for both in range(256):
+            weights = [both & 15, both >> 4]
+            assert pack_products(activation, weights, 4) == [activation * w for w in weights]
+
+
+def test_packing_is_what_the_engine_counts() -> None:
+    """As many products fit a slice as the cost model says, and no more."""
+    for bits in (2, 4, 8):
+        most = PRODUCTS[bits]
+        assert pack_products(-128, [(1 << bits) - 1] * most, bits) == [-128 * ((1 << bits) - 1)] * most
+        with pytest.raises(HastenError, match="do not fit"):
+            pack_products(1, [(1 << bits) - 1] * (most + 1), bits)
+    plan = PLANS["2:4, W2, KV4, window 2048"]
+    packed, single = (run(Engine(), plan, Sizes(), 0, 512, how) for how in (packing, without_packing))
+    assert single.products == 3 * packed.products
+    assert single.compute > packed.compute
+
+
+def test_published_ratios() -> None:
+    assert round(164 / 55, 2) == 2.98
+    assert round(4.96 / 1.22, 2) == 4.07
+    bound = 460e9 / run(Engine(), PLANS["2:4, W2, KV4, window 2048"], Sizes(), 4096).bytes
+    assert bound == pytest.approx(205, abs=1)
+    assert bound >= 164
 
 
 def test_three_two_bit_weights_in_a_slice() -> None:

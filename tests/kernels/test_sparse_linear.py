@@ -63,8 +63,8 @@ def test_compiled_is_the_reference(out: int, groups: int, rows: int, seed: int) 
     expected = kernel.reference(x, *parts)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     codes, scale = kernel.encode(x)
-    faked = (codes.float() * scale[:, None]) @ weight.t()
-    torch.testing.assert_close(expected, faked, rtol=1e-4, atol=1e-3)
+    faked = (codes.double() * scale.double()[:, None]) @ weight.double().t()
+    torch.testing.assert_close(expected.double(), faked, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("isa")

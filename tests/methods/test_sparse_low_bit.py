@@ -11,7 +11,7 @@ from torch import nn
 
 from hasten.errors import HastenError
 from hasten.kernels import sparse_linear as kernel
-from hasten.methods import SparseLowBit, WeightOnly
+from hasten.methods import SparseLowBit, TwoOfFour, WeightOnly, from_dict
 from hasten.methods.editing import outline
 from hasten.methods.recovery import LowBitLinear, layer_outputs, recover
 from hasten.methods.solvers import Rounding
@@ -91,6 +91,37 @@ def test_traced_equals_rewritten() -> None:
     assert outline(METHOD.rewrite(tiny().workload(70, 12))) == outline(METHOD.apply(tiny()).workload(70, 12))
 
 
+@pytest.mark.parametrize("by", ["sparsegpt", "wanda", "magnitude"])
+def test_two_of_four(by: str) -> None:
+    method = TwoOfFour(by, 2, 32)
+    assert from_dict(method.to_dict()) == method
+    model = method.apply(tiny(160))
+    for m in model.layers.modules():
+        if isinstance(m, nn.Linear):
+            assert ((m.weight.reshape(m.out_features, -1, 4) != 0).sum(-1) == 2).all()
+    assert outline(method.rewrite(tiny(160).workload(70, 12))) == outline(model.workload(70, 12))
+    with pytest.raises(HastenError, match="sparse already"):
+        method.apply(model)
+    assert model.generate(torch.randint(0, 211, (1, 9)), max_new_tokens=5, do_sample=False).shape == (1, 14)
+
+
+def test_calibration_is_not_the_text_that_is_scored() -> None:
+    from hasten.data.text import default_text
+
+    class Kept(Letters):
+        text = ""
+
+        def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+            Kept.text = text
+            return super().__call__(text, **options)
+
+    model = tiny()
+    model.tokenizer = Kept()
+    calibration(model, 10, 512)
+    scored = default_text()[:20000]
+    assert not any(scored[at : at + 200] in Kept.text for at in range(0, 19800, 100))
+
+
 def test_what_does_not_apply() -> None:
     with pytest.raises(HastenError, match="160 columns"):
         METHOD.apply(tiny(160))
@@ -100,6 +131,8 @@ def test_what_does_not_apply() -> None:
         METHOD.apply(untold)
     with pytest.raises(HastenError, match="packed already"):
         METHOD.apply(WeightOnly(4).apply(tiny()))
+    with pytest.raises(HastenError, match="goes by one of"):
+        TwoOfFour("chance")
     with pytest.raises(HastenError, match="unknown solver"):
         solver("magic")
     with pytest.raises(HastenError, match="give it a rounding"):

@@ -7,6 +7,7 @@ from hasten.methods.prompt_lookup import LookupDecoding
 from hasten.methods.sliding_window import HybridWindow, LambdaWindow, SlidingWindow
 from hasten.methods.sparse_low_bit import SparseLowBit
 from hasten.methods.token_selection import BlockTopK, SnapKV, SparseWindow
+from hasten.methods.two_of_four import TwoOfFour
 from hasten.methods.weight_only import WeightOnly
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "SnapKV",
     "SparseLowBit",
     "SparseWindow",
+    "TwoOfFour",
     "WeightOnly",
     "apply_all",
     "clash",

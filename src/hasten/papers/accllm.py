@@ -18,6 +18,7 @@ paper = Paper(
     pieces=(
         "hasten.methods.solvers:sweep",
         "hasten.kernels.sparse_linear:sparse_linear",
+        "hasten.methods:TwoOfFour",
         "hasten.methods:SparseLowBit",
         "hasten.methods.recovery:recover",
         "hasten.methods:LambdaWindow",
