@@ -42,20 +42,22 @@
     setTheme(root.dataset.theme === "dark" ? "light" : "dark");
   });
 
-  var body = document.querySelector("#combinations tbody");
-  document.querySelectorAll("#combinations thead tr:last-child th").forEach(function (heading, column) {
-    heading.addEventListener("click", function () {
-      var up = heading.getAttribute("aria-sort") !== "ascending";
-      document.querySelectorAll("#combinations th").forEach(function (h) { h.removeAttribute("aria-sort"); });
-      heading.setAttribute("aria-sort", up ? "ascending" : "descending");
-      Array.from(body.rows).map(function (row) {
-        var cell = row.cells[column], raw = cell.dataset.value, value = raw === undefined ? cell.textContent : parseFloat(raw);
-        return { row: row, value: value, empty: raw === "" };
-      }).sort(function (a, b) {
-        if (a.empty !== b.empty) { return a.empty ? 1 : -1; }
-        var order = a.value < b.value ? -1 : a.value > b.value ? 1 : 0;
-        return up ? order : -order;
-      }).forEach(function (entry) { body.appendChild(entry.row); });
+  document.querySelectorAll(".scroll table").forEach(function (table) {
+    var body = table.tBodies[0], headings = table.querySelectorAll("thead tr:last-child th");
+    headings.forEach(function (heading, column) {
+      heading.addEventListener("click", function () {
+        var up = heading.getAttribute("aria-sort") !== "ascending";
+        headings.forEach(function (h) { h.removeAttribute("aria-sort"); });
+        heading.setAttribute("aria-sort", up ? "ascending" : "descending");
+        Array.from(body.rows).map(function (row) {
+          var cell = row.cells[column], raw = cell.dataset.value, value = raw === undefined ? cell.textContent : parseFloat(raw);
+          return { row: row, value: value, empty: raw === "" };
+        }).sort(function (a, b) {
+          if (a.empty !== b.empty) { return a.empty ? 1 : -1; }
+          var order = a.value < b.value ? -1 : a.value > b.value ? 1 : 0;
+          return up ? order : -order;
+        }).forEach(function (entry) { body.appendChild(entry.row); });
+      });
     });
   });
 

@@ -21,10 +21,10 @@ BLUE, ORANGE, GREEN, PURPLE, GREY, SKY, VERMILION = (
     "#2f7fc1", "#e69f00", "#159b76", "#b8699a", "#8a8f98", "#56b4e9", "#d55e00",
 )  # fmt: skip
 _SECONDS = {"tickformat": "~s", "ticksuffix": "s"}
-_SERIES = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY, GREY)
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY, GREY)
 
 
-def _figure(**layout: Any) -> Figure:
+def new_figure(**layout: Any) -> Figure:
     from plotly.graph_objects import Figure
 
     figure = Figure()
@@ -42,7 +42,7 @@ def _figure(**layout: Any) -> Figure:
     return figure
 
 
-def _text(value: str) -> str:
+def escaped(value: str) -> str:
     """Plotly reads a little HTML in its labels: user strings must not be read so."""
     return html.escape(value, quote=False)
 
@@ -51,9 +51,9 @@ def pareto(result: TuneResult) -> Figure:
     """Measured latency of the run against perplexity, the front joined by a line, the floor dashed."""
     from plotly.graph_objects import Scatter
 
-    figure = _figure(
+    figure = new_figure(
         xaxis={"title": {"text": "measured latency of the whole run"}, "type": "log"},
-        yaxis={"title": {"text": f"perplexity on {_text(result.text)}"}},
+        yaxis={"title": {"text": f"perplexity on {escaped(result.text)}"}},
     )
     best = result.best
     points = [
@@ -64,7 +64,7 @@ def pareto(result: TuneResult) -> Figure:
     figure.update_xaxes(**_log_seconds([p[0] for p in points]))
     front = sorted(p[:2] for p in points if p[2].pareto)
     if len(front) > 1:
-        steps = _staircase(front)
+        steps = staircase(front)
         figure.add_trace(
             Scatter(
                 x=[s[0] for s in steps],
@@ -114,7 +114,7 @@ def _log_seconds(values: Sequence[float]) -> dict[str, Any]:
     return {"tickvals": ticks, "ticktext": texts}
 
 
-def _staircase(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def staircase(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The lower-left staircase through points sorted by x; points on the front for a third objective are skipped."""
     steps: list[tuple[float, float]] = []
     for x, y in points:
@@ -127,7 +127,7 @@ def _staircase(points: Sequence[tuple[float, float]]) -> list[tuple[float, float
 
 
 def _combination_hover(one: Combination) -> str:
-    lines = [f"<b>{_text(one.title)}</b>"]
+    lines = [f"<b>{escaped(one.title)}</b>"]
     if one.measured:
         m = one.measured
         lines.append(f"prefill {q.seconds(m.prefill)}, decode {q.seconds(m.decode)}, {q.si(m.memory, 'B')}")
@@ -143,7 +143,7 @@ def speedups(result: TuneResult, limit: int = 20) -> Figure:
     shown = [r for r in findings.rows(result) if r.measured_speedup is not None][:limit]
     shown.reverse()
     labels = [_short(r.combination.title) + (" ★" if r.best else "") for r in shown]
-    figure = _figure(
+    figure = new_figure(
         barmode="group",
         height=max(260, 110 + 34 * len(shown)),
         xaxis={"title": {"text": "speed-up of the whole run over the unchanged model"}, "ticksuffix": "×"},
@@ -166,7 +166,7 @@ def speedups(result: TuneResult, limit: int = 20) -> Figure:
                 text=[q.times(v) if v is not None else "" for v in values],
                 textposition="outside",
                 cliponaxis=False,
-                hovertext=[_text(r.combination.title) for r in shown],
+                hovertext=[escaped(r.combination.title) for r in shown],
                 hovertemplate="%{hovertext}<br>" + name + " %{text}<extra></extra>",
             )
         )
@@ -174,7 +174,7 @@ def speedups(result: TuneResult, limit: int = 20) -> Figure:
 
 
 def _short(label: str, limit: int = 60) -> str:
-    return _text(label if len(label) <= limit else label[: limit - 1] + "…")
+    return escaped(label if len(label) <= limit else label[: limit - 1] + "…")
 
 
 def predicted_measured(result: TuneResult) -> Figure:
@@ -182,7 +182,7 @@ def predicted_measured(result: TuneResult) -> Figure:
     from plotly.graph_objects import Scatter
 
     axis = {"type": "log"}
-    figure = _figure(
+    figure = new_figure(
         xaxis={**axis, "title": {"text": "measured"}},
         yaxis={**axis, "title": {"text": "predicted"}},
     )
@@ -202,7 +202,7 @@ def predicted_measured(result: TuneResult) -> Figure:
                 mode="markers",
                 name=phase,
                 marker={"color": colour, "size": 9},
-                text=[f"<b>{_text(p[2].title)}</b>" for p in pairs],
+                text=[f"<b>{escaped(p[2].title)}</b>" for p in pairs],
                 hovertemplate="%{text}<br>measured %{x:.3~s}s, predicted %{y:.3~s}s<extra>" + phase + "</extra>",
             )
         )
@@ -240,7 +240,7 @@ def roofline(kernels: Sequence[Kernel], roof: Roof) -> Figure:
     """
     from plotly.graph_objects import Scatter
 
-    figure = _figure(
+    figure = new_figure(
         xaxis={"title": {"text": "FLOP per byte of main memory"}, "type": "log", "tickformat": "~s", "dtick": 1},
         yaxis={"title": {"text": "FLOP/s"}, "type": "log", "tickformat": "~s", "dtick": 1},
         height=480,
@@ -257,7 +257,7 @@ def roofline(kernels: Sequence[Kernel], roof: Roof) -> Figure:
                 x=[peak / bandwidth, high],
                 y=[peak, peak],
                 mode="lines",
-                name=_text(f"{name} {q.si(peak, 'FLOP/s')}"),
+                name=escaped(f"{name} {q.si(peak, 'FLOP/s')}"),
                 line={"color": GREY, "width": 1.6, "dash": dash},
                 hoverinfo="skip",
             )
@@ -268,18 +268,18 @@ def roofline(kernels: Sequence[Kernel], roof: Roof) -> Figure:
             x=[low, knee],
             y=[low * bandwidth, knee * bandwidth],
             mode="lines",
-            name=_text(f"{memory} {q.si(bandwidth, 'B/s')}"),
+            name=escaped(f"{memory} {q.si(bandwidth, 'B/s')}"),
             line={"color": GREEN, "width": 1.6},
             hoverinfo="skip",
         )
     )
-    for (phase, members), colour in zip(marks.items(), (BLUE, ORANGE, *_SERIES)):
+    for (phase, members), colour in zip(marks.items(), (BLUE, ORANGE, *SERIES)):
         figure.add_trace(
             Scatter(
                 x=[m.intensity for m in members],
                 y=[m.rate for m in members],
                 mode="markers",
-                name=_text(phase),
+                name=escaped(phase),
                 marker={
                     "color": colour,
                     "size": [8 + 26 * m.share**0.5 for m in members],
@@ -287,8 +287,8 @@ def roofline(kernels: Sequence[Kernel], roof: Roof) -> Figure:
                     "line": {"width": 0},
                 },
                 text=[
-                    f"<b>{_text(m.name)}</b><br>{m.share * 100:.1f} % of {_text(phase)} ({q.seconds(m.latency)}),"
-                    f" bound by {_text(m.bound)}"
+                    f"<b>{escaped(m.name)}</b><br>{m.share * 100:.1f} % of {escaped(phase)} ({q.seconds(m.latency)}),"
+                    f" bound by {escaped(m.bound)}"
                     for m in members
                 ],
                 hovertemplate="%{text}<br>%{x:.3~s} FLOP/B, %{y:.3~s}FLOP/s<extra></extra>",
@@ -363,7 +363,7 @@ def layers(panels: Mapping[str, Sequence[Kernel]], phase: str = "decode") -> Fig
         horizontal_spacing=0.03,
         subplot_titles=[f"{_short(n)}: {q.seconds(totals[n])}" for n in shown],
     )
-    figure.update_layout(_figure().layout)
+    figure.update_layout(new_figure().layout)
     told: set[str] = set()
     for column, (name, kernels) in enumerate(shown.items(), 1):
         table = _layer_times(kernels)
@@ -373,13 +373,13 @@ def layers(panels: Mapping[str, Sequence[Kernel]], phase: str = "decode") -> Fig
             if any(values):
                 figure.add_trace(
                     Bar(
-                        x=[_text(layer) for layer in order],
+                        x=[escaped(layer) for layer in order],
                         y=values,
                         name=part,
                         marker={"color": colour},
                         legendgroup=part,
                         showlegend=part not in told,
-                        hovertemplate=f"{_text(name)}<br>%{{x}}, {part}: %{{y:.3~s}}s<extra></extra>",
+                        hovertemplate=f"{escaped(name)}<br>%{{x}}, {part}: %{{y:.3~s}}s<extra></extra>",
                     ),
                     row=1,
                     col=column,

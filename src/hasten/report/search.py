@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hasten.errors import MissingExtraError
 from hasten.files import write_aside, write_parquet
+from hasten.report.search_page import search_page
 from hasten.report.tables import Table
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def write_search(problem: Problem, result: StudyResult, folder: Path) -> list[Pa
     document = trials_document(problem, result)
     files = [folder / "search.html", folder / "search.json", folder / "search.parquet"]
     write_aside(files[1], json.dumps(document, indent=1, default=str) + "\n", "the trials")
-    write_aside(files[0], _page(problem, result), "the page")
+    write_aside(files[0], search_page(problem, result, importances(problem, result)), "the page")
     try:
         write_parquet([_row(t) for t in document["trials"]], files[2])
     except MissingExtraError:
@@ -121,57 +122,3 @@ def importances(problem: Problem, result: StudyResult) -> dict[str, dict[str, fl
     finally:
         logging.set_verbosity(verbosity)
     return found
-
-
-def _page(problem: Problem, result: StudyResult) -> str:
-    from html import escape
-
-    from plotly.graph_objects import Bar, Scatter
-    from plotly.subplots import make_subplots
-
-    objectives = problem.objectives
-    first, second = objectives[0], objectives[min(1, len(objectives) - 1)]
-    feasible = [t for t in result.trials if t.feasible]
-    front = result.pareto()
-    shares = importances(problem, result)
-    titles = ["What was tried", f"Best {escape(first.name)} so far, by who chose"]
-    figure = make_subplots(
-        2 if shares else 1,
-        2,
-        subplot_titles=[*titles, *(["Which parameters matter"] if shares else [])],
-        specs=[[{}, {}], *([[{"colspan": 2}, None]] if shares else [])],
-    )
-
-    def marks(trials: list[Trial], name: str, color: str) -> Scatter:
-        # Plotly reads some HTML in its labels.
-        told = [escape(", ".join(f"{k} {v}" for k, v in t.params.items()), quote=False) for t in trials]
-        return Scatter(
-            x=[t.values[second.name] for t in trials], y=[t.values[first.name] for t in trials],
-            mode="markers", name=name, marker={"color": color, "size": 9}, text=told,
-            hovertemplate="%{y:.5g} at %{x:.5g}<br>%{text}<extra></extra>",
-        )  # fmt: skip
-
-    best_ones = {t.number for t in front}
-    figure.add_trace(marks([t for t in feasible if t.number not in best_ones], "dominated", "#8a8f98"), 1, 1)
-    figure.add_trace(marks(front, "front", "#2f7fc1"), 1, 1)
-    for sampler in dict.fromkeys(t.sampler for t in feasible):
-        own = [t for t in feasible if t.sampler == sampler]
-        best: list[float] = []
-        for t in own:
-            value = t.values[first.name]
-            best.append(value if not best else min(best[-1], value, key=lambda v: first.sign * v))
-        name = escape(sampler or "unknown", quote=False)
-        figure.add_trace(
-            Scatter(x=list(range(1, len(own) + 1)), y=best, mode="lines", name=name, line={"shape": "hv"}), 1, 2
-        )
-    for name, share in shares.items():
-        labels = [escape(p, quote=False) for p in share]
-        figure.add_trace(Bar(x=labels, y=list(share.values()), name=f"for {escape(name, quote=False)}"), 2, 1)
-    if shares:
-        figure.update_yaxes(title_text="share", row=2, col=1)
-        figure.update_layout(height=900)
-    figure.update_xaxes(title_text=escape(f"{second.name} {second.unit}"), row=1, col=1)
-    figure.update_yaxes(title_text=escape(f"{first.name} {first.unit}"), row=1, col=1)
-    figure.update_xaxes(title_text="trials of it", row=1, col=2)
-    figure.update_layout(title=escape(f"{problem.name}: {len(result.trials)} trials"), template="plotly_white")
-    return str(figure.to_html(include_plotlyjs=True, full_html=True))

@@ -23,10 +23,15 @@ Factory = Callable[..., Any]
 EXHAUSTIVE_LIMIT = 10_000
 
 _factories: dict[str, Factory] = {}
+_about: dict[str, str] = {}
 
 
-def register(name: str) -> Callable[[Factory], Factory]:
+def register(name: str, about: str = "") -> Callable[[Factory], Factory]:
     """Adds a sampler under ``name``: a function of (space, seed, **options) that returns an Optuna sampler.
+
+    Args:
+        name: for ``sampler=`` and the command line.
+        about: a line that says what it does; the first of the function's docstring when not given.
 
     Raises:
         HastenError: the name is taken.
@@ -36,6 +41,7 @@ def register(name: str) -> Callable[[Factory], Factory]:
         if _factories.get(name, factory) is not factory:
             raise HastenError(f"a sampler named {name!r} is already there: choose another name")
         _factories[name] = factory
+        _about[name] = about or ((factory.__doc__ or "").strip().splitlines() or [""])[0]
         return factory
 
     return add
@@ -46,14 +52,25 @@ def samplers() -> list[str]:
     return sorted(_factories)
 
 
+def describe(name: str) -> str:
+    """A line that says what a sampler does."""
+    check_name(name)
+    return _about[name]
+
+
+def check_name(name: str) -> None:
+    """Raises a HastenError unless there is a sampler called ``name``."""
+    if name not in _factories:
+        raise HastenError(f"there is no sampler {name!r}: choose from {', '.join(samplers())}")
+
+
 def make_sampler(name: str, space: Space, seed: int | None = None, **options: Any) -> Any:
     """The sampler called ``name``, for ``space``.
 
     Raises:
         HastenError: there is no such sampler, it does not take an option, or it does not suit the space.
     """
-    if name not in _factories:
-        raise HastenError(f"there is no sampler {name!r}: choose from {', '.join(samplers())}")
+    check_name(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls some of its options experimental, on every use
         try:
@@ -62,14 +79,14 @@ def make_sampler(name: str, space: Space, seed: int | None = None, **options: An
             raise HastenError(f"sampler {name!r}: {error}") from None
 
 
-@register("random")
+@register("random", "uniform: the baseline of every other")
 def _random(space: Space, seed: int | None, **options: Any) -> Any:
     from optuna.samplers import RandomSampler
 
     return RandomSampler(seed=seed, **options)
 
 
-@register("tpe")
+@register("tpe", "Optuna's tree-structured Parzen estimator: few, expensive trials")
 def _tpe(space: Space, seed: int | None, **options: Any) -> Any:
     from optuna.samplers import TPESampler
 
@@ -77,14 +94,14 @@ def _tpe(space: Space, seed: int | None, **options: Any) -> Any:
     return TPESampler(seed=seed, **{"multivariate": True, "group": True, **options})
 
 
-@register("nsga2")
+@register("nsga2", "Optuna's NSGA-II, evolution: several objectives, many trials")
 def _nsga2(space: Space, seed: int | None, **options: Any) -> Any:
     from optuna.samplers import NSGAIISampler
 
     return NSGAIISampler(seed=seed, **{"population_size": 20, **options})
 
 
-@register("exhaustive")
+@register("exhaustive", f"every point once, in order: spaces of at most {EXHAUSTIVE_LIMIT:,} points")
 def _exhaustive(space: Space, seed: int | None, limit: int = EXHAUSTIVE_LIMIT) -> Any:
     if space.size > limit:
         how_many = "infinitely many" if space.size == math.inf else f"{int(space.size):,}"
@@ -106,14 +123,22 @@ def _agent(name: str) -> Factory:
     return make
 
 
-for _name in (
-    "random-walk", "genetic", "ants", "parzen", "ppo", "reinforce", "multi-agent", "ppo-box", "sac-box",
-    "time-division",
-):  # fmt: skip
-    register(_name)(_agent(_name))
+for _name, _line in {
+    "random-walk": "agent: steps that change one parameter, back to the best now and then",
+    "genetic": "agent: a genetic algorithm, generation by generation",
+    "ants": "agent: an ant colony, pheromone on every value",
+    "parzen": "agent: Bayesian optimization with Parzen estimators of good points",
+    "ppo": "agent: one policy with a head for each parameter, by PPO",
+    "reinforce": "agent: one policy with a head for each parameter, by REINFORCE",
+    "multi-agent": "agents: an independent PPO learner for each parameter",
+    "ppo-box": "agent: one Gaussian policy over the box of all parameters, by PPO",
+    "sac-box": "agent: the same box by soft actor-critic",
+    "time-division": "agent: one policy that sets one parameter at a time",
+}.items():
+    register(_name, _line)(_agent(_name))
 
 
-@register("gp")
+@register("gp", "Optuna's Gaussian process: few trials of continuous parameters; needs scipy")
 def _gp(space: Space, seed: int | None, **options: Any) -> Any:
     from optuna.samplers import GPSampler
 

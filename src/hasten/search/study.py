@@ -12,7 +12,9 @@ import json
 import math
 import os
 import random
+import signal
 import sqlite3
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +37,7 @@ Stopped = Literal["trials", "seconds", "exhausted", "repeating", "interrupted", 
 _MARK = "hasten:"
 _FINGERPRINT, _DESCRIPTION = _MARK + "fingerprint", _MARK + "problem"
 _SECONDS, _REASON, _REPEAT, _BROKEN_OFF = (_MARK + n for n in ("seconds", "reason", "repeat_of", "broken_off"))
-_SAMPLER = _MARK + "sampler"
+_SAMPLER, _ELAPSED = _MARK + "sampler", _MARK + "elapsed"
 # A point whose worker dies this often is given up.
 _HANDED_OUT = 3
 
@@ -53,11 +55,14 @@ class StudyResult:
         trials: the points tried, each once, in order.
         stopped: why the run ended: its budget of ``trials`` or ``seconds``, the space ``exhausted``, the
             sampler only ``repeating`` itself, ``interrupted`` by Ctrl-C; ``read`` when it was only read.
+        chosen: sampler -> numbers of the different trials it chose, in order. One that another had chosen before
+            is among them: it was not scored again, but its sampler did find it.
     """
 
     objectives: tuple[Objective, ...]
     trials: list[Trial] = field(default_factory=list)
     stopped: Stopped = "read"
+    chosen: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def interrupted(self) -> bool:
@@ -158,7 +163,9 @@ class Study:
         logging.set_verbosity(logging.ERROR)
         try:
             with self._open(problem) as optuna_study, _storage_errors(self.path):
-                return StudyResult(problem.objectives, _read_trials(optuna_study, problem))
+                return StudyResult(
+                    problem.objectives, _read_trials(optuna_study, problem), chosen=_read_chosen(optuna_study)
+                )
         finally:
             logging.set_verbosity(verbosity)
 
@@ -236,8 +243,12 @@ class _Loop:
         self.study, self.problem, self.space, self.path = study, problem, problem.space, path
         with self._errors():
             self._fail_running()
-            started = len(study.get_trials(deepcopy=False))
+            everything = study.get_trials(deepcopy=False)
+            started = len(everything)
             self.trials = _read_trials(study, problem)
+        # With several workers the seconds of the trials add up to more than went by.
+        elapsed = [t.user_attrs[_ELAPSED] for t in everything if _ELAPSED in t.user_attrs]
+        self.begun = time.monotonic() - max(elapsed, default=sum(t.seconds for t in self.trials))
         # A resumed run with the first one's seed would draw the first one's points again.
         self.seed = None if seed is None else seed + started
         study.sampler = make_sampler(sampler, self.space, self.seed) if isinstance(sampler, str) else sampler
@@ -257,7 +268,6 @@ class _Loop:
         progress: Progress | None,
         team: Workers | None = None,
     ) -> StudyResult:
-        started = time.monotonic() - sum(t.seconds for t in self.trials)
         repeats = 0
         stopped: Stopped
         try:
@@ -268,7 +278,7 @@ class _Loop:
                 known = len(self.done) + len(self.running)
                 if trials is not None and known >= trials:
                     over = over or "trials"
-                elif seconds is not None and time.monotonic() - started >= seconds:
+                elif seconds is not None and time.monotonic() - self.begun >= seconds:
                     over = over or "seconds"
                 elif known >= self.space.size or (self.queue is not None and not self._feed_queue()):
                     over = over or "exhausted"
@@ -293,23 +303,27 @@ class _Loop:
                         continue
                 else:
                     assert team is not None
-                    for key, result in team.wait():
-                        if (tried := self._received(team, key, result)) is not None:
-                            finished.append(tried)
+                    received = team.wait()
+                    with _undisturbed():
+                        for key, result in received:
+                            if (tried := self._received(team, key, result)) is not None:
+                                finished.append(tried)
                 for tried in finished:
                     if progress:
                         planned = [n for n in (trials, self.space.size) if n is not None and n != math.inf]
                         progress(tried, len(self.done), int(min(planned)) if planned else None)
                 # With room again there may be points to try, whatever was over for the lack of it.
-                if finished and over == "exhausted":
-                    over = None
+                if finished and over in ("exhausted", "repeating"):
+                    over, repeats = None, 0
         except KeyboardInterrupt:
             stopped = "interrupted"
         finally:
             if self.current is not None or self.running:
-                with self._errors():
+                with self._errors(), _undisturbed():
                     self._fail_running()
-        return StudyResult(self.problem.objectives, self.trials, stopped)
+        with self._errors():
+            chosen = _read_chosen(self.study)
+        return StudyResult(self.problem.objectives, self.trials, stopped, chosen)
 
     def _ask(self) -> tuple[Any, Params, str] | None:
         """A point to score: its trial, itself, its key. None when it is known, or being scored, already."""
@@ -336,11 +350,11 @@ class _Loop:
         tried = Trial(
             trial.number, params, result.values, result.limits, details, result.seconds, result.reason, self.name
         )
-        with self._errors():
+        with self._errors(), _undisturbed():
             self._tell(trial, tried)
-        self.current = None
-        self.done[key] = tried
-        self.trials.append(tried)
+            self.current = None
+            self.done[key] = tried
+            self.trials.append(tried)
         return tried
 
     def _received(self, team: Workers, key: str, result: Outcome | None) -> Trial | None:
@@ -361,6 +375,7 @@ class _Loop:
         for name, detail in tried.details.items():
             trial.set_user_attr(name, detail)
         trial.set_user_attr(_SECONDS, tried.seconds)
+        trial.set_user_attr(_ELAPSED, time.monotonic() - self.begun)
         trial.set_user_attr(_SAMPLER, tried.sampler or self.name)
         if tried.reason:
             trial.set_user_attr(_REASON, tried.reason)
@@ -427,10 +442,11 @@ class _Loop:
 
     def _enqueue_unseen(self) -> None:
         """A sampler that keeps repeating itself is given a random point that it does not know."""
+        known = self.done.keys() | self.running.keys()
         points = (self.space.sample(self.rng) for _ in range(200))
-        unseen = next((p for p in points if self.space.key(p) not in self.done), None)
+        unseen = next((p for p in points if self.space.key(p) not in known), None)
         if unseen is None and self.space.size <= _ORDER_LIMIT:
-            unseen = next((p for p in self.space.enumerate() if self.space.key(p) not in self.done), None)
+            unseen = next((p for p in self.space.enumerate() if self.space.key(p) not in known), None)
         if unseen is not None:
             with self._errors():
                 self.study.enqueue_trial(unseen)
@@ -471,6 +487,33 @@ def _read_trials(study: Any, problem: Problem) -> list[Trial]:
             )
         )
     return found
+
+
+def _read_chosen(study: Any) -> dict[str, list[int]]:
+    """Who chose which of the points tried, each once, in order."""
+    chosen: dict[str, dict[int, None]] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if _SAMPLER in trial.user_attrs and trial.state.is_finished():
+            numbers = chosen.setdefault(trial.user_attrs[_SAMPLER], {})
+            numbers[trial.user_attrs.get(_REPEAT, trial.number)] = None
+    return {name: list(numbers) for name, numbers in chosen.items()}
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until the end of the block, so that a score in hand is written down."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    came: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            before(*came[0])
 
 
 def _plain(details: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import threading
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -17,6 +19,11 @@ from typing import Any, Self
 from hasten.errors import HastenError, MissingExtraError
 from hasten.search.problem import Infeasible, Problem
 from hasten.search.space import Params
+
+# Seconds: between looks at actors that were given no core, and until that ends the run.
+_LOOK, _PATIENCE = 1.0, 120.0
+# Workers in a row that end before they start: they never will.
+_STILLBORN = 2
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Workers(ABC):
 
     @abstractmethod
     def wait(self) -> list[tuple[str, Outcome | None]]:
-        """Waits for at least one point; None in place of an outcome whose worker died."""
+        """Waits for points, none perhaps; None in place of an outcome whose worker died."""
 
     @abstractmethod
     def close(self) -> None:
@@ -95,23 +102,48 @@ def pack(problem: Problem) -> bytes:
     return packed
 
 
+class _Unpacked:
+    """A problem in a worker. One that cannot be unpacked there is wrong for every point, and ends the run."""
+
+    def __init__(self, packed: bytes) -> None:
+        import cloudpickle
+
+        self.problem: Problem | None = None
+        try:
+            self.problem = cloudpickle.loads(packed)
+        except Exception as error:
+            self.error = HastenError(
+                f"a worker cannot load the problem ({type(error).__name__}: {error}):"
+                " install there what it is made of, or score it in one process"
+            )
+
+    def score(self, params: Params) -> Outcome:
+        return Outcome(error=self.error) if self.problem is None else outcome(self.problem, params, catch=True)
+
+
+def _end_with(parent: Any) -> None:
+    """Ends this process when its parent does, however that ends, whatever is being scored here."""
+    wait([parent.sentinel])
+    os._exit(1)
+
+
 def _serve(connection: Connection, packed: bytes, threads: int) -> None:
     """A worker process: scores points until the connection closes."""
     import signal
 
-    import cloudpickle
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's to handle
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
-    problem = cloudpickle.loads(packed)
+    problem = _Unpacked(packed)
+    connection.send(None)  # it has started
     while True:
         try:
             params = connection.recv()
         except EOFError:
             return
-        connection.send(outcome(problem, params, catch=True))
+        connection.send(problem.score(params))
 
 
 class _Process:
@@ -121,6 +153,7 @@ class _Process:
         self.process.start()
         theirs.close()
         self.key: str | None = None
+        self.started = False
 
 
 class Processes(Workers):
@@ -144,6 +177,7 @@ class Processes(Workers):
         self.threads = threads or max(1, torch.get_num_threads() // size)
         self.context = multiprocessing.get_context("spawn")
         self.team: list[_Process] = []
+        self.stillborn = 0
 
     def submit(self, key: str, params: Params) -> None:
         free = next((w for w in self.team if w.key is None), None)
@@ -163,14 +197,25 @@ class Processes(Workers):
             assert isinstance(connection, Connection)
             worker = busy[connection]
             assert worker.key is not None
-            key, worker.key = worker.key, None
             try:
-                found.append((key, connection.recv()))
+                result = connection.recv()
             except (EOFError, OSError):  # the other end closed with its process
                 self.team.remove(worker)
                 connection.close()
                 worker.process.join(1)
-                found.append((key, None))
+                found.append((worker.key, None))
+                self.stillborn += not worker.started
+                if self.stillborn >= _STILLBORN:
+                    raise HastenError(
+                        f"workers end before they start (exit code {worker.process.exitcode}): what is above says why;"
+                        " a script that searches must do so under if __name__ == '__main__'"
+                    ) from None
+                continue
+            if not worker.started:
+                worker.started, self.stillborn = True, 0
+                continue
+            found.append((worker.key, result))
+            worker.key = None
         return found
 
     def close(self) -> None:
@@ -196,6 +241,14 @@ def _reach(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise HastenError(f"no Ray cluster at {address}: {error.strerror or error}") from None
+
+
+@dataclass(frozen=True)
+class _Actor:
+    """An actor, and what is there once a machine has started it."""
+
+    remote: Any
+    ready: Any
 
 
 class RayWorkers(Workers):
@@ -224,27 +277,23 @@ class RayWorkers(Workers):
             try:
                 ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
             except (ConnectionError, RuntimeError, ValueError) as error:
-                raise HastenError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from None
-        self.idle: list[Any] = []
-        self.busy: dict[Any, tuple[Any, str]] = {}
+                why = (str(error) or type(error).__name__).splitlines()[0]
+                raise HastenError(f"no Ray cluster at {address or 'this machine'}: {why}") from None
+        self.idle: list[_Actor] = []
+        self.busy: dict[Any, tuple[_Actor, str, Params]] = {}
         self.waiting: list[tuple[str, Params]] = []
 
-    def _actor(self) -> Any:
-        class Scorer:
-            def __init__(self, packed: bytes) -> None:
-                import cloudpickle
-
-                self.problem = cloudpickle.loads(packed)
-
-            def score(self, params: Params) -> Outcome:
-                return outcome(self.problem, params, catch=True)
-
-        return self.ray.remote(num_cpus=self.cores, max_restarts=0)(Scorer).remote(self.packed)
+    def _actor(self) -> _Actor:
+        remote = self.ray.remote(num_cpus=self.cores, max_restarts=0)(_Unpacked).remote(self.packed)
+        return _Actor(remote, remote.__ray_ready__.remote())
 
     @property
     def actors(self) -> list[Any]:
         """Those at work, then the idle ones."""
-        return [*(actor for actor, _ in self.busy.values()), *self.idle]
+        return [*(actor.remote for actor, _, _ in self.busy.values()), *(actor.remote for actor in self.idle)]
+
+    def _started(self, actor: _Actor) -> bool:
+        return bool(self.ray.wait([actor.ready], timeout=0)[0])
 
     def submit(self, key: str, params: Params) -> None:
         # A new actor waits for a free core; after a machine was lost there may be none, and those that are left do it.
@@ -253,13 +302,23 @@ class RayWorkers(Workers):
             self.waiting.append((key, params))
             return
         actor = self.idle.pop() if self.idle else self._actor()
-        self.busy[actor.score.remote(params)] = (actor, key)
+        self.busy[actor.remote.score.remote(params)] = (actor, key, params)
 
     def wait(self) -> list[tuple[str, Outcome | None]]:
-        ready, _ = self.ray.wait(list(self.busy), num_returns=1)
+        begun = time.monotonic()
+        ready: list[Any] = []
+        while not ready:
+            ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=_LOOK)
+            if ready or self._redeal() or any(self._started(actor) for actor, _, _ in self.busy.values()):
+                continue
+            if time.monotonic() - begun > _PATIENCE:
+                raise HastenError(
+                    f"no machine of the Ray cluster gave a core within {_PATIENCE:.0f} s:"
+                    " add machines, end what else runs there, or ask for fewer workers"
+                )
         found: list[tuple[str, Outcome | None]] = []
         for reference in ready:
-            actor, key = self.busy.pop(reference)
+            actor, key, _ = self.busy.pop(reference)
             try:
                 found.append((key, self.ray.get(reference)))
                 self.idle.append(actor)
@@ -269,6 +328,21 @@ class RayWorkers(Workers):
         for point in waiting:
             self.submit(*point)
         return found
+
+    def _redeal(self) -> bool:
+        """Gives the point of an actor that got no core to one that has nothing to do.
+
+        Ray's figures of free cores lag behind, so an actor may have been asked for that no machine has room for.
+        """
+        stuck = [(reference, entry) for reference, entry in self.busy.items() if not self._started(entry[0])]
+        if not self.idle or not stuck:
+            return False
+        reference, (actor, key, params) = stuck[0]
+        del self.busy[reference]
+        self.ray.kill(actor.remote)
+        free = self.idle.pop()
+        self.busy[free.remote.score.remote(params)] = (free, key, params)
+        return True
 
     def close(self) -> None:
         for actor in self.actors:

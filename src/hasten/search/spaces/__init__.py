@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ def names() -> list[str]:
 
 def describe(name: str) -> str:
     """A line that says what is sought."""
-    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    return (module.__doc__ or "").strip().splitlines()[0]
+    # Read, not imported: a list of names is not worth loading what all of them need.
+    source = resources.files(__name__).joinpath(f"{name.replace('-', '_')}.py").read_text("utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def build(source: str, **options: Any) -> Problem:
