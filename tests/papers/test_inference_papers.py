@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hasten.kernels import native
-from hasten.papers import accllm, alisa, kinetics, llm_acceleration, longgen, smallthinker
+from hasten.papers import accllm, alisa, cola, kinetics, llm_acceleration, longgen, smallthinker
 from hasten.papers.card import Context
 
 QUICK = Context(budget=2)
@@ -47,6 +47,13 @@ def test_a_small_budget_does_not_judge(paper: object, claim: str) -> None:
 @pytest.mark.parametrize("claim", ["L1", "L2", "L5"])
 def test_the_survey_on_the_real_model(claim: str) -> None:
     assert "too short to judge" in llm_acceleration.paper.checks[claim](QUICK).value
+
+
+@needs_kernels
+@pytest.mark.slow
+def test_chains_of_layers_on_the_real_model() -> None:
+    for claim in ("C1", "C2", "C4"):
+        assert "too short to judge" in cola.paper.checks[claim](QUICK).value
 
 
 @needs_kernels

@@ -1,0 +1,80 @@
+"""CoLa's verdicts on made-up searches: the control decides, predictors are asked about other questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from hasten.papers import cola
+from hasten.papers.card import DIRECTION, FAILS, HOLDS, Context
+from hasten.search.layer_chains import ChainResult, Path
+
+WHOLE = tuple(range(6))
+SHORT, OTHER = (0, 1, 2, 3, 4), (0, 2, 3, 4, 5)
+ENOUGH = Context(budget=300)
+
+
+def found(*right: Path) -> ChainResult:
+    return ChainResult(WHOLE, {p: float(p in right) for p in (WHOLE, SHORT, OTHER)})
+
+
+def sample(
+    *right: Path, control: tuple[Path, ...] = (), chance: tuple[Path, ...] = (), state: torch.Tensor | None = None
+) -> cola._Sample:
+    says: Callable[[Path], bool] = lambda path: path in right  # noqa: E731
+    tree = found(*right)
+    return cola._Sample(
+        True, says, torch.zeros(4) if state is None else state, tree, found(*chance), tree, tree, found(*control), 4
+    )
+
+
+def judge(monkeypatch: pytest.MonkeyPatch, claim: str, samples: list[cola._Sample]) -> tuple[str, str]:
+    monkeypatch.setattr(cola, "_samples", lambda budget, seed: samples)
+    monkeypatch.setattr(cola, "_one_for_all", lambda samples, trials: "one for all")
+    seen = cola.paper.checks[claim](ENOUGH)
+    return seen.verdict, seen.value
+
+
+def test_mended_counts_less_what_the_control_mends(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = [sample(SHORT, control=(SHORT,))] * 10
+    verdict, value = judge(monkeypatch, "C2", wrong)
+    assert verdict == FAILS
+    assert "+0%: C2 is not supported at this scale" in value
+    assert judge(monkeypatch, "C2", [sample(SHORT)] * 10)[0] == HOLDS
+    some = [sample(SHORT)] * 2 + [sample()] * 8
+    assert judge(monkeypatch, "C2", some)[0] == DIRECTION
+
+
+def test_shorter_chains_of_right_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorter, not_so = sample(WHOLE, SHORT), sample(WHOLE)
+    assert judge(monkeypatch, "C1", [shorter] * 8 + [not_so] * 2)[0] == HOLDS
+    assert judge(monkeypatch, "C1", [shorter] * 5 + [not_so] * 5)[0] == DIRECTION
+    verdict, value = judge(monkeypatch, "C1", [shorter] + [not_so] * 9)
+    assert verdict == FAILS
+    assert "told the answers" in value
+
+
+def test_the_tree_against_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    better = sample(WHOLE, SHORT, chance=(WHOLE,))
+    assert judge(monkeypatch, "C4", [better] * 4)[0] == HOLDS
+    worse = sample(WHOLE, chance=(WHOLE, SHORT))
+    assert judge(monkeypatch, "C4", [worse] * 4)[0] == FAILS
+
+
+def test_the_predictor_is_asked_about_other_questions() -> None:
+    torch.manual_seed(0)
+    samples = []
+    for i in range(40):
+        sign = 1.0 if i // 2 % 2 else -1.0
+        state = torch.tensor([sign * 3, *torch.randn(3).tolist()])
+        samples.append(sample(SHORT if sign > 0 else OTHER, state=state))
+    assert "20 of 20 others right with 5.0 layers, the whole model 0" in cola._predicted(samples)
+    assert "too few" in cola._predicted([sample()] * 4)
+
+
+def test_what_the_best_chains_are_made_of() -> None:
+    text = cola._made_of([sample(SHORT), sample(OTHER)])
+    assert "skipped by 25%, 0%, 25%" in text
+    assert "5: 50%" in text
