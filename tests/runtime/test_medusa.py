@@ -117,6 +117,24 @@ def test_acceptance_takes_the_longest_path() -> None:
     allowed = {(0, 10), (0, 11), (2, 12)}
     assert accepted(tree, [5, 10, 11, 12], lambda node, token: (node, token) in allowed) == [0, 2, 3]
     assert accepted(tree, [5, 10, 11, 12], lambda node, token: False) == [0]
+    # Of equally long ones the likeliest.
+    wide, likely = Tree([(0,), (1,), (2,)]), {10: -2.0, 11: -0.5, 12: -1.0}
+    found = accepted(wide, [5, 10, 11, 12], lambda node, token: True, lambda node, token: likely[token])
+    assert found == [0, 2]
+    assert accepted(wide, [5, 10, 11, 12], lambda node, token: True) == [0, 1]
+
+
+@needs_kernels
+def test_typical_acceptance_decodes(llama: Any) -> None:
+    torch.manual_seed(0)
+    model, ids = LanguageModel(llama), torch.randint(0, 211, (1, 12))
+    heads = MedusaHeads(128, 2)
+    greedy = model.generate(ids, max_new_tokens=20, min_new_tokens=20, do_sample=False)
+    # So cold that the model is sure of every token.
+    assert torch.equal(decode(model, heads, chain_tree(2), ids, 20, temperature=1e-4).ids, greedy)
+    warm = decode(model, heads, chain_tree(2), ids, 20, temperature=1.0).ids
+    assert warm.shape == greedy.shape
+    assert not torch.equal(warm, greedy)
 
 
 def test_typical_acceptance_depends_on_certainty() -> None:

@@ -165,26 +165,37 @@ def _typical_at(shares: Tensor, node: int, token: int) -> bool:
     return typical(shares[node], token)
 
 
+def _likelihood_at(shares: Tensor, node: int, token: int) -> float:
+    return float(shares[node, token].log())
+
+
 def _best_at(best: Sequence[int], node: int, token: int) -> bool:
     return best[node] == token
 
 
-def accepted(tree: Tree, tokens: Sequence[int], keeps: Callable[[int, int], bool]) -> list[int]:
-    """The longest path of step nodes, root included, each kept by the node before it; the first of equals.
+def accepted(
+    tree: Tree,
+    tokens: Sequence[int],
+    keeps: Callable[[int, int], bool],
+    likelihood: Callable[[int, int], float] = lambda node, token: 0.0,
+) -> list[int]:
+    """The longest path of step nodes, root included, each kept by the node before it.
 
     Args:
         tree: of the step.
         tokens: of its nodes.
         keeps: (node, token): whether the model, at a node, may go on with a token.
+        likelihood: (node, token): log-likelihood of going on so; of equally long paths the one with the largest sum
+            is taken, and the first of equals.
     """
-    best = [0]
-    stack = [[0]]
+    best, most = [0], 0.0
+    stack = [([0], 0.0)]
     while stack:
-        path = stack.pop()
-        if len(path) > len(best):
-            best = path
+        path, value = stack.pop()
+        if (len(path), value) > (len(best), most):
+            best, most = path, value
         going_on = [c for c in reversed(tree.children[path[-1]]) if keeps(path[-1], tokens[c])]
-        stack += [[*path, child] for child in going_on]
+        stack += [([*path, c], value + likelihood(path[-1], tokens[c])) for c in going_on]
     return best
 
 
@@ -251,7 +262,9 @@ def decode(
             logits = numbers(step(rows, [0] * count, places, turns=turns, masks=tree.masks, hidden=hidden))
             if temperature > 0:
                 shares = torch.softmax(logits / temperature, -1)
-                path = accepted(tree, rows, functools.partial(_typical_at, shares))
+                path = accepted(
+                    tree, rows, functools.partial(_typical_at, shares), functools.partial(_likelihood_at, shares)
+                )
             else:
                 best = logits.argmax(-1).tolist()
                 path = accepted(tree, rows, functools.partial(_best_at, best))
