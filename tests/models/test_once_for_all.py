@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from hasten.errors import HastenError
-from hasten.models.once_for_all import OFAConfig, OnceForAll, SubNetwork, calibrate, macs, resized
+from hasten.models.once_for_all import (
+    Architecture,
+    OFAConfig,
+    OnceForAll,
+    SubNetwork,
+    calibrate,
+    from_params,
+    macs,
+    resized,
+)
 
 SMALL = OFAConfig(
     widths=(16, 24), strides=(1, 2), activations=("relu", "h_swish"), se=(False, True), depths=(1, 2),
@@ -157,3 +166,43 @@ def test_calibration_gives_the_statistics_of_the_images(net):
         alone.stem[1].running_var, parts.transpose(1, 2).flatten(2).var(2).mean(0), atol=1e-3, rtol=1e-3
     )
     assert resized(x, 12).shape == (60, 1, 12, 12)
+
+
+def test_saved_and_loaded(net, tmp_path):
+    net.save(tmp_path / "whole")
+    again = OnceForAll.load(tmp_path / "whole")
+    assert again.config == SMALL
+    assert not again.training
+    x, arch = torch.randn(2, 1, 16, 16), SMALL.architecture(5, 4, [1, 2], 12)
+    with torch.no_grad():
+        torch.testing.assert_close(again(x, arch), net(x, arch), atol=1e-6, rtol=1e-6)
+        alone = net.extract(arch)
+        alone.save(tmp_path / "part")
+        part = SubNetwork.load(tmp_path / "part")
+        assert part.arch == arch
+        torch.testing.assert_close(part(x), alone(x), atol=1e-6, rtol=1e-6)
+    with pytest.raises(HastenError, match="holds no sub-network"):
+        SubNetwork.load(tmp_path / "whole")
+    with pytest.raises(HastenError, match="described by"):
+        OnceForAll.load(tmp_path / "part")
+    (tmp_path / "whole" / "model.safetensors").write_bytes((tmp_path / "part" / "model.safetensors").read_bytes())
+    with pytest.raises(HastenError, match="no tensor"):
+        OnceForAll.load(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("data", "wrong"),
+    [([], "is described by"), ({"width": [8]}, "is described by"), ({"widths": ["8"]}, "widths of"),
+     ({"widths": 8}, "widths of"), ({"stem": 8.5}, "stem of"), ({"stem": True}, "stem of"), ({"widths": [8]}, "equal")],
+)  # fmt: skip
+def test_broken_descriptions(data, wrong):
+    with pytest.raises(HastenError, match=wrong):
+        OFAConfig.from_dict(data)
+    with pytest.raises(HastenError, match="not described whole"):
+        Architecture.from_dict({"resolution": 12})
+
+
+def test_points_of_the_search_space(net):
+    params = {"resolution": 16, "depth-1": 1, "kernel-1-1": 5, "expand-1-1": 4, "depth-2": 2, "kernel-2-1": 3,
+              "expand-2-1": 6, "kernel-2-2": 7, "expand-2-2": 3}  # fmt: skip
+    assert from_params(SMALL, params) == SMALL.architecture([5, 3, 3, 7], [4, 3, 6, 3], [1, 2], 16)

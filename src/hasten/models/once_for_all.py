@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
+from hasten.models import checkpoint
 from hasten.nn.elastic import ElasticMBConv, MBConv, make_divisible
 
 
@@ -30,6 +32,36 @@ class Architecture:
     expands: tuple[int, ...]
     depths: tuple[int, ...]
     resolution: int
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """A sub-network from what `dataclasses.asdict` made of one, by way of JSON or not.
+
+        Raises:
+            HastenError: a name is unknown or a value of the wrong kind.
+        """
+        return _from_dict(cls, data, "a sub-network")
+
+
+def _from_dict(kind: Any, data: Any, what: str) -> Any:
+    known = {f.name: f.type for f in fields(kind)}
+    if not isinstance(data, Mapping) or set(data) - set(known):
+        raise HastenError(f"{what} is described by {', '.join(known)}: got {data!r:.80}")
+    made = {}
+    for name, value in data.items():
+        many = str(known[name]).startswith("tuple")
+        element = str(known[name]).removeprefix("tuple[").split(",")[0]
+        types = {"int": int, "float": (int, float), "str": str, "bool": bool}[element]
+        values = value if many else [value]
+        if not isinstance(values, list | tuple) or not all(
+            isinstance(v, types) and (element == "bool" or not isinstance(v, bool)) for v in values
+        ):
+            raise HastenError(f"{name} of {what} is {known[name]}: got {value!r:.80}")
+        made[name] = tuple(values) if many else value
+    try:
+        return kind(**made)
+    except TypeError as error:
+        raise HastenError(f"{what} is not described whole: {str(error).rpartition('() ')[2]}") from None
 
 
 @dataclass(frozen=True)
@@ -72,7 +104,17 @@ class OFAConfig:
             if not values or tuple(sorted(set(values))) != values or values[0] < 1:
                 raise HastenError(f"{name} of a once-for-all network are rising numbers from 1")
 
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """A space from what `dataclasses.asdict` made of one, by way of JSON or not.
+
+        Raises:
+            HastenError: a name is unknown or a value of the wrong kind.
+        """
+        return _from_dict(cls, data, "a once-for-all network")
+
     def scaled(self, width: int) -> int:
+        """A width after the multiplier."""
         return make_divisible(width * self.multiplier)
 
     @property
@@ -205,6 +247,25 @@ class SubNetwork(nn.Module):
         logits: Tensor = self.head(x)
         return logits
 
+    def save(self, folder: str | Path) -> None:
+        """Writes ``model.safetensors`` and ``config.json``."""
+        checkpoint.save(folder, self, {"space": asdict(self.config), "arch": asdict(self.arch)})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SubNetwork:
+        """Reads what `save` wrote; in evaluation mode.
+
+        Raises:
+            HastenError: a file is missing or broken, or the two do not belong together.
+        """
+        read = checkpoint.read_config(folder)
+        if not isinstance(read, dict) or set(read) != {"space", "arch"}:
+            raise HastenError(f"{folder} holds no sub-network: its config.json needs a space and an arch")
+        with torch.device("meta"):
+            made = cls(OFAConfig.from_dict(read["space"]), Architecture.from_dict(read["arch"]))
+        checkpoint.fill(made, checkpoint.read_tensors(folder), folder)
+        return made.eval()
+
 
 class _Head(nn.Module):
     def __init__(self, config: OFAConfig, inputs: int) -> None:
@@ -261,6 +322,23 @@ class OnceForAll(nn.Module):
                 x = block(x, k, e)
         logits: Tensor = self.head(x)
         return logits
+
+    def save(self, folder: str | Path) -> None:
+        """Writes ``model.safetensors`` and ``config.json``."""
+        checkpoint.save(folder, self, asdict(self.config))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> OnceForAll:
+        """Reads what `save` wrote; in evaluation mode.
+
+        Raises:
+            HastenError: a file is missing or broken, or the two do not belong together.
+        """
+        config = OFAConfig.from_dict(checkpoint.read_config(folder))
+        with torch.device("meta"):
+            made = cls(config)
+        checkpoint.fill(made, checkpoint.read_tensors(folder), folder)
+        return made.eval()
 
     def extract(self, arch: Architecture) -> SubNetwork:
         """The sub-network as an ordinary module, with its own weights and batch statistics."""

@@ -6,6 +6,7 @@ measured or estimated blocks, a predictor of `hasten.cost.help`, or running the 
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -87,6 +88,17 @@ class AccuracyPredictor(nn.Module):
         return found
 
 
+def kendall(one: Sequence[float], other: Sequence[float]) -> float:
+    """Kendall's tau-b of two orders of the same things: 1 for equal, -1 for reversed; 0 where one has no order."""
+    pairs = [
+        ((one[i] > one[j]) - (one[i] < one[j]), (other[i] > other[j]) - (other[i] < other[j]))
+        for i in range(len(one))
+        for j in range(i)
+    ]
+    apart = sum(a != 0 for a, _ in pairs) * sum(b != 0 for _, b in pairs)
+    return sum(a * b for a, b in pairs) / math.sqrt(apart) if apart else 0.0
+
+
 @dataclass
 class LatencyTable:
     """Latency of sub-networks as the sum of their parts', each part looked up once.
@@ -138,12 +150,23 @@ class LatencyTable:
 
 
 def estimated(config: OFAConfig, device: Device) -> LatencyTable:
-    """Latencies by the analytic model on a device of the catalogue, or any other."""
+    """Latencies by the analytic model on a device of the catalogue, or any other, `without_caches`.
+
+    A part alone would find its own weights in a cache from the last time, which in a network the other parts have
+    displaced; without caches the parts' latencies add up to the whole network's.
+    """
+    cold = without_caches(device)
 
     def cost(module: nn.Module, x: Tensor) -> float:
-        return estimate(trace(module, x), device).latency
+        return estimate(trace(module, x), cold).latency
 
     return LatencyTable(config, cost)
+
+
+def without_caches(device: Device) -> Device:
+    """The device when nothing but its main memory keeps what one operator leaves for the next."""
+    *caches, main = device.memory
+    return device.model_copy(update={"memory": (*(m.model_copy(update={"keeps": False}) for m in caches), main)})
 
 
 def measured(config: OFAConfig, runs: int = 7) -> LatencyTable:

@@ -10,7 +10,7 @@ import copy
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
-from hasten.models.once_for_all import Architecture, OFAConfig, OnceForAll, resized
+from hasten.models.once_for_all import Architecture, OFAConfig, OnceForAll, SubNetwork, resized
+from hasten.train.fitting import parameter_groups
 
 Progress = Callable[[str, float], None]
 
@@ -48,14 +49,15 @@ class Phase:
     warmup: float = 0.05
 
 
-# Shares of the paper's epochs (180, 125, 25, 125, 25, 125), with more for the teacher; rates relative to its own.
+# Shares of the paper's passes (epochs times sub-networks drawn: 180, 125, 50, 250, 100, 500), with more for the
+# teacher; rates relative to its own, those of short phases a third of the next one's.
 SHRINKING = (
-    Phase("largest", 0.4, 1.0, 1, 1, 1, 1),
-    Phase("kernel", 0.15, 0.37, 1, None, 1, 1),
+    Phase("largest", 0.3, 1.0, 1, 1, 1, 1),
+    Phase("kernel", 0.1, 0.37, 1, None, 1, 1),
     Phase("depth 1", 0.05, 0.1, 2, None, 2, 1, warmup=0),
     Phase("depth 2", 0.15, 0.3, 2, None, None, 1),
     Phase("width 1", 0.05, 0.1, 4, None, None, 2, sort=True, warmup=0),
-    Phase("width 2", 0.2, 0.3, 4, None, None, None, sort=True),
+    Phase("width 2", 0.35, 0.3, 4, None, None, None, sort=True),
 )
 # All sub-networks from the first step, for comparison.
 JOINT = (Phase("joint", 1.0, 1.0, 2),)
@@ -82,10 +84,10 @@ def train(
 ) -> OnceForAll | None:
     """Trains in place for about ``seconds``, leaving the network in evaluation mode.
 
-    SGD with Nesterov momentum 0.9, labels smoothed by 0.1, no decay of vectors, a cosine in each phase. The loss of
-    each drawn sub-network is the labels' plus ``distill`` times the cross entropy with the teacher's softmax; the
-    teacher is the network after the first phase, if that trained the largest alone. Gradients of a step's
-    sub-networks are summed before the weights move. The input size is drawn for every step.
+    SGD with Nesterov momentum 0.9, labels smoothed by 0.1, no decay of vectors, a warm-up and a cosine in each phase,
+    gradients clipped at a norm of 5. The loss of each drawn sub-network is the labels' plus ``distill`` times the cross
+    entropy with the teacher's softmax; the teacher is the network after the first phase, if that trained the largest
+    alone. Gradients of a step's sub-networks are summed before the weights move. The input size is drawn each step.
 
     Args:
         network: of any `OFAConfig` that fits the images.
@@ -110,36 +112,20 @@ def train(
     total, done = sum(p.share for p in phases), 0.0
     kept: list[int] = []
     for number, phase in enumerate(phases):
-        choices = {
-            name: _largest(getattr(config, name), getattr(phase, name)) for name in ("kernels", "depths", "expands")
-        }
+        allowed = choices(config, phase)
         if phase.sort:
             network.sort_channels(kept)
-            kept = [e for e in choices["expands"] if e != config.expands[-1]]
-        groups = [
-            {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+            kept = [e for e in allowed["expands"] if e != config.expands[-1]]
+        optimizer = _optimizer(network, weight_decay)
         length = seconds * phase.share / total
-        begun = clock()
-        while (at := (clock() - begun) / length) < 1:
-            share = 0.5 * (1 + math.cos(math.pi * at))
-            if phase.warmup and at < phase.warmup:
-                share = at / phase.warmup
-            for group in optimizer.param_groups:
-                group["lr"] = rate * phase.rate * max(share, 1e-3)
+        for at in _paced(optimizer, length, rate * phase.rate, phase.warmup, clock):
             chosen = torch.randint(len(images), (batch,), generator=generator)
             size = rng.choice(config.resolutions)
             x = resized(images[chosen], size).contiguous(memory_format=torch.channels_last)
             y = labels[chosen]
-            archs = [config.sample(rng, resolutions=(size,), **choices) for _ in range(phase.drawn)]
-            loss = step(network, x, y, archs, teacher, distill)
-            if not math.isfinite(loss):
-                raise HastenError(f"the loss became {loss} in phase {phase.name!r}: lower the rate")
-            nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-            optimizer.step()
-            progress(phase.name, (done + min(at, 1) * phase.share) / total)
+            archs = [config.sample(rng, resolutions=(size,), **allowed) for _ in range(phase.drawn)]
+            _move(network, optimizer, step(network, x, y, archs, teacher, distill), phase.name)
+            progress(phase.name, (done + at * phase.share) / total)
         done += phase.share
         alone = phase.kernels == phase.depths == phase.expands == 1
         if number == 0 and alone and distill and len(phases) > 1:
@@ -148,13 +134,71 @@ def train(
     return teacher
 
 
+def train_alone(
+    network: SubNetwork,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seconds: float,
+    batch: int = 64,
+    rate: float = 0.1,
+    weight_decay: float = 3e-5,
+    seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Trains one ordinary network in place by the same recipe as `train`, at its own resolution, without a teacher.
+
+    Args: as of `train`.
+
+    Raises:
+        HastenError: no time, or the loss became infinite or NaN.
+    """
+    if seconds <= 0:
+        raise HastenError("training a network needs some seconds")
+    generator = torch.Generator().manual_seed(seed)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.train()
+    optimizer = _optimizer(network, weight_decay)
+    for _ in _paced(optimizer, seconds, rate, 0.05, clock):
+        chosen = torch.randint(len(images), (batch,), generator=generator)
+        x = resized(images[chosen], network.arch.resolution).contiguous(memory_format=torch.channels_last)
+        loss = _smoothed(network(x), labels[chosen])
+        network.zero_grad(set_to_none=True)
+        loss.backward()
+        _move(network, optimizer, loss.item(), "alone")
+    network.eval()
+
+
+def _optimizer(network: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameter_groups(network, weight_decay), lr=0.0, momentum=0.9, nesterov=True)
+
+
+def _paced(
+    optimizer: torch.optim.Optimizer, seconds: float, rate: float, warmup: float, clock: Callable[[], float]
+) -> Iterator[float]:
+    """Shares of the time that have passed, one a step, with the rate set: a rise, then a cosine to almost nothing."""
+    begun = clock()
+    while (at := (clock() - begun) / seconds) < 1:
+        share = at / warmup if at < warmup else 0.5 * (1 + math.cos(math.pi * (at - warmup) / (1 - warmup)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * max(share, 1e-3)
+        yield at
+
+
+def _move(network: nn.Module, optimizer: torch.optim.Optimizer, loss: float, phase: str) -> None:
+    if not math.isfinite(loss):
+        raise HastenError(f"the loss became {loss} in phase {phase!r}: lower the rate")
+    nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+    optimizer.step()
+
+
 def step(
     network: OnceForAll, images: Tensor, labels: Tensor, archs: Sequence[Architecture],
     teacher: OnceForAll | None = None, distill: float = 1.0,
 ) -> float:  # fmt: skip
     """Gradients of one step: those of all sub-networks, summed. Returns the mean loss.
 
-    The teacher runs in training mode without gradients, and is left with its statistics.
+    The teacher runs in training mode, by the batch's statistics, without gradients.
     """
     network.train()
     network.zero_grad(set_to_none=True)
@@ -174,8 +218,10 @@ def step(
     return total / len(archs)
 
 
-def _largest(choices: tuple[int, ...], count: int | None) -> tuple[int, ...]:
-    return choices if count is None else choices[-count:]
+def choices(config: OFAConfig, phase: Phase) -> dict[str, tuple[int, ...]]:
+    """What may be drawn in a phase, by name: ``kernels``, ``depths``, ``expands``."""
+    names = {"kernels": phase.kernels, "depths": phase.depths, "expands": phase.expands}
+    return {n: getattr(config, n) if count is None else getattr(config, n)[-count:] for n, count in names.items()}
 
 
 def corners(config: OFAConfig, resolution: int | None = None) -> list[Architecture]:

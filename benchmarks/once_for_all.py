@@ -1,0 +1,208 @@
+"""One once-for-all network against networks trained alone, on Fashion-MNIST, with the same time in all.
+
+One network is trained for ``--seconds`` of processor time; some of its sub-networks are measured, a predictor learns
+from them, and evolution picks the best within each of several latency limits, by a table of block latencies measured
+here. Then eight of the picked architectures are trained alone by the same recipe, for an eighth each of all that the
+first arm took, picking included. Accuracies are of 10,000 images that neither arm saw, latencies of one image on one
+thread. What is finished is kept in ``--folder``, and a second run goes on from it.
+
+    hasten assets get fashion-mnist
+    python benchmarks/once_for_all.py [--json] [--seconds 900] [--folder once-for-all]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hasten.files import write_aside
+from hasten.models.once_for_all import Architecture, OnceForAll, SubNetwork, calibrate, resized
+from hasten.search.spaces.once_for_all import SMALL, images, judged, specialized
+from hasten.search.specialize import AccuracyPredictor, evolve, measured
+from hasten.train.shrinking import train, train_alone
+from rows import Row, emit
+
+clock = time.process_time
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Kept:
+    """What is known, in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "progress.json"
+        self.known: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def put(self, **found: Any) -> None:
+        self.known |= found
+        write_aside(self.path, json.dumps(self.known, indent=1) + "\n", "what is known")
+
+
+def supernet(folder: Path, kept: Kept, seconds: float, batch: int, rate: float, seed: int) -> OnceForAll:
+    """The trained network, made when it is not there."""
+    if "trained" not in kept.known:
+        torch.manual_seed(seed)
+        network = OnceForAll(SMALL)
+        data, begun, phases = images(), clock(), [""]
+
+        def tell(phase: str, share: float) -> None:
+            if phase != phases[-1]:
+                phases.append(phase)
+                note(f"{phase} from {share:.0%}")
+
+        options: dict[str, Any] = {"seconds": seconds, "batch": batch, "rate": rate, "seed": seed, "clock": clock}
+        train(network, data.training, data.training_labels, progress=tell, **options)
+        network.save(folder / "supernet")
+        kept.put(trained=clock() - begun, batch=batch, rate=rate)
+    return OnceForAll.load(folder / "supernet")
+
+
+def picked(network: OnceForAll, kept: Kept, count: int, limits: int, seed: int) -> list[Architecture]:
+    """The best sub-networks within several limits by prediction, smallest limit first."""
+    import random
+
+    if "picked" not in kept.known:
+        data, begun, rng = images(), clock(), random.Random(seed)
+        config = network.config
+        archs = [config.sample(rng) for _ in range(count)]
+        accuracies = []
+        for i, arch in enumerate(archs):
+            alone = specialized(network, arch, 1000)
+            accuracies.append(judged(alone, data.held[:2000], data.held_labels[:2000]))
+            if i % 20 == 0:
+                note(f"{i} of {count} sub-networks measured")
+        predictor = AccuracyPredictor(config, seed=seed).fit(archs, accuracies)
+        table = measured(config)
+        ends = [
+            table(config.architecture(config.kernels[0], config.expands[0], config.depths[0], config.resolutions[0])),
+            table(config.architecture()),
+        ]
+        best = []
+        for i in range(limits):
+            limit = 1.05 * ends[0] * (ends[1] / ends[0]) ** (i / (limits - 1))
+            found = evolve(config, predictor.predict, table, limit, generations=50, seed=seed)
+            note(f"within {limit * 1e3:.2f} ms: {found.score:.2%} predicted at {found.latency * 1e3:.2f} ms")
+            best.append(found.arch)
+        unique = list(dict.fromkeys(best))
+        kept.put(picked=[asdict(a) for a in unique], picking=clock() - begun)
+    return [Architecture.from_dict(a) for a in kept.known["picked"]]
+
+
+def trained_alone(arch: Architecture, seconds: float, batch: int, rate: float, seed: int) -> SubNetwork:
+    """An architecture trained from the start, its statistics calibrated like a sub-network's."""
+    data = images()
+    torch.manual_seed(seed)
+    network = SubNetwork(SMALL, arch)
+    options: dict[str, Any] = {"seconds": seconds, "batch": batch, "rate": rate, "seed": seed, "clock": clock}
+    train_alone(network, data.training, data.training_labels, **options)
+    calibrate(network, resized(data.training[:2000], arch.resolution))
+    return network
+
+
+@torch.inference_mode()
+def latencies(networks: Sequence[SubNetwork], rounds: int = 60) -> list[float]:
+    """Least seconds of one image, the networks taking turns so that a busy moment hits all."""
+    inputs = [
+        torch.zeros(1, 1, n.arch.resolution, n.arch.resolution).contiguous(memory_format=torch.channels_last)
+        for n in networks
+    ]
+    least = [float("inf")] * len(networks)
+    for _ in range(rounds):
+        for i, (network, x) in enumerate(zip(networks, inputs, strict=True)):
+            for _ in range(3):
+                begun = time.perf_counter()
+                network(x)
+                least[i] = min(least[i], time.perf_counter() - begun)
+    return least
+
+
+def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Of (latency, accuracy), which no other is as fast and as accurate as, and better in one."""
+    return [not any((t <= s and b >= a) and (t < s or b > a) for t, b in points if (t, b) != (s, a)) for s, a in points]
+
+
+def spread(count: int, of: int) -> list[int]:
+    """Which ``count`` of ``of`` in a row, ends included."""
+    return sorted({round(i * (of - 1) / max(1, count - 1)) for i in range(min(count, of))})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    parser.add_argument("--seconds", type=float, default=900.0, help="processor time of the one network's training")
+    parser.add_argument("--folder", type=Path, default=Path("once-for-all"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--measured", type=int, default=100, help="sub-networks that the predictor learns from")
+    parser.add_argument("--limits", type=int, default=16, help="latency limits to pick for")
+    parser.add_argument("--nets", type=int, default=8, help="architectures to train alone")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    data = images()
+    folder, batch, rate, seed = arguments.folder, arguments.batch, arguments.rate, arguments.seed
+    kept = Kept(folder)
+    network = supernet(folder, kept, arguments.seconds, batch, rate, seed)
+    archs = picked(network, kept, arguments.measured, arguments.limits, seed)
+    ours = [specialized(network, a) for a in archs]
+    chosen = spread(arguments.nets, len(archs))
+    total = kept.known["trained"] + kept.known["picking"]
+    done: dict[str, float] = kept.known.get("alone", {})
+    for i in chosen:
+        if str(i) not in done:
+            alone = trained_alone(archs[i], total / len(chosen), batch, rate, seed)
+            done[str(i)] = judged(alone, data.test, data.test_labels)
+            kept.put(alone=done)
+            note(f"alone {i}: {done[str(i)]:.2%}")
+    seconds = latencies(ours)
+    accuracies = [judged(n, data.test, data.test_labels) for n in ours]
+    report(archs, ours, seconds, accuracies, {i: done[str(i)] for i in chosen}, kept.known, arguments.json)
+
+
+def report(
+    archs: Sequence[Architecture], networks: Sequence[nn.Module], seconds: Sequence[float],
+    accuracies: Sequence[float], alone: dict[int, float], known: dict[str, Any], as_json: bool,
+) -> None:  # fmt: skip
+    rows = [
+        Row("training of the one network", "hasten", known["trained"], "s"),
+        Row("picking its sub-networks", "hasten", known["picking"], "s"),
+        Row("training of each network alone", "alone", (known["trained"] + known["picking"]) / len(alone), "s"),
+    ]
+    points = list(zip(seconds, accuracies, strict=True))
+    front = on_front(points)
+    for i, (arch, (time_, right)) in enumerate(zip(archs, points, strict=True)):
+        name = f"{i}: depths {'-'.join(map(str, arch.depths))} at {arch.resolution}{', on the front' * front[i]}"
+        rows.append(Row(f"{name}: latency", "hasten", time_, "s"))
+        if i in alone:
+            # Errors are compared: above 1 when the sub-network makes fewer.
+            rows.append(Row(f"{name}: accuracy", "hasten", right, "1", "alone", (1 - alone[i]) / (1 - right)))
+            rows.append(Row(f"{name}: accuracy", "alone", alone[i], "1"))
+        else:
+            rows.append(Row(f"{name}: accuracy", "hasten", right, "1"))
+    beaten = sum(any(t <= seconds[i] and a > right for t, a in points) for i, right in alone.items())
+    behind = sum(any(seconds[i] <= t and right > a for i, right in alone.items()) for t, a in points)
+    gain = sum(accuracies[i] - right for i, right in alone.items()) / len(alone)
+    rows += [
+        Row("sub-networks on their latency and accuracy front", "hasten", sum(front), "1"),
+        Row("networks alone that a sub-network beats, no slower", "hasten", beaten, "1", "of", beaten / len(alone)),
+        Row("sub-networks that a network alone beats, no slower", "alone", behind, "1"),
+        Row("mean accuracy over the same architectures alone", "hasten", gain, "1"),
+    ]
+    emit(rows, as_json)
+
+
+if __name__ == "__main__":
+    main()
