@@ -425,3 +425,35 @@ def test_own_samplers_by_name():
         del _factories["mine"]
     with pytest.raises(HastenError, match=r"no sampler 'mine': choose from ants, exhaustive"):
         Study().run(Toy().problem, sampler="mine", trials=4)
+
+
+def test_a_score_in_hand_is_stored_when_ctrl_c_comes(tmp_path):
+    study, problem = Study(tmp_path / "s.db"), Toy().problem
+    tell = optuna.Study.tell
+
+    def interrupted(self, *arguments, **options):
+        os.kill(os.getpid(), signal.SIGINT)
+        return tell(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optuna.Study, "tell", interrupted)
+        first = study.run(problem, sampler="random", trials=5)
+    assert first.interrupted
+    assert len(first.trials) == 1
+    assert study.read(problem).trials == first.trials
+    states = {
+        t.state.name
+        for t in optuna.load_study(study_name=problem.name, storage=f"sqlite:///{tmp_path / 's.db'}").get_trials()
+    }
+    assert states == {"COMPLETE"}
+
+
+def test_who_chose_what_counts_points_that_another_had_tried():
+    study, problem = Study(), Toy().problem
+    study.run(problem, sampler="exhaustive", trials=6)
+    result = study.run(problem, sampler="random", trials=problem.space.size)
+    assert result.chosen["exhaustive"] == [t.number for t in result.trials[:6]]
+    own = [t.number for t in result.trials if t.sampler == "random"]
+    assert set(own) <= set(result.chosen["random"])
+    assert set(result.chosen["random"]) & set(result.chosen["exhaustive"])
+    assert all(len(set(numbers)) == len(numbers) for numbers in result.chosen.values())

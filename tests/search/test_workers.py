@@ -112,6 +112,54 @@ def test_outcome_here_raises():
         outcome(problem, {"x": 1})
 
 
+def test_a_problem_that_no_worker_can_load_ends_the_run():
+    class Absent:
+        def __reduce__(self):
+            return (__import__, ("no_module_of_this_name",))
+
+    absent = Absent()
+    problem = Problem("p", Space([integer("x", 0, 3)]), (Objective("y"),), lambda params: {"y": absent})
+    with pytest.raises(HastenError, match="a worker cannot load the problem"):
+        Study().run(problem, workers=2, trials=2)
+
+
+UNGUARDED = """
+from hasten.search import Objective, Problem, Space, Study, integer
+
+problem = Problem("p", Space([integer("x", 0, 3)]), (Objective("y"),), lambda params: {"y": params["x"]})
+Study("s.db").run(problem, workers=2, trials=2)
+"""
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False
+    )
+    assert "under if __name__ == '__main__'" in done.stderr.splitlines()[-1]
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    seen = tmp_path / "seen"
+    source = SLOW.format(seen=str(seen)).replace("0.3", "100").replace("params['x']", "__import__('os').getpid()")
+    (tmp_path / "p.py").write_text(source)
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "hasten", "search", "p.py:problem", "--workers", "2"],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.time() + 120
+    while time.time() < deadline and (not seen.exists() or len(seen.read_text().split()) < 2):
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    workers = [int(pid) for pid in seen.read_text().split()]
+    assert len(workers) == 2
+    deadline = time.time() + 60
+    while time.time() < deadline and any(os.path.exists(f"/proc/{pid}") for pid in workers):
+        time.sleep(0.05)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+
+
 SLOW = """
 import time
 from hasten.search import Objective, Problem, Space, integer

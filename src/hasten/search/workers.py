@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import pickle
+import signal
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -129,28 +131,35 @@ def _end_with(parent: Any) -> None:
 
 def _serve(connection: Connection, packed: bytes, threads: int) -> None:
     """A worker process: scores points until the connection closes."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's to handle
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
     problem = _Unpacked(packed)
-    connection.send(None)  # it has started
-    while True:
-        try:
-            params = connection.recv()
-        except EOFError:
-            return
-        connection.send(problem.score(params))
+    try:
+        connection.send(None)  # it has started
+        while True:
+            result = problem.score(connection.recv())
+            try:
+                connection.send(result)
+            except (TypeError, AttributeError, pickle.PicklingError) as error:
+                why = f"evaluate returned details that cannot be stored: {error}"
+                connection.send(Outcome(error=HastenError(why)))
+    except (EOFError, OSError):  # the search has ended
+        return
 
 
 class _Process:
     def __init__(self, context: Any, packed: bytes, threads: int) -> None:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, packed, threads), daemon=True)
-        self.process.start()
+        # The new process inherits the mask: a Ctrl-C while it still loads is not for it either.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.key: str | None = None
         self.started = False
