@@ -6,7 +6,22 @@ import pytest
 import torch
 from torch import nn
 
-from hasten.methods import CacheFormat, DropLayers, LookupDecoding, SlidingWindow, WeightOnly
+from hasten.errors import HastenError
+from hasten.methods import (
+    BlockTopK,
+    CacheFormat,
+    DropLayers,
+    HybridWindow,
+    LambdaWindow,
+    LookupDecoding,
+    Method,
+    SlidingWindow,
+    SnapKV,
+    SparseWindow,
+    WeightOnly,
+    apply_all,
+    clash,
+)
 from hasten.methods.drop_layers import influence, least_important
 from hasten.methods.prompt_lookup import acceptance
 from hasten.runtime import LanguageModel, PromptLookup
@@ -76,6 +91,33 @@ def test_lookup_is_exact_and_its_acceptance_is_what_happens(model: LanguageModel
     pieces = list(model.stream(prompt, max_new_tokens=40, do_sample=False))
     assert [t for p in pieces for t in p] == plain[0, 50:].tolist()
     assert len(pieces) - 1 == pytest.approx(39 / (1 + expected))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        WeightOnly(4, 8, int8=True), CacheFormat("int8"), CacheFormat("int4"), SlidingWindow(40, 4),
+        HybridWindow(40, 4), LambdaWindow(40, 4), BlockTopK(1, 2), SnapKV(40, 8), DropLayers((1,)),
+    ],
+    ids=lambda m: m.title,
+)  # fmt: skip
+def test_lookup_is_exact_beside_every_other_method(model: LanguageModel, other: Method) -> None:
+    assert clash([other, LookupDecoding()]) is None
+    other.apply(model)
+    prompt = torch.randint(0, 211, (1, 30)).repeat(1, 5)
+    plain = model.generate(prompt, max_new_tokens=24, min_new_tokens=24, do_sample=False)
+    LookupDecoding(3, 4).apply(model)
+    assert torch.equal(model.generate(prompt, max_new_tokens=24, min_new_tokens=24, do_sample=False), plain)
+
+
+def test_drafts_are_left_where_a_cache_remembers_them(model: LanguageModel) -> None:
+    with pytest.raises(HastenError, match="do not go together"):
+        apply_all(model, [SparseWindow(0.4), LookupDecoding(3, 4)])
+    SparseWindow(0.4).apply(model)
+    prompt = torch.randint(0, 211, (1, 30)).repeat(1, 3)
+    plain = model.generate(prompt, max_new_tokens=24, min_new_tokens=24, do_sample=False)
+    model.lookup = PromptLookup(3, 4)
+    assert torch.equal(model.generate(prompt, max_new_tokens=24, min_new_tokens=24, do_sample=False), plain)
 
 
 def test_weight_only_works_on_any_module() -> None:

@@ -111,13 +111,15 @@ class SnapKV(_Selection):
 class SparseWindow(_Selection):
     """Reads the newest tokens and those that the last steps gave weight to, a fixed share of the cache.
 
-    Steps run in plain torch, so it costs less memory traffic on paper and more time here.
+    Steps run in plain torch, so it costs less memory traffic on paper and more time here. What it reads depends on
+    every row that was computed, so drafts cannot be taken back: it does not go with them.
 
     Args:
         ratio: share of the cache that is read.
     """
 
     name: ClassVar[str] = "sparse-window"
+    conflicts: ClassVar[tuple[str, ...]] = ("prompt-lookup",)
     untried: ClassVar[str] = "its steps run in plain torch: it saves traffic on paper and costs time here"
     source: ClassVar[str] = "ALISA, arXiv 2403.17312"
 

@@ -168,8 +168,11 @@ class _Loop:
         self._processors = _processors(config, self._sample)
         self.made: list[list[int]] = [[] for _ in prompts]
         # A draft is verified against the greedy choice: with sampling, or a choice that depends on what
-        # was chosen before, there is nothing to draft for.
-        lookup = None if self._sample or self._processors else model.lookup
+        # was chosen before, there is nothing to draft for. A cache that remembers rejected drafts would go on
+        # differently.
+        policy = model.cache.policy
+        fixed = self._sample or self._processors or (policy is not None and policy.remembers)
+        lookup = None if fixed else model.lookup
         self._indexes = [Index(lookup, p) for p in prompts] if lookup else None
         capacity = max(map(len, prompts)) + self._limit + (lookup.draft if lookup else 0)
         self._cache, self._step = model.session(len(prompts), capacity)

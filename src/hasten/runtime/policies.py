@@ -44,9 +44,11 @@ class Policy(ABC):
     Class attributes:
         compiled: whether the compiled step follows it.
         drops: whether tokens leave the cache after the prompt.
+        remembers: whether what is read depends on earlier steps: then no draft can be computed and taken back.
     """
 
     compiled: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     drops: ClassVar[bool] = False
 
     def tensors(self, index: int, batch: int, heads: int, blocks: int, head_dim: int) -> dict[str, Tensor]:
@@ -193,6 +195,8 @@ class SparseWindow(_Selecting):
         history: over how many of the last steps weights are summed; 0: as many as there are local tokens,
             -1: over all of them (the heavy hitters of H2O, arXiv 2306.14048).
     """
+
+    remembers: ClassVar[bool] = True
 
     ratio: float = 0.2
     history: int = 0
