@@ -9,6 +9,7 @@ from hasten.data import assets
 from hasten.papers import once_for_all
 from hasten.papers.card import Context
 from hasten.papers.once_for_all import paper
+from hasten.search.spaces import once_for_all as fashion
 
 
 def test_the_count_is_exact() -> None:
@@ -29,10 +30,18 @@ def test_hours_grow_with_the_schedule() -> None:
 def test_a_small_budget_does_not_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     if not assets.asset("fashion-mnist").cached:
         pytest.skip("needs `hasten assets get fashion-mnist`")
+    d = fashion.images()
+    few = fashion.Images(
+        d.training[:500], d.training_labels[:500], d.held[:100], d.held_labels[:100], d.test[:100], d.test_labels[:100]
+    )
+    monkeypatch.setattr(fashion, "images", lambda: few)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # so that the arms run in this process, on these images
     try:
+        context = Context(budget=2)
         for claim in ("c1", "c2", "c7", "c8"):
-            assert "too short to judge" in paper.checks[claim](Context(budget=2)).value, claim
+            assert "too short to judge" in paper.checks[claim](context).value, claim
     finally:
         torch.set_num_threads(threads)
+        once_for_all._arms.cache_clear()
+        once_for_all._sampled.cache_clear()

@@ -229,6 +229,7 @@ def _hours(context: Context) -> Seen:
     return Seen(value, near and from_mnasnet == 1 and from_proxyless <= 3, hours < 40 * _PROXYLESS)
 
 
+@cache
 def _schedule_hours(seed: int) -> dict[str, float]:
     """V100 hours of each phase of the paper's schedule, a step's images on each card being 64."""
     import torch

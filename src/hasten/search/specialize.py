@@ -106,10 +106,12 @@ class LatencyTable:
     Args:
         config: of the space.
         cost: seconds of a module on an input (1, channels, height, width).
+        on: the torch device that parts are made on: ``meta`` where ``cost`` does not run them.
     """
 
     config: OFAConfig
     cost: Callable[[nn.Module, Tensor], float]
+    on: str = "cpu"
     parts: dict[tuple[object, ...], tuple[float, tuple[int, ...]]] = field(default_factory=dict)
 
     def __call__(self, arch: Architecture) -> float:
@@ -131,10 +133,10 @@ class LatencyTable:
         block: tuple[tuple[int, int, int, int], int, int] | None,
     ) -> tuple[float, tuple[int, ...]]:  # fmt: skip
         if key not in self.parts:
-            module = part(self._network(block)).eval()
-            with torch.no_grad():
-                made = tuple(module(torch.zeros(size)).shape)
-            self.parts[key] = (self.cost(module, torch.zeros(size)), made)
+            with torch.device(self.on), torch.no_grad():
+                module, x = part(self._network(block)).eval(), torch.zeros(size)
+                made = tuple(module(x).shape)
+            self.parts[key] = (self.cost(module, x), made)
         return self.parts[key]
 
     def _network(self, block: tuple[tuple[int, int, int, int], int, int] | None) -> SubNetwork:
@@ -160,7 +162,7 @@ def estimated(config: OFAConfig, device: Device) -> LatencyTable:
     def cost(module: nn.Module, x: Tensor) -> float:
         return estimate(trace(module, x), cold).latency
 
-    return LatencyTable(config, cost)
+    return LatencyTable(config, cost, "meta")
 
 
 def without_caches(device: Device) -> Device:
