@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -598,7 +599,10 @@ def _options(
 
 def main() -> None:
     """Entry point: every error is one line and an exit code."""
-    sys.exit(_run())
+    code = _run()
+    if code == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once more, while Python ends, changes nothing
+    sys.exit(code)
 
 
 def _run() -> int:
@@ -633,6 +637,8 @@ def _run() -> int:
         what = " ".join(str(error).split())[:200]
         _say(f"error: unexpected {type(error).__name__}: {what} (please report it with what `hasten --debug` shows)")
         return 1
+    if code == 130:
+        _say("interrupted")
     return code if isinstance(code, int) else 0
 
 

@@ -160,6 +160,28 @@ def test_workers_end_with_their_parent(tmp_path):
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
 
 
+def test_ctrl_c_with_workers_leaves_nothing_running_and_loses_nothing(tmp_path):
+    import optuna
+
+    folder = tmp_path / "seen"
+    folder.mkdir()
+    problem = counting(str(folder), lambda params: {"y": params["x"]})
+
+    def stop(trial, done, planned):
+        if done == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    study = Study(tmp_path / "s.db")
+    result = study.run(problem, sampler="exhaustive", workers=2, progress=stop)
+    assert result.interrupted
+    assert 3 <= len(result.trials) < 12
+    assert study.read(problem).trials == result.trials
+    stored = optuna.load_study(study_name="counting", storage=f"sqlite:///{tmp_path / 's.db'}")
+    assert {t.state.name for t in stored.get_trials()} <= {"COMPLETE", "FAIL", "WAITING"}
+    assert len(study.run(problem, sampler="exhaustive", workers=2).trials) == 12
+    assert sum(times(folder).values()) <= 12 + 2
+
+
 SLOW = """
 import time
 from hasten.search import Objective, Problem, Space, integer

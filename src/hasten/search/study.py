@@ -18,7 +18,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -255,7 +255,6 @@ class _Loop:
         self.done = {self.space.key(t.params): t for t in self.trials}
         self.queue = self._ordered(order) if order else None
         self.rng = random.Random(self.seed)
-        self.current: Any = None
         self.name = sampler if isinstance(sampler, str) else type(sampler).__name__
         # Points that a worker is at: key -> the trial, the point, how often it was handed out.
         self.running: dict[str, tuple[Any, Params, int]] = {}
@@ -269,7 +268,7 @@ class _Loop:
         team: Workers | None = None,
     ) -> StudyResult:
         repeats = 0
-        stopped: Stopped
+        stopped: Stopped | None = None
         try:
             with self._errors():
                 self._enqueue(first)
@@ -317,8 +316,11 @@ class _Loop:
                     over, repeats = None, 0
         except KeyboardInterrupt:
             stopped = "interrupted"
+            if team is not None and self.running:
+                with _undisturbed():
+                    self._gather(team)
         finally:
-            if self.current is not None or self.running:
+            if stopped in ("interrupted", None):  # anything may have been under way
                 with self._errors(), _undisturbed():
                     self._fail_running()
         with self._errors():
@@ -328,8 +330,7 @@ class _Loop:
     def _ask(self) -> tuple[Any, Params, str] | None:
         """A point to score: its trial, itself, its key. None when it is known, or being scored, already."""
         with self._errors():
-            self.current = True  # from here on a trial may be running
-            trial = self.current = self.study.ask()
+            trial = self.study.ask()
             params = self.space.suggest(trial)
         key = self.space.key(params)
         if key in self.done:
@@ -338,7 +339,6 @@ class _Loop:
             self._repeat(trial, Trial(self.running[key][0].number, params, {}, reason="another worker is at it"))
         else:
             return trial, params, key
-        self.current = None
         return None
 
     def _finish(self, asked: tuple[Any, Params, str], result: Outcome) -> Trial:
@@ -352,7 +352,6 @@ class _Loop:
         )
         with self._errors(), _undisturbed():
             self._tell(trial, tried)
-            self.current = None
             self.done[key] = tried
             self.trials.append(tried)
         return tried
@@ -368,6 +367,13 @@ class _Loop:
         if result is None:
             result = Outcome(reason=f"its worker died, {times} times")
         return self._finish((trial, params, key), result)
+
+    def _gather(self, team: Workers) -> None:
+        """Stores what workers have finished by now, before they are ended."""
+        with suppress(Exception):  # Ctrl-C may have come in the middle of a message: what is not here is done again
+            for key, result in team.wait(0):
+                if result is not None and result.error is None:
+                    self._received(team, key, result)
 
     def _tell(self, trial: Any, tried: Trial) -> None:
         from optuna.trial import TrialState
@@ -458,7 +464,6 @@ class _Loop:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.study._storage.set_trial_user_attr(trial._trial_id, _BROKEN_OFF, True)
             self.study.tell(trial.number, state=TrialState.FAIL)
-        self.current = None
 
     def _errors(self) -> Any:
         return _storage_errors(self.path)

@@ -78,8 +78,8 @@ class Workers(ABC):
         """Hands out a point; there are at most ``size`` out at a time."""
 
     @abstractmethod
-    def wait(self) -> list[tuple[str, Outcome | None]]:
-        """Waits for points, none perhaps; None in place of an outcome whose worker died."""
+    def wait(self, seconds: float | None = None) -> list[tuple[str, Outcome | None]]:
+        """Waits for points, ``seconds`` at most; none perhaps. None in place of an outcome whose worker died."""
 
     @abstractmethod
     def close(self) -> None:
@@ -199,10 +199,10 @@ class Processes(Workers):
         except OSError:
             pass  # it died since: waiting finds out
 
-    def wait(self) -> list[tuple[str, Outcome | None]]:
+    def wait(self, seconds: float | None = None) -> list[tuple[str, Outcome | None]]:
         busy = {w.connection: w for w in self.team if w.key is not None}
         found: list[tuple[str, Outcome | None]] = []
-        for connection in wait(list(busy)):
+        for connection in wait(list(busy), seconds):
             assert isinstance(connection, Connection)
             worker = busy[connection]
             assert worker.key is not None
@@ -313,11 +313,13 @@ class RayWorkers(Workers):
         actor = self.idle.pop() if self.idle else self._actor()
         self.busy[actor.remote.score.remote(params)] = (actor, key, params)
 
-    def wait(self) -> list[tuple[str, Outcome | None]]:
+    def wait(self, seconds: float | None = None) -> list[tuple[str, Outcome | None]]:
         begun = time.monotonic()
         ready: list[Any] = []
         while not ready:
-            ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=_LOOK)
+            ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=_LOOK if seconds is None else seconds)
+            if seconds is not None:
+                break
             if ready or self._redeal() or any(self._started(actor) for actor, _, _ in self.busy.values()):
                 continue
             if time.monotonic() - begun > _PATIENCE:
