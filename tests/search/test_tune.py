@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from hypothesis import strategies as st
 
 from hasten.errors import HastenError
 from hasten.hardware import Device, load_device
-from hasten.methods import apply_all, from_dict
+from hasten.methods import CacheFormat, Method, apply_all, from_dict
+from hasten.methods.method import _REGISTRY
 from hasten.models import load_network
 from hasten.runtime import LanguageModel
 from hasten.runtime.quality import Perplexity
@@ -24,6 +27,17 @@ from hasten.search.tune import Settings, Silent, corrected, load, save, tune
 
 TEXT = " ".join(f"The {n} birds of the river see {n * n} stones and the moon." for n in range(100))
 SETTINGS = Settings(prompt=64, new_tokens=8, text=TEXT, text_name="birds", floor=0.5, seconds=None, trials=4, runs=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _methods_of_hasten_alone() -> Iterator[None]:
+    """Other tests define methods of their own, and `tune` tries whatever is defined."""
+    known = dict(_REGISTRY)
+    for name, kind in known.items():
+        if not kind.__module__.startswith("hasten."):
+            del _REGISTRY[name]
+    yield
+    _REGISTRY.update(known)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +95,43 @@ def test_every_combination_is_predicted_and_the_best_measured(result: TuneResult
     assert result.stopped == "trials"
     assert "window 256+4" in result.skipped
     assert result.command == "hasten tune 'a folder'"
+
+
+def test_methods_that_are_not_tried_say_why(result: TuneResult) -> None:
+    for name in ("sparse-window", "lambda-window", "sparse-low-bit"):
+        assert result.skipped[name]
+
+
+def test_a_method_of_the_user_is_tried_but_not_with_what_it_conflicts_with(folder: Path, device: Device) -> None:
+    @dataclass(frozen=True)
+    class Own(Method):
+        name: ClassVar[str] = "own"
+        kind: ClassVar[str] = "own kind"
+        conflicts: ClassVar[tuple[str, ...]] = ("cache-format", "drop-layers", "prompt-lookup")
+
+        title = "own"
+
+        def why_not(self, model: Any) -> str | None:
+            return None
+
+        def apply(self, model: Any) -> Any:
+            return CacheFormat("bf16").apply(model)
+
+        def rewrite(self, workload: Any) -> Any:
+            return CacheFormat("bf16").rewrite(workload)
+
+        @classmethod
+        def variants(cls, model: Any) -> Sequence[Own]:
+            return [cls()]
+
+    try:
+        found = tune(folder, Settings(**{**vars(SETTINGS), "trials": 1}), device=device)
+    finally:
+        del _REGISTRY["own"]
+    mine = [{m["method"] for m in c.methods} for c in found.combinations if "own" in c.title]
+    # Alone, and with each of 7 weight formats.
+    assert len(mine) == 8
+    assert all(kinds <= {"own", "weight-only"} for kinds in mine)
 
 
 def test_figures_are_of_real_runs(result: TuneResult) -> None:

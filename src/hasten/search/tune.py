@@ -28,16 +28,17 @@ from hasten.files import write_aside
 from hasten.hardware import Device, probe
 from hasten.methods import (
     BlockTopK,
-    CacheFormat,
+    DropLayers,
     HybridWindow,
     LookupDecoding,
     Method,
     SlidingWindow,
     SnapKV,
-    WeightOnly,
     apply_all,
+    clash,
     from_dict,
     ordered,
+    registry,
     rewrite_all,
 )
 from hasten.methods.drop_layers import least_important
@@ -331,26 +332,26 @@ class _Run:
                 return "too few new tokens to draft"
             return method.why_not(model)
 
-        offer("weights", WeightOnly.variants(model))
-        offer("cache", CacheFormat.variants(model))
-        offer(
-            "window",
-            [
-                *SlidingWindow.variants(model),
-                *HybridWindow.variants(model),
-                *BlockTopK.variants(model),
-                *SnapKV.variants(model),
-            ],
-        )
-        text = torch.tensor(self.tokens[: min(len(self.tokens), 512)])[None]
-        offer("depth", [least_important(model, text, n) for n in (1, 2) if n < len(model.layers)])
-        lookups = []
-        for method in LookupDecoding.variants(model):
-            lookup = PromptLookup(method.ngram, method.draft)
-            kept = acceptance(self.ids[0].tolist(), self.expected, lookup)
-            lookups.append(replace(method, accepted=round(kept, 3)))
-        offer("drafts", lookups)
+        # Every method that is defined, the user's own too; some settings need this run's text.
+        offered: dict[str, list[Method]] = {kind: [] for kind in ("weights", "cache", "window", "depth", "drafts")}
+        for known in registry().values():
+            found: Sequence[Method] = known.variants(model)
+            if known is DropLayers:
+                text = torch.tensor(self.tokens[: min(len(self.tokens), 512)])[None]
+                found = [least_important(model, text, n) for n in (1, 2) if n < len(model.layers)]
+            elif known is LookupDecoding:
+                found = [self._with_acceptance(m) for m in found]
+            if not found and known.untried:
+                skipped[known.name] = known.untried
+            offered.setdefault(known.kind, []).extend(found)
+        for kind, methods in offered.items():
+            offer(kind, methods)
         return options, skipped
+
+    def _with_acceptance(self, method: Method) -> Method:
+        assert isinstance(method, LookupDecoding)
+        kept = acceptance(self.ids[0].tolist(), self.expected, PromptLookup(method.ngram, method.draft))
+        return replace(method, accepted=round(kept, 3))
 
     def _estimate(self, workload: Workload) -> Estimate:
         assert self.device is not None
@@ -373,7 +374,8 @@ class _Run:
             return rewritten[methods]
 
         for done, choice in enumerate(every):
-            methods = ordered([o.method for o in choice if o.method is not None])
+            together = [o.method for o in choice if o.method is not None]
+            methods = [] if clash(together) else ordered(together)
             if methods:
                 title = " + ".join(m.title for m in methods)
                 workload = described(tuple(methods))
