@@ -90,7 +90,7 @@ def tried(problem: Problem, result: StudyResult) -> Figure:
     groups = (
         ("breaks a constraint", VERMILION, "x-thin", 7, [t for t in seen if not t.feasible]),
         (
-            "another is better in everything",
+            "behind the front" if len(objectives) > 1 else "tried",
             GREY,
             "circle",
             7,
