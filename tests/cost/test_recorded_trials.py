@@ -74,7 +74,8 @@ def test_every_way_to_spend() -> None:
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:
-    sparse = Record(SMALL, "block top-k", 32, QUESTIONS, 8, 1)
+    even = (*QUESTIONS, Question(7, (Answer(9, True), Answer(9, False), Answer(9, True), Answer(9, True))))
+    sparse = Record(SMALL, "block top-k", 32, even, 8, 1)
     write_records(tmp_path / "trials.jsonl", [RECORD, sparse])
     assert read_records(tmp_path / "trials.jsonl") == [RECORD, sparse]
 
@@ -105,7 +106,7 @@ def test_traces_as_published(tmp_path: Path) -> None:
         ('{"model": {"name": "x"}, "score": 1}', "line 1"),
         ('{"model": "Qwen3-8B", "tokens": 4, "prompt_tokens": 2}', "score is missing"),
         ('{"model": "Qwen3-8B", "score": 1, "prompt_tokens": 2}', "tokens is missing"),
-        ('{"model": "Qwen3-8B", "score": [1, 0], "tokens": 4, "prompt_tokens": 2}', "2 scores for 1 answers"),
+        ('{"model": "Qwen3-8B", "score": [1, 0], "tokens": [4], "prompt_tokens": 2}', "2 scores for 1 answers"),
         ('{"model": "Qwen3-8B", "method": "magic", "score": 1, "tokens": 4, "prompt_tokens": 2}', "unknown attention"),
         ("", "holds no trials"),
     ],

@@ -133,10 +133,10 @@ def read_records(
 ) -> list[Record]:
     """Records from a file with a JSON object a line.
 
-    A line is a question: ``score`` (numbers, right above 0.5), ``tokens`` (as many whole numbers) or ``prediction``
-    (texts), ``prompt_tokens`` or ``query`` (a text). Texts need ``count``. A line may say ``model`` (a name of `QWEN3`,
-    or an object with a `Decoder`'s fields), ``method``, ``budget``, ``block`` and ``dense_layers``; else the arguments
-    do. Lines with one ``query`` and one model are one question's.
+    A line is a question: ``score`` (numbers, right above 0.5), ``tokens`` (as many whole numbers, or one for all) or
+    ``prediction`` (texts), ``prompt_tokens`` or ``query`` (a text). Texts need ``count``. A line may say ``model`` (a
+    name of `QWEN3`, an object with a `Decoder`'s fields, or the name of an earlier one), ``method``, ``budget``,
+    ``block`` and ``dense_layers``; else the arguments do. Lines with one ``query`` and one model are one question's.
 
     Args:
         path: the file.
@@ -151,15 +151,19 @@ def read_records(
     except (OSError, UnicodeDecodeError) as error:
         raise HastenError(f"cannot read trials from {path}: {error}") from error
     found: dict[tuple[Any, ...], dict[Any, tuple[int, list[Answer]]]] = {}
+    models = {d.name: d for d in (*QWEN3, QWEN3_MOE)}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             data = json.loads(line)
             key = (
-                _decoder(data.get("model", model)), str(data.get("method", method)), int(data.get("budget", budget)),
-                int(data.get("block", 16)), int(data.get("dense_layers", 0)),
-            )  # fmt: skip
+                _decoder(data.get("model", model), models),
+                str(data.get("method", method)),
+                int(data.get("budget", budget)),
+                int(data.get("block", 16)),
+                int(data.get("dense_layers", 0)),
+            )
             prompt, answers = _question(data, count)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
@@ -174,14 +178,14 @@ def read_records(
     ]
 
 
-def _decoder(given: Any) -> Decoder:
+def _decoder(given: Any, known: dict[str, Decoder]) -> Decoder:
     if isinstance(given, dict):
-        return Decoder(**given)
-    for known in (*QWEN3, QWEN3_MOE):
-        if known.name == given:
-            return known
-    names = ", ".join(d.name for d in (*QWEN3, QWEN3_MOE))
-    raise ValueError(f"unknown model {given!r}: one of {names}, or an object with its sizes")
+        found = Decoder(**given)
+        known[found.name] = found
+        return found
+    if given not in known:
+        raise ValueError(f"unknown model {given!r}: one of {', '.join(known)}, or an object with its sizes")
+    return known[given]
 
 
 def _question(data: dict[str, Any], count: Count | None) -> tuple[int, list[Answer]]:
@@ -193,6 +197,8 @@ def _question(data: dict[str, Any], count: Count | None) -> tuple[int, list[Answ
         return [count(t) for t in _listed(data[text])]
 
     scores, tokens = [float(s) for s in _listed(data["score"])], counted("tokens", "prediction")
+    if "tokens" in data and not isinstance(data["tokens"], list):
+        tokens *= len(scores)
     if len(scores) != len(tokens) or not scores or min(tokens) < 0:
         raise ValueError(f"{len(scores)} scores for {len(tokens)} answers: give one for each")
     return counted("prompt_tokens", "query")[0], [Answer(n, s > 0.5) for n, s in zip(tokens, scores, strict=True)]
@@ -205,6 +211,7 @@ def _listed(value: Any) -> list[Any]:
 def write_records(path: str | Path, records: Sequence[Record]) -> None:
     """Writes what `read_records` reads, every question with its answers on a line."""
     lines = []
+    known: set[str] = set()
     for number, record in enumerate(records):
         d = record.decoder
         model = {
@@ -212,10 +219,18 @@ def write_records(path: str | Path, records: Sequence[Record]) -> None:
             "kv_heads": d.kv_heads, "head_dim": d.head_dim,
         }  # fmt: skip
         for at, question in enumerate(record.questions):
+            tokens = [a.tokens for a in question.answers]
             line = {
-                "model": model, "method": record.method, "budget": record.budget, "block": record.block,
-                "dense_layers": record.dense_layers, "query": f"{number}-{at}", "prompt_tokens": question.prompt,
-                "tokens": [a.tokens for a in question.answers], "score": [int(a.right) for a in question.answers],
-            }  # fmt: skip
-            lines.append(json.dumps(line))
+                "model": d.name if d.name in known else model,
+                "method": record.method,
+                "budget": record.budget,
+                "block": record.block,
+                "dense_layers": record.dense_layers,
+                "query": f"{number}-{at}",
+                "prompt_tokens": question.prompt,
+                "tokens": tokens if len(set(tokens)) > 1 else tokens[0],
+                "score": [int(a.right) for a in question.answers],
+            }
+            lines.append(json.dumps(line, separators=(",", ":")))
+            known.add(d.name)
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hasten.papers.card import Claim, Context, Paper, Seen
@@ -203,11 +203,20 @@ def _family(budget: float, seed: int) -> list[Record]:
     return family
 
 
-def record(path: str, seconds: float = 300.0, seed: int = 0) -> None:
-    """Trains the three models and writes what they answered, as `hasten.cost.recorded_trials.read_records` reads it."""
+def record(path: str, seconds: float = 300.0, seed: int = 0, questions: int = 64) -> None:
+    """Trains the three models and writes what they answered, as `hasten.cost.recorded_trials.read_records` reads it.
+
+    Args:
+        path: the file.
+        seconds, seed: as for the check; it and this share what they train.
+        questions: of each kind of attention that are written.
+    """
     from hasten.cost.recorded_trials import write_records
 
-    write_records(path, _family(seconds, seed))
+    write_records(
+        path,
+        [replace(r, questions=r.questions[:: max(1, len(r.questions) // questions)]) for r in _family(seconds, seed)],
+    )
 
 
 def _points(family: list[Record], method: str, intensity: float) -> list[Point]:

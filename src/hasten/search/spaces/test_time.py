@@ -38,6 +38,10 @@ def problem(
     Raises:
         HastenError: no such file or device, or no records.
     """
+    if records == CARRIED and not CARRIED.is_file():
+        raise HastenError(
+            f"no recorded answers at {CARRIED}: give records=, or make them with hasten.papers.kinetics.record"
+        )
     known = read_records(records) if isinstance(records, str | Path) else list(records)
     if not known:
         raise HastenError("an allocation is made from recorded answers: give at least one record")
