@@ -65,7 +65,6 @@ def test_a_saved_network_is_searched(supernet: Path) -> None:
 
 
 def test_where_there_is_none_one_is_trained(supernet: Path, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     made = problem(tmp_path / "new", "pi5", seconds=1.0, count=100)
     assert OnceForAll.load(tmp_path / "new").config == SMALL
     assert made.space == space(SMALL)
