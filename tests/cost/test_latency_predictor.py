@@ -39,8 +39,9 @@ def codes(archs: list[tuple[int, ...]]) -> Tensor:
 
 
 def device(seed: int) -> dict[tuple[int, ...], float]:
-    """Every place has its price, and a device its prices."""
-    prices = np.random.default_rng(seed).gamma(1.0, size=(5, 3))
+    """Every operation has its price at every place; a device's prices lie between three kinds of devices'."""
+    kinds = np.random.default_rng(1000).gamma(0.5, size=(3, 5, 3))
+    prices = np.einsum("k,kpo->po", np.random.default_rng(seed).dirichlet([0.5] * 3), kinds)
     return {n: 1e-3 * (1 + sum(float(prices[i, o]) for i, o in enumerate(n))) for n in NETS}
 
 
@@ -233,7 +234,9 @@ def test_a_graph_s_answer_depends_on_its_edges() -> None:
     assert float(a) != float(b)
 
 
-LEARN = MetaSettings(hidden=48, episodes=300, devices=6, query=60, rate=3e-3, cosine=True, every=100, samples=4)
+LEARN = MetaSettings(
+    hidden=32, episodes=300, devices=6, query=40, rate=5e-3, cosine=True, every=100, samples=4, mix=0.5
+)
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +298,19 @@ def test_further_measurements_and_random_ones() -> None:
     p = predictor(replace(QUICK, support_from="random", support=4)).fit(pool)
     few = {n: lat[n] for n in [*known, *rest[:4]]}
     assert len(p.adapt(few).predict(NETS[:7])) == 7
+
+
+def test_a_mixed_device_is_a_device() -> None:
+    p = predictor(replace(QUICK, mix=1.0))
+    pool = p._pool({f"d{i}": device(i) for i in range(3)}, "training")
+    for one in range(3):
+        h, targets, use = p._mixed(pool, one)
+        assert float(h.min()) == 0
+        assert float(h.max()) == 1
+        assert torch.allclose(targets[: len(h)], 0.9 * h + 0.05, atol=1e-6)
+        assert use.sum() > 0
+        assert not (use & ~pool.asked[one]).any()
+    p.fit({f"d{i}": device(i) for i in range(3)})
 
 
 def test_what_is_wrong_is_said() -> None:

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -173,7 +173,7 @@ def _serve(
 
 def _measured(
     build: Build, archs: Sequence[Arch], regimes: Sequence[Regime], rounds: int, runs: int
-) -> Iterator[tuple[Arch, list[tuple[float, float]]]]:
+) -> Generator[tuple[Arch, list[tuple[float, float]]], None, None]:
     isa = regimes[0].isa
     if not isa:
         for arch in archs:

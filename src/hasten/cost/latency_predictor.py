@@ -49,6 +49,8 @@ class MetaSettings:
         samples: of the modulation that a prediction averages.
         every: episodes between looks at the validation devices; the best state stays.
         trim: share of the fastest and of the slowest networks that training leaves out.
+        mix: share of an episode's devices that are two in one, latencies added at random weights; not in the paper.
+            Sums of two devices' latencies are a device too, and there are few devices to learn from.
     """
 
     hidden: int = 100
@@ -70,12 +72,13 @@ class MetaSettings:
     samples: int = 10
     every: int = 50
     trim: float = 0.1
+    mix: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.hidden, self.episodes, self.devices, self.support, self.query, self.samples, self.every) < 1:
             raise HastenError("every count of the predictor's settings must be at least 1")
-        if self.steps < 0 or not 0 <= self.trim < 0.5:
-            raise HastenError("steps are not negative, and trim is a share under a half")
+        if self.steps < 0 or not 0 <= self.trim < 0.5 or not 0 <= self.mix <= 1:
+            raise HastenError("steps are not negative, trim is a share under a half, and mix one up to 1")
 
     def meta_sgd(self) -> MetaSettings:
         """The same learner without embedding and modulation (Li et al., arXiv 1707.09835)."""
@@ -247,10 +250,7 @@ def scaled(seconds: NDArray[np.float64], references: NDArray[np.float64]) -> NDA
     Raises:
         HastenError: all references take the same time.
     """
-    low, high = float(references.min()), float(references.max())
-    if not high > low:
-        raise HastenError("all reference networks take the same time on a device: measure them again, or take others")
-    made: NDArray[np.float64] = 0.9 * (seconds - low) / (high - low) + 0.05
+    made: NDArray[np.float64] = 0.9 * _within(seconds, references) + 0.05
     return made
 
 
@@ -260,7 +260,14 @@ def embedding_of(references: NDArray[np.float64]) -> NDArray[np.float64]:
     Raises:
         HastenError: as `scaled`.
     """
-    made: NDArray[np.float64] = (scaled(references, references) - 0.05) / 0.9
+    return _within(references, references)
+
+
+def _within(seconds: NDArray[np.float64], references: NDArray[np.float64]) -> NDArray[np.float64]:
+    low, high = float(references.min()), float(references.max())
+    if not high > low:
+        raise HastenError("all reference networks take the same time on a device: measure them again, or take others")
+    made: NDArray[np.float64] = (seconds - low) / (high - low)
     return made
 
 
@@ -460,27 +467,43 @@ class LatencyPredictor(Generic[A]):
 
     def _episode(self, pool: _Pool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         s, g = self.settings, self._generator
-        tasks = torch.randperm(len(pool.targets), generator=g)[: s.devices]
-        supports, queries = [], []
-        for t in tasks.tolist():
-            free = pool.asked[t].nonzero()[:, 0]
+        supports, queries, embeddings, known, asked = [], [], [], [], []
+        for t in torch.randperm(len(pool.targets), generator=g)[: s.devices].tolist():
+            embedding, targets, use = pool.embeddings[t], pool.targets[t], pool.asked[t]
+            if s.mix and float(torch.rand((), generator=g)) < s.mix:
+                embedding, targets, use = self._mixed(pool, t)
+            free = use.nonzero()[:, 0]
             free = free[torch.randperm(len(free), generator=g)]
-            if s.support_from == "references":
-                supports.append(pool.references)
-            else:
-                take = min(s.support, len(free) // 2)
-                supports.append(free[:take])
-                free = free[take:]
+            support = pool.references
+            if s.support_from == "random":
+                support, free = free[: s.support], free[s.support :]
+            if len(free) < 1 or (s.support_from == "random" and len(support) < s.support):
+                raise HastenError(f"a device has too few networks for {s.support} measured ones: measure more")
             if len(free) < s.query:  # few networks measured there: some are asked twice
                 free = free[torch.randint(len(free), (s.query,), generator=g)]
-            queries.append(free[: s.query])
-        least = min(map(len, supports))
-        support, query = torch.stack([i[:least] for i in supports]), torch.stack(queries)
-        rows = tasks[:, None]
+            query = free[: s.query]
+            supports.append(support)
+            queries.append(query)
+            embeddings.append(embedding)
+            known.append(targets[support])
+            asked.append(targets[query])
         return (
-            pool.embeddings[tasks], pool.codes[support], pool.targets[rows, support], pool.codes[query],
-            pool.targets[rows, query],
+            torch.stack(embeddings), pool.codes[torch.stack(supports)], torch.stack(known),
+            pool.codes[torch.stack(queries)], torch.stack(asked),
         )  # fmt: skip
+
+    def _mixed(self, pool: _Pool, one: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Embedding, targets and what may be asked of a device made of two."""
+        g = self._generator
+        other = int(torch.randint(len(pool.targets), (), generator=g))
+        use = pool.asked[one] & pool.asked[other]
+        if use.sum() <= self.settings.support:  # measured on other networks: nothing to add
+            return pool.embeddings[one], pool.targets[one], pool.asked[one]
+        share = torch.rand((), generator=g)
+        seconds = share * pool.targets[one] + (1 - share) * pool.targets[other]
+        references = seconds[pool.references]
+        within = (seconds - references.min()) / (references.max() - references.min()).clamp_min(1e-6)
+        return within[pool.references], 0.9 * within + 0.05, use
 
     def _validated(self, pool: _Pool) -> float:
         total = 0.0
