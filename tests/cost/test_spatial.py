@@ -9,7 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.cost.spatial import DESIGNS, LENGTHS, MODELS, attention_cost, model_cost, operations, query_tile
+from hasten.cost.spatial import (
+    DESIGNS,
+    LENGTHS,
+    MODELS,
+    Transformer,
+    attention_cost,
+    model_cost,
+    operations,
+    query_tile,
+)
 from hasten.errors import HastenError
 from hasten.hardware.spatial import OPERATIONS
 from hasten.workload.attention import attention, exp_macs
@@ -87,3 +96,17 @@ def test_six_macs_make_an_exponential():
     assert float(((exp_macs(x) - x.exp()) / x.exp()).abs().max()) < 1e-3
     assert exp_macs(torch.tensor([-math.inf, 0.0])).tolist() == [0.0, 1.0]
     assert OPERATIONS["mac"] * 6 > OPERATIONS["exp"]
+
+
+def test_models_come_from_transformers_configurations():
+    from transformers import BertConfig, LlamaConfig, T5Config
+
+    assert Transformer.of(BertConfig()) == Transformer("bert", 12, 64, 768, 3072)
+    t5 = Transformer.of(T5Config(), batch=1)
+    assert (t5.heads, t5.channels, t5.width, t5.hidden, t5.batch) == (8, 64, 512, 2048, 1)
+    llama = LlamaConfig(hidden_size=576, num_attention_heads=9, intermediate_size=1536)
+    assert Transformer.of(llama) == Transformer.of(llama.to_dict())
+    assert model_cost(DESIGNS["fusemax"], Transformer.of(llama), 1024)[0].latency > 0
+    for wrong, match in [({}, "no attention"), ({"num_attention_heads": 0}, "whole number above 0")]:
+        with pytest.raises(HastenError, match=match):
+            Transformer.of(wrong)

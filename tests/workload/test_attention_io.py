@@ -25,6 +25,7 @@ from hasten.workload.attention_io import (
     regime,
     sites,
     strassen,
+    upper_bound,
 )
 
 
@@ -74,8 +75,16 @@ def test_no_program_is_below_the_floor_on_a_grid():
                         continue
                     seen += 1
                 if m >= 16:
-                    assert best_program(n, d, m)[1] >= floor
+                    assert floor <= best_program(n, d, m)[1] <= upper_bound(n, d, m)
+                if m >= d * d:  # constants of both bounds together
+                    assert upper_bound(n, d, m) <= 10 * floor
     assert seen > 500
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 200), st.integers(6, 1 << 17))
+def test_the_best_program_stays_below_the_upper_bound(n, keys, d, m):
+    assert lower_bound(n, d, m, keys=keys) <= best_program(n, d, m, keys=keys)[1] <= upper_bound(n, d, m, keys=keys)
 
 
 def test_the_bound_itself():
@@ -90,6 +99,8 @@ def test_the_bound_itself():
     assert [regime(8192, d, 98_304) for d in (64, 128, 576)] == ["large", "large", "small"]
     with pytest.raises(HastenError, match="at least 1"):
         lower_bound(0, 1, 1)
+    with pytest.raises(HastenError, match="6 words"):
+        upper_bound(8, 8, 5)
 
 
 def test_published_scale_of_the_two_programs():

@@ -7,7 +7,7 @@ an Einsum keeps its part busy follows from its points and from the operations of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -137,6 +137,29 @@ class Transformer:
     width: int
     hidden: int
     batch: int = 64
+
+    @classmethod
+    def of(cls, config: object, batch: int = 64) -> Transformer:
+        """From a transformers configuration: an object, or its JSON as a mapping.
+
+        Raises:
+            HastenError: it has no heads or no width, or a size that is not a whole number above 0.
+        """
+        given = config if isinstance(config, Mapping) else vars(config)
+
+        def size(*names: str) -> int | None:
+            found = next((given[n] for n in names if given.get(n) is not None), None)
+            if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 1):
+                raise HastenError(f"the configuration's {names[0]} is {found!r:.20}: it must be a whole number above 0")
+            return found
+
+        heads = size("num_attention_heads", "num_heads", "n_heads", "n_head")
+        width = size("hidden_size", "d_model", "n_embd", "emb_dim")
+        if heads is None or width is None:
+            raise HastenError("the configuration has no attention: give num_attention_heads and hidden_size")
+        channels = size("head_dim", "d_kv") or width // heads
+        hidden = size("intermediate_size", "d_ff", "n_inner", "ffn_dim") or 4 * width
+        return cls(str(given.get("model_type") or "model"), heads, channels, width, hidden, batch)
 
 
 MODELS = (

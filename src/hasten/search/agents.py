@@ -182,12 +182,12 @@ class AntColony(Agent):
 
 class Parzen(Agent):
     """Bayesian optimization with tree-structured Parzen estimators: values that are commoner in good points than in
-    bad ones, each parameter by itself (Bergstra et al., NIPS 2011).
+    bad ones, each parameter by itself (Bergstra et al., NIPS 2011). A point that is known is not asked for again.
 
     Args:
         start: random points first.
         share: of the points that count as good.
-        candidates: drawn from the good ones' distribution; the likeliest to be good is tried.
+        candidates: drawn from the good ones' distribution; of the new ones the likeliest to be good is tried.
         prior: pseudo-count of each value.
     """
 
@@ -201,6 +201,7 @@ class Parzen(Agent):
         self.start, self.share, self.candidates, self.prior = start, share, candidates, prior
         self.points: list[Indices] = []
         self.rewards: list[float] = []
+        self.known: set[Indices] = set()
 
     def ask(self) -> Indices:
         if len(self.points) < self.start:
@@ -217,9 +218,14 @@ class Parzen(Agent):
             high, low = high / high.sum(), low / low.sum()
             drawn[:, i] = np.minimum(np.searchsorted(np.cumsum(high), self.rng.random(self.candidates)), n - 1)
             ratio += np.log(high[drawn[:, i]] / low[drawn[:, i]])
-        return tuple(int(v) for v in drawn[int(ratio.argmax())])
+        for best in np.argsort(-ratio, kind="stable"):
+            point = tuple(int(v) for v in drawn[best])
+            if point not in self.known:
+                return point
+        return self._anywhere()
 
     def _learn(self, point: Indices, reward: float, metrics: Sequence[float]) -> None:
+        self.known.add(point)
         self.points.append(point)
         self.rewards.append(reward)
 

@@ -58,6 +58,28 @@ def lower_bound(n: int, d: int, m: int, *, keys: int | None = None, causal: bool
     return max(float(compulsory(n, d, keys)), products)
 
 
+def upper_bound(n: int, d: int, m: int, *, keys: int | None = None) -> float:
+    """Words that suffice, as a formula: those of `flash2` or `small_cache`, whichever is less, rounding included.
+
+    With N queries and K keys, 2Nd + 2Kd + 2NKd(2d + 3)/(M - 4d - 3) and, for b = sqrt(M + 4) - 3,
+    4NKd/b + 2NK + 2(N + K)d + 4N + 2Nd/b: the theorems' N^2 d^2 / M and N^2 d / sqrt(M) with the constants of these
+    programs. All once where everything fits.
+
+    Raises:
+        HastenError: a size below 1, or a memory below 6 words.
+    """
+    keys = keys or n
+    if min(n, d, keys) < 1 or m < 6:
+        raise HastenError("a bound needs sizes of at least 1, and 6 words of memory")
+    if m >= compulsory(n, d, keys) + 2 * keys:
+        return float(compulsory(n, d, keys))
+    b = math.sqrt(m + 4) - 3
+    words = 4 * n * keys * d / b + 2 * n * keys + 2 * (n + keys) * d + 4 * n + 2 * n * d / b
+    if m > 4 * d + 3:
+        words = min(words, 2 * (n + keys) * d + 2 * n * keys * d * (2 * d + 3) / (m - 4 * d - 3))
+    return words
+
+
 def regime(n: int, d: int, m: int) -> str:
     """``resident`` (all fits), ``large`` (M >= d^2: keep whole rows) or ``small`` (tile the channels too)."""
     if m >= compulsory(n, d) + 2 * n:
