@@ -303,6 +303,7 @@ class _Loop:
                 else:
                     assert team is not None
                     received = team.wait()
+                    received.sort(key=lambda r: r[1] is not None and r[1].error is not None)  # scores before errors
                     with _undisturbed():
                         for key, result in received:
                             if (tried := self._received(team, key, result)) is not None:
