@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hasten.cost.dataflow import DATAFLOWS, ConvShape, SubAccelerator, area, conv_shapes, layer_cost
+from hasten.cost.dataflow import (
+    DATAFLOWS,
+    ConvShape,
+    SubAccelerator,
+    area,
+    blocked_cost,
+    conv_shapes,
+    layer_cost,
+)
 from hasten.errors import HastenError
 from hasten.models.resnet9 import ResNet9
 
@@ -38,8 +46,7 @@ def test_all_elements_busy_where_tiles_divide():
 )
 def test_more_elements_or_bandwidth_is_never_slower(layer, dataflow, pes, more, bandwidth, times):
     one = layer_cost(layer, SubAccelerator(dataflow, pes, bandwidth)).cycles
-    if dataflow != "dla" or pes >= 16:
-        assert layer_cost(layer, SubAccelerator(dataflow, pes + more, bandwidth)).cycles <= one
+    assert layer_cost(layer, SubAccelerator(dataflow, pes + more, bandwidth)).cycles <= one
     assert layer_cost(layer, SubAccelerator(dataflow, pes, bandwidth * times)).cycles <= one
 
 
@@ -48,12 +55,46 @@ def test_symmetries(layer, pes):
     k, c, r, s, y, x = (
         layer.out_channels, layer.in_channels, layer.kernel_rows, layer.kernel_columns, layer.height, layer.width,
     )  # fmt: skip
-    turned = ConvShape(k, c, r, s, x, y, layer.stride)
     shi = SubAccelerator("shi", pes, 8)
-    assert layer_cost(layer, shi).cycles == layer_cost(turned, shi).cycles
+    assert layer_cost(layer, shi).cycles == layer_cost(ConvShape(k, c, s, r, x, y, layer.stride), shi).cycles
+    square, turned = ConvShape(k, c, r, r, y, x, layer.stride), ConvShape(k, c, r, r, x, y, layer.stride)
+    assert layer_cost(square, shi).cycles == layer_cost(turned, shi).cycles
     flat = ConvShape(k, c, r, s, y * x, 1, layer.stride)
     dla = SubAccelerator("dla", pes, 8)
     assert layer_cost(layer, dla) == layer_cost(flat, dla)
+
+
+def test_pieces_that_move_less_are_chosen():
+    # Weights and inputs that fit cross once, whatever the dataflow.
+    small = ConvShape(32, 32, 3, 3, 14, 14)
+    for dataflow in DATAFLOWS:
+        cost = layer_cost(small, SubAccelerator(dataflow, 512, 8))
+        assert cost.bytes == small.weights + small.inputs + small.outputs
+    # 64 x 112 x 112 sums of 16 filters do not fit 64 KiB: in strips they do, and few inputs cross twice.
+    first, unit = ConvShape(64, 3, 7, 7, 112, 112, 2), SubAccelerator("dla", 256, 16)
+    best = layer_cost(first, unit)
+    assert best.blocking.rows > 1
+    assert best.bytes < 1.5 * (first.weights + first.inputs + first.outputs)
+    with pytest.raises(HastenError, match="more strips"):
+        blocked_cost(first, unit, 4, 1)
+    with pytest.raises(HastenError, match="rounds"):
+        blocked_cost(first, unit, 1, 16)
+    for strips in (8, 16, 64):
+        other = blocked_cost(first, unit, 4, strips)
+        assert (other.cycles, other.energy) >= (best.cycles, best.energy)
+    # One output position: a matrix times a vector, weights once, at the speed of the memory.
+    vector = ConvShape(1000, 512, 1, 1, 1, 1)
+    assert layer_cost(vector, unit).cycles == (512_000 + 512 + 1000) / 16
+
+
+def test_a_stride_over_the_kernel_leaves_inputs_out():
+    assert ConvShape(8, 4, 1, 1, 10, 10, 2).inputs == 400
+    assert ConvShape(8, 4, 3, 3, 10, 10, 2).inputs == 1600
+
+
+def test_nothing_computes_before_its_data_and_leaves_before_its_sums():
+    layer, unit = ConvShape(16, 16, 1, 1, 4, 4), SubAccelerator("dla", 256, 4)
+    assert layer_cost(layer, unit).cycles >= 16 + (256 + 256) / 4
 
 
 def test_the_best_dataflow_changes_with_depth():

@@ -63,8 +63,9 @@ class ConvShape:
 
     @property
     def inputs(self) -> int:
-        """Bytes of 8-bit inputs, the border of padding not counted."""
-        return self.in_channels * self.height * self.width * self.stride**2
+        """Bytes of 8-bit inputs that are used, the border of padding not counted."""
+        rows, columns = min(self.stride, self.kernel_rows), min(self.stride, self.kernel_columns)
+        return self.in_channels * self.height * self.width * rows * columns
 
     @property
     def outputs(self) -> int:
@@ -109,52 +110,185 @@ class SubAccelerator:
 
 
 @dataclass(frozen=True)
+class Blocking:
+    """The pieces that a layer is taken in, between the array and what is outside.
+
+    Args:
+        rounds: of the filters.
+        rows, columns: of the picture: strips or tiles.
+        outer: which of both loops is outside of the other, ``filters`` or ``picture``.
+    """
+
+    rounds: int
+    rows: int
+    columns: int
+    outer: str
+
+
+@dataclass(frozen=True)
 class LayerCost:
-    """A layer on a sub-accelerator: cycles it takes, cycles it computes, bytes moved to and from it, energy in pJ."""
+    """What a layer costs on a sub-accelerator.
+
+    Args:
+        cycles: that it takes.
+        compute: of them, those in which its array computes.
+        bytes: moved to and from it.
+        energy: pJ.
+        blocking: the pieces it is taken in.
+    """
 
     cycles: float
     compute: int
     bytes: float
     energy: float
+    blocking: Blocking
 
 
-def _fetched(size: int, times: int, unit: SubAccelerator) -> int:
-    """Bytes fetched from outside of what is used ``times`` times: once if half of the buffer keeps it."""
-    return size if size <= unit.buffer // 2 else size * times
+def _moved(
+    layer: ConvShape, room: int, rounds: int, strips: int, sums: int = 0, bordered: int = 0
+) -> tuple[int, str] | None:
+    """Bytes moved when the filters are taken in ``rounds`` and the picture in ``strips``, and the better outer loop.
+
+    Inside of the outer loop a piece of the one tensor can be kept while all of the other passes; either can be kept
+    whole. A piece takes twice its size, as the next is on its way; what passes by takes a byte at least.
+
+    Args:
+        layer: to be moved.
+        room: bytes of buffer.
+        rounds, strips: how many pieces.
+        sums: bytes of partial sums of a piece.
+        bordered: bytes of all inputs when each strip is fetched with the border it shares; as without when 0.
+
+    Returns:
+        None where the sums do not fit.
+    """
+    room -= sums * (1 if rounds * strips == 1 else 2)
+    if room < 1:
+        return None
+    weights, inputs = layer.weights, layer.inputs
+    apart = max(bordered, inputs) if strips > 1 else inputs
+    round_, strip = math.ceil(weights / rounds), math.ceil(apart / strips)
+    # Of each tensor: bytes kept, and bytes then moved. Inside of the filters' loop a piece of them can be kept, inside
+    # of the picture's a strip of it.
+    weighed = ((0, weights * strips), (round_ * min(rounds, 2), weights)), ((0, weights * strips), (weights, weights))
+    given = ((0, apart * rounds), (inputs, inputs)), ((0, apart * rounds), (strip * min(strips, 2), apart))
+    best: tuple[int, str] | None = None
+    for outer, of_weights, of_inputs in zip(("filters", "picture"), weighed, given, strict=True):
+        for kept, once in of_weights:
+            for kept_too, once_too in of_inputs:
+                if kept + kept_too < room and (best is None or once + once_too < best[0]):
+                    best = (once + once_too, outer)
+    assert best is not None
+    return best[0] + layer.outputs, best[1]
 
 
-def _cost(layer: ConvShape, unit: SubAccelerator, compute: int, moved: float, accesses: float) -> LayerCost:
+def _cost(
+    layer: ConvShape, unit: SubAccelerator, compute: int, moved: float, accesses: float, ends: float,
+    blocking: Blocking,
+) -> LayerCost:  # fmt: skip
+    """``ends``: bytes that arrive before the first multiplication, and leave after the last."""
     energy = MAC_ENERGY * (layer.macs + BUFFER_RATIO * accesses + OUTSIDE_RATIO * moved)
-    return LayerCost(max(float(compute), moved / unit.bandwidth), compute, moved, energy)
+    cycles = max(compute + ends / unit.bandwidth, moved / unit.bandwidth)
+    return LayerCost(cycles, compute, moved, energy, blocking)
+
+
+def _better(new: LayerCost, old: LayerCost | None) -> bool:
+    return old is None or (new.cycles, new.energy) < (old.cycles, old.energy)
+
+
+def _done(found: LayerCost | None, compute: int, least: float) -> bool:
+    """Whether nothing that computes at least so long, and moves at least so many cycles, can be sooner."""
+    return found is not None and found.cycles <= max(compute, least)
+
+
+def _dla_in(layer: ConvShape, unit: SubAccelerator, rounds: int, strips: int) -> LayerCost | None:
+    """Cost in so many pieces; None where their sums do not fit."""
+    across = min(ATOMIC_CHANNELS, unit.pes)
+    rounds_in = math.ceil(layer.in_channels / across)
+    positions = layer.height * layer.width
+    filters = math.ceil(layer.out_channels / rounds)
+    sums = filters * math.ceil(positions / strips)
+    # Strips share borders, here those of a square picture: which of the sides is which does not matter.
+    border = max(layer.kernel_rows - layer.stride, 0) / (min(layer.stride, layer.kernel_rows) * math.sqrt(positions))
+    way = _moved(layer, unit.buffer, rounds, strips, sums, math.ceil(layer.inputs * (1 + strips * border)))
+    if way is None:
+        return None
+    compute = layer.kernel_rows * layer.kernel_columns * positions * rounds_in * rounds
+    # Inputs are broadcast to all filters; sums of a round of channels are stored and read again by the next.
+    accesses = layer.macs / filters + layer.weights * strips + layer.outputs * (2 * rounds_in - 1)
+    # Weights of the first step come before; outputs leave, so many positions at once, as the last step ends their sums.
+    ends = filters * (min(layer.in_channels, ATOMIC_CHANNELS) + min(positions, ATOMIC_CHANNELS))
+    return _cost(layer, unit, compute, way[0], accesses, ends, Blocking(rounds, strips, 1, way[1]))
 
 
 def _dla(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
     across = min(ATOMIC_CHANNELS, unit.pes)
-    filters = unit.pes // across
-    rounds_in = math.ceil(layer.in_channels / across)
-    rounds_out = math.ceil(layer.out_channels / filters)
-    compute = layer.kernel_rows * layer.kernel_columns * layer.height * layer.width * rounds_in * rounds_out
-    # Inputs are broadcast to all filters; sums of a round of channels are stored and read again by the next.
-    accesses = layer.macs / min(filters, layer.out_channels) + layer.weights + layer.outputs * (2 * rounds_in - 1)
-    moved = layer.weights + _fetched(layer.inputs, rounds_out, unit) + layer.outputs
-    return _cost(layer, unit, compute, moved, accesses)
+    positions = layer.height * layer.width
+    steps = layer.kernel_rows * layer.kernel_columns * positions * math.ceil(layer.in_channels / across)
+    least = (layer.weights + layer.inputs + layer.outputs) / unit.bandwidth
+    found: LayerCost | None = None
+    # Fewer filters at once than the array has room for leave room for their sums.
+    rounds = math.ceil(layer.out_channels / (unit.pes // across))
+    while rounds and not _done(found, steps * rounds, least):
+        strips = 1
+        while strips == 1 or strips * ATOMIC_CHANNELS <= positions:  # weights stay while the next ones come
+            cost = _dla_in(layer, unit, rounds, strips)
+            if cost is not None and _better(cost, found):
+                found = cost
+            strips *= 2
+        rounds = _next(layer.out_channels, rounds)
+    assert found is not None
+    return found
+
+
+def _next(size: int, pieces: int) -> int:
+    """The least number of pieces over ``pieces`` whose largest is smaller; 0 when there is none."""
+    largest = math.ceil(size / pieces)
+    return math.ceil(size / (largest - 1)) if largest > 1 else 0
+
+
+@lru_cache(maxsize=1024)
+def _tiles(height: int, width: int) -> tuple[tuple[int, int, int], ...]:
+    """(tiles, rows, columns) of every way to take a picture in tiles, by their number."""
+
+    def cuts(size: int) -> list[int]:
+        found, pieces = [], 1
+        while pieces:
+            found.append(pieces)
+            pieces = _next(size, pieces)
+        return found
+
+    return tuple(sorted((a * b, a, b) for a in cuts(height) for b in cuts(width)))
 
 
 def _shi(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
+    least = (layer.weights + layer.inputs + layer.outputs) / unit.bandwidth
     found: LayerCost | None = None
-    for rows in range(1, min(layer.height, unit.pes) + 1):
-        columns = min(layer.width, unit.pes // rows)
-        tiles = math.ceil(layer.height / rows) * math.ceil(layer.width / columns)
+    for tiles, down, along in _tiles(layer.height, layer.width):
+        rows, columns = math.ceil(layer.height / down), math.ceil(layer.width / along)
+        if rows * columns > unit.pes:
+            continue
         compute = layer.weights * tiles
+        if _done(found, compute, least):
+            break
+        bordered = tiles * layer.in_channels * _window(rows, layer.kernel_rows, layer.stride)
+        bordered *= _window(columns, layer.kernel_columns, layer.stride)
+        way = _moved(layer, unit.buffer, layer.out_channels, tiles, 0, bordered)
+        assert way is not None  # sums never leave their PE
         # A weight is broadcast to all outputs; inputs go from neighbour to neighbour, so that each is read once for a
-        # filter and a column of the kernel, and sums never leave their PE.
+        # filter and a column of the kernel.
         accesses = layer.weights * tiles + layer.inputs * layer.out_channels + layer.outputs
-        moved = _fetched(layer.weights, tiles, unit) + layer.inputs + layer.outputs
-        cost = _cost(layer, unit, compute, moved, accesses)
-        if found is None or (cost.cycles, cost.energy) < (found.cycles, found.energy):
+        blocking = Blocking(layer.out_channels, down, along, way[1])
+        cost = _cost(layer, unit, compute, way[0], accesses, 2 * rows * columns, blocking)
+        if _better(cost, found):
             found = cost
     assert found is not None
     return found
+
+
+def _window(outputs: int, kernel: int, stride: int) -> int:
+    """Inputs used along a side by so many outputs."""
+    return outputs * min(stride, kernel) + max(kernel - stride, 0)
 
 
 def _rs(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
@@ -163,23 +297,51 @@ def _rs(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
     pairs = layer.out_channels * rows * layer.height
     passes = math.ceil(pairs / used)
     compute = layer.width * layer.kernel_columns * layer.in_channels * passes
-    together = max(1, used // (rows * layer.height))  # filters in the array at once
-    strips = math.ceil(rows * layer.height / used)  # parts of the picture where not even one filter fits
+    together = min(layer.out_channels, max(1, used // (rows * layer.height)))  # filters in the array at once
+    least = math.ceil(rows * layer.height / used)  # strips of the picture, where not even one filter fits
     rounds = math.ceil(layer.out_channels / together)
-    # A row of inputs serves a diagonal of PEs, a row of weights a row of them, and sums go up a column.
-    accesses = layer.inputs * rounds + layer.weights * strips + 2 * layer.outputs * max(1, layer.in_channels // 4)
-    moved = _fetched(layer.weights, strips, unit) + _fetched(layer.inputs, rounds, unit) + layer.outputs
-    return _cost(layer, unit, compute, moved, accesses)
+    found: LayerCost | None = None
+    strips = 1
+    while strips < 2 * layer.height:
+        if strips >= least or strips >= layer.height:
+            way = _moved(layer, unit.buffer, rounds, strips)
+            assert way is not None
+            # A row of inputs serves a diagonal of PEs, a row of weights a row of them, and sums go up a column.
+            accesses = layer.inputs * rounds + layer.weights * strips
+            accesses += 2 * layer.outputs * max(1, layer.in_channels // 4)
+            # Outputs leave row by row while others are computed.
+            cost = _cost(layer, unit, compute, way[0], accesses, 0, Blocking(rounds, strips, 1, way[1]))
+            if _better(cost, found):
+                found = cost
+        strips *= 2
+    assert found is not None
+    return found
 
 
 @lru_cache(maxsize=200_000)
 def layer_cost(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
     """What a layer costs on a sub-accelerator: the longer of computing and moving, as both overlap.
 
-    Weights, inputs and outputs cross its interface; what half of its buffer holds crosses once, what does not crosses
-    as often as the dataflow needs it again. NASAIC, section II; the equations of each template are ours.
+    Only what is needed for the first multiplication, and the last piece of outputs, cannot. Weights, inputs and
+    outputs cross its interface; what its buffer keeps crosses once, what it does not crosses as often as the dataflow
+    needs it again, in the best of the ways to take the layer in pieces. NASAIC, section II; the equations of each
+    template are ours.
     """
     return {"dla": _dla, "shi": _shi, "rs": _rs}[unit.dataflow](layer, unit)
+
+
+def blocked_cost(layer: ConvShape, unit: SubAccelerator, rounds: int, strips: int) -> LayerCost:
+    """What a layer costs on a ``dla`` in given pieces, with the better outer loop of both; `layer_cost` is the best.
+
+    Raises:
+        HastenError: another dataflow, more filters at once than the array has room for, or sums that do not fit.
+    """
+    if unit.dataflow != "dla" or math.ceil(layer.out_channels / rounds) > unit.pes // min(ATOMIC_CHANNELS, unit.pes):
+        raise HastenError(f"{rounds} rounds of filters do not fit a {unit.dataflow} of {unit.pes} elements")
+    cost = _dla_in(layer, unit, rounds, strips)
+    if cost is None:
+        raise HastenError(f"the sums of {strips} strips do not fit {unit.buffer} bytes: take more strips")
+    return cost
 
 
 def area(units: Iterable[SubAccelerator]) -> float:

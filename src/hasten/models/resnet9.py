@@ -39,7 +39,8 @@ class ResNet9(nn.Module):
         widths = [stem, *filters]
         self.blocks = nn.ModuleList(_conv(a, b) for a, b in pairwise(widths))
         self.skips = nn.ModuleList(
-            nn.ModuleList(nn.Sequential(_conv(n, n), _conv(n, n)) for _ in range(count))
+            # No activation before the sum: at zero it would let no gradient through.
+            nn.ModuleList(nn.Sequential(_conv(n, n), _conv(n, n)[:2]) for _ in range(count))
             for n, count in zip(filters, skips)
         )
         for skips_ in self.skips:
@@ -52,6 +53,6 @@ class ResNet9(nn.Module):
         for block, skips in zip(self.blocks, self.skips):
             x = F.max_pool2d(block(x), 2, ceil_mode=True)
             for skip in skips:  # type: ignore[attr-defined]
-                x = x + skip(x)
+                x = F.relu(x + skip(x))
         logits: Tensor = self.head(x.amax((2, 3)))
         return logits

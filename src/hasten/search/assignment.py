@@ -35,32 +35,38 @@ def makespan(times: Table, units: Sequence[Sequence[int]]) -> float:
         times: network -> layer -> unit -> time.
         units: network -> layer -> unit that runs it.
     """
-    return _listed([[times[n][i][u] for i, u in enumerate(row)] for n, row in enumerate(units)], units)
+    took = [[times[n][i][u] for i, u in enumerate(row)] for n, row in enumerate(units)]
+    return _listed(took, units, math.inf)
 
 
-def _listed(took: list[list[float]], units: Sequence[Sequence[int]]) -> float:
+def _listed(took: list[list[float]], units: Sequence[Sequence[int]], limit: float) -> float:
+    """`makespan` of layers that take so long; infinity as soon as it must end after the limit."""
     count = len(took)
     left = [sum(row) for row in took]
     at = [0] * count
     ready = [0.0] * count
-    free: dict[int, float] = {}
+    free = [0.0] * (1 + max((u for row in units for u in row), default=0))
     end = 0.0
     open_ = [n for n in range(count) if took[n]]
     while open_:
-        best, key = -1, (math.inf, 0.0)
+        best, begin = -1, math.inf
         for n in open_:
-            begin = max(ready[n], free.get(units[n][at[n]], 0.0))
-            if (begin, -left[n]) < key:
-                best, key = n, (begin, -left[n])
-        time = took[best][at[best]]
-        done = key[0] + time
-        free[units[best][at[best]]] = ready[best] = done
+            start, other = ready[n], free[units[n][at[n]]]
+            if other > start:  # noqa: PLR1730 (a call would cost more than all else in this loop)
+                start = other
+            if start < begin or (start == begin and left[n] > left[best]):
+                best, begin = n, start
+        if begin + left[best] > limit * (1 + 1e-12):
+            return math.inf
+        step = at[best]
+        time = took[best][step]
+        end = begin + time
+        free[units[best][step]] = ready[best] = end
         left[best] -= time
-        at[best] += 1
-        if at[best] == len(took[best]):
+        at[best] = step + 1
+        if step + 1 == len(took[best]):
             open_.remove(best)
-        end = max(end, done)
-    return end
+    return max(ready, default=0.0)
 
 
 def _energy(energies: Table, units: Sequence[Sequence[int]]) -> float:
@@ -122,8 +128,8 @@ def _earliest(times: Table) -> list[list[int]]:
 
 
 class _Search:
-    def __init__(self, times: Table, energies: Table, deadline: float) -> None:
-        self.times, self.energies, self.deadline = times, energies, deadline
+    def __init__(self, times: Table, energies: Table, deadline: float, pairs: bool) -> None:
+        self.times, self.energies, self.deadline, self.pairs = times, energies, deadline, pairs
         self.count = len(times[0][0])
 
     def end(self, units: Sequence[Sequence[int]]) -> float:
@@ -144,11 +150,12 @@ class _Search:
                 for u in range(self.count)
                 if u != at
             ]
-            small = len(moves) <= 24
+            small = self.pairs and len(moves) <= 24
+            bounds = self.bounds(units)
             for group in itertools.chain(((m,) for m in moves), itertools.combinations(moves, 2) if small else ()):
                 if len(group) == 2 and best[1]:
                     break
-                end = self.tried(units, group)
+                end = self.tried(units, group, bounds, best[0])
                 if end < best[0]:
                     best = (end, list(group))
             if not best[1]:
@@ -158,11 +165,40 @@ class _Search:
             now = best[0]
         return True
 
-    def tried(self, units: list[list[int]], moves: Sequence[tuple[int, int, int]]) -> float:
+    def bounds(self, units: list[list[int]]) -> tuple[list[float], list[float]]:
+        """Time of all layers of each network, and of each unit: nothing ends sooner."""
+        networks, loads = [0.0] * len(units), [0.0] * self.count
+        for n, row in enumerate(units):
+            for i, u in enumerate(row):
+                networks[n] += self.times[n][i][u]
+                loads[u] += self.times[n][i][u]
+        return networks, loads
+
+    def tried(
+        self, units: list[list[int]], moves: Sequence[tuple[int, int, int]],
+        bounds: tuple[list[float], list[float]], limit: float,
+    ) -> float:  # fmt: skip
+        """The end after the moves; infinity where it is after the limit.
+
+        Args:
+            units: before, as they are again when this returns.
+            moves: network, layer and the unit it moves to.
+            bounds: of ``units``.
+            limit: what is asked for.
+        """
+        networks, loads = bounds[0].copy(), bounds[1].copy()
+        for n, i, u in moves:
+            row, at = self.times[n][i], units[n][i]
+            networks[n] += row[u] - row[at]
+            loads[at] -= row[at]
+            loads[u] += row[u]
+        if max(networks) > limit * (1 + 1e-9) or max(loads) > limit * (1 + 1e-9):
+            return math.inf
         before = [(n, i, units[n][i]) for n, i, _ in moves]
         for n, i, u in moves:
             units[n][i] = u
-        end = self.end(units)
+        took = [[row[u] for row, u in zip(network, row_, strict=True)] for network, row_ in zip(self.times, units)]
+        end = _listed(took, units, limit)
         for n, i, u in reversed(before):
             units[n][i] = u
         return end
@@ -180,48 +216,55 @@ class _Search:
                         if saved > 0:
                             added = self.times[n][i][u] - self.times[n][i][at]
                             moves.append((saved / added if added > 0 else math.inf, saved, n, i, u, at))
+            bounds = self.bounds(units)
             for _, _, n, i, u, at in sorted(moves, reverse=True):
-                if units[n][i] == at and self.tried(units, [(n, i, u)]) <= self.deadline:
+                if units[n][i] == at and self.tried(units, [(n, i, u)], bounds, self.deadline) <= self.deadline:
                     units[n][i] = u
+                    bounds = self.bounds(units)
                     changed = True
         self.exchange(units)
 
     def exchange(self, units: list[list[int]]) -> None:
         """Two moves at once that save energy together, in small instances, where one by one they would not fit."""
         flat = [(n, i) for n, row in enumerate(units) for i in range(len(row))]
-        if len(flat) * (self.count - 1) > 24:
+        if not self.pairs or len(flat) * (self.count - 1) > 24:
             return
         again = True
         while again:
             again = False
             moves = [(n, i, u) for n, i in flat for u in range(self.count) if u != units[n][i]]
+            bounds = self.bounds(units)
             for a, b in itertools.combinations(moves, 2):
                 saved = sum(self.energies[n][i][units[n][i]] - self.energies[n][i][u] for n, i, u in (a, b))
-                if a[:2] != b[:2] and saved > 0 and self.tried(units, (a, b)) <= self.deadline:
+                if a[:2] != b[:2] and saved > 0 and self.tried(units, (a, b), bounds, self.deadline) <= self.deadline:
                     for n, i, u in (a, b):
                         units[n][i] = u
                     again = True
                     break
 
 
-def assign(times: Table, energies: Table, deadline: float = math.inf, *, restarts: int = 8) -> Assignment:
+def assign(
+    times: Table, energies: Table, deadline: float = math.inf, *, restarts: int = 8, pairs: bool = True
+) -> Assignment:
     """A good assignment within the deadline, by ratios; the soonest that was found when none is.
 
     Starts from every layer on its fastest unit, from every layer where it is done first, and from the least energy;
     each is hastened until it is within the deadline, then layers move in the order of energy saved for time added
-    while it stays so. The best of the three is returned. Where none got there, random starts are tried.
+    while it stays so. The best of the three is returned. Where none got there, random starts are tried. Where the
+    deadline is sooner than any assignment can be, only the second start is hastened.
 
     Args:
         times: network -> layer -> unit -> cycles.
         energies: as ``times``, in any unit.
         deadline: in the unit of ``times``.
         restarts: random starts, where the three do not get within the deadline.
+        pairs: whether two layers may move at once, in small instances: slower and a little better.
 
     Raises:
         HastenError: tables of different shapes.
     """
     count = _check(times, energies)
-    search = _Search(times, energies, deadline)
+    search = _Search(times, energies, deadline, pairs)
     least = _cheapest(energies)
     end = search.end(least)
     if end <= deadline:
@@ -230,7 +273,10 @@ def assign(times: Table, energies: Table, deadline: float = math.inf, *, restart
     anywhere = ([[rng.randrange(count) for _ in network] for network in times] for _ in range(restarts))
     found: Assignment | None = None
     soonest: Assignment | None = None
-    for number, start in enumerate(itertools.chain((_cheapest(times), _earliest(times), least), anywhere)):
+    starts = itertools.chain((_cheapest(times), _earliest(times), least), anywhere)
+    if deadline < _soonest(times):
+        starts = itertools.chain((_earliest(times),))
+    for number, start in enumerate(starts):
         if number >= 3 and found is not None:
             break
         units = [list(row) for row in start]
@@ -246,6 +292,12 @@ def assign(times: Table, energies: Table, deadline: float = math.inf, *, restart
     result = found or soonest
     assert result is not None
     return result
+
+
+def _soonest(times: Table) -> float:
+    """No assignment ends before: each network's layers follow each other, and no unit does two at a time."""
+    alone = [sum(min(row) for row in network) for network in times]
+    return max(*alone, sum(alone) / len(times[0][0]))
 
 
 def _cheapest(table: Table) -> list[list[int]]:

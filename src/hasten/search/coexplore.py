@@ -151,12 +151,12 @@ def map_chip(
     costs = [[[layer_cost(layer, unit) for unit in chip] for layer in network] for network in networks]
     times = [[[c.cycles for c in row] for row in network] for network in costs]
     energies = [[[c.energy for c in row] for row in network] for network in costs]
-    found = assign(times, energies, deadline, restarts=0)
+    found = assign(times, energies, deadline, restarts=0, pairs=False)
     return Specs(found.makespan, found.energy, area(chip)), found
 
 
 class SpentError(Exception):
-    """The budget of mapped chips or of trained networks is used up."""
+    """The budget of mapped chips is used up."""
 
 
 @dataclass
@@ -180,8 +180,9 @@ class CoProblem:
         chips: to choose from.
         limits: that must hold.
         bounds: the costs that count as 1 in the penalty.
-        mapped, trained: budgets: chips mapped, and networks trained of each task. Each point is mapped and each
-            network trained once, whoever asks again.
+        mapped, trained: budgets: points asked for (networks on a chip), and networks trained of each task. A network
+            is trained once; when the budget is spent, only those known can be part of a solution.
+        rho: weight of the penalty in the reward.
     """
 
     tasks: tuple[NetworkTask, ...]
@@ -247,25 +248,25 @@ class CoProblem:
         """`penalty`, and 3 (every cost at its bound) where there is no such chip."""
         return 3.0 if cost is None else penalty(cost, self.limits, self.bounds)
 
-    def accuracy(self, networks: Indices) -> tuple[tuple[float, ...], float]:
-        """What each network reaches, and their weighted mean.
-
-        Raises:
-            SpentError: the budget is used up.
-        """
+    def accuracy(self, networks: Indices) -> tuple[tuple[float, ...], float] | None:
+        """What each network reaches, and their weighted mean; None where one would have to be trained beyond the
+        budget."""
         found = []
         for i, part in enumerate(self._parts(networks)):
             if (i, part) not in self.accuracies:
                 if sum(k == i for k, _ in self.accuracies) >= self.trained:
-                    raise SpentError
+                    return None
                 self.accuracies[i, part] = self.tasks[i].accuracy(self.codecs[i].decode(part))
             found.append(self.accuracies[i, part])
         return tuple(found), sum(w * a for w, a in zip(self.weights, found, strict=True))
 
     def note(self, networks: Indices, chip: Indices, cost: Specs) -> float:
         """Trains the networks of a solution, keeps the best that meets the limits (and the nearest), returns its
-        weighted accuracy."""
-        each, mean = self.accuracy(networks)
+        weighted accuracy; 0 where the budget of trained networks does not allow for them."""
+        reached = self.accuracy(networks)
+        if reached is None:
+            return 0.0
+        each, mean = reached
         solution = Solution(
             tuple(c.decode(p) for c, p in zip(self.codecs, self._parts(networks), strict=True)),
             self.chip_codec.decode(chip), cost, each, mean, cost.meets(self.limits),
@@ -309,35 +310,41 @@ class Controller(nn.Module):
         self,
         forced: Sequence[int] = (),
         allowed: Callable[[list[int]], Sequence[bool] | None] = lambda chosen: None,
-    ) -> tuple[Indices, Tensor]:
-        """Decides.
+        count: int = 1,
+    ) -> tuple[list[Indices], Tensor]:
+        """Decides ``count`` times, independently of each other.
 
         Args:
             forced: the first decisions, given.
             allowed: the choices that may be taken, from those taken so far; None for all.
+            count: how many samples.
 
         Returns:
-            The choices, and the log-probability of each (decisions,), 0 for the forced ones.
+            The choices of each sample, and the log-probability of each choice (count, decisions), 0 for forced ones.
         """
-        x, state = self.begin, None
-        chosen: list[int] = []
+        x, state = self.begin.expand(count, -1), None
+        chosen: list[list[int]] = [[] for _ in range(count)]
         logs: list[Tensor] = []
         for step in range(len(self.sizes)):
             state = self.cell(x, state)
             if step < len(forced):
-                choice = int(forced[step])
-                logs.append(torch.zeros(()))
+                choice = torch.full((count,), int(forced[step]))
+                logs.append(torch.zeros(count))
             else:
-                scores = 2.5 * torch.tanh(self.heads[step](state[0])[0] / 2.5)
-                permitted = allowed(chosen)
-                if permitted is not None:
-                    scores = scores.masked_fill(~torch.tensor(permitted), -math.inf)
+                # Bounded, so that no choice is soon impossible.
+                scores = 2.5 * torch.tanh(self.heads[step](state[0]) / 2.5)
+                permitted = [allowed(row) for row in chosen]
+                if any(p is not None for p in permitted):
+                    every = [True] * self.sizes[step]
+                    mask = torch.tensor([every if p is None else list(p) for p in permitted])
+                    scores = scores.masked_fill(~mask, -math.inf)
                 log = scores.log_softmax(-1)
-                choice = int(torch.multinomial(log.detach().exp(), 1, generator=self.generator))
-                logs.append(log[choice])
-            chosen.append(choice)
-            x = self.choices[step](torch.tensor([choice]))
-        return tuple(chosen), torch.stack(logs)
+                choice = torch.multinomial(log.detach().exp(), 1, generator=self.generator)[:, 0]
+                logs.append(log.gather(1, choice[:, None])[:, 0])
+            for row, index in zip(chosen, choice.tolist(), strict=True):
+                row.append(index)
+            x = self.choices[step](choice)
+        return [tuple(row) for row in chosen], torch.stack(logs, 1)
 
 
 class _Learning:
@@ -407,14 +414,13 @@ def _nasaic(problem: CoProblem, seed: int, phi: int, rate: float, discount: floa
         return _permitted(problem, chosen)
 
     while True:
-        chosen, logs = controller((), allowed)
+        (chosen,), (logs,) = controller((), allowed)
         networks, chip = chosen[:count], chosen[count:]
         cost = problem.cost(networks, chip)
         over = problem.penalty(cost)
         met = [(chip, cost)] if cost is not None and over == 0 else []
         hardware = []
-        for _ in range(phi):
-            again, its_logs = controller(networks, allowed)
+        for again, its_logs in zip(*controller(networks, allowed, phi), strict=True) if phi else ():
             its_cost = problem.cost(networks, again[count:])
             its_over = problem.penalty(its_cost)
             if its_cost is not None and its_over == 0:
@@ -434,8 +440,7 @@ def _networks_first(problem: CoProblem, seed: int, phi: int, rate: float, discou
     count = len(networks)
     while True:
         batch = []
-        for _ in range(max(1, phi)):
-            chosen, logs = controller(networks, lambda c: _permitted(problem, c))
+        for chosen, logs in zip(*controller(networks, lambda c: _permitted(problem, c), max(1, phi)), strict=True):
             cost = problem.cost(networks, chosen[count:])
             if cost is not None:
                 problem.note(networks, chosen[count:], cost)
@@ -454,7 +459,7 @@ def best_networks(problem: CoProblem, seed: int = 0, rate: float = 0.005, discou
         learning = _Learning(controller, rate, discount)
         idle = 0
         while sum(k == i for k, _ in problem.accuracies) < problem.trained and idle < 500:
-            chosen, logs = controller()
+            (chosen,), (logs,) = controller()
             idle = idle + 1 if (i, chosen) in problem.accuracies else 0
             if (i, chosen) not in problem.accuracies:
                 problem.accuracies[i, chosen] = problem.tasks[i].accuracy(codec.decode(chosen))
@@ -484,7 +489,7 @@ def _chip_first(problem: CoProblem, seed: int, phi: int, rate: float, discount: 
     controller = Controller(problem.network_sizes, count, seed=seed)
     learning = _Learning(controller, rate, discount)
     while True:
-        networks, logs = controller()
+        (networks,), (logs,) = controller()
         cost = problem.cost(networks, best[1])
         over = problem.penalty(cost)
         reward = -problem.rho * over
@@ -592,5 +597,9 @@ def chip_problem(networks: Sequence[Sequence[ConvShape]], chips: ChipSpace, dead
         chips.space,
         (Objective("latency", unit="s"), Objective("energy", unit="J"), Objective("area", unit="mm2")),
         evaluate,
-        identity={"networks": str(networks), "deadline": str(deadline)},
+        identity={
+            "networks": str(networks),
+            "deadline": str(deadline),
+            "limits": f"{chips.total_pes} PEs, {chips.total_bandwidth} GB/s",
+        },
     )
