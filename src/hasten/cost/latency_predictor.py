@@ -51,6 +51,8 @@ class MetaSettings:
         trim: share of the fastest and of the slowest networks that training leaves out.
         mix: share of an episode's devices that are two in one, latencies added at random weights; not in the paper.
             Sums of two devices' latencies are a device too, and there are few devices to learn from.
+        warm: outer steps before the episodes that leave the inner loop and the modulation out, which take a fraction of
+            the time; not in the paper.
     """
 
     hidden: int = 100
@@ -73,12 +75,13 @@ class MetaSettings:
     every: int = 50
     trim: float = 0.1
     mix: float = 0.0
+    warm: int = 0
 
     def __post_init__(self) -> None:
         if min(self.hidden, self.episodes, self.devices, self.support, self.query, self.samples, self.every) < 1:
             raise HastenError("every count of the predictor's settings must be at least 1")
-        if self.steps < 0 or not 0 <= self.trim < 0.5 or not 0 <= self.mix <= 1:
-            raise HastenError("steps are not negative, trim is a share under a half, and mix one up to 1")
+        if min(self.steps, self.warm) < 0 or not 0 <= self.trim < 0.5 or not 0 <= self.mix <= 1:
+            raise HastenError("steps and warm are not negative, trim is a share under a half, and mix one up to 1")
 
     def meta_sgd(self) -> MetaSettings:
         """The same learner without embedding and modulation (Li et al., arXiv 1707.09835)."""
@@ -383,6 +386,12 @@ class LatencyPredictor(Generic[A]):
         made = vmap(one)(embeddings, z, support, known, query)
         return F.mse_loss(made, asked) + self.settings.kl * kl
 
+    def _plain_loss(self, embeddings: Tensor, support: Tensor, known: Tensor, query: Tensor, asked: Tensor) -> Tensor:
+        """Mean squared error without adaptation, of measured and asked networks."""
+        codes, targets = torch.cat([support, query], 1), torch.cat([known, asked], 1)
+        made = vmap(lambda h, x: functional_call(self.network, self._weights(), (x, h)))(embeddings, codes)
+        return F.mse_loss(made, targets)
+
     def _pool(self, devices: Mapping[str, Mapping[A, float]], role: str) -> _Pool:
         archs = list(dict.fromkeys((*self.references, *(a for table in devices.values() for a in table))))
         place = {a: i for i, a in enumerate(archs)}
@@ -443,16 +452,17 @@ class LatencyPredictor(Generic[A]):
         pool = self._pool(devices, "training")
         checked = self._pool(valid, "validation") if valid else None
         optimizer = torch.optim.Adam(self._learned(), lr=s.rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.episodes) if s.cosine else None
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.warm + s.episodes) if s.cosine else None
         best, kept = -2.0, None
-        for episode in range(1, s.episodes + 1):
-            loss = self.meta_loss(*self._episode(pool), self._generator)
+        for episode in range(1 - s.warm, s.episodes + 1):
+            drawn = self._episode(pool)
+            loss = self.meta_loss(*drawn, self._generator) if episode > 0 else self._plain_loss(*drawn)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            if schedule:
+            if schedule is not None:
                 schedule.step()
-            if episode % s.every == 0 or episode == s.episodes:
+            if episode > 0 and (episode % s.every == 0 or episode == s.episodes):
                 value = float(loss.detach())
                 reached = self._validated(checked) if checked else math.nan
                 self.history.append((episode, value, reached))

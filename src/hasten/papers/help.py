@@ -244,17 +244,18 @@ def _pool(name: str, seed: int, budget: float, report: Any) -> _Pool:
 
 # -- learners ------------------------------------------------------------------------------------
 
+_HIDDEN = 64
 _LEARNERS = ("HELP", "Meta-SGD", "MAML")
 
 
 def _settings(learner: str, episodes: int) -> Any:
-    """One setting for all three. Narrower layers, higher rates of which the outer one falls, fewer episodes and mixed
-    devices are ours, for minutes in place of hours."""
+    """One setting for all three. Narrower layers, higher rates of which the outer one falls, fewer episodes after
+    a warm start, and mixed devices are ours, for minutes in place of hours."""
     from hasten.cost.latency_predictor import MetaSettings
 
     common = MetaSettings(
-        hidden=64, inner_rate=1e-2, episodes=episodes, query=64, rate=3e-3, cosine=True,
-        every=max(1, episodes // 8), mix=0.5,
+        hidden=_HIDDEN, inner_rate=1e-2, episodes=episodes, query=64, rate=3e-3, cosine=True,
+        every=max(1, episodes // 8), mix=0.5, warm=3 * episodes,
     )  # fmt: skip
     if learner == "HELP":
         return common
@@ -297,7 +298,7 @@ def _learned(name: str, seed: int, budget: float, report: Any) -> list[tuple[lis
     from hasten.train.arms import run_arms
 
     pool = _pool(name, seed, budget, report)
-    episodes = max(20, round(500 * min(budget, 3000.0) / 300))
+    episodes = max(20, round(400 * min(budget, 3000.0) / 300))
     sets = [_references(pool, seed + i) for i in range(_SETS[name])]
     arms = []
     for i, references in enumerate(sets):
@@ -329,38 +330,50 @@ def _kept(pool: _Pool, device: str) -> list[Arch]:
     return ordered[cut : len(ordered) - cut]
 
 
-def _baselines(pool: _Pool, device: str, measured: Sequence[Arch], asked: Sequence[Arch], seed: int) -> dict[str, Any]:
-    """Each baseline's predictions from the measured networks alone."""
+def _alone(
+    space: _Space, measured: Sequence[Arch], seconds: Sequence[float], asked: Sequence[Arch], seed: int
+) -> dict[str, Any]:
+    """Predictions of what knows one device alone: a sum over layers, a plain network, a graph network."""
     import numpy as np
     import torch
 
-    from hasten.cost import latency_baselines as base
+    from hasten.cost.latency_baselines import from_scratch, layerwise_sum
     from hasten.cost.latency_predictor import CodeNetwork, GraphNetwork
+
+    values = np.array(seconds)
+    fine, coarse = (space.fine(measured), space.fine(asked)), (space.coarse(measured), space.coarse(asked))
+    found = {"layer-wise sum": layerwise_sum([fine[0], coarse[0]], values, [fine[1], coarse[1]])}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        here, there = (torch.tensor(f, dtype=torch.float32) for f in fine)
+        plain = CodeNetwork(here.shape[1], _HIDDEN, embedding=0)
+        found["MLP"] = from_scratch(plain, here, values, there, steps=200, rate=3e-3)
+        network = GraphNetwork(space.graph_labels, _HIDDEN, embedding=0)
+        graphs = space.graphs(measured), space.graphs(asked)
+        found["GNN"] = from_scratch(network, graphs[0], values, graphs[1], steps=200, rate=3e-3)
+    return found
+
+
+def _baselines(pool: _Pool, device: str, measured: Sequence[Arch], asked: Sequence[Arch], seed: int) -> dict[str, Any]:
+    """Each baseline's predictions from the measured networks alone."""
+    import numpy as np
+
+    from hasten.cost import latency_baselines as base
 
     space = pool.space
     table = pool.tables.known(device)
     seconds = np.array([table[a] for a in measured])
     both = [*measured, *asked]
     here, there = list(range(len(measured))), list(range(len(measured), len(both)))
-    fine, coarse = space.fine(both), space.coarse(both)
     macs = np.array([space.macs(a) for a in both], dtype=float)
     tables = [pool.tables.known(d) for d in pool.split.train]
     proxies = np.array([[t[a] for a in both] for t in tables if all(a in t for a in both)])
-    found = {
-        "layer-wise sum": base.layerwise_sum([fine[here], coarse[here]], seconds, [fine[there], coarse[there]]),
+    return {
+        **_alone(space, measured, seconds.tolist(), asked, seed),
         "FLOPs": base.flops_regression(macs[here], seconds, macs[there]),
         "best proxy": base.best_proxy(proxies, here, seconds, there),
-        "mean device + ridge": base.mean_device_ridge(proxies, fine, here, seconds, there),
+        "mean device + ridge": base.mean_device_ridge(proxies, space.fine(both), here, seconds, there),
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        graphs = space.graphs(both)
-        network = GraphNetwork(space.graph_labels, embedding=0)
-        found["GNN"] = base.from_scratch(network, graphs[: len(measured)], seconds, graphs[len(measured) :], steps=200)
-        codes = torch.tensor(fine, dtype=torch.float32)
-        plain = CodeNetwork(codes.shape[1], embedding=0)
-        found["MLP"] = base.from_scratch(plain, codes[here], seconds, codes[there], steps=200)
-    return found
 
 
 def _adapted(pool: _Pool, device: str, predictor: LatencyPredictor[Arch]) -> AdaptedLatency[Arch]:
@@ -434,72 +447,64 @@ def _chains(context: Context) -> Seen:
 
 
 _COUNTS = (10, 20, 50, 100, 200, 400)
+Curve = dict[str, dict[int, float]]
 
 
 @lru_cache(maxsize=1)
-def _curve(seed: int, budget: float, report: Any) -> dict[str, dict[int, float]]:
-    """Method -> measurements -> mean Spearman over held-out devices that have so many networks."""
-    import numpy as np
-    import torch
+def _curves(seed: int, budget: float, report: Any) -> dict[str, Curve]:
+    """``measured`` and ``modelled`` held-out devices: method -> measurements -> mean Spearman.
 
-    from hasten.cost.latency_baselines import from_scratch, layerwise_sum
-    from hasten.cost.latency_predictor import CodeNetwork, GraphNetwork, spearman
+    Means are over the same devices at every count. Few networks are measured, so that those curves are short.
+    """
+    from hasten.cost.latency_predictor import spearman
 
     pool = _pool("chain", seed, budget, report)
     references, predictors, _ = _learned("chain", seed, budget, report)[0]
-    found: dict[str, dict[int, list[float]]] = {}
-    for device in pool.split.test:
+    found: dict[str, dict[str, dict[int, list[float]]]] = {"measured": {}, "modelled": {}}
+    for number, device in enumerate(pool.split.test):
+        kind = "measured" if device in pool.measured.halves else "modelled"
+        report(f"learning curves: {device}", 0.9 + 0.01 * number)
         table = pool.known(device, pool.learn)
         order = [*references, *(a for a in table if a not in set(references))]
         asked = _kept(pool, device)
         truth = list(pool.known(device, asked).values())
-        for count in _COUNTS:
-            if count > len(order):
-                continue
+        for count in (n for n in _COUNTS if n <= len(order)):
             used = order[:count]
-            seconds = np.array([table[a] for a in used])
-            fine = (pool.space.fine(used), pool.space.fine(asked))
-            coarse = (pool.space.coarse(used), pool.space.coarse(asked))
-            rows: dict[str, Any] = {
-                "layer-wise sum": layerwise_sum([fine[0], coarse[0]], seconds, [fine[1], coarse[1]])
-            }
+            rows = _alone(pool.space, used, [table[a] for a in used], asked, seed)
             if count <= 50:
                 rows["HELP"] = predictors["HELP"].adapt({a: table[a] for a in used}).scores(asked)
-            if count >= 100 or device in pool.measured.halves:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
-                    codes = [torch.tensor(f, dtype=torch.float32) for f in fine]
-                    rows["MLP"] = from_scratch(
-                        CodeNetwork(codes[0].shape[1], embedding=0), codes[0], seconds, codes[1], steps=200
-                    )
-                    graphs = [pool.space.graphs(used), pool.space.graphs(asked)]
-                    rows["GNN"] = from_scratch(
-                        GraphNetwork(pool.space.graph_labels, embedding=0), graphs[0], seconds, graphs[1], steps=200
-                    )
             for method, scores in rows.items():
-                found.setdefault(method, {}).setdefault(count, []).append(spearman(scores, truth))
-    return {m: {n: statistics.mean(v) for n, v in row.items()} for m, row in found.items()}
-
-
-def _needed(context: Context) -> dict[str, int | None]:
-    """Measurements with which a predictor of one device reaches HELP's rank correlation at ten, on the same devices."""
-    curve = _curve(context.seed, context.budget, context.progress)
-    goal = curve["HELP"][_REFERENCES]
+                found[kind].setdefault(method, {}).setdefault(count, []).append(spearman(scores, truth))
     return {
-        m: next((n for n, v in sorted(curve[m].items()) if v >= goal), None) for m in ("layer-wise sum", "MLP", "GNN")
+        kind: {m: {n: statistics.mean(v) for n, v in row.items()} for m, row in methods.items()}
+        for kind, methods in found.items()
+        if methods
     }
+
+
+def _needed(curve: Curve) -> dict[str, int | None]:
+    """Measurements with which a predictor of one device reaches HELP's rank correlation at ten."""
+    goal = curve["HELP"][_REFERENCES]
+    return {m: next((n for n, v in sorted(row.items()) if v >= goal), None) for m, row in curve.items() if m != "HELP"}
 
 
 @paper.check("H3")
 def _fewer(context: Context) -> Seen:
     """As the paper: a predictor of one device needs ninety times as many."""
-    curve = _curve(context.seed, context.budget, context.progress)
-    needed = _needed(context)
-    value = "; ".join(f"{m} " + ", ".join(f"{n}: {v:.3f}" for n, v in row.items()) for m, row in curve.items())
-    reach = ", ".join(f"{m} at {n}" if n else f"{m} never up to {max(curve[m])}" for m, n in needed.items())
-    least = min((n for n in needed.values() if n), default=None)
-    value = f"HELP's figure at {_REFERENCES} is reached by {reach}; {value}"
-    return Seen(value, least is None or least >= 900, least is None or least > _REFERENCES)
+    curves = _curves(context.seed, context.budget, context.progress)
+    lines, least, most = [], [], 0
+    for kind, curve in curves.items():
+        needed = _needed(curve)
+        most = max(most, *(max(row) for row in curve.values()))
+        least += [n or max(curve[m]) + 1 for m, n in needed.items()]
+        reach = ", ".join(f"{m} at {n}" if n else f"{m} not at {max(curve[m])}" for m, n in needed.items())
+        lines.append(f"{kind} devices: HELP {curve['HELP'][_REFERENCES]:.3f} at {_REFERENCES}, reached by {reach}")
+    detail = "; ".join(
+        f"{kind}, {m}: " + ", ".join(f"{n}: {v:.3f}" for n, v in row.items())
+        for kind, curve in curves.items()
+        for m, row in curve.items()
+    )
+    return Seen("; ".join(lines), min(least) >= 900, min(least) > _REFERENCES, detail)
 
 
 @paper.check("H4")
@@ -571,8 +576,9 @@ def _cheaper(context: Context) -> Seen:
             time_regimes(make().eval(), torch.zeros(1, *shape), [regime], rounds=2, runs=3)
 
     table = timed(all_blocks)
-    needed = [n for n in _needed(context).values() if n]
-    alone = min(needed, default=max(_COUNTS))
+    curve = _curves(context.seed, context.budget, context.progress)["measured"]
+    needed = [n for n in _needed(curve).values() if n]
+    alone = min(needed, default=max(n for row in curve.values() for n in row))
     ours = ten + adapting
     ratio = table / ours
     value = (
