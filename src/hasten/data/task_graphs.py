@@ -173,7 +173,7 @@ def _task(source: Path, number: int, table: Any) -> Task:
     for key, kind in known.items():
         if key not in table and key != "after":
             raise HastenError(f"{where}: {key} is missing")
-        if key in table and (not isinstance(table[key], kind) or isinstance(table[key], bool)):  # type: ignore[arg-type]
+        if key in table and (not isinstance(table[key], kind) or isinstance(table[key], bool)):
             raise HastenError(f"{where}: {key} is {table[key]!r:.40}")
     return Task(
         table["name"],

@@ -63,13 +63,14 @@ _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "genetic": ("genetic", {}),
 }
 _RATES = (3e-3, 1e-2)  # every method that learns by gradients has the better of the two
+_MUTATIONS = (0.05, 0.15)  # and the genetic algorithm of as many; random search has nothing to set
 
 Runs = dict[tuple[str, str], dict[str, "np.ndarray[Any, Any]"]]
 
 
 @lru_cache(maxsize=1)
 def _runs(seed: int, long: bool, report: Any) -> Runs:
-    """(trace, goal) -> method -> (seeds, samples) of rewards, at the better of two rates."""
+    """(trace, goal) -> method -> (seeds, samples) of rewards, at the better of two settings."""
     import numpy as np
 
     from hasten.search.agents import make_agent
@@ -89,18 +90,20 @@ def _runs(seed: int, long: bool, report: Any) -> Runs:
             for k, (label, (agent, options)) in enumerate(_METHODS.items()):
                 done = ((i * len(goals) + j) * len(_METHODS) + k) / (len(traces) * len(goals) * len(_METHODS))
                 report(f"{trace}, {goal}: {label}", done)
-                learns = agent not in ("random-walk", "genetic")
-                tried = []
-                for rate in _RATES if learns else (0.0,):
-                    given = options | ({"rate": rate} if learns else {})
-                    tried.append(
-                        np.array(
-                            [
-                                explorer.run(make_agent(agent, explorer.codec.sizes, seed + s, **given), samples)
-                                for s in range(seeds)
-                            ]
-                        )
+                settings: list[dict[str, Any]] = [{"rate": rate} for rate in _RATES]
+                if agent == "genetic":
+                    settings = [{"mutation": chance} for chance in _MUTATIONS]
+                tried = [
+                    np.array(
+                        [
+                            explorer.run(
+                                make_agent(agent, explorer.codec.sizes, seed + s, **options, **setting), samples
+                            )
+                            for s in range(seeds)
+                        ]
                     )
+                    for setting in ([{}] if agent == "random-walk" else settings)
+                ]
                 rewards[label] = max(tried, key=lambda r: r[:, -200:].mean())
             found[trace, goal] = rewards
     return found
@@ -117,7 +120,7 @@ def _apart(above: Any, below: Any) -> bool:
 
 @paper.check("c1")
 def _reward(context: Context) -> Seen:
-    """Rewards of the last 200 of 2000 samples, five seeds, the same simulator calls and two rates for each method."""
+    """Rewards of the last 200 of 2000 samples, five seeds, the same simulator calls and two settings for each method."""
     found = _runs(context.seed, context.budget >= 1500, context.progress)
     better = apart = fair = rounded = 0
     parts = []

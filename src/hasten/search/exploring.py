@@ -189,6 +189,7 @@ class Proxy:
         except ImportError:
             raise MissingExtraError("scikit-learn", "search") from None
         self.space, self.names, self.logarithm = space, tuple(names), frozenset(logarithm)
+        self._scales: dict[str, float] = {}
         self._forests = {
             n: RandomForestRegressor(trees, max_depth=depth, random_state=seed, bootstrap=depth is not None)
             for n in self.names
@@ -214,8 +215,15 @@ class Proxy:
             raise HastenError("a proxy model needs points to learn from")
         x = self.features(points)
         for name, forest in self._forests.items():
-            y = np.array([v[name] for v in values])
-            forest.fit(x, np.log(y) if name in self.logarithm else y)
+            y = np.array([v[name] for v in values], dtype=np.float64)
+            if not np.isfinite(y).all() or (name in self.logarithm and y.min() <= 0):
+                raise HastenError(
+                    f"a proxy cannot learn {name}: it must be a number everywhere, above 0 for a logarithm"
+                )
+            y = np.log(y) if name in self.logarithm else y
+            # A tree takes a variance below 2e-16 for none: microjoules have to be made large first.
+            self._scales[name] = float(np.abs(y).max()) or 1.0
+            forest.fit(x, y / self._scales[name])
         return self
 
     def fit_log(self, log: Log) -> Proxy:
@@ -228,11 +236,17 @@ class Proxy:
         return self.fit(points, values)
 
     def predict(self, points: Sequence[Params]) -> list[dict[str, float]]:
-        """Values at points, in the units that were learned."""
+        """Values at points, in the units that were learned.
+
+        Raises:
+            HastenError: it has not learned yet.
+        """
+        if not self._scales:
+            raise HastenError("a proxy model predicts after it has learned: call fit first")
         x = self.features(points)
         made = {}
         for name, forest in self._forests.items():
-            y = forest.predict(x)
+            y = forest.predict(x) * self._scales[name]
             made[name] = np.exp(y) if name in self.logarithm else y
         return [{n: float(made[n][i]) for n in self.names} for i in range(len(points))]
 

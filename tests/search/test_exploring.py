@@ -1,0 +1,108 @@
+"""Agents at equal samples, sweeps of their settings, and models in a simulator's place."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from hasten.errors import HastenError
+from hasten.search.agents import make_agent
+from hasten.search.environments import Log, environment, to_target
+from hasten.search.exploring import SETTINGS, Explorer, Proxy, sweep
+from hasten.search.spaces import dram
+
+GOAL = to_target(power=1.0, time=2.5e-6)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # networks this small only wait for each other
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def explorer() -> Explorer:
+    knobs = dram.space((1, 8), (8,), (16,))
+    return Explorer(dram.problem("cloud-2", requests=200, knobs=knobs), GOAL)
+
+
+def test_known_and_unknown_points_give_the_same_curve():
+    """Values are kept by point: with and without, an agent goes the same way."""
+    problem = dram.problem("random", requests=200)
+    kept: dict = {}
+    first, second, third = (
+        Explorer(problem, GOAL, scores=scores).run(make_agent("multi-agent", (4, 3, 3, 8, 2, 2, 4, 4, 3, 8), 0), 60)
+        for scores in (kept, kept, {})
+    )
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, third)
+    assert 0 < len(kept) <= 60
+
+
+def test_everything_is_the_best_there_is(explorer):
+    best = explorer.everything()
+    points = [explorer.codec.encode(p) for p in explorer.problem.space.enumerate()]
+    assert len(points) == explorer.problem.space.size == len(explorer.scores)
+    assert best == max(map(explorer.reward, points))
+    with pytest.raises(HastenError, match="more than"):
+        Explorer(dram.problem("stream"), GOAL).everything()
+
+
+def test_every_agent_is_swept_with_as_many_settings_at_the_same_samples(explorer):
+    assert {len(s) for s in SETTINGS.values()} == {12}
+    assert set(SETTINGS) == {"random-walk", "genetic", "ants", "parzen", "ppo"}
+    log, shares = Log(), []
+    found = sweep(explorer, "ants", (10, 40), seeds=(0, 1), log=log, progress=shares.append)
+    assert found.best.shape == (12, 2, 2)
+    assert len(log.rows) == 12 * 2 * 40
+    assert (found.best[..., 1] >= found.best[..., 0]).all()
+    assert found.tuned(40) <= explorer.everything()
+    assert found.spread(10) >= 0
+    assert shares[-1] == 1
+    for name, settings in SETTINGS.items():
+        for setting in settings:
+            make_agent(name, (2, 2), 0, **setting)
+
+
+def test_a_proxy_reproduces_what_it_learned_and_stands_in():
+    pytest.importorskip("sklearn")
+    problem = dram.problem("cloud-2", requests=200)
+    rng = random.Random(0)
+    points = list({problem.space.key(p): p for p in (problem.space.sample(rng) for _ in range(400))}.values())
+    values = [problem.score(p)[0] for p in points]
+    proxy = Proxy(problem.space, ("time", "power", "energy"), logarithm=("time",), trees=10).fit(points, values)
+    for found, true in zip(proxy.predict(points), values, strict=True):
+        assert found == pytest.approx({n: true[n] for n in found}, rel=1e-9)
+    fresh = [problem.space.sample(rng) for _ in range(200)]
+    errors = proxy.errors(fresh, [problem.score(p)[0] for p in fresh])
+    assert 0 < max(errors.values()) < 0.5
+    # In the simulator's place: the same units, the same environment.
+    stand_in = proxy.problem(problem)
+    assert [o.unit for o in stand_in.objectives] == [o.unit for o in problem.objectives]
+    assert stand_in.fingerprint != problem.fingerprint
+    pytest.importorskip("gymnasium")
+    true, model = environment(problem, fitness=GOAL), environment(stand_in, fitness=GOAL)
+    action = Explorer(problem, GOAL).codec.encode(points[0])
+    true.reset()
+    model.reset()
+    np.testing.assert_allclose(true.step(action)[0], model.step(action)[0], rtol=1e-9)
+
+
+def test_a_proxy_learns_from_a_log():
+    pytest.importorskip("sklearn")
+    problem = dram.problem("stream", requests=200)
+    explorer, log = Explorer(problem, GOAL), Log()
+    explorer.run(make_agent("random-walk", explorer.codec.sizes, 0), 100, log)
+    proxy = Proxy(problem.space, ("time",), trees=5).fit_log(log)
+    assert proxy.predict([problem.space.sample(0)])[0]["time"] > 0
+    with pytest.raises(HastenError, match="call fit first"):
+        Proxy(problem.space, ("time",)).predict([])
+    with pytest.raises(HastenError, match="cannot learn time"):
+        Proxy(problem.space, ("time",)).fit([problem.space.sample(0)], [{"time": float("nan")}])
+    with pytest.raises(HastenError, match="needs points"):
+        Proxy(problem.space, ("time",)).fit_log(Log())
