@@ -1,0 +1,290 @@
+"""What searching designs rests on: how fast and right `cost` is, how fast the DRAM simulator, and who searches best.
+
+Convolutions and products on weight-stationary and output-stationary arrays are priced by `hasten.cost.dataflow` and by
+zigzag-dse on the same layer, array, buffer, bandwidth and mapping (the unrolling and the order of loops that hasten
+chose, written as zigzag's inputs): cycles of both, and designs a second, each in one thread. zigzag's rate is given for
+its one-line API, for its stages without the files that leaves, and for its cost model alone on objects already parsed.
+For some cases zigzag also searches its own order of loops. zigzag-dse wants other versions of packages than hasten:
+
+    python -m venv zigzag-venv && zigzag-venv/bin/pip install zigzag-dse six
+    python benchmarks/dse.py --zigzag-python zigzag-venv/bin/python [--json] [--part cost,dram,samplers]
+
+The samplers look for the DRAM controller of ArchGym's reward, each with the same samples and several seeds; Optuna's
+count different points only, which favours them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hasten.cost.dataflow import ATOMIC_CHANNELS, ConvShape, LayerCost, SubAccelerator, blocked_cost, layer_cost
+from hasten.cost.dram import Controller, MemorySystem
+from hasten.data.memory_traces import WORKLOADS, memory_trace
+from hasten.errors import HastenError
+from hasten.hardware.memory_part import memory_part
+from hasten.kernels import dram_controller
+from hasten.search import Objective, Problem, Study, spaces
+from hasten.search.agents import make_agent
+from hasten.search.codec import Codec
+from hasten.search.environments import to_target
+from hasten.search.exploring import Explorer
+from rows import Row, emit
+
+LAYERS = {
+    "ResNet-18 first": ConvShape(64, 3, 7, 7, 112, 112, 2),
+    "ResNet-18 56 x 56": ConvShape(64, 64, 3, 3, 56, 56),
+    "ResNet-18 28 x 28": ConvShape(128, 128, 3, 3, 28, 28),
+    "ResNet-18 14 x 14": ConvShape(256, 256, 3, 3, 14, 14),
+    "ResNet-18 7 x 7": ConvShape(512, 512, 3, 3, 7, 7),
+    "ResNet-18 shortcut": ConvShape(128, 64, 1, 1, 28, 28, 2),
+    "ResNet-18 classifier": ConvShape(1000, 512, 1, 1, 1, 1),
+    "product 256 x 256 x 512": ConvShape(512, 256, 1, 1, 16, 16),
+}
+ARRAYS = ((256, 16), (256, 4), (1024, 32))
+"""PEs, and bytes a cycle."""
+OWN = ("ResNet-18 28 x 28", "ResNet-18 7 x 7", "ResNet-18 shortcut")
+"""Layers for which zigzag looks for its own order of loops, on the first array."""
+SAMPLES, SEEDS = 300, 5
+AGENTS = ("genetic", "ants", "parzen", "ppo")
+
+
+def _cuts(layer: ConvShape, strips: int) -> tuple[int, int]:
+    """Equal parts of rows and of columns, together as near to so many strips as there are."""
+    rows, columns = ([d for d in range(1, size + 1) if size % d == 0] for size in (layer.height, layer.width))
+    # Columns are only cut when every row is a strip already.
+    ways = [(d, 1) for d in rows] + [(layer.height, d) for d in columns]
+    return min(ways, key=lambda way: abs(math.log(way[0] * way[1] / strips)))
+
+
+def mapped(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
+    """The mapping that hasten chooses, in equal strips, as zigzag's loops need them."""
+    best = layer_cost(layer, unit)
+    if unit.dataflow != "dla":
+        return best
+    return blocked_cost(layer, unit, best.blocking.rounds, math.prod(_cuts(layer, best.blocking.rows)))
+
+
+def as_case(layer: ConvShape, unit: SubAccelerator, cost: LayerCost) -> dict[str, Any]:
+    """A priced layer as zigzag is told it: array, what stays, unrolling, and loops from the innermost."""
+    taken = cost.blocking
+    if unit.dataflow == "dla":
+        across = min(ATOMIC_CHANNELS, unit.pes)
+        spatial = [("C", min(across, layer.in_channels)), ("K", math.ceil(layer.out_channels / taken.rounds))]
+        array = [across, unit.pes // across]
+        rows, columns = _cuts(layer, taken.rows)
+        inner = [("OX", layer.width // columns), ("OY", layer.height // rows), ("FX", layer.kernel_columns)]
+        inner += [("FY", layer.kernel_rows), ("C", math.ceil(layer.in_channels / across))]
+        picture = [("OX", columns), ("OY", rows)]
+    else:
+        sides = math.ceil(layer.height / taken.rows), math.ceil(layer.width / taken.columns)
+        spatial, array = [("OY", sides[0]), ("OX", sides[1])], list(sides)
+        inner = [("FX", layer.kernel_columns), ("FY", layer.kernel_rows), ("C", layer.in_channels)]
+        picture = [("OX", taken.columns), ("OY", taken.rows)]
+    filters = [("K", taken.rounds)]
+    loops = inner + (picture + filters if taken.outer == "filters" else filters + picture)
+    return {
+        "layer": [
+            layer.out_channels, layer.in_channels, layer.kernel_rows, layer.kernel_columns, layer.height, layer.width,
+            layer.stride,
+        ],
+        "stays": "weights" if unit.dataflow == "dla" else "outputs",
+        "array": array,
+        "buffer": unit.buffer,
+        "bandwidth": int(unit.bandwidth),
+        "spatial": spatial,
+        "loops": [[name, size] for name, size in loops if size > 1],
+    }  # fmt: skip
+
+
+def zigzag(python: str | None, request: dict[str, Any]) -> dict[str, Any] | None:
+    """zigzag's answers; None, with a line that says what to do, where it cannot be had."""
+    if python is None and importlib.util.find_spec("zigzag") is None:
+        print(
+            "zigzag-dse is left out: python -m venv zigzag-venv && zigzag-venv/bin/pip install zigzag-dse six, then "
+            "give --zigzag-python zigzag-venv/bin/python",
+            file=sys.stderr,
+        )
+        return None
+    command = [python or sys.executable, str(Path(__file__).with_name("zigzag_peer.py"))]
+    try:
+        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise HastenError(f"cannot run {command[0]}: {error.strerror}: give --zigzag-python PATH") from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise HastenError(f"zigzag-dse failed in {command[0]}: {last}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def rate(calls: list[Callable[[], object]], seconds: float = 2.0) -> float:
+    """Calls a second, in turn: the best of three times, as others may be running."""
+    best = 0.0
+    for _ in range(3):
+        done, begun = 0, time.perf_counter()
+        while time.perf_counter() - begun < seconds / 3:
+            for call in calls:
+                call()
+            done += len(calls)
+        best = max(best, done / (time.perf_counter() - begun))
+    return best
+
+
+def costs(python: str | None) -> list[Row]:
+    pairs = [
+        (name, layer, SubAccelerator(dataflow, pes, bandwidth))
+        for (pes, bandwidth), dataflow, (name, layer) in itertools.product(ARRAYS, ("dla", "shi"), LAYERS.items())
+    ]
+    priced = [mapped(layer, unit) for _, layer, unit in pairs]
+    cases = [as_case(layer, unit, cost) for (_, layer, unit), cost in zip(pairs, priced, strict=True)]
+    own = [i for i, (name, _, unit) in enumerate(pairs) if name in OWN and (unit.pes, unit.bandwidth) == ARRAYS[0]]
+
+    def fresh(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
+        # A design that was not seen before: nothing is looked up.
+        return layer_cost.__wrapped__(layer, SubAccelerator(unit.dataflow, unit.pes, unit.bandwidth))
+
+    ours = rate([lambda layer=layer, unit=unit: fresh(layer, unit) for _, layer, unit in pairs])
+    case = f"designs priced, {len(pairs)} layers on arrays"
+    rows = [Row(case, "hasten", ours, "1/s")]
+    print(f"pricing {len(cases)} layers by zigzag-dse", file=sys.stderr)
+    theirs = zigzag(python, {"cases": cases, "own": own, "seconds": 8.0})
+    if theirs is None:
+        return rows
+    for peer, value in theirs["rates"].items():
+        rows += [Row(case, peer, value, "1/s"), Row(case, "hasten", ours, "1/s", peer, ours / value)]
+    ratios = []
+    for (name, _, unit), cost, found in zip(pairs, priced, theirs["cycles"], strict=True):
+        ratios.append(cost.cycles / found["cycles"])
+        where = f"{name}, {unit.dataflow}, {unit.pes} PEs, {unit.bandwidth:.0f} B/cycle"
+        rows.append(Row(where, "zigzag", found["cycles"], "cycles"))
+        rows.append(Row(where, "hasten", cost.cycles, "cycles", "zigzag", ratios[-1]))
+    off = [abs(r - 1) for r in ratios]
+    within = sum(o <= 0.2 for o in off)
+    rows.append(Row("cycles within 20 % of zigzag's, same mapping", "hasten", within / len(off), "1"))
+    rows.append(Row("distance from zigzag's cycles, same mapping, median", "hasten", statistics.median(off), "1"))
+    rows.append(Row("distance from zigzag's cycles, same mapping, largest", "hasten", max(off), "1"))
+    for i, cycles in zip(own, theirs["own"], strict=True):
+        name, _, unit = pairs[i]
+        where = f"{name}, {unit.dataflow}, {unit.pes} PEs, own order of loops"
+        rows.append(Row(where, "zigzag", cycles, "cycles"))
+        rows.append(Row(where, "hasten", priced[i].cycles, "cycles", "zigzag", priced[i].cycles / cycles))
+    return rows
+
+
+def dram(requests: int = 200_000) -> list[Row]:
+    part = memory_part("ddr3-1600")
+    controllers = {
+        "FR-FCFS, open rows": Controller(),
+        "FIFO, closed rows": Controller(page="closed", scheduler="fifo", size=1),
+        "shared buffer of 64, reordered": Controller(
+            page="open-adaptive",
+            scheduler="fr-fcfs-grp",
+            buffer="shared",
+            size=64,
+            arbiter="reorder",
+            response="reorder",
+        ),
+    }
+    rows, short = [], 2000
+    for workload in WORKLOADS:
+        memory = MemorySystem(part, memory_trace(workload, requests, capacity=part.capacity))
+        for name, controller in controllers.items():
+            value = requests * rate([lambda m=memory, c=controller: m.run(c)], 0.6)
+            rows.append(Row(f"DRAM accesses simulated, {workload}, {name}", "hasten", value, "1/s"))
+    few = MemorySystem(part, memory_trace("cloud-1", short, capacity=part.capacity))
+    compiled = short * rate([lambda: few.run(Controller())], 0.3)
+    native = dram_controller.native
+    try:
+        dram_controller.native = lambda: None
+        plain = short * rate([lambda: few.run(Controller())], 0.6)
+    finally:
+        dram_controller.native = native
+    case = f"DRAM accesses simulated, cloud-1, {short} at a time"
+    rows += [Row(case, "plain Python twin", plain, "1/s")]
+    rows += [Row(case, "hasten", compiled, "1/s", "plain Python twin", compiled / plain)]
+    slowest = min(r.value for r in rows if r.case != case)
+    return [*rows, Row("DRAM accesses simulated, slowest of these", "hasten", slowest, "1/s")]
+
+
+def samplers() -> list[Row]:
+    """Best reward after the same samples: median of the seeds, its quartiles' distance, and seconds taken."""
+    explorer = Explorer(spaces.build("dram", workload="cloud-1"), to_target(power=1.0, time=0.5 * 1000 * 4 / 800e6))
+    codec = Codec(explorer.problem.space)
+    rewarded = Problem(
+        "reward", explorer.problem.space, (Objective("reward", "maximize"),),
+        lambda params: {"reward": explorer.reward(codec.encode(params))},
+    )  # fmt: skip
+
+    def agent(name: str, seed: int, **options: Any) -> float:
+        explorer.scores.clear()
+        return float(explorer.run(make_agent(name, codec.sizes, seed, **options), SAMPLES).max())
+
+    def optuna(name: str, seed: int) -> float:
+        explorer.scores.clear()
+        found = Study().run(rewarded, sampler=name, trials=SAMPLES, seed=seed)
+        return max(t.values["reward"] for t in found.trials if t.values)
+
+    subjects: dict[str, Callable[[int], float]] = {
+        "random": lambda seed: agent("random-walk", seed, change=0),
+        "random-walk": lambda seed: agent("random-walk", seed, change=2, back=0.9),
+    }
+    subjects |= {name: lambda seed, name=name: agent(name, seed) for name in AGENTS}
+    subjects |= {f"optuna {name}": lambda seed, name=name: optuna(name, seed) for name in ("tpe", "nsga2")}
+    seen: dict[str, tuple[list[float], float]] = {}
+    for name, call in subjects.items():
+        print(f"searching with {name}", file=sys.stderr)
+        begun = time.perf_counter()
+        rewards = [call(seed) for seed in range(SEEDS)]
+        seen[name] = rewards, (time.perf_counter() - begun) / SEEDS
+    base = statistics.median(seen["random"][0])
+    case = f"DRAM controller, {SAMPLES} samples, {SEEDS} seeds"
+    rows = []
+    for name, (rewards, seconds) in seen.items():
+        low, middle, high = np.percentile(rewards, [25, 50, 75])
+        peer = (None, None) if name == "random" else ("random", float(middle) / base)
+        rows.append(Row(f"{case}: median of the best reward", name, float(middle), "1", *peer))
+        rows.append(Row(f"{case}: quartiles' distance", name, float(high - low), "1"))
+        rows.append(Row(f"{case}: time of a search", name, seconds, "s"))
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON on stdout")
+    parser.add_argument("--zigzag-python", help="Python of an environment with zigzag-dse; this one when missing")
+    parser.add_argument("--part", default="cost,dram,samplers", help="what to run, of these three")
+    options = parser.parse_args()
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "cost": lambda: costs(options.zigzag_python),
+        "dram": dram,
+        "samplers": samplers,
+    }
+    wanted = options.part.split(",")
+    if unknown := [p for p in wanted if p not in parts]:
+        parser.error(f"no part {unknown[0]!r}: choose from {', '.join(parts)}")
+    torch.set_num_threads(1)
+    try:
+        rows = [row for name in wanted for row in parts[name]()]
+    except HastenError as error:
+        print(error, file=sys.stderr)
+        return 2
+    emit(rows, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
