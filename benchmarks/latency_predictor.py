@@ -1,6 +1,7 @@
 """HELP on its authors' published tables: rank correlation on devices that were held out.
 
     python benchmarks/latency_predictor.py HELP/data/fbnet --episodes 4000
+    python benchmarks/latency_predictor.py HELP/data/fbnet --quick
 
 The folder is one space of the published data (`hasten.cost.latency_tables.read_help`); devices are parted as in the
 paper. Without options it is the paper's setting, at ten measurements.
@@ -39,10 +40,17 @@ def main() -> None:
     parser.add_argument("--query", type=int, default=200)
     parser.add_argument("--hidden", type=int, default=100)
     parser.add_argument("--cosine", action="store_true")
+    parser.add_argument("--inner-rate", type=float, default=1e-3)
+    parser.add_argument("--mix", type=float, default=0.0, help="share of devices that are two in one")
+    parser.add_argument("--warm", type=int, default=0, help="steps without the inner loop before the episodes")
+    parser.add_argument("--quick", action="store_true", help="settings for minutes, those of `hasten check help`")
     parser.add_argument("--random", action="store_true", help="ten further measurements instead of the references")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if given.quick:
+        given.episodes, given.rate, given.query, given.hidden, given.cosine = 300, 3e-3, 64, 64, True
+        given.inner_rate, given.mix, given.warm = 1e-2, 0.5, 1500
     space = given.folder.name
     if space not in BATCHES:
         parser.error(f"the folder is called {' or '.join(BATCHES)}")
@@ -54,6 +62,7 @@ def main() -> None:
         references = [first[i] for i in np.random.default_rng(given.seed).permutation(len(first))[:10]]
     settings = MetaSettings(
         hidden=given.hidden, episodes=given.episodes, rate=given.rate, query=given.query, cosine=given.cosine,
+        inner_rate=given.inner_rate, mix=given.mix, warm=given.warm,
         support_from="random" if given.random else "references",
     )  # fmt: skip
     settings = {"help": settings, "meta-sgd": settings.meta_sgd(), "maml": settings.maml()}[given.learner]

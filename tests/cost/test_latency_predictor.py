@@ -313,6 +313,18 @@ def test_a_mixed_device_is_a_device() -> None:
     p.fit({f"d{i}": device(i) for i in range(3)})
 
 
+def test_a_warm_start_learns_without_the_inner_loop() -> None:
+    p = predictor(replace(QUICK, warm=30, episodes=1, rate=5e-3))
+    before = {k: r.detach().clone() for k, r in p.rates.items()}
+    drawn = p._episode(p._pool({f"d{i}": device(i) for i in range(3)}, "training"))
+    start = float(p._plain_loss(*drawn).detach())
+    p.fit({f"d{i}": device(i) for i in range(3)})
+    assert float(p._plain_loss(*drawn).detach()) < start
+    assert [h[0] for h in p.history] == [1]
+    # One episode moves a rate by one step at most; the warm start leaves them alone.
+    assert all(float((r - before[k]).abs().max()) < 1.1 * p.settings.rate for k, r in p.rates.items())
+
+
 def test_what_is_wrong_is_said() -> None:
     p = predictor()
     lat = device(0)
