@@ -1,9 +1,11 @@
 """Decoding and prefill of SmolLM2-135M beside its peers, in one run, and how far from this machine's limit.
 
 transformers in fp32 and bf16, llama.cpp on the same GGUF file when llama-cpp-python is installed, hasten unchanged in
-fp32, hasten with the file's own codes (int8 activations, as llama.cpp has them; cache in fp32), and with a key-value
-method that costs little quality: int8 keys and values. `--tuned tuned.json` adds what `hasten tune` left. The last row
-is the rate at which this machine could stream weights and cache from memory.
+fp32, hasten with the file's own codes and formats as llama.cpp has them (int8 activations, keys and values in fp16),
+the same with keys and values in fp32, and with a key-value method that costs little quality: int8 keys and values.
+`--tuned tuned.json` adds what `hasten tune` left. Everybody runs in turn, several rounds, and the best of each counts,
+so that a machine that is busy for a while bends nobody's figure. The last rows are the rate at which this machine could
+stream weights and cache from memory.
 
     python benchmarks/decode.py [--json] [--threads 2] [--prompt 16,512,4096] [--new-tokens 64] [--tuned tuned.json]
 """
@@ -29,10 +31,14 @@ from hasten.search.tune import load
 from rows import Row, emit
 
 MODEL = "smollm2-135m-instruct"
+PACKED = ("hasten", "hasten fp32 cache", "hasten int8 cache")
 
 
-def transformers_rates(network: torch.nn.Module, ids: torch.Tensor, new: int, runs: int) -> tuple[float, float]:
-    """(prefill, decode) tokens/s of ``generate``: the best of several runs, the peer's favour."""
+Run = Callable[[], tuple[float, float]]
+
+
+def transformers_run(network: torch.nn.Module, ids: torch.Tensor, new: int) -> tuple[float, float]:
+    """(prefill, decode) seconds of ``generate``, once."""
     mask = torch.ones_like(ids)
 
     def seconds(count: int) -> float:
@@ -41,37 +47,37 @@ def transformers_rates(network: torch.nn.Module, ids: torch.Tensor, new: int, ru
             network.generate(ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, do_sample=False)
         return time.perf_counter() - begin
 
-    seconds(2)
-    first = min(seconds(1) for _ in range(runs))
-    whole = min(seconds(new + 1) for _ in range(runs))
-    return ids.shape[1] / first, new / (whole - first)
+    first = seconds(1)
+    return first, seconds(new + 1) - first
 
 
-def hasten_rates(model: LanguageModel, ids: torch.Tensor, new: int, runs: int) -> tuple[float, float]:
-    seen = model.measure(ids.shape[1], new, 1, runs, ids=ids)
-    return ids.shape[1] / seen.phases["prefill"].low, new / seen.phases["decode"].low
+def hasten_run(model: LanguageModel, ids: torch.Tensor, new: int) -> tuple[float, float]:
+    marks: list[float] = []
+    begin = time.perf_counter()
+    model.generate(ids, max_new_tokens=new + 1, min_new_tokens=new + 1, do_sample=False, prefilled=marks.append)
+    return marks[0] - begin, time.perf_counter() - marks[0]
 
 
-def llama_rates(path: str, ids: list[int], new: int, runs: int, threads: int) -> tuple[float, float] | None:
+def llama_runner(path: str, ids: list[int], new: int, threads: int) -> Run | None:
     try:
         import llama_cpp
     except ImportError:
         print("llama.cpp is left out: pip install 'hasten[bench]' adds it", file=sys.stderr)
         return None
     model = llama_cpp.Llama(path, n_ctx=len(ids) + new + 8, n_threads=threads, n_threads_batch=threads, verbose=False)
-    prefills, decodes = [], []
-    for _ in range(runs + 1):
+
+    def run() -> tuple[float, float]:
         model.reset()
         begin = time.perf_counter()
         model.eval(ids)
-        prefills.append(time.perf_counter() - begin)
+        middle = time.perf_counter()
         token = model.sample(temp=0.0)
-        begin = time.perf_counter()
         for _ in range(new):
             model.eval([token])
             token = model.sample(temp=0.0)
-        decodes.append(time.perf_counter() - begin)
-    return len(ids) / min(prefills[1:]), new / min(decodes[1:])
+        return middle - begin, time.perf_counter() - middle
+
+    return run
 
 
 def main() -> None:
@@ -97,7 +103,8 @@ def main() -> None:
     tokens = loaded.tokenizer(default_text()[:60000], add_special_tokens=False, verbose=False)["input_ids"]
     models = {
         "hasten fp32": LanguageModel(loaded.network),
-        "hasten": LanguageModel(packed.network),
+        "hasten": LanguageModel(packed.network, cache=CacheSpec("fp16")),
+        "hasten fp32 cache": LanguageModel(packed.network),
         "hasten int8 cache": LanguageModel(packed.network, cache=CacheSpec("int8")),
     }
     if arguments.tuned:
@@ -107,20 +114,14 @@ def main() -> None:
     rows.append(Row("weights in memory", "hasten", weights, "B", "the file", path.stat().st_size / weights))
     for prompt in prompts:
         rows += measured(arguments, prompt, tokens, str(path), loaded.network, half, models)
-    for name in ("hasten", "hasten int8 cache"):
+    for name in PACKED:
         print(f"measuring quality of {name}", file=sys.stderr)
         context = min(max(prompts), 3840)
         seen = perplexity(models[name], tokens, context=context, scored=128, segments=4)
-        plain = rows_value(rows, "perplexity")
-        ratio = None if plain is None else plain / seen.value
-        rows.append(
-            Row(f"perplexity after {context} tokens", name, seen.value, "1", "hasten" if plain else None, ratio)
-        )
+        case = f"perplexity after {context} tokens"
+        plain = next((r.value for r in rows if r.case == case), None)
+        rows.append(Row(case, name, seen.value, "1", PACKED[0] if plain else None, plain and seen.value / plain))
     emit(rows, arguments.json)
-
-
-def rows_value(rows: list[Row], case: str) -> float | None:
-    return next((r.value for r in rows if r.case.startswith(case)), None)
 
 
 def measured(
@@ -133,21 +134,23 @@ def measured(
     models: dict[str, LanguageModel],
 ) -> list[Row]:
     """Prefill and decode of one prompt's length, by everybody."""
-    ids, new, runs = torch.tensor([tokens[:prompt]]), arguments.new_tokens, arguments.runs
+    ids, new = torch.tensor([tokens[:prompt]]), arguments.new_tokens
     case = f"prompt {ids.shape[1]}, {new} new tokens, {arguments.threads} threads"
-    seen: dict[str, tuple[float, float]] = {}
-
-    def run(name: str, measure: Callable[[], tuple[float, float] | None]) -> None:
-        print(f"measuring {name}, {case}", file=sys.stderr)
-        rates = measure()
-        if rates is not None:
-            seen[name] = rates
-
-    run("transformers-fp32", lambda: transformers_rates(network, ids, new, runs))
-    run("transformers-bf16", lambda: transformers_rates(half, ids, new, runs))
-    run("llama.cpp", lambda: llama_rates(path, tokens[:prompt], new, runs, arguments.threads))
-    for name, model in models.items():
-        run(name, functools.partial(hasten_rates, model, ids, new, runs))
+    subjects: dict[str, Run | None] = {
+        "transformers-fp32": functools.partial(transformers_run, network, ids, new),
+        "transformers-bf16": functools.partial(transformers_run, half, ids, new),
+        "llama.cpp": llama_runner(path, tokens[:prompt], new, arguments.threads),
+        **{name: functools.partial(hasten_run, model, ids, new) for name, model in models.items()},
+    }
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name, run in subjects.items() if run}
+    for model in models.values():
+        model.generate(ids[:, :16], max_new_tokens=4, min_new_tokens=4, do_sample=False)  # a warm-up
+    for number in range(arguments.runs):
+        for name, run in subjects.items():
+            if run is not None:
+                print(f"round {number + 1} of {arguments.runs}: {name}, {case}", file=sys.stderr)
+                times[name].append(run())
+    seen = {n: (ids.shape[1] / min(t[0] for t in s), new / min(t[1] for t in s)) for n, s in times.items()}
     rows = []
     for index, phase in enumerate(("prefill", "decode")):
         for name, rates in seen.items():
@@ -158,7 +161,7 @@ def measured(
             if not name.startswith("hasten"):
                 rows.append(Row(f"{phase}, {case}", name, rates[index], "tokens/s"))
     bandwidth = float(probe().main_memory.bandwidth)
-    for name in ("hasten", "hasten int8 cache"):
+    for name in PACKED:
         model = models[name]
         # What a step in the middle reads: all weights, and the cache up to there.
         cache = model.new_cache(1, ids.shape[1] + new // 2)

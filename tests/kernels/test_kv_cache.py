@@ -11,8 +11,10 @@ from hasten.kernels import kv_cache as kernel
 from hasten.runtime.cache import CacheSpec, KVCache
 
 specs = st.one_of(
-    st.sampled_from([CacheSpec(d) for d in ("fp32", "bf16", "int8", "int4")]),
-    st.builds(CacheSpec, st.sampled_from(["fp32", "bf16", "int8", "int4"]), st.integers(1, 90), st.integers(0, 40)),
+    st.sampled_from([CacheSpec(d) for d in ("fp32", "fp16", "bf16", "int8", "int4")]),
+    st.builds(
+        CacheSpec, st.sampled_from(["fp32", "fp16", "bf16", "int8", "int4"]), st.integers(1, 90), st.integers(0, 40)
+    ),
 )
 
 
@@ -37,7 +39,7 @@ def test_what_is_read_is_what_was_written(spec: CacheSpec, chunks: list[int], se
         done += new
         where = seen(spec, done, new)
         # A step of int4 over +-4 sigma is 8 / 15; half of it is the error.
-        tolerance = {"fp32": 0.0, "bf16": 0.02, "int8": 0.03, "int4": 0.4}[spec.dtype]
+        tolerance = {"fp32": 0.0, "fp16": 0.003, "bf16": 0.02, "int8": 0.03, "int4": 0.4}[spec.dtype]
         torch.testing.assert_close(keys, everything_k[:, :, where], rtol=0, atol=tolerance)
         torch.testing.assert_close(values, everything_v[:, :, where], rtol=0, atol=tolerance)
         assert cache.get_seq_length() == done
@@ -60,9 +62,9 @@ def test_groups_run_along_the_right_axes(dtype: str) -> None:
 
 def test_memory_is_what_the_format_says() -> None:
     sizes = {}
-    for dtype in ("fp32", "bf16", "int8", "int4"):
+    for dtype in ("fp32", "fp16", "bf16", "int8", "int4"):
         sizes[dtype] = KVCache(CacheSpec(dtype), layers=2, batch=1, heads=3, head_dim=64, capacity=4096).nbytes
-    assert sizes["bf16"] * 2 == sizes["fp32"]
+    assert sizes["bf16"] * 2 == sizes["fp16"] * 2 == sizes["fp32"]
     assert sizes["fp32"] / sizes["int8"] > 3.5
     assert sizes["fp32"] / sizes["int4"] > 5.5
     window = KVCache(CacheSpec("fp32", 256, 4), layers=2, batch=1, heads=3, head_dim=64, capacity=4096)

@@ -33,7 +33,7 @@ TREES = [
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
 @pytest.mark.parametrize("tree", TREES, ids=len)
 def test_greedy_text_stays(network: Any, dtype: str, tree: Tree) -> None:
     torch.manual_seed(3)

@@ -3,7 +3,7 @@
 Positions are stored in blocks of `BLOCK` tokens. Without a window block b has place b; with one, the blocks
 behind those of the attention sinks form a ring, so that memory stops growing.
 
-A plain cache (fp32, bf16) is one tensor (batch, heads, tokens, head_dim). A quantized one (int8, int4)
+A plain cache (fp32, fp16, bf16) is one tensor (batch, heads, tokens, head_dim). A quantized one (int8, int4)
 keeps complete blocks as codes and the newest `RECENT` tokens in fp32. Keys share a scale along the tokens of
 a block, channel by channel, since a few of their channels are large throughout; values share it along `BLOCK`
 channels, token by token (KIVI, arXiv 2402.02750, section 3). Key codes are stored (channel, token) within a block.
@@ -25,8 +25,15 @@ RECENT = 64
 # Tokens of one sequence that may be written in one step without overwriting what the step still reads.
 MOST_NEW = BLOCK
 
-_STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8}
-BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 4}
+_STORED = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.int8,
+    "int4": torch.uint8,
+}
+# The formats' numbers in compiled code: their bits, where no two have as many.
+BITS = {"fp32": 32, "fp16": 17, "bf16": 16, "int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ def layout(
     blocks = ring.blocks(capacity)
     tokens = blocks * BLOCK
     stored = _STORED[dtype]
-    if dtype in ("fp32", "bf16"):
+    if BITS[dtype] >= 16:
         shape = (batch, heads, tokens, head_dim)
         return {"keys": (shape, stored), "values": (shape, stored)}
     if head_dim % BLOCK:

@@ -15,12 +15,12 @@ from hasten.workload.einsum import Workload
 
 @dataclass(frozen=True)
 class CacheFormat(Method):
-    """A key-value cache in bf16, int8 or int4: keys grouped along tokens, values along channels (KIVI).
+    """A key-value cache in fp16, bf16, int8 or int4: keys grouped along tokens, values along channels (KIVI).
 
-    The newest 32 to 64 tokens stay in fp32.
+    Of int8 and int4, the newest 32 to 64 tokens stay in fp32.
 
     Args:
-        dtype: ``bf16``, ``int8`` or ``int4``.
+        dtype: ``fp16``, ``bf16``, ``int8`` or ``int4``.
     """
 
     name: ClassVar[str] = "cache-format"
@@ -32,7 +32,7 @@ class CacheFormat(Method):
 
     def __post_init__(self) -> None:
         if self.dtype not in BITS or self.dtype == "fp32":
-            raise HastenError(f"a cache format is bf16, int8 or int4, not {self.dtype!r}")
+            raise HastenError(f"a cache format is fp16, bf16, int8 or int4, not {self.dtype!r}")
 
     @property
     def title(self) -> str:

@@ -19,7 +19,7 @@ class CacheSpec:
     """What a cache keeps, and how.
 
     Args:
-        dtype: ``fp32``, ``bf16``, ``int8`` or ``int4``.
+        dtype: ``fp32``, ``fp16`` (as llama.cpp keeps it), ``bf16``, ``int8`` or ``int4``.
         window: newest tokens that a token attends to, itself included; None for all.
         sinks: first tokens that stay visible behind the window (StreamingLLM, arXiv 2309.17453). Keys
             keep the rotation of their own positions.
@@ -379,7 +379,7 @@ class KVCache(Cache):
         for member in self.members:
             length = self.lengths[member] - tokens
             if length < self.quantized[member] * kernel.BLOCK or (self.spec.window is not None and tokens):
-                raise HastenError("this cache cannot give tokens back: use an fp32 or bf16 one without a window")
+                raise HastenError("this cache cannot give tokens back: use an fp32, fp16 or bf16 one without a window")
             self.lengths[member] = length
 
     def retract(self, tokens: int) -> None:

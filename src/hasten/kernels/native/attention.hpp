@@ -62,10 +62,24 @@ struct View {
   int64_t parts() const { return (count + kPart - 1) / kPart; }
 };
 
+// Stored as IEEE half; plain uint16_t is bf16.
+struct Half {
+  uint16_t bits;
+};
+
+// Bytes of a number of a cache that is not codes.
+HASTEN_INLINE int64_t plain_bytes(const Cache& c) { return c.bits == kFp32 ? 4 : 2; }
+
 HASTEN_INLINE vec load_key(const float* p) { return load(p); }
 HASTEN_INLINE vec load_key(const uint16_t* p) { return load_bf16(p); }
+HASTEN_INLINE vec load_key(const Half* p) { return load_fp16(&p->bits); }
 HASTEN_INLINE float one_key(const float* p) { return *p; }
 HASTEN_INLINE float one_key(const uint16_t* p) { return from_bf16(*p); }
+HASTEN_INLINE float one_key(const Half* p) { return from_fp16(p->bits); }
+HASTEN_INLINE float one_plain(const Cache& c, const void* row, int64_t i) {
+  if (c.bits == kFp32) return one_key(static_cast<const float*>(row) + i);
+  return c.bits == kBf16 ? one_key(static_cast<const uint16_t*>(row) + i) : one_key(static_cast<const Half*>(row) + i);
+}
 
 // Scores of 32 stored keys with Heads queries, `step` floats apart in q and 128 apart in s.
 template <int Heads, class T>
@@ -133,13 +147,10 @@ HASTEN_INLINE void score_int4(const uint8_t* codes, const uint16_t* scales, cons
 }
 
 // Values of one token's channels 32 g to 32 g + 31.
-HASTEN_INLINE void value_pair(const float* p, vec& a, vec& b) {
-  a = load(p);
-  b = load(p + kLanes);
-}
-HASTEN_INLINE void value_pair(const uint16_t* p, vec& a, vec& b) {
-  a = load_bf16(p);
-  b = load_bf16(p + kLanes);
+template <class T>
+HASTEN_INLINE void value_pair(const T* p, vec& a, vec& b) {
+  a = load_key(p);
+  b = load_key(p + kLanes);
 }
 
 // Partial attention of Heads queries over blocks [i0, i1) of a view, i1 - i0 <= kPart: unnormalized sums of values,
@@ -164,7 +175,7 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
     tokens[j] = view.pos - base[j] + 1 < block ? view.pos - base[j] + 1 : block;
     float* to = &s[0][j * 32];
     if (c.bits >= kBf16) {
-      const int64_t bytes = at[j] * d * (c.bits / 8);
+      const int64_t bytes = at[j] * d * plain_bytes(c);
       key_rows[j] = static_cast<const char*>(l.keys) + bytes;
       value_rows[j] = static_cast<const char*>(l.values) + bytes;
     } else if (b >= quantized) {
@@ -172,7 +183,7 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
       value_rows[j] = recent_values + base[j] % c.recent * d;
     }
     if (base[j] + tokens[j] > view.tree_from && copies < kCopied) {
-      const int64_t size = d * (c.bits == kBf16 ? 2 : 4);
+      const int64_t size = d * (c.bits < kBf16 ? 4 : plain_bytes(c));
       char* targets[2] = {reinterpret_cast<char*>(copied[copies][0]), reinterpret_cast<char*>(copied[copies][1])};
       for (int64_t t = 0; t < tokens[j]; ++t) {
         const int64_t from = view.place(base[j] + t);
@@ -193,6 +204,8 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
     }
     if (c.bits == kBf16)
       score_plain<Heads>(static_cast<const uint16_t*>(key_rows[j]), q, d, to);
+    else if (c.bits == kFp16)
+      score_plain<Heads>(static_cast<const Half*>(key_rows[j]), q, d, to);
     else if (c.bits == kFp32 || b >= quantized)
       score_plain<Heads>(static_cast<const float*>(key_rows[j]), q, d, to);
     else if (c.bits == kInt8)
@@ -236,18 +249,18 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
         }
       };
       vec a, b;
+      const auto gather_plain = [&](const auto* values) HASTEN_LAMBDA {
+        for (int64_t t = 0; t < tokens[j]; ++t) {
+          value_pair(values + t * d, a, b);
+          gather(t, a, b);
+        }
+      };
       if (c.bits == kBf16) {
-        const uint16_t* values = static_cast<const uint16_t*>(value_rows[j]) + g * 32;
-        for (int64_t t = 0; t < tokens[j]; ++t) {
-          value_pair(values + t * d, a, b);
-          gather(t, a, b);
-        }
+        gather_plain(static_cast<const uint16_t*>(value_rows[j]) + g * 32);
+      } else if (c.bits == kFp16) {
+        gather_plain(static_cast<const Half*>(value_rows[j]) + g * 32);
       } else if (c.bits == kFp32 || base[j] / block >= quantized) {
-        const float* values = static_cast<const float*>(value_rows[j]) + g * 32;
-        for (int64_t t = 0; t < tokens[j]; ++t) {
-          value_pair(values + t * d, a, b);
-          gather(t, a, b);
-        }
+        gather_plain(static_cast<const float*>(value_rows[j]) + g * 32);
       } else if (c.bits == kInt8) {
         const int8_t* codes = static_cast<const int8_t*>(l.values) + at[j] * d + g * 32;
         for (int64_t t = 0; t < tokens[j]; ++t) {
@@ -274,11 +287,7 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
     for (int h = 0; h < Heads; ++h) {
       float total = 0;
       for (int64_t j = 0; j < i1 - i0; ++j)
-        for (int64_t t = 0; t < tokens[j]; ++t) {
-          const int64_t where = t * d + i;
-          total += s[h][j * 32 + t] * (c.bits == kFp32 ? static_cast<const float*>(value_rows[j])[where]
-                                                       : from_bf16(static_cast<const uint16_t*>(value_rows[j])[where]));
-        }
+        for (int64_t t = 0; t < tokens[j]; ++t) total += s[h][j * 32 + t] * one_plain(c, value_rows[j], t * d + i);
       out[h * stride + i] = total;
     }
 }
@@ -321,10 +330,8 @@ inline void pool_block(const Model& m, const Cache& c, const LayerCache& l, int6
   for (int64_t i = 0; i < d; ++i) {
     float total = 0;
     for (int64_t t = 0; t < c.block; ++t) {
-      if (c.bits == kFp32)
-        total += static_cast<const float*>(l.keys)[(at + t) * d + i];
-      else if (c.bits == kBf16)
-        total += from_bf16(static_cast<const uint16_t*>(l.keys)[(at + t) * d + i]);
+      if (c.bits >= kBf16)
+        total += one_plain(c, l.keys, (at + t) * d + i);
       else
         total += l.recent_keys[(place.head * c.recent + (b * c.block + t) % c.recent) * d + i];
     }
@@ -479,8 +486,8 @@ inline void append(const Model& m, const Cache& c, const LayerCache& l, int64_t 
     uint16_t* keys = static_cast<uint16_t*>(l.keys) + at * d;
     uint16_t* values = static_cast<uint16_t*>(l.values) + at * d;
     for (int64_t i = 0; i < d; ++i) {
-      keys[i] = to_bf16(key[i]);
-      values[i] = to_bf16(value[i]);
+      keys[i] = c.bits == kBf16 ? to_bf16(key[i]) : to_fp16(key[i]);
+      values[i] = c.bits == kBf16 ? to_bf16(value[i]) : to_fp16(value[i]);
     }
   }
 }

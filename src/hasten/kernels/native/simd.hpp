@@ -36,7 +36,7 @@ HASTEN_INLINE uint16_t to_bf16(float f) {
 }
 
 // IEEE half to float by rebiasing the exponent with one multiplication: exact, subnormals included,
-// and made of operations that vectorize. Scales are finite, so infinities need no case.
+// and made of operations that vectorize. Infinities and NaNs keep their meaning.
 HASTEN_INLINE float from_fp16(uint16_t h) {
   uint32_t magnitude = uint32_t(h & 0x7fff) << 13;
   float f;
@@ -45,6 +45,7 @@ HASTEN_INLINE float from_fp16(uint16_t h) {
   uint32_t bits;
   std::memcpy(&bits, &f, sizeof bits);
   bits |= uint32_t(h & 0x8000) << 16;
+  bits |= (h & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
   std::memcpy(&f, &bits, sizeof f);
   return f;
 }
