@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hasten.errors import HastenError
 from hasten.hardware import Device, load_device
-from hasten.methods import CacheFormat, Method, apply_all, from_dict
+from hasten.methods import CacheFormat, Method, SlidingWindow, WeightOnly, apply_all, from_dict
 from hasten.methods.method import _REGISTRY
 from hasten.models import load_network
 from hasten.runtime import LanguageModel
@@ -341,6 +341,38 @@ def test_predictions_are_corrected_by_what_was_seen() -> None:
     assert corrected(both, [as_said, slower], baseline) == pytest.approx(0.5 * 2 + 1.5)
     absurd = combination((1.0, 1.0), (2.0, 1000.0))
     assert corrected(both, [absurd], baseline) == pytest.approx(0.5 * 2 + 2.0)
+
+
+def test_what_lies_below_the_best_is_measured_too() -> None:
+    three = [WeightOnly(bits=8), CacheFormat("int8"), SlidingWindow(16, 4)]
+    run = object.__new__(tuning._Run)
+    titles = [" + ".join(m.title for m in three[:n]) for n in (1, 2, 3)]
+    run.methods = {title: three[: n + 1] for n, title in enumerate(titles)}
+
+    def one(n: int, seconds: float | None) -> Combination:
+        made = combination((1, 1), seconds and (seconds, seconds))  # type: ignore[arg-type]
+        return made.model_copy(update={"methods": [{"n": i} for i in range(n)], "within_floor": True})
+
+    slow, unknown, fast = one(1, 2.0), one(2, None), one(3, 1.0)
+    assert run._rungs(dict(zip(titles, (slow, unknown, fast), strict=True))) == [titles[1]]
+    assert run._rungs(dict(zip(titles, (one(1, None), unknown, fast), strict=True))) == titles[:2]
+    assert run._rungs(dict(zip(titles, (slow, one(2, 0.5), fast), strict=True))) == []
+    assert run._rungs(dict(zip(titles, (one(1, None), unknown, one(3, None)), strict=True))) == []
+    broken = unknown.model_copy(update={"failure": "no room"})
+    assert run._rungs(dict(zip(titles, (slow, broken, fast), strict=True))) == []
+
+
+def test_rungs_lead_from_the_unchanged_model_to_the_best(result: TuneResult) -> None:
+    best = result.best
+    assert best is not None
+    longest = max((c for c in result.combinations if c.measured), key=lambda c: len(c.methods))
+    quick = longest.model_copy(update={"within_floor": True, "measured": combination((1, 1), (1e-9, 1e-9)).measured})
+    others = [c for c in result.combinations if c != longest]
+    rungs = result.model_copy(update={"combinations": [quick, *others]}).rungs
+    assert rungs[0] == result.baseline
+    assert rungs[-1] == quick
+    assert all(r.methods == quick.methods[: len(r.methods)] and r.measured for r in rungs)
+    assert [len(r.methods) for r in rungs] == sorted({len(r.methods) for r in rungs})
 
 
 @given(prompt=st.integers(1, 100_000), positions=st.integers(2, 200_000))

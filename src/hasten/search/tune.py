@@ -478,6 +478,22 @@ class _Run:
                 suspects.update(self._suspects(candidates))
                 if result.stopped != "trials" or len(result.trials) == before:
                     break
+        stopped = result.stopped
+        if stopped != "interrupted":
+            # What each method of the best gave is only known once it was measured with one less at a time. These few
+            # come after the time is up; a limit on trials holds for them too.
+            while missing := self._rungs(candidates):
+                before = len(result.trials)
+                target = before + len(missing) if s.trials is None else min(before + len(missing), s.trials)
+
+                def rung(params: Params, missing: list[str] = missing) -> float | None:
+                    title = titles.get(_point_key(params))
+                    return missing.index(title) if title in missing else None
+
+                result = kept.run(problem, trials=target, order=rung, progress=told)
+                self._adopt_all(result.trials, titles, candidates, limit)
+                if result.stopped == "interrupted" or len(result.trials) == before:
+                    break
         if earlier := len(result.trials) - len(now):
             self.notes.append(
                 f"{earlier} of the measurements are of an earlier run of this study, the unchanged model's and "
@@ -486,7 +502,16 @@ class _Run:
         if broken:
             names = ", ".join(sorted(m.title for m in broken))
             self.notes.append(f"below the quality floor by themselves, so tried in no combination: {names}")
-        return result.stopped
+        return "interrupted" if result.stopped == "interrupted" else stopped
+
+    def _rungs(self, candidates: dict[str, Combination]) -> list[str]:
+        """Titles of what lies between the unchanged model and the best so far, and was not tried."""
+        good = [t for t, c in candidates.items() if c.measured and c.within_floor]
+        if not good:
+            return []
+        best = self.methods[min(good, key=lambda t: _measured_latency(candidates[t]))]
+        steps = [" + ".join(m.title for m in best[:n]) for n in range(1, len(best))]
+        return [t for t in steps if not candidates[t].measured and not candidates[t].failure]
 
     def _suspects(self, candidates: dict[str, Combination]) -> set[Method]:
         """Methods of combinations that failed, less those that are part of one that did not."""
@@ -635,6 +660,11 @@ def _gentle_first(predicted: Prediction, unchanged: Prediction) -> float:
     """
     step = math.floor(math.log(predicted.latency) / math.log(_STEP))
     return step + 0.9 * max(0.0, 1 - predicted.memory / unchanged.memory)
+
+
+def _measured_latency(combination: Combination) -> float:
+    assert combination.measured is not None
+    return combination.measured.latency
 
 
 def _point_key(params: Mapping[str, Any]) -> str:
