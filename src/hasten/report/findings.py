@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from dataclasses import dataclass
 
@@ -104,7 +105,7 @@ def ladder(result: TuneResult) -> list[Rung]:
     """What each method of the best combination gave, measured with one method more at a time."""
     found = []
     steps = result.rungs
-    for before, after in zip(steps, steps[1:]):
+    for before, after in itertools.pairwise(steps):
         old, new = before.measured, after.measured
         if old is None or new is None:
             continue

@@ -112,9 +112,9 @@ def page(result: TuneResult) -> str:
 
     data = json.dumps({name: json.loads(figure.to_json()) for name, figure in figures.items()})
     links = (
-        ("summary", "Summary"), ("combinations", "Combinations"), ("ladder", "What each gave"), ("pareto", "Pareto"), ("speed-ups", "Speed-ups"),
-        ("layers", "Layers"), ("roofline", "Roofline"), ("prediction", "Prediction"), ("machine", "Machine"),
-        ("command", "Command"),
+        ("summary", "Summary"), ("combinations", "Combinations"), ("ladder", "What each gave"), ("pareto", "Pareto"),
+        ("speed-ups", "Speed-ups"), ("layers", "Layers"), ("roofline", "Roofline"), ("prediction", "Prediction"),
+        ("machine", "Machine"), ("command", "Command"),
     )  # fmt: skip
     body = "".join(parts)
     nav = "".join(f'<a href="#{i}">{t}</a>' for i, t in links if f'id="{i}"' in body)
