@@ -326,7 +326,9 @@ class _Loop:
                     self._fail_running()
         with self._errors():
             chosen = _read_chosen(self.study)
-        return StudyResult(self.problem.objectives, self.trials, stopped, chosen)
+        # Workers finish in another order than the points were chosen, and the storage gives them back, in.
+        trials_tried = sorted(self.trials, key=lambda t: t.number)
+        return StudyResult(self.problem.objectives, trials_tried, stopped, chosen)
 
     def _ask(self) -> tuple[Any, Params, str] | None:
         """A point to score: its trial, itself, its key. None when it is known, or being scored, already."""
