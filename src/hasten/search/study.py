@@ -308,10 +308,10 @@ class _Loop:
                         for key, result in received:
                             if (tried := self._received(team, key, result)) is not None:
                                 finished.append(tried)
-                for tried in finished:
+                for done, tried in enumerate(finished, len(self.done) - len(finished) + 1):
                     if progress:
                         planned = [n for n in (trials, self.space.size) if n is not None and n != math.inf]
-                        progress(tried, len(self.done), int(min(planned)) if planned else None)
+                        progress(tried, done, int(min(planned)) if planned else None)
                 # With room again there may be points to try, whatever was over for the lack of it.
                 if finished and over in ("exhausted", "repeating"):
                     over, repeats = None, 0
