@@ -51,7 +51,7 @@ def _from_dict(kind: Any, data: Any, what: str) -> Any:
     for name, value in data.items():
         many = str(known[name]).startswith("tuple")
         element = str(known[name]).removeprefix("tuple[").split(",")[0]
-        types = {"int": int, "float": (int, float), "str": str, "bool": bool}[element]
+        types: Any = {"int": int, "float": (int, float), "str": str, "bool": bool}[element]
         values = value if many else [value]
         if not isinstance(values, list | tuple) or not all(
             isinstance(v, types) and (element == "bool" or not isinstance(v, bool)) for v in values
