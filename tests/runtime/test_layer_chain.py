@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hasten.errors import HastenError
-from hasten.runtime import LanguageModel
+from hasten.runtime import LanguageModel, layer_chain
 from hasten.runtime.layer_chain import Chains, PathPredictor, chain
 
 PATHS = [(0, 1, 2), (0, 2), (0, 1, 1, 2), (2, 0, 1, 0, 2), (1,)]
@@ -70,6 +70,17 @@ def test_the_whole_path_s_logits(network: Any) -> None:
         expected = network(ids).logits[0]
     found = Chains(LanguageModel(network), ids[0]).logits(range(3), 20)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_earlier_paths_left_changes_no_later_one(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_chain, "_BRANCHES", 5)  # some are given up in between
+    model, ids = LanguageModel(llama), torch.randint(0, 211, (12,))
+    depth = len(model.layers)
+    whole = tuple(range(depth))
+    paths = [whole, (0, *whole), (0, *whole[2:]), (0, *whole, depth - 1), (0, 0), (0, *whole), whole[::-1], (0, 0, 0)]
+    chains = Chains(model, ids)
+    for path in paths:
+        assert torch.equal(chains.logits(path, 3), Chains(model, ids).logits(path, 3))
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -60,8 +60,12 @@ def chain(model: LanguageModel, path: Sequence[int]) -> Iterator[LanguageModel]:
             config.layer_types = kinds
 
 
+# States kept by `Chains`: of an input of 50 tokens and 576 channels, 60 MB.
+_BRANCHES = 512
+
+
 class Chains:
-    """Logits of inputs along many paths, without a cache; what paths share with the whole model is run once.
+    """Logits of inputs along many paths, without a cache; what a path shares with earlier ones is run once.
 
     Args:
         model: whose layers the paths are made of.
@@ -82,6 +86,8 @@ class Chains:
         model.check_fits(max(lengths))
         self._lengths = torch.tensor(lengths)
         self._states: list[Tensor] = []
+        # States behind the beginnings of paths that left the whole model's, the oldest given up first.
+        self._branches: dict[tuple[int, ...], Tensor] = {}
         with torch.inference_mode():
             # Padding stands behind the text, where causal attention does not look.
             state = self._inner.embed_tokens(nn.utils.rnn.pad_sequence(rows, batch_first=True))
@@ -107,12 +113,19 @@ class Chains:
             raise HastenError(
                 f"logits of {last} positions of an input of {int(self._lengths.min())} tokens: ask for fewer"
             )
-        shared = 0
+        shared, begun = 0, tuple(path)
         while shared < len(path) and path[shared] == shared:
             shared += 1
-        state = self._states[shared]
-        for i in path[shared:]:
-            state = self._run(self._model.layers[i], state)
+        state, done = self._states[shared], shared
+        for end in range(len(begun), shared, -1):
+            if begun[:end] in self._branches:
+                state, done = self._branches[begun[:end]], end
+                break
+        for end in range(done, len(begun)):
+            state = self._run(self._model.layers[begun[end]], state)
+            self._branches[begun[: end + 1]] = state
+        while len(self._branches) > _BRANCHES:
+            del self._branches[next(iter(self._branches))]
         places = self._lengths[:, None] - last + torch.arange(last)
         ends = state.gather(1, places[..., None].expand(-1, -1, state.shape[-1]))
         found = numbers(self._model.network.lm_head(self._inner.norm(ends)).float())
