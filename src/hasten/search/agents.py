@@ -199,14 +199,16 @@ class Parzen(Agent):
         if start < 1 or not 0 < share < 1 or candidates < 1 or prior <= 0:
             raise HastenError("Parzen estimators take a start and candidates from 1, a share between 0 and 1")
         self.start, self.share, self.candidates, self.prior = start, share, candidates, prior
-        self.points: list[Indices] = []
-        self.rewards: list[float] = []
+        # Rows are doubled when they are full: turning a list into an array at each try takes longer than all the rest.
+        self.points = np.empty((64, len(self.sizes)), np.int64)
+        self.rewards = np.empty(64)
+        self.count = 0
         self.known: set[Indices] = set()
 
     def ask(self) -> Indices:
-        if len(self.points) < self.start:
+        if self.count < self.start:
             return self._anywhere()
-        rewards, points = np.array(self.rewards), np.array(self.points)
+        rewards, points = self.rewards[: self.count], self.points[: self.count]
         count = max(1, round(self.share * len(rewards)))
         good = np.zeros(len(rewards), bool)
         good[np.argsort(-rewards, kind="stable")[:count]] = True
@@ -226,8 +228,11 @@ class Parzen(Agent):
 
     def _learn(self, point: Indices, reward: float, metrics: Sequence[float]) -> None:
         self.known.add(point)
-        self.points.append(point)
-        self.rewards.append(reward)
+        if self.count == len(self.rewards):
+            self.points = np.concatenate((self.points, np.empty_like(self.points)))
+            self.rewards = np.concatenate((self.rewards, np.empty_like(self.rewards)))
+        self.points[self.count], self.rewards[self.count] = point, reward
+        self.count += 1
 
 
 AGENTS: dict[str, Callable[..., Agent]] = {
