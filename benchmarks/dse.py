@@ -4,8 +4,9 @@ Convolutions and products on weight-stationary and output-stationary arrays are 
 zigzag-dse on the same layer, array, buffer, bandwidth and mapping (the unrolling and the order of loops that hasten
 chose, written as zigzag's inputs): cycles of both, and designs a second, each in one thread. zigzag's rate is given for
 its one-line API, for its stages without the files that leaves, and for its cost model alone on objects already parsed.
-For some cases zigzag also searches its own order of loops. Rates count processor time, so that other programs matter
-less. zigzag-dse wants other versions of packages than hasten:
+For some cases zigzag also searches its own order of loops. What fits the buffer zigzag loads before it computes and
+stores after; hasten overlaps all three, and so is sooner where a short layer fits whole. Rates count processor time, so
+that other programs matter less. zigzag-dse wants other versions of packages than hasten:
 
     python -m venv zigzag-venv && zigzag-venv/bin/pip install zigzag-dse six
     python benchmarks/dse.py --zigzag-python zigzag-venv/bin/python [--json] [--part cost,dram,samplers]
