@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -43,6 +44,16 @@ def test_different_chains_have_different_codes(seed: int) -> None:
     rng = random.Random(seed)
     one, two = SMALL.sample(rng), SMALL.sample(rng)
     assert (one == two) == (SMALL.encode(one) == SMALL.encode(two))
+
+
+def test_varied_chains_differ_more_in_size() -> None:
+    rng = random.Random(0)
+
+    def range_of(draw: Callable[[random.Random], tuple[int, ...]]) -> float:
+        sizes = sorted(chain_macs(SMALL, draw(rng)) for _ in range(200))
+        return sizes[180] / sizes[20]
+
+    assert range_of(SMALL.sample_varied) > 1.3 * range_of(SMALL.sample)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -77,6 +77,12 @@ class ChainConfig:
         """A chain drawn evenly, place by place."""
         return tuple(rng.randrange(SKIP + 1) for _ in range(self.places))
 
+    def sample_varied(self, rng: random.Random) -> Chain:
+        """A chain whose places are drawn by weights of its own, so that chains differ in size far more than those of
+        `sample`: many draws by the same weights come out alike, and noise hides the rest."""
+        weights = [rng.random() ** 3 for _ in range(SKIP + 1)]
+        return tuple(rng.choices(range(SKIP + 1), weights, k=self.places))
+
     def encode(self, chain: Sequence[int]) -> list[float]:
         """Six numbers a place, as HELP has them (arXiv 2106.08630): kernel 3, kernel 5, one-hot of the four expansions
         and groups; zeros for a skip."""

@@ -146,6 +146,11 @@ class _Space:
     networks: int
     seconds: float
 
+    def sample(self, rng: random.Random) -> Arch:
+        """A network; chains vary, or all would take nearly the same time."""
+        drawn: Arch = self.config.sample_varied(rng) if self.name == "chain" else self.config.sample(rng)
+        return drawn
+
     def macs(self, arch: Arch) -> int:
         from hasten.models.mobile_chain import chain_macs
 
@@ -205,7 +210,7 @@ def _pool(name: str, seed: int, budget: float, report: Any) -> _Pool:
     space = _space(name)
     rng = random.Random(seed)
     share = min(1.0, budget / 300)
-    drawn = list(dict.fromkeys(space.config.sample(rng) for _ in range(_MODELLED + 2 * space.networks)))
+    drawn = list(dict.fromkeys(space.sample(rng) for _ in range(_MODELLED + 2 * space.networks)))
     regimes, devices = _regimes(), _devices()
     measured = measure_regimes(
         space.config.build,
@@ -517,7 +522,7 @@ def _constrained(context: Context) -> Seen:
     pool = _pool("chain", context.seed, context.budget, context.progress)
     _, predictors, _ = _learned("chain", context.seed, context.budget, context.progress)[0]
     rng = random.Random(context.seed + 7)
-    candidates = list(dict.fromkeys(pool.space.config.sample(rng) for _ in range(3000)))
+    candidates = list(dict.fromkeys(pool.space.sample(rng) for _ in range(3000)))
     macs = [pool.space.macs(a) for a in candidates]
     hits, lines = [], []
     regimes = [r for r in _regimes()["test"] if r.name in pool.measured.halves]
