@@ -1,7 +1,7 @@
 """Choosing a sub-network for a device: an accuracy predictor, latency tables, evolution that rejects.
 
 Once-for-All (arXiv 1908.09791), section 3.4. Any function of an architecture may stand for the latency: a table of
-measured or estimated blocks, a predictor of `hasten.cost.help`, or running the extracted network.
+measured or estimated blocks, a predictor of `hasten.cost.latency_predictor`, or running the extracted network.
 """
 
 from __future__ import annotations
