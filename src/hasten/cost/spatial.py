@@ -145,7 +145,9 @@ class Transformer:
         Raises:
             HastenError: it has no heads or no width, or a size that is not a whole number above 0.
         """
-        given = config if isinstance(config, Mapping) else vars(config)
+        given: Mapping[str, object] = config if isinstance(config, Mapping) else vars(config)
+        # An object has its type by its class, not among its own values.
+        name = given.get("model_type") or getattr(config, "model_type", None) or "model"
 
         def size(*names: str) -> int | None:
             found = next((given[n] for n in names if given.get(n) is not None), None)
@@ -159,7 +161,7 @@ class Transformer:
             raise HastenError("the configuration has no attention: give num_attention_heads and hidden_size")
         channels = size("head_dim", "d_kv") or width // heads
         hidden = size("intermediate_size", "d_ff", "n_inner", "ffn_dim") or 4 * width
-        return cls(str(given.get("model_type") or "model"), heads, channels, width, hidden, batch)
+        return cls(str(name), heads, channels, width, hidden, batch)
 
 
 MODELS = (

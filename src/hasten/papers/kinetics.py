@@ -75,11 +75,12 @@ paper = Paper(
 )
 
 _NEEDS = 100.0
-_SYMBOLS, _STEPS, _LAYERS, _BLOCK = 10, 96, 3, 4
+# Longer answers, of which sparse attention would save more, are not learned in the time there is.
+_SYMBOLS, _STEPS, _LAYERS, _BLOCK = 10, 32, 2, 2
 _PROMPT = 2 * _SYMBOLS + 1
-_ASKED = (12, 24, 48, 96)
-_WIDTHS, _BUDGETS = (32, 64, 96), (16, 20, 28)
-_BATCH, _TRAINING = 32, 1000
+_ASKED = (8, 16, 24, 32)
+_WIDTHS, _BUDGETS = (32, 64, 96), (12, 20, 32)
+_BATCH, _TRAINING = 64, 1000
 
 
 @paper.check("K1")

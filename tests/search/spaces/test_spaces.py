@@ -91,7 +91,7 @@ def test_killed_and_gone_on_no_point_is_tried_twice(tmp_path: Path) -> None:
     ]
     running = subprocess.Popen([sys.executable, "-m", "hasten.cli", "search", *arguments], stderr=subprocess.DEVNULL)
     known = 0
-    for _ in range(100):
+    for _ in range(600):
         time.sleep(0.1)
         if (tmp_path / "s.db").exists():
             try:
