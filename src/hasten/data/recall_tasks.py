@@ -59,29 +59,42 @@ def induction_heads(
 
 
 def iterated_map(
-    batch: int, *, symbols: int = 16, longest: int = 64, generator: torch.Generator | None = None
+    batch: int,
+    *,
+    symbols: int = 16,
+    longest: int = 64,
+    used: int | None = None,
+    filler: int = 0,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Follow a permutation given in the prompt: every step looks one pair up, far back.
 
-    A prompt lists the pairs (x, f(x)) of a random cycle through all symbols in random order, then a first symbol; what
-    follows are f(x), f(f(x)), ... A step's own past holds its answer only a whole cycle back.
+    A prompt lists the pairs (x, f(x)) of a random cycle in random order, scattered among tokens that mean nothing, then
+    a first symbol; what follows are f(x), f(f(x)), ... A step's own past holds its answer only a whole cycle back.
 
     Args:
         batch: sequences.
-        symbols: of the map; keys are 0 to symbols - 1, values and steps symbols to 2 symbols - 1.
+        symbols: keys are 0 to symbols - 1, values and steps symbols to 2 symbols - 1.
         longest: steps that are written.
+        used: symbols that the cycle goes through, another choice in each sequence; all when None. Looking up among few
+            is learned in a fraction of the time, and serves among many.
+        filler: tokens that mean nothing, 2 symbols to 3 symbols - 1.
 
     Returns:
-        ids (batch, 2 symbols + 1 + longest) and True where a step is written (same shape).
+        ids (batch, 2 used + filler + 1 + longest) and True where a step is written (same shape).
     """
-    order = torch.rand(batch, symbols, generator=generator).argsort(1)
-    following = torch.empty_like(order).scatter_(1, order, order.roll(-1, 1))
-    listed = torch.rand(batch, symbols, generator=generator).argsort(1)
-    pairs = torch.stack((listed, following.gather(1, listed) + symbols), 2).flatten(1)
-    steps = [torch.randint(0, symbols, (batch, 1), generator=generator)]
-    for _ in range(longest):
-        steps.append(following.gather(1, steps[-1]))
-    ids = torch.cat((pairs, torch.cat(steps, 1) + symbols), 1)
+    used = used or symbols
+    order = torch.rand(batch, symbols, generator=generator).argsort(1)[:, :used]
+    listed = torch.rand(batch, used, generator=generator).argsort(1)
+    keys, values = order.gather(1, listed), order.roll(-1, 1).gather(1, listed) + symbols
+    ids = torch.randint(2 * symbols, 3 * symbols, (batch, 2 * used + filler), generator=generator)
+    # Of so many places for a pair or a filler token, the pairs' in order; a pair takes two tokens.
+    places = torch.rand(batch, used + filler, generator=generator).argsort(1)[:, :used].sort(1).values
+    places = places + torch.arange(used)
+    ids.scatter_(1, places, keys).scatter_(1, places + 1, values)
+    first = torch.randint(0, used, (batch, 1), generator=generator)
+    steps = order.gather(1, (first + torch.arange(longest + 1)) % used) + symbols
+    ids = torch.cat((ids, steps), 1)
     written = torch.zeros_like(ids, dtype=torch.bool)
-    written[:, 2 * symbols + 1 :] = True
+    written[:, 2 * used + filler + 1 :] = True
     return ids, written
