@@ -389,8 +389,7 @@ class LatencyPredictor(Generic[A]):
     def _plain_loss(self, embeddings: Tensor, support: Tensor, known: Tensor, query: Tensor, asked: Tensor) -> Tensor:
         """Mean squared error without adaptation, of measured and asked networks."""
         codes, targets = torch.cat([support, query], 1), torch.cat([known, asked], 1)
-        made = vmap(lambda h, x: functional_call(self.network, self._weights(), (x, h)))(embeddings, codes)
-        return F.mse_loss(made, targets)
+        return F.mse_loss(self.network(codes, embeddings[:, None]), targets)
 
     def _pool(self, devices: Mapping[str, Mapping[A, float]], role: str) -> _Pool:
         archs = list(dict.fromkeys((*self.references, *(a for table in devices.values() for a in table))))
@@ -451,7 +450,7 @@ class LatencyPredictor(Generic[A]):
         s = self.settings
         pool = self._pool(devices, "training")
         checked = self._pool(valid, "validation") if valid else None
-        optimizer = torch.optim.Adam(self._learned(), lr=s.rate)
+        optimizer = torch.optim.Adam(self._learned(), lr=s.rate, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.warm + s.episodes) if s.cosine else None
         best, kept = -2.0, None
         for episode in range(1 - s.warm, s.episodes + 1):

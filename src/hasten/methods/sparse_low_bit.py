@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, ClassVar, Self
 
 import torch
@@ -57,16 +58,19 @@ Change = Callable[[Tensor, Tensor], Tensor]
 
 @torch.no_grad()
 def compress(
-    model: LanguageModel, ids: Tensor, change: Change, finish: Callable[[nn.Linear], nn.Module] | None = None
+    model: LanguageModel,
+    ids: Tensor,
+    change: Change,
+    finish: Callable[[nn.Linear, slice], nn.Module] | None = None,
 ) -> None:
-    """Changes every linear layer within the decoder layers, in order, each knowing its inputs as the changed ones
-    before it make them.
+    """Changes every linear layer within the decoder layers, in order, each knowing its inputs as the changed layers
+    before it make them. Those that read the same input are solved as one matrix, which their rows allow.
 
     Args:
         model: changed in place; give a copy of one that is still needed.
         ids: (n, length) calibration tokens.
         change: from a weight (out, in) and H = X^T X to the new weight.
-        finish: what replaces a changed layer; itself when None.
+        finish: what replaces a changed layer, given where its rows were in what was solved; itself when None.
     """
     inner = model.network.model
     states = list(inner.embed_tokens(ids).float().split(2))
@@ -77,28 +81,41 @@ def compress(
         return out[0] if isinstance(out, tuple) else out
 
     for layer in model.layers:
-        linears = {n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear)}
-        grams = {n: torch.zeros(m.in_features, m.in_features) for n, m in linears.items()}
-        handles = []
-        for name, module in linears.items():
-
-            def watch(module: nn.Module, args: tuple[Any, ...], gram: Tensor = grams[name]) -> None:
-                x = args[0].reshape(-1, args[0].shape[-1]).float()
-                gram += x.t() @ x
-
-            handles.append(module.register_forward_pre_hook(watch))
-        for state in states:
+        grams: list[Tensor] = []
+        together: list[list[str]] = []
+        for number, state in enumerate(states):
+            # Inputs are held until the layer is through: another tensor could have a freed one's identity.
+            read: list[tuple[str, Tensor]] = []
+            handles = [
+                m.register_forward_pre_hook(lambda _, args, name=n, read=read: read.append((name, args[0])))
+                for n, m in layer.named_modules()
+                if isinstance(m, nn.Linear)
+            ]
             run(layer, state)
-        for handle in handles:
-            handle.remove()
-        for name, module in linears.items():
-            # A new tensor: copies of the model may share the old one.
-            module.weight = nn.Parameter(
-                change(module.weight.detach().float(), grams[name]).clone(), requires_grad=False
-            )
-            if finish is not None:
-                owner, _, leaf = name.rpartition(".")
-                setattr(layer.get_submodule(owner), leaf, finish(module))
+            for handle in handles:
+                handle.remove()
+            same: dict[int, list[str]] = {}
+            for name, given in read:
+                same.setdefault(id(given), []).append(name)
+            inputs = {id(given): given for _, given in read}
+            if not number:
+                together = list(same.values())
+                grams = [torch.zeros(g.shape[-1], g.shape[-1]) for g in inputs.values()]
+            for gram, given in zip(grams, inputs.values(), strict=True):
+                x = given.reshape(-1, given.shape[-1]).float()
+                gram += x.t() @ x
+        for names, gram in zip(together, grams, strict=True):
+            modules = [layer.get_submodule(name) for name in names]
+            solved = change(torch.cat([m.weight.detach().float() for m in modules]), gram)
+            first = 0
+            for name, module in zip(names, modules, strict=True):
+                rows = slice(first, first + module.out_features)
+                first = rows.stop
+                # A new tensor: copies of the model may share the old one.
+                module.weight = nn.Parameter(solved[rows].clone(), requires_grad=False)
+                if finish is not None:
+                    owner, _, leaf = name.rpartition(".")
+                    setattr(layer.get_submodule(owner), leaf, finish(module, rows))
         states = [run(layer, state) for state in states]
 
 
@@ -136,22 +153,26 @@ def solver(name: str, rounding: Rounding | None = None) -> Change:
 
 
 def calibration(model: LanguageModel, sequences: int, length: int) -> Tensor:
-    """Tokens (sequences, length) of documentation, apart from the text that quality is measured on.
+    """Tokens (sequences, length), of documentation and of sources in turn, apart from the text that quality is
+    measured on.
 
     Raises:
         HastenError: the model has no tokenizer.
     """
-    from hasten.data.text import default_text, sources
+    from hasten.data.text import default_text, documentation, sources
 
     if model.tokenizer is None:
         raise HastenError("calibration reads a text: give the model its tokenizer")
-    tested = default_text()[:20000]
-    text = sources(sequences * length * 12)
-    text = text.replace(tested, "")
-    found = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    if len(found) < sequences * length:
-        raise HastenError(f"the text has {len(found)} tokens, calibration needs {sequences * length}")
-    return torch.tensor(found[: sequences * length]).reshape(sequences, length)
+    tested = {*default_text()[:20000].split("\n\n")}
+    prose = "\n\n".join(p for p in documentation(sequences * length * 8).split("\n\n") if p not in tested)
+    rows = []
+    for text, count in ((prose, (sequences + 1) // 2), (sources(sequences * length * 8), sequences // 2)):
+        found = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(found) < count * length:
+            raise HastenError(f"the text has {len(found)} tokens, calibration needs {count * length}")
+        rows.append(torch.tensor(found[: count * length]).reshape(count, length))
+    mixed = [row for pair in zip_longest(*rows) for row in pair if row is not None]
+    return torch.stack(mixed)
 
 
 @dataclass(frozen=True)
@@ -239,9 +260,10 @@ class _Solving:
         self._scales = (scales[0], scales[1])
         return found
 
-    def finish(self, linear: nn.Linear) -> LowBitLinear:
+    def finish(self, linear: nn.Linear, rows: slice) -> LowBitLinear:
         assert self._scales is not None
-        return LowBitLinear(linear.weight, *self._scales, linear.bias)
+        scales, zeros = (t[rows] for t in self._scales)
+        return LowBitLinear(linear.weight, scales, zeros, linear.bias)
 
 
 def trainable(model: LanguageModel, ids: Tensor) -> None:

@@ -55,22 +55,24 @@ def _explorer(workload: str, small: bool = True) -> Explorer:
     return Explorer(problem, to_target(power=1.0, time=0.5 * 1000 * 4 / 800e6))
 
 
-@lru_cache(maxsize=1)
-def _lottery(seed: int, report: Any) -> dict[str, tuple[float, dict[str, Sweep]]]:
-    """Trace -> the best reward there is (every point tried), and each agent's settings at equal samples."""
+def _swept(trace: str, seed: int) -> tuple[float, dict[str, Sweep]]:
+    """An arm: the best reward there is (every point tried), and each agent's settings at equal samples."""
     from hasten.search.exploring import SETTINGS, sweep
 
-    found = {}
-    total = len(_TRACES) * len(SETTINGS)
-    for i, trace in enumerate(_TRACES):
-        explorer = _explorer(trace)
-        best = explorer.everything()
-        sweeps = {}
-        for j, agent in enumerate(SETTINGS):
-            report(f"{trace}, {agent}: 12 settings, 3 seeds", (i * len(SETTINGS) + j) / total)
-            sweeps[agent] = sweep(explorer, agent, _BUDGETS, seeds=[seed + s for s in range(3)])
-        found[trace] = (best, sweeps)
-    return found
+    explorer = _explorer(trace)
+    best = explorer.everything()
+    return best, {agent: sweep(explorer, agent, _BUDGETS, seeds=[seed + s for s in range(3)]) for agent in SETTINGS}
+
+
+@lru_cache(maxsize=1)
+def _lottery(seed: int, report: Any) -> dict[str, tuple[float, dict[str, Sweep]]]:
+    """Trace -> what `_swept` found."""
+    from hasten.train.arms import run_arms
+
+    label = "five agents with 12 settings each, 3 seeds"
+    report(label, 0.0)
+    found = run_arms(_swept, [(t, seed) for t in _TRACES], progress=lambda share: report(label, 0.9 * share))
+    return dict(zip(_TRACES, found, strict=True))
 
 
 @paper.check("c1")

@@ -77,7 +77,7 @@ _REFERENCES = 10
 # Of the measured networks, this share may be learned from; the rest is asked.
 _LEARNED = 0.5
 _LEAST = 30  # measured networks without which nothing is compared
-_MODELLED = 800  # networks with modelled latencies to learn from
+_MODELLED = 3000  # networks with modelled latencies to learn from (the paper: 4000)
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def _settings(learner: str, episodes: int) -> Any:
 
     common = MetaSettings(
         hidden=_HIDDEN, inner_rate=1e-2, episodes=episodes, query=64, rate=3e-3, cosine=True,
-        every=max(1, episodes // 8), mix=0.5, warm=3 * episodes,
+        every=max(1, episodes // 8), mix=0.5, warm=15 * episodes,
     )  # fmt: skip
     if learner == "HELP":
         return common

@@ -65,12 +65,13 @@ _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 _RATES = (3e-3, 1e-2)  # every method that learns by gradients has the better of the two
 _MUTATIONS = (0.05, 0.15)  # and the genetic algorithm of as many; random search has nothing to set
 
+_SAMPLES = 3000
+
 Runs = dict[tuple[str, str], dict[str, "np.ndarray[Any, Any]"]]
 
 
-@lru_cache(maxsize=1)
-def _runs(seed: int, long: bool, report: Any) -> Runs:
-    """(trace, goal) -> method -> (seeds, samples) of rewards, at the better of two settings."""
+def _explored(trace: str, goals: list[str], samples: int, seeds: int, seed: int) -> dict[str, dict[str, Any]]:
+    """An arm: goal -> method -> (seeds, samples) of rewards, at the better of two settings."""
     import numpy as np
 
     from hasten.search.agents import make_agent
@@ -78,35 +79,41 @@ def _runs(seed: int, long: bool, report: Any) -> Runs:
     from hasten.search.exploring import Explorer, Scores
     from hasten.search.spaces import dram
 
+    problem, known = dram.problem(trace), Scores()
+    found: dict[str, dict[str, Any]] = {}
+    for goal in goals:
+        explorer = Explorer(problem, to_target(**_GOALS[goal]), scores=known)
+        rewards = found.setdefault(goal, {})
+        for label, (agent, options) in _METHODS.items():
+            settings: list[dict[str, Any]] = [{"rate": rate} for rate in _RATES]
+            if agent == "genetic":
+                settings = [{"mutation": chance} for chance in _MUTATIONS]
+            tried = [
+                np.array(
+                    [
+                        explorer.run(make_agent(agent, explorer.codec.sizes, seed + s, **options, **setting), samples)
+                        for s in range(seeds)
+                    ]
+                )
+                for setting in ([{}] if agent == "random-walk" else settings)
+            ]
+            rewards[label] = max(tried, key=lambda r: r[:, -200:].mean())
+    return found
+
+
+@lru_cache(maxsize=1)
+def _runs(seed: int, long: bool, report: Any) -> Runs:
+    """(trace, goal) -> method -> (seeds, samples) of rewards, at the better of two settings."""
+    from hasten.train.arms import run_arms
+
     traces = ("stream", "random", "cloud-1", "cloud-2") if long else ("random", "cloud-2")
     goals = list(_GOALS) if long else ["low power", "both"]
-    samples, seeds = (10_000, 10) if long else (2000, 5)
-    found: Runs = {}
-    for i, trace in enumerate(traces):
-        problem, known = dram.problem(trace), Scores()
-        for j, goal in enumerate(goals):
-            explorer = Explorer(problem, to_target(**_GOALS[goal]), scores=known)
-            rewards = {}
-            for k, (label, (agent, options)) in enumerate(_METHODS.items()):
-                done = ((i * len(goals) + j) * len(_METHODS) + k) / (len(traces) * len(goals) * len(_METHODS))
-                report(f"{trace}, {goal}: {label}", done)
-                settings: list[dict[str, Any]] = [{"rate": rate} for rate in _RATES]
-                if agent == "genetic":
-                    settings = [{"mutation": chance} for chance in _MUTATIONS]
-                tried = [
-                    np.array(
-                        [
-                            explorer.run(
-                                make_agent(agent, explorer.codec.sizes, seed + s, **options, **setting), samples
-                            )
-                            for s in range(seeds)
-                        ]
-                    )
-                    for setting in ([{}] if agent == "random-walk" else settings)
-                ]
-                rewards[label] = max(tried, key=lambda r: r[:, -200:].mean())
-            found[trace, goal] = rewards
-    return found
+    samples, seeds = (10_000, 10) if long else (_SAMPLES, 5)
+    label = f"nine methods, {samples} samples, {seeds} seeds"
+    report(label, 0.0)
+    arms = [(trace, goals, samples, seeds, seed) for trace in traces]
+    found = run_arms(_explored, arms, progress=lambda share: report(label, 0.9 * share))
+    return {(trace, goal): row for trace, by_goal in zip(traces, found, strict=True) for goal, row in by_goal.items()}
 
 
 def _late(rewards: Any) -> Any:
@@ -120,7 +127,7 @@ def _apart(above: Any, below: Any) -> bool:
 
 @paper.check("c1")
 def _reward(context: Context) -> Seen:
-    """Rewards of the last 200 of 2000 samples, five seeds, the same simulator calls and two settings for each method."""
+    """Rewards of the last 200 of 3000 samples, five seeds, the same simulator calls and two settings for each method."""
     found = _runs(context.seed, context.budget >= 1500, context.progress)
     better = apart = fair = rounded = 0
     parts = []
