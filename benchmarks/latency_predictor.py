@@ -49,8 +49,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     if given.quick:
-        given.episodes, given.rate, given.query, given.hidden, given.cosine = 300, 3e-3, 64, 64, True
-        given.inner_rate, given.mix, given.warm = 1e-2, 0.5, 1500
+        given.episodes, given.rate, given.query, given.hidden, given.cosine = 150, 3e-3, 64, 64, True
+        given.inner_rate, given.mix, given.warm = 1e-2, 0.5, 6000
     space = given.folder.name
     if space not in BATCHES:
         parser.error(f"the folder is called {' or '.join(BATCHES)}")

@@ -181,8 +181,8 @@ def _space(name: str) -> _Space:
     from hasten.models.mobile_chain import ChainConfig
 
     if name == "chain":
-        return _Space("chain", ChainConfig(), 0, 120, 85.0)
-    return _Space("cell", CellConfig(), 8, 110, 40.0)
+        return _Space("chain", ChainConfig(), 0, 120, 110.0)
+    return _Space("cell", CellConfig(), 8, 110, 50.0)
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _pool(name: str, seed: int, budget: float, report: Any) -> _Pool:
         drawn[: max(40, round(space.networks * share))],
         [r for role in regimes.values() for r in role],
         rounds=2,
-        runs=3,
+        runs=5,
         seconds=space.seconds * max(share, 0.2),
         progress=lambda message, done: report(f"{name}: {message}", 0.3 * done),
     )
@@ -259,7 +259,7 @@ def _settings(learner: str, episodes: int) -> Any:
 
     common = MetaSettings(
         hidden=_HIDDEN, inner_rate=1e-2, episodes=episodes, query=64, rate=3e-3, cosine=True,
-        every=max(1, episodes // 8), mix=0.5, warm=15 * episodes,
+        every=max(1, episodes // 8), mix=0.5, warm=40 * episodes,
     )  # fmt: skip
     if learner == "HELP":
         return common
@@ -293,7 +293,8 @@ def _references(pool: _Pool, seed: int) -> list[Arch]:
     return random.Random(1000 + seed).sample(free, _REFERENCES)
 
 
-_SETS = {"chain": 2, "cell": 1}
+_SETS = {"chain": 3, "cell": 1}
+_EPISODES = {"chain": 150, "cell": 75}  # steps over graphs take thrice as long
 
 
 @lru_cache(maxsize=2)
@@ -302,7 +303,7 @@ def _learned(name: str, seed: int, budget: float, report: Any) -> list[tuple[lis
     from hasten.train.arms import run_arms
 
     pool = _pool(name, seed, budget, report)
-    episodes = max(20, round(400 * min(budget, 3000.0) / 300))
+    episodes = max(20, round(_EPISODES[name] * min(budget, 3000.0) / 300))
     sets = [_references(pool, seed + i) for i in range(_SETS[name])]
     arms = []
     for i, references in enumerate(sets):
