@@ -3,8 +3,9 @@
 One network is trained for ``--seconds`` of processor time; some of its sub-networks are measured, a predictor learns
 from them, and evolution picks the best within each of several latency limits, by a table of block latencies measured
 here. Then eight of the picked architectures are trained alone by the same recipe, for an eighth each of all that the
-first arm took, picking included. Accuracies are of 10,000 images that neither arm saw, latencies of one image on one
-thread. What is finished is kept in ``--folder``, and a second run goes on from it.
+first arm took, picking included; and again as if there were more devices to serve, for as many times less each.
+Accuracies are of 10,000 images that neither arm saw, latencies of one image on one thread, processor time is a
+thread's. What is finished is kept in ``--folder``, and a second run goes on from it.
 
     hasten assets get fashion-mnist
     python benchmarks/once_for_all.py [--json] [--seconds 900] [--folder once-for-all]
@@ -14,15 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from hasten.files import write_aside
 from hasten.models.once_for_all import Architecture, OnceForAll, SubNetwork, calibrate, resized
@@ -89,7 +91,7 @@ def picked(network: OnceForAll, kept: Kept, count: int, limits: int, seed: int) 
             table(config.architecture(config.kernels[0], config.expands[0], config.depths[0], config.resolutions[0])),
             table(config.architecture()),
         ]
-        best = []
+        best: list[Architecture] = []
         for i in range(limits):
             limit = 1.05 * ends[0] * (ends[1] / ends[0]) ** (i / (limits - 1))
             found = evolve(config, predictor.predict, table, limit, generations=50, seed=seed)
@@ -100,15 +102,37 @@ def picked(network: OnceForAll, kept: Kept, count: int, limits: int, seed: int) 
     return [Architecture.from_dict(a) for a in kept.known["picked"]]
 
 
-def trained_alone(arch: Architecture, seconds: float, batch: int, rate: float, seed: int) -> SubNetwork:
-    """An architecture trained from the start, its statistics calibrated like a sub-network's."""
+def trained_alone(arch: Architecture, seconds: float, batch: int, rate: float, seed: int) -> float:
+    """Accuracy of an architecture trained from the start, its statistics calibrated like a sub-network's."""
+    torch.set_num_threads(1)
     data = images()
     torch.manual_seed(seed)
     network = SubNetwork(SMALL, arch)
     options: dict[str, Any] = {"seconds": seconds, "batch": batch, "rate": rate, "seed": seed, "clock": clock}
     train_alone(network, data.training, data.training_labels, **options)
     calibrate(network, resized(data.training[:2000], arch.resolution))
-    return network
+    return judged(network, data.test, data.test_labels)
+
+
+def all_alone(
+    archs: dict[int, Architecture], devices: Sequence[int], total: float, options: tuple[int, float, int], kept: Kept,
+    processes: int,
+) -> dict[int, dict[int, float]]:  # fmt: skip
+    """Devices -> architecture -> accuracy when each is trained for its share of the time."""
+    done: dict[str, float] = kept.known.get("alone", {})
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        waiting = {
+            pool.submit(trained_alone, arch, total / n, *options): f"{i} of {n}"
+            for n in devices
+            for i, arch in archs.items()
+            if f"{i} of {n}" not in done
+        }
+        for future in as_completed(waiting):
+            done[waiting[future]] = future.result()
+            kept.put(alone=done)
+            note(f"alone, {waiting[future]}: {future.result():.2%}")
+    return {n: {i: done[f"{i} of {n}"] for i in archs} for n in devices}
 
 
 @torch.inference_mode()
@@ -143,64 +167,57 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--seconds", type=float, default=900.0, help="processor time of the one network's training")
     parser.add_argument("--folder", type=Path, default=Path("once-for-all"))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=2, help="networks trained alone at once, a thread each")
     parser.add_argument("--measured", type=int, default=100, help="sub-networks that the predictor learns from")
     parser.add_argument("--limits", type=int, default=16, help="latency limits to pick for")
     parser.add_argument("--nets", type=int, default=8, help="architectures to train alone")
+    parser.add_argument("--devices", type=int, nargs="+", default=[8, 32, 64], help="shares of the time to train for")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     data = images()
     folder, batch, rate, seed = arguments.folder, arguments.batch, arguments.rate, arguments.seed
     kept = Kept(folder)
     network = supernet(folder, kept, arguments.seconds, batch, rate, seed)
     archs = picked(network, kept, arguments.measured, arguments.limits, seed)
     ours = [specialized(network, a) for a in archs]
-    chosen = spread(arguments.nets, len(archs))
+    chosen = {i: archs[i] for i in spread(arguments.nets, len(archs))}
     total = kept.known["trained"] + kept.known["picking"]
-    done: dict[str, float] = kept.known.get("alone", {})
-    for i in chosen:
-        if str(i) not in done:
-            alone = trained_alone(archs[i], total / len(chosen), batch, rate, seed)
-            done[str(i)] = judged(alone, data.test, data.test_labels)
-            kept.put(alone=done)
-            note(f"alone {i}: {done[str(i)]:.2%}")
+    alone = all_alone(chosen, arguments.devices, total, (batch, rate, seed), kept, arguments.processes)
     seconds = latencies(ours)
     accuracies = [judged(n, data.test, data.test_labels) for n in ours]
-    report(archs, ours, seconds, accuracies, {i: done[str(i)] for i in chosen}, kept.known, arguments.json)
+    report(archs, seconds, accuracies, alone, kept.known, arguments.json)
 
 
 def report(
-    archs: Sequence[Architecture], networks: Sequence[nn.Module], seconds: Sequence[float],
-    accuracies: Sequence[float], alone: dict[int, float], known: dict[str, Any], as_json: bool,
+    archs: Sequence[Architecture], seconds: Sequence[float], accuracies: Sequence[float],
+    alone: dict[int, dict[int, float]], known: dict[str, Any], as_json: bool,
 ) -> None:  # fmt: skip
+    total = known["trained"] + known["picking"]
     rows = [
         Row("training of the one network", "hasten", known["trained"], "s"),
         Row("picking its sub-networks", "hasten", known["picking"], "s"),
-        Row("training of each network alone", "alone", (known["trained"] + known["picking"]) / len(alone), "s"),
     ]
     points = list(zip(seconds, accuracies, strict=True))
     front = on_front(points)
     for i, (arch, (time_, right)) in enumerate(zip(archs, points, strict=True)):
         name = f"{i}: depths {'-'.join(map(str, arch.depths))} at {arch.resolution}{', on the front' * front[i]}"
-        rows.append(Row(f"{name}: latency", "hasten", time_, "s"))
-        if i in alone:
-            # Errors are compared: above 1 when the sub-network makes fewer.
-            rows.append(Row(f"{name}: accuracy", "hasten", right, "1", "alone", (1 - alone[i]) / (1 - right)))
-            rows.append(Row(f"{name}: accuracy", "alone", alone[i], "1"))
-        else:
-            rows.append(Row(f"{name}: accuracy", "hasten", right, "1"))
-    beaten = sum(any(t <= seconds[i] and a > right for t, a in points) for i, right in alone.items())
-    behind = sum(any(seconds[i] <= t and right > a for i, right in alone.items()) for t, a in points)
-    gain = sum(accuracies[i] - right for i, right in alone.items()) / len(alone)
-    rows += [
-        Row("sub-networks on their latency and accuracy front", "hasten", sum(front), "1"),
-        Row("networks alone that a sub-network beats, no slower", "hasten", beaten, "1", "of", beaten / len(alone)),
-        Row("sub-networks that a network alone beats, no slower", "alone", behind, "1"),
-        Row("mean accuracy over the same architectures alone", "hasten", gain, "1"),
-    ]
+        rows += [Row(f"{name}: latency", "hasten", time_, "s"), Row(f"{name}: accuracy", "hasten", right, "1")]
+    rows.append(Row("sub-networks on their latency and accuracy front", "hasten", sum(front), "1"))
+    for n, found in alone.items():
+        case = f"{n} devices, {total / n:.0f} s for each alone"
+        beaten = sum(any(t <= seconds[i] and a > right for t, a in points) for i, right in found.items())
+        behind = sum(any(seconds[i] <= t and right > a for i, right in found.items()) for t, a in points)
+        gain = sum(accuracies[i] - right for i, right in found.items()) / len(found)
+        ours, theirs = beaten / len(found), behind / len(points)
+        rows += [
+            Row(f"{case}: mean accuracy", "alone", sum(found.values()) / len(found), "1"),
+            Row(f"{case}: networks that a sub-network beats, no slower", "hasten", beaten, "1", "of", ours),
+            Row(f"{case}: sub-networks that one alone beats, no slower", "alone", behind, "1", "of", theirs),
+            Row(f"{case}: mean accuracy over the same architectures", "hasten", gain, "1"),
+        ]
     emit(rows, as_json)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hasten.data import assets
-from hasten.data.text import brown, characters, default_text, moby_dick, read_text, sources
+from hasten.data.text import brown, characters, default_text, documentation, moby_dick, read_text, sources
 from hasten.errors import HastenError
 
 
@@ -27,6 +27,15 @@ def test_pythons_own_text_reads_as_prose() -> None:
     assert all(p == " ".join(p.split()) and p.endswith(".") and len(p.split()) >= 25 for p in paragraphs)
     assert not any(mark in text for mark in ("`", "::=", ">>>", "+---"))
     assert default_text() == text
+
+
+def test_docstrings_are_other_prose() -> None:
+    text = documentation(50_000)
+    paragraphs = text.split("\n\n")
+    assert len(text) == 50_000
+    assert all(p == " ".join(p.split()) for p in paragraphs)
+    shared = set(paragraphs) & set(default_text().split("\n\n"))
+    assert len(shared) < 0.02 * len(paragraphs)
 
 
 def test_a_python_without_its_topics_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

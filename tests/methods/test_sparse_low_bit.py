@@ -147,6 +147,24 @@ def test_copies_keep_their_weights() -> None:
     assert all(torch.equal(p, kept[n]) for n, p in model.network.named_parameters())
 
 
+def test_one_input_is_solved_once_and_as_each_alone_would_be() -> None:
+    model, ids = tiny(), torch.randint(0, 211, (3, 32))
+    first = model.layers[0]
+    before = {n: first.get_submodule(f"self_attn.{n}_proj").weight.clone() for n in "qkv"}
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    solve = solver("joint", Rounding(2, 64))
+
+    def change(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
+        seen.append((weight, hessian))
+        return solve(weight, hessian)
+
+    compress(model, ids, change)
+    # q with k with v, o, gate with up, down: of two layers.
+    assert [w.shape[0] for w, _ in seen] == 2 * [256, 128, 384, 128]
+    for name, weight in before.items():
+        torch.testing.assert_close(first.get_submodule(f"self_attn.{name}_proj").weight, solve(weight, seen[0][1]))
+
+
 def test_int8_activations_err_by_half_a_step() -> None:
     linear, x = nn.Linear(64, 8, bias=False), torch.randn(5, 64)
     seen = []

@@ -81,6 +81,7 @@ def compress(
         return out[0] if isinstance(out, tuple) else out
 
     for layer in model.layers:
+        linears = {n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear)}
         grams: list[Tensor] = []
         together: list[list[str]] = []
         for number, state in enumerate(states):
@@ -88,8 +89,7 @@ def compress(
             read: list[tuple[str, Tensor]] = []
             handles = [
                 m.register_forward_pre_hook(lambda _, args, name=n, read=read: read.append((name, args[0])))
-                for n, m in layer.named_modules()
-                if isinstance(m, nn.Linear)
+                for n, m in linears.items()
             ]
             run(layer, state)
             for handle in handles:
@@ -105,7 +105,7 @@ def compress(
                 x = given.reshape(-1, given.shape[-1]).float()
                 gram += x.t() @ x
         for names, gram in zip(together, grams, strict=True):
-            modules = [layer.get_submodule(name) for name in names]
+            modules = [linears[name] for name in names]
             solved = change(torch.cat([m.weight.detach().float() for m in modules]), gram)
             first = 0
             for name, module in zip(names, modules, strict=True):
