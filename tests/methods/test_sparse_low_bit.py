@@ -13,7 +13,7 @@ from hasten.errors import HastenError
 from hasten.kernels import sparse_linear as kernel
 from hasten.methods import SparseLowBit, TwoOfFour, WeightOnly, from_dict
 from hasten.methods.editing import outline
-from hasten.methods.recovery import LowBitLinear, layer_outputs, recover
+from hasten.methods.recovery import LowBitLinear, last_states, recover
 from hasten.methods.solvers import Rounding
 from hasten.methods.sparse_low_bit import Int8Activations, SparseLinear, calibration, compress, pack, solver, trainable
 from hasten.runtime import LanguageModel
@@ -71,20 +71,39 @@ def test_packed_is_what_was_trained() -> None:
 
 
 def test_recovery_comes_closer_and_stays_sparse() -> None:
-    model, ids = tiny(), torch.randint(0, 211, (2, 32))
-    outputs = layer_outputs(model, ids)
+    model, ids = tiny(), torch.randint(0, 211, (80, 32))
+    twin = LanguageModel(copy.deepcopy(model.network, {id(p): p for p in model.network.parameters()}), Letters())
+    norm = model.layers[0].input_layernorm.weight.clone()
+    states = last_states(model, ids)
+    torch.testing.assert_close(model.network.lm_head(states), model.network(ids).logits)
     trainable(model, ids)
     places = [m.kept.clone() for m in model.layers.modules() if isinstance(m, LowBitLinear)]
-    history = recover(model, ids, outputs, steps=40)
-    assert all(after <= before for before, after in history)
-    assert history[0][1] < 0.95 * history[0][0]
+    before, after = recover(model, ids, states, steps=150)
+    assert after < before
     for m, kept in zip((m for m in model.layers.modules() if isinstance(m, LowBitLinear)), places, strict=True):
         assert (m.weight[~kept] == 0).all()
         assert (kept.reshape(kept.shape[0], -1, 4).sum(-1) <= 2).all()
-    with pytest.raises(HastenError, match="same layers for the same text"):
-        recover(model, ids[:, :9], outputs)
+    # What a copy shares with it is not touched.
+    assert torch.equal(twin.layers[0].input_layernorm.weight, norm)
+    assert not torch.equal(model.layers[0].input_layernorm.weight, norm)
+    assert all(p.grad is None for p in model.network.parameters())
+    with pytest.raises(HastenError, match="states for the same text"):
+        recover(model, ids[:, :9], states)
+    with pytest.raises(HastenError, match="nothing to recover"):
+        recover(tiny(), ids, states)
     with pytest.raises(HastenError, match="0 for none"):
         SparseLowBit(recovery=-1)
+
+
+def test_recovery_that_does_not_help_changes_nothing() -> None:
+    model, ids = tiny(), torch.randint(0, 211, (6, 32))
+    states = last_states(model, ids)
+    trainable(model, ids)
+    kept = [m.weight.detach().clone() for m in model.layers.modules() if isinstance(m, LowBitLinear)]
+    before, after = recover(model, ids, states, steps=3, rate=1e3)
+    assert after == before
+    now = [m.weight.detach() for m in model.layers.modules() if isinstance(m, LowBitLinear)]
+    assert all(torch.equal(a, b) for a, b in zip(now, kept, strict=True))
 
 
 def test_traced_equals_rewritten() -> None:

@@ -1,14 +1,13 @@
-"""Low-bit weights trained back towards the whole model, a layer at a time, without another pass over a corpus (AccLLM).
+"""Low-bit weights trained back towards the whole model by distillation (AccLLM).
 
-What a decoder layer puts out for a calibration text is known from the whole model; the compressed layer, fed by the
-compressed ones before it, is trained to put out the same. Weights move behind their rounding (straight-through), scales
-with them; what is pruned stays pruned.
+For a calibration text the compressed model is trained to say of the next token what the whole model says. Weights move
+behind their rounding (straight-through), scales and norms with them; what is pruned stays pruned.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -61,95 +60,110 @@ class LowBitLinear(nn.Module):
         return kernel.pack(self.weight.detach(), self.half_scales.detach(), self.zeros)
 
 
-def _inputs(model: LanguageModel, ids: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    inner = model.network.model
-    state = inner.embed_tokens(ids).float()
-    return state, inner.rotary_emb(state, position_ids=torch.arange(ids.shape[1])[None])
-
-
-def _run(layer: Any, state: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-    out = layer(state, attention_mask=None, position_embeddings=turns, past_key_values=None)
-    return out[0] if isinstance(out, tuple) else out
-
-
 @torch.no_grad()
-def layer_outputs(model: LanguageModel, ids: Tensor) -> list[Tensor]:
-    """What every decoder layer of the whole model puts out for ``ids`` (n, length): (n, length, hidden) each."""
-    state, turns = _inputs(model, ids)
-    found = []
-    for layer in model.layers:
-        state = torch.cat([_run(layer, part, turns) for part in state.split(1)])
-        found.append(state)
-    return found
+def last_states(model: LanguageModel, ids: Tensor) -> Tensor:
+    """What the whole model's head reads for ``ids`` (n, length): (n, length, hidden), much smaller than logits."""
+    inner = model.network.model
+    return torch.cat([inner(part, use_cache=False).last_hidden_state.float() for part in ids.split(1)])
 
 
 @torch.enable_grad()
 def recover(
     model: LanguageModel,
     ids: Tensor,
-    outputs: list[Tensor],
+    states: Tensor,
     *,
-    seconds: float = 60.0,
+    seconds: float = 120.0,
     steps: int | None = None,
-    rate: float = 0.05,
-) -> list[tuple[float, float]]:
-    """Trains every layer's `LowBitLinear` modules towards ``outputs``; one that got no better stays as it was.
+    rate: float = 0.02,
+    length: int = 256,
+    progress: Callable[[float], None] = lambda share: None,
+) -> tuple[float, float]:
+    """Distils the whole model into its `LowBitLinear` modules and its norms: the same distributions of the next token.
+
+    A tenth of the text is not trained on; where its divergence does not fall, everything stays as it was.
 
     Args:
-        model: changed in place.
-        ids: (n, length), what ``outputs`` were made of.
-        outputs: of the whole model, by `layer_outputs`.
-        seconds: for all layers, shared out evenly; a layer takes a step at least.
-        steps: of each layer, whatever the time; None to go by ``seconds``.
-        rate: of a step, as a share of a weight's scale.
+        model: changed in place; its output head is the whole model's.
+        ids: (n, length) tokens.
+        states: of the whole model for them, by `last_states`.
+        seconds: of training.
+        steps: whatever the time; None to go by ``seconds``.
+        rate: of a weight's step as a share of its scale; scales take a quarter of it.
+        length: tokens of a step.
+        progress: told the share done.
 
     Returns:
-        relative squared error of each layer before and after.
+        Kullback-Leibler divergence from the whole model, nats a token, before and after, on what was not trained on.
 
     Raises:
-        HastenError: outputs of another model or another text.
+        HastenError: states of another model or another text, or nothing to train.
     """
-    if len(outputs) != len(model.layers) or outputs[0].shape[:2] != ids.shape:
-        raise HastenError("recovery needs the outputs of the same layers for the same text: make them by layer_outputs")
-    with torch.no_grad():
-        states, turns = _inputs(model, ids)
-    until, history = time.monotonic(), []
-    for layer, wanted in zip(model.layers, outputs, strict=True):
-        until += seconds / len(outputs)
-        scale = wanted.square().mean()
-        modules = [m for m in layer.modules() if isinstance(m, LowBitLinear)]
+    network = model.network
+    modules = [m for m in network.modules() if isinstance(m, LowBitLinear)]
+    if states.shape != (*ids.shape, int(model.config.hidden_size)):
+        raise HastenError("recovery needs the whole model's states for the same text: make them by last_states")
+    if not modules:
+        raise HastenError("there is nothing to recover: compress the model by `trainable` first")
+    width = min(length, ids.shape[1])
+    parts = ids.shape[1] // width
+    texts = ids[:, : parts * width].reshape(-1, width)
+    wanted = states[:, : parts * width].reshape(-1, width, states.shape[-1])
+    held = max(1, len(texts) // 10) if len(texts) > 1 else 0
 
-        @torch.no_grad()
-        def error(layer: Any = layer, states: Tensor = states, wanted: Tensor = wanted, scale: Tensor = scale) -> float:
-            parts = [(_run(layer, s, turns) - w).square().mean() for s, w in zip(states.split(1), wanted.split(1))]
-            return float(torch.stack(parts).mean() / scale)
-
-        before = after = error()
-        if modules:
-            kept = [(m.latent.detach().clone(), m.scales.detach().clone()) for m in modules]
-            groups: list[dict[str, Any]] = []
-            for m in modules:
-                step = rate * float(m.scales.detach().mean())
-                groups += [{"params": [m.latent], "lr": step}, {"params": [m.scales], "lr": 0.1 * step}]
-            optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-            trained = [p for m in modules for p in (m.latent, m.scales)]
-            turn = 0
-            while not turn or (time.monotonic() < until if steps is None else turn < steps):
-                at = turn % len(ids)
-                loss = (_run(layer, states[at : at + 1], turns) - wanted[at : at + 1]).square().mean() / scale
-                # Of these weights alone: the layer's others are not touched.
-                for p, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
-                    p.grad = gradient
-                optimizer.step()
-                turn += 1
-            after = error()
-            if not after < before:
-                after = before
-                with torch.no_grad():
-                    for m, (latent, scales) in zip(modules, kept, strict=True):
-                        m.latent.copy_(latent)
-                        m.scales.copy_(scales)
-        history.append((before, after))
+    def divergence(at: int) -> Tensor:
         with torch.no_grad():
-            states = torch.cat([_run(layer, s, turns) for s in states.split(1)])
-    return history
+            target = network.lm_head(wanted[at : at + 1]).float().log_softmax(-1)
+        found = network(texts[at : at + 1], use_cache=False).logits.float().log_softmax(-1)
+        return torch.nn.functional.kl_div(found, target, log_target=True, reduction="none").sum(-1).mean()
+
+    @torch.no_grad()
+    def judged() -> float:
+        return sum(float(divergence(at)) for at in range(len(texts) - max(1, held), len(texts))) / max(1, held)
+
+    norms = _own_norms(network)
+    before = judged()
+    trained = [p for m in modules for p in (m.latent, m.scales)] + norms
+    kept = [p.detach().clone() for p in trained]
+    wants = {id(p): p.requires_grad for p in network.parameters()}
+    network.requires_grad_(False)
+    rates = [share * float(m.scales.detach().mean()) for m in modules for share in (rate, 0.25 * rate)]
+    rates += [0.05 * rate] * len(norms)
+    optimizer = torch.optim.Adam(
+        [{"params": [p], "lr": r} for p, r in zip(trained, rates, strict=True)], betas=(0.9, 0.95)
+    )
+    for p in trained:
+        p.requires_grad_(True)
+    try:
+        generator = torch.Generator().manual_seed(0)
+        began, turn = time.monotonic(), 0
+        while (share := (time.monotonic() - began) / seconds if steps is None else turn / steps) < 1 or not turn:
+            for group, r in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = r * max(0.02, 1 - share)
+            optimizer.zero_grad(set_to_none=True)
+            divergence(int(torch.randint(len(texts) - held, (), generator=generator))).backward()
+            optimizer.step()
+            turn += 1
+            progress(min(1.0, share))
+        after = judged()
+        if not after < before:
+            after = before
+            with torch.no_grad():
+                for p, old in zip(trained, kept, strict=True):
+                    p.copy_(old)
+    finally:
+        for p in network.parameters():
+            p.requires_grad_(wants[id(p)])
+            p.grad = None
+    return before, after
+
+
+def _own_norms(network: nn.Module) -> list[nn.Parameter]:
+    """Weights of the normalizations, as new tensors: copies of a model may share the old ones."""
+    found = []
+    for name, module in network.named_modules():
+        weight = getattr(module, "weight", None)
+        if "norm" in name.rpartition(".")[2] and isinstance(weight, nn.Parameter):
+            module.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+            found.append(module.weight)
+    return found

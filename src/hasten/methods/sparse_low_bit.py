@@ -14,7 +14,7 @@ from hasten.errors import HastenError
 from hasten.kernels import sparse_linear as kernel
 from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Method
-from hasten.methods.recovery import LowBitLinear, layer_outputs, recover
+from hasten.methods.recovery import LowBitLinear, last_states, recover
 from hasten.methods.solvers import Rounding, magnitude, round_to_nearest, sweep, sweep_with_scales, wanda
 from hasten.runtime.language_model import LanguageModel
 from hasten.workload.einsum import Access, Einsum, Op, Phase, Role, Workload
@@ -184,7 +184,7 @@ class SparseLowBit(Method):
 
     Args:
         sequences, length: of the calibration text.
-        recovery: seconds of training the layers back towards the whole model's, one after the other.
+        recovery: seconds of training it back towards the whole model, on three times as much text.
     """
 
     name: ClassVar[str] = "sparse-low-bit"
@@ -221,10 +221,11 @@ class SparseLowBit(Method):
     def apply(self, model: Any) -> Any:
         self.check(model)
         ids = calibration(model, self.sequences, self.length)
-        outputs = layer_outputs(model, ids) if self.recovery else []
+        text = calibration(model, 3 * self.sequences, self.length) if self.recovery else ids
+        states = last_states(model, text) if self.recovery else torch.empty(0)
         trainable(model, ids)
         if self.recovery:
-            recover(model, ids, outputs, seconds=self.recovery)
+            recover(model, text, states, seconds=self.recovery)
         pack(model)
         return model
 

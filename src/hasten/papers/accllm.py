@@ -230,7 +230,7 @@ def _perplexities(budget: float, seed: int) -> dict[str, float]:
     import copy
 
     from hasten.data.text import default_text
-    from hasten.methods.recovery import layer_outputs, recover
+    from hasten.methods.recovery import last_states, recover
     from hasten.methods.solvers import Rounding
     from hasten.methods.sparse_low_bit import Int8Activations, calibration, compress, pack, solver, trainable
     from hasten.models import load_network
@@ -271,10 +271,11 @@ def _perplexities(budget: float, seed: int) -> dict[str, float]:
         compress(model, ids, solver(name, rounding))
         found[name] = score(model)
     solved = fresh()
-    outputs = layer_outputs(solved, ids)
+    text = calibration(solved, 24, 512)
+    states = last_states(solved, text)
     trainable(solved, ids)
     found["joint"] = score(solved)
-    recover(solved, ids, outputs, seconds=min(180.0, 0.25 * budget))
+    recover(solved, text, states, seconds=min(180.0, 0.4 * budget))
     found["recovered"] = score(solved)
     # The stack as it would be used: packed, int8 activations, a cache of four bits, recovered.
     pack(solved)

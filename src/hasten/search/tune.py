@@ -56,7 +56,7 @@ from hasten.workload import Workload
 _FORMAT = "hasten-tuned"
 _NONE = "unchanged"
 # By how many times a prediction may miss the unchanged model before the probe is doubted.
-_FAR = 2.5
+_FAR = 2.0
 # Predictions within this factor of each other count as equal.
 _STEP = 1.25
 # How much slower than predicted a combination counts for each of its methods that only ever was in ones that failed.
@@ -189,12 +189,15 @@ class _Run:
             self.device = probe(progress=lambda message, share: self.reporter.advance(share, 1))
         reference = self._reference()
         baseline = self._baseline()
-        if probed and _far_off(baseline):
+        if probed and _misfit(baseline) >= _FAR:
             # A probe is kept between runs: one that was made while the machine was busy would spoil them all.
             self.reporter.stage("probing this machine again: the kept figures do not fit what it does now")
+            before, predicted, misfit = self.device, baseline.predicted, _misfit(baseline)
             self.device = probe(refresh=True, progress=lambda message, share: self.reporter.advance(share, 1))
             baseline.predicted = _prediction(self._estimate(self.workload), self.workload)
-            if _far_off(baseline):
+            if _misfit(baseline) > misfit:
+                self.device, baseline.predicted = before, predicted
+            if _misfit(baseline) >= _FAR:
                 self.notes.append(f"predictions are more than {_FAR:g} times off: this machine is busy with other work")
         options, skipped = self._options()
         candidates = self._predict(options, baseline)
@@ -619,11 +622,12 @@ def _sees(method: Method) -> int:
     return 0
 
 
-def _far_off(baseline: Combination) -> bool:
-    """Whether the unchanged model took several times as long as predicted, or a fraction of it."""
+def _misfit(baseline: Combination) -> float:
+    """How many times longer or shorter than predicted the unchanged model took, in the phase that is further off."""
     assert baseline.measured is not None
-    ratio = baseline.measured.latency / baseline.predicted.latency
-    return not 1 / _FAR < ratio < _FAR
+    measured, predicted = baseline.measured, baseline.predicted
+    ratios = (measured.prefill / predicted.prefill, measured.decode / predicted.decode)
+    return max(max(r, 1 / r) for r in ratios)
 
 
 def corrected(combination: Combination, alone: Sequence[Combination], baseline: Combination) -> float:
