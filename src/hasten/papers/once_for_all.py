@@ -75,6 +75,8 @@ _NEEDS = 250.0
 # V100 hours of the baselines for each device, and of the paper's own schedule (table 1).
 _MNASNET, _PROXYLESS, _PAPER, _PREDICTOR = 40_000, 200 + 300, 1200, 40
 _IMAGENET = 1_281_167
+# Its phases: epochs, and sub-networks of a step.
+_PUBLISHED = ((180, 1), (125, 1), (25, 2), (125, 2), (25, 4), (125, 4))
 
 
 class _Arm(NamedTuple):
@@ -250,13 +252,14 @@ def _schedule_hours(seed: int) -> dict[str, float]:
 
     middle = config.resolutions[len(config.resolutions) // 2]
     teacher = forward(config.architecture(resolution=middle))
-    epochs = dict(zip((p.name for p in SHRINKING), (180, 125, 25, 125, 25, 125), strict=True))
+    published = {p.name: row for p, row in zip(SHRINKING, _PUBLISHED, strict=True)}
     hours = {}
     for phase in SHRINKING:
         drawn = [config.sample(rng, resolutions=(middle,), **choices(config, phase)) for _ in range(2)]
-        trained = 3 * phase.drawn * sum(map(forward, drawn)) / len(drawn)
+        epochs, count = published[phase.name]
+        trained = 3 * count * sum(map(forward, drawn)) / len(drawn)
         seconds = trained + (0 if phase.name == "largest" else teacher)
-        hours[phase.name] = epochs[phase.name] * _IMAGENET / batch * seconds / 3600
+        hours[phase.name] = epochs * _IMAGENET / batch * seconds / 3600
     return hours
 
 
