@@ -177,7 +177,7 @@ def _long(context: Context) -> Seen:
     from hasten.runtime import CacheSpec
 
     enough = context.budget >= _NEEDS
-    network, held = _byte_model(4000 if context.budget >= 1500 else 700 if enough else 3, context.seed)
+    network, held = _byte_model(4000 if context.budget >= 1500 else 550 if enough else 3, context.seed)
     length = 2048 if enough else 256
     arms = {
         "everything": CacheSpec(),
@@ -275,7 +275,7 @@ def _perplexities(budget: float, seed: int) -> dict[str, float]:
     states = last_states(solved, text)
     trainable(solved, ids)
     found["joint"] = score(solved)
-    recover(solved, text, states, seconds=min(180.0, 0.4 * budget))
+    recover(solved, text, states, seconds=min(180.0, 0.37 * budget))
     found["recovered"] = score(solved)
     # The stack as it would be used: packed, int8 activations, a cache of four bits, recovered.
     pack(solved)
