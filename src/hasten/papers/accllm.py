@@ -177,7 +177,7 @@ def _long(context: Context) -> Seen:
     from hasten.runtime import CacheSpec
 
     enough = context.budget >= _NEEDS
-    network, held = _byte_model(4000 if context.budget >= 1500 else 550 if enough else 3, context.seed)
+    network, held = _byte_model(4000 if context.budget >= 1500 else 450 if enough else 3, context.seed)
     length = 2048 if enough else 256
     arms = {
         "everything": CacheSpec(),
