@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from hasten.files import write_aside
 from hasten.models.once_for_all import Architecture, OnceForAll, SubNetwork, calibrate, resized
 from hasten.search.spaces.once_for_all import SMALL, images, judged, specialized
 from hasten.search.specialize import AccuracyPredictor, evolve, measured
+from hasten.train.arms import run_arms
 from hasten.train.shrinking import train, train_alone
 from rows import Row, emit
 
@@ -91,7 +90,7 @@ def picked(network: OnceForAll, kept: Kept, count: int, limits: int, seed: int) 
             table(config.architecture(config.kernels[0], config.expands[0], config.depths[0], config.resolutions[0])),
             table(config.architecture()),
         ]
-        best: list[Architecture] = []
+        best = []
         for i in range(limits):
             limit = 1.05 * ends[0] * (ends[1] / ends[0]) ** (i / (limits - 1))
             found = evolve(config, predictor.predict, table, limit, generations=50, seed=seed)
@@ -104,7 +103,6 @@ def picked(network: OnceForAll, kept: Kept, count: int, limits: int, seed: int) 
 
 def trained_alone(arch: Architecture, seconds: float, batch: int, rate: float, seed: int) -> float:
     """Accuracy of an architecture trained from the start, its statistics calibrated like a sub-network's."""
-    torch.set_num_threads(1)
     data = images()
     torch.manual_seed(seed)
     network = SubNetwork(SMALL, arch)
@@ -120,18 +118,15 @@ def all_alone(
 ) -> dict[int, dict[int, float]]:  # fmt: skip
     """Devices -> architecture -> accuracy when each is trained for its share of the time."""
     done: dict[str, float] = kept.known.get("alone", {})
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        waiting = {
-            pool.submit(trained_alone, arch, total / n, *options): f"{i} of {n}"
-            for n in devices
-            for i, arch in archs.items()
-            if f"{i} of {n}" not in done
-        }
-        for future in as_completed(waiting):
-            done[waiting[future]] = future.result()
-            kept.put(alone=done)
-            note(f"alone, {waiting[future]}: {future.result():.2%}")
+    left = [(i, n) for n in devices for i in archs if f"{i} of {n}" not in done]
+
+    def keep(number: int, accuracy: float) -> None:
+        i, n = left[number]
+        done[f"{i} of {n}"] = accuracy
+        kept.put(alone=done)
+        note(f"alone, {i} of {n}: {accuracy:.2%}")
+
+    run_arms(trained_alone, [(archs[i], total / n, *options) for i, n in left], each=keep, processes=processes)
     return {n: {i: done[f"{i} of {n}"] for i in archs} for n in devices}
 
 

@@ -12,8 +12,11 @@ from hasten.train.arms import run_arms
 @pytest.mark.parametrize("processes", [1, 2])
 def test_results_keep_their_order(processes: int) -> None:
     told: list[float] = []
-    assert run_arms(math.pow, [(2, 3), (3, 2), (5, 1)], progress=told.append, processes=processes) == [8, 9, 5]
+    kept: dict[int, float] = {}
+    arms = [(2, 3), (3, 2), (5, 1)]
+    assert run_arms(math.pow, arms, progress=told.append, each=kept.__setitem__, processes=processes) == [8, 9, 5]
     assert told[-1] == 1.0
+    assert kept == {0: 8, 1: 9, 2: 5}
 
 
 def test_an_arms_error_comes_through() -> None:

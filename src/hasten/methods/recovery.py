@@ -7,7 +7,6 @@ behind their rounding (straight-through), scales and norms with them; what is pr
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +76,6 @@ def recover(
     steps: int | None = None,
     rate: float = 0.02,
     length: int = 256,
-    progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[float, float]:
     """Distils the whole model into its `LowBitLinear` modules and its norms: the same distributions of the next token.
 
@@ -91,7 +89,6 @@ def recover(
         steps: whatever the time; None to go by ``seconds``.
         rate: of a weight's step as a share of its scale; scales take a quarter of it.
         length: tokens of a step.
-        progress: told the share done.
 
     Returns:
         Kullback-Leibler divergence from the whole model, nats a token, before and after, on what was not trained on.
@@ -109,7 +106,8 @@ def recover(
     parts = ids.shape[1] // width
     texts = ids[:, : parts * width].reshape(-1, width)
     wanted = states[:, : parts * width].reshape(-1, width, states.shape[-1])
-    held = max(1, len(texts) // 10) if len(texts) > 1 else 0
+    held = range(len(texts) - max(1, len(texts) // 10), len(texts))
+    learned = held.start or 1  # a single text is both
 
     def divergence(at: int) -> Tensor:
         with torch.no_grad():
@@ -119,7 +117,7 @@ def recover(
 
     @torch.no_grad()
     def judged() -> float:
-        return sum(float(divergence(at)) for at in range(len(texts) - max(1, held), len(texts))) / max(1, held)
+        return sum(float(divergence(at)) for at in held) / len(held)
 
     norms = _own_norms(network)
     before = judged()
@@ -141,10 +139,9 @@ def recover(
             for group, r in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = r * max(0.02, 1 - share)
             optimizer.zero_grad(set_to_none=True)
-            divergence(int(torch.randint(len(texts) - held, (), generator=generator))).backward()
+            divergence(int(torch.randint(learned, (), generator=generator))).backward()
             optimizer.step()
             turn += 1
-            progress(min(1.0, share))
         after = judged()
         if not after < before:
             after = before

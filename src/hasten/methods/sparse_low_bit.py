@@ -82,29 +82,24 @@ def compress(
 
     for layer in model.layers:
         linears = {n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear)}
-        grams: list[Tensor] = []
-        together: list[list[str]] = []
-        for number, state in enumerate(states):
-            # Inputs are held until the layer is through: another tensor could have a freed one's identity.
-            read: list[tuple[str, Tensor]] = []
-            handles = [
-                m.register_forward_pre_hook(lambda _, args, name=n, read=read: read.append((name, args[0])))
-                for n, m in linears.items()
-            ]
+        read: list[tuple[str, Tensor]] = []
+        handles = [
+            m.register_forward_pre_hook(lambda _, args, name=n, read=read: read.append((name, args[0])))
+            for n, m in linears.items()
+        ]
+        grams: dict[tuple[str, ...], Tensor] = {}
+        for state in states:
+            read.clear()
             run(layer, state)
-            for handle in handles:
-                handle.remove()
-            same: dict[int, list[str]] = {}
-            for name, given in read:
-                same.setdefault(id(given), []).append(name)
+            # What was read is held till now: another tensor could have a freed one's identity.
             inputs = {id(given): given for _, given in read}
-            if not number:
-                together = list(same.values())
-                grams = [torch.zeros(g.shape[-1], g.shape[-1]) for g in inputs.values()]
-            for gram, given in zip(grams, inputs.values(), strict=True):
+            for key, given in inputs.items():
+                names = tuple(name for name, other in read if id(other) == key)
                 x = given.reshape(-1, given.shape[-1]).float()
-                gram += x.t() @ x
-        for names, gram in zip(together, grams, strict=True):
+                grams[names] = grams.get(names, 0) + x.t() @ x
+        for handle in handles:
+            handle.remove()
+        for names, gram in grams.items():
             modules = [linears[name] for name in names]
             solved = change(torch.cat([m.weight.detach().float() for m in modules]), gram)
             first = 0
@@ -220,11 +215,11 @@ class SparseLowBit(Method):
 
     def apply(self, model: Any) -> Any:
         self.check(model)
-        ids = calibration(model, self.sequences, self.length)
-        text = calibration(model, 3 * self.sequences, self.length) if self.recovery else ids
-        states = last_states(model, text) if self.recovery else torch.empty(0)
-        trainable(model, ids)
-        if self.recovery:
+        # A longer calibration text begins with the shorter one.
+        text = calibration(model, (3 if self.recovery else 1) * self.sequences, self.length)
+        states = last_states(model, text) if self.recovery else None
+        trainable(model, text[: self.sequences])
+        if states is not None:
             recover(model, text, states, seconds=self.recovery)
         pack(model)
         return model

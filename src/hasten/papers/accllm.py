@@ -255,7 +255,8 @@ def _perplexities(budget: float, seed: int) -> dict[str, float]:
     found["KV4"] = score(quantized)
     if not enough:
         return found
-    ids = calibration(fresh(), 8, 512)
+    text = calibration(fresh(), 24, 512)
+    ids = text[:8]
     import torch
 
     eight = fresh()
@@ -271,7 +272,6 @@ def _perplexities(budget: float, seed: int) -> dict[str, float]:
         compress(model, ids, solver(name, rounding))
         found[name] = score(model)
     solved = fresh()
-    text = calibration(solved, 24, 512)
     states = last_states(solved, text)
     trainable(solved, ids)
     found["joint"] = score(solved)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hasten.papers.card import Claim, Context, Paper, Seen
-from hasten.papers.measures import judged, least_seconds
+from hasten.papers.measures import judged, least_seconds, llama_7b
 
 paper = Paper(
     slug="llm-acceleration",
@@ -137,20 +137,11 @@ def _medusa(context: Context) -> Seen:
 @functools.cache
 def _gpu_step(rows: int) -> float:
     """Seconds of a step of a 7B of LLaMA's shape in bf16 on an A100, estimated, where ``rows`` tokens go through."""
-    import torch
-    import transformers
-
     from hasten.cost import estimate
     from hasten.hardware import load_device
     from hasten.runtime import CacheSpec, LanguageModel
 
-    config = transformers.LlamaConfig(
-        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=32, max_position_embeddings=2048, attn_implementation="sdpa",
-    )  # fmt: skip
-    with torch.device("meta"):
-        network = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
-    workload = LanguageModel(network, cache=CacheSpec("bf16")).workload(64, 2, rows)
+    workload = LanguageModel(llama_7b(2048), cache=CacheSpec("bf16")).workload(64, 2, rows)
     return estimate(workload, load_device("a100"), schedule="fused").phase("decode").latency
 
 

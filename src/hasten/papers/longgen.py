@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from hasten.papers.card import Claim, Context, Paper, Seen
-from hasten.papers.measures import judged, least_seconds
+from hasten.papers.measures import judged, least_seconds, llama_7b
 
 paper = Paper(
     slug="longgen",
@@ -46,23 +46,12 @@ paper = Paper(
 
 _NEEDS = 100.0
 # Llama-2-7B with 12 of 32 layers full and a budget of 1024 tokens in the others, at 128K.
-_LAYERS, _FULL, _WIDTH, _FF, _BUDGET, _LENGTH = 32, 12, 4096, 11008, 1024, 131072
+_LAYERS, _FULL, _WIDTH, _BUDGET, _LENGTH = 32, 12, 4096, 1024, 131072
 
 
-@functools.cache
 def _llama() -> Any:
-    """Llama-2-7B in bf16 on the meta device, with positions for 128K."""
-    import torch
-    import transformers
-
-    config = transformers.LlamaConfig(
-        vocab_size=32000, hidden_size=_WIDTH, intermediate_size=_FF, num_hidden_layers=_LAYERS, num_attention_heads=32,
-        num_key_value_heads=32, max_position_embeddings=2 * _LENGTH,
-    )  # fmt: skip
-    with torch.device("meta"):
-        network = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
-    network.config._attn_implementation = "sdpa"
-    return network
+    """Llama-2-7B with positions for 128K."""
+    return llama_7b(2 * _LENGTH)
 
 
 @functools.cache

@@ -65,8 +65,6 @@ _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 _RATES = (3e-3, 1e-2)  # every method that learns by gradients has the better of the two
 _MUTATIONS = (0.05, 0.15)  # and the genetic algorithm of as many; random search has nothing to set
 
-_SAMPLES = 3000
-
 Runs = dict[tuple[str, str], dict[str, "np.ndarray[Any, Any]"]]
 
 
@@ -108,7 +106,7 @@ def _runs(seed: int, long: bool, report: Any) -> Runs:
 
     traces = ("stream", "random", "cloud-1", "cloud-2") if long else ("random", "cloud-2")
     goals = list(_GOALS) if long else ["low power", "both"]
-    samples, seeds = (10_000, 10) if long else (_SAMPLES, 5)
+    samples, seeds = (10_000, 10) if long else (3000, 5)
     label = f"nine methods, {samples} samples, {seeds} seeds"
     report(label, 0.0)
     arms = [(trace, goals, samples, seeds, seed) for trace in traces]

@@ -1,10 +1,12 @@
-"""What several papers' checks share: least times, slopes, and not judging what was too short."""
+"""What several papers' checks share: least times, slopes, a published size, and not judging what was too short."""
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from hasten.papers.card import Context, Seen
 
@@ -37,3 +39,19 @@ def judged(
     if context.budget < needs:
         return Seen(f"{value}: too short to judge, raise --budget", False, None)
     return Seen(value, holds, direction)
+
+
+@functools.cache
+def llama_7b(positions: int) -> Any:
+    """Llama-2-7B in bf16 on the meta device, to be estimated: it has shapes and no weights."""
+    import torch
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=32, max_position_embeddings=positions,
+    )  # fmt: skip
+    with torch.device("meta"):
+        network = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    network.config._attn_implementation = "sdpa"
+    return network

@@ -252,11 +252,9 @@ def _schedule_hours(seed: int) -> dict[str, float]:
 
     middle = config.resolutions[len(config.resolutions) // 2]
     teacher = forward(config.architecture(resolution=middle))
-    published = {p.name: row for p, row in zip(SHRINKING, _PUBLISHED, strict=True)}
     hours = {}
-    for phase in SHRINKING:
+    for phase, (epochs, count) in zip(SHRINKING, _PUBLISHED, strict=True):
         drawn = [config.sample(rng, resolutions=(middle,), **choices(config, phase)) for _ in range(2)]
-        epochs, count = published[phase.name]
         trained = 3 * count * sum(map(forward, drawn)) / len(drawn)
         seconds = trained + (0 if phase.name == "largest" else teacher)
         hours[phase.name] = epochs * _IMAGENET / batch * seconds / 3600

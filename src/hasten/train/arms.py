@@ -21,6 +21,7 @@ def run_arms(
     arms: Sequence[tuple[Any, ...]],
     *,
     progress: Callable[[float], None] = lambda share: None,
+    each: Callable[[int, T], None] = lambda number, result: None,
     processes: int | None = None,
 ) -> list[T]:
     """Results of ``function(*arm)`` for each arm, in their order.
@@ -32,6 +33,7 @@ def run_arms(
         function: importable by its name, as are its arguments' types.
         arms: arguments.
         progress: told the share done.
+        each: told an arm's number and its result as soon as there is one, to keep it.
         processes: at once; torch's number of threads when None.
 
     Raises:
@@ -42,16 +44,17 @@ def run_arms(
         found = []
         for number, arm in enumerate(arms):
             found.append(function(*arm))
+            each(number, found[-1])
             progress((number + 1) / len(arms))
         return found
     # Forking would copy locked thread pools.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_single_thread)
     try:
-        waiting = [pool.submit(function, *arm) for arm in arms]
-        for number, future in enumerate(as_completed(waiting)):
-            future.result()
-            progress((number + 1) / len(arms))
+        waiting = {pool.submit(function, *arm): number for number, arm in enumerate(arms)}
+        for done, future in enumerate(as_completed(waiting)):
+            each(waiting[future], future.result())
+            progress((done + 1) / len(arms))
         return [future.result() for future in waiting]
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

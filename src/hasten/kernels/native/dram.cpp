@@ -172,8 +172,8 @@ class Controller {
 
   // Whether no request at all finds room, as far as that is known without asking each.
   bool full() const {
-    if (k_.buffer == kShared) return true;  // asked after one found none, and all share the place
-    return k_.buffer == kReadWrite && kinds_[0] >= k_.size && kinds_[1] >= k_.size;
+    if (k_.buffer == kShared) return pending_ >= k_.size;
+    return k_.buffer == kReadWrite && std::min(kinds_[0], kinds_[1]) >= k_.size;
   }
 
   void push(int64_t r) {
@@ -205,15 +205,11 @@ class Controller {
     while (rescan_) {
       rescan_ = false;
       const int64_t last = std::min({n_, cursor_ + k_.active, arrived_});
-      for (int64_t r = cursor_; r < last && active_ < k_.active; ++r) {
-        if (taken_[r]) continue;
-        if (room(r)) {
+      for (int64_t r = cursor_; r < last && active_ < k_.active && !full(); ++r)
+        if (!taken_[r] && room(r)) {
           taken_[r] = 1;
           push(r);
-        } else if (full()) {
-          break;
         }
-      }
       for (; cursor_ < n_ && taken_[cursor_]; ++cursor_) rescan_ = true;
     }
   }
