@@ -28,6 +28,29 @@ def test_the_budget_is_never_passed(alpha: float, beta: float, start: int, fast:
     assert sparse(job, tiers, Schedule(alpha, beta, start), 0.2).most_fast <= fast * (1 + 1e-9)
 
 
+def test_int8_keys_are_a_quarter_of_fp32() -> None:
+    job = replace(OPT, number_bytes=4)
+    coded = replace(job, kv_bytes=1)
+    assert job.token_bytes == 4 * coded.token_bytes
+    assert job.input_bytes == coded.input_bytes
+    ours, plain = (sparse(j, V100, best_schedule(j, V100, 0.2), 0.2) for j in (coded, job))
+    assert ours.moved < plain.moved / 3
+    assert ours.seconds < plain.seconds
+
+
+def test_nothing_is_deleted_for_more_than_it_takes() -> None:
+    assert Schedule(0.5, 0.5, 0).placed(100, 50, 60, 1.5) == (50, 0)
+    assert Schedule(0.5, 0.5, 0, prefix=True).placed(100, 50, 60, 0.0) == (50, 25)
+
+
+def test_running_the_beginning_again_keeps_nothing() -> None:
+    """No inputs in fast memory, so that less goes away; but all that is deleted is computed, and only the prompt is."""
+    inputs, prefix = (sparse(OPT, V100, Schedule(0.0, 0.5, 0, p), 0.2) for p in (False, True))
+    assert prefix.most_fast <= V100.fast_bytes * (1 + 1e-9)
+    assert prefix.seconds > inputs.seconds
+    assert prefix.recomputed < inputs.recomputed
+
+
 def test_with_memory_for_all_there_is_one_phase() -> None:
     found = sparse(OPT, replace(V100, fast_bytes=1e12), Schedule(0.5, 0.5, 0), 0.2)
     assert found.phases == (512, 0, 0)

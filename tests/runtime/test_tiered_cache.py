@@ -12,7 +12,7 @@ from hasten.cost.tiers import Schedule
 from hasten.errors import HastenError
 from hasten.runtime import CacheSpec, LanguageModel
 from hasten.runtime.policies import SparseWindow
-from hasten.runtime.tiered_cache import SlowTier, TieredCache, generate
+from hasten.runtime.tiered_cache import GROUP, SlowTier, TieredCache, encode, generate
 
 PROMPT, NEW, BATCH = 24, 30, 2
 IDS = torch.randint(0, 211, (BATCH, PROMPT), generator=torch.Generator().manual_seed(5))
@@ -23,6 +23,8 @@ SCHEDULES = [
     Schedule(0.5, 0.5, 5),
     Schedule(0.2, 1.0, 0),
     Schedule(1.0, 0.3, 20),
+    Schedule(0.5, 0.5, 5, prefix=True),
+    Schedule(0.9, 1.0, 0, prefix=True),
 ]
 
 
@@ -69,9 +71,10 @@ def test_with_room_for_all_nothing_moves(llama: Any) -> None:
     assert torch.equal(made, without_tiers(model, SparseWindow(0.4)))
 
 
-def test_recomputed_keys_are_the_dropped_ones(llama: Any) -> None:
-    model = LanguageModel(llama)
-    kept, dropped = (tiered(model, SparseWindow(1.0), s, 30) for s in (Schedule(), Schedule(0.8, 1.0, 0)))
+@pytest.mark.parametrize("prefix", [False, True])
+def test_recomputed_keys_are_the_dropped_ones(network: Any, prefix: bool) -> None:
+    model = LanguageModel(network)
+    kept, dropped = (tiered(model, SparseWindow(1.0), s, 30) for s in (Schedule(), Schedule(0.8, 1.0, 0, prefix)))
     for cache in (kept, dropped):
         generate(model, IDS, cache, NEW)
     where = torch.arange(40).expand(BATCH, 2, -1)
@@ -79,6 +82,70 @@ def test_recomputed_keys_are_the_dropped_ones(llama: Any) -> None:
         assert other.deleted > 0
         for a, b in zip(one._gather(where), other._gather(where), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+LONG = 150
+LONG_IDS = torch.randint(0, 211, (BATCH, LONG), generator=torch.Generator().manual_seed(6))
+
+
+def in_int8(model: LanguageModel, schedule: Schedule, tokens: float) -> TieredCache:
+    """A budget of so many fp32 tokens."""
+    token = 2 * len(model.layers) * BATCH * 2 * 32 * 4
+    return TieredCache(
+        model, SparseWindow(0.5), schedule, batch=BATCH, capacity=LONG + NEW, fast_bytes=tokens * token, prompt=LONG,
+        dtype="int8",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "schedule", [Schedule(), Schedule(0.9), Schedule(0.9, 0.5, 5), Schedule(0.9, 1.0, 0, prefix=True)]
+)
+def test_tiers_change_nothing_in_int8(llama: Any, schedule: Schedule) -> None:
+    model = LanguageModel(llama)
+    expected, _, room = generate(model, LONG_IDS, everything := in_int8(model, Schedule(), 1000), NEW)
+    assert everything.slow.moved == 0
+    assert room < 0.65 * (LONG + NEW) * 4 * everything.token_bytes, "of 179 tokens 51 are in fp32"
+    cache = in_int8(model, schedule, 75)
+    made, _, most = generate(model, LONG_IDS, cache, NEW)
+    assert torch.equal(made, expected)
+    assert most <= 75 * 4 * cache.token_bytes
+    assert cache.slow.moved > 0
+    # A token's layer inputs are four times its codes here: nothing is deleted for them.
+    assert (cache.recomputed > 0) == schedule.prefix
+
+
+def test_int8_is_within_half_a_step(llama: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 2 * GROUP, 16, generator=generator) * torch.logspace(-3, 3, 16) + 5
+    codes, step, least = encode(x)
+    assert codes.dtype == torch.uint8
+    back = least.repeat_interleave(GROUP, 2) + step.repeat_interleave(GROUP, 2) * codes
+    assert ((back - x).abs() <= 0.5001 * step.repeat_interleave(GROUP, 2) + 1e-6).all()
+    constant = torch.full((1, 1, GROUP, 4), 3.0)
+    codes, step, least = encode(constant)
+    assert torch.equal(least[:, :, 0, None] + step[:, :, 0, None] * codes, constant)
+
+
+def test_int8_takes_a_quarter(llama: Any) -> None:
+    """Where fp32 must move tokens int8 has room for all, and they are nearly the same."""
+    model = LanguageModel(llama)
+    coded = in_int8(model, Schedule(), 75)
+    options: dict[str, Any] = {"batch": BATCH, "capacity": LONG + NEW, "fast_bytes": 75 * 4 * coded.token_bytes}
+    plain = TieredCache(model, SparseWindow(0.5), Schedule(), prompt=LONG, **options)
+    for cache in (plain, coded):
+        generate(model, LONG_IDS, cache, 2)
+    assert plain.slow.moved > 0 == coded.slow.moved
+    assert plain.slow._bytes == 4 * coded.slow._bytes
+    where = torch.arange(LONG).expand(BATCH, 2, -1)
+    for a, b in zip(plain.layers[0]._gather(where), coded.layers[0]._gather(where), strict=True):
+        torch.testing.assert_close(a, b, atol=0.05, rtol=0)
+
+
+def test_a_budget_below_a_group(llama: Any) -> None:
+    with pytest.raises(HastenError, match="no group of 64"):
+        in_int8(LanguageModel(llama), Schedule(), 60)
+    with pytest.raises(HastenError, match="fp32 or int8"):
+        tiered(LanguageModel(llama), SparseWindow(1.0), Schedule(), 60, dtype="int3")
 
 
 def test_a_budget_below_one_token(llama: Any) -> None:

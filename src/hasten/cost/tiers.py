@@ -25,6 +25,7 @@ class Job:
         parameters: of its layers.
         batch, prompt, new_tokens: sequences, their prompt, what each makes.
         number_bytes: of a stored number.
+        kv_bytes: of a stored number of a key or value, 1 for int8; as ``number_bytes`` when 0.
     """
 
     layers: int
@@ -35,11 +36,12 @@ class Job:
     prompt: int = 128
     new_tokens: int = 512
     number_bytes: int = 2
+    kv_bytes: int = 0
 
     @property
     def token_bytes(self) -> int:
         """Keys and values of one position of all sequences."""
-        return 2 * self.layers * self.kv_width * self.number_bytes * self.batch
+        return 2 * self.layers * self.kv_width * (self.kv_bytes or self.number_bytes) * self.batch
 
     @property
     def input_bytes(self) -> int:
@@ -162,11 +164,14 @@ class Schedule:
         alpha: share of the tokens that is slow from the moment that not all fit.
         beta: share of those that is deleted, from new token ``delete_from`` on.
         delete_from: first step of the third phase; beyond the last step there is none.
+        prefix: how deleted tokens come back: by running the text's beginning through all layers, for which nothing is
+            kept but only the prompt's tokens can go, instead of from kept layer inputs.
     """
 
     alpha: float = 0.0
     beta: float = 0.0
     delete_from: int = 1 << 30
+    prefix: bool = False
 
     def __post_init__(self) -> None:
         if not (0 <= self.alpha <= 1 and 0 <= self.beta <= 1):
@@ -179,11 +184,12 @@ class Schedule:
             length: tokens of a sequence.
             step: new tokens made.
             fast_tokens: tokens that the fast memory holds.
-            input_share: what a deleted token keeps there, as a share of its keys and values.
+            input_share: what a deleted token keeps there, as a share of its keys and values; where that is more than
+                these none is deleted.
         """
         if length <= fast_tokens:
             return 0, 0
-        beta = self.beta if step >= self.delete_from else 0.0
+        beta = self.beta if step >= self.delete_from and input_share <= 1 else 0.0
         # Deleted tokens keep their inputs: away must satisfy length - away + beta away share <= fast_tokens.
         least = math.ceil((length - fast_tokens) / max(1e-9, 1 - beta * input_share) - 1e-9)
         away = min(length, max(math.ceil(self.alpha * length), least))
@@ -224,11 +230,14 @@ def sparse(job: Job, tiers: Tiers, schedule: Schedule, ratio: float, *, old_shar
     """
     seconds = moved = again = most = 0.0
     phases = [0, 0, 0]
-    share, fast_tokens = job.input_bytes / job.token_bytes, tiers.fast_bytes / job.token_bytes
+    share = 0.0 if schedule.prefix else job.input_bytes / job.token_bytes
+    fast_tokens = tiers.fast_bytes / job.token_bytes
     before = 0
     for step in range(job.new_tokens):
         length = job.prompt + step + 1
         away, deleted = schedule.placed(length, step, fast_tokens, share)
+        if schedule.prefix:
+            deleted = min(deleted, job.prompt)
         budget = math.floor(ratio * length)
         local = min(length, max(1, budget // 2))
         older = max(1, length - local)
@@ -239,6 +248,9 @@ def sparse(job: Job, tiers: Tiers, schedule: Schedule, ratio: float, *, old_shar
         redone = picked - fetched
         bytes_moved = (fetched + max(0, away - before)) * job.token_bytes
         flops = redone * 4 * job.layers * job.hidden * job.kv_width * job.batch
+        if schedule.prefix and redone:
+            # All that are deleted, through every layer, whichever of them is read.
+            flops = deleted * (2 * job.parameters + 2 * job.layers * job.hidden * deleted) * job.batch
         before = away
         moved += bytes_moved
         again += redone
@@ -283,7 +295,8 @@ def waves(job: Job, tiers: Tiers) -> Simulated:
 
 
 def best_schedule(job: Job, tiers: Tiers, ratio: float, *, old_share: float = 1.0, delete: bool = True) -> Schedule:
-    """The schedule of the least simulated time: a grid over alpha, beta and the beginning of the third phase.
+    """The schedule of the least simulated time: a grid over alpha, beta, the beginning of the third phase and how what
+    is deleted comes back.
 
     Raises:
         HastenError: even with everything away the fast memory is too small for a step.
@@ -293,5 +306,7 @@ def best_schedule(job: Job, tiers: Tiers, ratio: float, *, old_share: float = 1.
     starts = [round(job.new_tokens * s) for s in (0, 0.25, 0.5, 0.75)]
     betas = (0.25, 0.5, 0.75, 1.0) if delete else ()
     options = [Schedule(alpha) for alpha in (0.0, 0.25, 0.5, 0.75)]
-    options += [Schedule(a, b, s) for a, b, s in itertools.product((0.0, 0.25, 0.5, 0.75), betas, starts)]
+    options += [
+        Schedule(a, b, s, p) for a, b, s, p in itertools.product((0.0, 0.25, 0.5, 0.75), betas, starts, (False, True))
+    ]
     return min(options, key=lambda s: sparse(job, tiers, s, ratio, old_share=old_share).seconds)
