@@ -36,6 +36,16 @@ def test_candidates_at_the_root() -> None:
     assert all(max(p.count(i) for i in p) <= 2 for p in Rules(3, 1, 9).next(doubled))
 
 
+def test_runs_that_trade_places() -> None:
+    order = Rules(5, 5, 5, skip=False, repeat=False, reorder=True, runs=(1, 2))
+    whole = tuple(range(5))
+    assert order.next(whole) == [(1, 0, 2, 3, 4), (0, 2, 1, 3, 4), (0, 1, 3, 2, 4), (0, 1, 2, 4, 3)]
+    assert order.next(whole, root=True)[4:] == [(2, 3, 0, 1, 4), (0, 3, 4, 1, 2)]
+    wanted = (1, 0, 2, 4, 3)
+    assert search(order, lambda p: p == wanted, trials=60, seed=2).best == wanted
+    assert Rules(5, 5, 5, skip=False, repeat=False).next(whole) == []
+
+
 def test_the_books_balance() -> None:
     result = search(RULES, lambda path: sum(path) % 3 == 0, trials=80, seed=1)
     assert len(result.seen) == 81

@@ -69,6 +69,7 @@ class _Sample:
     random: ChainResult
     skip: ChainResult
     repeat: ChainResult
+    reorder: ChainResult
     control: ChainResult
     options: int
 
@@ -93,14 +94,18 @@ def _samples(budget: float, seed: int) -> list[_Sample]:
     model = apply_all(LanguageModel(loaded.network, tokenizer), [WeightOnly(16, 16, bf16=True)])
     layers = len(model.layers)
     rules = Rules(layers, _SHORTEST, _LONGEST)
-    skip, repeat = Rules(layers, _SHORTEST, layers, repeat=False), Rules(layers, layers, _LONGEST, skip=False)
+    others = (
+        Rules(layers, _SHORTEST, layers, repeat=False),
+        Rules(layers, layers, _LONGEST, skip=False),
+        replace(rules, reorder=True),
+    )
 
     def arms(right: Callable[[Path], bool], wrong: Callable[[Path], bool], answers: _Answers, fact: bool) -> _Sample:
         tree, chance = (find(rules, right, trials=trials, seed=seed) for find in (search, random_search))
-        alone = [search(some, right, trials=trials, seed=seed) for some in (skip, repeat)]
+        skip, repeat, reorder = (search(some, right, trials=trials, seed=seed) for some in others)
         control = search(rules, wrong, trials=trials, seed=seed)
         options = len(set(answers.said.values()))
-        return _Sample(fact, right, answers.state, tree, chance, alone[0], alone[1], control, options)
+        return _Sample(fact, right, answers.state, tree, chance, skip, repeat, reorder, control, options)
 
     letters = torch.tensor([tokenizer(f" {c}", add_special_tokens=False)["input_ids"][0] for c in "ABCD"])
     samples = []
@@ -279,11 +284,13 @@ def _mended(context: Context) -> Seen:
 @paper.check("C3")
 def _both_actions(context: Context) -> Seen:
     samples = _samples(context.budget, context.seed)
-    right = {name: sum(getattr(s, name).best is not None for s in samples) for name in ("tree", "skip", "repeat")}
-    short = {name: sum(_shorter(getattr(s, name)) for s in samples) for name in ("tree", "skip", "repeat")}
+    arms = ("tree", "skip", "repeat", "reorder")
+    right = {name: sum(getattr(s, name).best is not None for s in samples) for name in arms}
+    short = {name: sum(_shorter(getattr(s, name)) for s in samples) for name in arms}
     value = (
         f"of {len(samples)} inputs some chain is right for {right['tree']} (skip and repeat), {right['skip']} (skip),"
-        f" {right['repeat']} (repeat); a shorter one for {short['tree']}, {short['skip']}, {short['repeat']}"
+        f" {right['repeat']} (repeat); a shorter one for {short['tree']}, {short['skip']}, {short['repeat']}; where runs may"
+        f" also trade places {right['reorder']} and {short['reorder']}"
     )
     best = max(right["skip"], right["repeat"])
     return judged(context, value, right["tree"] > best, right["tree"] >= best, needs=_NEEDS)

@@ -29,6 +29,7 @@ class Rules:
         deeper: the same below the root.
         repeats: times a layer may stand in a path.
         skip, repeat: which actions there are.
+        reorder: whether a run may also trade places with the run of as many steps behind it; not among the paper's.
     """
 
     layers: int
@@ -39,6 +40,7 @@ class Rules:
     repeats: int = 2
     skip: bool = True
     repeat: bool = True
+    reorder: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.shortest <= self.layers <= self.longest:
@@ -55,6 +57,9 @@ class Rules:
                     doubled = path[: i + length] + path[i:]
                     if max(doubled.count(layer) for layer in path[i : i + length]) <= self.repeats:
                         found[doubled] = None
+                if self.reorder and i + 2 * length <= len(path):
+                    middle, end = i + length, i + 2 * length
+                    found[path[:i] + path[middle:end] + path[i:middle] + path[end:]] = None
         found.pop(path, None)
         return list(found)
 
