@@ -30,7 +30,7 @@ def test_devices_are_held_apart() -> None:
 
 @pytest.mark.parametrize("name", ["chain", "cell"])
 def test_networks_are_described(name: str) -> None:
-    space = card._space(name)
+    space = card.space_of(name)
     archs = [space.config.sample(card.random.Random(i)) for i in range(3)]
     assert len(space.fine(archs)) == len(space.coarse(archs)) == len(space.graphs(archs)) == 3
     nodes = space.graphs(archs).shape[1]

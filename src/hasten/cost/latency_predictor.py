@@ -45,7 +45,8 @@ class MetaSettings:
         support_from: ``references`` (the ten networks that make the embedding are the measurements: ten in all) or
             ``random`` (others: twenty in all).
         rate: of Adam, the outer optimizer.
-        cosine: whether that rate falls to 0 along a cosine; the paper's stays.
+        cosine: whether that rate falls to 0 along a cosine, in the warm steps and again in the episodes; the paper's
+            stays.
         samples: of the modulation that a prediction averages.
         every: episodes between looks at the validation devices; the best state stays.
         trim: share of the fastest and of the slowest networks that training leaves out.
@@ -82,6 +83,11 @@ class MetaSettings:
             raise HastenError("every count of the predictor's settings must be at least 1")
         if min(self.steps, self.warm) < 0 or not 0 <= self.trim < 0.5 or not 0 <= self.mix <= 1:
             raise HastenError("steps and warm are not negative, trim is a share under a half, and mix one up to 1")
+
+    def share_of_rate(self, step: int) -> float:
+        """Share of ``rate`` at an outer step, warm ones first, along the cosines."""
+        done = step / self.warm if step < self.warm else (step - self.warm) / self.episodes
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     def meta_sgd(self) -> MetaSettings:
         """The same learner without embedding and modulation (Li et al., arXiv 1707.09835)."""
@@ -451,7 +457,7 @@ class LatencyPredictor(Generic[A]):
         pool = self._pool(devices, "training")
         checked = self._pool(valid, "validation") if valid else None
         optimizer = torch.optim.Adam(self._learned(), lr=s.rate, fused=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s.warm + s.episodes) if s.cosine else None
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, s.share_of_rate) if s.cosine else None
         best, kept = -2.0, None
         for episode in range(1 - s.warm, s.episodes + 1):
             drawn = self._episode(pool)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from hasten.papers.card import Claim, Context, Paper, Seen
 
 if TYPE_CHECKING:
     from hasten.cost.device_regimes import MeasuredRegimes, Regime
-    from hasten.cost.latency_predictor import AdaptedLatency, LatencyPredictor
+    from hasten.cost.latency_predictor import AdaptedLatency, LatencyPredictor, MetaSettings
     from hasten.cost.latency_tables import Arch, LatencyTables
 
 paper = Paper(
@@ -137,7 +137,7 @@ def _devices() -> dict[str, list[Any]]:
 
 
 @dataclass(frozen=True)
-class _Space:
+class Space:
     """A space of networks: its name, its configuration, and how it is described."""
 
     name: str
@@ -176,20 +176,20 @@ class _Space:
         return 12 if self.name == "chain" else self.labels
 
 
-def _space(name: str) -> _Space:
+def space_of(name: str) -> Space:
     from hasten.models.cell_network import CellConfig
     from hasten.models.mobile_chain import ChainConfig
 
     if name == "chain":
-        return _Space("chain", ChainConfig(), 0, 120, 110.0)
-    return _Space("cell", CellConfig(), 8, 110, 50.0)
+        return Space("chain", ChainConfig(), 0, 120, 110.0)
+    return Space("cell", CellConfig(), 8, 110, 50.0)
 
 
 @dataclass(frozen=True)
 class _Pool:
     """What is known of a space: tables of all devices, and networks to learn from and to ask."""
 
-    space: _Space
+    space: Space
     tables: LatencyTables
     split: _Split
     learn: tuple[Arch, ...]
@@ -207,7 +207,7 @@ def _pool(name: str, seed: int, budget: float, report: Any) -> _Pool:
     from hasten.cost.device_regimes import measure_regimes
     from hasten.cost.modelled_devices import modelled_tables
 
-    space = _space(name)
+    space = space_of(name)
     rng = random.Random(seed)
     share = min(1.0, budget / 300)
     drawn = list(dict.fromkeys(space.sample(rng) for _ in range(_MODELLED + 2 * space.networks)))
@@ -249,12 +249,13 @@ def _pool(name: str, seed: int, budget: float, report: Any) -> _Pool:
 # -- learners ------------------------------------------------------------------------------------
 
 _HIDDEN = 64
-_LEARNERS = ("HELP", "Meta-SGD", "MAML")
+LEARNERS = ("HELP", "Meta-SGD", "MAML")
 
 
-def _settings(learner: str, episodes: int) -> Any:
-    """One setting for all three. Narrower layers, higher rates of which the outer one falls, fewer episodes after
-    a warm start, and mixed devices are ours, for minutes in place of hours."""
+def settings(learner: str, episodes: int) -> MetaSettings:
+    """Each learner's best of a sweep, judged by devices for validation, at no less time than HELP's. Narrower layers,
+    higher rates, fewer episodes, a warm start for HELP and mixed devices are ours, for minutes in place of hours. The
+    other two cannot tell devices apart before they adapt: a warm start makes them worse."""
     from hasten.cost.latency_predictor import MetaSettings
 
     common = MetaSettings(
@@ -263,16 +264,17 @@ def _settings(learner: str, episodes: int) -> Any:
     )  # fmt: skip
     if learner == "HELP":
         return common
-    return common.meta_sgd() if learner == "Meta-SGD" else common.maml()
+    other = replace(common, warm=0, episodes=12 * episodes, every=max(1, 12 * episodes // 8), inner_rate=0.1)
+    return other.meta_sgd() if learner == "Meta-SGD" else other.maml()
 
 
 def _predictor(
-    space: _Space, references: Sequence[Arch], learner: str, episodes: int, seed: int
+    space: Space, references: Sequence[Arch], learner: str, episodes: int, seed: int
 ) -> LatencyPredictor[Arch]:
     from hasten.cost.latency_predictor import LatencyPredictor
 
     return LatencyPredictor(
-        space.config.codes, references, labels=space.labels, settings=_settings(learner, episodes), seed=seed
+        space.config.codes, references, labels=space.labels, settings=settings(learner, episodes), seed=seed
     )
 
 
@@ -281,7 +283,7 @@ def _trained(
 ) -> tuple[dict[str, Any], float]:
     """State and seconds of one meta-training: an arm."""
     begun = time.perf_counter()
-    predictor = _predictor(_space(name), references, learner, episodes, seed).fit(train, valid)
+    predictor = _predictor(space_of(name), references, learner, episodes, seed).fit(train, valid)
     return predictor.state(), time.perf_counter() - begun
 
 
@@ -294,7 +296,7 @@ def _references(pool: _Pool, seed: int) -> list[Arch]:
 
 
 _SETS = {"chain": 3, "cell": 1}
-_EPISODES = {"chain": 150, "cell": 75}  # steps over graphs take thrice as long
+EPISODES = {"chain": 150, "cell": 75}  # steps over graphs take thrice as long
 
 
 @lru_cache(maxsize=2)
@@ -303,7 +305,7 @@ def _learned(name: str, seed: int, budget: float, report: Any) -> list[tuple[lis
     from hasten.train.arms import run_arms
 
     pool = _pool(name, seed, budget, report)
-    episodes = max(20, round(_EPISODES[name] * min(budget, 3000.0) / 300))
+    episodes = max(20, round(EPISODES[name] * min(budget, 3000.0) / 300))
     sets = [_references(pool, seed + i) for i in range(_SETS[name])]
     arms = []
     for i, references in enumerate(sets):
@@ -311,14 +313,14 @@ def _learned(name: str, seed: int, budget: float, report: Any) -> list[tuple[lis
             {d: pool.known(d, (*references, *pool.learn)) for d in devices}
             for devices in (pool.split.train, pool.split.valid)
         )
-        arms += [(name, learner, seed + i, episodes, references, train, valid) for learner in _LEARNERS]
+        arms += [(name, learner, seed + i, episodes, references, train, valid) for learner in LEARNERS]
     label = f"{name}: meta-learning"
     report(label, 0.4)
     states = run_arms(_trained, arms, progress=lambda share: report(label, 0.4 + 0.5 * share))
     found = []
     for i, references in enumerate(sets):
         made: dict[str, Any] = {}
-        for learner, (state, _) in zip(_LEARNERS, states[3 * i : 3 * i + 3], strict=True):
+        for learner, (state, _) in zip(LEARNERS, states[3 * i : 3 * i + 3], strict=True):
             made[learner] = _predictor(pool.space, references, learner, episodes, seed + i).load_state(state)
         found.append((references, made, states[3 * i][1]))
     return found
@@ -336,7 +338,7 @@ def _kept(pool: _Pool, device: str) -> list[Arch]:
 
 
 def _alone(
-    space: _Space, measured: Sequence[Arch], seconds: Sequence[float], asked: Sequence[Arch], seed: int
+    space: Space, measured: Sequence[Arch], seconds: Sequence[float], asked: Sequence[Arch], seed: int
 ) -> dict[str, Any]:
     """Predictions of what knows one device alone: a sum over layers, a plain network, a graph network."""
     import numpy as np
@@ -359,22 +361,33 @@ def _alone(
     return found
 
 
-def _baselines(pool: _Pool, device: str, measured: Sequence[Arch], asked: Sequence[Arch], seed: int) -> dict[str, Any]:
-    """Each baseline's predictions from the measured networks alone."""
+def baselines(
+    space: Space,
+    measured: Mapping[Arch, float],
+    asked: Sequence[Arch],
+    known: Sequence[Mapping[Arch, float]],
+    seed: int,
+) -> dict[str, Any]:
+    """Each baseline's predictions for the asked networks of a device.
+
+    Args:
+        space: of the networks.
+        measured: network -> seconds on that device: all that is known of it.
+        asked: other networks.
+        known: the devices learned from, network -> seconds; those with all networks serve as proxies.
+        seed: of the trained ones.
+    """
     import numpy as np
 
     from hasten.cost import latency_baselines as base
 
-    space = pool.space
-    table = pool.tables.known(device)
-    seconds = np.array([table[a] for a in measured])
+    seconds = np.array(list(measured.values()))
     both = [*measured, *asked]
     here, there = list(range(len(measured))), list(range(len(measured), len(both)))
     macs = np.array([space.macs(a) for a in both], dtype=float)
-    tables = [pool.tables.known(d) for d in pool.split.train]
-    proxies = np.array([[t[a] for a in both] for t in tables if all(a in t for a in both)])
+    proxies = np.array([[t[a] for a in both] for t in known if all(a in t for a in both)])
     return {
-        **_alone(space, measured, seconds.tolist(), asked, seed),
+        **_alone(space, list(measured), seconds.tolist(), asked, seed),
         "FLOPs": base.flops_regression(macs[here], seconds, macs[there]),
         "best proxy": base.best_proxy(proxies, here, seconds, there),
         "mean device + ridge": base.mean_device_ridge(proxies, space.fine(both), here, seconds, there),
@@ -401,7 +414,8 @@ def _compared(name: str, seed: int, budget: float, report: Any) -> dict[str, dic
             for learner, predictor in predictors.items():
                 scores = _adapted(pool, device, predictor).scores(asked)
                 row.setdefault(learner, []).append(spearman(scores, truth))
-            for method, values in _baselines(pool, device, references, asked, seed + i).items():
+            known = [pool.tables.known(d) for d in pool.split.train]
+            for method, values in baselines(pool.space, pool.known(device, references), asked, known, seed + i).items():
                 row.setdefault(method, []).append(spearman(values, truth))
         if device in pool.measured.halves:
             place = {a: i for i, a in enumerate(pool.measured.archs)}
