@@ -9,10 +9,19 @@ import pytest
 import torch
 
 from hasten.errors import HastenError
-from hasten.models.once_for_all import Architecture, OFAConfig, OnceForAll, SubNetwork, calibrate
+from hasten.models.once_for_all import Architecture, OFAConfig, OnceForAll, SubNetwork, calibrate, resized
 from hasten.train import shrinking
 from hasten.train.classifying import accuracy
-from hasten.train.shrinking import JOINT, SHRINKING, corners, step, train, train_alone
+from hasten.train.shrinking import (
+    JOINT,
+    SHRINKING,
+    corners,
+    fine_tune,
+    soft_labels,
+    step,
+    train,
+    train_alone,
+)
 
 SMALL = OFAConfig(
     widths=(8, 16), strides=(1, 2), activations=("relu", "h_swish"), se=(False, True), depths=(1, 2, 3),
@@ -165,6 +174,37 @@ def test_a_network_alone_learns_by_the_same_recipe() -> None:
     assert accuracy(network, small, y) > 0.8
 
 
+def test_a_part_trained_on_by_itself() -> None:
+    """Its teacher's opinion counts, not the labels alone; it becomes better than it left the network."""
+    torch.manual_seed(0)
+    network = OnceForAll(SMALL)
+    x, y = stripes()
+    train(network, x, y, seconds=0.3, batch=32, rate=0.05, clock=ticks())
+    arch = SMALL.architecture(3, 3, 1, 8)
+    part = network.extract(arch)
+    calibrate(part, resized(x, 8))
+    before = accuracy(part, resized(x, 8), y)
+    right = torch.nn.functional.one_hot(y).float()
+    fine_tune(part, x, y, right, seconds=1, batch=32, rate=0.05, clock=ticks())
+    calibrate(part, resized(x, 8))
+    assert not part.training
+    assert accuracy(part, resized(x, 8), y) > max(0.8, before)
+    misled = network.extract(arch)
+    # Labels without a say: only the teacher's, which name the next class, are left.
+    fine_tune(misled, x, y, 50 * right.roll(1, 1), seconds=1, batch=32, rate=0.01, clock=ticks())
+    calibrate(misled, resized(x, 8))
+    assert accuracy(misled, resized(x, 8), (y + 1) % right.shape[1]) > 0.6
+
+
+def test_soft_labels_are_of_the_teacher_s_resolution() -> None:
+    torch.manual_seed(0)
+    teacher = SubNetwork(SMALL, SMALL.architecture(resolution=8))
+    x, _ = stripes(40)
+    soft = soft_labels(teacher, x, batch=16)
+    assert torch.allclose(soft.sum(-1), torch.ones(40))
+    torch.testing.assert_close(soft, teacher(resized(x, 8)).softmax(-1))
+
+
 def test_eight_corners() -> None:
     found = corners(SMALL, 8)
     assert len(set(found)) == 8
@@ -178,5 +218,7 @@ def test_what_cannot_be_trained() -> None:
         train(OnceForAll(SMALL), x, y, seconds=0)
     with pytest.raises(HastenError, match="some seconds"):
         train_alone(SubNetwork(SMALL, SMALL.architecture()), x, y, seconds=0)
+    with pytest.raises(HastenError, match="some seconds"):
+        fine_tune(SubNetwork(SMALL, SMALL.architecture()), x, y, torch.ones(40, 3), seconds=0)
     with pytest.raises(HastenError, match="lower the rate"):
         train(OnceForAll(SMALL), x * float("inf"), y, seconds=1, batch=8, clock=ticks())

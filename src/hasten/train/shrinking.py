@@ -154,6 +154,48 @@ def train_alone(
     Raises:
         HastenError: no time, or the loss became infinite or NaN.
     """
+    _fit(network, images, labels, None, seconds, batch, rate, weight_decay, seed, clock)
+
+
+def fine_tune(
+    network: SubNetwork,
+    images: Tensor,
+    labels: Tensor,
+    soft: Tensor,
+    *,
+    seconds: float,
+    batch: int = 128,
+    rate: float = 0.03,
+    weight_decay: float = 3e-5,
+    seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> None:
+    """Trains a sub-network that has left its once-for-all network further, in place, as the paper does for a device
+    (section 4.2: 25 or 75 epochs), with the recipe of `train_alone` and distillation.
+
+    Args:
+        network, images, labels: as of `train_alone`; the network as `OnceForAll.extract` gave it.
+        soft: (count, classes), a teacher's softmax of the images; see `soft_labels`.
+        seconds, batch, rate, weight_decay, seed, clock: as of `train`.
+
+    Raises:
+        HastenError: no time, or the loss became infinite or NaN.
+    """
+    _fit(network, images, labels, soft, seconds, batch, rate, weight_decay, seed, clock)
+
+
+@torch.no_grad()
+def soft_labels(teacher: SubNetwork, images: Tensor, batch: int = 500) -> Tensor:
+    """A network's softmax (count, classes) of images (count, channels, height, width), brought to its resolution."""
+    teacher.eval()
+    made = [teacher(resized(x, teacher.arch.resolution)).softmax(-1) for x in images.split(batch)]
+    return torch.cat(made)
+
+
+def _fit(
+    network: SubNetwork, images: Tensor, labels: Tensor, soft: Tensor | None, seconds: float, batch: int, rate: float,
+    weight_decay: float, seed: int, clock: Callable[[], float],
+) -> None:  # fmt: skip
     if seconds <= 0:
         raise HastenError("training a network needs some seconds")
     generator = torch.Generator().manual_seed(seed)
@@ -163,11 +205,19 @@ def train_alone(
     for _ in _paced(optimizer, seconds, rate, 0.05, clock):
         chosen = torch.randint(len(images), (batch,), generator=generator)
         x = resized(images[chosen], network.arch.resolution).contiguous(memory_format=torch.channels_last)
-        loss = _smoothed(network(x), labels[chosen])
+        logits = network(x)
+        loss = _smoothed(logits, labels[chosen])
+        if soft is not None:
+            loss = loss + _distilled(logits, soft[chosen])
         network.zero_grad(set_to_none=True)
         loss.backward()
         _move(network, optimizer, loss.item(), "alone")
     network.eval()
+
+
+def _distilled(logits: Tensor, soft: Tensor) -> Tensor:
+    """Cross entropy with a teacher's softmax."""
+    return -(soft * logits.log_softmax(-1)).sum(-1).mean()
 
 
 def _optimizer(network: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
@@ -213,7 +263,7 @@ def step(
         logits = network(images, arch)
         loss = _smoothed(logits, labels)
         if soft is not None:
-            loss = loss - distill * (soft * logits.log_softmax(-1)).sum(-1).mean()
+            loss = loss + distill * _distilled(logits, soft)
         loss.backward()
         total += loss.item()
     return total / len(archs)
