@@ -3,13 +3,14 @@
 One network is trained for ``--seconds`` of processor time; some of its sub-networks are measured, a predictor learns
 from them, and evolution picks the best within each of several latency limits, by a table of block latencies measured
 here. A sub-network for each of ``--nets`` devices is then trained on by itself for ``--tuning`` seconds, as the paper
-does for a device, with the largest sub-network's softmax. The same architectures are trained alone by the same recipe,
+does for a device, with the teacher of the one network. The same architectures are trained alone by the same recipe,
 each for its share of all that the first arm took, picking and tuning included; and again as if there were more devices
-to serve, for as many times less each. Accuracies are of 10,000 images that neither arm saw, latencies of one image on
-one thread, processor time is a thread's. What is finished is kept in ``--folder``, and a second run goes on from it.
+to serve, for as many times less each. Accuracies are of 10,000 images that neither arm saw, latencies of ``--at-once``
+images on one thread, processor time is a thread's. What is finished is kept in ``--folder``, and a second run goes on
+from it.
 
     hasten assets get fashion-mnist
-    python benchmarks/once_for_all.py [--json] [--seconds 900] [--folder once-for-all]
+    python benchmarks/once_for_all.py [--json] [--folder once-for-all]
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from rows import Row, emit
 
 clock = time.process_time
 Options = tuple[int, float, int]  # batch, rate, seed
+SPACE = replace(SMALL, resolutions=(8, *SMALL.resolutions))
 
 
 def note(text: str) -> None:
@@ -55,10 +57,10 @@ class Kept:
 
 
 def supernet(folder: Path, kept: Kept, seconds: float, batch: int, rate: float, seed: int) -> OnceForAll:
-    """The trained network, made when it is not there."""
+    """The trained network, made when it is not there, and beside it its teacher's softmax of the training images."""
     if "trained" not in kept.known:
         torch.manual_seed(seed)
-        network = OnceForAll(SMALL)
+        network = OnceForAll(SPACE)
         data, begun, phases = images(), clock(), [""]
 
         def tell(phase: str, share: float) -> None:
@@ -67,15 +69,17 @@ def supernet(folder: Path, kept: Kept, seconds: float, batch: int, rate: float, 
                 note(f"{phase} from {share:.0%}")
 
         options: dict[str, Any] = {"seconds": seconds, "batch": batch, "rate": rate, "seed": seed, "clock": clock}
-        train(network, data.training, data.training_labels, progress=tell, **options)
+        teacher = train(network, data.training, data.training_labels, progress=tell, **options)
+        assert teacher is not None
+        largest = specialized(teacher, SPACE.architecture())
+        np.save(folder / "soft.npy", soft_labels(largest, data.training).numpy())
         network.save(folder / "supernet")
         kept.put(trained=clock() - begun, batch=batch, rate=rate)
     return OnceForAll.load(folder / "supernet")
 
 
-def picked(network: OnceForAll, folder: Path, kept: Kept, count: int, limits: int, seed: int) -> list[Architecture]:
-    """The best sub-networks within several limits by prediction, smallest limit first; the largest one's softmax of the
-    training images goes to ``folder``."""
+def picked(network: OnceForAll, kept: Kept, count: int, limits: int, at_once: int, seed: int) -> list[Architecture]:
+    """The best sub-networks within several limits by prediction, smallest limit first."""
     import random
 
     if "picked" not in kept.known:
@@ -89,7 +93,7 @@ def picked(network: OnceForAll, folder: Path, kept: Kept, count: int, limits: in
             if i % 20 == 0:
                 note(f"{i} of {count} sub-networks measured")
         predictor = AccuracyPredictor(config, seed=seed).fit(archs, accuracies)
-        table = measured(config)
+        table = measured(config, batch=at_once)
         ends = [
             table(config.architecture(config.kernels[0], config.expands[0], config.depths[0], config.resolutions[0])),
             table(config.architecture()),
@@ -101,7 +105,6 @@ def picked(network: OnceForAll, folder: Path, kept: Kept, count: int, limits: in
             note(f"within {limit * 1e3:.2f} ms: {found.score:.2%} predicted at {found.latency * 1e3:.2f} ms")
             best.append(found.arch)
         unique = list(dict.fromkeys(best))
-        np.save(folder / "soft.npy", soft_labels(specialized(network, config.architecture()), data.training).numpy())
         kept.put(picked=[asdict(a) for a in unique], picking=clock() - begun)
     return [Architecture.from_dict(a) for a in kept.known["picked"]]
 
@@ -124,7 +127,7 @@ def trained_alone(arch: Architecture, seconds: float, batch: int, rate: float, s
     """Accuracy of an architecture trained from the start, its statistics calibrated like a sub-network's."""
     data = images()
     torch.manual_seed(seed)
-    network = SubNetwork(SMALL, arch)
+    network = SubNetwork(SPACE, arch)
     options: dict[str, Any] = {"seconds": seconds, "batch": batch, "rate": rate, "seed": seed, "clock": clock}
     train_alone(network, data.training, data.training_labels, **options)
     calibrate(network, resized(data.training[:2000], arch.resolution))
@@ -165,10 +168,10 @@ def all_alone(
 
 
 @torch.inference_mode()
-def latencies(networks: Sequence[SubNetwork], rounds: int = 60) -> list[float]:
-    """Least seconds of one image, the networks taking turns so that a busy moment hits all."""
+def latencies(networks: Sequence[SubNetwork], batch: int, rounds: int = 60) -> list[float]:
+    """Least seconds of a batch, the networks taking turns so that a busy moment hits all."""
     inputs = [
-        torch.zeros(1, 1, n.arch.resolution, n.arch.resolution).contiguous(memory_format=torch.channels_last)
+        torch.zeros(batch, 1, n.arch.resolution, n.arch.resolution).contiguous(memory_format=torch.channels_last)
         for n in networks
     ]
     least = [float("inf")] * len(networks)
@@ -196,13 +199,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--seconds", type=float, default=600.0, help="processor time of the one network's training")
     parser.add_argument("--tuning", type=float, default=40.0, help="of each sub-network's own training; 0 for none")
-    parser.add_argument("--tuning-rate", type=float, default=0.05)
+    parser.add_argument("--tuning-rate", type=float, default=0.1)
     parser.add_argument("--folder", type=Path, default=Path("once-for-all"))
     parser.add_argument("--processes", type=int, default=2, help="trained by themselves at once, a thread each")
     parser.add_argument("--measured", type=int, default=100, help="sub-networks that the predictor learns from")
     parser.add_argument("--limits", type=int, default=16, help="latency limits to pick for")
-    parser.add_argument("--nets", type=int, default=8, help="devices to serve, a sub-network for each")
-    parser.add_argument("--devices", type=int, nargs="+", default=[8, 32], help="shares of the time to train alone for")
+    parser.add_argument("--at-once", type=int, default=32, help="images whose latency counts")
+    parser.add_argument("--nets", type=int, default=10, help="devices to serve, a sub-network for each")
+    parser.add_argument(
+        "--devices", type=int, nargs="+", default=[10, 32], help="shares of the time to train alone for"
+    )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.15)
     parser.add_argument("--seed", type=int, default=0)
@@ -211,7 +217,7 @@ def main() -> None:
     folder, options = given.folder, (given.batch, given.rate, given.seed)
     kept = Kept(folder)
     network = supernet(folder, kept, given.seconds, *options)
-    archs = picked(network, folder, kept, given.measured, given.limits, given.seed)
+    archs = picked(network, kept, given.measured, given.limits, given.at_once, given.seed)
     chosen = {i: archs[i] for i in spread(given.nets, len(archs))}
     own = (given.batch, given.tuning_rate, given.seed)
     accuracies = all_tuned(folder, chosen, given.tuning, own, kept, given.processes)
@@ -220,7 +226,7 @@ def main() -> None:
     alone = all_alone(chosen, shares, options, kept, given.processes)
     data = images()
     before = {i: judged(specialized(network, a), data.test, data.test_labels) for i, a in chosen.items()}
-    seconds = latencies([SubNetwork.load(folder / f"network-{i}") for i in chosen])
+    seconds = latencies([SubNetwork.load(folder / f"network-{i}") for i in chosen], given.at_once)
     rows = [
         Row("training of the one network", "hasten", kept.known["trained"], "s"),
         Row("picking its sub-networks", "hasten", kept.known["picking"], "s"),

@@ -324,7 +324,7 @@ def test_predictions_are_corrected_by_what_was_seen() -> None:
 
 def test_what_lies_below_the_best_is_measured_too() -> None:
     three = [WeightOnly(bits=8), CacheFormat("int8"), SlidingWindow(16, 4)]
-    run = object.__new__(tuning._Run)
+    run = object.__new__(tuning.Run)
     titles = [" + ".join(m.title for m in three[:n]) for n in (1, 2, 3)]
     run.methods = {title: three[: n + 1] for n, title in enumerate(titles)}
 
@@ -333,12 +333,14 @@ def test_what_lies_below_the_best_is_measured_too() -> None:
         return made.model_copy(update={"methods": [{"n": i} for i in range(n)], "within_floor": True})
 
     slow, unknown, fast = one(1, 2.0), one(2, None), one(3, 1.0)
-    assert run._rungs(dict(zip(titles, (slow, unknown, fast), strict=True))) == [titles[1]]
-    assert run._rungs(dict(zip(titles, (one(1, None), unknown, fast), strict=True))) == titles[:2]
-    assert run._rungs(dict(zip(titles, (slow, one(2, 0.5), fast), strict=True))) == []
-    assert run._rungs(dict(zip(titles, (one(1, None), unknown, one(3, None)), strict=True))) == []
+    assert run._rungs(dict(zip(titles, (slow, unknown, fast), strict=True)), 10) == [titles[1]]
+    assert run._rungs(dict(zip(titles, (one(1, None), unknown, fast), strict=True)), 10) == titles[:2]
+    assert run._rungs(dict(zip(titles, (slow, one(2, 0.5), fast), strict=True)), 10) == []
+    assert run._rungs(dict(zip(titles, (one(1, None), unknown, one(3, None)), strict=True)), 10) == []
+    everything = dict(zip(titles, (one(1, None), unknown, fast), strict=True))
+    assert run._rungs(everything, unchanged=2) == [], "the unchanged model is as fast: nothing to explain"
     broken = unknown.model_copy(update={"failure": "no room"})
-    assert run._rungs(dict(zip(titles, (slow, broken, fast), strict=True))) == []
+    assert run._rungs(dict(zip(titles, (slow, broken, fast), strict=True)), 10) == []
 
 
 def test_rungs_lead_from_the_unchanged_model_to_the_best(result: TuneResult) -> None:

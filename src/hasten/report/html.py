@@ -40,8 +40,8 @@ def page(result: TuneResult) -> str:
         return f'<div class="plot" id="{name}" style="min-height:{figure.layout.height or 420}px"></div>'
 
     parts = [
-        _section("summary", "What was found", f'<div class="found">{_summary(result)}</div>'),
-        _section(
+        section("summary", "What was found", f'<div class="found">{_summary(result)}</div>'),
+        section(
             "combinations",
             "All combinations",
             '<p class="explain">★ the fastest within the quality floor, ● on the Pareto front of measured latency,'
@@ -51,7 +51,7 @@ def page(result: TuneResult) -> str:
     ]
     if rungs := findings.ladder(result):
         parts.append(
-            _section(
+            section(
                 "ladder",
                 "What each method gave",
                 '<p class="explain">Measured with one method more at a time, in the order they are applied: each line'
@@ -62,19 +62,19 @@ def page(result: TuneResult) -> str:
         error = findings.prediction_error(result)
         told = f" The median error of the whole run is {error * 100:.0f} %." if error is not None else ""
         parts += [
-            _section(
+            section(
                 "pareto",
                 "Speed against quality",
                 '<p class="explain">Left is faster, down is better text. What lies above the dashed line is'
                 " worse than the quality floor.</p>" + plot("plot-pareto", lambda: plots.pareto(result)),
             ),
-            _section(
+            section(
                 "speed-ups",
                 "Speed-up of each combination",
                 '<p class="explain">Over the unchanged model in the same runtime: what each method brings by'
                 " itself, and what they bring together.</p>" + plot("plot-speedups", lambda: plots.speedups(result)),
             ),
-            _section(
+            section(
                 "prediction",
                 "Prediction against measurement",
                 '<p class="explain">On the line the prediction was right; the dotted lines are 25 % off.'
@@ -87,13 +87,13 @@ def page(result: TuneResult) -> str:
         phases = [k.phase for k in kernels]
         phase = "decode" if "decode" in phases else phases[-1]
         parts += [
-            _section(
+            section(
                 "layers",
                 "Where the time goes",
                 f'<p class="explain">Predicted time of each layer in one {escape(phase)} step.</p>'
                 + plot("plot-layers", lambda: plots.layers(panels, phase)),
             ),
-            _section(
+            section(
                 "roofline",
                 "What bounds it",
                 f'<p class="explain">Operators ({escape(name)}) under the roofs of this machine, as predicted. Left'
@@ -104,11 +104,11 @@ def page(result: TuneResult) -> str:
         ]
     parts.append(
         '<div class="pair">'
-        + _section("machine", "The machine", _machine(result))
-        + _section("versions", "The versions", _pairs(result.versions))
+        + section("machine", "The machine", _machine(result))
+        + section("versions", "The versions", pairs(result.versions))
         + "</div>"
     )
-    parts.append(_section("command", "The command", _command(result)))
+    parts.append(section("command", "The command", _command(result)))
 
     data = json.dumps({name: json.loads(figure.to_json()) for name, figure in figures.items()})
     links = (
@@ -123,28 +123,32 @@ def page(result: TuneResult) -> str:
             '<!doctype html>\n<html lang="en" data-theme="light">\n<head>\n<meta charset="utf-8">\n',
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
             '<link rel="icon" href="data:,">\n',
-            f"<title>{escape(result.model)} · hasten</title>\n<style>\n{_file('page.css')}</style>\n</head>\n<body>\n",
+            f"<title>{escape(result.model)} · hasten</title>\n",
+            f"<style>\n{content_of('page.css')}</style>\n</head>\n<body>\n",
             '<header><div><button class="theme" id="theme" type="button">Dark</button>',
             f'<h1>{escape(result.model)}</h1><p class="lead">{_lead(result)}</p><nav>{nav}</nav></div></header>\n',
             f"<main>\n{_headline(result)}{body}</main>\n",
             f"<footer>Made by hasten {escape(result.versions.get('hasten', ''))}. Everything on this page is in this"
             " file.</footer>\n",
             # "<" may end the script early, whatever a user's strings hold: JSON has another way to write it.
-            f'<script type="application/json" id="figures">{_inert(data)}</script>\n',
-            f"<script>{get_plotlyjs()}</script>\n<script>\n{_file('page.js')}</script>\n</body>\n</html>\n",
+            f'<script type="application/json" id="figures">{inert(data)}</script>\n',
+            f"<script>{get_plotlyjs()}</script>\n<script>\n{content_of('page.js')}</script>\n</body>\n</html>\n",
         )
     )
 
 
-def _inert(data: str) -> str:
+def inert(data: str) -> str:
+    """JSON as it may stand within a script element: nothing in it ends the element."""
     return data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _file(name: str) -> str:
+def content_of(name: str) -> str:
+    """A file that lies beside this one, such as ``page.css``."""
     return (resources.files("hasten.report") / name).read_text("utf-8")
 
 
-def _section(name: str, title: str, content: str) -> str:
+def section(name: str, title: str, content: str) -> str:
+    """A part of a page, that links may lead to by its name."""
     return f'<section id="{name}"><h2>{escape(title)}</h2>{content}</section>\n'
 
 
@@ -278,17 +282,18 @@ def _reference_row(result: TuneResult) -> str:
     )
 
 
-def _pairs(pairs: dict[str, str]) -> str:
+def pairs(pairs: dict[str, str]) -> str:
+    """Names and values, a line each."""
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in pairs.items()) + "</dl>"
 
 
 def _machine(result: TuneResult) -> str:
     roofs = {name: q.si(rate, "FLOP/s") for name, rate in result.roof.compute.items()}
     roofs |= {name: q.si(rate, "B/s") for name, rate in result.roof.memory.items()}
-    return _pairs({"device": result.device, **result.identity, **roofs})
+    return pairs({"device": result.device, **result.identity, **roofs})
 
 
 def _command(result: TuneResult) -> str:
     took = f'<p class="explain">It took {q.duration(result.seconds)}.</p>' if result.seconds else ""
-    identity = _pairs({"model": result.source, "fingerprint": result.fingerprint, "quality text": result.text})
+    identity = pairs({"model": result.source, "fingerprint": result.fingerprint, "quality text": result.text})
     return f"<pre>{escape(result.command)}</pre>{took}{identity}"

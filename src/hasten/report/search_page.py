@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hasten import __version__
 from hasten.report import quantities
 from hasten.report import search_plots as plots
-from hasten.report.html import _file, _inert, _pairs, _section
+from hasten.report.html import content_of, inert, pairs, section
 from hasten.search.problem import Problem, Trial
 from hasten.search.space import Parameter
 
@@ -86,21 +86,21 @@ def search_page(problem: Problem, result: StudyResult, shares: Mapping[str, Mapp
     sections.append(("space", "Space", "What was searched", _space(problem)))
 
     nav = "".join(f'<a href="#{name}">{link}</a>' for name, link, _, _ in sections)
-    body = "".join(_section(name, title, content) for name, _, title, content in sections)
+    body = "".join(section(name, title, content) for name, _, title, content in sections)
     data = json.dumps({name: json.loads(figure.to_json()) for name, figure in figures.items()})
     return "".join(
         (
             '<!doctype html>\n<html lang="en" data-theme="light">\n<head>\n<meta charset="utf-8">\n',
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n',
             f"<title>{escape(problem.name)} · hasten search</title>\n",
-            f"<style>\n{_file('page.css')}</style>\n</head>\n<body>\n",
+            f"<style>\n{content_of('page.css')}</style>\n</head>\n<body>\n",
             '<header><div><button class="theme" id="theme" type="button">Dark</button>',
             f'<h1>{escape(problem.name)}</h1><p class="lead">{_lead(problem, result)}</p><nav>{nav}</nav>',
             "</div></header>\n",
             f"<main>\n{_headline(problem, result)}{body}</main>\n",
             f"<footer>Made by hasten {escape(__version__)}. Everything on this page is in this file.</footer>\n",
-            f'<script type="application/json" id="figures">{_inert(data)}</script>\n',
-            f"<script>{get_plotlyjs()}</script>\n<script>\n{_file('page.js')}</script>\n</body>\n</html>\n",
+            f'<script type="application/json" id="figures">{inert(data)}</script>\n',
+            f"<script>{get_plotlyjs()}</script>\n<script>\n{content_of('page.js')}</script>\n</body>\n</html>\n",
         )
     )
 
@@ -202,7 +202,7 @@ def _space(problem: Problem) -> str:
     named = {f"objective {o.name}": f"{o.direction}{f', {o.unit}' if o.unit else ''}" for o in problem.objectives}
     limits = {f"constraint {name}": "at most 0" for name in problem.constraints}
     size = {"points": _points(problem.space.size)}
-    return _pairs({**named, **limits, **{k: str(v) for k, v in problem.identity.items()}, **size, **rows})
+    return pairs({**named, **limits, **{k: str(v) for k, v in problem.identity.items()}, **size, **rows})
 
 
 def _values(parameter: Parameter) -> str:

@@ -171,11 +171,12 @@ def without_caches(device: Device) -> Device:
     return device.model_copy(update={"memory": (*(m.model_copy(update={"keeps": False}) for m in caches), main)})
 
 
-def measured(config: OFAConfig, runs: int = 7) -> LatencyTable:
-    """Latencies by running the parts on this machine, one image at a time, channels last."""
+def measured(config: OFAConfig, runs: int = 7, batch: int = 1) -> LatencyTable:
+    """Latencies by running the parts on this machine, ``batch`` images at a time, channels last."""
 
     def cost(module: nn.Module, x: Tensor) -> float:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = x.expand(batch, *x.shape[1:])
         return seconds_of(module, x.contiguous(memory_format=torch.channels_last), runs)
 
     return LatencyTable(config, cost)

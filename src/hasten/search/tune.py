@@ -150,7 +150,7 @@ def tune(
     """
     if study is not None:
         check_file(Path(study))  # before minutes go into measuring the unchanged model
-    return _Run(source, settings or Settings(), study, device, reporter or Silent(), command).run()
+    return Run(source, settings or Settings(), study, device, reporter or Silent(), command).run()
 
 
 @dataclass
@@ -162,7 +162,9 @@ class _Option:
 
 
 @dataclass
-class _Run:
+class Run:
+    """One tuning, step by step; `tune` goes through all of them."""
+
     source: str | Path
     settings: Settings
     study: str | Path | None
@@ -181,25 +183,26 @@ class _Run:
     notes: list[str] = field(default_factory=list)
 
     def run(self) -> TuneResult:
+        """All steps."""
         started, began = datetime.datetime.now(datetime.UTC), time.perf_counter()
-        self._load()
+        self.prepare()
         self.reporter.stage("probing this machine")
         probed = self.device is None
         if self.device is None:
             self.device = probe(progress=lambda message, share: self.reporter.advance(share, 1))
         reference = self._reference()
-        baseline = self._baseline()
+        baseline = self.unchanged()
         if probed and _misfit(baseline) >= _FAR:
             # A probe is kept between runs: one that was made while the machine was busy would spoil them all.
             self.reporter.stage("probing this machine again: the kept figures do not fit what it does now")
             before, predicted, misfit = self.device, baseline.predicted, _misfit(baseline)
             self.device = probe(refresh=True, progress=lambda message, share: self.reporter.advance(share, 1))
-            baseline.predicted = _prediction(self._estimate(self.workload), self.workload)
+            baseline.predicted = prediction(self.estimated(self.workload), self.workload)
             if _misfit(baseline) > misfit:
                 self.device, baseline.predicted = before, predicted
             if _misfit(baseline) >= _FAR:
                 self.notes.append(f"predictions are more than {_FAR:g} times off: this machine is busy with other work")
-        options, skipped = self._options()
+        options, skipped = self.options()
         candidates = self._predict(options, baseline)
         stopped = self._measure(candidates, baseline, options)
         everything = [baseline, *candidates.values()]
@@ -208,7 +211,8 @@ class _Run:
 
     # -- the model, its reference and its baseline -------------------------------------------------
 
-    def _load(self) -> None:
+    def prepare(self) -> None:
+        """Loads the model and the text that it is judged by."""
         self.reporter.stage("loading the model")
         self.loaded = load_network(self.source, progress=self.reporter.stage)
         s = self.settings
@@ -269,14 +273,15 @@ class _Run:
             memory=memory,
         )
 
-    def _baseline(self) -> Combination:
+    def unchanged(self) -> Combination:
+        """The model without any method: traced, predicted, measured."""
         self.reporter.stage("measuring the unchanged model")
         workload = self.base.workload(self.settings.prompt, self.settings.new_tokens, self.settings.batch)
         self.workload = workload
         self.expected = self.base.generate(
             self.ids, max_new_tokens=self.settings.new_tokens, min_new_tokens=self.settings.new_tokens, do_sample=False
         )[0, self.settings.prompt :].tolist()
-        baseline = Combination(title=_NONE, methods=[], predicted=_prediction(self._estimate(workload), workload))
+        baseline = Combination(title=_NONE, methods=[], predicted=prediction(self.estimated(workload), workload))
         baseline.measured = self._figures_of(self.base)
         baseline.within_floor = True
         self.reporter.measured(baseline)
@@ -311,7 +316,8 @@ class _Run:
 
     # -- what there is to choose --------------------------------------------------------------------
 
-    def _options(self) -> tuple[dict[str, list[_Option]], dict[str, str]]:
+    def options(self) -> tuple[dict[str, list[_Option]], dict[str, str]]:
+        """Kind of method -> choices that apply to this model, and what was left out -> why."""
         self.reporter.stage("listing methods")
         options: dict[str, list[_Option]] = {}
         skipped: dict[str, str] = {}
@@ -356,7 +362,8 @@ class _Run:
         kept = acceptance(self.ids[0].tolist(), self.expected, PromptLookup(method.ngram, method.draft))
         return replace(method, accepted=round(kept, 3))
 
-    def _estimate(self, workload: Workload) -> Estimate:
+    def estimated(self, workload: Workload) -> Estimate:
+        """What the cost model says of a workload on the device."""
         assert self.device is not None
         compiled = self.base.why_not_compiled is None
         return estimate(
@@ -385,7 +392,7 @@ class _Run:
                 found[title] = Combination(
                     title=title,
                     methods=[m.to_dict() for m in methods],
-                    predicted=_prediction(self._estimate(workload), workload),
+                    predicted=prediction(self.estimated(workload), workload),
                 )
                 self.methods[title] = methods
                 self.points[title] = {kind: o.key for kind, o in zip(options, choice, strict=True)}
@@ -409,7 +416,7 @@ class _Run:
         def evaluate(params: Params) -> Mapping[str, Any]:
             title = titles[_point_key(params)]
             try:
-                figures = self._try(self.methods[title], limit)
+                figures = self.tried(self.methods[title], limit)
             except HastenError as error:
                 raise Infeasible(str(error)) from None
             assert figures.perplexity is not None
@@ -454,7 +461,7 @@ class _Run:
             objectives=(Objective("latency", unit="s"), Objective("perplexity"), Objective("memory", unit="B")),
             evaluate=evaluate,
             constraints=("quality",),
-            identity=self._identity(),
+            identity=self.identity(),
         )
         s = self.settings
         kept = Study(self.study)
@@ -485,7 +492,7 @@ class _Run:
         if stopped != "interrupted":
             # What each method of the best gave is only known once it was measured with one less at a time. These few
             # come after the time is up; a limit on trials holds for them too.
-            while missing := self._rungs(candidates):
+            while missing := self._rungs(candidates, _measured_latency(baseline)):
                 before = len(result.trials)
                 target = before + len(missing) if s.trials is None else min(before + len(missing), s.trials)
 
@@ -507,12 +514,16 @@ class _Run:
             self.notes.append(f"below the quality floor by themselves, so tried in no combination: {names}")
         return "interrupted" if result.stopped == "interrupted" else stopped
 
-    def _rungs(self, candidates: dict[str, Combination]) -> list[str]:
-        """Titles of what lies between the unchanged model and the best so far, and was not tried."""
+    def _rungs(self, candidates: dict[str, Combination], unchanged: float) -> list[str]:
+        """Titles of what lies between the unchanged model and the best so far, and was not tried; none where that is no
+        faster than ``unchanged`` seconds."""
         good = [t for t, c in candidates.items() if c.measured and c.within_floor]
         if not good:
             return []
-        best = self.methods[min(good, key=lambda t: _measured_latency(candidates[t]))]
+        title = min(good, key=lambda t: _measured_latency(candidates[t]))
+        if _measured_latency(candidates[title]) >= unchanged:
+            return []
+        best = self.methods[title]
         steps = [" + ".join(m.title for m in best[:n]) for n in range(1, len(best))]
         return [t for t in steps if not candidates[t].measured and not candidates[t].failure]
 
@@ -543,11 +554,13 @@ class _Run:
         assert combination.measured.perplexity is not None
         combination.within_floor = combination.measured.perplexity <= limit
 
-    def _try(self, methods: Sequence[Method], limit: float) -> Figures:
+    def tried(self, methods: Sequence[Method], limit: float) -> Figures:
+        """Figures of the model with some methods, measured here; beyond ``limit`` of perplexity nothing else is asked of it."""
         model = apply_all(LanguageModel(_twin(self.loaded.network), name=self.loaded.name), methods)
         return self._figures_of(model, limit)
 
-    def _identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, str]:
+        """What a study must be of to be gone on with."""
         s = self.settings
         text = hashlib.sha256(json.dumps(self.tokens[:65536]).encode()).hexdigest()[:16]
         return {
@@ -601,11 +614,11 @@ class _Run:
             kernels={},
             notes=self.notes,
         )
-        result.kernels["unchanged"] = _kernels(self._estimate(self.workload))
+        result.kernels["unchanged"] = _kernels(self.estimated(self.workload))
         best = result.best
         if best is not None and best.methods:
             methods = [from_dict(m) for m in best.methods]
-            result.kernels["best"] = _kernels(self._estimate(rewrite_all(self.workload, methods)))
+            result.kernels["best"] = _kernels(self.estimated(rewrite_all(self.workload, methods)))
         if not result.met:
             result.notes.append(
                 f"no measured combination keeps perplexity within {s.floor:.1%}: loosen the floor or raise the budget"
@@ -681,7 +694,8 @@ def _twin(network: Any) -> Any:
     return copy.deepcopy(network, {id(t): t for t in tensors})
 
 
-def _prediction(cost: Estimate, workload: Workload) -> Prediction:
+def prediction(cost: Estimate, workload: Workload) -> Prediction:
+    """Seconds of both phases, and bytes of weights and cache."""
     memory = float(workload.weight_bytes + workload.state_bytes)
     return Prediction(prefill=cost.phase("prefill").latency, decode=cost.phase("decode").latency, memory=memory)
 

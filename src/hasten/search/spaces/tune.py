@@ -38,11 +38,11 @@ def problem(
         HastenError: the model cannot be loaded, or a text is too short.
     """
     # The same steps as a run of tune takes, up to where it would choose.
-    run = tuning._Run(model, settings or tuning.Settings(), None, device, tuning.Silent(), ())
-    run._load()
+    run = tuning.Run(model, settings or tuning.Settings(), None, device, tuning.Silent(), ())
+    run.prepare()
     run.device = device or probe()
-    baseline = run._baseline()
-    options, _ = run._options()
+    baseline = run.unchanged()
+    options, _ = run.options()
     assert baseline.measured is not None
     assert baseline.measured.perplexity is not None
     limit = baseline.measured.perplexity * (1 + run.settings.floor)
@@ -51,12 +51,12 @@ def problem(
 
     def predict(params: Params) -> Mapping[str, Any]:
         workload = rewrite_all(run.workload, _methods(by_key, params))
-        found = tuning._prediction(run._estimate(workload), workload)
+        found = tuning.prediction(run.estimated(workload), workload)
         return {"latency": found.latency, "memory": found.memory}
 
     def measure(params: Params) -> Mapping[str, Any]:
         try:
-            figures = run._try(_methods(by_key, params), limit)
+            figures = run.tried(_methods(by_key, params), limit)
         except HastenError as error:
             raise Infeasible(str(error)) from None
         assert figures.perplexity is not None
@@ -74,7 +74,7 @@ def problem(
         (latency, Objective("perplexity"), memory) if measured else (latency, memory),
         measure if measured else predict,
         constraints=("quality",) if measured else (),
-        identity=run._identity() | {"device": run.device.title},
+        identity=run.identity() | {"device": run.device.title},
     )
 
 
