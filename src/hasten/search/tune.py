@@ -555,7 +555,7 @@ class Run:
         combination.within_floor = combination.measured.perplexity <= limit
 
     def tried(self, methods: Sequence[Method], limit: float) -> Figures:
-        """Figures of the model with some methods, measured here; beyond ``limit`` of perplexity nothing else is asked of it."""
+        """Figures of the model with some methods, measured here; beyond ``limit`` of perplexity no more is asked."""
         model = apply_all(LanguageModel(_twin(self.loaded.network), name=self.loaded.name), methods)
         return self._figures_of(model, limit)
 
