@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import pickle
 import signal
-import threading
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -123,18 +121,14 @@ class _Unpacked:
         return Outcome(error=self.error) if self.problem is None else outcome(self.problem, params, catch=True)
 
 
-def _end_with(parent: Any) -> None:
-    """Ends this process when its parent does, however that ends, whatever is being scored here."""
-    wait([parent.sentinel])
-    os._exit(1)
-
-
 def _serve(connection: Connection, packed: bytes, threads: int) -> None:
     """A worker process: scores points until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's to handle
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     import torch
 
+    from hasten.train.arms import end_with_parent
+
+    end_with_parent()
     torch.set_num_threads(threads)
     problem = _Unpacked(packed)
     try:

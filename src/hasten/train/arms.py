@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.connection import wait
 from typing import Any, TypeVar
-
-import torch
 
 T = TypeVar("T")
 
 
-def _single_thread() -> None:
+def end_with_parent() -> None:
+    """Lets this process end when its parent does, however that ends, whatever runs here."""
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _begin() -> None:
+    import torch
+
+    end_with_parent()
     torch.set_num_threads(1)
 
 
@@ -39,6 +53,8 @@ def run_arms(
     Raises:
         Exception: the first that an arm raised; the others are not begun.
     """
+    import torch
+
     count = min(processes or torch.get_num_threads(), len(arms))
     if count < 2:
         found = []
@@ -49,7 +65,7 @@ def run_arms(
         return found
     # Forking would copy locked thread pools.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_single_thread)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin)
     try:
         waiting = {pool.submit(function, *arm): number for number, arm in enumerate(arms)}
         for done, future in enumerate(as_completed(waiting)):
