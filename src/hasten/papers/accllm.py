@@ -275,7 +275,7 @@ def _perplexities(budget: float, seed: int) -> dict[str, float]:
     states = last_states(solved, text)
     trainable(solved, ids)
     found["joint"] = score(solved)
-    recover(solved, text, states, seconds=min(180.0, 0.37 * budget))
+    recover(solved, text, states, seconds=min(180.0, 0.33 * budget))
     found["recovered"] = score(solved)
     # The stack as it would be used: packed, int8 activations, a cache of four bits, recovered.
     pack(solved)
