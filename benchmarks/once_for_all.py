@@ -3,7 +3,7 @@
 One network is trained for ``--seconds`` of processor time; some of its sub-networks are measured, a predictor learns
 from them, and evolution picks the best within each of several latency limits, by a table of block latencies measured
 here. A sub-network for each of ``--nets`` devices is then trained on by itself for ``--tuning`` seconds, as the paper
-does for a device, with the teacher of the one network. The same architectures are trained alone by the same recipe,
+does for a device, with the largest one's softmax. The same architectures are trained alone by the same recipe,
 each for its share of all that the first arm took, picking and tuning included; and again as if there were more devices
 to serve, for as many times less each. Accuracies are of 10,000 images that neither arm saw, latencies of ``--at-once``
 images on one thread, processor time is a thread's. What is finished is kept in ``--folder``, and a second run goes on
@@ -20,7 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ from rows import Row, emit
 
 clock = time.process_time
 Options = tuple[int, float, int]  # batch, rate, seed
-SPACE = replace(SMALL, resolutions=(8, *SMALL.resolutions))
 
 
 def note(text: str) -> None:
@@ -57,10 +56,10 @@ class Kept:
 
 
 def supernet(folder: Path, kept: Kept, seconds: float, batch: int, rate: float, seed: int) -> OnceForAll:
-    """The trained network, made when it is not there, and beside it its teacher's softmax of the training images."""
+    """The trained network, made when it is not there, and beside it its largest part's softmax."""
     if "trained" not in kept.known:
         torch.manual_seed(seed)
-        network = OnceForAll(SPACE)
+        network = OnceForAll(SMALL)
         data, begun, phases = images(), clock(), [""]
 
         def tell(phase: str, share: float) -> None:
@@ -69,10 +68,8 @@ def supernet(folder: Path, kept: Kept, seconds: float, batch: int, rate: float, 
                 note(f"{phase} from {share:.0%}")
 
         options: dict[str, Any] = {"seconds": seconds, "batch": batch, "rate": rate, "seed": seed, "clock": clock}
-        teacher = train(network, data.training, data.training_labels, progress=tell, **options)
-        assert teacher is not None
-        largest = specialized(teacher, SPACE.architecture())
-        np.save(folder / "soft.npy", soft_labels(largest, data.training).numpy())
+        train(network, data.training, data.training_labels, progress=tell, **options)
+        np.save(folder / "soft.npy", soft_labels(specialized(network, SMALL.architecture()), data.training).numpy())
         network.save(folder / "supernet")
         kept.put(trained=clock() - begun, batch=batch, rate=rate)
     return OnceForAll.load(folder / "supernet")
@@ -127,7 +124,7 @@ def trained_alone(arch: Architecture, seconds: float, batch: int, rate: float, s
     """Accuracy of an architecture trained from the start, its statistics calibrated like a sub-network's."""
     data = images()
     torch.manual_seed(seed)
-    network = SubNetwork(SPACE, arch)
+    network = SubNetwork(SMALL, arch)
     options: dict[str, Any] = {"seconds": seconds, "batch": batch, "rate": rate, "seed": seed, "clock": clock}
     train_alone(network, data.training, data.training_labels, **options)
     calibrate(network, resized(data.training[:2000], arch.resolution))
@@ -204,7 +201,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="trained by themselves at once, a thread each")
     parser.add_argument("--measured", type=int, default=100, help="sub-networks that the predictor learns from")
     parser.add_argument("--limits", type=int, default=16, help="latency limits to pick for")
-    parser.add_argument("--at-once", type=int, default=32, help="images whose latency counts")
+    parser.add_argument("--at-once", type=int, default=1, help="images whose latency counts")
     parser.add_argument("--nets", type=int, default=10, help="devices to serve, a sub-network for each")
     parser.add_argument(
         "--devices", type=int, nargs="+", default=[10, 32], help="shares of the time to train alone for"
