@@ -3,11 +3,10 @@
 One network is trained for ``--seconds`` of processor time; some of its sub-networks are measured, a predictor learns
 from them, and evolution picks the best within each of several latency limits, by a table of block latencies measured
 here. A sub-network for each of ``--nets`` devices is then trained on by itself for ``--tuning`` seconds, as the paper
-does for a device, with the largest one's softmax. The same architectures are trained alone by the same recipe,
-each for its share of all that the first arm took, picking and tuning included; and again as if there were more devices
-to serve, for as many times less each. Accuracies are of 10,000 images that neither arm saw, latencies of ``--at-once``
-images on one thread, processor time is a thread's. What is finished is kept in ``--folder``, and a second run goes on
-from it.
+does for a device; without a teacher, who would know less here than they learn. The same architectures are trained alone
+by the same recipe, as if there were ``--devices`` to serve: each for its share of the first arm's time once, and for
+the time of the tuning. Accuracies are of 10,000 images that neither arm saw, latencies of ``--at-once`` images on one
+thread, processor time is a thread's. What is finished is kept in ``--folder``, and a second run goes on from it.
 
     hasten assets get fashion-mnist
     python benchmarks/once_for_all.py [--json] [--folder once-for-all]
@@ -24,7 +23,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from hasten.files import write_aside
@@ -32,7 +30,7 @@ from hasten.models.once_for_all import Architecture, OnceForAll, SubNetwork, cal
 from hasten.search.spaces.once_for_all import SMALL, images, judged, specialized
 from hasten.search.specialize import AccuracyPredictor, evolve, measured
 from hasten.train.arms import run_arms
-from hasten.train.shrinking import fine_tune, soft_labels, train, train_alone
+from hasten.train.shrinking import fine_tune, train, train_alone
 from rows import Row, emit
 
 clock = time.process_time
@@ -56,7 +54,7 @@ class Kept:
 
 
 def supernet(folder: Path, kept: Kept, seconds: float, batch: int, rate: float, seed: int) -> OnceForAll:
-    """The trained network, made when it is not there, and beside it its largest part's softmax."""
+    """The trained network, made when it is not there."""
     if "trained" not in kept.known:
         torch.manual_seed(seed)
         network = OnceForAll(SMALL)
@@ -69,7 +67,6 @@ def supernet(folder: Path, kept: Kept, seconds: float, batch: int, rate: float, 
 
         options: dict[str, Any] = {"seconds": seconds, "batch": batch, "rate": rate, "seed": seed, "clock": clock}
         train(network, data.training, data.training_labels, progress=tell, **options)
-        np.save(folder / "soft.npy", soft_labels(specialized(network, SMALL.architecture()), data.training).numpy())
         network.save(folder / "supernet")
         kept.put(trained=clock() - begun, batch=batch, rate=rate)
     return OnceForAll.load(folder / "supernet")
@@ -112,9 +109,8 @@ def tuned(folder: Path, number: int, arch: Architecture, seconds: float, options
     data = images()
     made = specialized(OnceForAll.load(folder / "supernet"), arch)
     if seconds:
-        soft = torch.from_numpy(np.load(folder / "soft.npy"))
         given: dict[str, Any] = {"seconds": seconds, "batch": batch, "rate": rate, "seed": seed, "clock": clock}
-        fine_tune(made, data.training, data.training_labels, soft, **given)
+        fine_tune(made, data.training, data.training_labels, **given)
         calibrate(made, resized(data.training[:2000], arch.resolution))
     made.save(folder / f"network-{number}")
     return judged(made, data.test, data.test_labels)
@@ -196,16 +192,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--seconds", type=float, default=600.0, help="processor time of the one network's training")
     parser.add_argument("--tuning", type=float, default=40.0, help="of each sub-network's own training; 0 for none")
-    parser.add_argument("--tuning-rate", type=float, default=0.1)
+    parser.add_argument("--tuning-rate", type=float, default=0.2)
     parser.add_argument("--folder", type=Path, default=Path("once-for-all"))
     parser.add_argument("--processes", type=int, default=2, help="trained by themselves at once, a thread each")
     parser.add_argument("--measured", type=int, default=100, help="sub-networks that the predictor learns from")
     parser.add_argument("--limits", type=int, default=16, help="latency limits to pick for")
     parser.add_argument("--at-once", type=int, default=1, help="images whose latency counts")
-    parser.add_argument("--nets", type=int, default=10, help="devices to serve, a sub-network for each")
-    parser.add_argument(
-        "--devices", type=int, nargs="+", default=[10, 32], help="shares of the time to train alone for"
-    )
+    parser.add_argument("--nets", type=int, default=10, help="sub-networks to train on, and alone")
+    parser.add_argument("--devices", type=int, nargs="+", default=[32], help="devices that the one network serves")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.15)
     parser.add_argument("--seed", type=int, default=0)

@@ -161,7 +161,7 @@ def fine_tune(
     network: SubNetwork,
     images: Tensor,
     labels: Tensor,
-    soft: Tensor,
+    soft: Tensor | None = None,
     *,
     seconds: float,
     batch: int = 128,
@@ -171,11 +171,12 @@ def fine_tune(
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Trains a sub-network that has left its once-for-all network further, in place, as the paper does for a device
-    (section 4.2: 25 or 75 epochs), with the recipe of `train_alone` and distillation.
+    (25 or 75 epochs), with the recipe of `train_alone`, and distillation where there is a teacher.
 
     Args:
         network, images, labels: as of `train_alone`; the network as `OnceForAll.extract` gave it.
-        soft: (count, classes), a teacher's softmax of the images; see `soft_labels`.
+        soft: (count, classes), a teacher's softmax of the images, see `soft_labels`; it should know more than the
+            network is to learn.
         seconds, batch, rate, weight_decay, seed, clock: as of `train`.
 
     Raises:
