@@ -88,7 +88,7 @@ def _samples(budget: float, seed: int) -> list[_Sample]:
 
     full = budget >= 1500
     trials = 200 if full else 60 if budget >= _NEEDS else 4
-    many = (32, 24) if full else (16, 8) if budget >= _NEEDS else (1, 1)
+    many = (32, 24) if full else (12, 6) if budget >= _NEEDS else (1, 1)
     loaded = load_network()
     tokenizer = loaded.tokenizer
     model = apply_all(LanguageModel(loaded.network, tokenizer), [WeightOnly(16, 16, bf16=True)])
