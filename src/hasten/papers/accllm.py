@@ -225,62 +225,80 @@ def _sinks() -> dict[str, float]:
     return found
 
 
-@functools.cache
-def _perplexities(budget: float, seed: int) -> dict[str, float]:
+def _fresh() -> Any:
+    """The real model, on weights of its own modules that others do not change."""
     import copy
 
-    from hasten.data.text import default_text
-    from hasten.methods.recovery import last_states, recover
-    from hasten.methods.solvers import Rounding
-    from hasten.methods.sparse_low_bit import Int8Activations, calibration, compress, pack, solver, trainable
     from hasten.models import load_network
-    from hasten.runtime import CacheSpec, LanguageModel
-    from hasten.runtime.quality import perplexity
+    from hasten.runtime import LanguageModel
 
     loaded = load_network()
-    tokens = loaded.tokenizer(default_text()[:20000], add_special_tokens=False, verbose=False)["input_ids"]
+    tensors = (*loaded.network.parameters(), *loaded.network.buffers())
+    return LanguageModel(copy.deepcopy(loaded.network, {id(t): t for t in tensors}), loaded.tokenizer)
+
+
+def _score(model: Any, enough: bool = True) -> float:
+    from hasten.data.text import default_text
+    from hasten.runtime.quality import perplexity
+
+    tokens = model.tokenizer(default_text()[:20000], add_special_tokens=False, verbose=False)["input_ids"]
+    return perplexity(model, tokens, context=128, scored=256 if enough else 16, segments=4 if enough else 1).value
+
+
+def _calibration() -> Any:
+    from hasten.methods.sparse_low_bit import calibration
+
+    return calibration(_fresh(), 24, 512)
+
+
+def _compressed(name: str) -> float:
+    """Perplexity with every matrix compressed by one solver: an arm."""
+    from hasten.methods.solvers import Rounding
+    from hasten.methods.sparse_low_bit import compress, solver
+
+    model = _fresh()
+    compress(model, _calibration()[:8], solver(name, Rounding(2, 64)))
+    return _score(model)
+
+
+@functools.cache
+def _perplexities(budget: float, report: Any) -> dict[str, float]:
+    from hasten.methods.recovery import last_states, recover
+    from hasten.methods.sparse_low_bit import Int8Activations, pack, trainable
+    from hasten.runtime import CacheSpec
+    from hasten.train.arms import run_arms
+
     enough = budget >= _NEEDS
-
-    def fresh() -> LanguageModel:
-        network = loaded.network
-        tensors = (*network.parameters(), *network.buffers())
-        return LanguageModel(copy.deepcopy(network, {id(t): t for t in tensors}), loaded.tokenizer)
-
-    def score(model: LanguageModel) -> float:
-        return perplexity(model, tokens, context=128, scored=256 if enough else 16, segments=4 if enough else 1).value
-
-    found = {"dense": score(fresh())}
-    quantized = fresh()
+    found = {"dense": _score(_fresh(), enough)}
+    quantized = _fresh()
     quantized.cache = CacheSpec("int4")
-    found["KV4"] = score(quantized)
+    found["KV4"] = _score(quantized, enough)
     if not enough:
         return found
-    text = calibration(fresh(), 24, 512)
-    ids = text[:8]
     import torch
 
-    eight = fresh()
+    eight = _fresh()
     for layer in eight.layers:
         for name, module in list(layer.named_modules()):
             if isinstance(module, torch.nn.Linear):
                 owner, _, leaf = name.rpartition(".")
                 setattr(layer.get_submodule(owner), leaf, Int8Activations(module))
-    found["A8"] = score(eight)
-    rounding = Rounding(2, 64)
-    for name in ("magnitude", "wanda", "sparsegpt", "gptq", "prune, then round", "round"):
-        model = fresh()
-        compress(model, ids, solver(name, rounding))
-        found[name] = score(model)
-    solved = fresh()
+    found["A8"] = _score(eight)
+    # The slow ones first: a solver's sweep over columns takes one thread, so that two run at once.
+    names = ("sparsegpt", "gptq", "prune, then round", "wanda", "magnitude", "round")
+    told = lambda share: report("pruning and rounding a model by six solvers", 0.5 * share)  # noqa: E731
+    found |= dict(zip(names, run_arms(_compressed, [(n,) for n in names], progress=told), strict=True))
+    text = _calibration()
+    solved = _fresh()
     states = last_states(solved, text)
-    trainable(solved, ids)
-    found["joint"] = score(solved)
+    trainable(solved, text[:8])
+    found["joint"] = _score(solved)
     recover(solved, text, states, seconds=min(180.0, 0.33 * budget))
-    found["recovered"] = score(solved)
+    found["recovered"] = _score(solved)
     # The stack as it would be used: packed, int8 activations, a cache of four bits, recovered.
     pack(solved)
     solved.cache = CacheSpec("int4")
-    found["whole stack"] = score(solved)
+    found["whole stack"] = _score(solved)
     return found
 
 
@@ -288,7 +306,7 @@ def _perplexities(budget: float, seed: int) -> dict[str, float]:
 def _stack(context: Context) -> Seen:
     import math
 
-    seen = _perplexities(context.budget, context.seed)
+    seen = _perplexities(context.budget, context.progress)
     if "whole stack" not in seen:
         return judged(context, f"perplexity {seen['dense']:.1f}, with KV4 {seen['KV4']:.1f}", False, needs=_NEEDS)
     eight, four = (seen[n] / seen["dense"] - 1 for n in ("A8", "KV4"))

@@ -166,7 +166,7 @@ def _snapkv(context: Context) -> Seen:
     from hasten.runtime.quality import needle, perplexity
 
     model, tokenizer, tokens = _model()
-    lengths = (1024, 2048, 4096) if context.budget >= 1500 else (1024, 2048) if context.budget >= _NEEDS else (512,)
+    lengths = (1024, 2048, 4096) if context.budget >= 1500 else (512, 1024) if context.budget >= _NEEDS else (512,)
     capacity = 256
     found: dict[str, float] = {}
     perplexities: dict[str, float] = {}
