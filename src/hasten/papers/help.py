@@ -295,7 +295,7 @@ def _references(pool: _Pool, seed: int) -> list[Arch]:
     return random.Random(1000 + seed).sample(free, _REFERENCES)
 
 
-_SETS = {"chain": 3, "cell": 1}
+_SETS = {"chain": 2, "cell": 1}
 EPISODES = {"chain": 150, "cell": 75}  # steps over graphs take thrice as long
 
 
