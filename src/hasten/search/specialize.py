@@ -183,7 +183,7 @@ def measured(config: OFAConfig, runs: int = 7, batch: int = 1) -> LatencyTable:
 
 @torch.inference_mode()
 def seconds_of(module: nn.Module, x: Tensor, runs: int = 7) -> float:
-    """Least seconds of a call, of ``runs`` times as many calls as fit in a millisecond: the time without disturbance."""
+    """Least seconds of a call, of ``runs`` times as many calls as fit in a millisecond: one without disturbance."""
     for _ in range(3):
         module(x)
     begun = time.perf_counter()
