@@ -245,26 +245,22 @@ def _score(model: Any, enough: bool = True) -> float:
     return perplexity(model, tokens, context=128, scored=256 if enough else 16, segments=4 if enough else 1).value
 
 
-def _calibration() -> Any:
-    from hasten.methods.sparse_low_bit import calibration
+def _compressed(name: str, rows: list[list[int]]) -> float:
+    """Perplexity with every matrix compressed by one solver on rows of tokens: an arm."""
+    import torch
 
-    return calibration(_fresh(), 24, 512)
-
-
-def _compressed(name: str) -> float:
-    """Perplexity with every matrix compressed by one solver: an arm."""
     from hasten.methods.solvers import Rounding
     from hasten.methods.sparse_low_bit import compress, solver
 
     model = _fresh()
-    compress(model, _calibration()[:8], solver(name, Rounding(2, 64)))
+    compress(model, torch.tensor(rows), solver(name, Rounding(2, 64)))
     return _score(model)
 
 
 @functools.cache
 def _perplexities(budget: float, report: Any) -> dict[str, float]:
     from hasten.methods.recovery import last_states, recover
-    from hasten.methods.sparse_low_bit import Int8Activations, pack, trainable
+    from hasten.methods.sparse_low_bit import Int8Activations, calibration, pack, trainable
     from hasten.runtime import CacheSpec
     from hasten.train.arms import run_arms
 
@@ -287,13 +283,14 @@ def _perplexities(budget: float, report: Any) -> dict[str, float]:
     # The slow ones first: a solver's sweep over columns takes one thread, so that two run at once.
     names = ("sparsegpt", "gptq", "prune, then round", "wanda", "magnitude", "round")
     told = lambda share: report("pruning and rounding a model by six solvers", 0.5 * share)  # noqa: E731
-    found |= dict(zip(names, run_arms(_compressed, [(n,) for n in names], progress=told), strict=True))
-    text = _calibration()
+    text = calibration(_fresh(), 24, 512)
+    arms = [(n, text[:8].tolist()) for n in names]
+    found |= dict(zip(names, run_arms(_compressed, arms, progress=told), strict=True))
     solved = _fresh()
     states = last_states(solved, text)
     trainable(solved, text[:8])
     found["joint"] = _score(solved)
-    recover(solved, text, states, seconds=min(180.0, 0.33 * budget))
+    recover(solved, text, states, seconds=min(180.0, 0.2 * budget))
     found["recovered"] = _score(solved)
     # The stack as it would be used: packed, int8 activations, a cache of four bits, recovered.
     pack(solved)
