@@ -77,8 +77,8 @@ def _medusa(context: Context) -> Seen:
     model, _, tokens = _model()
     enough = context.budget >= _NEEDS
     long = context.budget >= 1500
-    prompts, made = (256 if long else 80 if enough else 4), (96 if enough else 16)
-    seconds = 900.0 if long else 80.0 if enough else 1.0
+    prompts, made = (256 if long else 96 if enough else 4), (96 if enough else 16)
+    seconds = 900.0 if long else 100.0 if enough else 1.0
     length = 32
     starts = torch.linspace(0, len(tokens) * 0.8 - length, prompts).long().tolist()
     ids = torch.tensor([tokens[s : s + length] for s in starts])
@@ -99,7 +99,7 @@ def _medusa(context: Context) -> Seen:
     accuracy = rank_accuracy(heads, model, text[-held:], states[-held:])
     # Test prompts are of the part of the text that the heads have not seen.
     begin = int(len(tokens) * 0.85)
-    tests = [torch.tensor([tokens[begin + 700 * i : begin + 700 * i + 64]]) for i in range(3 if enough else 1)]
+    tests = [torch.tensor([tokens[begin + 700 * i : begin + 700 * i + 64]]) for i in range(2 if enough else 1)]
     new = 64 if enough else 12
     expected = [model.generate(t, max_new_tokens=new, min_new_tokens=new, do_sample=False) for t in tests]
     plain = sum(model.measure(64, new, 1, 1, ids=t).phases["decode"].low for t in tests) / (len(tests) * new)
