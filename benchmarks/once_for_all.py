@@ -2,10 +2,10 @@
 
 One network is trained for ``--seconds`` of processor time; some of its sub-networks are measured, a predictor learns
 from them, and evolution picks the best within each of several latency limits, by a table of block latencies measured
-here. A sub-network for each of ``--nets`` devices is then trained on by itself for ``--tuning`` seconds, as the paper
-does for a device; without a teacher, who would know less here than they learn. The same architectures are trained alone
-by the same recipe, as if there were ``--devices`` to serve: each for its share of the first arm's time once, and for
-the time of the tuning. Accuracies are of 10,000 images that neither arm saw, latencies of ``--at-once`` images on one
+here. With ``--tuning`` seconds each of ``--nets`` of them is then trained on by itself, as the paper does for a device;
+without a teacher, who would know less here than they learn. The same architectures are trained alone by the same
+recipe, as if there were ``--devices`` to serve: each for its share of the first arm's time once, and for the time of
+the tuning. Accuracies are of 10,000 images that neither arm saw, latencies of ``--at-once`` images on one
 thread, processor time is a thread's. What is finished is kept in ``--folder``, and a second run goes on from it.
 
     hasten assets get fashion-mnist
@@ -191,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--seconds", type=float, default=600.0, help="processor time of the one network's training")
-    parser.add_argument("--tuning", type=float, default=40.0, help="of each sub-network's own training; 0 for none")
+    parser.add_argument("--tuning", type=float, default=0.0, help="of each sub-network's own training")
     parser.add_argument("--tuning-rate", type=float, default=0.2)
     parser.add_argument("--folder", type=Path, default=Path("once-for-all"))
     parser.add_argument("--processes", type=int, default=2, help="trained by themselves at once, a thread each")
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--limits", type=int, default=16, help="latency limits to pick for")
     parser.add_argument("--at-once", type=int, default=1, help="images whose latency counts")
     parser.add_argument("--nets", type=int, default=10, help="sub-networks to train on, and alone")
-    parser.add_argument("--devices", type=int, nargs="+", default=[32], help="devices that the one network serves")
+    parser.add_argument("--devices", type=int, nargs="+", default=[32, 64], help="devices that the one network serves")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.15)
     parser.add_argument("--seed", type=int, default=0)
