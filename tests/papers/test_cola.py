@@ -26,7 +26,16 @@ def sample(
     says: Callable[[Path], bool] = lambda path: path in right  # noqa: E731
     tree = found(*right)
     return cola._Sample(
-        True, says, torch.zeros(4) if state is None else state, tree, found(*chance), tree, tree, found(*control), 4
+        True,
+        says,
+        torch.zeros(4) if state is None else state,
+        tree,
+        found(*chance),
+        tree,
+        tree,
+        tree,
+        found(*control),
+        4,
     )
 
 
