@@ -290,7 +290,7 @@ def _perplexities(budget: float, report: Any) -> dict[str, float]:
     states = last_states(solved, text)
     trainable(solved, text[:8])
     found["joint"] = _score(solved)
-    recover(solved, text, states, seconds=min(180.0, 0.2 * budget))
+    recover(solved, text, states, seconds=min(180.0, 0.12 * budget))
     found["recovered"] = _score(solved)
     # The stack as it would be used: packed, int8 activations, a cache of four bits, recovered.
     pack(solved)
