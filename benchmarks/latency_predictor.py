@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hasten.cost.latency_predictor import LatencyPredictor, MetaSettings, spearman
 from hasten.cost.latency_tables import Arch, read_help
-from hasten.papers.help import EPISODES, LEARNERS, baselines, settings, space_of
+from hasten.papers.help import EPISODES, LEARNERS, baselines, middle, settings, space_of
 from hasten.train.arms import run_arms
 from rows import Row, emit
 
@@ -79,13 +79,10 @@ def main() -> None:
     sets = [[tables.archs[i] for i in places]] if not {tables.archs[i] for i in places} & set(later) else []
     # Some published references lie among the networks that are asked: a draw stands in.
     rng = random.Random(given.seed)
-    sets += [rng.sample(everywhere, 10) for _ in range(given.draws - len(sets))]
-    asked = {}
-    for device, table in test.items():
-        ordered = sorted((a for a in later if a in table), key=lambda a: table[a])
-        asked[device] = ordered[len(ordered) // 10 : len(ordered) - len(ordered) // 10]
+    sets = [*sets, *(rng.sample(everywhere, 10) for _ in range(given.draws - len(sets)))][: given.draws]
+    asked = {d: middle({a: t[a] for a in later if a in t}) for d, t in test.items()}
     arms = []
-    for i, references in enumerate(sets[: given.draws]):
+    for i, references in enumerate(sets):
         use = {*references, *first}
         known = [{d: {a: s for a, s in t.items() if a in use} for d, t in role.items()} for role in (train, valid)]
         arms += [(space, learner, given.paper, given.seed + i, references, *known, test, asked) for learner in LEARNERS]
@@ -98,7 +95,7 @@ def main() -> None:
     for arm, result in zip(arms, run_arms(learned_scores, arms, each=tell), strict=True):
         for device, value in result.items():
             found.setdefault((arm[1], device), []).append(value)
-    for i, references in enumerate(sets[: given.draws]):
+    for i, references in enumerate(sets):
         for device, table in test.items():
             measured = {a: table[a] for a in references}
             rivals = baselines(space_of(SPACES[space]), measured, asked[device], list(train.values()), given.seed + i)
@@ -108,7 +105,7 @@ def main() -> None:
     methods = dict.fromkeys(method for method, _ in found)
     rows = [Row(f"{d}: Spearman", m, statistics.mean(found[m, d]), "1") for d in test for m in methods]
     for method in methods:
-        means = [statistics.mean(found[method, d][i] for d in test) for i in range(len(sets[: given.draws]))]
+        means = [statistics.mean(found[method, d][i] for d in test) for i in range(len(sets))]
         case = f"all held-out devices, {len(means)} draws of ten: Spearman"
         rows.append(Row(case, method, statistics.mean(means), "1"))
         if len(means) > 1:

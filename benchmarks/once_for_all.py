@@ -30,7 +30,7 @@ from hasten.models.once_for_all import Architecture, OnceForAll, SubNetwork, cal
 from hasten.search.spaces.once_for_all import SMALL, images, judged, specialized
 from hasten.search.specialize import AccuracyPredictor, evolve, measured
 from hasten.train.arms import run_arms
-from hasten.train.shrinking import fine_tune, train, train_alone
+from hasten.train.shrinking import train, train_alone
 from rows import Row, emit
 
 clock = time.process_time
@@ -110,7 +110,7 @@ def tuned(folder: Path, number: int, arch: Architecture, seconds: float, options
     made = specialized(OnceForAll.load(folder / "supernet"), arch)
     if seconds:
         given: dict[str, Any] = {"seconds": seconds, "batch": batch, "rate": rate, "seed": seed, "clock": clock}
-        fine_tune(made, data.training, data.training_labels, **given)
+        train_alone(made, data.training, data.training_labels, **given)
         calibrate(made, resized(data.training[:2000], arch.resolution))
     made.save(folder / f"network-{number}")
     return judged(made, data.test, data.test_labels)

@@ -16,7 +16,6 @@ from hasten.train.shrinking import (
     JOINT,
     SHRINKING,
     corners,
-    fine_tune,
     soft_labels,
     step,
     train,
@@ -185,13 +184,13 @@ def test_a_part_trained_on_by_itself() -> None:
     calibrate(part, resized(x, 8))
     before = accuracy(part, resized(x, 8), y)
     right = torch.nn.functional.one_hot(y).float()
-    fine_tune(part, x, y, right, seconds=1, batch=32, rate=0.05, clock=ticks())
+    train_alone(part, x, y, soft=right, seconds=1, batch=32, rate=0.05, clock=ticks())
     calibrate(part, resized(x, 8))
     assert not part.training
     assert accuracy(part, resized(x, 8), y) > max(0.8, before)
     misled = network.extract(arch)
     # Labels without a say: only the teacher's, which name the next class, are left.
-    fine_tune(misled, x, y, 50 * right.roll(1, 1), seconds=1, batch=32, rate=0.01, clock=ticks())
+    train_alone(misled, x, y, soft=50 * right.roll(1, 1), seconds=1, batch=32, rate=0.01, clock=ticks())
     calibrate(misled, resized(x, 8))
     assert accuracy(misled, resized(x, 8), (y + 1) % right.shape[1]) > 0.6
 
@@ -219,6 +218,6 @@ def test_what_cannot_be_trained() -> None:
     with pytest.raises(HastenError, match="some seconds"):
         train_alone(SubNetwork(SMALL, SMALL.architecture()), x, y, seconds=0)
     with pytest.raises(HastenError, match="some seconds"):
-        fine_tune(SubNetwork(SMALL, SMALL.architecture()), x, y, torch.ones(40, 3), seconds=0)
+        train_alone(SubNetwork(SMALL, SMALL.architecture()), x, y, soft=torch.ones(40, 3), seconds=0)
     with pytest.raises(HastenError, match="lower the rate"):
         train(OnceForAll(SMALL), x * float("inf"), y, seconds=1, batch=8, clock=ticks())

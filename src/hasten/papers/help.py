@@ -331,7 +331,11 @@ def _learned(name: str, seed: int, budget: float, report: Any) -> list[tuple[lis
 
 def _kept(pool: _Pool, device: str) -> list[Arch]:
     """Networks to ask of a device, without the fastest and the slowest tenth, as in the paper."""
-    known = pool.known(device, pool.ask)
+    return middle(pool.known(device, pool.ask))
+
+
+def middle(known: Mapping[Arch, float]) -> list[Arch]:
+    """Networks by their seconds, without the fastest and the slowest tenth."""
     ordered = sorted(known, key=lambda a: known[a])
     cut = round(0.1 * len(ordered))
     return ordered[cut : len(ordered) - cut]
@@ -405,6 +409,7 @@ def _compared(name: str, seed: int, budget: float, report: Any) -> dict[str, dic
 
     pool = _pool(name, seed, budget, report)
     learned = _learned(name, seed, budget, report)
+    known = [pool.tables.known(d) for d in pool.split.train]
     found: dict[str, dict[str, list[float]]] = {}
     for device in pool.split.test:
         asked = _kept(pool, device)
@@ -414,7 +419,6 @@ def _compared(name: str, seed: int, budget: float, report: Any) -> dict[str, dic
             for learner, predictor in predictors.items():
                 scores = _adapted(pool, device, predictor).scores(asked)
                 row.setdefault(learner, []).append(spearman(scores, truth))
-            known = [pool.tables.known(d) for d in pool.split.train]
             for method, values in baselines(pool.space, pool.known(device, references), asked, known, seed + i).items():
                 row.setdefault(method, []).append(spearman(values, truth))
         if device in pool.measured.halves:

@@ -412,6 +412,7 @@ class TieredCache(Cache):
             known.step, known.layer = (length, deleted), 0
             known.hidden = network.embed_tokens(self.ids[:, :deleted])
         every = torch.arange(deleted)
+        mask = torch.ones(deleted, deleted, dtype=torch.bool).tril()
         while True:
             layer = network.layers[known.layer]
             normed = layer.input_layernorm(known.hidden)
@@ -419,7 +420,6 @@ class TieredCache(Cache):
                 return self._projected(index, normed[:, positions], positions)
             keys, values = self._projected(known.layer, normed, every)
             query = self._rotated(layer.self_attn, "q", normed, every)
-            mask = torch.ones(deleted, deleted, dtype=torch.bool).tril()
             seen = attend(query, keys, values, layer.self_attn.scaling, mask)
             hidden = known.hidden + layer.self_attn.o_proj(seen.transpose(1, 2).flatten(2))
             known.hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))

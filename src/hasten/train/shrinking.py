@@ -141,62 +141,25 @@ def train_alone(
     labels: Tensor,
     *,
     seconds: float,
+    soft: Tensor | None = None,
     batch: int = 128,
     rate: float = 0.15,
     weight_decay: float = 3e-5,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> None:
-    """Trains one ordinary network in place by the same recipe as `train`, at its own resolution, without a teacher.
+    """Trains one ordinary network in place by the same recipe as `train`, at its own resolution.
 
-    Args: as of `train`.
+    It goes on from the weights there are: one that has left its once-for-all network is trained on for a device, as in
+    the paper (25 or 75 epochs).
 
-    Raises:
-        HastenError: no time, or the loss became infinite or NaN.
-    """
-    _fit(network, images, labels, None, seconds, batch, rate, weight_decay, seed, clock)
-
-
-def fine_tune(
-    network: SubNetwork,
-    images: Tensor,
-    labels: Tensor,
-    soft: Tensor | None = None,
-    *,
-    seconds: float,
-    batch: int = 128,
-    rate: float = 0.03,
-    weight_decay: float = 3e-5,
-    seed: int = 0,
-    clock: Callable[[], float] = time.perf_counter,
-) -> None:
-    """Trains a sub-network that has left its once-for-all network further, in place, as the paper does for a device
-    (25 or 75 epochs), with the recipe of `train_alone`, and distillation where there is a teacher.
-
-    Args:
-        network, images, labels: as of `train_alone`; the network as `OnceForAll.extract` gave it.
+    Args: as of `train`, and
         soft: (count, classes), a teacher's softmax of the images, see `soft_labels`; it should know more than the
             network is to learn.
-        seconds, batch, rate, weight_decay, seed, clock: as of `train`.
 
     Raises:
         HastenError: no time, or the loss became infinite or NaN.
     """
-    _fit(network, images, labels, soft, seconds, batch, rate, weight_decay, seed, clock)
-
-
-@torch.no_grad()
-def soft_labels(teacher: SubNetwork, images: Tensor, batch: int = 500) -> Tensor:
-    """A network's softmax (count, classes) of images (count, channels, height, width), brought to its resolution."""
-    teacher.eval()
-    made = [teacher(resized(x, teacher.arch.resolution)).softmax(-1) for x in images.split(batch)]
-    return torch.cat(made)
-
-
-def _fit(
-    network: SubNetwork, images: Tensor, labels: Tensor, soft: Tensor | None, seconds: float, batch: int, rate: float,
-    weight_decay: float, seed: int, clock: Callable[[], float],
-) -> None:  # fmt: skip
     if seconds <= 0:
         raise HastenError("training a network needs some seconds")
     generator = torch.Generator().manual_seed(seed)
@@ -214,6 +177,14 @@ def _fit(
         loss.backward()
         _move(network, optimizer, loss.item(), "alone")
     network.eval()
+
+
+@torch.no_grad()
+def soft_labels(teacher: SubNetwork, images: Tensor, batch: int = 500) -> Tensor:
+    """A network's softmax (count, classes) of images (count, channels, height, width), brought to its resolution."""
+    teacher.eval()
+    made = [teacher(resized(x, teacher.arch.resolution)).softmax(-1) for x in images.split(batch)]
+    return torch.cat(made)
 
 
 def _distilled(logits: Tensor, soft: Tensor) -> Tensor:
