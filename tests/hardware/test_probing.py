@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hasten.errors import HastenError
-from hasten.hardware import Device, load_device, probe, probing
+from hasten.hardware import Device, load_device, probe, probing, remember
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,17 @@ def test_leaves_the_number_of_threads_and_the_random_state_alone(tmp_path: Path,
     probe(threads=before + 1, cache=tmp_path)
     assert torch.get_num_threads() == before
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_older_probe_can_be_made_the_remembered_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    older, newer = (
+        load_device("cpu2").model_copy(update={"identity": probing.machine(1), "title": title})
+        for title in ("older", "newer")
+    )
+    monkeypatch.setattr(probing, "_measure", lambda *_: newer)
+    assert probe(threads=1, cache=tmp_path, refresh=True) == newer
+    remember(older, cache=tmp_path)
+    assert probe(threads=1, cache=tmp_path) == older
 
 
 def test_a_folder_that_cannot_be_written_does_not_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -371,7 +371,9 @@ def test_a_probe_that_does_not_fit_is_made_again(folder: Path, device: Device, m
         asked.append(refresh)
         return device
 
+    again: list[Device] = []
     monkeypatch.setattr(tuning, "probe", kept)
+    monkeypatch.setattr(tuning, "remember", again.append)
     monkeypatch.setattr(tuning, "_FAR", math.inf)
     settings = Settings(**{**vars(SETTINGS), "trials": 1})
     fits = tune(folder, settings)
@@ -381,3 +383,8 @@ def test_a_probe_that_does_not_fit_is_made_again(folder: Path, device: Device, m
     busy = tune(folder, settings)
     assert asked == [False, False, True]
     assert any("busy" in note for note in busy.notes)
+    assert not again  # the second fits as well as the first
+    fits_worse = iter([2.0, 2.0, 3.0, 3.0])
+    monkeypatch.setattr(tuning, "_misfit", lambda baseline: next(fits_worse))
+    tune(folder, settings)
+    assert again == [device]

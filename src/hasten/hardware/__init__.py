@@ -2,7 +2,7 @@
 
 from hasten.hardware.curve import Curve
 from hasten.hardware.device import ComputeUnit, Device, Link, MemoryLevel, devices, load_device, read_device
-from hasten.hardware.probing import probe
+from hasten.hardware.probing import probe, remember
 from hasten.hardware.quantity import Quantity
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "load_device",
     "probe",
     "read_device",
+    "remember",
 ]

@@ -62,7 +62,7 @@ def probe(
     if threads < 1:
         raise HastenError(f"cannot probe with {threads} threads: give at least 1")
     identity = machine(threads)
-    path = (Path(cache) if cache else cache_folder()) / "probe" / f"{_key(identity)}.toml"
+    path = _remembered(identity, cache)
     if not refresh and path.is_file():
         try:
             known = load_device(path)
@@ -72,9 +72,23 @@ def probe(
             return known
     with _threads(threads):
         device = _measure(identity, threads, progress or (lambda what, done: None))
-    with contextlib.suppress(HastenError):  # nowhere to remember it: the next probe measures again
-        device.save(path)
+    remember(device, cache)
     return device
+
+
+def remember(device: Device, cache: str | Path | None = None) -> None:
+    """Makes a probed device what `probe` answers from now on, as where an older probe turns out to be the better one.
+
+    Args:
+        device: what `probe` returned on this machine.
+        cache: folder of remembered results; the user's cache folder when None.
+    """
+    with contextlib.suppress(HastenError):  # nowhere to remember it: the next probe measures again
+        device.save(_remembered(device.identity, cache))
+
+
+def _remembered(identity: dict[str, str], cache: str | Path | None) -> Path:
+    return (Path(cache) if cache else cache_folder()) / "probe" / f"{_key(identity)}.toml"
 
 
 def _key(identity: dict[str, str]) -> str:

@@ -25,7 +25,7 @@ from hasten.cost import Estimate, estimate
 from hasten.data.questions import facts
 from hasten.errors import HastenError
 from hasten.files import write_aside
-from hasten.hardware import Device, probe
+from hasten.hardware import Device, probe, remember
 from hasten.methods import (
     BlockTopK,
     DropLayers,
@@ -200,6 +200,7 @@ class Run:
             baseline.predicted = prediction(self.estimated(self.workload), self.workload)
             if _misfit(baseline) > misfit:
                 self.device, baseline.predicted = before, predicted
+                remember(before)  # the next run starts from the same predictions
             if _misfit(baseline) >= _FAR:
                 self.notes.append(f"predictions are more than {_FAR:g} times off: this machine is busy with other work")
         options, skipped = self.options()
