@@ -41,6 +41,7 @@ def test_int8_keys_are_a_quarter_of_fp32() -> None:
 def test_nothing_is_deleted_for_more_than_it_takes() -> None:
     assert Schedule(0.5, 0.5, 0).placed(100, 50, 60, 1.5) == (50, 0)
     assert Schedule(0.5, 0.5, 0, prefix=True).placed(100, 50, 60, 0.0) == (50, 25)
+    assert Schedule(0.5, 0.5, 0, prefix=True).placed(100, 10, 60, 0.0) == (50, 10)  # only the prompt comes back
 
 
 def test_running_the_beginning_again_keeps_nothing() -> None:

@@ -177,19 +177,19 @@ class Schedule:
         if not (0 <= self.alpha <= 1 and 0 <= self.beta <= 1):
             raise HastenError("a schedule's alpha and beta are shares from 0 to 1")
 
-    def placed(self, length: int, step: int, fast_tokens: float, input_share: float) -> tuple[int, int]:
+    def placed(self, length: int, prompt: int, fast_tokens: float, input_share: float) -> tuple[int, int]:
         """(slow or deleted, deleted) tokens of ``length``: always the oldest ones.
 
         Args:
             length: tokens of a sequence.
-            step: new tokens made.
+            prompt: how many of them it began with.
             fast_tokens: tokens that the fast memory holds.
             input_share: what a deleted token keeps there, as a share of its keys and values; where that is more than
                 these none is deleted.
         """
         if length <= fast_tokens:
             return 0, 0
-        beta = self.beta if step >= self.delete_from and input_share <= 1 else 0.0
+        beta = self.beta if length - prompt >= self.delete_from and input_share <= 1 else 0.0
         # Deleted tokens keep their inputs: away must satisfy length - away + beta away share <= fast_tokens.
         least = math.ceil((length - fast_tokens) / max(1e-9, 1 - beta * input_share) - 1e-9)
         away = min(length, max(math.ceil(self.alpha * length), least))
@@ -199,7 +199,7 @@ class Schedule:
             away += 1
         while deleted and length - away + deleted * input_share > fast_tokens:
             deleted -= 1
-        return away, deleted
+        return away, min(deleted, prompt) if self.prefix else deleted
 
 
 @dataclass(frozen=True)
@@ -235,9 +235,7 @@ def sparse(job: Job, tiers: Tiers, schedule: Schedule, ratio: float, *, old_shar
     before = 0
     for step in range(job.new_tokens):
         length = job.prompt + step + 1
-        away, deleted = schedule.placed(length, step, fast_tokens, share)
-        if schedule.prefix:
-            deleted = min(deleted, job.prompt)
+        away, deleted = schedule.placed(length, job.prompt, fast_tokens, share)
         budget = math.floor(ratio * length)
         local = min(length, max(1, budget // 2))
         older = max(1, length - local)

@@ -292,7 +292,7 @@ class TieredCache(Cache):
         batch, capacity: sequences, and tokens of each.
         fast_bytes: budget for keys, values and kept inputs of all layers.
         bandwidth: B/s of the slow tier; None for the disk's own.
-        prompt: tokens of the prompt, from which the schedule counts.
+        prompt: tokens of the prompt, after which the schedule counts.
         folder: where the slow tier's file is made.
         dtype: ``fp32``, or ``int8`` for a quarter of the bytes in both tiers, to half a step of a channel's range.
 
@@ -351,21 +351,18 @@ class TieredCache(Cache):
 
     def placed(self, length: int) -> tuple[int, int]:
         """(away, deleted) tokens at this length."""
-        step = length - self._prompt
         if not self.quantized:
-            away, deleted = self.schedule.placed(length, step, self._budget / self.token_bytes, self.input_share)
-        else:
-            # The incomplete group is larger than its codes would be, and the scales stay.
-            coded = length // GROUP * GROUP
-            beside = (length - coded) * (self._plain_bytes - self.token_bytes) + coded // GROUP * self._scale_bytes
-            room = (self._budget - beside) / self.token_bytes
-            away, deleted = self.schedule.placed(length, step, room, self.input_share)
-            away = min(away, coded)
-            if self.keeps_inputs:
-                # What is deleted stays so, also when the incomplete group is at its largest.
-                fixed = (GROUP - 1) * self._plain_bytes + self.capacity // GROUP * self._scale_bytes
-                deleted = min(deleted, int((self._budget - fixed) / (self.input_share * self.token_bytes)))
-        return away, min(deleted, self._prompt) if self.schedule.prefix else deleted
+            return self.schedule.placed(length, self._prompt, self._budget / self.token_bytes, self.input_share)
+        # The incomplete group is larger than its codes would be, and the scales stay.
+        coded = length // GROUP * GROUP
+        beside = (length - coded) * (self._plain_bytes - self.token_bytes) + coded // GROUP * self._scale_bytes
+        room = (self._budget - beside) / self.token_bytes
+        away, deleted = self.schedule.placed(length, self._prompt, room, self.input_share)
+        if self.keeps_inputs:
+            # What is deleted stays so, also when the incomplete group is at its largest.
+            fixed = (GROUP - 1) * self._plain_bytes + self.capacity // GROUP * self._scale_bytes
+            deleted = min(deleted, int((self._budget - fixed) / (self.input_share * self.token_bytes)))
+        return min(away, coded), deleted
 
     def may_delete(self, length: int) -> int:
         """Tokens whose inputs must be kept, for now or a later step."""
