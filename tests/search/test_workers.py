@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -139,25 +138,17 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
     assert "under if __name__ == '__main__'" in done.stderr.splitlines()[-1]
 
 
-def test_workers_end_with_their_parent(tmp_path):
+def test_workers_end_with_their_parent(tmp_path, until, gone):
     seen = tmp_path / "seen"
     source = SLOW.format(seen=str(seen)).replace("0.3", "100").replace("params['x']", "__import__('os').getpid()")
     (tmp_path / "p.py").write_text(source)
-    parent = subprocess.Popen(
-        [sys.executable, "-m", "hasten", "search", "p.py:problem", "--workers", "2"],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.time() + 120
-    while time.time() < deadline and (not seen.exists() or len(seen.read_text().split()) < 2):
-        time.sleep(0.05)
-    parent.kill()
-    parent.wait()
-    workers = [int(pid) for pid in seen.read_text().split()]
-    assert len(workers) == 2
-    deadline = time.time() + 60
-    while time.time() < deadline and any(os.path.exists(f"/proc/{pid}") for pid in workers):
-        time.sleep(0.05)
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+    command = [sys.executable, "-m", "hasten", "search", "p.py:problem", "--workers", "2"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
+        try:
+            until(lambda: seen.exists() and len(seen.read_text().split()) == 2)
+        finally:
+            parent.kill()
+    gone(seen.read_text().split())
 
 
 def test_ctrl_c_with_workers_leaves_nothing_running_and_loses_nothing(tmp_path):
@@ -183,7 +174,6 @@ def test_ctrl_c_with_workers_leaves_nothing_running_and_loses_nothing(tmp_path):
 
 
 SLOW = """
-import time
 from hasten.search import Objective, Problem, Space, integer
 
 def evaluate(params):
@@ -196,7 +186,7 @@ problem = Problem("slow", Space([integer("x", 0, 15)]), (Objective("y"),), evalu
 """
 
 
-def test_killed_with_workers_it_goes_on(tmp_path):
+def test_killed_with_workers_it_goes_on(tmp_path, until):
     seen = tmp_path / "seen"
     (tmp_path / "p.py").write_text(SLOW.format(seen=str(seen)))
     command = [
@@ -206,14 +196,11 @@ def test_killed_with_workers_it_goes_on(tmp_path):
     first = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
-    deadline = time.time() + 60
-    while time.time() < deadline and (not seen.exists() or len(seen.read_text().split()) < 6):
-        time.sleep(0.05)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    first.stdout.close()
-    first.stderr.close()
-    assert seen.exists()
+    try:
+        until(lambda: seen.exists() and len(seen.read_text().split()) >= 6)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
     second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert second.returncode == 0, second.stderr
     document = json.loads(second.stdout)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,19 +42,16 @@ if __name__ == "__main__":
 """
 
 
-def test_arms_end_with_their_parent(tmp_path: Path) -> None:
+def test_arms_end_with_their_parent(
+    tmp_path: Path, until: Callable[[Callable[[], bool]], None], gone: Callable[[list[str]], None]
+) -> None:
     """Killed outright, it leaves no training behind that goes on for nobody."""
-    (tmp_path / "seen").mkdir()
+    seen = tmp_path / "seen"
+    seen.mkdir()
     (tmp_path / "slow.py").write_text(SLOW)
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "slow.py"), str(tmp_path / "seen")])
-    deadline = time.time() + 120
-    while time.time() < deadline and len(list((tmp_path / "seen").iterdir())) < 2:
-        time.sleep(0.05)
-    parent.kill()
-    parent.wait()
-    pids = [p.name for p in (tmp_path / "seen").iterdir()]
-    assert len(pids) == 2
-    deadline = time.time() + 30
-    while time.time() < deadline and any(os.path.exists(f"/proc/{pid}") for pid in pids):
-        time.sleep(0.05)
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+    with subprocess.Popen([sys.executable, str(tmp_path / "slow.py"), str(seen)]) as parent:
+        try:
+            until(lambda: len(list(seen.iterdir())) == 2)
+        finally:
+            parent.kill()
+    gone([p.name for p in seen.iterdir()])
