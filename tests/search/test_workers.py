@@ -174,6 +174,7 @@ def test_ctrl_c_with_workers_leaves_nothing_running_and_loses_nothing(tmp_path):
 
 
 SLOW = """
+import time
 from hasten.search import Objective, Problem, Space, integer
 
 def evaluate(params):
