@@ -8,12 +8,57 @@ from typing import Any, ClassVar, Self
 from hasten.errors import HastenError
 from hasten.methods.editing import cache_of, with_cache
 from hasten.methods.method import Method
+from hasten.runtime.cache import CacheSpec
 from hasten.runtime.language_model import LanguageModel
 from hasten.workload.einsum import Workload
 
 
 @dataclass(frozen=True)
-class SlidingWindow(Method):
+class _Window(Method):
+    """What the windows share: they are settings of the cache.
+
+    Args:
+        window: newest tokens seen, the present one included.
+        sinks: first tokens that stay visible.
+    """
+
+    kind: ClassVar[str] = "window"
+    order: ClassVar[int] = 40
+
+    window: int = 256
+    sinks: int = 4
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.sinks < 0:
+            raise HastenError("a sliding window takes window >= 1 and sinks >= 0")
+
+    def _narrowed(self, spec: CacheSpec, layers: int) -> CacheSpec:
+        """The cache of a model of so many layers, with the window."""
+        return replace(spec, window=self.window, sinks=self.sinks)
+
+    def why_not(self, model: Any) -> str | None:
+        if not isinstance(model, LanguageModel):
+            return "it is not a language model with a cache"
+        if model.cache.window is not None:
+            return "it has a window already"
+        return "it chooses what it reads already" if model.cache.policy is not None else None
+
+    def apply(self, model: Any) -> Any:
+        self.check(model)
+        model.cache = self._narrowed(model.cache, len(model.layers))
+        return model
+
+    def rewrite(self, workload: Workload) -> Workload:
+        layers = 1 + max(int(name.split(".")[1]) for name in workload.state)
+        return with_cache(workload, self._narrowed(cache_of(workload), layers))
+
+    @classmethod
+    def variants(cls, model: Any) -> list[Self]:
+        return [cls(256, 4)]
+
+
+@dataclass(frozen=True)
+class SlidingWindow(_Window):
     """A window of the newest tokens beside a few attention sinks at the start (StreamingLLM).
 
     Keys keep the rotation of their own positions. The cache is a ring: memory stops growing.
@@ -24,41 +69,15 @@ class SlidingWindow(Method):
     """
 
     name: ClassVar[str] = "sliding-window"
-    kind: ClassVar[str] = "window"
-    order: ClassVar[int] = 40
     source: ClassVar[str] = "StreamingLLM, arXiv 2309.17453"
-
-    window: int = 256
-    sinks: int = 4
-
-    def __post_init__(self) -> None:
-        if self.window < 1 or self.sinks < 0:
-            raise HastenError("a sliding window takes window >= 1 and sinks >= 0")
 
     @property
     def title(self) -> str:
         return f"window {self.window}+{self.sinks}"
 
-    def why_not(self, model: Any) -> str | None:
-        if not isinstance(model, LanguageModel):
-            return "it is not a language model with a cache"
-        return _taken(model)
-
-    def apply(self, model: Any) -> Any:
-        self.check(model)
-        model.cache = replace(model.cache, window=self.window, sinks=self.sinks)
-        return model
-
-    def rewrite(self, workload: Workload) -> Workload:
-        return with_cache(workload, replace(cache_of(workload), window=self.window, sinks=self.sinks))
-
-    @classmethod
-    def variants(cls, model: Any) -> list[Self]:
-        return [cls(256, 4)]
-
 
 @dataclass(frozen=True)
-class LambdaWindow(Method):
+class LambdaWindow(_Window):
     """A window with attention sinks whose positions count within the cache, for texts without end.
 
     No distance is longer than sinks + window - 1, so a model never meets one that it was not trained on. Memory is
@@ -71,33 +90,16 @@ class LambdaWindow(Method):
 
     name: ClassVar[str] = "lambda-window"
     untried: ClassVar[str] = "for texts beyond the trained positions; within them it is a window that runs slower"
-    kind: ClassVar[str] = "window"
-    order: ClassVar[int] = 40
     source: ClassVar[str] = "AccLLM, arXiv 2505.03745"
 
     window: int = 1020
-    sinks: int = 4
-
-    def __post_init__(self) -> None:
-        if self.window < 1 or self.sinks < 0:
-            raise HastenError("a sliding window takes window >= 1 and sinks >= 0")
 
     @property
     def title(self) -> str:
         return f"capped window {self.window}+{self.sinks}"
 
-    def why_not(self, model: Any) -> str | None:
-        if not isinstance(model, LanguageModel):
-            return "it is not a language model with a cache"
-        return _taken(model)
-
-    def apply(self, model: Any) -> Any:
-        self.check(model)
-        model.cache = replace(model.cache, window=self.window, sinks=self.sinks, capped=True)
-        return model
-
-    def rewrite(self, workload: Workload) -> Workload:
-        return with_cache(workload, replace(cache_of(workload), window=self.window, sinks=self.sinks))
+    def _narrowed(self, spec: CacheSpec, layers: int) -> CacheSpec:
+        return replace(super()._narrowed(spec, layers), capped=True)
 
     @classmethod
     def variants(cls, model: Any) -> list[Self]:
@@ -106,7 +108,7 @@ class LambdaWindow(Method):
 
 
 @dataclass(frozen=True)
-class HybridWindow(Method):
+class HybridWindow(_Window):
     """A window in the outer layers, everything in the middle ones (LongGen).
 
     The cache of the outer layers stops growing; the middle third still reaches every token. Made for models trained so:
@@ -119,17 +121,12 @@ class HybridWindow(Method):
     """
 
     name: ClassVar[str] = "hybrid-window"
-    kind: ClassVar[str] = "window"
-    order: ClassVar[int] = 40
     source: ClassVar[str] = "LongGen, arXiv 2410.01485"
 
-    window: int = 256
-    sinks: int = 4
     full_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.sinks < 0:
-            raise HastenError("a sliding window takes window >= 1 and sinks >= 0")
+        super().__post_init__()
         if list(self.full_layers) != sorted(set(self.full_layers)) or min(self.full_layers, default=0) < 0:
             raise HastenError("full layers are different numbers from 0 up, rising")
 
@@ -138,28 +135,13 @@ class HybridWindow(Method):
         which = f"{len(self.full_layers)} layers full" if self.full_layers else "middle third full"
         return f"window {self.window}+{self.sinks}, {which}"
 
+    def _narrowed(self, spec: CacheSpec, layers: int) -> CacheSpec:
+        return replace(super()._narrowed(spec, layers), full_layers=self.full_layers or middle_third(layers))
+
     def why_not(self, model: Any) -> str | None:
-        if not isinstance(model, LanguageModel):
-            return "it is not a language model with a cache"
-        if max(self.full_layers, default=0) >= len(model.layers):
+        if isinstance(model, LanguageModel) and max(self.full_layers, default=0) >= len(model.layers):
             return f"it has {len(model.layers)} layers"
-        return _taken(model)
-
-    def apply(self, model: Any) -> Any:
-        self.check(model)
-        full = self.full_layers or middle_third(len(model.layers))
-        model.cache = replace(model.cache, window=self.window, sinks=self.sinks, full_layers=full)
-        return model
-
-    def rewrite(self, workload: Workload) -> Workload:
-        layers = 1 + max(int(name.split(".")[1]) for name in workload.state)
-        full = self.full_layers or middle_third(layers)
-        spec = replace(cache_of(workload), window=self.window, sinks=self.sinks, full_layers=full)
-        return with_cache(workload, spec)
-
-    @classmethod
-    def variants(cls, model: Any) -> list[Self]:
-        return [cls(256, 4)]
+        return super().why_not(model)
 
 
 def middle_third(layers: int) -> tuple[int, ...]:
@@ -167,9 +149,3 @@ def middle_third(layers: int) -> tuple[int, ...]:
     count = max(1, round(layers * 0.375))
     first = (layers - count) // 2
     return tuple(range(first, first + count))
-
-
-def _taken(model: LanguageModel) -> str | None:
-    if model.cache.window is not None:
-        return "it has a window already"
-    return "it chooses what it reads already" if model.cache.policy is not None else None
