@@ -215,8 +215,10 @@ def main() -> None:
     once = kept.known["trained"] + kept.known["picking"]
     shares = {n: once / n + given.tuning for n in given.devices}
     alone = all_alone(chosen, shares, options, kept, given.processes)
-    data = images()
-    before = {i: judged(specialized(network, a), data.test, data.test_labels) for i, a in chosen.items()}
+    before = accuracies
+    if given.tuning:
+        data = images()
+        before = {i: judged(specialized(network, a), data.test, data.test_labels) for i, a in chosen.items()}
     seconds = latencies([SubNetwork.load(folder / f"network-{i}") for i in chosen], given.at_once)
     rows = [
         Row("training of the one network", "hasten", kept.known["trained"], "s"),
