@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import pytest
-
-Until = Callable[[Callable[[], bool]], None]
 
 # Tests that run side by side, and the programs they start, would fight for the cores with a thread for each.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -21,19 +19,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture
-def until() -> Until:
-    """Waits until something holds that another process brings about; two minutes are enough on a busy machine."""
+def until() -> Callable[[Callable[[], bool], float], None]:
+    """Waits, so many seconds at most, until something holds that another process brings about."""
 
-    def wait(holds: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
+    def wait(holds: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         while not holds():
-            assert time.monotonic() < deadline, "waited for two minutes"
+            assert time.monotonic() < deadline, f"waited for {seconds:g} s"
             time.sleep(0.05)
 
     return wait
-
-
-@pytest.fixture
-def gone(until: Until) -> Callable[[Iterable[str]], None]:
-    """Waits until processes, by their numbers, have ended."""
-    return lambda pids: until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from hasten.errors import HastenError
 from hasten.methods.editing import cache_of, with_cache
-from hasten.methods.method import Method
+from hasten.methods.reading import Reading
 from hasten.runtime.cache import CacheSpec
 from hasten.runtime.language_model import LanguageModel
 from hasten.workload.einsum import Workload
 
 
 @dataclass(frozen=True)
-class _Window(Method):
+class _Window(Reading):
     """What the windows share: they are settings of the cache.
 
     Args:
@@ -22,7 +23,6 @@ class _Window(Method):
         sinks: first tokens that stay visible.
     """
 
-    kind: ClassVar[str] = "window"
     order: ClassVar[int] = 40
 
     window: int = 256
@@ -32,25 +32,18 @@ class _Window(Method):
         if self.window < 1 or self.sinks < 0:
             raise HastenError("a sliding window takes window >= 1 and sinks >= 0")
 
-    def _narrowed(self, spec: CacheSpec, layers: int) -> CacheSpec:
-        """The cache of a model of so many layers, with the window."""
+    def _narrowed(self, spec: CacheSpec, layers: Callable[[], int]) -> CacheSpec:
+        """The cache with the window; ``layers`` counts the model's, where the window asks."""
         return replace(spec, window=self.window, sinks=self.sinks)
-
-    def why_not(self, model: Any) -> str | None:
-        if not isinstance(model, LanguageModel):
-            return "it is not a language model with a cache"
-        if model.cache.window is not None:
-            return "it has a window already"
-        return "it chooses what it reads already" if model.cache.policy is not None else None
 
     def apply(self, model: Any) -> Any:
         self.check(model)
-        model.cache = self._narrowed(model.cache, len(model.layers))
+        model.cache = self._narrowed(model.cache, lambda: len(model.layers))
         return model
 
     def rewrite(self, workload: Workload) -> Workload:
-        layers = 1 + max(int(name.split(".")[1]) for name in workload.state)
-        return with_cache(workload, self._narrowed(cache_of(workload), layers))
+        spec = self._narrowed(cache_of(workload), lambda: 1 + max(int(n.split(".")[1]) for n in workload.state))
+        return with_cache(workload, spec)
 
     @classmethod
     def variants(cls, model: Any) -> list[Self]:
@@ -98,7 +91,7 @@ class LambdaWindow(_Window):
     def title(self) -> str:
         return f"capped window {self.window}+{self.sinks}"
 
-    def _narrowed(self, spec: CacheSpec, layers: int) -> CacheSpec:
+    def _narrowed(self, spec: CacheSpec, layers: Callable[[], int]) -> CacheSpec:
         return replace(super()._narrowed(spec, layers), capped=True)
 
     @classmethod
@@ -135,8 +128,8 @@ class HybridWindow(_Window):
         which = f"{len(self.full_layers)} layers full" if self.full_layers else "middle third full"
         return f"window {self.window}+{self.sinks}, {which}"
 
-    def _narrowed(self, spec: CacheSpec, layers: int) -> CacheSpec:
-        return replace(super()._narrowed(spec, layers), full_layers=self.full_layers or middle_third(layers))
+    def _narrowed(self, spec: CacheSpec, layers: Callable[[], int]) -> CacheSpec:
+        return replace(super()._narrowed(spec, layers), full_layers=self.full_layers or middle_third(layers()))
 
     def why_not(self, model: Any) -> str | None:
         if isinstance(model, LanguageModel) and max(self.full_layers, default=0) >= len(model.layers):

@@ -5,30 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from hasten.methods.method import Method
+from hasten.methods.reading import Reading
 from hasten.runtime import policies
-from hasten.runtime.language_model import LanguageModel
 from hasten.runtime.tracing import with_policy
 from hasten.workload.einsum import Workload
 
 
-class _Selection(Method):
+class _Selection(Reading):
     """A policy of `hasten.runtime.policies` as a method."""
 
-    kind: ClassVar[str] = "window"
     order: ClassVar[int] = 45
 
     @property
     def policy(self) -> policies.Policy:
         """What it puts into the cache."""
         raise NotImplementedError
-
-    def why_not(self, model: Any) -> str | None:
-        if not isinstance(model, LanguageModel):
-            return "it is not a language model with a cache"
-        if model.cache.window is not None:
-            return "it has a window already"
-        return "it chooses what it reads already" if model.cache.policy is not None else None
 
     def apply(self, model: Any) -> Any:
         self.check(model)

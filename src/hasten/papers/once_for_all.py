@@ -90,6 +90,10 @@ class _Arm(NamedTuple):
     state: dict[str, Any] | None
 
 
+# Those trained alone are two arms of half the length, so that two cores end together.
+_HALVES = {"small": slice(0, 4), "large": slice(4, 8)}
+
+
 def _seeds(budget: float) -> int:
     return 3 if budget >= _THREE_SEEDS else 1
 
@@ -123,10 +127,6 @@ def _trained(kind: str, seconds: float, seed: int) -> _Arm:
         # As arrays: tensors would come from another process by shared memory, a file each.
         state = {k: v.numpy() for k, v in network.state_dict().items()} if kind == "shrinking" else None
     return _Arm([100 * judged(n, data.held, data.held_labels) for n in networks], state)
-
-
-# Those trained alone are two arms of half the length, so that two cores end together.
-_HALVES = {"small": slice(0, 4), "large": slice(4, 8)}
 
 
 @lru_cache(maxsize=1)
@@ -216,13 +216,13 @@ def _shrinking(context: Context) -> Seen:
     """All eight corners above joint training, by half a point on average and one on the smallest."""
     means = _corner_means(context.budget, context.seed, context.progress)
     gains = [a - b for a, b in zip(means["shrinking"], means["joint"], strict=True)]
-    mean = sum(gains) / 8
+    mean, count = sum(gains) / 8, _seeds(context.budget)
     value = (
         f"{mean:+.2f} points on average ({sum(means['shrinking']) / 8:.2f} against {sum(means['joint']) / 8:.2f} %), "
         f"{gains[0]:+.2f} on the smallest, {min(gains):+.2f} to {max(gains):+.2f}; "
-        f"{(count := _seeds(context.budget))} seed{'s' * (count > 1)}, equal processor time"
+        f"{count} seed{'s' * (count > 1)}, equal processor time"
     )
-    holds = _seeds(context.budget) > 1 and min(gains) > 0 and mean >= 0.5 and gains[0] >= 1
+    holds = count > 1 and min(gains) > 0 and mean >= 0.5 and gains[0] >= 1
     return judged(context, value, holds, mean > 0, needs=_NEEDS)
 
 
@@ -343,5 +343,6 @@ def _searched(context: Context) -> Seen:
         + ", ".join(f"{o:+.0%}" for o in over)
         + " from the limit"
     )
+    # Shares of 5,000 images are whole fiftieths of a point: rounding takes away the difference's error alone.
     holds = lead >= -1.5 and round(min(gains), 2) >= -0.3 and max(over) <= 0.1
     return judged(context, value, holds, lead >= -1.5, needs=_NEEDS)
