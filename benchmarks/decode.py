@@ -27,7 +27,7 @@ from hasten.kernels.packed_linear import fast_bf16
 from hasten.models import load_network, load_packed
 from hasten.runtime import CacheSpec, LanguageModel
 from hasten.runtime.quality import perplexity
-from hasten.search.tune import load
+from hasten.tuning.tune import load
 from rows import Row, emit
 
 MODEL = "smollm2-135m-instruct"

@@ -1,6 +1,6 @@
 """What searching designs rests on: how fast and right `cost` is, how fast the DRAM simulator, and who searches best.
 
-Convolutions and products on weight-stationary and output-stationary arrays are priced by `hasten.cost.dataflow` and by
+Convolutions and products on weight- and output-stationary arrays are priced by `hasten.cost.chips.dataflow` and by
 zigzag-dse on the same layer, array, buffer, bandwidth and mapping (the unrolling and the order of loops that hasten
 chose, written as zigzag's inputs): cycles of both, and designs a second, each in one thread. zigzag's rate is given for
 its one-line API, for its stages without the files that leaves, and for its cost model alone on objects already parsed.
@@ -33,14 +33,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from hasten.cost.dataflow import ATOMIC_CHANNELS, ConvShape, LayerCost, SubAccelerator, blocked_cost, layer_cost
-from hasten.cost.dram import Controller, MemorySystem
+from hasten import spaces
+from hasten.cost.chips.dataflow import ATOMIC_CHANNELS, ConvShape, LayerCost, SubAccelerator, blocked_cost, layer_cost
+from hasten.cost.chips.dram import Controller, MemorySystem
 from hasten.data.memory_traces import WORKLOADS, memory_trace
 from hasten.errors import HastenError
-from hasten.hardware.memory_part import memory_part
+from hasten.hardware.chips.memory_part import memory_part
 from hasten.kernels import dram_controller
-from hasten.search import Objective, Problem, Study, spaces
-from hasten.search.agents import make_agent
+from hasten.search import Objective, Problem, Study
+from hasten.search.agents.agent import make_agent
 from hasten.search.codec import Codec
 from hasten.search.environments import Fitness
 from hasten.search.exploring import Explorer

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from hasten.data.questions import hidden_number
 from hasten.data.text import default_text
 from hasten.models import load_network
 from hasten.runtime import CacheSpec, LanguageModel
 from hasten.runtime.policies import KeepEnds, SnapKV
+from hasten.tasks.questions import hidden_number
 from rows import Row, emit
 
 

@@ -3,7 +3,7 @@
     python benchmarks/latency_predictor.py HELP/data/fbnet
     python benchmarks/latency_predictor.py HELP/data/nasbench201 --draws 3 --json
 
-The folder is one space of the published data (`hasten.cost.latency_tables.read_help`); devices are parted as in the
+The folder is one space of the published data (`hasten.cost.latency.tables.read_help`); devices are parted as in the
 paper. Everybody has the same ten measurements of a held-out device: those of the published reference networks, then of
 further draws of ten, ``--draws`` in all. Settings are those of `hasten check help`, which take minutes; ``--paper``
 takes the paper's episodes, rates and widths, hours of them.
@@ -18,10 +18,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hasten.cost.latency_predictor import LatencyPredictor, MetaSettings, spearman
-from hasten.cost.latency_tables import Arch, read_help
+from hasten.cost.latency.predictor import LatencyPredictor, MetaSettings, spearman
+from hasten.cost.latency.tables import Arch, read_help
 from hasten.papers.help import EPISODES, LEARNERS, baselines, middle, settings, space_of
-from hasten.train.arms import run_arms
+from hasten.processes import run_arms
 from rows import Row, emit
 
 SPACES = {"fbnet": "chain", "nasbench201": "cell"}

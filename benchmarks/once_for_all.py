@@ -26,10 +26,10 @@ from typing import Any
 import torch
 
 from hasten.files import write_aside
-from hasten.models.once_for_all import Architecture, OnceForAll, SubNetwork, calibrate, resized
-from hasten.search.spaces.once_for_all import SMALL, images, judged, specialized
-from hasten.search.specialize import AccuracyPredictor, evolve, measured
-from hasten.train.arms import run_arms
+from hasten.models.vision.once_for_all import Architecture, OnceForAll, SubNetwork, calibrate, resized
+from hasten.processes import run_arms
+from hasten.search.networks.specialize import AccuracyPredictor, evolve, measured
+from hasten.spaces.once_for_all import SMALL, images, judged, specialized
 from hasten.train.shrinking import train, train_alone
 from rows import Row, emit
 

@@ -15,7 +15,7 @@ import torch
 
 from hasten.data.text import characters, sources
 from hasten.models import SmallThinkerConfig, SmallThinkerLM
-from hasten.models.smallthinker import hybrid
+from hasten.models.language.smallthinker import hybrid
 from hasten.nn.reglu_experts import balance_loss
 from hasten.train.fitting import fit, windows
 

@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from hasten.hardware import devices, load_device, probe
     from hasten.models import load_network
     from hasten.runtime import LanguageModel
-    from hasten.search.tune import Settings, load, tune
+    from hasten.tuning.tune import Settings, load, tune
     from hasten.workload import trace
 
 # Nothing heavy is imported before one of these is asked for.
 _HOMES = {
     "LanguageModel": "hasten.runtime",
-    "Settings": "hasten.search.tune",
+    "Settings": "hasten.tuning.tune",
     "devices": "hasten.hardware",
     "estimate": "hasten.cost",
-    "load": "hasten.search.tune",
+    "load": "hasten.tuning.tune",
     "load_device": "hasten.hardware",
     "load_network": "hasten.models",
     "measure": "hasten.cost",
     "probe": "hasten.hardware",
     "trace": "hasten.workload",
-    "tune": "hasten.search.tune",
+    "tune": "hasten.tuning.tune",
 }
 _PARTS = (
-    "cost", "data", "hardware", "kernels", "methods", "models", "nn", "papers", "report", "runtime", "search",
-    "workload",
+    "cost", "data", "hardware", "kernels", "methods", "models", "nn", "papers", "report", "runtime", "search", "spaces",
+    "tasks", "train", "tuning", "workload",
 )  # fmt: skip
 
 __all__ = [

@@ -23,7 +23,7 @@ from hasten import __version__
 from hasten.errors import HastenError
 
 if TYPE_CHECKING:
-    from hasten.search.outcome import Combination
+    from hasten.tuning.outcome import Combination
 
 app = typer.Typer(
     name="hasten",
@@ -147,8 +147,8 @@ def tune(
     _use_threads(threads)
     from hasten.data.text import read_text
     from hasten.report import print_tune, write_html
-    from hasten.search.tune import Settings, save
-    from hasten.search.tune import tune as run
+    from hasten.tuning.tune import Settings, save
+    from hasten.tuning.tune import tune as run
 
     settings = Settings(
         prompt=prompt,
@@ -353,8 +353,9 @@ def search(
         hasten search my_chip.py:problem --ray 10.0.0.1:6379 --workers 16
     """
     _use_threads(threads)
+    from hasten import spaces
     from hasten.report import print_table, search_table, trials_document, write_search
-    from hasten.search import Study, spaces
+    from hasten.search import Study
     from hasten.search import samplers as sampler_names
     from hasten.search.samplers import check_name, describe
 

@@ -39,7 +39,7 @@ def test_networks_are_described(name: str) -> None:
 
 
 def test_too_few_measurements_are_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hasten.cost import device_regimes
+    from hasten.cost.latency import regimes as device_regimes
 
     def slow(build: Any, archs: Any, regimes: Any, **rest: Any) -> device_regimes.MeasuredRegimes:
         halves = {r.name: np.full((len(archs), 2), np.nan) for r in regimes}

@@ -9,7 +9,7 @@ from hasten.data import assets
 from hasten.papers import once_for_all
 from hasten.papers.card import Context
 from hasten.papers.once_for_all import paper
-from hasten.search.spaces import once_for_all as fashion
+from hasten.spaces import once_for_all as fashion
 
 
 def test_the_count_is_exact() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hasten.search.outcome import Combination, Figures, Kernel, Prediction, Roof, TuneResult
+from hasten.tuning.outcome import Combination, Figures, Kernel, Prediction, Roof, TuneResult
 
 PLACES = {
     "self_attn.q_proj": 332e3,

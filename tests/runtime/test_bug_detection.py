@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from hasten.data.hls_bugs import DIRECTIVE, designs, mutants, rank
 from hasten.errors import HastenError
 from hasten.runtime import LanguageModel
 from hasten.runtime.bug_detection import suspicion
+from hasten.tasks.hls.bugs import DIRECTIVE, designs, mutants, rank
 
 
 class Letters:

@@ -9,7 +9,7 @@ import torch
 
 from hasten.errors import HastenError
 from hasten.runtime import CacheSpec, LanguageModel, PromptLookup
-from hasten.runtime.lookup import Index
+from hasten.runtime.decoding.lookup import Index
 
 
 def ids(length: int, batch: int = 1, seed: int = 0) -> torch.Tensor:

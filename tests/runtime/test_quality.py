@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from hasten.data.questions import facts
 from hasten.errors import HastenError
 from hasten.methods import CacheFormat, SlidingWindow, WeightOnly
 from hasten.runtime import CacheSpec, LanguageModel
 from hasten.runtime.quality import agreement, choice, needle, perplexity, recall
+from hasten.tasks.questions import facts
 
 SHAPE = {"context": 100, "scored": 60, "segments": 3}
 

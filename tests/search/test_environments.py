@@ -9,9 +9,10 @@ import warnings
 import numpy as np
 import pytest
 
+from hasten import spaces
 from hasten.errors import HastenError
-from hasten.search import Infeasible, Objective, Problem, Space, Study, categorical, integer, spaces
-from hasten.search.agents import make_agent
+from hasten.search import Infeasible, Objective, Problem, Space, Study, categorical, integer
+from hasten.search.agents.agent import make_agent
 from hasten.search.codec import Codec
 from hasten.search.environments import (
     CAP,
@@ -19,12 +20,11 @@ from hasten.search.environments import (
     as_problem,
     environment,
     parallel_environment,
-    register_environments,
     to_budget,
     to_target,
 )
 from hasten.search.exploring import Explorer
-from hasten.search.spaces import dram
+from hasten.spaces import dram, register_environments
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -253,7 +253,7 @@ def test_a_mapping_is_found_that_is_near_the_bound():
 
 
 def spaces_chip():
-    from hasten.search.spaces.mapper import CHIP
+    from hasten.spaces.mapper import CHIP
 
     return CHIP
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from hasten.errors import HastenError
-from hasten.search.agents import make_agent
+from hasten.search.agents.agent import make_agent
 from hasten.search.environments import Log, environment, to_target
 from hasten.search.exploring import SETTINGS, Explorer, Proxy, sweep
-from hasten.search.spaces import dram
+from hasten.spaces import dram
 
 GOAL = to_target(power=1.0, time=2.5e-6)
 

@@ -6,9 +6,9 @@ import random
 
 import torch
 
-from hasten.cost.latency_predictor import LatencyPredictor, MetaSettings, spearman
-from hasten.models.once_for_all import Architecture, OFAConfig
-from hasten.search.specialize import evolve
+from hasten.cost.latency.predictor import LatencyPredictor, MetaSettings, spearman
+from hasten.models.vision.once_for_all import Architecture, OFAConfig
+from hasten.search.networks.specialize import evolve
 
 
 def test_evolution_stays_within_the_predicted_limit() -> None:

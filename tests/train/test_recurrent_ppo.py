@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hasten.errors import HastenError
-from hasten.train.memory_tasks import (
+from hasten.tasks.control import (
     GymTask,
     MemoryLength,
     ProjectedCartPole,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hasten.errors import HastenError
-from hasten.models.once_for_all import Architecture, OFAConfig, OnceForAll, SubNetwork, calibrate, resized
+from hasten.models.vision.once_for_all import Architecture, OFAConfig, OnceForAll, SubNetwork, calibrate, resized
 from hasten.train import shrinking
 from hasten.train.classifying import accuracy
 from hasten.train.shrinking import (

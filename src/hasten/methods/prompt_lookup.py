@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 
 from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Method
+from hasten.runtime.decoding.lookup import Index, PromptLookup
 from hasten.runtime.language_model import LanguageModel
-from hasten.runtime.lookup import Index, PromptLookup
 from hasten.runtime.tracing import with_rows
 from hasten.workload.einsum import Phase, Workload
 

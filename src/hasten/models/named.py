@@ -13,11 +13,11 @@ from hasten.errors import HastenError
 
 # Name -> where its class is; the class has ``PUBLISHED`` names in its module and a ``named`` constructor.
 _HOMES = {
-    "hasten.models.blockffn_lm": "BlockFFNLM",
-    "hasten.models.kat": "KAT",
-    "hasten.models.mamba_lm": "MambaLM",
-    "hasten.models.matmul_free": "MatMulFreeLM",
-    "hasten.models.smallthinker": "SmallThinkerLM",
+    "hasten.models.language.blockffn_lm": "BlockFFNLM",
+    "hasten.models.vision.kat": "KAT",
+    "hasten.models.language.mamba_lm": "MambaLM",
+    "hasten.models.language.matmul_free": "MatMulFreeLM",
+    "hasten.models.language.smallthinker": "SmallThinkerLM",
 }
 
 

@@ -22,8 +22,8 @@ paper = Paper(
         "hasten.methods:SparseLowBit",
         "hasten.methods.recovery:recover",
         "hasten.methods:LambdaWindow",
-        "hasten.cost.fpga_engine:run",
-        "hasten.cost.fpga_engine:pack_products",
+        "hasten.cost.chips.fpga:run",
+        "hasten.cost.chips.fpga:pack_products",
     ),
     claims=(
         Claim(
@@ -67,7 +67,7 @@ _FINAL = "2:4, W2, KV4, window 2048"
 
 @paper.check("X1")
 def _rate(context: Context) -> Seen:
-    from hasten.cost.fpga_engine import PLANS, Engine, Plan, Sizes, run, without_packing
+    from hasten.cost.chips.fpga import PLANS, Engine, Plan, Sizes, run, without_packing
 
     engine, sizes = Engine(), Sizes()
     rates = {
@@ -101,7 +101,7 @@ def _energy(context: Context) -> Seen:
     import itertools
     from dataclasses import replace
 
-    from hasten.cost.fpga_engine import PLANS, Engine, Sizes, run
+    from hasten.cost.chips.fpga import PLANS, Engine, Sizes, run
 
     def joules(engine: Engine) -> tuple[float, float]:
         phase = run(engine, PLANS[_FINAL], Sizes(), _CONTEXT)
@@ -261,8 +261,8 @@ def _compressed(name: str, rows: list[list[int]]) -> float:
 def _perplexities(budget: float, report: Any) -> dict[str, float]:
     from hasten.methods.recovery import last_states, recover
     from hasten.methods.sparse_low_bit import Int8Activations, calibration, pack, trainable
+    from hasten.processes import run_arms
     from hasten.runtime import CacheSpec
-    from hasten.train.arms import run_arms
 
     enough = budget >= _NEEDS
     found = {"dense": _score(_fresh(), enough)}

@@ -18,8 +18,8 @@ paper = Paper(
     summary="Attends to recent and recently important tokens only, and decides token by token whether keys and values stay in fast memory, move to slow memory or are computed again.",
     pieces=(
         "hasten.runtime.policies:SparseWindow",
-        "hasten.runtime.tiered_cache:TieredCache",
-        "hasten.cost.tiers:best_schedule",
+        "hasten.runtime.storage.tiered_cache:TieredCache",
+        "hasten.cost.serving.tiers:best_schedule",
         "hasten.methods:SparseWindow",
     ),
     claims=(
@@ -112,10 +112,10 @@ def _tiers(seconds: float, seed: int) -> dict[str, float]:
     import torch
     import transformers
 
-    from hasten.cost.tiers import Job, Schedule, Tiers, best_schedule, sparse, static_split
+    from hasten.cost.serving.tiers import Job, Schedule, Tiers, best_schedule, sparse, static_split
     from hasten.runtime import LanguageModel
     from hasten.runtime.policies import SparseWindow
-    from hasten.runtime.tiered_cache import TieredCache, generate
+    from hasten.runtime.storage.tiered_cache import TieredCache, generate
 
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
@@ -177,7 +177,7 @@ def _tiers(seconds: float, seed: int) -> dict[str, float]:
 
 def _opt(batch: int) -> tuple[float, float, float, float]:
     """Seconds at OPT-6.7B in 16 GB with a 20 GB/s link: ours, phases I and II only, static split, waves."""
-    from hasten.cost.tiers import MODELS, Tiers, best_schedule, sparse, static_split, waves
+    from hasten.cost.serving.tiers import MODELS, Tiers, best_schedule, sparse, static_split, waves
 
     job = MODELS["opt-6.7b"].job(batch)
     tiers = Tiers(fast_bytes=16 * 2**30 - 13.4e9, link=20e9, fast=900e9, compute=100e12)
@@ -189,7 +189,7 @@ def _opt(batch: int) -> tuple[float, float, float, float]:
 @functools.cache
 def _published_sizes() -> dict[str, tuple[float, float]]:
     """Device and model -> speedup over the static split and over waves, batch 64 over a 20 GB/s link; what fits."""
-    from hasten.cost.tiers import MODELS, Tiers, best_schedule, sparse, static_split, waves
+    from hasten.cost.serving.tiers import MODELS, Tiers, best_schedule, sparse, static_split, waves
     from hasten.errors import HastenError
     from hasten.hardware.device import load_device
 
@@ -256,7 +256,7 @@ def _against_waves(context: Context) -> Seen:
 
 @paper.check("A6")
 def _recompute(context: Context) -> Seen:
-    from hasten.cost.tiers import MODELS, Tiers, best_schedule, sparse
+    from hasten.cost.serving.tiers import MODELS, Tiers, best_schedule, sparse
 
     job = MODELS["opt-6.7b"].job(64)
     tiers = Tiers(fast_bytes=16 * 2**30 - 13.4e9, link=20e9, fast=900e9, compute=100e12)

@@ -20,10 +20,10 @@ paper = Paper(
     summary="Puts any search algorithm in front of any architecture simulator through one interface, so that they are compared fairly and learn from shared logs.",
     pieces=(
         "hasten.search.environments:environment",
-        "hasten.search.agents:AntColony",
+        "hasten.search.agents.agent:AntColony",
         "hasten.search.exploring:sweep",
         "hasten.search.exploring:Proxy",
-        "hasten.cost.dram:MemorySystem",
+        "hasten.cost.chips.dram:MemorySystem",
     ),
     claims=(
         Claim(
@@ -48,7 +48,7 @@ def _explorer(workload: str, small: bool = True) -> Explorer:
     """The controller's knobs for a trace of 1000 requests, paid for power near 1 W and time near half of the least."""
     from hasten.search.environments import to_target
     from hasten.search.exploring import Explorer
-    from hasten.search.spaces import dram
+    from hasten.spaces import dram
 
     knobs = dram.space((1, 8, 64), (1, 8), (1, 16, 128)) if small else dram.space()
     problem = dram.problem(workload, knobs=knobs)
@@ -67,7 +67,7 @@ def _swept(trace: str, seed: int) -> tuple[float, dict[str, Sweep]]:
 @lru_cache(maxsize=1)
 def _lottery(seed: int, report: Any) -> dict[str, tuple[float, dict[str, Sweep]]]:
     """Trace -> what `_swept` found."""
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
 
     label = "five agents with 12 settings each, 3 seeds"
     report(label, 0.0)
@@ -119,7 +119,7 @@ def _proxies(seed: int) -> dict[str, Any]:
     """A forest from 4000 points of ants, and one from as many of four agents; both tried on points drawn evenly."""
     import random
 
-    from hasten.search.agents import make_agent
+    from hasten.search.agents.agent import make_agent
     from hasten.search.environments import Log
     from hasten.search.exploring import Proxy
 

@@ -24,7 +24,7 @@ paper = Paper(
         "hasten.kernels.expert_ffn:expert_ffn",
         "hasten.nn:BlockFFN",
         "hasten.models:BlockFFNLM",
-        "hasten.runtime.chunked:speculate",
+        "hasten.runtime.decoding.chunked:speculate",
     ),
     claims=(
         Claim(
@@ -76,7 +76,7 @@ def _arm(feed_forward: str, locality: float, chunk: float, steps: int, seed: int
     from torch.nn import functional as F
 
     from hasten.data.text import characters, sources
-    from hasten.models.blockffn_lm import BlockFFNConfig, BlockFFNLM
+    from hasten.models.language.blockffn_lm import BlockFFNConfig, BlockFFNLM
     from hasten.nn.blockffn import (
         activation_locality,
         chunk_sparsification,
@@ -127,7 +127,7 @@ ARMS = {
 
 @functools.cache
 def _arms(steps: int, seed: int, context: Context) -> dict[str, Arm]:
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
 
     told = lambda share: context.progress("blockffn: training four small models", share)  # noqa: E731
     found = run_arms(_arm, [(*arm, steps, seed) for arm in ARMS.values()], progress=told)
@@ -179,8 +179,8 @@ def _decoding(context: Context) -> Seen:
     import torch
 
     from hasten.hardware import load_device
-    from hasten.models.blockffn_lm import PUBLISHED, BlockFFNConfig, BlockFFNLM
-    from hasten.runtime.chunked import speculate
+    from hasten.models.language.blockffn_lm import PUBLISHED, BlockFFNConfig, BlockFFNLM
+    from hasten.runtime.decoding.chunked import speculate
 
     arms = _trained(context)
     alphabet = arms["both losses"].state["embeddings.weight"].shape[0]

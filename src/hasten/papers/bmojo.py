@@ -21,7 +21,7 @@ paper = Paper(
     pieces=(
         "hasten.nn:BMojo",
         "hasten.models:BMojoLM",
-        "hasten.data.associative_recall:associative_recall",
+        "hasten.tasks.associative_recall:associative_recall",
     ),
     claims=(
         Claim(
@@ -70,7 +70,7 @@ RECALL = {
 
 
 def _recall_model(pattern: str, store: str, width: int) -> Any:
-    from hasten.models.bmojo_lm import BMojoConfig, BMojoLM
+    from hasten.models.language.bmojo_lm import BMojoConfig, BMojoLM
 
     return BMojoLM(
         BMojoConfig(
@@ -107,7 +107,7 @@ def _recall(pattern: str, store: str, rate: float, steps: int, seed: int) -> tup
     import torch
     from torch.nn import functional as F
 
-    from hasten.data.associative_recall import IGNORED, associative_recall
+    from hasten.tasks.associative_recall import IGNORED, associative_recall
     from hasten.train import fit
 
     torch.manual_seed(seed)
@@ -128,7 +128,7 @@ def _recall(pattern: str, store: str, rate: float, steps: int, seed: int) -> tup
 @paper.check("J1")
 def _associative_recall(context: Context) -> Seen:
     """Six pairs of sixteen keys, asked for beyond twice the window of eight; every arm has the better of two rates."""
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
 
     steps = max(2, min(700, int(context.budget * 700 / 300)))
     told = lambda share: context.progress("bmojo J1: five arms", share)  # noqa: E731
@@ -151,7 +151,7 @@ def _text(pattern: str, positions: str, steps: int, seed: int) -> tuple[list[flo
     import torch
 
     from hasten.data.text import characters, sources
-    from hasten.models.bmojo_lm import BMojoConfig, BMojoLM, next_token_losses
+    from hasten.models.language.bmojo_lm import BMojoConfig, BMojoLM, next_token_losses
     from hasten.train.fitting import fit, windows
 
     ids, alphabet = characters(sources(1_500_000))
@@ -171,7 +171,7 @@ def _text(pattern: str, positions: str, steps: int, seed: int) -> tuple[list[flo
 
 @functools.cache
 def _texts(steps: int, seed: int, context: Context) -> dict[str, tuple[list[float], int]]:
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
 
     told = lambda share: context.progress("bmojo: three models of text", share)  # noqa: E731
     return dict(zip(TEXT, run_arms(_text, [(*arm, steps, seed) for arm in TEXT.values()], progress=told)))
@@ -213,7 +213,7 @@ def _work(context: Context) -> Seen:
     import torch
 
     from hasten import trace
-    from hasten.models.bmojo_lm import BMojoConfig, BMojoLM
+    from hasten.models.language.bmojo_lm import BMojoConfig, BMojoLM
 
     small = context.budget < 100
     width, length = (128, 256) if small else (2048, 8192)

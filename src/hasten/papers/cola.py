@@ -13,7 +13,7 @@ from hasten.papers.measures import judged
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hasten.runtime.layer_chain import Chains
+    from hasten.runtime.decoding.layer_chain import Chains
     from hasten.search.layer_chains import ChainResult, Path
 
 paper = Paper(
@@ -24,9 +24,9 @@ paper = Paper(
     field="inference",
     summary="Skips, repeats and reorders a pretrained model's layers for each input, found by tree search.",
     pieces=(
-        "hasten.runtime.layer_chain:chain",
-        "hasten.runtime.layer_chain:Chains",
-        "hasten.runtime.layer_chain:PathPredictor",
+        "hasten.runtime.decoding.layer_chain:chain",
+        "hasten.runtime.decoding.layer_chain:Chains",
+        "hasten.runtime.decoding.layer_chain:PathPredictor",
         "hasten.search.layer_chains:search",
     ),
     claims=(
@@ -79,12 +79,12 @@ def _samples(budget: float, seed: int) -> list[_Sample]:
     """Every arm, at equal evaluations, on facts with four options and on additions to be answered exactly."""
     import torch
 
-    from hasten.data.questions import additions, facts
     from hasten.methods import WeightOnly, apply_all
     from hasten.models import load_network
     from hasten.runtime import LanguageModel
-    from hasten.runtime.layer_chain import Chains
+    from hasten.runtime.decoding.layer_chain import Chains
     from hasten.search.layer_chains import Rules, random_search, search
+    from hasten.tasks.questions import additions, facts
 
     full = budget >= 1500
     trials = 200 if full else 60 if budget >= _NEEDS else 4
@@ -193,7 +193,7 @@ def _predicted(samples: list[_Sample]) -> str:
 
     import torch
 
-    from hasten.runtime.layer_chain import PathPredictor
+    from hasten.runtime.decoding.layer_chain import PathPredictor
 
     facts = [s for s in samples if s.fact]
     known, asked = facts[::2], facts[1::2]
@@ -313,9 +313,9 @@ def _tree_against_random(context: Context) -> Seen:
 
 @paper.check("C5")
 def _compute_saved(context: Context) -> Seen:
-    from hasten.models.loading import DEFAULT_MODEL, load_network
+    from hasten.models.loading.network import DEFAULT_MODEL, load_network
     from hasten.runtime import LanguageModel
-    from hasten.runtime.layer_chain import chain
+    from hasten.runtime.decoding.layer_chain import chain
 
     model = LanguageModel(load_network(DEFAULT_MODEL).network)
     layers = len(model.layers)

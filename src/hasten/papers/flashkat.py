@@ -158,7 +158,7 @@ def _stalls(context: Context) -> Seen:
 def _sizes(context: Context) -> Seen:
     import torch
 
-    from hasten.models.kat import KAT, PUBLISHED
+    from hasten.models.vision.kat import KAT, PUBLISHED
 
     counts = {}
     for name in PUBLISHED:
@@ -178,7 +178,7 @@ def _training(steps: int, seed: int) -> dict[str, tuple[list[float], float, floa
 
     from hasten.data.images import mnist
     from hasten.kernels.rational import naive_backward, rational
-    from hasten.models.kat import KAT, KATConfig
+    from hasten.models.vision.kat import KAT, KATConfig
     from hasten.train import fit
 
     class Naive(torch.autograd.Function):

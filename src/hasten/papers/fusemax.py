@@ -11,7 +11,7 @@ from hasten.papers.card import Claim, Context, Paper, Seen
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hasten.cost.spatial import SpatialCost
+    from hasten.cost.chips.spatial import SpatialCost
     from hasten.workload.einsum import Cascade
 
 paper = Paper(
@@ -25,8 +25,8 @@ paper = Paper(
         "hasten.workload.attention:attention",
         "hasten.workload.attention:execute",
         "hasten.workload.passes:passes",
-        "hasten.cost.spatial:attention_cost",
-        "hasten.hardware.spatial:SpatialArray",
+        "hasten.cost.chips.spatial:attention_cost",
+        "hasten.hardware.chips.spatial:SpatialArray",
     ),
     claims=(
         Claim(
@@ -97,7 +97,7 @@ def _inputs(
 @lru_cache(maxsize=1)
 def _table() -> dict[str, list[tuple[SpatialCost, SpatialCost]]]:
     """Design -> (attention, linear layers) of each model at each length."""
-    from hasten.cost.spatial import DESIGNS, LENGTHS, MODELS, model_cost
+    from hasten.cost.chips.spatial import DESIGNS, LENGTHS, MODELS, model_cost
 
     return {name: [model_cost(d, model, n) for model in MODELS for n in LENGTHS] for name, d in DESIGNS.items()}
 

@@ -14,9 +14,9 @@ from hasten.errors import HastenError
 from hasten.papers.card import Claim, Context, Paper, Seen
 
 if TYPE_CHECKING:
-    from hasten.cost.device_regimes import MeasuredRegimes, Regime
-    from hasten.cost.latency_predictor import AdaptedLatency, LatencyPredictor, MetaSettings
-    from hasten.cost.latency_tables import Arch, LatencyTables
+    from hasten.cost.latency.predictor import AdaptedLatency, LatencyPredictor, MetaSettings
+    from hasten.cost.latency.regimes import MeasuredRegimes, Regime
+    from hasten.cost.latency.tables import Arch, LatencyTables
 
 paper = Paper(
     slug="help",
@@ -26,13 +26,13 @@ paper = Paper(
     field="cost models",
     summary="Predicts latency on a new device from ten measurements by meta-learning over many devices.",
     pieces=(
-        "hasten.cost.latency_predictor:LatencyPredictor",
-        "hasten.cost.latency_tables:read_help",
-        "hasten.cost.device_regimes:measure_regimes",
-        "hasten.cost.modelled_devices:modelled_tables",
-        "hasten.cost.latency_baselines:layerwise_sum",
-        "hasten.models.mobile_chain:MobileChain",
-        "hasten.models.cell_network:CellNetwork",
+        "hasten.cost.latency.predictor:LatencyPredictor",
+        "hasten.cost.latency.tables:read_help",
+        "hasten.cost.latency.regimes:measure_regimes",
+        "hasten.cost.latency.modelled:modelled_tables",
+        "hasten.cost.latency.baselines:layerwise_sum",
+        "hasten.models.vision.mobile_chain:MobileChain",
+        "hasten.models.vision.cell_network:CellNetwork",
     ),
     claims=(
         Claim(
@@ -91,7 +91,7 @@ class _Split:
 
 def _regimes() -> dict[str, list[Regime]]:
     """This machine as devices. Held out: a number format and an instruction set that no regime of training has."""
-    from hasten.cost.device_regimes import Regime
+    from hasten.cost.latency.regimes import Regime
 
     train = [
         Regime(),
@@ -110,8 +110,8 @@ def _regimes() -> dict[str, list[Regime]]:
 
 def _devices() -> dict[str, list[Any]]:
     """Devices that are modelled, from data sheets and dataflow equations."""
-    from hasten.cost.dataflow import SubAccelerator
-    from hasten.cost.modelled_devices import ArrayDevice, EstimatedDevice
+    from hasten.cost.chips.dataflow import SubAccelerator
+    from hasten.cost.latency.modelled import ArrayDevice, EstimatedDevice
     from hasten.hardware import load_device
 
     def of(name: str, batch: int = 1, schedule: Any = "fused") -> Any:
@@ -152,7 +152,7 @@ class Space:
         return drawn
 
     def macs(self, arch: Arch) -> int:
-        from hasten.models.mobile_chain import chain_macs
+        from hasten.models.vision.mobile_chain import chain_macs
 
         return chain_macs(self.config, arch) if self.name == "chain" else int(self.config.macs(arch))
 
@@ -177,8 +177,8 @@ class Space:
 
 
 def space_of(name: str) -> Space:
-    from hasten.models.cell_network import CellConfig
-    from hasten.models.mobile_chain import ChainConfig
+    from hasten.models.vision.cell_network import CellConfig
+    from hasten.models.vision.mobile_chain import ChainConfig
 
     if name == "chain":
         return Space("chain", ChainConfig(), 0, 120, 110.0)
@@ -208,8 +208,8 @@ _TIMING: Any = {"rounds": 2, "runs": 5}
 @lru_cache(maxsize=2)
 def _pool(name: str, seed: int, budget: float, report: Any) -> _Pool:
     """Measures this machine, models other devices, and parts devices and networks."""
-    from hasten.cost.device_regimes import measure_regimes
-    from hasten.cost.modelled_devices import modelled_tables
+    from hasten.cost.latency.modelled import modelled_tables
+    from hasten.cost.latency.regimes import measure_regimes
 
     space = space_of(name)
     rng = random.Random(seed)
@@ -259,7 +259,7 @@ def settings(learner: str, episodes: int) -> MetaSettings:
     """Each learner's best of a sweep, judged by devices for validation, at no less time than HELP's. Narrower layers,
     higher rates, fewer episodes, a warm start for HELP and mixed devices are ours, for minutes in place of hours. The
     other two cannot tell devices apart before they adapt: a warm start makes them worse."""
-    from hasten.cost.latency_predictor import MetaSettings
+    from hasten.cost.latency.predictor import MetaSettings
 
     common = MetaSettings(
         hidden=_HIDDEN, inner_rate=1e-2, episodes=episodes, query=64, rate=3e-3, cosine=True,
@@ -274,7 +274,7 @@ def settings(learner: str, episodes: int) -> MetaSettings:
 def _predictor(
     space: Space, references: Sequence[Arch], learner: str, episodes: int, seed: int
 ) -> LatencyPredictor[Arch]:
-    from hasten.cost.latency_predictor import LatencyPredictor
+    from hasten.cost.latency.predictor import LatencyPredictor
 
     return LatencyPredictor(
         space.config.codes, references, labels=space.labels, settings=settings(learner, episodes), seed=seed
@@ -305,7 +305,7 @@ EPISODES = {"chain": 150, "cell": 75}  # steps over graphs take thrice as long
 @lru_cache(maxsize=2)
 def _learned(name: str, seed: int, budget: float, report: Any) -> list[tuple[list[Arch], dict[str, Any], float]]:
     """For every set of references: the set, each learner's predictor, and the seconds that HELP's training took."""
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
 
     pool = _pool(name, seed, budget, report)
     episodes = max(20, round(EPISODES[name] * min(budget, 3000.0) / 300))
@@ -351,8 +351,8 @@ def _alone(
     import numpy as np
     import torch
 
-    from hasten.cost.latency_baselines import from_scratch, layerwise_sum
-    from hasten.cost.latency_predictor import CodeNetwork, GraphNetwork
+    from hasten.cost.latency.baselines import from_scratch, layerwise_sum
+    from hasten.cost.latency.predictor import CodeNetwork, GraphNetwork
 
     values = np.array(seconds)
     fine, coarse = (space.fine(measured), space.fine(asked)), (space.coarse(measured), space.coarse(asked))
@@ -386,7 +386,7 @@ def baselines(
     """
     import numpy as np
 
-    from hasten.cost import latency_baselines as base
+    from hasten.cost.latency import baselines as base
 
     seconds = np.array(list(measured.values()))
     both = [*measured, *asked]
@@ -408,7 +408,7 @@ def _adapted(pool: _Pool, device: str, predictor: LatencyPredictor[Arch]) -> Ada
 @lru_cache(maxsize=2)
 def _compared(name: str, seed: int, budget: float, report: Any) -> dict[str, dict[str, float]]:
     """Held-out device -> method -> Spearman at ten measurements, a mean over sets of references."""
-    from hasten.cost.latency_predictor import spearman
+    from hasten.cost.latency.predictor import spearman
 
     pool = _pool(name, seed, budget, report)
     learned = _learned(name, seed, budget, report)
@@ -482,7 +482,7 @@ def _curves(seed: int, budget: float, report: Any) -> dict[str, Curve]:
 
     Means are over the same devices at every count. Few networks are measured, so that those curves are short.
     """
-    from hasten.cost.latency_predictor import spearman
+    from hasten.cost.latency.predictor import spearman
 
     pool = _pool("chain", seed, budget, report)
     references, predictors, _ = _learned("chain", seed, budget, report)[0]
@@ -540,7 +540,7 @@ def _constrained(context: Context) -> Seen:
     Operations stand for accuracy, which nobody has for these networks. A machine that others use is faster or slower
     by now than when the target was read from it: how much, the reference networks beside tell, and the target moves.
     """
-    from hasten.cost.device_regimes import measure_regimes
+    from hasten.cost.latency.regimes import measure_regimes
 
     pool = _pool("chain", context.seed, context.budget, context.progress)
     references, predictors, _ = _learned("chain", context.seed, context.budget, context.progress)[0]
@@ -580,7 +580,7 @@ def _constrained(context: Context) -> Seen:
 def _cheaper(context: Context) -> Seen:
     """Seconds for a new device: ten networks and an adaptation, against every block of the space by itself, and
     against as many networks as a predictor of that device alone needs."""
-    from hasten.cost.device_regimes import Regime, time_regimes
+    from hasten.cost.latency.regimes import Regime, time_regimes
 
     pool = _pool("chain", context.seed, context.budget, context.progress)
     references, predictors, trained = _learned("chain", context.seed, context.budget, context.progress)[0]

@@ -15,7 +15,7 @@ paper = Paper(
     year=2025,
     field="vision",
     summary="Keeps the skip connection of an MLP at its wide end and computes through a narrow middle.",
-    pieces=("hasten.nn:Hourglass", "hasten.search.spaces.hourglass:problem"),
+    pieces=("hasten.nn:Hourglass", "hasten.spaces.hourglass:problem"),
     claims=(
         Claim(
             "H1",
@@ -63,7 +63,7 @@ def _trained(params: dict[str, Any], parameters: int, steps: int, seed: int, tas
     """PSNR of one configuration, dB."""
     import torch
 
-    from hasten.search.spaces.hourglass import restore, shape
+    from hasten.spaces.hourglass import restore, shape
 
     torch.manual_seed(seed)
     return restore(shape(params, parameters), steps, params["rate"], seed, task)
@@ -74,7 +74,7 @@ def _architecture(lift: str, latent: int, hidden: int, steps: int, seed: int) ->
     import torch
 
     from hasten.nn import Hourglass
-    from hasten.search.spaces.hourglass import WIDTH, restore
+    from hasten.spaces.hourglass import WIDTH, restore
 
     torch.manual_seed(seed)
     network = Hourglass(WIDTH, hidden=hidden, layers=4, latent=latent, lift=lift)
@@ -87,7 +87,7 @@ def _steps(context: Context) -> int:
 
 def _front(context: Context, parameters: int, task: str) -> dict[str, tuple[float, dict[str, Any]]]:
     """Each arm's best configuration at a size, and its mean PSNR over three seeds."""
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
 
     steps = _steps(context)
     grid = [({"shape": kind} | params) for kind, several in GRID.items() for params in several]
@@ -124,7 +124,7 @@ def _denoising(context: Context) -> Seen:
 
 @paper.check("H2")
 def _frozen(context: Context) -> Seen:
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
 
     steps = _steps(context)
     # The same architecture; and a trained lift that pays for itself with a narrower latent.
@@ -150,7 +150,7 @@ def _trend(context: Context) -> Seen:
         raise HastenError("three sizes take about 15 minutes: give --budget 1500")
     chosen = {}
     for number, parameters in enumerate((50_000, 100_000, 300_000)):
-        from hasten.search.spaces.hourglass import shape
+        from hasten.spaces.hourglass import shape
 
         best = None
         for layers in (2, 4, 8):

@@ -12,8 +12,8 @@ from hasten.papers.card import Claim, Context, Paper, Seen
 from hasten.papers.measures import judged
 
 if TYPE_CHECKING:
-    from hasten.cost.recorded_trials import Record
-    from hasten.cost.test_time import Point
+    from hasten.cost.serving.recorded_trials import Record
+    from hasten.cost.serving.scaling import Point
 
 paper = Paper(
     slug="kinetics",
@@ -25,10 +25,10 @@ paper = Paper(
     pieces=(
         "hasten.runtime.policies:BlockTopK",
         "hasten.runtime.policies:TopK",
-        "hasten.cost.test_time:block_top_k",
-        "hasten.cost.test_time:coverage",
-        "hasten.cost.recorded_trials:Record",
-        "hasten.search.spaces.test_time:problem",
+        "hasten.cost.serving.scaling:block_top_k",
+        "hasten.cost.serving.scaling:coverage",
+        "hasten.cost.serving.recorded_trials:Record",
+        "hasten.spaces.test_time:problem",
         "hasten.methods:BlockTopK",
     ),
     claims=(
@@ -85,7 +85,7 @@ _BATCH, _TRAINING = 64, 800
 
 @paper.check("K1")
 def _dominant(context: Context) -> Seen:
-    from hasten.cost.test_time import QWEN3, dense
+    from hasten.cost.serving.scaling import QWEN3, dense
 
     shares = []
     for model in QWEN3:
@@ -112,7 +112,7 @@ def _trained(width: int, steps: int, seed: int) -> dict[str, Any]:
     """Weights of a model that has learned to follow a permutation given in its prompt."""
     import torch
 
-    from hasten.data.recall_tasks import iterated_map
+    from hasten.tasks.recall import iterated_map
     from hasten.train.fitting import fit
 
     torch.manual_seed(seed)
@@ -144,8 +144,8 @@ def _sampled(
     """For each method and question, how many steps each trial got right before the first error: really generated."""
     import torch
 
-    from hasten.data.recall_tasks import iterated_map
     from hasten.runtime import CacheSpec, LanguageModel
+    from hasten.tasks.recall import iterated_map
 
     network = _network(width)
     network.load_state_dict(weights)
@@ -193,9 +193,9 @@ _METHODS = [("dense", 0), *itertools.product(("top-k", "block top-k", "local"), 
 @functools.cache
 def _family(budget: float, seed: int) -> list[Record]:
     """Three models, their answers recorded once under every kind of attention."""
-    from hasten.cost.recorded_trials import Answer, Question, Record
-    from hasten.cost.test_time import Decoder
-    from hasten.train.arms import run_arms
+    from hasten.cost.serving.recorded_trials import Answer, Question, Record
+    from hasten.cost.serving.scaling import Decoder
+    from hasten.processes import run_arms
 
     enough = budget >= _NEEDS
     steps = 3000 if budget >= 1500 else _TRAINING if enough else 5
@@ -219,14 +219,14 @@ def _family(budget: float, seed: int) -> list[Record]:
 
 
 def record(path: str, seconds: float = 300.0, seed: int = 0, questions: int = 64) -> None:
-    """Trains the three models and writes what they answered, as `hasten.cost.recorded_trials.read_records` reads it.
+    """Trains the three models and writes what they answered, as `hasten.cost.serving.recorded_trials.read_records` reads it.
 
     Args:
         path: the file.
         seconds, seed: as for the check; it and this share what they train.
         questions: of each kind of attention that are written.
     """
-    from hasten.cost.recorded_trials import write_records
+    from hasten.cost.serving.recorded_trials import write_records
 
     write_records(
         path,
@@ -236,7 +236,7 @@ def record(path: str, seconds: float = 300.0, seed: int = 0, questions: int = 64
 
 def _points(family: list[Record], method: str, intensity: float) -> list[Point]:
     """Accuracy and mean cost over models, budgets, trials and caps on tokens."""
-    from hasten.cost.recorded_trials import points
+    from hasten.cost.serving.recorded_trials import points
 
     return points([r for r in family if r.method == method], _ASKED, intensity)
 
@@ -266,7 +266,7 @@ class _Compared:
 
 
 def _compared(family: list[Record], intensity: float) -> _Compared:
-    from hasten.cost.test_time import best_within, envelope
+    from hasten.cost.serving.scaling import best_within, envelope
 
     fronts = {m: envelope(_points(family, m, intensity)) for m in ("dense", "block top-k", "local")}
     top = fronts["dense"][-1]
@@ -281,7 +281,7 @@ def _compared(family: list[Record], intensity: float) -> _Compared:
 
 @paper.check("K3")
 def _sparse_against_dense(context: Context) -> Seen:
-    from hasten.cost.test_time import B200_INTENSITY
+    from hasten.cost.serving.scaling import B200_INTENSITY
 
     family = _family(context.budget, context.seed)
     here = _this_intensity()
@@ -299,7 +299,7 @@ def _sparse_against_dense(context: Context) -> Seen:
 
 @paper.check("K4")
 def _by_the_law(context: Context) -> Seen:
-    from hasten.cost.test_time import B200_INTENSITY, best_within, envelope
+    from hasten.cost.serving.scaling import B200_INTENSITY, best_within, envelope
 
     family = _family(context.budget, context.seed)
     charged = envelope(_points(family, "block top-k", B200_INTENSITY))
@@ -328,7 +328,7 @@ def _by_the_law(context: Context) -> Seen:
 
 @paper.check("K5")
 def _exponents(context: Context) -> Seen:
-    from hasten.cost.test_time import B200_INTENSITY, envelope
+    from hasten.cost.serving.scaling import B200_INTENSITY, envelope
     from hasten.papers.measures import log_slope
 
     front = [
@@ -353,7 +353,7 @@ def _throughput(context: Context) -> Seen:
     import torch
     import transformers
 
-    from hasten.cost.test_time import Decoder, block_top_k, dense
+    from hasten.cost.serving.scaling import Decoder, block_top_k, dense
     from hasten.runtime import CacheSpec, LanguageModel
     from hasten.runtime.policies import BlockTopK
 

@@ -17,11 +17,11 @@ paper = Paper(
     field="inference",
     summary="Surveys its authors' work from parallel decoding and cache compression to language models that debug circuits.",
     pieces=(
-        "hasten.runtime.medusa:MedusaHeads",
-        "hasten.runtime.medusa:decode",
+        "hasten.runtime.decoding.medusa:MedusaHeads",
+        "hasten.runtime.decoding.medusa:decode",
         "hasten.runtime.policies:SnapKV",
-        "hasten.runtime.early_exit:generate",
-        "hasten.data.hls_bugs:build",
+        "hasten.runtime.decoding.early_exit:generate",
+        "hasten.tasks.hls.bugs:build",
         "hasten.runtime.bug_detection:suspicion",
         "hasten.methods:SnapKV",
     ),
@@ -72,7 +72,7 @@ def _model() -> tuple[Any, Any, list[int]]:
 def _medusa(context: Context) -> Seen:
     import torch
 
-    from hasten.runtime.medusa import MedusaHeads, Tree, best_size, decode, fit, own_text, rank_accuracy
+    from hasten.runtime.decoding.medusa import MedusaHeads, Tree, best_size, decode, fit, own_text, rank_accuracy
 
     model, _, tokens = _model()
     enough = context.budget >= _NEEDS
@@ -147,7 +147,7 @@ def _gpu_step(rows: int) -> float:
 
 def _early_exit(model: Any, prompt: Any, expected: Any, new: int) -> str:
     """What the survey's third way of decoding faster gives on the same model, which was not trained for it."""
-    from hasten.runtime.early_exit import generate
+    from hasten.runtime.decoding.early_exit import generate
     from hasten.runtime.quality import agreement
 
     parts = []
@@ -211,8 +211,8 @@ def _snapkv(context: Context) -> Seen:
 
 @paper.check("L5")
 def _circuits(context: Context) -> Seen:
-    from hasten.data.hls_bugs import DIRECTIVE, FUNCTIONAL, build, check, designs, evaluate, rank
     from hasten.runtime.bug_detection import suspicion
+    from hasten.tasks.hls.bugs import DIRECTIVE, FUNCTIONAL, build, check, designs, evaluate, rank
 
     clean = designs(3 if context.budget >= 250 else 1)
     cases = build(clean if context.budget >= 30 else clean[:1])

@@ -221,7 +221,7 @@ def _batch(text: Any, generator: Any, alphabet: int) -> tuple[Any, Any]:
     """Text with a map at its beginning and the map's steps at its end: recall over everything between."""
     import torch
 
-    from hasten.data.recall_tasks import iterated_map
+    from hasten.tasks.recall import iterated_map
 
     task, _ = iterated_map(text.shape[0], symbols=_SYMBOLS, longest=_STEPS, generator=generator)
     text = text.clone()
@@ -315,7 +315,7 @@ def _second_stage(
 
 @functools.cache
 def _recall(budget: float, seed: int) -> dict[str, tuple[float, float]]:
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
 
     enough = budget >= _NEEDS
     first, second, length = (2500, 600, 1024) if budget >= 1500 else (700, 180, 512) if enough else (2, 1, 128)

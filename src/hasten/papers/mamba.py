@@ -92,7 +92,7 @@ def _stack(vocabulary: int, selective: tuple[str, ...] = FULL, width: int = 64) 
     """Two layers behind a unit-variance embedding, of the size of the paper's synthetic tasks."""
     import torch
 
-    from hasten.models.mamba_lm import MambaConfig, MambaLM
+    from hasten.models.language.mamba_lm import MambaConfig, MambaLM
     from hasten.nn import Mamba
 
     model = MambaLM(MambaConfig(width, 2, vocabulary, tie_embeddings=False))
@@ -106,7 +106,7 @@ def _copying(selective: tuple[str, ...], width: int, steps: int, seed: int, told
     """Accuracy on fresh sequences after training on selective copying."""
     import torch
 
-    from hasten.data.recall_tasks import selective_copying
+    from hasten.tasks.recall import selective_copying
     from hasten.train import fit
 
     torch.manual_seed(seed)
@@ -155,7 +155,7 @@ def _induction(context: Context) -> Seen:
     """Trained at one length, asked at up to 256 times it."""
     import torch
 
-    from hasten.data.recall_tasks import induction_heads
+    from hasten.tasks.recall import induction_heads
     from hasten.train import fit
 
     steps = max(3, min(1500, int(context.budget * 1500 / 300)))
@@ -206,7 +206,7 @@ def _state_size(context: Context) -> Seen:
     import torch
 
     from hasten.data.text import characters, sources
-    from hasten.models.mamba_lm import MambaConfig, MambaLM
+    from hasten.models.language.mamba_lm import MambaConfig, MambaLM
     from hasten.nn import Mamba
     from hasten.train import fit
     from hasten.train.fitting import windows
@@ -256,7 +256,7 @@ def _generation(context: Context) -> Seen:
 
     from hasten import estimate, load_device
     from hasten.models import named
-    from hasten.models.mamba_lm import MambaConfig, MambaLM
+    from hasten.models.language.mamba_lm import MambaConfig, MambaLM
     from hasten.workload.language import language_model
 
     near, far = (64, 4096) if context.budget >= 30 else (16, 64)
@@ -374,7 +374,7 @@ def _scan_speed(context: Context) -> Seen:
 def _parameter_counts(context: Context) -> Seen:
     """Counted on the models built at the published sizes."""
     from hasten.models import named
-    from hasten.models.mamba_lm import PUBLISHED
+    from hasten.models.language.mamba_lm import PUBLISHED
 
     counts = [sum(p.numel() for p in named.build(name).parameters()) for name in PUBLISHED]
     expected = [129_135_360, 371_516_416, 793_204_224, 1_372_178_432, 2_768_345_600]

@@ -19,8 +19,8 @@ paper = Paper(
     field="hardware",
     summary="Gives each design parameter of a memory controller an agent of its own.",
     pieces=(
-        "hasten.search.policies:Multi",
-        "hasten.search.policies:SoftActorCritic",
+        "hasten.search.agents.policies:Multi",
+        "hasten.search.agents.policies:SoftActorCritic",
         "hasten.search.environments:parallel_environment",
     ),
     claims=(
@@ -72,10 +72,10 @@ def _explored(trace: str, goals: list[str], samples: int, seeds: int, seed: int)
     """An arm: goal -> method -> (seeds, samples) of rewards, at the better of two settings."""
     import numpy as np
 
-    from hasten.search.agents import make_agent
+    from hasten.search.agents.agent import make_agent
     from hasten.search.environments import to_target
     from hasten.search.exploring import Explorer, Scores
-    from hasten.search.spaces import dram
+    from hasten.spaces import dram
 
     problem, known = dram.problem(trace), Scores()
     found: dict[str, dict[str, Any]] = {}
@@ -102,7 +102,7 @@ def _explored(trace: str, goals: list[str], samples: int, seeds: int, seed: int)
 @lru_cache(maxsize=1)
 def _runs(seed: int, long: bool, report: Any) -> Runs:
     """(trace, goal) -> method -> (seeds, samples) of rewards, at the better of two settings."""
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
 
     traces = ("stream", "random", "cloud-1", "cloud-2") if long else ("random", "cloud-2")
     goals = list(_GOALS) if long else ["low power", "both"]
@@ -185,7 +185,7 @@ def _coupling(context: Context) -> Seen:
     import numpy as np
 
     from hasten.search.codec import Codec
-    from hasten.search.spaces import dram
+    from hasten.spaces import dram
 
     rng = np.random.default_rng(context.seed)
     parts, alone = [], []
@@ -224,7 +224,7 @@ def _scale(context: Context) -> Seen:
     """Samples until the average of 100 is 95 % of the best, on separable spaces of 10 to 60 parameters of 8 values."""
     import numpy as np
 
-    from hasten.search.agents import make_agent
+    from hasten.search.agents.agent import make_agent
 
     knobs, needed = (10, 20, 40, 60), {}
     for agent in ("multi-agent", "ppo", "ppo-box"):

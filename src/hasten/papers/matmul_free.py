@@ -66,7 +66,7 @@ def _arm(kind: str, rate: float, width: int, steps: int, seed: int) -> float:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from hasten.data.text import characters, sources
-    from hasten.models.matmul_free import MatMulFreeConfig, MatMulFreeLM
+    from hasten.models.language.matmul_free import MatMulFreeConfig, MatMulFreeLM
     from hasten.train.fitting import fit, windows
 
     ids, alphabet = characters(sources(1_500_000))
@@ -99,7 +99,7 @@ RATES = {"ternary": (3e-3, 1e-2, 3e-2), "transformer": (1e-3, 3e-3, 1e-2), "full
 
 @functools.cache
 def _sweep(steps: int, seed: int, context: Context) -> dict[str, dict[float, float]]:
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
 
     arms = [(kind, rate, WIDTH, steps, seed) for kind, rates in RATES.items() for rate in rates]
     losses = run_arms(_arm, arms, progress=lambda share: context.progress("matmul-free: small models", share))
@@ -127,7 +127,7 @@ def _parity(context: Context) -> Seen:
 
 @paper.check("B2")
 def _scaling(context: Context) -> Seen:
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
 
     if context.budget < 1500:
         raise HastenError("models of three sizes take about 20 minutes: give --budget 1500")
@@ -155,7 +155,7 @@ def _fused(context: Context) -> Seen:
     """Bytes kept for the backward and time of a training step, with and without the fused layer."""
     import torch
 
-    from hasten.models.matmul_free import MatMulFreeConfig, MatMulFreeLM
+    from hasten.models.language.matmul_free import MatMulFreeConfig, MatMulFreeLM
     from hasten.nn import BitLinear
 
     small = context.budget < 100
@@ -199,7 +199,7 @@ def _memory_13b(context: Context) -> Seen:
     """Bytes of the weights at the size of the paper's largest estimate (40 layers, width 5120, inner 13824)."""
     import torch
 
-    from hasten.models.matmul_free import MatMulFreeConfig, MatMulFreeLM
+    from hasten.models.language.matmul_free import MatMulFreeConfig, MatMulFreeLM
 
     with torch.device("meta"):
         model = MatMulFreeLM(MatMulFreeConfig(5120, 40, 32000, 13824))
@@ -217,7 +217,7 @@ def _packed(context: Context) -> Seen:
     """A real model, packed: bytes, and tokens a second against the same shape in bf16."""
     import torch
 
-    from hasten.models.matmul_free import MatMulFreeConfig, MatMulFreeLM
+    from hasten.models.language.matmul_free import MatMulFreeConfig, MatMulFreeLM
 
     torch.manual_seed(context.seed)
     short = context.budget < 100
@@ -247,7 +247,7 @@ def _fpga(context: Context) -> Seen:
     """Bound by the weights' bandwidth: what the board's memory allows, at the power that was published."""
     import torch
 
-    from hasten.models.matmul_free import MatMulFreeLM
+    from hasten.models.language.matmul_free import MatMulFreeLM
 
     with torch.device("meta"):
         model = MatMulFreeLM.named("matmul-free-1.3b").pack()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hasten.papers.card import Claim, Context, Paper, Seen
 
 if TYPE_CHECKING:
-    from hasten.search.coexplore import ChipSpace, NetworkTask, Solution, Specs
+    from hasten.search.codesign.coexplore import ChipSpace, NetworkTask, Solution, Specs
 
 paper = Paper(
     slug="nasaic",
@@ -21,11 +21,11 @@ paper = Paper(
     field="architecture search",
     summary="Searches several networks and one chip of several small accelerators together under hard limits.",
     pieces=(
-        "hasten.search.coexplore:coexplore",
-        "hasten.search.coexplore:Controller",
-        "hasten.search.assignment:assign",
-        "hasten.cost.dataflow:layer_cost",
-        "hasten.models.resnet9:ResNet9",
+        "hasten.search.codesign.coexplore:coexplore",
+        "hasten.search.codesign.coexplore:Controller",
+        "hasten.search.codesign.assignment:assign",
+        "hasten.cost.chips.dataflow:layer_cost",
+        "hasten.models.vision.resnet9:ResNet9",
     ),
     claims=(
         Claim("c1", "specs met", "always", baseline="successive NAS then ASIC violates", setting="W1, W2"),
@@ -79,7 +79,7 @@ def _data(name: str) -> tuple[Any, ...]:
 
 
 def _network(params: Mapping[str, Any]) -> Any:
-    from hasten.models.resnet9 import ResNet9
+    from hasten.models.vision.resnet9 import ResNet9
 
     return ResNet9(10, 1, 8, (params["filters-1"], params["filters-2"]), (params["skips-1"], params["skips-2"]))
 
@@ -121,7 +121,7 @@ def _space() -> Any:
 def _table(seed: int, report: Any) -> dict[str, dict[tuple[int, ...], float]]:
     """Task -> network -> accuracy, of all 81 networks of each task, really trained; searches are charged for what
     they look up."""
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
 
     points: list[dict[str, int]] = [
         {"filters-1": a, "skips-1": b, "filters-2": c, "skips-2": d}
@@ -145,8 +145,8 @@ def _table(seed: int, report: Any) -> dict[str, dict[tuple[int, ...], float]]:
 
 
 def _task(name: str, table: dict[str, dict[tuple[int, ...], float]], label: str = "") -> NetworkTask:
-    from hasten.cost.dataflow import conv_shapes
-    from hasten.search.coexplore import NetworkTask
+    from hasten.cost.chips.dataflow import conv_shapes
+    from hasten.search.codesign.coexplore import NetworkTask
 
     size = _IMAGES[name][0]
     return NetworkTask(
@@ -159,7 +159,7 @@ def _task(name: str, table: dict[str, dict[tuple[int, ...], float]], label: str 
 
 def _chips(**changed: Any) -> ChipSpace:
     """Chips in proportion to the small networks: 512 elements, 16 GB/s."""
-    from hasten.search.coexplore import ChipSpace
+    from hasten.search.codesign.coexplore import ChipSpace
 
     given: dict[str, Any] = {
         "pes": tuple(range(0, 513, 32)),
@@ -172,7 +172,7 @@ def _chips(**changed: Any) -> ChipSpace:
 
 def _setting(tasks: list[NetworkTask], chips: ChipSpace) -> tuple[Specs, Specs]:
     from hasten.search.codec import Codec
-    from hasten.search.coexplore import limits_from
+    from hasten.search.codesign.coexplore import limits_from
 
     best = []
     for task in tasks:
@@ -187,7 +187,7 @@ def _searched(
     table: dict[str, dict[tuple[int, ...], float]],
 ) -> Solution | None:  # fmt: skip
     """One search: an arm. 2000 mapped chips and 30 trained networks a task."""
-    from hasten.search.coexplore import CoProblem, coexplore
+    from hasten.search.codesign.coexplore import CoProblem, coexplore
 
     tasks = tuple(_task(n, table, f"{n} {i}") for i, n in enumerate(names))
     return coexplore(CoProblem(tasks, _chips(**changed), limits, bounds, mapped=2000, trained=30), method, seed=seed)
@@ -208,8 +208,8 @@ _Found = dict[tuple[str, str], list["Solution | None"]]
 @lru_cache(maxsize=1)
 def _searches(seed: int, report: Any) -> _Found:
     """(workload, method) and (kind of chip, its number) -> the solution with each seed."""
-    from hasten.search.coexplore import METHODS
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
+    from hasten.search.codesign.coexplore import METHODS
 
     table = _table(seed, report)
     rows: list[tuple[tuple[str, str], tuple[Any, ...]]] = []
@@ -237,7 +237,7 @@ def _mean(solutions: list[Solution | None]) -> float:
 
 @paper.check("c1")
 def _specs(context: Context) -> Seen:
-    from hasten.search.coexplore import METHODS
+    from hasten.search.codesign.coexplore import METHODS
 
     found = _searches(context.seed, context.progress)
     met = {(w, m): len(_met(found[w, m])) for w in _WORKLOADS for m in METHODS}
@@ -306,7 +306,7 @@ def _heterogeneous(context: Context) -> Seen:
 @paper.check("c6")
 def _suits(context: Context) -> Seen:
     """ResNet-18's convolutions on 1024 elements at 32 bytes a cycle."""
-    from hasten.cost.dataflow import ConvShape, SubAccelerator, layer_cost
+    from hasten.cost.chips.dataflow import ConvShape, SubAccelerator, layer_cost
 
     layers = [ConvShape(64, 3, 7, 7, 112, 112, 2)]
     layers += [ConvShape(n, n, 3, 3, 3584 // n, 3584 // n) for n in (64, 128, 256, 512)]
@@ -321,7 +321,7 @@ def _suits(context: Context) -> Seen:
 
 @paper.check("hap")
 def _heuristic(context: Context) -> Seen:
-    from hasten.search.assignment import assign, best_assignment, makespan
+    from hasten.search.codesign.assignment import assign, best_assignment, makespan
 
     rng = random.Random(context.seed)
     missed, ratios = 0, []

@@ -11,7 +11,7 @@ from hasten.papers.card import Claim, Context, Paper, Seen
 from hasten.papers.measures import judged
 
 if TYPE_CHECKING:
-    from hasten.models.once_for_all import Architecture
+    from hasten.models.vision.once_for_all import Architecture
 
 paper = Paper(
     slug="once-for-all",
@@ -23,8 +23,8 @@ paper = Paper(
     pieces=(
         "hasten.models:OnceForAll",
         "hasten.train.shrinking:train",
-        "hasten.search.specialize:evolve",
-        "hasten.search.spaces.once_for_all:problem",
+        "hasten.search.networks.specialize:evolve",
+        "hasten.spaces.once_for_all:problem",
     ),
     claims=(
         Claim(
@@ -102,8 +102,8 @@ def _trained(kind: str, seconds: float, seed: int) -> _Arm:
     """One arm: ``shrinking``, ``joint``, or the ``small`` or ``large`` corners alone, an eighth of the time each."""
     import torch
 
-    from hasten.models.once_for_all import OnceForAll, SubNetwork, calibrate, resized
-    from hasten.search.spaces.once_for_all import SMALL, images, judged, specialized
+    from hasten.models.vision.once_for_all import OnceForAll, SubNetwork, calibrate, resized
+    from hasten.spaces.once_for_all import SMALL, images, judged, specialized
     from hasten.train.shrinking import JOINT, SHRINKING, corners, train, train_alone
 
     data = images()
@@ -132,7 +132,7 @@ def _trained(kind: str, seconds: float, seed: int) -> _Arm:
 @lru_cache(maxsize=1)
 def _arms(budget: float, seed: int, report: Any) -> dict[str, list[_Arm]]:
     """Each kind's arms, one for a seed: equal processor time, the teacher's passes included."""
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
 
     kinds, count = ("shrinking", "joint", *_HALVES), _seeds(budget)
     plan = [(kind, 0.6 * budget / count, seed + n) for n in range(count) for kind in kinds]
@@ -154,8 +154,8 @@ def _accuracies(state: dict[str, Any], archs: list[Architecture]) -> list[float]
     """Percent on all held-out images, statistics of 1,000 images: of fewer to judge by, their order is noise."""
     import torch
 
-    from hasten.models.once_for_all import OnceForAll
-    from hasten.search.spaces.once_for_all import SMALL, images, judged, specialized
+    from hasten.models.vision.once_for_all import OnceForAll
+    from hasten.spaces.once_for_all import SMALL, images, judged, specialized
 
     network = OnceForAll(SMALL)
     network.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
@@ -166,8 +166,8 @@ def _accuracies(state: dict[str, Any], archs: list[Architecture]) -> list[float]
 @lru_cache(maxsize=1)
 def _sampled(budget: float, seed: int, report: Any) -> tuple[list[Architecture], list[float]]:
     """Different sub-networks of the first shrunk network and their accuracies; 300 at the default budget."""
-    from hasten.search.spaces.once_for_all import SMALL
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
+    from hasten.spaces.once_for_all import SMALL
 
     state = _arms(budget, seed, report)["shrinking"][0].state
     rng, count = random.Random(seed), max(20, min(300, round(budget)))
@@ -193,8 +193,8 @@ def _small_one(context: Context) -> Seen:
     """Multiply-accumulates of the paper's network; accuracy of its small sister against joint training."""
     import torch
 
-    from hasten.models.once_for_all import OFAConfig, SubNetwork, macs
-    from hasten.search.spaces.once_for_all import SMALL
+    from hasten.models.vision.once_for_all import OFAConfig, SubNetwork, macs
+    from hasten.spaces.once_for_all import SMALL
     from hasten.train.shrinking import corners
 
     config = OFAConfig()
@@ -228,7 +228,7 @@ def _shrinking(context: Context) -> Seen:
 
 @paper.check("c3")
 def _count(context: Context) -> Seen:
-    from hasten.models.once_for_all import OFAConfig
+    from hasten.models.vision.once_for_all import OFAConfig
 
     count = OFAConfig().count
     return Seen(f"(9^2 + 9^3 + 9^4)^5 = {count:.4g} at each resolution", count > 1e19 and count == 7371**5)
@@ -256,7 +256,7 @@ def _schedule_hours(seed: int) -> dict[str, float]:
 
     from hasten.cost import estimate
     from hasten.hardware import load_device
-    from hasten.models.once_for_all import OFAConfig, SubNetwork
+    from hasten.models.vision.once_for_all import OFAConfig, SubNetwork
     from hasten.train.shrinking import SHRINKING, choices
     from hasten.workload import trace
 
@@ -282,8 +282,8 @@ def _schedule_hours(seed: int) -> dict[str, float]:
 @paper.check("c7")
 def _predictor(context: Context) -> Seen:
     """Learned from 70 % of the measured sub-networks, judged on the rest."""
-    from hasten.search.spaces.once_for_all import SMALL
-    from hasten.search.specialize import AccuracyPredictor, kendall
+    from hasten.search.networks.specialize import AccuracyPredictor, kendall
+    from hasten.spaces.once_for_all import SMALL
 
     archs, accuracies = _sampled(context.budget, context.seed, context.progress)
     cut = _split(archs)
@@ -304,9 +304,9 @@ def _searched(context: Context) -> Seen:
     50 random sub-networks less 0.3 points, and the whole network, measured, at most 10 % over the limit."""
     import torch
 
-    from hasten.models.once_for_all import SubNetwork
-    from hasten.search.spaces.once_for_all import SMALL
-    from hasten.search.specialize import AccuracyPredictor, evolve, measured, seconds_of
+    from hasten.models.vision.once_for_all import SubNetwork
+    from hasten.search.networks.specialize import AccuracyPredictor, evolve, measured, seconds_of
+    from hasten.spaces.once_for_all import SMALL
 
     means = _corner_means(context.budget, context.seed, context.progress)
     lead = sum(a - b for a, b in zip(means["shrinking"], means["alone"], strict=True)) / 8

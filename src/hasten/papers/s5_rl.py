@@ -13,7 +13,7 @@ from hasten.papers.card import Claim, Context, Paper, Seen
 from hasten.papers.measures import judged, least_seconds, log_slope
 
 if TYPE_CHECKING:
-    from hasten.train.memory_tasks import Task
+    from hasten.tasks.control import Task
     from hasten.train.recurrent_ppo import Memory
 
 paper = Paper(
@@ -27,7 +27,7 @@ paper = Paper(
         "hasten.kernels.associative_scan:associative_scan",
         "hasten.nn:S5",
         "hasten.train.recurrent_ppo:learn",
-        "hasten.train.memory_tasks:MemoryLength",
+        "hasten.tasks.control:MemoryLength",
     ),
     claims=(
         Claim("S1", "training wall time", "over 5x faster", baseline="GRU/LSTM", setting="POPGym, bsuite, accelerator"),
@@ -162,7 +162,7 @@ def _learned(
 @functools.cache
 def _memory(length: int, total: int, seed: int) -> tuple[str, bool, bool]:
     """What was seen at one length, whether it meets the criterion, and whether S5 was best."""
-    from hasten.train.memory_tasks import MemoryLength
+    from hasten.tasks.control import MemoryLength
 
     def task() -> MemoryLength:
         return MemoryLength(64, length, seed)
@@ -188,7 +188,7 @@ def _memory_length(context: Context) -> Seen:
         return judged(context, value, holds, direction)
     context.progress("s5-rl S3: length 100", 0.5)
     if context.budget < 1200:
-        from hasten.train.memory_tasks import MemoryLength
+        from hasten.tasks.control import MemoryLength
 
         s5, seconds, _ = _learned(MemoryLength(64, 100, context.seed), "s5", 1_500_000, context.seed)
         value += f"; length 100, 1,500,000 steps: S5 {s5:.2f} in {seconds:.0f} s (the GRU there takes --budget 1200)"
@@ -200,7 +200,7 @@ def _memory_length(context: Context) -> Seen:
 @paper.check("S5")
 def _reset(context: Context) -> Seen:
     """Running majority: nothing but the reset tells where an episode begins."""
-    from hasten.train.memory_tasks import RunningMajority
+    from hasten.tasks.control import RunningMajority
 
     short = context.budget < 100
     total = 2 * 8192 if short else 800_000
@@ -214,7 +214,7 @@ def _reset(context: Context) -> Seen:
 
 @paper.check("S4")
 def _popgym(context: Context) -> Seen:
-    from hasten.train.memory_tasks import RepeatPrevious
+    from hasten.tasks.control import RepeatPrevious
 
     if context.budget < 1500:
         raise HastenError("repeating cards takes S5 and GRU about 10 minutes: give --budget 1500")
@@ -233,7 +233,7 @@ def _in_context(context: Context) -> Seen:
     """A cart-pole behind a random rotation: are later trials of an episode better than the first?"""
     import torch
 
-    from hasten.train.memory_tasks import ProjectedCartPole
+    from hasten.tasks.control import ProjectedCartPole
     from hasten.train.recurrent_ppo import PPO, RecurrentPolicy, learn
 
     if context.budget < 1500:

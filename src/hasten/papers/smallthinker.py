@@ -23,8 +23,8 @@ paper = Paper(
         "hasten.models:SmallThinkerLM",
         "hasten.nn.reglu_experts:ReGLUExperts",
         "hasten.nn.reglu_experts:balance_loss",
-        "hasten.runtime.expert_store:ExpertEngine",
-        "hasten.models.smallthinker:HeadPredictor",
+        "hasten.runtime.storage.expert_store:ExpertEngine",
+        "hasten.models.language.smallthinker:HeadPredictor",
     ),
     claims=(
         Claim(
@@ -92,7 +92,7 @@ def _q4(parameters: float) -> float:
 @functools.cache
 def _sizes(name: str) -> dict[str, float]:
     from hasten.models import named
-    from hasten.models.smallthinker import SmallThinkerLM
+    from hasten.models.language.smallthinker import SmallThinkerLM
 
     model = named.build(name)
     assert isinstance(model, SmallThinkerLM)
@@ -178,7 +178,7 @@ def _little_memory(context: Context) -> Seen:
     size = _sizes("smallthinker-21b")
     hits = _hits(64, 6, 52, 2048, 200, context.seed)
     bundle = _q4(size["expert"])
-    from hasten.runtime.expert_store import predicted_step
+    from hasten.runtime.storage.expert_store import predicted_step
 
     # Per layer: a 3.5 GB/s drive, the expert and attention bytes at the memory's rate.
     missing = 6 * (1 - hits) * bundle / 3.5e9
@@ -223,8 +223,8 @@ def _live(budget: float, seed: int) -> dict[str, dict[str, float]]:
 
     import torch
 
-    from hasten.models.smallthinker import SmallThinkerConfig, SmallThinkerLM
-    from hasten.runtime.expert_store import ExpertCache, ExpertEngine, ExpertFile, write_experts
+    from hasten.models.language.smallthinker import SmallThinkerConfig, SmallThinkerLM
+    from hasten.runtime.storage.expert_store import ExpertCache, ExpertEngine, ExpertFile, write_experts
 
     torch.manual_seed(seed)
     layers, experts, used = 8, 32, 4
@@ -283,7 +283,7 @@ def _live(budget: float, seed: int) -> dict[str, dict[str, float]]:
 
 @paper.check("S4")
 def _storage(context: Context) -> Seen:
-    from hasten.runtime.expert_store import predicted_step
+    from hasten.runtime.storage.expert_store import predicted_step
 
     seen = _live(context.budget, context.seed)
     ahead, demand, resident = seen["prefetch"], seen["on demand"], seen["resident"]
@@ -322,7 +322,7 @@ def _storage(context: Context) -> Seen:
 @paper.check("S6")
 def _cache_at_32k(context: Context) -> Seen:
     from hasten.models import named
-    from hasten.models.smallthinker import SmallThinkerLM
+    from hasten.models.language.smallthinker import SmallThinkerLM
 
     model = named.build("smallthinker-21b")
     assert isinstance(model, SmallThinkerLM)
@@ -338,7 +338,7 @@ def _trained(early: bool, activation: str, mixed: bool, steps: int, seed: int) -
     import torch
 
     from hasten.data.text import characters, sources
-    from hasten.models.smallthinker import SmallThinkerConfig, SmallThinkerLM, hybrid
+    from hasten.models.language.smallthinker import SmallThinkerConfig, SmallThinkerLM, hybrid
     from hasten.nn.reglu_experts import balance_loss
     from hasten.train.fitting import fit, windows
 
@@ -374,7 +374,7 @@ def _trained(early: bool, activation: str, mixed: bool, steps: int, seed: int) -
 
 @paper.check("S7")
 def _early_router(context: Context) -> Seen:
-    from hasten.train.arms import run_arms
+    from hasten.processes import run_arms
 
     # Every combination of router, gate and attention, at equal active parameters and steps; two seeds each.
     steps = 2800 if context.budget >= 1500 else 280 if context.budget >= 100 else 2

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 
 from hasten.report import quantities as q
-from hasten.search.outcome import Combination, Figures, TuneResult
+from hasten.tuning.outcome import Combination, Figures, TuneResult
 
 REFERENCE = "transformers generate, fp32"
 

@@ -13,7 +13,7 @@ from hasten.files import write_aside
 from hasten.report import findings, plots
 from hasten.report import quantities as q
 from hasten.report.findings import Row
-from hasten.search.outcome import Figures, TuneResult
+from hasten.tuning.outcome import Figures, TuneResult
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hasten.report import findings
 from hasten.report import quantities as q
-from hasten.search.outcome import Combination, Kernel, Roof, TuneResult
+from hasten.tuning.outcome import Combination, Kernel, Roof, TuneResult
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

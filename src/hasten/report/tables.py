@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hasten.report import findings
 from hasten.report import quantities as q
-from hasten.search.outcome import Figures, TuneResult
+from hasten.tuning.outcome import Figures, TuneResult
 
 if TYPE_CHECKING:
     from hasten.cost.estimate import Estimate

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hasten.runtime.cache import CacheSpec, KVCache
+    from hasten.runtime.decoding.lookup import PromptLookup
     from hasten.runtime.language_model import LanguageModel
-    from hasten.runtime.lookup import PromptLookup
 
 # transformers takes a second to import: only when one of these is asked for.
 _HOMES = {
     "CacheSpec": "hasten.runtime.cache",
     "KVCache": "hasten.runtime.cache",
     "LanguageModel": "hasten.runtime.language_model",
-    "PromptLookup": "hasten.runtime.lookup",
+    "PromptLookup": "hasten.runtime.decoding.lookup",
 }
 
 __all__ = ["CacheSpec", "KVCache", "LanguageModel", "PromptLookup"]

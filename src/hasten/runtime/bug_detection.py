@@ -1,4 +1,4 @@
-"""A language model as a detector of bugs in circuits: what `hasten.data.hls_bugs.rank` and ``evaluate`` ask."""
+"""A language model as a detector of bugs in circuits: what `hasten.tasks.hls.bugs.rank` and ``evaluate`` ask."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from transformers import (
 
 from hasten.errors import HastenError
 from hasten.runtime.cache import KVCache
+from hasten.runtime.decoding.lookup import Index
 from hasten.runtime.language_model import LanguageModel
-from hasten.runtime.lookup import Index
 
 # What hasten's loop does itself; anything else in a generation config goes to transformers' own loop.
 _OWN = {

@@ -15,7 +15,7 @@ from hasten.errors import HastenError
 from hasten.kernels import kv_cache
 from hasten.runtime import step as compiled
 from hasten.runtime.cache import CacheSpec, KVCache
-from hasten.runtime.lookup import PromptLookup
+from hasten.runtime.decoding.lookup import PromptLookup
 from hasten.workload.einsum import Workload
 
 # Prompts are read in pieces of this many tokens: activations stay small, whatever the prompt's length.

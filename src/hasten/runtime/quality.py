@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.data.questions import Question, hidden_number, key_values
 from hasten.errors import HastenError
 from hasten.kernels.kv_cache import MOST_NEW
 from hasten.runtime.language_model import LanguageModel
+from hasten.tasks.questions import Question, hidden_number, key_values
 
 Progress = Callable[[float], None]
 

@@ -18,7 +18,7 @@ from hasten.cost import Measurement, measure
 from hasten.cost.measuring import spread
 from hasten.errors import HastenError, MissingExtraError
 from hasten.models import named
-from hasten.models.recurrent import RecurrentLM
+from hasten.models.language.recurrent import RecurrentLM
 from hasten.workload import Workload, trace
 
 _T = TypeVar("_T")
@@ -76,7 +76,7 @@ def _is_asset(text: str) -> bool:
 
 
 def _from_config(path: Path, prompt: int, new_tokens: int, batch: int) -> Subject:
-    from hasten.models.loading import build, read_config
+    from hasten.models.loading.network import build, read_config
     from hasten.runtime.language_model import LanguageModel
     from hasten.runtime.step import FAMILIES
     from hasten.workload.language import ARCHITECTURES, language_model

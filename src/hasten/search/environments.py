@@ -333,30 +333,3 @@ def parallel_environment(
         for a, n in zip(agents, codec.sizes, strict=True)
     }
     return ProblemParallelEnvironment()
-
-
-def register_environments() -> list[str]:
-    """Registers the spaces known by name as ``hasten/NAME-v0`` with Gymnasium, and says which they are.
-
-    ``gymnasium.make("hasten/dram-v0", problem={"workload": "stream"}, actions="box")`` hands ``problem`` to the space
-    and the rest to `environment`.
-    """
-    import gymnasium
-
-    from hasten.search import spaces as known
-
-    def maker(name: str) -> Callable[..., Any]:
-        def make(problem: Mapping[str, Any] | None = None, **options: Any) -> Any:
-            return environment(known.build(name, **(problem or {})), **options)
-
-        return make
-
-    made = []
-    for name in known.names():
-        if name.startswith("hourglass"):
-            continue  # a try trains a network: no environment to explore in thousands of steps
-        label = f"hasten/{name}-v0"
-        if label not in gymnasium.registry:
-            gymnasium.register(label, entry_point=maker(name))
-        made.append(label)
-    return made

@@ -116,7 +116,7 @@ def _exhaustive(space: Space, seed: int | None, limit: int = EXHAUSTIVE_LIMIT) -
 
 def _agent(name: str) -> Factory:
     def make(space: Space, seed: int | None, **options: Any) -> Any:
-        from hasten.search.agent_sampler import AgentSampler
+        from hasten.search.agents.sampler import AgentSampler
 
         return AgentSampler(space, name, seed, **options)
 

@@ -126,7 +126,7 @@ def _serve(connection: Connection, packed: bytes, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's to handle
     import torch
 
-    from hasten.train.arms import end_with_parent
+    from hasten.processes import end_with_parent
 
     end_with_parent()
     torch.set_num_threads(threads)

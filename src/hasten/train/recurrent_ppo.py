@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.nn.s5 import S5
-from hasten.train.memory_tasks import Task
+from hasten.tasks.control import Task
 
 Memory = Literal["s5", "gru", "none"]
 _KEPT = ("observations", "firsts", "actions", "chances", "values", "rewards", "ends")

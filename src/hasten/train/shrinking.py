@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
-from hasten.models.once_for_all import Architecture, OFAConfig, OnceForAll, SubNetwork, resized
+from hasten.models.vision.once_for_all import Architecture, OFAConfig, OnceForAll, SubNetwork, resized
 from hasten.train.fitting import parameter_groups
 
 Progress = Callable[[str, float], None]

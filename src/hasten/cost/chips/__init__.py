@@ -1,0 +1,1 @@
+"""What a layer, a tile, a trace or a task costs on a chip."""

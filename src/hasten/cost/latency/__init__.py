@@ -1,0 +1,1 @@
+"""Latency learned from measurements: tables, predictors, regimes of a machine."""

@@ -1,0 +1,1 @@
+"""Templates of chips: arrays, memories, boards."""

@@ -1,0 +1,142 @@
+"""DRAM parts: timing in cycles of their clock, currents, how addresses spread over banks; data files, with sources."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+
+from hasten.errors import HastenError
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Timing(_Data):
+    """Minimum distances between commands, in clock cycles; ``_s`` between bank groups, ``_l`` within one.
+
+    Args:
+        banks, groups: how many there are.
+        rcd, rp, ras: activate to column, precharge to activate, activate to precharge.
+        cl, cwl: column command to data, reading and writing.
+        ccd_s, ccd_l, rrd_s, rrd_l: between columns, between activates.
+        faw: window in which at most four activates fall.
+        wr, wtr, rtp: end of written data to precharge and to a read; read to precharge.
+        rfc, refi: a refresh, and how often one is due.
+        burst: cycles of data of a column command.
+    """
+
+    banks: int = Field(ge=1, le=64)
+    groups: int = Field(ge=1, le=64)
+    rcd: PositiveInt
+    cl: PositiveInt
+    cwl: PositiveInt
+    rp: PositiveInt
+    ras: PositiveInt
+    ccd_s: PositiveInt
+    ccd_l: PositiveInt
+    rrd_s: PositiveInt
+    rrd_l: PositiveInt
+    faw: PositiveInt
+    wr: PositiveInt
+    wtr: PositiveInt
+    rtp: PositiveInt
+    rfc: PositiveInt
+    refi: PositiveInt
+    burst: PositiveInt
+
+
+class Current(_Data):
+    """V, and A of one chip: activating and precharging, waiting closed and open, reading, writing, refreshing."""
+
+    vdd: PositiveFloat
+    idd0: NonNegativeFloat
+    idd2n: NonNegativeFloat
+    idd3n: NonNegativeFloat
+    idd4r: NonNegativeFloat
+    idd4w: NonNegativeFloat
+    idd5: NonNegativeFloat
+
+
+class MemoryPart(_Data):
+    """A DRAM module.
+
+    Args:
+        name, title: short, and for people.
+        clock: Hz.
+        chips: that work in step.
+        capacity: bytes of all together.
+        row: bytes of a row of all chips.
+        burst_bytes: of one column command.
+        source: where the figures are from.
+    """
+
+    name: str
+    title: str
+    clock: PositiveFloat
+    chips: PositiveInt
+    capacity: PositiveInt
+    row: PositiveInt
+    burst_bytes: PositiveInt
+    source: str
+    timing: Timing
+    current: Current
+
+    def energies(self) -> dict[str, float]:
+        """J of one command of all chips, from the difference of currents that it makes, and W of waiting.
+
+        The current-based method of memory vendors' power notes: an activate with its precharge costs what IDD0 draws
+        over waiting open, then closed; a read or write what its current draws over waiting open, for its burst.
+        """
+        c, t = self.current, self.timing
+        scale = c.vdd * self.chips / self.clock
+        activate = c.idd0 * (t.ras + t.rp) - c.idd3n * t.ras - c.idd2n * t.rp
+        return {
+            "activate": scale * activate,
+            "read": scale * (c.idd4r - c.idd3n) * t.burst,
+            "write": scale * (c.idd4w - c.idd3n) * t.burst,
+            "refresh": scale * (c.idd5 - c.idd3n) * t.rfc,
+            "open": c.vdd * self.chips * c.idd3n,
+            "closed": c.vdd * self.chips * c.idd2n,
+        }
+
+    @property
+    def bandwidth(self) -> float:
+        """B/s at most."""
+        return self.burst_bytes / self.timing.burst * self.clock
+
+
+def memory_parts() -> list[str]:
+    """Names of the parts that are here."""
+    folder = resources.files("hasten.hardware.chips") / "memories"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def memory_part(name_or_path: str | Path) -> MemoryPart:
+    """A part by name (`memory_parts`), or from a TOML file of the same form.
+
+    Raises:
+        HastenError: no such part or file, or a figure missing, misspelt or impossible.
+    """
+    name = str(name_or_path)
+    if name in memory_parts():
+        text = (resources.files("hasten.hardware.chips") / "memories" / f"{name}.toml").read_text("utf-8")
+    else:
+        path = Path(name)
+        if not path.is_file():
+            raise HastenError(f"no DRAM part is called {name!r}: give {', '.join(memory_parts())}, or a .toml file")
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise HastenError(f"cannot read the DRAM part {name}: {error}") from None
+    try:
+        return MemoryPart.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise HastenError(f"the DRAM part {name} is not TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise HastenError(f"the DRAM part {name}: {where}: {first['msg']}") from None

@@ -1,0 +1,207 @@
+"""A decoder with BlockFFN layers, with plain or multi-head latent attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hasten.models.language.recurrent import RecurrentLM
+from hasten.nn.blockffn import BlockFFN, TopKFFN
+
+# Width, layers, heads, experts, inner values of one (arXiv 2507.08771, table 1).
+PUBLISHED = {
+    "blockffn-0.1b": (768, 16, 6, 48, 64),
+    "blockffn-0.5b": (1280, 27, 10, 40, 128),
+    "blockffn-0.8b": (1536, 32, 12, 48, 128),
+    "blockffn-1.2b": (1792, 35, 14, 56, 128),
+}
+
+
+@dataclass(frozen=True)
+class BlockFFNConfig:
+    """Sizes.
+
+    Args:
+        width, layers, heads, vocabulary: of the decoder.
+        experts, each: of the feed-forward.
+        feed_forward: ``block``, ``top-k`` (softmax router, ``count`` experts a token) or ``dense``.
+        count: of ``top-k``.
+        latent: multi-head latent attention with the paper's ranks (768 and 256) in place of plain attention.
+        theta: base of the rotary positions.
+        scaled: MiniCPM's scaling of the published models: embeddings times 12, residual branches times
+            1.4 / sqrt(layers).
+    """
+
+    width: int = 96
+    layers: int = 3
+    heads: int = 4
+    vocabulary: int = 96
+    experts: int = 32
+    each: int = 12
+    feed_forward: Literal["block", "top-k", "dense"] = "block"
+    count: int = 6
+    latent: bool = False
+    theta: float = 10000.0
+    scaled: bool = False
+
+
+class _Cache:
+    """Keys and values of one layer (batch, heads, length, size), as they grow."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    @property
+    def length(self) -> int:
+        return self.keys.shape[2]
+
+    def extend(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+
+    def cut(self, length: int) -> None:
+        self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
+
+
+class _Attention(nn.Module):
+    """Causal attention with rotary positions; ``latent`` has the low-rank projections of DeepSeek-V2's MLA."""
+
+    def __init__(self, config: BlockFFNConfig) -> None:
+        super().__init__()
+        width, heads = config.width, config.heads
+        self.heads, self.theta, self.latent = heads, config.theta, config.latent
+        if config.latent:
+            self.plain, self.rotary, self.value = 128, 64, 128
+            self.q_down, self.q_norm = nn.Linear(width, 768, bias=False), nn.RMSNorm(768, eps=1e-5)
+            self.q_up = nn.Linear(768, heads * (self.plain + self.rotary), bias=False)
+            self.kv_down, self.kv_norm = nn.Linear(width, 256 + self.rotary, bias=False), nn.RMSNorm(256, eps=1e-5)
+            self.kv_up = nn.Linear(256, heads * (self.plain + self.value), bias=False)
+        else:
+            self.plain, self.rotary, self.value = 0, width // heads, width // heads
+            self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(heads * self.value, width, bias=False)
+
+    @property
+    def key_size(self) -> int:
+        return self.plain + self.rotary
+
+    def _turned(self, x: Tensor, begin: int) -> Tensor:
+        half = self.rotary // 2
+        rates = self.theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+        angles = torch.arange(begin, begin + x.shape[2], device=x.device, dtype=torch.float32)[:, None] * rates
+        cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
+
+    def forward(self, x: Tensor, cache: _Cache | None) -> Tensor:
+        batch, length, _ = x.shape
+        begin = cache.length if cache is not None else 0
+
+        def split(t: Tensor) -> Tensor:
+            return t.view(batch, length, self.heads, -1).transpose(1, 2)
+
+        if self.latent:
+            q = split(self.q_up(self.q_norm(self.q_down(x))))
+            low, turned = self.kv_down(x).split([256, self.rotary], -1)
+            k, v = split(self.kv_up(self.kv_norm(low))).split([self.plain, self.value], -1)
+            q = torch.cat([q[..., : self.plain], self._turned(q[..., self.plain :], begin)], -1)
+            shared = self._turned(turned[:, None], begin).expand(-1, self.heads, -1, -1)
+            k = torch.cat([k, shared], -1)
+        else:
+            q, k, v = (split(t) for t in self.qkv(x).chunk(3, -1))
+            q, k = self._turned(q, begin), self._turned(k, begin)
+        if cache is not None:
+            cache.extend(k, v)
+            k, v = cache.keys, cache.values
+        mask = None
+        if begin and length > 1:
+            mask = torch.ones(length, begin + length, dtype=torch.bool, device=x.device).tril(begin)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=begin == 0 and length > 1)
+        return self.out(y.transpose(1, 2).reshape(batch, length, -1))
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: BlockFFNConfig) -> None:
+        super().__init__()
+        self.attn_norm, self.ffn_norm = (nn.RMSNorm(config.width, eps=1e-5) for _ in range(2))
+        self.attn = _Attention(config)
+        self.ffn: nn.Module
+        if config.feed_forward == "block":
+            self.ffn = BlockFFN(config.width, config.experts, config.each)
+        elif config.feed_forward == "top-k":
+            self.ffn = TopKFFN(config.width, config.experts, config.each, config.count)
+        else:
+            hidden = config.experts * config.each
+            self.ffn = nn.Sequential(
+                nn.Linear(config.width, hidden, bias=False), nn.SiLU(), nn.Linear(hidden, config.width, bias=False)
+            )
+
+
+class BlockFFNLM(RecurrentLM[list[_Cache]]):
+    """A causal language model with BlockFFN feed-forward layers (arXiv 2507.08771).
+
+    Args:
+        config: sizes.
+
+    Shape:
+        ids (batch, length) int64 to logits (batch, length, vocabulary).
+    """
+
+    def __init__(self, config: BlockFFNConfig) -> None:
+        super().__init__()
+        if config.width % config.heads:
+            raise ValueError(f"{config.heads} heads do not divide a width of {config.width}")
+        self.config, self.vocabulary = config, config.vocabulary
+        self.embeddings = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
+        nn.init.normal_(self.embeddings.weight, std=0.1 if config.scaled else 1.0)
+
+    @classmethod
+    def named(cls, name: str) -> BlockFFNLM:
+        """A published size, with weights at their start."""
+        width, layers, heads, experts, each = PUBLISHED[name]
+        return cls(BlockFFNConfig(width, layers, heads, 122753, experts, each, latent=True, scaled=True))
+
+    @property
+    def _layers(self) -> list[_Layer]:
+        return cast("list[_Layer]", list(self.layers))
+
+    def new_state(self, batch: int) -> list[_Cache]:
+        return self.state_at(batch, 0)
+
+    def state_at(self, batch: int, length: int) -> list[_Cache]:
+        like = self.embeddings.weight
+        caches = []
+        for layer in self._layers:
+            shape = batch, layer.attn.heads, length
+            caches.append(_Cache(like.new_zeros(*shape, layer.attn.key_size), like.new_zeros(*shape, layer.attn.value)))
+        return caches
+
+    def state_tensors(self, state: list[_Cache]) -> dict[str, Tensor]:
+        return {f"cache.{i}.{name}": getattr(c, name) for i, c in enumerate(state) for name in ("keys", "values")}
+
+    def cut(self, state: list[_Cache], length: int) -> None:
+        """Forgets all but the first ``length`` positions: what a rejected draft leaves."""
+        for cache in state:
+            cache.cut(length)
+
+    def logits_of_routers(self) -> list[Tensor]:
+        """Every layer's routing logits (batch, length, experts) of the last call in training mode."""
+        found = [cast("Tensor | None", getattr(layer.ffn, "logits", None)) for layer in self._layers]
+        return [logits for logits in found if logits is not None]
+
+    def forward(self, ids: Tensor, state: list[_Cache] | None = None, *, logits_to_keep: int = 0) -> Tensor:
+        """Logits of every position, or of the last ``logits_to_keep``; ``state`` grows by these tokens."""
+        x = self.embeddings(ids)
+        branch = 1.0
+        if self.config.scaled:
+            x, branch = 12 * x, 1.4 / self.config.layers**0.5
+        for i, layer in enumerate(self._layers):
+            x = x + branch * layer.attn(layer.attn_norm(x), None if state is None else state[i])
+            x = x + branch * layer.ffn(layer.ffn_norm(x))
+        return self.lm_head(self.norm(x)[:, -logits_to_keep:])

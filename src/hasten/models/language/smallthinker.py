@@ -1,0 +1,345 @@
+"""SmallThinker: a decoder for machines with slow storage, whose router reads the residual before attention does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hasten.errors import HastenError
+from hasten.models.language.recurrent import RecurrentLM
+from hasten.models.loading import checkpoint
+from hasten.nn.reglu_experts import Activation, ReGLUExperts
+
+# Layers, width, heads, KV heads, experts, used, inner, tied, hybrid (arXiv 2507.20984, table 1, and the releases'
+# configs).
+PUBLISHED = {
+    "smallthinker-4b": (32, 1536, 12, 2, 32, 4, 768, True, False),
+    "smallthinker-21b": (52, 2560, 28, 4, 64, 6, 768, False, True),
+}
+_VOCABULARY, _HEAD_DIM, _WINDOW = 151936, 128, 4096
+
+
+@dataclass(frozen=True)
+class SmallThinkerConfig:
+    """Sizes.
+
+    Args:
+        width, layers, heads, kv_heads, head_dim, vocabulary: of the decoder.
+        experts, used, inner: experts of a layer, experts of a token, values within one.
+        rotary: for each layer whether it has rotary positions; empty: all.
+        windowed: for each layer whether it sees a window alone; empty: none.
+        window: tokens that such a layer sees.
+        tied: whether the head is the embedding.
+        activation: of the experts' gates.
+        early: route from the residual before attention; otherwise from what the experts read.
+        softmax: how used experts are weighed.
+        theta: base of the rotary positions.
+    """
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    vocabulary: int = 96
+    experts: int = 8
+    used: int = 2
+    inner: int = 96
+    rotary: tuple[int, ...] = ()
+    windowed: tuple[int, ...] = ()
+    window: int = _WINDOW
+    tied: bool = True
+    activation: Activation = "relu"
+    early: bool = True
+    softmax: bool = False
+    theta: float = 1.5e6
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads or self.head_dim % 2:
+            raise HastenError("heads are a multiple of kv heads, and a head has an even number of channels")
+        for name in ("rotary", "windowed"):
+            layout = getattr(self, name)
+            if layout and (len(layout) != self.layers or set(layout) - {0, 1}):
+                raise HastenError(f"{name} has a 0 or 1 for each of the {self.layers} layers, or nothing")
+        if (
+            min(self.width, self.layers, self.vocabulary, self.inner, self.window) < 1
+            or not 0 < self.used <= self.experts
+        ):
+            raise HastenError("sizes are at least 1, and a token uses some of the experts")
+
+
+def hybrid(layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(rotary, windowed) of the 21B release: every fourth layer sees everything, without positions."""
+    local = tuple(int(i % 4 != 0) for i in range(layers))
+    return local, local
+
+
+class LayerCache:
+    """Keys and values of one layer (batch, kv heads, tokens, head_dim); a windowed one keeps its window alone."""
+
+    def __init__(self, keys: Tensor, values: Tensor, window: int | None, seen: int = 0) -> None:
+        self.keys, self.values, self.window, self.seen = keys, values, window, seen
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Takes new ones in; returns what the new tokens may look at and the position of its first."""
+        keys, values = torch.cat((self.keys, keys), 2), torch.cat((self.values, values), 2)
+        first = self.seen - self.keys.shape[2]
+        self.seen = first + keys.shape[2]
+        kept = keys.shape[2] if self.window is None else min(keys.shape[2], self.window - 1)
+        self.keys, self.values = keys[:, :, keys.shape[2] - kept :], values[:, :, values.shape[2] - kept :]
+        return keys, values, first
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: SmallThinkerConfig, index: int) -> None:
+        super().__init__()
+        c = config
+        self.heads, self.kv_heads, self.head_dim, self.theta = c.heads, c.kv_heads, c.head_dim, c.theta
+        self.rotary = bool(c.rotary[index]) if c.rotary else True
+        self.window = c.window if c.windowed and c.windowed[index] else None
+        self.q_proj = nn.Linear(c.width, c.heads * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=False)
+        self.v_proj = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=False)
+        self.o_proj = nn.Linear(c.heads * c.head_dim, c.width, bias=False)
+
+    def _turned(self, x: Tensor, begin: int) -> Tensor:
+        half = self.head_dim // 2
+        rates = self.theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+        angles = torch.arange(begin, begin + x.shape[2], device=x.device, dtype=torch.float32)[:, None] * rates
+        cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
+
+    def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
+        batch, length, _ = x.shape
+        begin = cache.seen if cache is not None else 0
+
+        def split(t: Tensor) -> Tensor:
+            return t.view(batch, length, -1, self.head_dim).transpose(1, 2)
+
+        q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
+        if self.rotary:
+            q, k = self._turned(q, begin), self._turned(k, begin)
+        first = 0
+        if cache is not None:
+            k, v, first = cache.extend(k, v)
+        rows = torch.arange(begin, begin + length, device=x.device)[:, None]
+        columns = torch.arange(first, first + k.shape[2], device=x.device)
+        mask = columns <= rows
+        if self.window is not None:
+            mask &= columns > rows - self.window
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
+        return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
+
+
+class Layer(nn.Module):
+    """One block: router logits, attention, experts."""
+
+    def __init__(self, config: SmallThinkerConfig, index: int) -> None:
+        super().__init__()
+        c = config
+        self.early = c.early
+        self.input_layernorm = nn.RMSNorm(c.width, eps=1e-6)
+        self.self_attn = _Attention(c, index)
+        self.post_attention_layernorm = nn.RMSNorm(c.width, eps=1e-6)
+        self.block_sparse_moe = ReGLUExperts(c.width, c.inner, c.experts, c.used, c.activation, c.softmax)
+
+    def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
+        moe = self.block_sparse_moe
+        logits = moe.primary_router(x) if self.early else None
+        x = x + self.self_attn(self.input_layernorm(x), cache)
+        h = self.post_attention_layernorm(x)
+        return x + moe(h, moe.primary_router(h) if logits is None else logits)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, config: SmallThinkerConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+
+
+class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
+    """A causal language model of the SmallThinker family (arXiv 2507.20984); tensors have the released names.
+
+    Args:
+        config: sizes.
+
+    Shape:
+        ids (batch, length) int64 to logits (batch, length, vocabulary).
+    """
+
+    def __init__(self, config: SmallThinkerConfig) -> None:
+        super().__init__()
+        self.config, self.vocabulary = config, config.vocabulary
+        self.model = _Decoder(config)
+        self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                # The released models start at 0.02; narrower ones need more.
+                nn.init.normal_(parameter, std=0.02 if config.width >= 1024 else config.width**-0.5)
+            del name
+        if config.tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @classmethod
+    def named(cls, name: str) -> SmallThinkerLM:
+        """A published size, with weights at their start."""
+        layers, width, heads, kv_heads, experts, used, inner, tied, mixed = PUBLISHED[name]
+        rotary, windowed = hybrid(layers) if mixed else ((), ())
+        return cls(
+            SmallThinkerConfig(
+                width,
+                layers,
+                heads,
+                kv_heads,
+                _HEAD_DIM,
+                _VOCABULARY,
+                experts,
+                used,
+                inner,
+                rotary,
+                windowed,
+                tied=tied,
+            )
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SmallThinkerLM:
+        """A model from a folder with the released layout.
+
+        Raises:
+            HastenError: a file is missing or broken, or describes another model.
+        """
+        data = checkpoint.read_config(folder)
+        try:
+            config = _from_released(data)
+        except (KeyError, TypeError, ValueError) as error:
+            raise HastenError(f"{folder} does not hold a SmallThinker model ({error}): give another folder") from None
+        with torch.device("meta"):
+            model = cls(config)
+        tensors = checkpoint.read_tensors(folder)
+        if config.tied:
+            tensors.setdefault("lm_head.weight", tensors.get("model.embed_tokens.weight", torch.zeros(0)))
+        checkpoint.fill(model, {n: t.float() for n, t in tensors.items()}, folder)
+        if config.tied:
+            model.lm_head.weight = model.model.embed_tokens.weight
+        return model.eval()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes config and weights in the released layout.
+
+        Raises:
+            HastenError: a file cannot be written.
+        """
+        checkpoint.save(folder, self, _released(self.config))
+
+    @property
+    def blocks(self) -> list[Layer]:
+        """The layers."""
+        return cast("list[Layer]", list(self.model.layers))
+
+    def new_state(self, batch: int) -> list[LayerCache]:
+        return self.state_at(batch, 0)
+
+    def state_at(self, batch: int, length: int) -> list[LayerCache]:
+        like, c = self.model.embed_tokens.weight, self.config
+        caches = []
+        for layer in self.blocks:
+            window = layer.self_attn.window
+            held = length if window is None else min(length, window - 1)
+            shape = (batch, c.kv_heads, held, c.head_dim)
+            caches.append(LayerCache(like.new_zeros(shape), like.new_zeros(shape), window, length))
+        return caches
+
+    def state_tensors(self, state: list[LayerCache]) -> dict[str, Tensor]:
+        return {f"cache.{i}.{name}": getattr(c, name) for i, c in enumerate(state) for name in ("keys", "values")}
+
+    def forward(self, ids: Tensor, state: list[LayerCache] | None = None, *, logits_to_keep: int = 0) -> Tensor:
+        """Logits of every position, or of the last ``logits_to_keep``; ``state`` grows by these tokens."""
+        x = self.model.embed_tokens(ids)
+        for i, layer in enumerate(self.blocks):
+            x = layer(x, None if state is None else state[i])
+        return self.lm_head(self.model.norm(x)[:, -logits_to_keep:])
+
+
+_KEYS = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocabulary": "vocab_size",
+    "experts": "moe_num_primary_experts",
+    "used": "moe_num_active_primary_experts",
+    "inner": "moe_ffn_hidden_size",
+    "softmax": "moe_primary_router_apply_softmax",
+    "rotary": "rope_layout",
+    "windowed": "sliding_window_layout",
+    "window": "sliding_window_size",
+    "theta": "rope_theta",
+    "tied": "tie_word_embeddings",
+}
+
+
+def _released(config: SmallThinkerConfig) -> dict[str, Any]:
+    data = asdict(config)
+    found = {key: data[name] for name, key in _KEYS.items()}
+    found["rope_layout"] = list(config.rotary or (1,) * config.layers)
+    found["sliding_window_layout"] = list(config.windowed or (0,) * config.layers)
+    return {"model_type": "smallthinker", **found, "activation": config.activation, "early_router": config.early}
+
+
+def _from_released(data: Any) -> SmallThinkerConfig:
+    if not isinstance(data, dict) or data.get("model_type") != "smallthinker":
+        raise KeyError("its config.json is not of model_type smallthinker")
+    given = {name: data[key] for name, key in _KEYS.items() if key in data}
+    for name in ("rotary", "windowed"):
+        given[name] = tuple(int(i) for i in given.get(name) or ())
+    return SmallThinkerConfig(**given, activation=data.get("activation", "relu"), early=data.get("early_router", True))
+
+
+class HeadPredictor(nn.Module):
+    """Guesses which rows of the output head matter, and computes those alone: costs a little accuracy.
+
+    Scores come from a low-rank product width -> rank -> vocabulary; of the best ``rows`` the logits are exact, all
+    others are minus infinity.
+
+    Args:
+        width, vocabulary: of the head.
+        rank: of the guess.
+        rows: logits that are computed.
+    """
+
+    def __init__(self, width: int, vocabulary: int, rank: int = 64, rows: int = 2048) -> None:
+        super().__init__()
+        self.rows = min(rows, vocabulary)
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, vocabulary, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Scores (..., vocabulary)."""
+        return self.up(self.down(h))
+
+    def logits(self, h: Tensor, head: Tensor) -> Tensor:
+        """Logits (vocabulary) of one state h (width) with the head (vocabulary, width)."""
+        chosen = self(h).topk(self.rows).indices
+        return torch.full((head.shape[0],), -torch.inf).index_put((chosen,), head[chosen] @ h)
+
+    def fit(self, states: Tensor, head: Tensor, steps: int = 200, rate: float = 5e-3) -> float:
+        """Learns the head's own distribution over states (n, width); returns the last loss."""
+        target = (states @ head.t()).softmax(-1).detach()
+        optimizer = torch.optim.Adam(self.parameters(), rate)
+        loss = torch.zeros(())
+        for _ in range(steps):
+            loss = F.cross_entropy(self(states), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return float(loss.detach())

@@ -1,0 +1,1 @@
+"""Ways to decode: drafts, trees, early exit, chains of layers."""

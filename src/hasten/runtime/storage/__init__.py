@@ -1,0 +1,1 @@
+"""What lies outside the fastest memory: tiers of keys and values, experts."""

@@ -1,0 +1,86 @@
+"""An agent as an Optuna sampler: it proposes a study's points and is told their scores, resumed studies included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from optuna.samplers import BaseSampler
+
+from hasten.errors import HastenError
+from hasten.search.agents.agent import Agent, Indices, make_agent
+from hasten.search.agents.policies import Running
+from hasten.search.codec import Codec
+from hasten.search.space import Params, Space
+
+Reward = Callable[[Mapping[str, float]], float]
+
+
+class AgentSampler(BaseSampler):
+    """Lets an `Agent` choose.
+
+    Several objectives become one reward: the mean of how far each is on the better side of its mean so far, in units
+    of its spread. A point that could not be had, or breaks a constraint, counts as one unit worse than the worst.
+
+    Args:
+        space: of the problem.
+        agent: its name (`hasten.search.agents.agent.AGENTS`), or one made for `Codec(space).sizes`.
+        seed: of the agent, when it is given by name.
+        options: of the agent, when it is given by name.
+    """
+
+    def __init__(self, space: Space, agent: str | Agent, seed: int | None = None, **options: Any) -> None:
+        self.space, self.codec = space, Codec(space)
+        self.agent = make_agent(agent, self.codec.sizes, seed or 0, **options) if isinstance(agent, str) else agent
+        if self.agent.sizes != self.codec.sizes:
+            raise HastenError("the agent was made for another space: give it Codec(space).sizes")
+        self._asked: dict[int, Indices] = {}
+        self._told: set[int] = set()
+        self._values: Running | None = None
+        self._worst = 0.0
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        return self.space.to_optuna()
+
+    def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> Params:
+        from optuna.trial import TrialState
+
+        # What an earlier run, or another worker, has tried.
+        for known in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            if known.number not in self._told and known.params:
+                self._tell(study, known)
+        point = self.agent.ask()
+        self._asked[trial.number] = point
+        return self.codec.decode(point)
+
+    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+        raise HastenError(f"parameter {name!r} is not in the searched space: use one space for a study")
+
+    def after_trial(self, study: Any, trial: Any, state: Any, values: Sequence[float] | None) -> None:
+        from optuna.trial import TrialState
+
+        if trial.number in self._told:
+            return
+        if state == TrialState.COMPLETE:
+            self._tell(study, trial, values)
+        elif state == TrialState.FAIL and trial.number in self._asked:
+            self._told.add(trial.number)
+            self.agent.tell(self._asked.pop(trial.number), self._worst - 1)
+
+    def _tell(self, study: Any, trial: Any, values: Sequence[float] | None = None) -> None:
+        import numpy as np
+
+        self._told.add(trial.number)
+        values = list(values if values is not None else trial.values)
+        signs = [1 if d.name == "MAXIMIZE" else -1 for d in study.directions]
+        better = np.array([s * v if math.isfinite(v) else -1e30 for s, v in zip(signs, values, strict=True)])
+        self._values = self._values or Running(len(better))
+        self._values.add(better)
+        reward = float(self._values.scaled(better).mean()) if len(better) > 1 else float(better[0])
+        broken = [c for c in (getattr(trial, "constraints", None) or {}).values() if c > 0]
+        if broken:
+            reward = self._worst - 1
+        self._worst = min(self._worst, reward) if not broken else self._worst
+        point = self._asked.pop(trial.number, None) or self.codec.encode(trial.params)
+        self.agent.tell(point, reward, values)

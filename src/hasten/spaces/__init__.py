@@ -1,0 +1,85 @@
+"""Problems that are known by name: each module of this folder has ``problem(**options) -> Problem``."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hasten.errors import HastenError
+from hasten.search.problem import Problem
+from hasten.search.space import load_attribute
+
+
+def names() -> list[str]:
+    """Every known name."""
+    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
+
+
+def describe(name: str) -> str:
+    """A line that says what is sought."""
+    # Read, not imported: a list of names is not worth loading what all of them need.
+    source = resources.files(__name__).joinpath(f"{name.replace('-', '_')}.py").read_text("utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+
+def build(source: str, **options: Any) -> Problem:
+    """A problem by name, or ``file.py:attribute``: a `Problem`, or a function that returns one.
+
+    A file is the user's own code, and is run.
+
+    Raises:
+        HastenError: no such name, file or attribute, or it is no problem.
+    """
+    file, _, attribute = source.rpartition(":")
+    if file.endswith(".py"):
+        return _from_file(Path(file), attribute)
+    if source not in names():
+        known = ", ".join(names())
+        raise HastenError(f"no space is called {source!r}: choose {known}, or give file.py:problem")
+    module = importlib.import_module(f"{__name__}.{source.replace('-', '_')}")
+    return module.problem(**options)
+
+
+def _from_file(path: Path, attribute: str) -> Problem:
+    found = load_attribute(path, attribute)
+    try:
+        made = found() if callable(found) and not isinstance(found, Problem) else found
+    except HastenError:
+        raise
+    except Exception as error:
+        raise HastenError(f"{path}:{attribute} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, Problem):
+        raise HastenError(f"{path}:{attribute} is no problem: define a hasten.search.Problem or return one")
+    return made
+
+
+def register_environments() -> list[str]:
+    """Registers the spaces known by name as ``hasten/NAME-v0`` with Gymnasium, and says which they are.
+
+    ``gymnasium.make("hasten/dram-v0", problem={"workload": "stream"}, actions="box")`` hands ``problem`` to the space
+    and the rest to `environment`.
+    """
+    import gymnasium
+
+    from hasten.search.environments import environment
+
+    def maker(name: str) -> Callable[..., Any]:
+        def make(problem: Mapping[str, Any] | None = None, **options: Any) -> Any:
+            return environment(build(name, **(problem or {})), **options)
+
+        return make
+
+    made = []
+    for name in names():
+        if name.startswith("hourglass"):
+            continue  # a try trains a network: no environment to explore in thousands of steps
+        label = f"hasten/{name}-v0"
+        if label not in gymnasium.registry:
+            gymnasium.register(label, entry_point=maker(name))
+        made.append(label)
+    return made

@@ -1,0 +1,142 @@
+"""Sub-networks of one trained once-for-all network on Fashion-MNIST: accuracy against latency here or on a device."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hasten.data.images import fashion_mnist
+from hasten.hardware import load_device
+from hasten.models.vision.once_for_all import (
+    Architecture,
+    OFAConfig,
+    OnceForAll,
+    SubNetwork,
+    calibrate,
+    from_params,
+    macs,
+    resized,
+)
+from hasten.search.networks.specialize import estimated, measured
+from hasten.search.problem import Objective, Problem
+from hasten.search.space import Params, Space, categorical
+from hasten.train.classifying import accuracy
+from hasten.train.shrinking import train
+
+# The paper's space at the scale of 28 x 28 grey images and minutes: three stages of one to three blocks.
+SMALL = OFAConfig(
+    widths=(8, 16, 24), strides=(2, 2, 1), activations=("relu", "h_swish", "h_swish"), se=(False, True, True),
+    depths=(1, 2, 3), resolutions=(12, 16, 20), stem=8, final=64, last=64, channels=1, classes=10, dropout=0.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images (count, 1, 28, 28) of mean 0 and deviation 1: to train on, to choose by, to report on."""
+
+    training: Tensor
+    training_labels: Tensor
+    held: Tensor
+    held_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+
+@functools.cache
+def images() -> Images:
+    """Fashion-MNIST, shuffled by a fixed seed: 55,000 to train on, 5,000 to choose by, 10,000 to report on."""
+    pictures, labels = fashion_mnist()
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
+    pictures, labels = pictures[order, None].float(), labels[order]
+    some = pictures[:10_000]
+    pictures = (pictures - some.mean()) / some.std()
+    cuts = [55_000, 5_000, 10_000]
+    x, y = pictures.split(cuts), labels.split(cuts)
+    return Images(x[0], y[0], x[1], y[1], x[2], y[2])
+
+
+def specialized(network: OnceForAll, arch: Architecture, count: int = 2000) -> SubNetwork:
+    """A sub-network by itself, its batch statistics those of ``count`` training images at its resolution."""
+    alone = network.extract(arch).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    calibrate(alone, _shaped(images().training[:count], arch.resolution))
+    made: SubNetwork = alone.eval()
+    return made
+
+
+def judged(network: SubNetwork, pictures: Tensor, labels: Tensor) -> float:
+    """Accuracy of an ordinary network on images, brought to its resolution."""
+    return accuracy(network, _shaped(pictures, network.arch.resolution), labels)
+
+
+def _shaped(pictures: Tensor, resolution: int) -> Tensor:
+    return resized(pictures, resolution).contiguous(memory_format=torch.channels_last)
+
+
+def space(config: OFAConfig) -> Space:
+    """Depth of each stage, kernel and expansion of each block that is there, and resolution.
+
+    It has as many points as the network has sub-networks.
+    """
+    parameters = [categorical("resolution", config.resolutions)]
+    for s in range(1, len(config.widths) + 1):
+        parameters.append(categorical(f"depth-{s}", config.depths))
+        for j in range(1, config.depths[-1] + 1):
+            when = {f"depth-{s}": [d for d in config.depths if d >= j]}
+            parameters.append(categorical(f"kernel-{s}-{j}", config.kernels, when))
+            parameters.append(categorical(f"expand-{s}-{j}", config.expands, when))
+    return Space(parameters)
+
+
+def problem(
+    supernet: str | Path = "supernet", device: str | None = None, *, seconds: float = 300.0, count: int = 2000
+) -> Problem:
+    """Accuracy on held-out images, statistics calibrated, against latency of one image as a sum over blocks.
+
+    Args:
+        supernet: folder of a saved `OnceForAll`, of one grey channel and ten classes; where there is none, a `SMALL`
+            one is trained into it.
+        device: of the catalogue or a file, whose latency the analytic model estimates; None measures this machine.
+        seconds: of training where there is no supernet.
+        count: held-out images.
+
+    Raises:
+        HastenError: the folder holds something else, or there is no such device.
+    """
+    folder = Path(supernet)
+    # What is unknown fails before a training, not after it.
+    where = load_device(device) if device else None
+    if not folder.exists():
+        logging.getLogger(__name__).warning("training a supernet into %s for %.0f s, once", folder, seconds)
+        torch.manual_seed(0)
+        made = OnceForAll(SMALL)
+        train(made, images().training, images().training_labels, seconds=seconds)
+        made.save(folder)
+    network = OnceForAll.load(folder)
+    config = network.config
+    latency = estimated(config, where) if where else measured(config)
+
+    def evaluate(params: Params) -> Mapping[str, Any]:
+        arch = from_params(config, params)
+        alone = specialized(network, arch)
+        found = judged(alone, images().held[:count], images().held_labels[:count])
+        return {
+            "accuracy": found, "latency": latency(arch), "macs": macs(alone, arch.resolution, config.channels),
+            "parameters": sum(p.numel() for p in alone.parameters()),
+        }  # fmt: skip
+
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+    return Problem(
+        "once-for-all",
+        space(config),
+        (Objective("accuracy", "maximize"), Objective("latency", unit="s")),
+        evaluate,
+        identity={"supernet": digest, "device": where.name if where else "measured here", "images": str(count)},
+    )

@@ -1,0 +1,1 @@
+"""What is learned or asked: tasks with their data, and how answers are judged."""

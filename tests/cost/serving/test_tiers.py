@@ -1,0 +1,117 @@
+"""Schedules over two tiers: budgets kept, limits right, the optimizer no worse than what it chose from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hasten.cost.serving.tiers import MODELS, Job, Schedule, Tiers, best_schedule, sparse, static_split, waves
+from hasten.errors import HastenError
+from hasten.hardware.device import load_device
+
+OPT = Job(32, 4096, 4096, 6.44e9, batch=64)
+V100 = Tiers(fast_bytes=3e9, link=20e9, fast=900e9, compute=100e12)
+shares = st.floats(0, 1)
+
+
+def test_published_bytes() -> None:
+    assert replace(OPT, batch=1).token_bytes == 524288
+    assert OPT.token_bytes * 640 == 20 * 2**30
+
+
+@given(shares, shares, st.integers(0, 600), st.floats(1e9, 3e10), st.integers(1, 64))
+def test_the_budget_is_never_passed(alpha: float, beta: float, start: int, fast: float, batch: int) -> None:
+    job, tiers = replace(OPT, batch=batch), replace(V100, fast_bytes=fast)
+    assert sparse(job, tiers, Schedule(alpha, beta, start), 0.2).most_fast <= fast * (1 + 1e-9)
+
+
+def test_int8_keys_are_a_quarter_of_fp32() -> None:
+    job = replace(OPT, number_bytes=4)
+    coded = replace(job, kv_bytes=1)
+    assert job.token_bytes == 4 * coded.token_bytes
+    assert job.input_bytes == coded.input_bytes
+    ours, plain = (sparse(j, V100, best_schedule(j, V100, 0.2), 0.2) for j in (coded, job))
+    assert ours.moved < plain.moved / 3
+    assert ours.seconds < plain.seconds
+
+
+def test_nothing_is_deleted_for_more_than_it_takes() -> None:
+    assert Schedule(0.5, 0.5, 0).placed(100, 50, 60, 1.5) == (50, 0)
+    assert Schedule(0.5, 0.5, 0, prefix=True).placed(100, 50, 60, 0.0) == (50, 25)
+    assert Schedule(0.5, 0.5, 0, prefix=True).placed(100, 10, 60, 0.0) == (50, 10)  # only the prompt comes back
+
+
+def test_running_the_beginning_again_keeps_nothing() -> None:
+    """No inputs in fast memory, so that less goes away; but all that is deleted is computed, and only the prompt is."""
+    inputs, prefix = (sparse(OPT, V100, Schedule(0.0, 0.5, 0, p), 0.2) for p in (False, True))
+    assert prefix.most_fast <= V100.fast_bytes * (1 + 1e-9)
+    assert prefix.seconds > inputs.seconds
+    assert prefix.recomputed < inputs.recomputed
+
+
+def test_with_memory_for_all_there_is_one_phase() -> None:
+    found = sparse(OPT, replace(V100, fast_bytes=1e12), Schedule(0.5, 0.5, 0), 0.2)
+    assert found.phases == (512, 0, 0)
+    assert found.moved == 0
+
+
+def test_a_link_without_end_leaves_nothing_to_delete() -> None:
+    chosen = best_schedule(OPT, replace(V100, link=1e18), 0.2)
+    assert chosen.beta == 0 or chosen.delete_from >= 512
+
+
+def test_the_optimizer_is_no_worse() -> None:
+    best = sparse(OPT, V100, best_schedule(OPT, V100, 0.2), 0.2).seconds
+    for schedule in (Schedule(), Schedule(0.5), Schedule(0.5, 0.5, 0), Schedule(0.75, 1.0, 256)):
+        assert best <= sparse(OPT, V100, schedule, 0.2).seconds * (1 + 1e-12)
+
+
+def test_against_full_attention() -> None:
+    ours = sparse(OPT, V100, best_schedule(OPT, V100, 0.2), 0.2).seconds
+    assert static_split(OPT, V100).seconds > 1.5 * ours
+    small = replace(OPT, batch=1)
+    alone = [f.seconds for f in (static_split(small, V100), waves(small, V100))]
+    assert sparse(small, V100, Schedule(), 1.0).seconds == pytest.approx(alone[0], rel=0.01) == alone[1]
+
+
+def test_the_paper_s_models() -> None:
+    published = {
+        "opt-6.7b": 6.66e9, "opt-13b": 12.85e9, "opt-30b": 29.97e9, "llama-7b": 6.74e9, "llama-13b": 13.02e9,
+        "llama-33b": 32.53e9, "pythia-6.9b": 6.86e9, "pythia-12b": 11.85e9,
+    }  # fmt: skip
+    assert {n: m.weights for n, m in MODELS.items()} == {n: pytest.approx(v, rel=0.01) for n, v in published.items()}
+    assert MODELS["opt-6.7b"].job(1).token_bytes == 524288
+
+
+@pytest.mark.parametrize(("device", "model"), [("v100", "llama-7b"), ("h100", "llama-33b")])
+def test_a_gpu_and_its_host(device: str, model: str) -> None:
+    tiers = Tiers.of(load_device(device), MODELS[model], link=20e9)
+    job = MODELS[model].job(64)
+    ours = best_schedule(job, tiers, 0.2)
+    assert sparse(job, tiers, ours, 0.2).seconds < static_split(job, tiers).seconds
+    assert sparse(job, tiers, ours, 0.2).most_fast <= tiers.fast_bytes
+    assert Tiers.of(load_device(device), MODELS[model]).link > 20e9
+
+
+def test_a_model_that_does_not_fit_its_gpu() -> None:
+    with pytest.raises(HastenError, match="opt-30b has 60 GB of weights, v100 32 GB"):
+        Tiers.of(load_device("v100"), MODELS["opt-30b"])
+    alone = load_device("v100").model_copy(update={"links": ()})
+    with pytest.raises(HastenError, match="no connection to a host"):
+        Tiers.of(alone, MODELS["opt-6.7b"])
+
+
+def test_what_a_sparse_window_remembers() -> None:
+    assert Job(2, 8, 8, 1, batch=3, prompt=40, new_tokens=60).row_bytes(0.2, 4) == 10 * 100 * 4 * 2 * 3 * 2
+
+
+def test_too_little_memory() -> None:
+    with pytest.raises(HastenError, match="one token"):
+        best_schedule(OPT, replace(V100, fast_bytes=1e6), 0.2)
+    with pytest.raises(HastenError, match="one sequence"):
+        waves(OPT, replace(V100, fast_bytes=1e6))
+    with pytest.raises(HastenError, match="shares"):
+        Schedule(1.5)

@@ -1,0 +1,41 @@
+"""Early exit: never leaving is greedy decoding, leaving is shorter, every layer keeps a place for every token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hasten.errors import HastenError
+from hasten.runtime import CacheSpec, LanguageModel
+from hasten.runtime.decoding.early_exit import generate
+
+
+def test_never_leaving_is_greedy(network: Any) -> None:
+    model, ids = LanguageModel(network), torch.randint(0, 211, (1, 11))
+    found = generate(model, ids, 14, threshold=1.1)
+    assert torch.equal(found.ids, model.generate(ids, max_new_tokens=14, min_new_tokens=14, do_sample=False))
+    assert found.layers == [3] * 13
+
+
+def test_leaving_at_once(llama: Any) -> None:
+    model, ids = LanguageModel(llama), torch.randint(0, 211, (1, 11))
+    found = generate(model, ids, 14, threshold=0.0, exits=(1,))
+    assert found.layers == [1] * 13
+    assert found.ids.shape == (1, 25)
+    mixed = generate(model, ids, 30, threshold=0.03, exits=(1, 2)).layers
+    assert min(mixed) < 3
+
+
+def test_what_it_does_not_do(llama: Any) -> None:
+    ids = torch.randint(0, 211, (1, 11))
+    with pytest.raises(HastenError, match="one sequence"):
+        generate(LanguageModel(llama, cache=CacheSpec("fp32", 8)), ids, 3, threshold=0.5)
+    with pytest.raises(HastenError, match="512 positions"):
+        generate(LanguageModel(llama), ids, 600, threshold=0.5)
+    llama.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(HastenError, match="not a number"):
+        generate(LanguageModel(llama), ids, 3, threshold=1.1)
+    with pytest.raises(HastenError, match="layers from 1 to 3"):
+        generate(LanguageModel(llama), ids, 3, threshold=0.5, exits=(4,))

@@ -1,0 +1,159 @@
+"""Trees of guesses: greedy text stays what it is with any heads; masks, sizes, acceptance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hasten.errors import HastenError
+from hasten.kernels import native
+from hasten.runtime import CacheSpec, LanguageModel
+from hasten.runtime.decoding.medusa import (
+    MedusaHeads,
+    Tree,
+    accepted,
+    best_size,
+    chain_tree,
+    decode,
+    fit,
+    own_text,
+    rank_accuracy,
+    typical,
+)
+
+needs_kernels = pytest.mark.skipif(native() is None, reason="the compiled kernels are not installed")
+TREES = [
+    Tree([(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (2,), (2, 0)]),
+    chain_tree(3),
+    Tree([(r,) for r in range(20)]),
+]
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("tree", TREES, ids=len)
+def test_greedy_text_stays(network: Any, dtype: str, tree: Tree) -> None:
+    torch.manual_seed(3)
+    model = LanguageModel(network, cache=CacheSpec(dtype))
+    heads = MedusaHeads(128, 3)
+    for parameter in heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    ids = torch.randint(0, 211, (1, 40))
+    expected = model.generate(ids, max_new_tokens=60, min_new_tokens=60, do_sample=False)
+    found = decode(model, heads, tree, ids, 60)
+    assert torch.equal(found.ids, expected)
+    assert found.steps <= found.made
+
+
+@needs_kernels
+def test_trained_heads_save_steps(llama: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(llama)
+    ids, states = own_text(model, torch.randint(0, 211, (8, 8)), 60)
+    heads = MedusaHeads(128, 2)
+    before = rank_accuracy(heads, model, ids, states, 4)
+    fit(heads, model, ids, states, seconds=3)
+    after = rank_accuracy(heads, model, ids, states, 4)
+    assert after[0][0] > before[0][0]
+    tree = Tree.best(after, 6)
+    prompt = ids[:1, :8]
+    found = decode(model, heads, tree, prompt, 50)
+    assert torch.equal(found.ids, ids[:1, :58])
+    assert found.made > found.steps
+    heads.save(tmp_path / "heads.safetensors")
+    again = MedusaHeads.load(tmp_path / "heads.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(heads.parameters(), again.parameters(), strict=True))
+    (tmp_path / "other").write_text("no")
+    with pytest.raises(HastenError, match="Medusa heads"):
+        MedusaHeads.load(tmp_path / "other")
+
+
+@needs_kernels
+def test_a_chain_is_speculative_verification(llama: Any) -> None:
+    """As many steps as when each head's best guess is held, in turn, against the text that the model writes alone."""
+    model, heads, depth, prompt, new = LanguageModel(llama), MedusaHeads(128, 3), 3, 8, 60
+    torch.manual_seed(1)
+    ids, states = own_text(model, torch.randint(0, 211, (4, prompt)), new + 8)
+    fit(heads, model, ids, states, seconds=2)
+    for row, state in zip(ids.tolist(), states, strict=True):
+        at, steps = prompt, 0
+        while at - prompt + 1 < new:
+            with torch.inference_mode():
+                guessed = model.network.lm_head(heads(state[at - 1])).argmax(-1).tolist() if steps else []
+            kept = 0
+            while kept < len(guessed) and guessed[kept] == row[at + 1 + kept]:
+                kept += 1
+            at, steps = at + kept + 1, steps + 1
+        found = decode(model, heads, chain_tree(depth), torch.tensor([row[:prompt]]), new)
+        assert (found.steps, found.made) == (steps, at - prompt)
+        assert found.made > found.steps
+
+
+def test_at_their_start_heads_say_what_the_model_says(llama: Any) -> None:
+    h = torch.randn(5, 128)
+    assert torch.equal(MedusaHeads(128, 3)(h), h[:, None].expand(5, 3, 128))
+
+
+def test_trees() -> None:
+    tree = TREES[0]
+    assert [bin(m).count("1") for m in tree.masks] == [d + 1 for d in tree.depths]
+    assert len(Tree([(i,) for i in range(63)])) == 64
+    with pytest.raises(HastenError, match="at most 63"):
+        Tree([(i,) for i in range(64)])
+    with pytest.raises(HastenError, match="parent"):
+        Tree([(0, 1)])
+    accuracy = [[0.6, 0.2, 0.1], [0.4, 0.1, 0.05]]
+    best = Tree.best(accuracy, 3)
+    assert best.paths == [(0,), (1,), (0, 0)]
+    assert best.expected(accuracy) == pytest.approx(1 + 0.6 + 0.2 + 0.24)
+    assert best_size([(2, 1.5), (8, 2.0)], lambda n: {2: 1.0, 8: 2.0}[n]) == 2
+
+
+def test_acceptance_takes_the_longest_path() -> None:
+    tree = Tree([(0,), (1,), (1, 0)])
+    allowed = {(0, 10), (0, 11), (2, 12)}
+    assert accepted(tree, [5, 10, 11, 12], lambda node, token: (node, token) in allowed) == [0, 2, 3]
+    assert accepted(tree, [5, 10, 11, 12], lambda node, token: False) == [0]
+    # Of equally long ones the likeliest.
+    wide, likely = Tree([(0,), (1,), (2,)]), {10: -2.0, 11: -0.5, 12: -1.0}
+    found = accepted(wide, [5, 10, 11, 12], lambda node, token: True, lambda node, token: likely[token])
+    assert found == [0, 2]
+    assert accepted(wide, [5, 10, 11, 12], lambda node, token: True) == [0, 1]
+
+
+@needs_kernels
+def test_typical_acceptance_decodes(llama: Any) -> None:
+    torch.manual_seed(0)
+    model, ids = LanguageModel(llama), torch.randint(0, 211, (1, 12))
+    heads = MedusaHeads(128, 2)
+    greedy = model.generate(ids, max_new_tokens=20, min_new_tokens=20, do_sample=False)
+    # So cold that the model is sure of every token.
+    assert torch.equal(decode(model, heads, chain_tree(2), ids, 20, temperature=1e-4).ids, greedy)
+    warm = decode(model, heads, chain_tree(2), ids, 20, temperature=1.0).ids
+    assert warm.shape == greedy.shape
+    assert not torch.equal(warm, greedy)
+
+
+def test_typical_acceptance_depends_on_certainty() -> None:
+    flat = torch.full((1000,), 1e-3)
+    sure = torch.tensor([0.97, *[0.03 / 999] * 999])
+    assert typical(flat, 3)
+    assert typical(sure, 0)
+    assert not typical(sure, 3)
+
+
+@needs_kernels
+def test_what_it_does_not_do(llama: Any) -> None:
+    ids = torch.randint(0, 211, (2, 9))
+    with pytest.raises(HastenError, match="one sequence"):
+        decode(LanguageModel(llama), MedusaHeads(128), TREES[0], ids, 4)
+    with pytest.raises(HastenError, match="512 positions"):
+        decode(LanguageModel(llama), MedusaHeads(128), TREES[0], ids[:1], 600)
+    with pytest.raises(HastenError, match="smaller tree"):
+        decode(LanguageModel(llama), MedusaHeads(128), Tree([(i,) for i in range(40)]), ids[:1], 4)
+    llama.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(HastenError, match="not a number"):
+        decode(LanguageModel(llama), MedusaHeads(128), TREES[0], ids[:1], 4)

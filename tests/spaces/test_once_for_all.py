@@ -1,0 +1,77 @@
+"""The space of a trained once-for-all network: as many points as sub-networks, scored on real images."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from hasten import spaces
+from hasten.data import assets
+from hasten.errors import HastenError
+from hasten.models.vision.once_for_all import OFAConfig, OnceForAll, from_params
+from hasten.search import Study
+from hasten.spaces.once_for_all import SMALL, problem, space
+
+TINY = OFAConfig(
+    widths=(8,), strides=(2,), activations=("relu",), se=(False,), depths=(1, 2), resolutions=(12, 16), stem=8,
+    final=16, last=16, channels=1, classes=10, dropout=0.0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def supernet(tmp_path: Path) -> Path:
+    if not assets.asset("fashion-mnist").cached:
+        pytest.skip("needs `hasten assets get fashion-mnist`")
+    torch.manual_seed(0)
+    OnceForAll(TINY).save(tmp_path / "net")
+    return tmp_path / "net"
+
+
+def test_it_is_known_by_name() -> None:
+    assert "once-for-all" in spaces.names()
+    assert "Fashion-MNIST" in spaces.describe("once-for-all")
+
+
+@pytest.mark.parametrize("config", [TINY, SMALL, OFAConfig()])
+def test_it_has_a_point_for_each_sub_network(config: OFAConfig) -> None:
+    assert space(config).size == config.count * len(config.resolutions)
+
+
+def test_points_are_different_sub_networks() -> None:
+    chosen = space(TINY)
+    assert len({from_params(TINY, p) for p in chosen.enumerate()}) == chosen.size
+    large, rng = space(SMALL), random.Random(0)
+    for _ in range(50):
+        arch = from_params(SMALL, large.sample(rng))
+        assert SMALL.decode(SMALL.encode(arch)) == arch
+
+
+def test_a_saved_network_is_searched(supernet: Path) -> None:
+    made = problem(supernet, "pi5", count=100)
+    result = Study().run(made, sampler="random", trials=4)
+    assert len(result.trials) == 4
+    for trial in result.trials:
+        assert 0 <= trial.values["accuracy"] <= 1
+        assert 0 < trial.values["latency"] < 1
+        assert trial.details["macs"] > 0
+    assert made.identity["device"] == "pi5"
+    # Another network is another identity, the same one the same.
+    assert problem(supernet, "pi5", count=100).fingerprint == made.fingerprint
+    torch.manual_seed(1)
+    OnceForAll(TINY).save(supernet)
+    assert problem(supernet, "pi5", count=100).fingerprint != made.fingerprint
+
+
+def test_where_there_is_none_one_is_trained(supernet: Path, tmp_path: Path) -> None:
+    made = problem(tmp_path / "new", "pi5", seconds=1.0, count=100)
+    assert OnceForAll.load(tmp_path / "new").config == SMALL
+    assert made.space == space(SMALL)
+
+
+def test_an_unknown_device_is_told_before_training(tmp_path: Path) -> None:
+    with pytest.raises(HastenError, match="nowhere"):
+        problem(tmp_path / "none", "nowhere")
+    assert not (tmp_path / "none").exists()

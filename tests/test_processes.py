@@ -1,0 +1,58 @@
+"""Arms run side by side, keep their order, and pass errors on."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hasten.processes import run_arms
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_results_keep_their_order(processes: int) -> None:
+    told: list[float] = []
+    kept: dict[int, float] = {}
+    arms = [(2, 3), (3, 2), (5, 1)]
+    assert run_arms(math.pow, arms, progress=told.append, each=kept.__setitem__, processes=processes) == [8, 9, 5]
+    assert told[-1] == 1.0
+    assert kept == {0: 8, 1: 9, 2: 5}
+
+
+def test_an_arms_error_comes_through() -> None:
+    with pytest.raises(ValueError, match=r"math domain|nonnegative"):
+        run_arms(math.sqrt, [(1.0,), (-1.0,)], processes=2)
+
+
+SLOW = """
+import pathlib, sys, time
+from hasten.processes import run_arms
+
+def arm(folder, number):
+    import os
+    (pathlib.Path(folder) / str(os.getpid())).touch()
+    time.sleep(100)
+
+if __name__ == "__main__":
+    run_arms(arm, [(sys.argv[1], n) for n in range(2)], processes=2)
+"""
+
+
+def test_arms_end_with_their_parent(tmp_path: Path, until: Callable[[Callable[[], bool], float], None]) -> None:
+    """Killed outright, it leaves no training behind that goes on for nobody."""
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    (tmp_path / "slow.py").write_text(SLOW)
+    with subprocess.Popen([sys.executable, str(tmp_path / "slow.py"), str(seen)]) as parent:
+        try:
+            until(lambda: len(list(seen.iterdir())) >= 2, 120)
+        finally:
+            parent.kill()
+    pids = [p.name for p in seen.iterdir()]
+    assert len(pids) == 2
+    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 30)
