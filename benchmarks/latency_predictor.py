@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hasten.cost.latency.predictor import LatencyPredictor, MetaSettings, spearman
 from hasten.cost.latency.tables import Arch, read_help
-from hasten.papers.help import EPISODES, LEARNERS, baselines, middle, settings, space_of
+from hasten.papers.checks.help import EPISODES, LEARNERS, baselines, middle, settings, space_of
 from hasten.processes import run_arms
 from rows import Row, emit
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from hasten.papers.bmojo import paper
-from hasten.papers.card import Context
+from hasten.papers.experiment import Outcome
 
 
 @pytest.mark.parametrize("claim", ["J1", "J2", "J3", "J4"])
-def test_a_small_budget_does_not_judge(claim: str) -> None:
-    assert "too short to judge" in paper.checks[claim](Context(budget=1)).value
+def test_a_small_budget_does_not_judge(outcome: Callable[..., Outcome], claim: str) -> None:
+    assert outcome("bmojo", claim, budget=1).verdict.startswith("not judged: needs ")
 
 
-def test_special_cases_are_exact() -> None:
-    assert paper.checks["J5"](Context()).holds
+def test_special_cases_are_exact(outcome: Callable[..., Outcome]) -> None:
+    assert outcome("bmojo", "J5").verdict == "holds"

@@ -7,13 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from hasten.papers import cola
-from hasten.papers.card import DIRECTION, FAILS, HOLDS, Context
+from hasten.papers.checks import cola
+from hasten.papers.experiment import DIRECTION, FAILS, HOLDS, Runner
 from hasten.search.layer_chains import ChainResult, Path
 
 WHOLE = tuple(range(6))
 SHORT, OTHER = (0, 1, 2, 3, 4), (0, 2, 3, 4, 5)
-ENOUGH = Context(budget=300)
 
 
 def found(*right: Path) -> ChainResult:
@@ -42,8 +41,8 @@ def sample(
 def judge(monkeypatch: pytest.MonkeyPatch, claim: str, samples: list[cola._Sample]) -> tuple[str, str]:
     monkeypatch.setattr(cola, "_samples", lambda budget, seed: samples)
     monkeypatch.setattr(cola, "_one_for_all", lambda samples, trials: "one for all")
-    seen = cola.paper.checks[claim](ENOUGH)
-    return seen.verdict, seen.value
+    done = Runner("cola", vars(cola)).run(claim)
+    return done.verdict, done.seen
 
 
 def test_mended_counts_less_what_the_control_mends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from hasten.errors import HastenError
-from hasten.papers import help as card
+from hasten.papers import paper
+from hasten.papers.checks import help as card
 
 
 def test_every_piece_is_there() -> None:
-    assert card.paper.status == "checked"
-    assert set(card.paper.checks) == {"H1", "H2", "H3", "H4", "H6"}
+    assert paper("help").status == "checked"
+    assert set(paper("help").checked) == {"H1", "H2", "H3", "H4", "H6"}
 
 
 def test_devices_are_held_apart() -> None:

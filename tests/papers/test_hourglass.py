@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from hasten.data import assets
-from hasten.papers.card import Context
-from hasten.papers.hourglass import paper
+from hasten.papers.experiment import Outcome
 
 
 @pytest.mark.parametrize("claim", ["H1", "H2"])
-def test_a_small_budget_does_not_judge(claim: str) -> None:
+def test_a_small_budget_does_not_judge(outcome: Callable[..., Outcome], claim: str) -> None:
     pytest.importorskip("PIL")
     if assets.cached("photographs") is None:
         pytest.skip("needs `hasten assets get photographs`")
-    assert "too short to judge" in paper.checks[claim](Context(budget=1)).value
+    assert outcome("hourglass", claim, budget=1).verdict.startswith("not judged: needs ")
 
 
-def test_the_lift_need_not_be_stored() -> None:
-    assert paper.checks["H4"](Context()).holds
+def test_the_lift_need_not_be_stored(outcome: Callable[..., Outcome]) -> None:
+    assert outcome("hourglass", "H4").verdict == "holds"

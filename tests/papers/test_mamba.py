@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from hasten.errors import HastenError
-from hasten.papers.card import Context
-from hasten.papers.mamba import paper
+from hasten.papers.experiment import Outcome
 
 
 @pytest.mark.parametrize("claim", ["M1", "M2", "M4", "M6"])
-def test_a_small_budget_does_not_judge(claim: str) -> None:
-    seen = paper.checks[claim](Context(budget=0.5))
-    assert "too short to judge" in seen.value
-    assert seen.verdict == "does not hold"
+def test_a_small_budget_does_not_judge(outcome: Callable[..., Outcome], claim: str) -> None:
+    assert outcome("mamba", claim, budget=0.5).verdict == f"not judged: needs {30 if claim == 'M6' else 100} s"
 
 
-def test_counts_are_exact() -> None:
-    assert paper.checks["M8"](Context()).holds
+def test_counts_are_exact(outcome: Callable[..., Outcome]) -> None:
+    assert outcome("mamba", "M8").verdict == "holds"
 
 
-def test_the_long_check_asks_for_its_budget() -> None:
-    with pytest.raises(HastenError, match="give --budget 1500"):
-        paper.checks["M3"](Context(budget=300))
+def test_the_long_check_asks_for_its_budget(outcome: Callable[..., Outcome]) -> None:
+    assert "give --budget 1500" in outcome("mamba", "M3", budget=300).verdict

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from hasten.papers.card import Context
-from hasten.papers.matmul_free import paper
+from hasten.papers.experiment import Outcome
 
 
 @pytest.mark.parametrize("claim", ["B1", "B3", "B5", "B7"])
-def test_a_small_budget_does_not_judge(claim: str) -> None:
-    assert "too short to judge" in paper.checks[claim](Context(budget=1)).value
+def test_a_small_budget_does_not_judge(outcome: Callable[..., Outcome], claim: str) -> None:
+    assert outcome("matmul-free", claim, budget=1).verdict.startswith("not judged: needs ")
 
 
-def test_memory_of_the_largest_size() -> None:
-    seen = paper.checks["B4"](Context())
-    assert seen.holds
-    assert "3.2" in seen.value
-    assert paper.checks["B6"](Context()).verdict == "direction holds"
+def test_memory_of_the_largest_size(outcome: Callable[..., Outcome]) -> None:
+    seen = outcome("matmul-free", "B4")
+    assert seen.verdict == "holds"
+    assert "3.2" in seen.seen
+    assert outcome("matmul-free", "B6").verdict == "direction holds"

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from hasten.errors import HastenError
-from hasten.papers.card import Context
-from hasten.papers.s5_rl import paper
+from hasten.papers.experiment import Outcome
 
 
 @pytest.mark.parametrize("claim", ["S1", "S2", "S3", "S5"])
-def test_a_small_budget_does_not_judge(claim: str) -> None:
-    assert "too short to judge" in paper.checks[claim](Context(budget=1)).value
+def test_a_small_budget_does_not_judge(outcome: Callable[..., Outcome], claim: str) -> None:
+    assert outcome("s5-rl", claim, budget=1).verdict.startswith("not judged: needs ")
 
 
 @pytest.mark.parametrize("claim", ["S4", "S6"])
-def test_long_checks_ask_for_their_budget(claim: str) -> None:
-    with pytest.raises(HastenError, match="--budget 1500"):
-        paper.checks[claim](Context(budget=300))
+def test_long_checks_ask_for_their_budget(outcome: Callable[..., Outcome], claim: str) -> None:
+    assert "--budget 1500" in outcome("s5-rl", claim, budget=300).verdict

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,40 @@ def measure(
 def spread(times: Sequence[float]) -> Spread:
     """Median, least and greatest of measured seconds."""
     return Spread(statistics.median(times), min(times), max(times), len(times))
+
+
+def least_seconds(call: Callable[[], object], runs: int) -> float:
+    """The least wall time of ``runs`` calls, after one that does not count: for ratios on a busy machine."""
+    call()
+    times = []
+    for _ in range(runs):
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def alternating(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Name -> wall seconds of each of ``rounds`` calls, made in turn, so that a slow moment of the machine meets all.
+
+    Each is called once before, which does not count.
+    """
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            begun = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begun)
+    return times
+
+
+def log_slope(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Least-squares slope of log(value) over log(size): 1 for what grows in proportion."""
+    x, y = [math.log(s) for s in sizes], [math.log(v) for v in values]
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mx) * (b - my) for a, b in zip(x, y)) / sum((a - mx) ** 2 for a in x)
 
 
 class _MemoryRise:

@@ -1,27 +1,28 @@
-"""What a paper is here: a card with its claims as data, and the checks that re-run them."""
+"""What a paper is here: a card with its claims as data, read from a TOML file."""
 
 from __future__ import annotations
 
-import importlib.util
-import time
-from collections.abc import Callable, Sequence
+import re
+import tomllib
 from dataclasses import asdict, dataclass
 from dataclasses import field as data_field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from hasten.errors import HastenError
+from hasten.papers.pieces import Piece, piece
 
 FIELDS = (
     "architecture search", "cost models", "generation", "hardware", "inference", "language", "multimodal",
     "reinforcement learning", "training", "vision",
 )  # fmt: skip
-HOLDS, DIRECTION, FAILS = "holds", "direction holds", "does not hold"
 
-Progress = Callable[[str, float], None]
+How: TypeAlias = Literal["run", "model", "none"]
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(BaseModel):
     """What a paper says it achieves.
 
     Args:
@@ -30,76 +31,56 @@ class Claim:
         how: ``run`` (re-run at small size), ``model`` (from a model of the hardware), ``none`` (not here).
     """
 
-    id: str
-    metric: str
-    value: str
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str = Field(min_length=1)
+    metric: str = Field(min_length=1)
+    value: str = Field(min_length=1)
     baseline: str = ""
     setting: str = ""
-    how: Literal["run", "model", "none"] = "run"
+    how: How = "run"
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a check is given: seconds to spend, a seed, and whom to tell how far it is."""
+class CardData(BaseModel):
+    """A card as its file has it."""
 
-    budget: float = 300.0
-    seed: int = 0
-    progress: Progress = lambda message, share: None
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    title: str = Field(min_length=1)
+    arxiv: str = Field(pattern=r"^\d{4}\.\d{4,5}$")
+    year: int
+    field: str
+    summary: str = Field(min_length=1)
+    page: str = ""
+    pieces: tuple[str, ...] = ()
+    claims: tuple[Claim, ...] = Field(min_length=1)
 
+    @field_validator("field")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in FIELDS:
+            raise ValueError(f"{value!r} is not one of {', '.join(FIELDS)}")
+        return value
 
-@dataclass(frozen=True)
-class Seen:
-    """What a check saw.
-
-    Args:
-        value: in words, with figures.
-        holds: whether it meets the check's criterion.
-        direction: whether at least the direction of the claim was seen; as ``holds`` when None.
-        detail: more, for those who ask.
-    """
-
-    value: str
-    holds: bool
-    direction: bool | None = None
-    detail: str = ""
-
-    @property
-    def verdict(self) -> str:
-        if self.holds:
-            return HOLDS
-        return DIRECTION if self.direction else FAILS
-
-
-@dataclass(frozen=True)
-class Result:
-    """A claim, and what became of it here."""
-
-    slug: str
-    claim: str
-    paper: str
-    seen: str
-    verdict: str
-    seconds: float
-    detail: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-Check = Callable[[Context], Seen]
+    @field_validator("claims")
+    @classmethod
+    def _once(cls, value: tuple[Claim, ...]) -> tuple[Claim, ...]:
+        if len({c.id for c in value}) < len(value):
+            raise ValueError("a claim's id is used twice")
+        return value
 
 
 @dataclass(frozen=True)
 class Paper:
-    """A card.
+    """A card, and where its checks are.
 
     Args:
-        slug: its short name.
+        slug: its short name: the card's file is ``SLUG.toml``, its checks ``checks/SLUG.py`` with ``_`` for ``-``.
         title, arxiv, year: as published.
         field: one of `FIELDS`.
         summary: what it is, in a sentence.
         claims: what it says.
         pieces: the objects of hasten that carry it, as ``module:name`` or a module alone.
+        page: the page of the documentation about it, as ``docs/NAME.md``; empty when there is none.
+        checks_file: the file with its checks; None when it has none.
     """
 
     slug: str
@@ -110,37 +91,33 @@ class Paper:
     summary: str
     claims: tuple[Claim, ...]
     pieces: tuple[str, ...] = ()
-    checks: dict[str, Check] = data_field(default_factory=dict, repr=False, compare=False)
+    page: str = ""
+    checks_file: Path | None = data_field(default=None, compare=False)
 
-    def __post_init__(self) -> None:
-        if self.field not in FIELDS:
-            raise ValueError(f"{self.slug}: {self.field!r} is not one of {', '.join(FIELDS)}")
-        if len({c.id for c in self.claims}) < len(self.claims):
-            raise ValueError(f"{self.slug}: a claim's id is used twice")
+    @property
+    def checked(self) -> frozenset[str]:
+        """Ids of the claims that have a check: read from the checks' source, which is not run."""
+        if self.checks_file is None:
+            return frozenset()
+        return frozenset(re.findall(r'^@check\(\s*"([^"]+)"', self.checks_file.read_text("utf-8"), re.MULTILINE))
 
-    def check(self, claim: str) -> Callable[[Check], Check]:
-        """Decorator: this function checks the claim of that id."""
-        if claim not in {c.id for c in self.claims}:
-            raise ValueError(f"{self.slug} has no claim {claim!r}")
-
-        def keep(function: Check) -> Check:
-            self.checks[claim] = function
-            return function
-
-        return keep
+    def found_pieces(self) -> list[Piece]:
+        """Its pieces: each with the file and line that define it, found without running anything."""
+        return [piece(p) for p in self.pieces]
 
     @property
     def status(self) -> str:
         """How much of it is here: ``card``, ``partial``, ``built`` or ``checked``; always looked up."""
-        present = [_exists(p) for p in self.pieces]
-        if self.checks:
+        present = [p.file is not None for p in self.found_pieces()]
+        if self.checked:
             return "checked" if all(present) else "partial"
         if present and all(present):
             return "built"
         return "partial" if any(present) else "card"
 
     def as_dict(self) -> dict[str, Any]:
-        """Its data, claims included."""
+        """Its data, claims and pieces included."""
+        checked = self.checked
         return {
             "slug": self.slug,
             "title": self.title,
@@ -149,50 +126,42 @@ class Paper:
             "field": self.field,
             "status": self.status,
             "summary": self.summary,
-            "pieces": list(self.pieces),
-            "claims": [asdict(c) | {"checked": c.id in self.checks} for c in self.claims],
+            "page": self.page,
+            "pieces": [asdict(p) | {"file": str(p.file) if p.file else None} for p in self.found_pieces()],
+            "claims": [c.model_dump() | {"checked": c.id in checked} for c in self.claims],
         }
 
-    def run(self, context: Context) -> list[Result]:
-        """Runs its checks, one after the other; one that fails to run costs the others nothing."""
-        results = []
-        for claim in self.claims:
-            begun = time.perf_counter()
-            seen, verdict, detail = self._run_one(claim, context)
-            seconds = time.perf_counter() - begun
-            label = f"{claim.id}: {claim.metric}"
-            results.append(Result(self.slug, label, claim.value, seen, verdict, seconds, detail))
-        return results
 
-    def _run_one(self, claim: Claim, context: Context) -> tuple[str, str, str]:
-        check = self.checks.get(claim.id)
-        if check is None:
-            why = (
-                "it needs scale, data or hardware beyond this machine"
-                if claim.how == "none"
-                else "hasten has no check of it yet"
-            )
-            return "", f"not checkable here: {why}", claim.setting
-        context.progress(
-            f"{self.slug} {claim.id}", len(self.checks) and list(self.checks).index(claim.id) / len(self.checks)
-        )
-        try:
-            seen = check(context)
-        except HastenError as error:
-            return "", f"not checkable here: {error}", ""
-        except Exception as error:
-            return "", f"error: {type(error).__name__}: {' '.join(str(error).split())[:200]}", ""
-        return seen.value, seen.verdict, seen.detail
+def read_card(file: Path, checks: Path | None = None) -> Paper:
+    """The card in a TOML file, whose name is its slug.
 
+    Args:
+        file: ``SLUG.toml``.
+        checks: the file with its checks, which may be missing.
 
-def _exists(piece: str) -> bool:
-    """Whether hasten has ``module:name``, found without running more than it must."""
-    module, _, name = piece.partition(":")
-    parts: Sequence[str] = module.split(".")
-    for end in range(1, len(parts) + 1):
-        try:
-            if importlib.util.find_spec(".".join(parts[:end])) is None:
-                return False
-        except ModuleNotFoundError:
-            return False
-    return not name or hasattr(importlib.import_module(module), name)
+    Raises:
+        HastenError: the file cannot be read, or is no card.
+    """
+    try:
+        data = CardData.model_validate(tomllib.loads(file.read_text("utf-8")))
+    except OSError as error:
+        raise HastenError(f"cannot read {file}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HastenError(f"{file} is no TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise HastenError(f"{file} is no card ({where}: {first['msg']})") from None
+    found = checks if checks is not None and checks.is_file() else None
+    return Paper(
+        file.stem,
+        data.title,
+        data.arxiv,
+        data.year,
+        data.field,
+        data.summary,
+        data.claims,
+        data.pieces,
+        data.page,
+        found,
+    )

@@ -1,0 +1,1 @@
+"""The checks of papers: a file a paper, see `hasten.papers.experiment`."""

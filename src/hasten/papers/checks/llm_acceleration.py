@@ -1,0 +1,197 @@
+"""Checks of New Solutions on LLM Acceleration, Optimization, and Application."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+from hasten.cost.measuring import least_seconds
+from hasten.models.llama import llama_7b
+from hasten.papers.experiment import Experiment, Seen, check
+
+_NEEDS = 60.0
+
+
+@functools.cache
+def _model() -> tuple[Any, Any, list[int]]:
+    """The real model as its file packs it, its tokenizer, and a text's tokens."""
+    from hasten.data.text import default_text
+    from hasten.models import load_packed
+    from hasten.runtime import LanguageModel
+
+    loaded = load_packed(bf16=True, int8=True)
+    ids = loaded.tokenizer(default_text()[:250000], add_special_tokens=False, verbose=False)["input_ids"]
+    return LanguageModel(loaded.network, loaded.tokenizer), loaded.tokenizer, ids
+
+
+@check("L1", needs=_NEEDS)
+def _medusa(experiment: Experiment) -> Seen:
+    import torch
+
+    from hasten.runtime.decoding.medusa import MedusaHeads, Tree, best_size, decode, fit, own_text, rank_accuracy
+
+    model, _, tokens = _model()
+    enough = experiment.paper_budget >= _NEEDS
+    long = experiment.paper_budget >= 1500
+    prompts, made = (256 if long else 96 if enough else 4), (96 if enough else 16)
+    seconds = 900.0 if long else 100.0 if enough else 1.0
+    length = 32
+    starts = torch.linspace(0, len(tokens) * 0.8 - length, prompts).long().tolist()
+    ids = torch.tensor([tokens[s : s + length] for s in starts])
+    parts = [own_text(model, part, made) for part in ids.split(16)]
+    text, states = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]).float()
+    held = max(2, prompts // 12)
+    heads = MedusaHeads(int(model.config.hidden_size), 3)
+    torch.manual_seed(experiment.seed)
+    fit(
+        heads,
+        model,
+        text[:-held],
+        states[:-held],
+        seconds=seconds,
+        seed=experiment.seed,
+        progress=lambda s: experiment.run.progress("training the heads", s),
+    )
+    accuracy = rank_accuracy(heads, model, text[-held:], states[-held:])
+    # Test prompts are of the part of the text that the heads have not seen.
+    begin = int(len(tokens) * 0.85)
+    tests = [torch.tensor([tokens[begin + 700 * i : begin + 700 * i + 64]]) for i in range(2 if enough else 1)]
+    new = 64 if enough else 12
+    expected = [model.generate(t, max_new_tokens=new, min_new_tokens=new, do_sample=False) for t in tests]
+    plain = sum(model.measure(64, new, 1, 1, ids=t).phases["decode"].low for t in tests) / (len(tests) * new)
+    sizes = (4, 8, 16, 31) if enough else (4,)
+    trees = {n: Tree.best(accuracy, n - 1) for n in sizes}
+    rates, steps, same = {}, {}, True
+    for n, tree in trees.items():
+        runs = [decode(model, heads, tree, t, new) for t in tests]
+        same &= all(torch.equal(r.ids, e) for r, e in zip(runs, expected, strict=True))
+        again = [decode(model, heads, tree, t, new) for t in tests]
+        fastest = sum(min(a.seconds, b.seconds) for a, b in zip(runs, again, strict=True))
+        rates[n] = sum(r.made for r in runs) / fastest * plain
+        steps[n] = sum(r.made for r in runs) / sum(r.steps for r in runs)
+    cache, step = model.session(1, 256)
+    cache.lengths[:] = [64]
+    rows = {n: ([1] * n, [0] * n, list(range(64, 64 + n))) for n in sizes}
+    cost = {n: least_seconds(functools.partial(step, *rows[n]), 8) for n in sizes}
+    cache.clear()
+    chosen = best_size([(n, t.expected(accuracy)) for n, t in trees.items()], lambda n: cost[n])
+    best = max(rates.values())
+    modelled = {n: steps[n] * _gpu_step(1) / _gpu_step(n) for n in sizes}
+    most = max(modelled, key=lambda n: modelled[n])
+    value = (
+        f"text {'identical to greedy' if same else 'DIFFERENT FROM GREEDY'}; heads right {accuracy[0][0]:.0%}, {accuracy[1][0]:.0%},"
+        f" {accuracy[2][0]:.0%}; " + ", ".join(f"{n} rows: {steps[n]:.2f} tokens a step, {rates[n]:.2f}x" for n in sizes)
+        + f"; {chosen} rows chosen from measured step times; with these heads' tokens a step a 7B on an A100 is estimated"
+        f" {modelled[most]:.2f}x as fast ({most} rows)"
+    )  # fmt: skip
+    # The drafts are right or wrong wherever they run: what a step of several rows costs is this machine's.
+    kept = same and max(steps.values()) >= 1.3 and rates[chosen] >= 0.9 * best
+    seen = experiment.judge(value, kept and best >= 2.2, kept and max(best, modelled[most]) > 1)
+    return replace(seen, detail=_early_exit(model, tests[0], expected[0], 48 if enough else 4))
+
+
+@functools.cache
+def _gpu_step(rows: int) -> float:
+    """Seconds of a step of a 7B of LLaMA's shape in bf16 on an A100, estimated, where ``rows`` tokens go through."""
+    from hasten.cost import estimate
+    from hasten.hardware import load_device
+    from hasten.runtime import CacheSpec, LanguageModel
+
+    workload = LanguageModel(llama_7b(2048), cache=CacheSpec("bf16")).workload(64, 2, rows)
+    return estimate(workload, load_device("a100"), schedule="fused").phase("decode").latency
+
+
+def _early_exit(model: Any, prompt: Any, expected: Any, new: int) -> str:
+    """What the survey's third way of decoding faster gives on the same model, which was not trained for it."""
+    from hasten.runtime.decoding.early_exit import generate
+    from hasten.runtime.quality import agreement
+
+    parts = []
+    for threshold in (0.95, 0.8, 0.5):
+        found = generate(model, prompt, new, threshold=threshold)
+        kept = agreement(found.ids[0, prompt.shape[1] :].tolist(), expected[0, prompt.shape[1] :][:new].tolist())
+        share = sum(found.layers) / len(found.layers) / len(model.layers)
+        parts.append(f"{share:.0%} of layers run and {kept:.0%} of greedy tokens kept at {threshold:g}")
+    return "early exit: " + ", ".join(parts)
+
+
+@check("L2", needs=_NEEDS)
+def _snapkv(experiment: Experiment) -> Seen:
+    from hasten.runtime import CacheSpec, LanguageModel
+    from hasten.runtime.policies import KeepEnds, RandomKeep, SnapKV
+    from hasten.runtime.quality import needle, perplexity
+
+    model, tokenizer, tokens = _model()
+    lengths = (
+        (1024, 2048, 4096)
+        if experiment.paper_budget >= 1500
+        else (512, 1024)
+        if experiment.paper_budget >= _NEEDS
+        else (512,)
+    )
+    capacity = 256
+    found: dict[str, float] = {}
+    perplexities: dict[str, float] = {}
+    arms = {
+        "everything": None,
+        "SnapKV": SnapKV(capacity, window=8, kernel=7, pooling="max"),
+        "first and last": KeepEnds(capacity),
+        "random": RandomKeep(capacity, window=8),
+    }
+    for name, policy in arms.items():
+        other = LanguageModel(model.network, tokenizer, cache=CacheSpec(policy=policy))
+        hits = [hit for n in lengths for hit in needle(other, tokenizer, tokens, length=n).values()]
+        found[name] = sum(hits) / len(hits)
+        perplexities[name] = perplexity(other, tokens, context=lengths[0], scored=128, segments=2).value
+    long = 4096 if experiment.paper_budget >= _NEEDS else 512
+    import torch
+
+    ids = torch.tensor([tokens[:long]])
+    rates, sizes = [], []
+    for policy in (None, SnapKV(capacity)):
+        other = LanguageModel(model.network, cache=CacheSpec("bf16", policy=policy))
+        rates.append(32 / other.measure(long, 32, 1, 1, ids=ids).phases["decode"].low)
+        cache = other.new_cache(1, long + 34)
+        other.prefill(ids, cache)
+        sizes.append(cache.nbytes)
+    value = (
+        "needles found with 256 tokens kept: " + ", ".join(f"{n} {v:.0%}" for n, v in found.items())
+        + "; perplexity behind a prompt: " + ", ".join(f"{n} {v:.2f}" for n, v in perplexities.items())
+        + f"; decode at {long}: {rates[1] / rates[0]:.2f}x, cache {sizes[0] / sizes[1]:.1f}x smaller"
+    )  # fmt: skip
+    ours, controls = found["SnapKV"], ("first and last", "random")
+    better = ours >= max(found[c] for c in controls)
+    holds = (
+        better
+        and ours >= 0.9 * found["everything"]
+        and perplexities["SnapKV"] <= min(perplexities[c] for c in controls)
+        and 0.9 * perplexities["SnapKV"] <= perplexities["everything"]
+        and rates[1] > 1.5 * rates[0]
+    )
+    return experiment.judge(value, holds, better and rates[1] > rates[0])
+
+
+@check("L5", needs=30)
+def _circuits(experiment: Experiment) -> Seen:
+    from hasten.runtime.bug_detection import suspicion
+    from hasten.tasks.hls.bugs import DIRECTIVE, FUNCTIONAL, build, check, designs, evaluate, rank
+
+    clean = designs(3 if experiment.paper_budget >= 250 else 1)
+    cases = build(clean if experiment.paper_budget >= 30 else clean[:1])
+    of = {bug: {c.name for c in cases if c.bug == bug} for bug in {**FUNCTIONAL, **DIRECTIVE}}
+    least = min(map(len, of.values()))
+    by_rule = evaluate(lambda source: bool(check(source)), [c for c in cases if c.bug not in FUNCTIONAL])
+    model, tokenizer, _ = _model()
+    # A few of each class, and of the clean ones as many as there are designs: reading takes a model its time.
+    some = [c for bug in of for c in [c for c in cases if c.bug == bug][:2]] + [c for c in cases if not c.bug][::3]
+    asked = rank(suspicion(model, tokenizer), some)
+    best = max(asked.by_class, key=lambda bug: asked.by_class[bug])
+    value = (
+        f"{len(cases)} functions of {len({c.name for c in cases})} designs, {sum(map(bool, of.values()))} of 19 bug classes in"
+        f" at least {least} designs each, compiled and run; rules find {by_rule.recall:.0%} of directive bugs with"
+        f" {by_rule.false_alarms:.0%} false alarms; SmolLM2-135M tells bugs from clean ones with {asked.area:.2f} of the area"
+        f" under its curve (0.5: a coin), best for {best} ({asked.by_class[best]:.2f})"
+    )
+    kept = least >= 5 and by_rule.recall >= 0.9 and by_rule.false_alarms == 0
+    return experiment.judge(value, kept and len(cases) > 1000, kept)

@@ -1,0 +1,217 @@
+"""Checks of Multi-Agent Reinforcement Learning for Microprocessor Design Space Exploration."""
+
+from __future__ import annotations
+
+import itertools
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from hasten.papers.experiment import Experiment, Seen, check
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+# Half of the least time of 1000 requests: out of reach, so that less time is always paid more.
+_TIME = 0.5 * 1000 * 4 / 800e6
+_GOALS: dict[str, dict[str, float]] = {
+    "low power": {"power": 1.0},
+    "low latency": {"time": _TIME},
+    "both": {"power": 1.0, "time": _TIME},
+}
+_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "multi-agent": ("multi-agent", {}),
+    "multi-agent, one critic": ("multi-agent", {"central": True}),
+    "single PPO, a head each": ("ppo", {}),
+    "single PPO, box": ("ppo-box", {}),
+    "single PPO, box, rounded": ("ppo-box", {"rounded": True}),
+    "SAC, box": ("sac-box", {}),
+    "time division": ("time-division", {}),
+    "random search": ("random-walk", {}),
+    "genetic": ("genetic", {}),
+}
+_RATES = (3e-3, 1e-2)  # every method that learns by gradients has the better of the two
+_MUTATIONS = (0.05, 0.15)  # and the genetic algorithm of as many; random search has nothing to set
+
+Runs = dict[tuple[str, str], dict[str, "np.ndarray[Any, Any]"]]
+
+
+def _explored(trace: str, goals: list[str], samples: int, seeds: int, seed: int) -> dict[str, dict[str, Any]]:
+    """An arm: goal -> method -> (seeds, samples) of rewards, at the better of two settings."""
+    import numpy as np
+
+    from hasten.search.agents.agent import make_agent
+    from hasten.search.environments import to_target
+    from hasten.search.exploring import Explorer, Scores
+    from hasten.spaces import dram
+
+    problem, known = dram.problem(trace), Scores()
+    found: dict[str, dict[str, Any]] = {}
+    for goal in goals:
+        explorer = Explorer(problem, to_target(**_GOALS[goal]), scores=known)
+        rewards = found.setdefault(goal, {})
+        for label, (agent, options) in _METHODS.items():
+            settings: list[dict[str, Any]] = [{"rate": rate} for rate in _RATES]
+            if agent == "genetic":
+                settings = [{"mutation": chance} for chance in _MUTATIONS]
+            tried = [
+                np.array(
+                    [
+                        explorer.run(make_agent(agent, explorer.codec.sizes, seed + s, **options, **setting), samples)
+                        for s in range(seeds)
+                    ]
+                )
+                for setting in ([{}] if agent == "random-walk" else settings)
+            ]
+            rewards[label] = max(tried, key=lambda r: r[:, -200:].mean())
+    return found
+
+
+@lru_cache(maxsize=1)
+def _runs(seed: int, long: bool, report: Any) -> Runs:
+    """(trace, goal) -> method -> (seeds, samples) of rewards, at the better of two settings."""
+    from hasten.processes import run_arms
+
+    traces = ("stream", "random", "cloud-1", "cloud-2") if long else ("random", "cloud-2")
+    goals = list(_GOALS) if long else ["low power", "both"]
+    samples, seeds = (10_000, 10) if long else (3000, 5)
+    label = f"nine methods, {samples} samples, {seeds} seeds"
+    report(label, 0.0)
+    arms = [(trace, goals, samples, seeds, seed) for trace in traces]
+    found = run_arms(_explored, arms, progress=lambda share: report(label, 0.9 * share))
+    return {(trace, goal): row for trace, by_goal in zip(traces, found, strict=True) for goal, row in by_goal.items()}
+
+
+def _late(rewards: Any) -> Any:
+    """Mean reward of the last 200 samples, by seed."""
+    return rewards[:, -200:].mean(1)
+
+
+def _apart(above: Any, below: Any) -> bool:
+    return bool(above.min() > below.max())
+
+
+@check("c1")
+def _reward(experiment: Experiment) -> Seen:
+    """Rewards of the last 200 of 3000 samples, five seeds, the same simulator calls and two settings for each method."""
+    found = _runs(experiment.seed, experiment.paper_budget >= 1500, experiment.run.progress)
+    better = apart = fair = rounded = 0
+    parts = []
+    for (trace, goal), rewards in found.items():
+        multi, box, sac, single = (
+            _late(rewards[n]) for n in ("multi-agent", "single PPO, box", "SAC, box", "single PPO, a head each")
+        )
+        better += bool(multi.mean() >= box.mean() and multi.mean() >= sac.mean())
+        apart += _apart(multi, box) and _apart(multi, sac)
+        fair += bool(multi.mean() >= single.mean())
+        rounded += bool(multi.mean() >= _late(rewards["single PPO, box, rounded"]).mean())
+        shown = {n: _late(rewards[n]).mean() for n in _METHODS}
+        parts.append(f"{trace}, {goal}: " + ", ".join(f"{n} {v:.3g}" for n, v in shown.items()))
+    value = (
+        f"above PPO and SAC over a box on {better} of {len(found)} settings (seeds apart on {apart}); above a single "
+        f"PPO with a head for each parameter on {fair}, above the box as the public code rounds it on {rounded}"
+    )
+    share = better / len(found)
+    return Seen(value, share >= 0.75 and apart >= len(found) / 2, share >= 0.5, "; ".join(parts))
+
+
+@check("c2")
+def _target(experiment: Experiment) -> Seen:
+    """Whether the last 200 samples pay on average half of what the best point ever seen does."""
+    import numpy as np
+
+    found = _runs(experiment.seed, experiment.paper_budget >= 1500, experiment.run.progress)
+    reached = dict.fromkeys(_METHODS, 0)
+    for rewards in found.values():
+        best = max(float(r.max()) for r in rewards.values())
+        for name, r in rewards.items():
+            reached[name] += int(np.mean(_late(r)) >= 0.5 * best)
+    value = f"of {len(found)} settings, half of the best reward on average: " + ", ".join(
+        f"{n} {c}" for n, c in reached.items()
+    )
+    multi = reached["multi-agent"]
+    return Seen(value, multi > len(found) / 2 and multi > reached["single PPO, box"], multi >= reached["SAC, box"])
+
+
+@check("c3")
+def _objectives(experiment: Experiment) -> Seen:
+    """Reward late over reward of random search, by goal."""
+    found = _runs(experiment.seed, experiment.paper_budget >= 1500, experiment.run.progress)
+    gains: dict[str, list[float]] = {}
+    for (_, goal), rewards in found.items():
+        gain = _late(rewards["multi-agent"]).mean() / _late(rewards["random search"]).mean()
+        gains.setdefault(goal, []).append(float(gain))
+    value = "; ".join(f"{goal}: {', '.join(f'{g:.1f}x' for g in gs)} random search" for goal, gs in gains.items())
+    return Seen(
+        value, all(g > 1.2 for gs in gains.values() for g in gs), any(g > 1 for gs in gains.values() for g in gs)
+    )
+
+
+@check("c4")
+def _coupling(experiment: Experiment) -> Seen:
+    """Variance of logarithms over 5000 random designs that sums of single parameters' effects explain, and pairs'."""
+    import numpy as np
+
+    from hasten.search.codec import Codec
+    from hasten.spaces import dram
+
+    rng = np.random.default_rng(experiment.seed)
+    parts, alone = [], []
+    for trace in ("random", "cloud-2"):
+        problem = dram.problem(trace)
+        codec = Codec(problem.space)
+        points = np.array([[rng.integers(n) for n in codec.sizes] for _ in range(5000)])
+        for name in ("time", "power"):
+            y = np.array([np.log(problem.score(codec.decode(p))[0][name]) for p in points])
+            single = _explained(points, codec.sizes, y, pairs=False)
+            double = _explained(points, codec.sizes, y, pairs=True)
+            alone.append(single)
+            parts.append(f"{trace} {name}: {single:.0%}, with pairs {double:.0%}")
+    return Seen("; ".join(parts), min(alone) >= 0.9, min(alone) >= 0.5)
+
+
+def _explained(points: Any, sizes: tuple[int, ...], y: Any, pairs: bool) -> float:
+    """Share of the variance that a least-squares fit explains on held-out points."""
+    import numpy as np
+
+    columns = [np.eye(n)[points[:, i]][:, 1:] for i, n in enumerate(sizes)]
+    x = list(columns)
+    if pairs:
+        both = itertools.combinations(columns, 2)
+        x += [(a[:, :, None] * b[:, None, :]).reshape(len(y), -1) for a, b in both]
+    matrix = np.concatenate([np.ones((len(y), 1)), *x], 1)
+    train = len(y) * 4 // 5
+    gram = matrix[:train].T @ matrix[:train] + 1e-3 * np.eye(matrix.shape[1])
+    weights = np.linalg.solve(gram, matrix[:train].T @ y[:train])
+    left = y[train:] - matrix[train:] @ weights
+    return float(1 - left.var() / y[train:].var())
+
+
+@check("c5")
+def _scale(experiment: Experiment) -> Seen:
+    """Samples until the average of 100 is 95 % of the best, on separable spaces of 10 to 60 parameters of 8 values."""
+    import numpy as np
+
+    from hasten.search.agents.agent import make_agent
+
+    knobs, needed = (10, 20, 40, 60), {}
+    for agent in ("multi-agent", "ppo", "ppo-box"):
+        for n in knobs:
+            experiment.run.progress(f"{agent}, {n} parameters", 0.9)
+            rng = np.random.default_rng(experiment.seed)
+            worth = rng.random((n, 8))
+            worth /= worth.max(1).sum()
+            made = make_agent(agent, [8] * n, experiment.seed, rate=1e-2)
+            paid: list[float] = []
+            while len(paid) < 12_000 and (len(paid) < 100 or np.mean(paid[-100:]) < 0.95):
+                point = made.ask()
+                paid.append(float(worth[np.arange(n), list(point)].sum()))
+                made.tell(point, paid[-1], (paid[-1],))
+            needed[agent, n] = len(paid)
+    value = "; ".join(
+        f"{a}: " + ", ".join("never" if needed[a, n] >= 12_000 else str(needed[a, n]) for n in knobs)
+        for a in ("multi-agent", "ppo", "ppo-box")
+    )
+    growth = needed["multi-agent", 60] / needed["multi-agent", 10]
+    return Seen(f"samples for 10, 20, 40, 60 parameters: {value}", growth <= 6 and needed["multi-agent", 60] < 12_000,
+                needed["multi-agent", 60] <= needed["ppo-box", 60])  # fmt: skip

@@ -1,0 +1,319 @@
+"""What all checks stand on: a share of the budget, seeds, arms, what is remembered, timing in turn, verdicts.
+
+A check is a function of an `Experiment` that returns what it saw:
+
+    @check("M1", weight=2, needs=100)
+    def selective_copying(experiment: Experiment) -> Seen:
+        ...
+        return experiment.judge("selective 0.95, time-invariant 0.31", holds=True)
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from dataclasses import field as data_field
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
+
+from hasten.errors import HastenError
+from hasten.processes import run_arms
+
+T = TypeVar("T")
+Progress: TypeAlias = Callable[[str, float], None]
+Length: TypeAlias = Literal["quick", "normal", "long"]
+
+HOLDS, DIRECTION, FAILS = "holds", "direction holds", "does not hold"
+
+# Seconds for all checks of a paper, by the length of a run. Quick: the code runs, and nothing is judged.
+BUDGETS: dict[Length, float] = {"quick": 6.0, "normal": 360.0, "long": 3600.0}
+
+
+def _silent(message: str, share: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a check saw.
+
+    Args:
+        value: in words, with figures.
+        holds: whether it meets the check's criterion; None when it is not judged.
+        direction: whether at least the direction of the claim was seen; as ``holds`` when None.
+        detail: more, for those who ask.
+        why: why it is not judged, such as ``needs 100 s``.
+    """
+
+    value: str
+    holds: bool | None
+    direction: bool | None = None
+    detail: str = ""
+    why: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.holds is None:
+            return f"not judged: {self.why}"
+        if self.holds:
+            return HOLDS
+        return DIRECTION if self.direction else FAILS
+
+
+class TooShort(Exception):
+    """Raised by `Experiment.require`: the paper's budget is below what a check needs to see anything."""
+
+    def __init__(self, needs: float) -> None:
+        super().__init__(f"needs {needs:g} s")
+
+
+@dataclass(frozen=True)
+class Shared(Generic[T]):
+    """Something expensive that several checks use: made once in a run, in a share of the budget of its own."""
+
+    function: Callable[..., T]
+    weight: float
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An arm that raised: the others go on."""
+
+    error: str
+
+
+@dataclass
+class _Run:
+    """What the experiments of one run of a paper have in common."""
+
+    slug: str
+    total: float
+    length: Length
+    seed: int
+    progress: Progress
+    weight: float = 1.0
+    made: dict[Any, Any] = data_field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a check is given.
+
+    Args:
+        budget: seconds that this check, or this shared part, may take: its share of the paper's.
+        needs: seconds of the paper's budget below which the check does not judge.
+    """
+
+    run: _Run = data_field(repr=False)
+    budget: float
+    needs: float = 0.0
+    name: str = ""
+
+    @property
+    def seed(self) -> int:
+        """Of what is random."""
+        return self.run.seed
+
+    @property
+    def length(self) -> Length:
+        """``quick``: the code shall run, nothing is judged; ``normal``; or ``long``."""
+        return self.run.length
+
+    @property
+    def quick(self) -> bool:
+        """Whether the code shall only run."""
+        return self.run.length == "quick"
+
+    @property
+    def paper_budget(self) -> float:
+        """Seconds for all checks of the paper together."""
+        return self.run.total
+
+    @property
+    def scale(self) -> float:
+        """The paper's budget over that of a normal run."""
+        return self.run.total / BUDGETS["normal"]
+
+    def steps(self, normal: int, least: int = 2, most: int | None = None) -> int:
+        """Steps of a training: ``normal`` of them at the normal budget, and in proportion at others.
+
+        Args:
+            normal: at the normal budget.
+            least: whatever the budget.
+            most: whatever the budget; ``normal`` when None.
+        """
+        return max(least, min(normal if most is None else most, round(normal * self.scale)))
+
+    def at(self, *, quick: T, normal: T, long: T | None = None) -> T:
+        """The one of these that goes with the run's length."""
+        if self.quick:
+            return quick
+        return long if self.length == "long" and long is not None else normal
+
+    def seeds(self, normal: int, *, long: int | None = None) -> list[int]:
+        """So many seeds from this run's on; one in a quick run."""
+        count = self.at(quick=1, normal=normal, long=long)
+        return [self.seed + i for i in range(count)]
+
+    def require(self, seconds: float) -> None:
+        """Ends the check as not judged when the paper's budget is below ``seconds``; a quick run goes on.
+
+        Raises:
+            TooShort: it is.
+        """
+        if self.run.total < seconds and not self.quick:
+            raise TooShort(seconds)
+
+    def tell(self, message: str, share: float = 0.0) -> None:
+        """Says how far this check is: a message, and the share done from 0 to 1."""
+        self.run.progress(f"{self.name}: {message}" if message else self.name, share)
+
+    def once(self, part: Shared[T], *args: Any) -> T:
+        """What a `shared` function makes of ``args``: made at the first call of the run, remembered for the others."""
+        key = (part.name, args)
+        if key not in self.run.made:
+            budget = self.run.total * part.weight / self.run.weight
+            own = replace(self, budget=budget, needs=0.0, name=f"{self.run.slug} {part.name.strip('_')}")
+            self.run.made[key] = part.function(own, *args)
+        return self.run.made[key]
+
+    def arms(
+        self, function: Callable[..., T], arms: Mapping[str, tuple[Any, ...]], *, processes: int | None = None
+    ) -> dict[str, T | Failure]:
+        """Name -> ``function(*arguments)`` for each arm: each in a process with one thread, so that all have the same.
+
+        An arm that raises becomes a `Failure`, and the others go on.
+
+        Args:
+            function: importable by its name, as are its arguments' types.
+            arms: name -> arguments.
+            processes: at once; torch's number of threads when None.
+        """
+        guarded = functools.partial(_guarded, function)
+        found = run_arms(guarded, list(arms.values()), progress=lambda share: self.tell("", share), processes=processes)
+        return dict(zip(arms, found, strict=True))
+
+    def judge(self, value: str, holds: bool, direction: bool | None = None, detail: str = "") -> Seen:
+        """What was seen; judged only where the run is long enough for it."""
+        if self.quick:
+            return Seen(value, None, detail=detail, why="quick run")
+        if self.run.total < self.needs:
+            return Seen(value, None, detail=detail, why=f"needs {self.needs:g} s")
+        return Seen(value, holds, direction, detail)
+
+
+def _guarded(function: Callable[..., T], *args: Any) -> T | Failure:
+    try:
+        return function(*args)
+    except Exception as error:
+        return Failure(_line(error))
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check of a claim.
+
+    Args:
+        claim: the claim's id.
+        function: what is run.
+        weight: its share of the paper's budget, beside the weights of the other checks and shared parts.
+        needs: seconds of the paper's budget below which it does not judge.
+    """
+
+    claim: str
+    function: Callable[[Experiment], Seen]
+    weight: float
+    needs: float
+
+
+def check(claim: str, *, weight: float = 1.0, needs: float = 0.0) -> Callable[[Callable[[Experiment], Seen]], Check]:
+    """Decorator: this function checks the claim of that id; see `Check`."""
+    return lambda function: Check(claim, function, weight, needs)
+
+
+def shared(*, weight: float = 1.0) -> Callable[[Callable[..., T]], Shared[T]]:
+    """Decorator: this function ``(experiment, *args)`` makes what several checks use; see `Experiment.once`."""
+    return lambda function: Shared(function, weight)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a check: what was seen in words, its verdict, and how long it took."""
+
+    claim: str
+    seen: str
+    verdict: str
+    seconds: float
+    detail: str = ""
+
+
+class Runner:
+    """Runs the checks of one paper, which share a budget and what is expensive.
+
+    Args:
+        slug: the paper, for messages.
+        namespace: the module of checks, or any other mapping with `Check` and `Shared` in it.
+        budget: seconds for all checks; by the length when None.
+        length: see `BUDGETS`.
+        seed: of what is random.
+        progress: told the check at hand and the share of all done.
+
+    Raises:
+        HastenError: the budget is not a positive number of seconds.
+    """
+
+    def __init__(
+        self,
+        slug: str,
+        namespace: Mapping[str, Any],
+        *,
+        budget: float | None = None,
+        length: Length = "normal",
+        seed: int = 0,
+        progress: Progress = _silent,
+    ) -> None:
+        total = BUDGETS[length] if budget is None else budget
+        if not 0 < total < float("inf"):
+            raise HastenError("the budget must be positive: give seconds")
+        self.checks = {c.claim: c for c in namespace.values() if isinstance(c, Check)}
+        parts = {id(p): p for p in namespace.values() if isinstance(p, Shared)}
+        weight = sum(c.weight for c in self.checks.values()) + sum(p.weight for p in parts.values())
+        self._slug, self._progress, self._done = slug, progress, 0.0
+        self._run = _Run(slug, total, length, seed, self._tell, weight or 1.0)
+        self._current = 0.0
+
+    def _tell(self, message: str, share: float) -> None:
+        self._progress(message, self._done + self._current * min(1.0, max(0.0, share)))
+
+    def run(self, claim: str) -> Outcome:
+        """Runs the check of a claim. One that fails to run is an outcome too, and costs the others nothing."""
+        one = self.checks[claim]
+        self._current = one.weight / sum(c.weight for c in self.checks.values())
+        name = f"{self._slug} {claim}"
+        experiment = Experiment(self._run, self._run.total * one.weight / self._run.weight, one.needs, name)
+        experiment.tell("")
+        begun = time.perf_counter()
+        detail, seen = "", ""
+        try:
+            result = one.function(experiment)
+        except TooShort as error:
+            verdict = f"not judged: {error}"
+        except HastenError as error:
+            verdict = f"not checkable here: {' '.join(str(error).split())}"
+        except Exception as error:
+            verdict = f"error: {_line(error)}"
+        else:
+            seen, verdict, detail = result.value, result.verdict, result.detail
+            if self._run.length == "quick" and result.holds is not None:
+                verdict = "not judged: quick run"
+        self._done += self._current
+        self._current = 0.0
+        return Outcome(claim, seen, verdict, time.perf_counter() - begun, detail)
