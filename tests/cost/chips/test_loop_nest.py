@@ -154,6 +154,12 @@ def test_a_layer_that_fits_moves_each_word_once():
     assert cost.utilization == 1
 
 
+def test_a_stride_beyond_the_window_leaves_words_unread():
+    nest = convolution(ConvShape(1, 1, 1, 1, 1, 2, stride=2))
+    assert nest.compulsory == 1 + 2 + 2
+    assert mapping_cost(nest, LARGE, LoopMapping({}, (), "k", "c", "O")).words["I"] == 3
+
+
 def test_the_order_of_loops_matters():
     nest = convolution(ConvShape(64, 64, 1, 1, 32, 32))
     tiles = {"k": 8, "c": 8, "y": 8, "x": 8}

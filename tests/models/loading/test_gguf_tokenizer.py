@@ -13,7 +13,7 @@ from hasten.errors import HastenError
 from hasten.models.loading.gguf import GGUFFile
 from hasten.models.loading.gguf_tokenizer import build_tokenizer
 
-from .conftest import tiny, vocabulary, write_gguf
+from ..conftest import tiny, vocabulary, write_gguf
 
 TEXTS = (
     "the king in 1212 is singing   to the thing\n\n\tand then",

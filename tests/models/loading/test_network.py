@@ -20,7 +20,7 @@ from hasten.kernels.packed_linear import dequantize_reference
 from hasten.models import load_network, load_packed
 from hasten.models.loading.network import build, read_config
 
-from .conftest import FAMILIES, logits, tiny, vocabulary, write_gguf
+from ..conftest import FAMILIES, logits, tiny, vocabulary, write_gguf
 
 Kind = gguf.GGMLQuantizationType
 

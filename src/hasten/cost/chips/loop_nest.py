@@ -40,8 +40,21 @@ class Operand:
         return frozenset(rank for dimension in self.dimensions for rank, _ in dimension)
 
     def words(self, extents: Mapping[str, int]) -> int:
-        """Elements that a block of the iteration space touches; windows that overlap count once."""
+        """Elements of the box that a block of the iteration space lies in; windows that overlap count once.
+
+        A stride larger than its window leaves gaps, and a block is moved with them.
+        """
         return math.prod(1 + sum(stride * (extents[rank] - 1) for rank, stride in d) for d in self.dimensions)
+
+    def read(self, extents: Mapping[str, int]) -> int:
+        """Elements that a block of the iteration space reads, without gaps."""
+        places = 1
+        for dimension in self.dimensions:
+            reached = {0}
+            for rank, stride in dimension:
+                reached = {at + stride * i for at in reached for i in range(extents[rank])}
+            places *= len(reached)
+        return places
 
 
 @dataclass(frozen=True)
@@ -68,8 +81,8 @@ class Nest:
 
     @property
     def compulsory(self) -> int:
-        """Words of all three tensors."""
-        return sum(o.words(dict(self.sizes)) for o in self.operands)
+        """Words of all three tensors that are read or made at least once."""
+        return sum(o.read(dict(self.sizes)) for o in self.operands)
 
 
 def convolution(shape: ConvShape) -> Nest:
