@@ -8,10 +8,11 @@ import pytest
 
 from hasten import spaces
 from hasten.cost.serving.recorded_trials import Answer, Question, Record, points, write_records
-from hasten.cost.serving.scaling import QWEN3, Decoder, best_within
+from hasten.cost.serving.scaling import QWEN3, best_within
 from hasten.errors import HastenError
 from hasten.search import Study
 from hasten.spaces.test_time import problem
+from hasten.workload.decoder import Decoder
 
 
 def record(decoder: Decoder, method: str, budget: int, right: int, prompt: int = 100) -> Record:

@@ -13,6 +13,7 @@ from torch import Tensor as TorchTensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hasten.errors import HastenError
+from hasten.workload.decoder import Decoder
 from hasten.workload.einsum import Cascade, Einsum, Phase, Role, Workload
 from hasten.workload.tracing import Recorder, grouped_experts, recording
 
@@ -111,6 +112,7 @@ class _Network:
 
     def __init__(self, config: Any, batch: int, capacity: int, dtype: torch.dtype, cache_dtype: torch.dtype) -> None:
         self.c = config
+        self.sizes = Decoder.of(config)
         self.replay = True  # off in the test that replaying changes nothing
         self.batch = batch
         self.capacity = capacity
@@ -166,16 +168,14 @@ class _Network:
     # -- the model -------------------------------------------------------------------------------
 
     def _forward(self, ids: TorchTensor, past: int) -> TorchTensor:
-        c = self.c
-        table = self._weight("model.embed_tokens.weight", c.vocab_size, c.hidden_size)
+        sizes = self.sizes
+        table = self._weight("model.embed_tokens.weight", sizes.vocabulary, sizes.hidden)
         with self._in("model.embed_tokens"):
             hidden = F.embedding(ids, table)
         rotary = self._rotary(ids.shape[1])
-        latent = c.model_type in _LATENT
-        layers = c.num_layers if c.model_type == "longcat_flash" else c.num_hidden_layers
         traced: dict[tuple[bool, int | None], _Layer] = {}
-        for layer in range(layers):
-            kind = (self._is_sparse(layer), None if latent else self._window(layer))
+        for layer in range(sizes.layers):
+            kind = (sizes.has_experts(layer), None if sizes.kv_rank else sizes.window_of(layer))
             if self.replay and kind in traced:
                 hidden = self._again(traced[kind], layer, hidden)
                 continue
@@ -190,10 +190,10 @@ class _Network:
                 [name for name in self._tensors if name not in known],
             )
         hidden = self._norm("model.norm", hidden)[:, -1:]
-        if c.tie_word_embeddings:
+        if sizes.tied:
             with self._in("lm_head"):
                 return F.linear(hidden, table)
-        return self._linear("lm_head", hidden, c.vocab_size)
+        return self._linear("lm_head", hidden, sizes.vocabulary)
 
     def _layer(
         self, layer: int, hidden: TorchTensor, rotary: tuple[TorchTensor, TorchTensor], past: int
@@ -206,13 +206,13 @@ class _Network:
             attend = self._latent_attention if self.c.model_type in _LATENT else self._attention
             hidden = hidden + attend(f"{path}.self_attn", layer, normed, rotary, past)
             normed = self._norm(f"{path}.post_attention_layernorm", hidden)
-            feed = self._moe if self._is_sparse(layer) else self._mlp
+            feed = self._moe if self.sizes.has_experts(layer) else self._mlp
             return hidden + feed(f"{path}.mlp", normed)
 
     def _again(self, like: _Layer, layer: int, hidden: TorchTensor) -> TorchTensor:
         """Layer ``layer``, which is ``like`` with its own weights and cache, without running it again."""
         recorder = self.recorder
-        caches = 2 if self.c.model_type == "longcat_flash" else 1
+        caches = self.sizes.attentions
         old, new = f"model.layers.{like.number}", f"model.layers.{layer}"
         names = {like.entered: recorder.name_of(hidden)}
         for name in like.tensors:
@@ -243,32 +243,12 @@ class _Network:
             normed = self._norm(f"{path}.post_attention_layernorm.{i}", hidden)
             if i == 0:
                 shortcut = self._moe(f"{path}.mlp", normed)
-            hidden = hidden + self._mlp(f"{path}.mlps.{i}", normed, self.c.ffn_hidden_size)
+            hidden = hidden + self._mlp(f"{path}.mlps.{i}", normed)
         return hidden + shortcut
-
-    def _is_sparse(self, layer: int) -> bool:
-        c = self.c
-        if c.model_type == "mixtral":
-            return True
-        if c.model_type == "deepseek_v3":
-            return bool(layer >= c.first_k_dense_replace)
-        if c.model_type == "qwen3_moe":
-            skipped = layer in (c.mlp_only_layers or ())
-            return not skipped and c.num_experts > 0 and (layer + 1) % c.decoder_sparse_step == 0
-        return False
-
-    def _rotary_width(self) -> int:
-        if self.c.model_type in _LATENT:
-            return int(self.c.qk_rope_head_dim)
-        return self._head_dim
-
-    @property
-    def _head_dim(self) -> int:
-        return int(getattr(self.c, "head_dim", None) or self.c.hidden_size // self.c.num_attention_heads)
 
     def _rotary(self, new: int) -> tuple[TorchTensor, TorchTensor]:
         with self._in("model.rotary_emb"):
-            half = self._rotary_width() // 2
+            half = (self.sizes.rotary_dim or self.sizes.head_dim) // 2
             frequencies = self._weight("model.rotary_emb.inv_freq", half, dtype=torch.float32)
             self._weight("model.rotary_emb.original_inv_freq", half, dtype=torch.float32)
             angles = torch.arange(new).float()[:, None] * frequencies
@@ -293,21 +273,11 @@ class _Network:
             return new
         return buffer[:, :, : min(past + count, kept)].to(new.dtype)
 
-    def _window(self, layer: int) -> int | None:
-        window = getattr(self.c, "sliding_window", None)
-        if window is None or not getattr(self.c, "use_sliding_window", True):
-            return None
-        kinds = getattr(self.c, "layer_types", None)
-        if kinds and kinds[layer] != "sliding_attention":
-            return None
-        return int(window)
-
     def _attention(
         self, path: str, layer: int, x: TorchTensor, rotary: tuple[TorchTensor, TorchTensor], past: int
     ) -> TorchTensor:
-        c, new, width = self.c, x.shape[1], self._head_dim
-        heads = c.num_attention_heads
-        groups = getattr(c, "num_key_value_heads", None) or heads
+        c, sizes, new = self.c, self.sizes, x.shape[1]
+        heads, width = sizes.heads, sizes.head_dim
         biased = c.model_type == "qwen2" or bool(getattr(c, "attention_bias", False))
         with self._in(path):
 
@@ -319,36 +289,37 @@ class _Network:
                 return made.transpose(1, 2)
 
             query = self._turned(heads_of("q", heads), rotary)
-            key = self._turned(heads_of("k", groups), rotary)
-            value = heads_of("v", groups)
-            window = self._window(layer)
+            key = self._turned(heads_of("k", sizes.kv_heads), rotary)
+            value = heads_of("v", sizes.kv_heads)
+            window = sizes.window_of(layer)
             key = self._cached(layer, "keys", key, past, window)
             value = self._cached(layer, "values", value, past, window)
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=not past, enable_gqa=True)
             mixed = mixed.transpose(1, 2).reshape(self.batch, new, heads * width)
             out_biased = c.model_type != "qwen2" and biased
-            return self._linear(f"{path}.o_proj", mixed, c.hidden_size, out_biased)
+            return self._linear(f"{path}.o_proj", mixed, sizes.hidden, out_biased)
 
     def _latent_attention(
         self, path: str, layer: int, x: TorchTensor, rotary: tuple[TorchTensor, TorchTensor], past: int
     ) -> TorchTensor:
         """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): the cache keeps what keys and values
         are expanded from."""
-        c, new, heads = self.c, x.shape[1], self.c.num_attention_heads
-        nope, rope, value_width = c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim
-        biased = bool(getattr(c, "attention_bias", False))
+        sizes, new, heads = self.sizes, x.shape[1], self.sizes.heads
+        rope, value_width, rank = sizes.rotary_dim, sizes.value_dim, sizes.kv_rank
+        nope = sizes.head_dim - rope
+        biased = bool(getattr(self.c, "attention_bias", False))
         with self._in(path):
-            if c.q_lora_rank is None:
+            if not sizes.query_rank:
                 query = self._linear(f"{path}.q_proj", x, heads * (nope + rope))
             else:
-                low = self._linear(f"{path}.q_a_proj", x, c.q_lora_rank, biased)
+                low = self._linear(f"{path}.q_a_proj", x, sizes.query_rank, biased)
                 low = self._norm(f"{path}.q_a_layernorm", low)
                 query = self._linear(f"{path}.q_b_proj", low, heads * (nope + rope))
             query = query.view(self.batch, new, heads, nope + rope).transpose(1, 2)
             plain, turned = query.split((nope, rope), -1)
             query = torch.cat((plain, self._turned(turned, rotary)), -1)
-            latent = self._linear(f"{path}.kv_a_proj_with_mqa", x, c.kv_lora_rank + rope, biased)
-            low, key_rope = latent.split((c.kv_lora_rank, rope), -1)
+            latent = self._linear(f"{path}.kv_a_proj_with_mqa", x, rank + rope, biased)
+            low, key_rope = latent.split((rank, rope), -1)
             low = self._norm(f"{path}.kv_a_layernorm", low)[:, None]
             key_rope = self._turned(key_rope[:, None], rotary)
             low = self._cached(layer, "keys", low, past, None)
@@ -359,53 +330,39 @@ class _Network:
             key = torch.cat((key, key_rope.expand(-1, heads, -1, -1)), -1)
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=not past)
             mixed = mixed.transpose(1, 2).reshape(self.batch, new, heads * value_width)
-            return self._linear(f"{path}.o_proj", mixed, c.hidden_size, biased)
+            return self._linear(f"{path}.o_proj", mixed, sizes.hidden, biased)
 
     def _mlp(self, path: str, x: TorchTensor, width: int | None = None) -> TorchTensor:
-        width = width or self.c.intermediate_size
+        width = width or self.sizes.inner
         biased = bool(getattr(self.c, "mlp_bias", False))
         with self._in(path):
             gate = F.silu(self._linear(f"{path}.gate_proj", x, width, biased))
             up = self._linear(f"{path}.up_proj", x, width, biased)
-            return self._linear(f"{path}.down_proj", gate * up, self.c.hidden_size, biased)
+            return self._linear(f"{path}.down_proj", gate * up, self.sizes.hidden, biased)
 
     def _moe(self, path: str, x: TorchTensor) -> TorchTensor:
-        c = self.c
-        kind = c.model_type
-        experts, passing, router, k = {
-            "mixtral": lambda: (c.num_local_experts, 0, "gate", c.num_experts_per_tok),
-            "qwen3_moe": lambda: (c.num_experts, 0, "gate", c.num_experts_per_tok),
-            "deepseek_v3": lambda: (c.n_routed_experts, 0, "gate", c.num_experts_per_tok),
-            "longcat_flash": lambda: (
-                c.n_routed_experts,
-                c.zero_expert_num or 0,
-                "router.classifier",
-                c.moe_topk,
-            ),
-        }[kind]()
-        width = {
-            "mixtral": lambda: c.intermediate_size,
-            "longcat_flash": lambda: c.expert_ffn_hidden_size,
-        }.get(kind, lambda: c.moe_intermediate_size)()
+        kind, sizes = self.c.model_type, self.sizes
+        router = "router.classifier" if kind == "longcat_flash" else "gate"
+        experts, passing, width, hidden = sizes.experts, sizes.zero_experts, sizes.expert_inner, sizes.hidden
         flat = x.reshape(-1, x.shape[-1])
         with self._in(path):
-            with self._in(f"{path}.{router.split('.')[0]}"):
-                table = self._weight(f"{path}.{router}.weight", experts + passing, c.hidden_size)
+            with self._in(f"{path}.{router.split('.', maxsplit=1)[0]}"):
+                table = self._weight(f"{path}.{router}.weight", experts + passing, hidden)
                 logits = F.linear(flat, table)
                 scores = logits.float().softmax(-1) if kind != "deepseek_v3" else logits.float().sigmoid()
                 if kind in _LATENT:
-                    name = f"{path}.{router.split('.')[0]}.e_score_correction_bias"
+                    name = f"{path}.{router.split('.', maxsplit=1)[0]}.e_score_correction_bias"
                     bias = self._weight(name, experts + passing, dtype=torch.float32)
-                    ids = torch.topk(scores + bias, k).indices
+                    ids = torch.topk(scores + bias, sizes.experts_per_token).indices
                     scores = scores.gather(-1, ids)
                 else:
-                    scores, ids = torch.topk(scores, k)
+                    scores, ids = torch.topk(scores, sizes.experts_per_token)
                 if kind != "longcat_flash":
                     scores = scores / scores.sum(-1, keepdim=True)
             with self._in(f"{path}.experts"):
-                gate_up = self._weight(f"{path}.experts.gate_up_proj", experts + passing, 2 * width, c.hidden_size)
-                down = self._weight(f"{path}.experts.down_proj", experts, c.hidden_size, width)
+                gate_up = self._weight(f"{path}.experts.gate_up_proj", experts + passing, 2 * width, hidden)
+                down = self._weight(f"{path}.experts.down_proj", experts, hidden, width)
                 made = grouped_experts(flat, ids, scores, gate_up, down, F.silu).view(x.shape)
-            if kind == "deepseek_v3":
-                made = made + self._mlp(f"{path}.shared_experts", x, width * c.n_shared_experts)
+            if sizes.shared_experts:
+                made = made + self._mlp(f"{path}.shared_experts", x, width * sizes.shared_experts)
             return made

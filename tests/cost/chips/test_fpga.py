@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from hasten.cost.chips.fpga import (
+    LLAMA_2_7B,
     PLANS,
     PRODUCTS,
     Engine,
-    Sizes,
     best_slices,
     pack_products,
     packing,
@@ -45,7 +45,7 @@ def test_packing_is_what_the_engine_counts() -> None:
         with pytest.raises(HastenError, match="do not fit"):
             pack_products(1, [(1 << bits) - 1] * (most + 1), bits)
     plan = PLANS["2:4, W2, KV4, window 2048"]
-    packed, single = (run(Engine(), plan, Sizes(), 0, 512, how) for how in (packing, without_packing))
+    packed, single = (run(Engine(), plan, LLAMA_2_7B, 0, 512, how) for how in (packing, without_packing))
     assert single.products == 3 * packed.products
     assert single.compute > packed.compute
 
@@ -53,7 +53,7 @@ def test_packing_is_what_the_engine_counts() -> None:
 def test_published_ratios() -> None:
     assert round(164 / 55, 2) == 2.98
     assert round(4.96 / 1.22, 2) == 4.07
-    bound = 460e9 / run(Engine(), PLANS["2:4, W2, KV4, window 2048"], Sizes(), 4096).bytes
+    bound = 460e9 / run(Engine(), PLANS["2:4, W2, KV4, window 2048"], LLAMA_2_7B, 4096).bytes
     assert bound == pytest.approx(205, abs=1)
     assert bound >= 164
 
@@ -72,8 +72,8 @@ def test_operands_that_do_not_fit() -> None:
 
 
 def test_published_sizes() -> None:
-    sizes = Sizes()
-    assert sizes.parameters == 6476005376
+    sizes = LLAMA_2_7B
+    assert sizes.layer_parameters == 6476005376
     plan = PLANS["2:4, W2, KV4, window 2048"]
     assert weight_bytes(plan, sizes) == pytest.approx(1.85e9 + 0.13e9, rel=0.01)
     assert weight_bytes(PLANS["dense fp16"], sizes) == pytest.approx(13.48e9 - 0.26e9, rel=0.01)
@@ -82,7 +82,7 @@ def test_published_sizes() -> None:
 
 
 def test_bounds() -> None:
-    sizes, engine = Sizes(), Engine()
+    sizes, engine = LLAMA_2_7B, Engine()
     plan = PLANS["2:4, W2, KV4, window 2048"]
     assert run(engine, plan, sizes, 4096).bound == "memory"
     assert run(engine, plan, sizes, 0, 512).bound == "compute"

@@ -18,10 +18,11 @@ from hasten.cost.serving.recorded_trials import (
     read_records,
     write_records,
 )
-from hasten.cost.serving.scaling import QWEN3, Decoder, block_top_k, cost_of, dense, top_k
+from hasten.cost.serving.scaling import QWEN3, block_top_k, cost_of, dense, top_k
 from hasten.errors import HastenError
+from hasten.workload.decoder import Decoder
 
-SMALL = Decoder("small", 1e6, 4, 4, 2, 16)
+SMALL = Decoder("small", layers=4, heads=4, kv_heads=2, head_dim=16, parameters=1e6)
 QUESTIONS = (
     Question(10, (Answer(20, True), Answer(40, False), Answer(30, True), Answer(30, False))),
     Question(50, (Answer(10, False), Answer(60, True), Answer(10, False), Answer(20, False))),
@@ -105,6 +106,15 @@ def test_traces_as_published(tmp_path: Path) -> None:
     )
 
 
+def test_sizes_as_earlier_files_have_them(tmp_path: Path) -> None:
+    model = {"name": "mine", "parameters": 1e6, "layers": 2, "query_heads": 4, "kv_heads": 2}
+    (tmp_path / "old.jsonl").write_text(json.dumps({"model": model, "score": 1, "tokens": 3, "prompt_tokens": 2}))
+    (record,) = read_records(tmp_path / "old.jsonl")
+    assert record.decoder == Decoder("mine", layers=2, heads=4, kv_heads=2, head_dim=128, parameters=1e6)
+    write_records(tmp_path / "new.jsonl", [record])
+    assert read_records(tmp_path / "new.jsonl") == [record]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -112,6 +122,7 @@ def test_traces_as_published(tmp_path: Path) -> None:
         ("[1]", "line 1"),
         ('{"score": 1}', "unknown model None"),
         ('{"model": {"name": "x"}, "score": 1}', "line 1"),
+        ('{"model": {"name": "x", "layers": 0, "heads": 2, "hidden": 4}, "score": 1}', "line 1: x has no layers"),
         ('{"model": "Qwen3-8B", "tokens": 4, "prompt_tokens": 2}', "score is missing"),
         ('{"model": "Qwen3-8B", "score": 1, "prompt_tokens": 2}', "tokens is missing"),
         ('{"model": "Qwen3-8B", "score": [1, 0], "tokens": [4], "prompt_tokens": 2}', "2 scores for 1 answers"),

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from hasten.cost.serving.scaling import (
     QWEN3,
-    Decoder,
     Point,
     best_within,
     block_top_k,
     cost_of,
     coverage,
+    crossover,
     dense,
     envelope,
     intensity_of,
@@ -22,14 +22,15 @@ from hasten.cost.serving.scaling import (
 )
 from hasten.errors import HastenError
 from hasten.hardware.device import load_device
+from hasten.workload.decoder import Decoder
 
-SMALL = Decoder("small", 1e6, 2, 4, 2, 16)
+SMALL = Decoder("small", layers=2, heads=4, kv_heads=2, head_dim=16, parameters=1e6)
 
 
 def test_published_figures() -> None:
-    assert [m.kv_bytes for m in QWEN3] == [114688, 114688, 147456, 147456, 163840, 262144]
+    assert [m.token_bytes for m in QWEN3] == [114688, 114688, 147456, 147456, 163840, 262144]
     crossovers = [23.3, 62.9, 96.9, 197.5, 320.5, 444.3]
-    assert [m.crossover() for m in QWEN3] == [pytest.approx(c, rel=3e-3) for c in crossovers]
+    assert [crossover(m) for m in QWEN3] == [pytest.approx(c, rel=3e-3) for c in crossovers]
     at_length = [dense(m, 200, 16384).equivalent() / 1e12 for m in QWEN3]
     assert at_length == [pytest.approx(c, rel=1e-3) for c in (8926, 8968, 11617, 11754, 13268, 21636)]
     sparse = [top_k(m, 200, 16384, 1024).equivalent() / 1e12 for m in QWEN3]
@@ -38,8 +39,8 @@ def test_published_figures() -> None:
 
 def test_one_trial_without_a_prompt() -> None:
     cost = dense(SMALL, 0, 100)
-    assert cost.flops == 2 * 1e6 * 100 + 2 * 100**2 * SMALL.query_width
-    assert cost.bytes == 2 * 100**2 * SMALL.kv_width
+    assert cost.flops == 2 * 1e6 * 100 + 2 * 100**2 * SMALL.layers * SMALL.query_width
+    assert cost.bytes == 2 * 100**2 * SMALL.layers * SMALL.kv_width
 
 
 @given(st.integers(1, 300), st.integers(0, 200), st.integers(1, 200))

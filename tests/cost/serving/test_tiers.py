@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hasten.cost.serving.tiers import MODELS, Job, Schedule, Tiers, best_schedule, sparse, static_split, waves
 from hasten.errors import HastenError
 from hasten.hardware.device import load_device
+from hasten.workload.decoder import Decoder
 
-OPT = Job(32, 4096, 4096, 6.44e9, batch=64)
+OPT = Job(MODELS["opt-6.7b"], batch=64)
 V100 = Tiers(fast_bytes=3e9, link=20e9, fast=900e9, compute=100e12)
 shares = st.floats(0, 1)
 
@@ -29,8 +30,8 @@ def test_the_budget_is_never_passed(alpha: float, beta: float, start: int, fast:
 
 
 def test_int8_keys_are_a_quarter_of_fp32() -> None:
-    job = replace(OPT, number_bytes=4)
-    coded = replace(job, kv_bytes=1)
+    job = replace(OPT, model=replace(OPT.model, dtype="fp32"))
+    coded = replace(job, model=replace(job.model, cache_dtype="int8"))
     assert job.token_bytes == 4 * coded.token_bytes
     assert job.input_bytes == coded.input_bytes
     ours, plain = (sparse(j, V100, best_schedule(j, V100, 0.2), 0.2) for j in (coded, job))
@@ -82,14 +83,16 @@ def test_the_paper_s_models() -> None:
         "opt-6.7b": 6.66e9, "opt-13b": 12.85e9, "opt-30b": 29.97e9, "llama-7b": 6.74e9, "llama-13b": 13.02e9,
         "llama-33b": 32.53e9, "pythia-6.9b": 6.86e9, "pythia-12b": 11.85e9,
     }  # fmt: skip
-    assert {n: m.weights for n, m in MODELS.items()} == {n: pytest.approx(v, rel=0.01) for n, v in published.items()}
-    assert MODELS["opt-6.7b"].job(1).token_bytes == 524288
+    assert {n: m.total_parameters for n, m in MODELS.items()} == {
+        n: pytest.approx(v, rel=0.01) for n, v in published.items()
+    }
+    assert Job(MODELS["opt-6.7b"], 1).token_bytes == 524288
 
 
 @pytest.mark.parametrize(("device", "model"), [("v100", "llama-7b"), ("h100", "llama-33b")])
 def test_a_gpu_and_its_host(device: str, model: str) -> None:
     tiers = Tiers.of(load_device(device), MODELS[model], link=20e9)
-    job = MODELS[model].job(64)
+    job = Job(MODELS[model], 64)
     ours = best_schedule(job, tiers, 0.2)
     assert sparse(job, tiers, ours, 0.2).seconds < static_split(job, tiers).seconds
     assert sparse(job, tiers, ours, 0.2).most_fast <= tiers.fast_bytes
@@ -105,7 +108,8 @@ def test_a_model_that_does_not_fit_its_gpu() -> None:
 
 
 def test_what_a_sparse_window_remembers() -> None:
-    assert Job(2, 8, 8, 1, batch=3, prompt=40, new_tokens=60).row_bytes(0.2, 4) == 10 * 100 * 4 * 2 * 3 * 2
+    small = Decoder("small", layers=2, hidden=8, heads=1)
+    assert Job(small, batch=3, prompt=40, new_tokens=60).row_bytes(0.2, 4) == 10 * 100 * 4 * 2 * 3 * 2
 
 
 def test_too_little_memory() -> None:

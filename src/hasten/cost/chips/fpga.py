@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from hasten.errors import HastenError
+from hasten.workload.decoder import Decoder
 
 # Products of one 8-bit number in a DSP slice, by the other's bits.
 PRODUCTS = {2: 3, 4: 2, 8: 2, 16: 1}
@@ -89,20 +90,8 @@ class Plan:
     head_bits: int = 16
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """A decoder's sizes; Llama-2-7B by default."""
-
-    layers: int = 32
-    width: int = 4096
-    inner: int = 11008
-    vocabulary: int = 32000
-    kv_width: int = 4096
-
-    @property
-    def parameters(self) -> int:
-        """Of the linear layers within blocks."""
-        return self.layers * (2 * self.width**2 + 2 * self.width * self.kv_width + 3 * self.width * self.inner)
+LLAMA_2_7B = Decoder("Llama-2-7B", layers=32, hidden=4096, heads=32, inner=11008, vocabulary=32000)
+"""The model that AccLLM was evaluated on."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +113,14 @@ class Phase:
         return "compute" if self.compute > self.memory else "memory"
 
 
-def weight_bytes(plan: Plan, sizes: Sizes) -> float:
+def weight_bytes(plan: Plan, sizes: Decoder) -> float:
     """Bytes of all weights that a step reads."""
     # Half of the weights are kept, each with its place: as many bits as all of them would take without.
     stored = (plan.weight_bits + 2) / 2 if plan.sparse else plan.weight_bits
-    return sizes.parameters * (stored + plan.overhead_bits) / 8 + sizes.width * sizes.vocabulary * plan.head_bits / 8
+    return (
+        sizes.layer_parameters * (stored + plan.overhead_bits) / 8
+        + sizes.hidden * sizes.vocabulary * plan.head_bits / 8
+    )
 
 
 def packing(bits: int) -> int:
@@ -144,7 +136,7 @@ def without_packing(bits: int) -> int:
 def run(
     engine: Engine,
     plan: Plan,
-    sizes: Sizes,
+    sizes: Decoder,
     context: int,
     tokens: int = 1,
     products: Callable[[int], int] = packing,
@@ -164,9 +156,9 @@ def run(
         raise HastenError("a phase has at least one token")
     seen = min(context, plan.window) if plan.window else context
     reads = weight_bytes(plan, sizes) + 2 * sizes.layers * sizes.kv_width * seen * plan.cache_bits / 8
-    macs = tokens * sizes.parameters * (0.5 if plan.sparse else 1.0)
-    attention = 2 * tokens * sizes.layers * sizes.width * (seen + (tokens / 2 if not plan.window else 0))
-    head = sizes.width * sizes.vocabulary
+    macs = tokens * sizes.layer_parameters * (0.5 if plan.sparse else 1.0)
+    attention = 2 * tokens * sizes.layers * sizes.query_width * (seen + (tokens / 2 if not plan.window else 0))
+    head = sizes.hidden * sizes.vocabulary
     of_weights = macs / products(plan.weight_bits)
     cycles = (of_weights + attention / products(plan.cache_bits) + head / products(plan.head_bits)) / engine.slices
     compute, memory = cycles / engine.clock, reads / (engine.bandwidth * engine.efficiency)
@@ -183,7 +175,7 @@ PLANS = {
 }
 
 
-def best_slices(engine: Engine, plan: Plan, sizes: Sizes, context: int, choices: Sequence[int]) -> int:
+def best_slices(engine: Engine, plan: Plan, sizes: Decoder, context: int, choices: Sequence[int]) -> int:
     """The fewest slices that keep decoding bound by memory, else the most."""
     for slices in sorted(choices):
         if run(replace(engine, slices=slices), plan, sizes, context).bound == "memory":

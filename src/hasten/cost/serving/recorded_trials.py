@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hasten.cost.serving.scaling import B200_INTENSITY, METHODS, QWEN3, QWEN3_MOE, Decoder, Point, cost_of, coverage
+from hasten.cost.serving.scaling import B200_INTENSITY, METHODS, QWEN3, QWEN3_MOE, Point, cost_of, coverage
 from hasten.errors import HastenError
+from hasten.workload.decoder import Decoder
 
 Count = Callable[[str], int]
 
@@ -165,7 +166,7 @@ def read_records(
                 int(data.get("dense_layers", 0)),
             )
             prompt, answers = _question(data, count)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (HastenError, ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
             raise HastenError(f"{path}, line {number}: {what}") from error
         same = found.setdefault(key, {}).setdefault(data.get("query", number), (prompt, []))
@@ -180,7 +181,12 @@ def read_records(
 
 def _decoder(given: Any, known: dict[str, Decoder]) -> Decoder:
     if isinstance(given, dict):
-        found = Decoder(**given)
+        sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        # Earlier files say query_heads, and leave out the usual size of a head.
+        if "query_heads" in sizes:
+            sizes["heads"] = sizes.pop("query_heads")
+            sizes.setdefault("head_dim", 128)
+        found = Decoder(**sizes)
         known[found.name] = found
         return found
     if given not in known:
@@ -214,10 +220,7 @@ def write_records(path: str | Path, records: Sequence[Record]) -> None:
     known: set[str] = set()
     for number, record in enumerate(records):
         d = record.decoder
-        model = {
-            "name": d.name, "parameters": d.parameters, "layers": d.layers, "query_heads": d.query_heads,
-            "kv_heads": d.kv_heads, "head_dim": d.head_dim,
-        }  # fmt: skip
+        model = {f.name: getattr(d, f.name) for f in fields(d) if getattr(d, f.name) != f.default}
         for at, question in enumerate(record.questions):
             tokens = [a.tokens for a in question.answers]
             line = {

@@ -15,6 +15,7 @@ from typing import Any
 
 from hasten.errors import HastenError
 from hasten.hardware.device import Device
+from hasten.workload.decoder import Decoder
 
 B200_INTENSITY = 562.5  # 4.5 PFLOP/s over 8 TB/s
 
@@ -24,49 +25,28 @@ def intensity_of(device: Device, dtype: str = "bf16") -> float:
     return device.unit("contraction", dtype)[1] / float(device.main_memory.bandwidth)
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """The sizes of a language model that the costs follow from.
-
-    Args:
-        parameters: active ones.
-        layers, query_heads, kv_heads, head_dim: of its attention.
-    """
-
-    name: str
-    parameters: float
-    layers: int
-    query_heads: int
-    kv_heads: int
-    head_dim: int = 128
-
-    @property
-    def query_width(self) -> int:
-        return self.layers * self.query_heads * self.head_dim
-
-    @property
-    def kv_width(self) -> int:
-        return self.layers * self.kv_heads * self.head_dim
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes that one cached token takes."""
-        return 4 * self.kv_width
-
-    def crossover(self, intensity: float = B200_INTENSITY) -> float:
-        """Context at which reading the cache costs as much as the parameters' 2 P FLOPs."""
-        return 2 * self.parameters / (intensity * self.kv_bytes)
+def crossover(model: Decoder, intensity: float = B200_INTENSITY) -> float:
+    """Context at which reading the cache costs as much as the parameters' 2 P FLOPs."""
+    return 2 * model.active_parameters / (intensity * model.token_bytes)
 
 
+def _qwen3(name: str, parameters: float, layers: int, heads: int, hidden: int, inner: int, **others: Any) -> Decoder:
+    sizes = {"hidden": hidden, "inner": inner, "vocabulary": 151936, "kv_heads": 8, "head_dim": 128, **others}
+    return Decoder(name, layers=layers, heads=heads, parameters=parameters, **sizes)
+
+
+# Parameters as the paper counts them, the other sizes from the public configurations.
 QWEN3 = (
-    Decoder("Qwen3-0.6B", 0.752e9, 28, 16, 8),
-    Decoder("Qwen3-1.7B", 2.03e9, 28, 16, 8),
-    Decoder("Qwen3-4B", 4.02e9, 36, 32, 8),
-    Decoder("Qwen3-8B", 8.19e9, 36, 32, 8),
-    Decoder("Qwen3-14B", 14.77e9, 40, 40, 8),
-    Decoder("Qwen3-32B", 32.76e9, 64, 64, 8),
+    _qwen3("Qwen3-0.6B", 0.752e9, 28, 16, 1024, 3072, tied=True),
+    _qwen3("Qwen3-1.7B", 2.03e9, 28, 16, 2048, 6144, tied=True),
+    _qwen3("Qwen3-4B", 4.02e9, 36, 32, 2560, 9728, tied=True),
+    _qwen3("Qwen3-8B", 8.19e9, 36, 32, 4096, 12288),
+    _qwen3("Qwen3-14B", 14.77e9, 40, 40, 5120, 17408),
+    _qwen3("Qwen3-32B", 32.76e9, 64, 64, 5120, 25600),
 )
-QWEN3_MOE = Decoder("Qwen3-30B-A3B", 3.3e9, 48, 32, 4)
+QWEN3_MOE = _qwen3(
+    "Qwen3-30B-A3B", 3.3e9, 48, 32, 2048, 6144, kv_heads=4, experts=128, experts_per_token=8, expert_inner=768
+)
 
 
 @dataclass(frozen=True)
@@ -81,8 +61,16 @@ class Cost:
         return self.flops + intensity * self.bytes
 
 
+def _queries(model: Decoder) -> int:
+    return model.layers * model.query_width
+
+
+def _keys(model: Decoder) -> int:
+    return model.layers * model.kv_width
+
+
 def _weights(model: Decoder, made: float, trials: float, batch: int | None) -> float:
-    return 0.0 if batch is None else 2 * model.parameters * made * trials / batch
+    return 0.0 if batch is None else 2 * model.active_parameters * made * trials / batch
 
 
 def dense(model: Decoder, prompt: float, made: float, trials: float = 1, batch: int | None = None) -> Cost:
@@ -94,8 +82,8 @@ def dense(model: Decoder, prompt: float, made: float, trials: float = 1, batch: 
         trials: answers to one prompt.
         batch: over how many sequences a read of the weights is shared; None leaves the weights out.
     """
-    flops = trials * (2 * model.parameters * made + 2 * (2 * prompt + made) * made * model.query_width)
-    moved = 2 * (2 * prompt + trials * made) * made * model.kv_width
+    flops = trials * (2 * model.active_parameters * made + 2 * (2 * prompt + made) * made * _queries(model))
+    moved = 2 * (2 * prompt + trials * made) * made * _keys(model)
     return Cost(flops, moved + _weights(model, made, trials, batch))
 
 
@@ -111,8 +99,8 @@ def top_k(
 ) -> Cost:
     """Every token reads the ``budget`` best keys, found for nothing: the bound for all sparse methods."""
     total = seen(budget, prompt, made)
-    flops = trials * (2 * model.parameters * made + 4 * total * model.query_width)
-    return Cost(flops, 4 * total * model.kv_width * trials + _weights(model, made, trials, batch))
+    flops = trials * (2 * model.active_parameters * made + 4 * total * _queries(model))
+    return Cost(flops, 4 * total * _keys(model) * trials + _weights(model, made, trials, batch))
 
 
 def block_top_k(
@@ -126,8 +114,8 @@ def block_top_k(
 ) -> Cost:
     """As `top_k`, with the search over one mean key for each block."""
     plain = top_k(model, prompt, made, budget, trials, batch)
-    flops = trials * (2 * prompt + made) // block * made * model.query_width
-    moved = (2 * prompt + trials * made) // block * made * model.kv_width
+    flops = trials * (2 * prompt + made) // block * made * _queries(model)
+    moved = (2 * prompt + trials * made) // block * made * _keys(model)
     return Cost(plain.flops + flops, plain.bytes + moved)
 
 

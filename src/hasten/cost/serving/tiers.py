@@ -14,39 +14,37 @@ from dataclasses import dataclass, replace
 from hasten.dtypes import BITS
 from hasten.errors import HastenError
 from hasten.hardware.device import Device
+from hasten.workload.decoder import Decoder
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is generated, by what model.
+    """What is generated, by what model; the paper's lengths by default.
 
     Args:
-        layers, hidden, kv_width: of the model; ``kv_width`` is kv heads times head size.
-        parameters: of its layers.
+        model: its sizes, and the formats of its weights and its cache.
         batch, prompt, new_tokens: sequences, their prompt, what each makes.
-        number_bytes: of a stored number.
-        kv_bytes: of a stored number of a key or value, 1 for int8; as ``number_bytes`` when 0.
     """
 
-    layers: int
-    hidden: int
-    kv_width: int
-    parameters: float
+    model: Decoder
     batch: int
     prompt: int = 128
     new_tokens: int = 512
-    number_bytes: int = 2
-    kv_bytes: int = 0
 
     @property
     def token_bytes(self) -> int:
         """Keys and values of one position of all sequences."""
-        return 2 * self.layers * self.kv_width * (self.kv_bytes or self.number_bytes) * self.batch
+        return self.model.token_bytes * self.batch
+
+    @property
+    def number_bytes(self) -> int:
+        """Of a weight or an activation."""
+        return BITS[self.model.dtype] // 8
 
     @property
     def input_bytes(self) -> int:
         """Layer inputs of one position, from which its keys and values can be computed again."""
-        return self.layers * self.hidden * self.number_bytes * self.batch
+        return self.model.layers * self.model.hidden * self.number_bytes * self.batch
 
     def row_bytes(self, ratio: float, heads: int) -> int:
         """What sparse window attention remembers at the end beside keys and values: the weights of its last steps.
@@ -58,7 +56,8 @@ class Job:
             heads: whose choices differ, of a layer.
         """
         length = self.prompt + self.new_tokens
-        return max(1, math.floor(ratio * length) // 2) * length * heads * self.layers * self.batch * self.number_bytes
+        rows = heads * self.model.layers * self.batch
+        return max(1, math.floor(ratio * length) // 2) * length * rows * self.number_bytes
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Tiers:
     step: float = 0.0
 
     @classmethod
-    def of(cls, device: Device, model: Model, *, link: float | None = None, dtype: str = "fp16") -> Tiers:
+    def of(cls, device: Device, model: Decoder, *, link: float | None = None, dtype: str = "fp16") -> Tiers:
         """What ``device`` has for keys and values beside the weights, with its host as the slow tier.
 
         Args:
@@ -92,7 +91,7 @@ class Tiers:
         Raises:
             HastenError: the weights do not fit, or the device has no connection.
         """
-        weights = model.weights * BITS[dtype] / 8
+        weights = model.total_parameters * BITS[dtype] / 8
         room = float(device.main_memory.capacity) - weights
         if room <= 0:
             has = f"{model.name} has {weights / 1e9:.0f} GB of weights"
@@ -105,53 +104,30 @@ class Tiers:
         return cls(room, rate, float(device.main_memory.bandwidth), device.unit("contraction", dtype)[1])
 
 
-@dataclass(frozen=True)
-class Model:
-    """A decoder's sizes.
-
-    Args:
-        layers, hidden, heads: of its attention, a key-value head for each query head.
-        block: parameters of a layer as multiples of hidden squared.
-        vocabulary: rows of its embedding.
-        embeddings: matrices of that size, 1 where input and output share one.
-    """
-
-    name: str
-    layers: int
-    hidden: int
-    heads: int
-    block: float
-    vocabulary: int
-    embeddings: int = 1
-
-    @property
-    def parameters(self) -> float:
-        """Of the layers."""
-        return self.layers * self.block * self.hidden**2
-
-    @property
-    def weights(self) -> float:
-        """All parameters."""
-        return self.parameters + self.embeddings * self.vocabulary * self.hidden
-
-    def job(self, batch: int, prompt: int = 128, new_tokens: int = 512) -> Job:
-        """A generation with it; the paper's lengths by default."""
-        return Job(self.layers, self.hidden, self.hidden, self.parameters, batch, prompt, new_tokens)
+def _plain(name: str, layers: int, hidden: int, heads: int, vocabulary: int, *, tied: bool) -> Decoder:
+    """With an MLP of two matrices, four times as wide inside."""
+    return Decoder(
+        name, layers=layers, hidden=hidden, heads=heads, inner=4 * hidden, matrices=2, vocabulary=vocabulary, tied=tied,
+        dtype="fp16",
+    )  # fmt: skip
 
 
-# The models of the paper's evaluation, from their public configurations. A block is 4 d^2 of attention and 8 d^2 of
-# MLP, or 3 d times the inner width in LLaMA.
+def _llama(name: str, layers: int, hidden: int, heads: int, inner: int) -> Decoder:
+    return Decoder(name, layers=layers, hidden=hidden, heads=heads, inner=inner, vocabulary=32000, dtype="fp16")
+
+
+# The models of the paper's evaluation, from their public configurations.
 MODELS = {
     m.name: m
     for m in (
-        Model("opt-6.7b", 32, 4096, 32, 12, 50272),
-        Model("opt-13b", 40, 5120, 40, 12, 50272),
-        Model("opt-30b", 48, 7168, 56, 12, 50272),
-        Model("llama-7b", 32, 4096, 32, 4 + 3 * 11008 / 4096, 32000, 2),
-        Model("llama-13b", 40, 5120, 40, 4 + 3 * 13824 / 5120, 32000, 2),
-        Model("llama-33b", 60, 6656, 52, 4 + 3 * 17920 / 6656, 32000, 2),
-        Model("pythia-6.9b", 32, 4096, 32, 12, 50432, 2),
-        Model("pythia-12b", 36, 5120, 40, 12, 50688, 2),
+        _plain("opt-6.7b", 32, 4096, 32, 50272, tied=True),
+        _plain("opt-13b", 40, 5120, 40, 50272, tied=True),
+        _plain("opt-30b", 48, 7168, 56, 50272, tied=True),
+        _llama("llama-7b", 32, 4096, 32, 11008),
+        _llama("llama-13b", 40, 5120, 40, 13824),
+        _llama("llama-33b", 60, 6656, 52, 17920),
+        _plain("pythia-6.9b", 32, 4096, 32, 50432, tied=False),
+        _plain("pythia-12b", 36, 5120, 40, 50688, tied=False),
     )
 }
 
@@ -216,8 +192,9 @@ class Simulated:
 def _fixed(job: Job, tiers: Tiers) -> float:
     if tiers.step:
         return tiers.step
-    moved = job.parameters * job.number_bytes / tiers.fast
-    return max(moved, 2 * job.parameters * job.batch / tiers.compute)
+    parameters = job.model.layer_parameters
+    moved = parameters * job.number_bytes / tiers.fast
+    return max(moved, 2 * parameters * job.batch / tiers.compute)
 
 
 def sparse(job: Job, tiers: Tiers, schedule: Schedule, ratio: float, *, old_share: float = 1.0) -> Simulated:
@@ -229,6 +206,7 @@ def sparse(job: Job, tiers: Tiers, schedule: Schedule, ratio: float, *, old_shar
         old_share: how much rarer than evenly the chosen older tokens are among those away.
     """
     seconds = moved = again = most = 0.0
+    model = job.model
     phases = [0, 0, 0]
     share = 0.0 if schedule.prefix else job.input_bytes / job.token_bytes
     fast_tokens = tiers.fast_bytes / job.token_bytes
@@ -245,10 +223,10 @@ def sparse(job: Job, tiers: Tiers, schedule: Schedule, ratio: float, *, old_shar
         fetched = picked * (away - deleted) / max(1, away)
         redone = picked - fetched
         bytes_moved = (fetched + max(0, away - before)) * job.token_bytes
-        flops = redone * 4 * job.layers * job.hidden * job.kv_width * job.batch
+        flops = redone * 4 * model.layers * model.hidden * model.kv_width * job.batch
         if schedule.prefix and redone:
             # All that are deleted, through every layer, whichever of them is read.
-            flops = deleted * (2 * job.parameters + 2 * job.layers * job.hidden * deleted) * job.batch
+            flops = deleted * (2 * model.layer_parameters + 2 * model.layers * model.hidden * deleted) * job.batch
         before = away
         moved += bytes_moved
         again += redone

@@ -16,9 +16,9 @@ _FINAL = "2:4, W2, KV4, window 2048"
 
 @check("X1")
 def _rate(experiment: Experiment) -> Seen:
-    from hasten.cost.chips.fpga import PLANS, Engine, Plan, Sizes, run, without_packing
+    from hasten.cost.chips.fpga import LLAMA_2_7B, PLANS, Engine, Plan, run, without_packing
 
-    engine, sizes = Engine(), Sizes()
+    engine, sizes = Engine(), LLAMA_2_7B
     rates = {
         n: [tokens / run(engine, p, sizes, c).seconds for tokens, c in ((1, 4096), (1, 32768))]
         for n, p in PLANS.items()
@@ -50,10 +50,10 @@ def _energy(experiment: Experiment) -> Seen:
     import itertools
     from dataclasses import replace
 
-    from hasten.cost.chips.fpga import PLANS, Engine, Sizes, run
+    from hasten.cost.chips.fpga import LLAMA_2_7B, PLANS, Engine, run
 
     def joules(engine: Engine) -> tuple[float, float]:
-        phase = run(engine, PLANS[_FINAL], Sizes(), _CONTEXT)
+        phase = run(engine, PLANS[_FINAL], LLAMA_2_7B, _CONTEXT)
         return 1 / phase.energy, phase.energy / phase.seconds
 
     engine = Engine()

@@ -85,6 +85,7 @@ def _tiers(seconds: float, seed: int) -> dict[str, float]:
     from hasten.runtime import LanguageModel
     from hasten.runtime.policies import SparseWindow
     from hasten.runtime.storage.tiered_cache import TieredCache, generate
+    from hasten.workload.decoder import Decoder
 
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
@@ -95,8 +96,7 @@ def _tiers(seconds: float, seed: int) -> dict[str, float]:
     batch, prompt = 8, 256
     new, link, ratio = (96 if seconds >= _NEEDS else 8), 200e6, 0.2
     ids = torch.randint(0, 512, (batch, prompt))
-    parameters = sum(p.numel() for p in model.layers.parameters())
-    job = Job(4, 256, 256, parameters, batch, prompt, new, number_bytes=4)
+    job = Job(Decoder.of(config, dtype="fp32"), batch, prompt, new)
     fast = 0.3 * (prompt + new) * job.token_bytes
 
     def run(
@@ -120,7 +120,7 @@ def _tiers(seconds: float, seed: int) -> dict[str, float]:
     three = best_schedule(job, tiers, ratio)
     made2, two_seconds, _, cache2 = run(SparseWindow(ratio), two, fast)
     made3, three_seconds, *_ = run(SparseWindow(ratio), three, fast)
-    coded = best_schedule(replace(job, kv_bytes=1), tiers, ratio)
+    coded = best_schedule(replace(job, model=replace(job.model, cache_dtype="int8")), tiers, ratio)
     in_int8, int8_seconds, _, int8_cache = run(SparseWindow(ratio), coded, fast, dtype="int8")
     split = run(SparseWindow(1.0), Schedule(), fast)[1]
     # As many sequences at a time as fit, everything in memory; the others wait.
@@ -146,9 +146,9 @@ def _tiers(seconds: float, seed: int) -> dict[str, float]:
 
 def _opt(batch: int) -> tuple[float, float, float, float]:
     """Seconds at OPT-6.7B in 16 GB with a 20 GB/s link: ours, phases I and II only, static split, waves."""
-    from hasten.cost.serving.tiers import MODELS, Tiers, best_schedule, sparse, static_split, waves
+    from hasten.cost.serving.tiers import MODELS, Job, Tiers, best_schedule, sparse, static_split, waves
 
-    job = MODELS["opt-6.7b"].job(batch)
+    job = Job(MODELS["opt-6.7b"], batch)
     tiers = Tiers(fast_bytes=16 * 2**30 - 13.4e9, link=20e9, fast=900e9, compute=100e12)
     ours = sparse(job, tiers, best_schedule(job, tiers, 0.2), 0.2).seconds
     two = sparse(job, tiers, best_schedule(job, tiers, 0.2, delete=False), 0.2).seconds
@@ -158,7 +158,7 @@ def _opt(batch: int) -> tuple[float, float, float, float]:
 @functools.cache
 def _published_sizes() -> dict[str, tuple[float, float]]:
     """Device and model -> speedup over the static split and over waves, batch 64 over a 20 GB/s link; what fits."""
-    from hasten.cost.serving.tiers import MODELS, Tiers, best_schedule, sparse, static_split, waves
+    from hasten.cost.serving.tiers import MODELS, Job, Tiers, best_schedule, sparse, static_split, waves
     from hasten.errors import HastenError
     from hasten.hardware.device import load_device
 
@@ -170,7 +170,7 @@ def _published_sizes() -> dict[str, tuple[float, float]]:
                 tiers = Tiers.of(device, model, link=20e9)
             except HastenError:
                 continue  # weights larger than the device
-            job = model.job(64)
+            job = Job(model, 64)
             ours = sparse(job, tiers, best_schedule(job, tiers, 0.2), 0.2).seconds
             found[f"{model.name} on {name}"] = (
                 static_split(job, tiers).seconds / ours, waves(job, tiers).seconds / ours
@@ -225,9 +225,9 @@ def _against_waves(experiment: Experiment) -> Seen:
 
 @check("A6")
 def _recompute(experiment: Experiment) -> Seen:
-    from hasten.cost.serving.tiers import MODELS, Tiers, best_schedule, sparse
+    from hasten.cost.serving.tiers import MODELS, Job, Tiers, best_schedule, sparse
 
-    job = MODELS["opt-6.7b"].job(64)
+    job = Job(MODELS["opt-6.7b"], 64)
     tiers = Tiers(fast_bytes=16 * 2**30 - 13.4e9, link=20e9, fast=900e9, compute=100e12)
     gains = {}
     for link in (5e9, 20e9, 80e9, 1e12):

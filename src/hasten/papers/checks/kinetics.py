@@ -31,7 +31,7 @@ def _dominant(experiment: Experiment) -> Seen:
     shares = []
     for model in QWEN3:
         cost = dense(model, 200, 16384)
-        shares.append(1 - 2 * model.parameters * 16384 / cost.equivalent())
+        shares.append(1 - 2 * model.active_parameters * 16384 / cost.equivalent())
     value = (
         f"attention is {min(shares):.1%} to {max(shares):.1%} of the equivalent FLOPs of six Qwen3 sizes at 16K tokens"
     )
@@ -135,8 +135,8 @@ _METHODS = [("dense", 0), *itertools.product(("top-k", "block top-k", "local"), 
 def _family(budget: float, seed: int) -> list[Record]:
     """Three models, their answers recorded once under every kind of attention."""
     from hasten.cost.serving.recorded_trials import Answer, Question, Record
-    from hasten.cost.serving.scaling import Decoder
     from hasten.processes import run_arms
+    from hasten.workload.decoder import Decoder
 
     enough = budget >= _NEEDS
     steps = 3000 if budget >= 1500 else _TRAINING if enough else 5
@@ -147,7 +147,10 @@ def _family(budget: float, seed: int) -> list[Record]:
     family = []
     for (state, width, *_), found in zip(arms, run_arms(_sampled, arms), strict=True):
         parameters = sum(t.numel() for t in state.values())
-        decoder = Decoder(str(width), parameters, _LAYERS, width // 16, width // 32, 16)
+        decoder = Decoder(
+            str(width), layers=_LAYERS, hidden=width, heads=width // 16, kv_heads=width // 32, inner=2 * width,
+            vocabulary=3 * _SYMBOLS, parameters=parameters,
+        )  # fmt: skip
         for (method, keys), lengths in zip(methods, found, strict=True):
             # A prompt asked for so many steps is a question; an answer has that many tokens.
             asked = tuple(
@@ -294,9 +297,10 @@ def _throughput(experiment: Experiment) -> Seen:
     import torch
     import transformers
 
-    from hasten.cost.serving.scaling import Decoder, block_top_k, dense
+    from hasten.cost.serving.scaling import block_top_k, dense
     from hasten.runtime import CacheSpec, LanguageModel
     from hasten.runtime.policies import BlockTopK
+    from hasten.workload.decoder import Decoder
 
     # SmolLM2-135M's attention; two layers, of which the first reads everything, so the difference is of one.
     config = transformers.LlamaConfig(
@@ -306,7 +310,7 @@ def _throughput(experiment: Experiment) -> Seen:
     torch.manual_seed(experiment.seed)
     network = transformers.LlamaForCausalLM(config).eval()
     lengths, batch, steps = ((1024, 4096, 16384), 8, 12) if experiment.paper_budget >= 30 else ((1024, 2048), 2, 2)
-    shape = Decoder("layer", 0, 1, 9, 3, 64)
+    shape = replace(Decoder.of(config), layers=1, parameters=0)
     parts, ratios = [], []
     for length in lengths:
         times = {}
