@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.workload.test_language import CONFIGS, configuration
+from .test_language import CONFIGS, configuration
 
 from hasten.cost.serving.scaling import QWEN3, QWEN3_MOE
 from hasten.errors import HastenError
