@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from .test_language import CONFIGS, configuration
 
 from hasten.cost.serving.scaling import QWEN3, QWEN3_MOE
 from hasten.errors import HastenError
 from hasten.workload.decoder import Decoder
+
+from .test_language import CONFIGS, configuration
 
 
 @pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"llama-biased"}))
