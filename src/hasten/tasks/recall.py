@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from hasten.tasks.task import Batch, Classification, Split, registered
 
 
 def selective_copying(
@@ -98,3 +102,52 @@ def iterated_map(
     written = torch.zeros_like(ids, dtype=torch.bool)
     written[:, 2 * used + filler + 1 :] = True
     return ids, written
+
+
+class Recall(Classification):
+    """A generated sequence with answers at its last positions, or at some.
+
+    ``vocabulary`` is the number of ids that a model is given, ``classes`` of those that may be an answer.
+    """
+
+    given = "ids (batch, length), int64"
+    answered = "logits (batch, length or only the last positions that are asked, classes or more)"
+    vocabulary: int
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self._check()
+
+    def _check(self) -> None:
+        """Raises what the options raise, before anything is learned."""
+        self.draw("training", 1, torch.Generator().manual_seed(0))
+
+
+@registered("selective-copying")
+class SelectiveCopying(Recall):
+    """`selective_copying` with its options; the tokens are repeated at the end."""
+
+    description = "tokens scattered among noise, to be repeated in order (Mamba, arXiv 2312.00752, section 4.1.1)"
+
+    def __init__(self, *, noise: int = 64, tokens: int = 8, alphabet: int = 8) -> None:
+        self.vocabulary, self.classes = alphabet + 2, alphabet
+        super().__init__(noise=noise, tokens=tokens, alphabet=alphabet)
+
+    def draw(self, split: Split, size: int, generator: torch.Generator) -> Batch:
+        ids, answers = selective_copying(size, **self.options, generator=generator)
+        return Batch(ids, answers)
+
+
+@registered("induction-heads")
+class InductionHeads(Recall):
+    """`induction_heads` with its options; one answer, at the last position."""
+
+    description = "what stood behind the mark the first time (Mamba, arXiv 2312.00752, section 4.1.2)"
+
+    def __init__(self, *, length: int = 256, alphabet: int = 16) -> None:
+        self.vocabulary, self.classes = alphabet + 1, alphabet
+        super().__init__(length=length, alphabet=alphabet)
+
+    def draw(self, split: Split, size: int, generator: torch.Generator) -> Batch:
+        ids, answers = induction_heads(size, **self.options, generator=generator)
+        return Batch(ids, answers[:, None])

@@ -1,5 +1,6 @@
-"""Recipes that train a module."""
+"""Recipes that train a module, and the one loop that they stand on."""
 
-from hasten.train.fitting import fit
+from hasten.train.fitting import fit, parameter_groups
+from hasten.train.loop import Trained, descend, moving_average, train
 
-__all__ = ["fit"]
+__all__ = ["Trained", "descend", "fit", "moving_average", "parameter_groups", "train"]

@@ -1,12 +1,18 @@
-"""Training a module on batches: the plain recipe that the checks share."""
+"""Training a module on batches: AdamW with a warm-up and a cosine."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from hasten.tasks.text import windows
+from hasten.train.loop import Loss, train
+from hasten.train.schedules import WarmupCosine
+
+__all__ = ["fit", "parameter_groups", "windows"]
 
 Progress = Callable[[int, float], None]
 
@@ -27,28 +33,31 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
 
 def fit(
     module: nn.Module,
-    loss: Callable[[int], Tensor],
+    loss: Callable[[int], Loss],
     *,
-    steps: int,
+    steps: int | None = None,
+    seconds: float | None = None,
     peak: float,
     warmup: float = 0.1,
     final: float = 0.01,
     weight_decay: float = 0.1,
     betas: tuple[float, float] = (0.9, 0.95),
     clip: float = 1.0,
+    clock: Callable[[], float] = time.perf_counter,
     progress: Progress = lambda step, loss: None,
 ) -> list[float]:
-    """Trains with AdamW under a linear warm-up and a cosine to ``final`` of the peak.
+    """Trains with AdamW under a linear warm-up and a cosine to ``final`` of the peak: `train` with usual settings.
 
     Args:
         module: what to train, in place.
-        loss: the loss at a step (0, 1, ...), a scalar with a graph.
-        steps: how many.
+        loss: the loss at a step (0, 1, ...), see `train`.
+        steps, seconds: how many, or how long.
         peak: the highest learning rate.
         warmup: share of the steps in which the rate rises.
         final: the last rate, as a share of the peak.
         weight_decay: of matrices, see `parameter_groups`.
         betas, clip: AdamW's, and the largest gradient norm (0: unlimited).
+        clock: that seconds are read from.
         progress: told the step and its loss.
 
     Returns:
@@ -57,34 +66,18 @@ def fit(
     Raises:
         FloatingPointError: the loss became infinite or NaN; the module is left as it was at that step.
     """
-    optimizer = torch.optim.AdamW(parameter_groups(module, weight_decay), lr=peak, betas=betas)
-    rising = max(1, round(warmup * steps))
-    losses = []
-    for step in range(steps):
-        if step < rising:
-            share = (step + 1) / rising
-        else:
-            share = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-        for group in optimizer.param_groups:
-            group["lr"] = peak * share
-        value = loss(step)
-        number = value.item()
-        if not math.isfinite(number):
-            raise FloatingPointError(f"the loss is {number} at step {step}: lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        if clip:
-            nn.utils.clip_grad_norm_(module.parameters(), clip)
-        optimizer.step()
-        losses.append(number)
-        progress(step, number)
-    return losses
-
-
-def windows(ids: Tensor, length: int, batch: int, seed: int = 0) -> Iterator[Tensor]:
-    """Endless random windows (batch, length + 1) of a text's ids (n,), int64; the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    reach = torch.arange(length + 1)
-    while True:
-        starts = torch.randint(len(ids) - length, (batch, 1), generator=generator)
-        yield ids[starts + reach]
+    trained = train(
+        module,
+        loss,
+        optimizer=torch.optim.AdamW(parameter_groups(module, weight_decay), lr=peak, betas=betas),
+        steps=steps,
+        seconds=seconds,
+        schedule=WarmupCosine(warmup, final),
+        clip=clip,
+        keep=0,
+        clock=clock,
+        progress=lambda moment, value: progress(moment.step, value),
+    )
+    if trained.broken is not None:
+        raise FloatingPointError(f"the loss is {trained.broken} at step {trained.steps}: lower the learning rate")
+    return trained.losses
