@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,6 +27,7 @@ def _end_with(parent: Any) -> None:
 def _begin() -> None:
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt is the parent's to report
     end_with_parent()
     torch.set_num_threads(1)
 
@@ -72,5 +74,9 @@ def run_arms(
             each(waiting[future], future.result())
             progress((done + 1) / len(arms))
         return [future.result() for future in waiting]
+    except (KeyboardInterrupt, SystemExit):
+        for process in list((getattr(pool, "_processes", None) or {}).values()):
+            process.terminate()  # an arm may go on for minutes
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -10,16 +10,17 @@ from hasten.papers.registry import paper, papers
 
 if TYPE_CHECKING:
     from hasten.papers.experiment import Experiment, Seen
-    from hasten.papers.results import Result, check, read_results, run_checks
+    from hasten.papers.results import Result, read_results
+    from hasten.papers.running import check, run_checks
 
 # A listing needs none of these.
 _HOMES = {
     "Experiment": "hasten.papers.experiment",
     "Result": "hasten.papers.results",
     "Seen": "hasten.papers.experiment",
-    "check": "hasten.papers.results",
+    "check": "hasten.papers.running",
     "read_results": "hasten.papers.results",
-    "run_checks": "hasten.papers.results",
+    "run_checks": "hasten.papers.running",
 }
 
 __all__ = [

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from dataclasses import field as data_field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from hasten.errors import HastenError
 from hasten.papers.pieces import Piece, piece
@@ -20,6 +20,11 @@ FIELDS = (
 )  # fmt: skip
 
 How: TypeAlias = Literal["run", "model", "none"]
+PieceName: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.\w+)*(:\w+)?$", max_length=200)]
+
+_LINE = 2000  # characters of a text
+_MOST_BYTES = 1_000_000
+_CHECK = re.compile(r"""^@(?:\w+\.)*check\(\s*(?:claim\s*=\s*)?["']([^"']+)["']""", re.MULTILINE)
 
 
 class Claim(BaseModel):
@@ -32,11 +37,11 @@ class Claim(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    id: str = Field(min_length=1)
-    metric: str = Field(min_length=1)
-    value: str = Field(min_length=1)
-    baseline: str = ""
-    setting: str = ""
+    id: str = Field(pattern=r"^[\w.-]{1,20}$")
+    metric: str = Field(min_length=1, max_length=_LINE)
+    value: str = Field(min_length=1, max_length=_LINE)
+    baseline: str = Field(default="", max_length=_LINE)
+    setting: str = Field(default="", max_length=_LINE)
     how: How = "run"
 
 
@@ -44,14 +49,14 @@ class CardData(BaseModel):
     """A card as its file has it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    title: str = Field(min_length=1)
+    title: str = Field(min_length=1, max_length=_LINE)
     arxiv: str = Field(pattern=r"^\d{4}\.\d{4,5}$")
-    year: int
+    year: int = Field(ge=1990, le=2100)
     field: str
-    summary: str = Field(min_length=1)
-    page: str = ""
-    pieces: tuple[str, ...] = ()
-    claims: tuple[Claim, ...] = Field(min_length=1)
+    summary: str = Field(min_length=1, max_length=_LINE)
+    page: str = Field(default="", pattern=r"^(docs/[\w-]+\.md)?$")
+    pieces: tuple[PieceName, ...] = Field(default=(), max_length=100)
+    claims: tuple[Claim, ...] = Field(min_length=1, max_length=100)
 
     @field_validator("field")
     @classmethod
@@ -96,10 +101,14 @@ class Paper:
 
     @property
     def checked(self) -> frozenset[str]:
-        """Ids of the claims that have a check: read from the checks' source, which is not run."""
+        """Ids of the claims that have a check: read from the checks' source, which is not run.
+
+        Raises:
+            HastenError: the source cannot be read.
+        """
         if self.checks_file is None:
             return frozenset()
-        return frozenset(re.findall(r'^@check\(\s*"([^"]+)"', self.checks_file.read_text("utf-8"), re.MULTILINE))
+        return frozenset(_CHECK.findall(_text(self.checks_file)))
 
     def found_pieces(self) -> list[Piece]:
         """Its pieces: each with the file and line that define it, found without running anything."""
@@ -127,9 +136,26 @@ class Paper:
             "status": self.status,
             "summary": self.summary,
             "page": self.page,
-            "pieces": [asdict(p) | {"file": str(p.file) if p.file else None} for p in self.found_pieces()],
+            "pieces": [
+                {"name": p.name, "file": str(p.file) if p.file else None, "line": p.line, "place": p.place}
+                for p in self.found_pieces()
+            ],
             "claims": [c.model_dump() | {"checked": c.id in checked} for c in self.claims],
         }
+
+
+def _text(file: Path) -> str:
+    """What a file of at most `_MOST_BYTES` says."""
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise HastenError(f"{file} is longer than {_MOST_BYTES:,} bytes: shorten it")
+        return content.decode("utf-8")
+    except OSError as error:
+        raise HastenError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise HastenError(f"{file} is not UTF-8 text: save it as such") from None
 
 
 def read_card(file: Path, checks: Path | None = None) -> Paper:
@@ -140,18 +166,19 @@ def read_card(file: Path, checks: Path | None = None) -> Paper:
         checks: the file with its checks, which may be missing.
 
     Raises:
-        HastenError: the file cannot be read, or is no card.
+        HastenError: the file cannot be read, or is no card; says where it is wrong.
     """
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", file.stem):
+        raise HastenError(f"{file} is no card: call it by small letters, digits and single hyphens")
     try:
-        data = CardData.model_validate(tomllib.loads(file.read_text("utf-8")))
-    except OSError as error:
-        raise HastenError(f"cannot read {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise HastenError(f"{file} is no TOML: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise HastenError(f"{file} is no card ({where}: {first['msg']})") from None
+        data = CardData.model_validate(tomllib.loads(_text(file)))
+    except (ValueError, RecursionError) as error:  # tomllib raises plain ValueErrors too, of dates and long numbers
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise HastenError(f"{file} is no card ({where}: {first['msg']})") from None
+        why = "it is nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
+        raise HastenError(f"{file} is no TOML: {why}") from None
     found = checks if checks is not None and checks.is_file() else None
     return Paper(
         file.stem,

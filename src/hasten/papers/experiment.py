@@ -10,14 +10,18 @@ A check is a function of an `Experiment` that returns what it saw:
 
 from __future__ import annotations
 
-import functools
+import math
+import pickle
+import sys
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as data_field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from hasten.errors import HastenError
+from hasten.papers.registry import import_file
 from hasten.processes import run_arms
 
 T = TypeVar("T")
@@ -31,6 +35,18 @@ BUDGETS: dict[Length, float] = {"quick": 6.0, "normal": 360.0, "long": 3600.0}
 
 
 def _silent(message: str, share: float) -> None: ...
+
+
+def seconds_of(budget: float | None, length: Length) -> float:
+    """Seconds for all checks of a paper: ``budget``, or what goes with the length.
+
+    Raises:
+        HastenError: the budget is not a positive number of seconds.
+    """
+    total = BUDGETS[length] if budget is None else float(budget)
+    if not 0 < total < math.inf:
+        raise HastenError("the budget must be a positive number of seconds")
+    return total
 
 
 @dataclass(frozen=True)
@@ -69,10 +85,22 @@ class TooShort(Exception):
 
 @dataclass(frozen=True)
 class Shared(Generic[T]):
-    """Something expensive that several checks use: made once in a run, in a share of the budget of its own."""
+    """Something expensive that several checks use: made once in a run, in a share of the budget of its own.
+
+    Args:
+        function: is given an `Experiment` and the arguments of `Experiment.once`.
+        weight: its share of the paper's budget, beside the weights of the checks; counted once, so a part that is made
+            for several arguments divides ``experiment.budget`` by their number.
+
+    Raises:
+        ValueError: the weight is not positive.
+    """
 
     function: Callable[..., T]
     weight: float
+
+    def __post_init__(self) -> None:
+        _positive(self.weight)
 
     @property
     def name(self) -> str:
@@ -96,7 +124,7 @@ class _Run:
     seed: int
     progress: Progress
     weight: float = 1.0
-    made: dict[Any, Any] = data_field(default_factory=dict)
+    made: dict[Any, Any] = data_field(default_factory=dict)  # (part, arguments) -> (what was made, what it raised)
 
 
 @dataclass(frozen=True)
@@ -173,28 +201,40 @@ class Experiment:
         self.run.progress(f"{self.name}: {message}" if message else self.name, share)
 
     def once(self, part: Shared[T], *args: Any) -> T:
-        """What a `shared` function makes of ``args``: made at the first call of the run, remembered for the others."""
-        key = (part.name, args)
+        """What a `shared` function makes of ``args``: made at the first call of the run, remembered for the others.
+
+        What it raises is remembered too, and raised at every call: the others need not wait for it again.
+        """
+        key = (part, args)
         if key not in self.run.made:
             budget = self.run.total * part.weight / self.run.weight
             own = replace(self, budget=budget, needs=0.0, name=f"{self.run.slug} {part.name.strip('_')}")
-            self.run.made[key] = part.function(own, *args)
-        return self.run.made[key]
+            try:
+                self.run.made[key] = part.function(own, *args), None
+            except Exception as error:
+                self.run.made[key] = None, error
+        made, failed = self.run.made[key]
+        if failed is not None:
+            raise failed
+        return made
 
     def arms(
         self, function: Callable[..., T], arms: Mapping[str, tuple[Any, ...]], *, processes: int | None = None
     ) -> dict[str, T | Failure]:
         """Name -> ``function(*arguments)`` for each arm: each in a process with one thread, so that all have the same.
 
-        An arm that raises becomes a `Failure`, and the others go on.
+        An arm that raises becomes a `Failure`, and the others go on. With one process or one arm they run here, one
+        after the other.
 
         Args:
-            function: importable by its name, as are its arguments' types.
+            function: of the module's top level, as are its arguments' types: they are sent to other processes.
             arms: name -> arguments.
             processes: at once; torch's number of threads when None.
         """
-        guarded = functools.partial(_guarded, function)
-        found = run_arms(guarded, list(arms.values()), progress=lambda share: self.tell("", share), processes=processes)
+        module = sys.modules[function.__module__]
+        home = (function.__module__, str(module.__file__))
+        sent = [(home, pickle.dumps((function, arguments))) for arguments in arms.values()]
+        found = run_arms(_guarded, sent, progress=lambda share: self.tell("", share), processes=processes)
         return dict(zip(arms, found, strict=True))
 
     def judge(self, value: str, holds: bool, direction: bool | None = None, detail: str = "") -> Seen:
@@ -206,15 +246,29 @@ class Experiment:
         return Seen(value, holds, direction, detail)
 
 
-def _guarded(function: Callable[..., T], *args: Any) -> T | Failure:
+def _guarded(home: tuple[str, str], sent: bytes) -> Any:
+    """What an arm returns, or its `Failure`. Checks outside this package are imported from their file first."""
     try:
-        return function(*args)
-    except Exception as error:
+        import_file(*home)
+        function, arguments = pickle.loads(sent)
+        return function(*arguments)
+    except (Exception, SystemExit) as error:
         return Failure(_line(error))
 
 
 def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _place(error: BaseException) -> str:
+    """The line of code that raised, as ``file:line, in function``."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno}, in {frame.name}"
+
+
+def _positive(weight: float) -> None:
+    if not 0 < weight < math.inf:
+        raise ValueError(f"a weight must be positive, not {weight}")
 
 
 @dataclass(frozen=True)
@@ -226,12 +280,20 @@ class Check:
         function: what is run.
         weight: its share of the paper's budget, beside the weights of the other checks and shared parts.
         needs: seconds of the paper's budget below which it does not judge.
+
+    Raises:
+        ValueError: the weight is not positive, or ``needs`` negative.
     """
 
     claim: str
     function: Callable[[Experiment], Seen]
     weight: float
     needs: float
+
+    def __post_init__(self) -> None:
+        _positive(self.weight)
+        if not 0 <= self.needs < math.inf:
+            raise ValueError(f"a check cannot need {self.needs} seconds")
 
 
 def check(claim: str, *, weight: float = 1.0, needs: float = 0.0) -> Callable[[Callable[[Experiment], Seen]], Check]:
@@ -264,10 +326,11 @@ class Runner:
         budget: seconds for all checks; by the length when None.
         length: see `BUDGETS`.
         seed: of what is random.
-        progress: told the check at hand and the share of all done.
+        progress: told the check at hand and the share done of the planned ones.
+        planned: claims that will be run; all when None. The budget's shares do not depend on it.
 
     Raises:
-        HastenError: the budget is not a positive number of seconds.
+        HastenError: the budget is not a positive number of seconds, or two checks are of the same claim.
     """
 
     def __init__(
@@ -279,14 +342,17 @@ class Runner:
         length: Length = "normal",
         seed: int = 0,
         progress: Progress = _silent,
+        planned: Collection[str] | None = None,
     ) -> None:
-        total = BUDGETS[length] if budget is None else budget
-        if not 0 < total < float("inf"):
-            raise HastenError("the budget must be positive: give seconds")
-        self.checks = {c.claim: c for c in namespace.values() if isinstance(c, Check)}
+        total = seconds_of(budget, length)
+        checks = {id(c): c for c in namespace.values() if isinstance(c, Check)}.values()  # one may have two names
+        self.checks = {c.claim: c for c in checks}
+        if len(self.checks) < len(checks):
+            raise HastenError(f"two checks of {slug} are of the same claim: take one away")
         parts = {id(p): p for p in namespace.values() if isinstance(p, Shared)}
         weight = sum(c.weight for c in self.checks.values()) + sum(p.weight for p in parts.values())
         self._slug, self._progress, self._done = slug, progress, 0.0
+        self._weight = sum(c.weight for c in self.checks.values() if planned is None or c.claim in planned) or 1.0
         self._run = _Run(slug, total, length, seed, self._tell, weight or 1.0)
         self._current = 0.0
 
@@ -296,7 +362,7 @@ class Runner:
     def run(self, claim: str) -> Outcome:
         """Runs the check of a claim. One that fails to run is an outcome too, and costs the others nothing."""
         one = self.checks[claim]
-        self._current = one.weight / sum(c.weight for c in self.checks.values())
+        self._current = one.weight / self._weight
         name = f"{self._slug} {claim}"
         experiment = Experiment(self._run, self._run.total * one.weight / self._run.weight, one.needs, name)
         experiment.tell("")
@@ -308,12 +374,15 @@ class Runner:
             verdict = f"not judged: {error}"
         except HastenError as error:
             verdict = f"not checkable here: {' '.join(str(error).split())}"
-        except Exception as error:
-            verdict = f"error: {_line(error)}"
+        except (Exception, SystemExit) as error:
+            verdict, detail = f"error: {_line(error)}", _place(error)
         else:
-            seen, verdict, detail = result.value, result.verdict, result.detail
-            if self._run.length == "quick" and result.holds is not None:
-                verdict = "not judged: quick run"
+            if isinstance(result, Seen):
+                seen, verdict, detail = result.value, result.verdict, result.detail
+                if self._run.length == "quick" and result.holds is not None:
+                    verdict = "not judged: quick run"
+            else:
+                verdict = f"error: the check returned {type(result).__name__}, not what it saw"
         self._done += self._current
         self._current = 0.0
         return Outcome(claim, seen, verdict, time.perf_counter() - begun, detail)

@@ -24,6 +24,15 @@ class Piece:
     file: Path | None
     line: int = 1
 
+    @property
+    def place(self) -> str:
+        """``package/part/file.py:line``, from the outermost package on; empty when it is not here."""
+        if self.file is None:
+            return ""
+        depth = self.name.partition(":")[0].count(".") + (self.file.name == "__init__.py")
+        path = self.file.relative_to(self.file.parents[depth]).as_posix()
+        return f"{path}:{self.line}" if ":" in self.name else path
+
 
 @functools.cache
 def piece(name: str) -> Piece:
@@ -44,7 +53,7 @@ def _source(module: str) -> Path | None:
     loaded = sys.modules.get(root)
     if loaded is None or not getattr(loaded, "__path__", None):
         spec = importlib.util.find_spec(root)
-        if spec is None or not spec.origin:
+        if spec is None or not spec.origin or not spec.origin.endswith(".py"):
             return None
         if not rest:
             return Path(spec.origin)

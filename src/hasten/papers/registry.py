@@ -2,12 +2,14 @@
 
 A folder of papers has ``cards/SLUG.toml`` and, for papers with checks, ``checks/SLUG.py`` (``_`` for ``-``). A package
 of one's own offers such a folder by an entry point of the group ``hasten.papers`` that names the package it lies in.
+Modules that lie in a folder of ``HASTEN_PAPERS`` can be imported: a new block may stand beside its card.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import importlib.util
 import os
 import sys
@@ -20,6 +22,7 @@ from hasten.papers.card import FIELDS, Paper, read_card
 
 VARIABLE = "HASTEN_PAPERS"
 GROUP = "hasten.papers"
+_OUTSIDE = "hasten_papers_"  # modules of checks that lie elsewhere
 
 
 def _folders() -> Iterator[Path]:
@@ -27,22 +30,31 @@ def _folders() -> Iterator[Path]:
     from importlib.metadata import entry_points
 
     for entry in entry_points(group=GROUP):
-        spec = importlib.util.find_spec(entry.module)
-        if spec is not None:
-            yield from map(Path, spec.submodule_search_locations or ())
-    yield from (Path(p) for p in os.environ.get(VARIABLE, "").split(os.pathsep) if p)
+        try:
+            spec = importlib.util.find_spec(entry.module)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            owner = entry.dist.name if entry.dist else "an installed package"
+            raise HastenError(f"{owner} offers papers in {entry.module}, which is no package here: install it again")
+        yield from map(Path, spec.submodule_search_locations)
+    for named in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+        if not Path(named).is_dir():
+            raise HastenError(f"{VARIABLE} names {named}, which is no folder")
+        folder = str(Path(named).resolve())
+        if folder not in sys.path:  # last, so that nothing of it stands before what is installed
+            sys.path.append(folder)
+        yield Path(folder)
 
 
 @functools.cache
 def _shelf(variable: str) -> dict[str, Paper]:
     found: dict[str, Paper] = {}
     for folder in _folders():
-        if not folder.is_dir():
-            raise HastenError(f"{VARIABLE} names {folder}, which is no folder")
         for file in sorted((folder / "cards").glob("*.toml")):
             card = read_card(file, folder / "checks" / f"{file.stem.replace('-', '_')}.py")
             if card.slug in found:
-                raise HastenError(f"two cards are called {card.slug}: rename {file}")
+                raise HastenError(f"two papers are called {card.slug}: rename {file}")
             found[card.slug] = card
     return dict(sorted(found.items()))
 
@@ -86,34 +98,50 @@ def paper(slug: str) -> Paper:
     return shelf[slug]
 
 
+def import_file(name: str, file: str) -> ModuleType:
+    """The module called ``name``: one that can be imported as others are, else what lies in the file."""
+    if name in sys.modules:
+        return sys.modules[name]
+    if not name.startswith(_OUTSIDE):
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # its classes and functions can then be sent to other processes
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
 def checks_of(card: Paper) -> ModuleType | None:
     """The module with a paper's checks, imported; None when it has none.
 
     Raises:
-        HastenError: a check is of a claim that the card does not have.
+        HastenError: it cannot be imported, a check is of a claim that the card does not have, or two checks have the
+            same name, so that one of them is lost.
     """
     file = card.checks_file
     if file is None:
         return None
-    name = f"hasten.papers.checks.{file.stem}"
-    if file.parent != Path(__file__).parent / "checks":
-        name = f"hasten_papers_{file.stem}"
-        if name not in sys.modules:
-            spec = importlib.util.spec_from_file_location(name, file)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[name] = module  # classes and functions of it can then be sent to other processes
-            try:
-                spec.loader.exec_module(module)
-            except BaseException:
-                del sys.modules[name]
-                raise
-    module = importlib.import_module(name)
+    inside = file.parent == Path(__file__).parent / "checks"
+    digest = hashlib.sha256(f"{file.resolve()}\0".encode() + file.read_bytes()).hexdigest()[:12]  # edited: another one
+    name = f"hasten.papers.checks.{file.stem}" if inside else f"{_OUTSIDE}{digest}_{file.stem}"
+    try:
+        module = import_file(name, str(file))
+    except HastenError:
+        raise
+    except (Exception, SystemExit) as error:
+        what = " ".join(str(error).split())[:200]
+        raise HastenError(f"{file} cannot be imported ({type(error).__name__}: {what})") from error
     from hasten.papers.experiment import Check
 
-    known = {c.id for c in card.claims}
-    for value in vars(module).values():
-        if isinstance(value, Check) and value.claim not in known:
-            raise HastenError(f"{file} checks {value.claim}, which is no claim of {card.slug}")
+    found = {value.claim for value in vars(module).values() if isinstance(value, Check)}
+    if unknown := found - {c.id for c in card.claims}:
+        raise HastenError(f"{file} checks {' and '.join(sorted(unknown))}, which is no claim of {card.slug}")
+    if lost := card.checked - found:
+        raise HastenError(f"{file}: the check of {' and '.join(sorted(lost))} has the name of a later one: rename it")
     return module
