@@ -35,7 +35,7 @@ import torch
 
 from hasten import spaces
 from hasten.cost.chips.dataflow import ATOMIC_CHANNELS, ConvShape, LayerCost, SubAccelerator, blocked_cost, layer_cost
-from hasten.cost.chips.dram import Controller, MemorySystem
+from hasten.cost.chips.dram import MemoryController, MemorySystem
 from hasten.data.memory_traces import WORKLOADS, memory_trace
 from hasten.errors import HastenError
 from hasten.hardware.chips.memory_part import memory_part
@@ -191,9 +191,9 @@ def costs(python: str | None) -> list[Row]:
 def dram(requests: int = 200_000) -> list[Row]:
     part = memory_part("ddr3-1600")
     controllers = {
-        "FR-FCFS, open rows": Controller(),
-        "FIFO, closed rows": Controller(page="closed", scheduler="fifo", size=1),
-        "shared buffer of 64, reordered": Controller(
+        "FR-FCFS, open rows": MemoryController(),
+        "FIFO, closed rows": MemoryController(page="closed", scheduler="fifo", size=1),
+        "shared buffer of 64, reordered": MemoryController(
             page="open-adaptive",
             scheduler="fr-fcfs-grp",
             buffer="shared",
@@ -209,11 +209,11 @@ def dram(requests: int = 200_000) -> list[Row]:
             value = requests * rate([lambda m=memory, c=controller: m.run(c)], 0.3)
             rows.append(Row(f"DRAM accesses simulated, {workload}, {name}", "hasten", value, "1/s"))
     few = MemorySystem(part, memory_trace("cloud-1", short, capacity=part.capacity))
-    compiled = short * rate([lambda: few.run(Controller())], 0.3)
+    compiled = short * rate([lambda: few.run(MemoryController())], 0.3)
     native = dram_controller.native
     try:
         dram_controller.native = lambda: None
-        plain = short * rate([lambda: few.run(Controller())], 0.6)
+        plain = short * rate([lambda: few.run(MemoryController())], 0.6)
     finally:
         dram_controller.native = native
     case = f"DRAM accesses simulated, cloud-1, {short} at a time"

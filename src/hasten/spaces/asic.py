@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from hasten.cost.chips.dataflow import CLOCK, ConvShape, conv_shapes
+from hasten.cost.chips.dataflow import ConvShape, conv_shapes
 from hasten.errors import HastenError
 from hasten.models.vision.resnet9 import ResNet9
 from hasten.search.codesign.coexplore import ChipSpace, chip_problem
@@ -57,4 +57,4 @@ def problem(
         networks = workload
     if not networks or not all(networks):
         raise HastenError("a chip needs at least one network, and each at least one layer")
-    return chip_problem(networks, chips or ChipSpace(), deadline * CLOCK)
+    return chip_problem(networks, chips or ChipSpace(), deadline)

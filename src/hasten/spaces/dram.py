@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hasten.cost.chips.dram import Controller, MemorySystem
+from hasten.cost.chips.dram import MemoryController, MemorySystem
 from hasten.data.memory_traces import WORKLOADS, MemoryTrace, memory_trace, read_memory_trace
 from hasten.errors import HastenError
 from hasten.hardware.chips.memory_part import memory_part
@@ -76,8 +76,8 @@ def problem(
     memory = MemorySystem(chosen, trace)
 
     def evaluate(params: Params) -> Mapping[str, Any]:
-        cost = memory.run(Controller.of(params))
-        return {"time": cost.seconds, "power": cost.power, "energy": cost.energy, "latency": cost.latency}
+        cost = memory.run(MemoryController.of(params))
+        return {"time": cost.latency, "power": cost.power, "energy": cost.energy, "latency": cost.response_time}
 
     return Problem(
         f"dram-{trace.name}",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hasten.cost.chips.dataflow import ConvShape
-from hasten.cost.chips.loop_nest import Engine, LoopMapping, Nest, Operand, convolution, mapping_cost
+from hasten.cost.chips.loop_nest import BufferedArray, LoopMapping, Nest, Operand, convolution, mapping_cost
 from hasten.errors import HastenError
 from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Params, Space, categorical
@@ -28,7 +28,7 @@ LAYERS = {
 }
 """Layers by name."""
 
-CHIP = Engine(16, 16, 128 * 1024, 16.0)
+CHIP = BufferedArray(16, 16, 128 * 1024, 16.0)
 """The array that is mapped to where it is not searched."""
 
 
@@ -57,7 +57,7 @@ def space(nest: Nest, chip: bool = True) -> Space:
     )
 
 
-def problem(layer: str | Nest = "resnet-conv3", *, chip: Engine | None = None) -> Problem:
+def problem(layer: str | Nest = "resnet-conv3", *, chip: BufferedArray | None = None) -> Problem:
     """Least time and energy of a layer, and least area where the array is searched too.
 
     Args:
@@ -72,13 +72,13 @@ def problem(layer: str | Nest = "resnet-conv3", *, chip: Engine | None = None) -
     name, nest = (layer, LAYERS[layer]) if isinstance(layer, str) else ("nest", layer)
 
     def evaluate(params: Params) -> Mapping[str, Any]:
-        engine, mapping = of(params, chip)
+        array, mapping = of(params, chip)
         try:
-            cost = mapping_cost(nest, engine, mapping)
+            cost = mapping_cost(nest, array, mapping)
         except HastenError as error:
             raise Infeasible(str(error)) from None
-        found = {"time": cost.cycles / engine.clock, "energy": cost.energy, "area": engine.area * 1e-6}
-        return {**found, "traffic": cost.traffic, "utilization": cost.utilization}
+        found = {"time": cost.latency, "energy": cost.energy, "area": array.area * 1e6}
+        return {**found, "traffic": cost.bytes["memory"], "utilization": cost.utilization}
 
     objectives = [Objective("time", unit="s"), Objective("energy", unit="J"), Objective("area", unit="mm^2")]
     return Problem(
@@ -90,10 +90,10 @@ def problem(layer: str | Nest = "resnet-conv3", *, chip: Engine | None = None) -
     )
 
 
-def of(params: Mapping[str, Any], chip: Engine | None = None) -> tuple[Engine, LoopMapping]:
+def of(params: Mapping[str, Any], chip: BufferedArray | None = None) -> tuple[BufferedArray, LoopMapping]:
     """The array and the mapping that a point stands for."""
-    engine = chip or Engine(int(params["array_rows"]), int(params["array_columns"]), int(params["buffer"]))
-    return engine, LoopMapping(
+    array = chip or BufferedArray(int(params["array_rows"]), int(params["array_columns"]), int(params["buffer"]))
+    return array, LoopMapping(
         tile={k.removeprefix("tile_"): int(v) for k, v in params.items() if k.startswith("tile_")},
         order=tuple(str(params["order"]).split()),
         rows=str(params["spread_rows"]),

@@ -63,7 +63,7 @@ def problem(graph: str | TaskGraph = "edge-detection", *, scale: int = 1) -> Pro
             cost = run_tasks(tasks, chip, runs, writes)
         except HastenError as error:
             raise Infeasible(str(error)) from None
-        return {"latency": cost.latency, "power": cost.power, "area": cost.area, "energy": cost.energy}
+        return {"latency": cost.latency, "power": cost.power, "area": chip.area * 1e6, "energy": cost.energy}
 
     return Problem(
         f"soc-{tasks.name}",

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hasten.cost.chips.dataflow import (
+    CLOCK,
     DATAFLOWS,
     ConvShape,
     SubAccelerator,
@@ -29,8 +30,9 @@ shapes = st.builds(
 def test_never_faster_than_its_elements(layer, dataflow, pes, bandwidth):
     cost = layer_cost(layer, SubAccelerator(dataflow, pes, bandwidth))
     assert cost.compute * pes >= layer.macs
-    assert cost.cycles >= cost.bytes / bandwidth
-    assert cost.bytes >= layer.weights + layer.inputs + layer.outputs
+    assert cost.cycles >= cost.bytes["memory"] / bandwidth
+    assert cost.latency == cost.cycles / CLOCK
+    assert cost.bytes["memory"] >= layer.weights + layer.inputs + layer.outputs
 
 
 def test_all_elements_busy_where_tiles_divide():
@@ -69,12 +71,12 @@ def test_pieces_that_move_less_are_chosen():
     small = ConvShape(32, 32, 3, 3, 14, 14)
     for dataflow in DATAFLOWS:
         cost = layer_cost(small, SubAccelerator(dataflow, 512, 8))
-        assert cost.bytes == small.weights + small.inputs + small.outputs
+        assert cost.bytes["memory"] == small.weights + small.inputs + small.outputs
     # 64 x 112 x 112 sums of 16 filters do not fit 64 KiB: in strips they do, and few inputs cross twice.
     first, unit = ConvShape(64, 3, 7, 7, 112, 112, 2), SubAccelerator("dla", 256, 16)
     best = layer_cost(first, unit)
     assert best.blocking.rows > 1
-    assert best.bytes < 1.5 * (first.weights + first.inputs + first.outputs)
+    assert best.bytes["memory"] < 1.5 * (first.weights + first.inputs + first.outputs)
     with pytest.raises(HastenError, match="more strips"):
         blocked_cost(first, unit, 4, 1)
     with pytest.raises(HastenError, match="rounds"):

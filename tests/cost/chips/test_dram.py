@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from hasten.cost.chips.dram import Controller, MemorySystem
+from hasten.cost.chips.dram import MemoryController, MemorySystem
 from hasten.data.memory_traces import WORKLOADS, memory_trace, read_memory_trace
 from hasten.errors import HastenError
 from hasten.hardware.chips.memory_part import memory_part, memory_parts
@@ -17,20 +17,20 @@ def stream():
 
 def test_published_runs_of_ten_thousand_reads(stream):
     for page in ("open", "open-adaptive", "closed-adaptive"):
-        cost = stream.run(Controller(page=page, size=16))
-        assert cost.seconds == pytest.approx(50.0e-6, rel=0.02)
+        cost = stream.run(MemoryController(page=page, size=16))
+        assert cost.latency == pytest.approx(50.0e-6, rel=0.02)
         assert cost.power == pytest.approx(1.70, rel=0.03)
         assert cost.energy == pytest.approx(0.085e-3, rel=0.03)
         assert cost.bandwidth == pytest.approx(stream.part.bandwidth, rel=0.01)
-    closed = stream.run(Controller(page="closed", size=16))
-    assert closed.seconds == pytest.approx(450e-6, rel=0.06)
+    closed = stream.run(MemoryController(page="closed", size=16))
+    assert closed.latency == pytest.approx(450e-6, rel=0.06)
     assert closed.power == pytest.approx(0.995, rel=0.06)
     assert closed.energy == pytest.approx(0.445e-3, rel=0.03)
 
 
 def test_energy_is_power_times_time(stream):
-    cost = stream.run(Controller())
-    assert cost.power * cost.seconds == pytest.approx(cost.energy, rel=1e-12)
+    cost = stream.run(MemoryController())
+    assert cost.power * cost.latency == pytest.approx(cost.energy, rel=1e-12)
 
 
 @pytest.mark.parametrize("part", memory_parts())
@@ -38,15 +38,15 @@ def test_energy_is_power_times_time(stream):
 def test_knobs_do_what_they_should(part, workload):
     part = memory_part(part)
     memory = MemorySystem(part, memory_trace(workload, 3000, capacity=part.capacity))
-    plain = memory.run(Controller())
-    assert memory.run(Controller(scheduler="fifo")).seconds >= plain.seconds
-    assert memory.run(Controller(refresh="none")).seconds <= plain.seconds
-    sizes = [memory.run(Controller(size=s)).seconds for s in (1, 4, 16, 64)]
+    plain = memory.run(MemoryController())
+    assert memory.run(MemoryController(scheduler="fifo")).latency >= plain.latency
+    assert memory.run(MemoryController(refresh="none")).latency <= plain.latency
+    sizes = [memory.run(MemoryController(size=s)).latency for s in (1, 4, 16, 64)]
     assert all(b <= a * 1.01 for a, b in itertools.pairwise(sizes))
-    assert memory.run(Controller(active=1)).seconds >= plain.seconds
-    assert plain.seconds >= 3000 * part.timing.burst / part.clock
+    assert memory.run(MemoryController(active=1)).latency >= plain.latency
+    assert plain.latency >= 3000 * part.timing.burst / part.clock
     if workload == "stream":
-        assert memory.run(Controller(page="closed")).seconds >= 7.9 * plain.seconds
+        assert memory.run(MemoryController(page="closed")).latency >= 7.9 * plain.latency
 
 
 def test_every_knob_matters_somewhere():
@@ -59,7 +59,8 @@ def test_every_knob_matters_somewhere():
     slow = read_slowly()
     for name, value in changes.items():
         base = {"active": 32, "buffer": "bankwise", "arbiter": "fifo"}
-        seen = [m.run(Controller(**base)) != m.run(Controller(**(base | {name: value}))) for m in (*memories, slow)]
+        plain, changed = MemoryController(**base), MemoryController(**(base | {name: value}))
+        seen = [m.run(plain) != m.run(changed) for m in (*memories, slow)]
         assert any(seen), name
 
 
@@ -95,11 +96,11 @@ def test_traces_are_read_and_refused(tmp_path):
 
 def test_bad_input(tmp_path):
     with pytest.raises(HastenError, match="page is one of"):
-        Controller(page="ajar")
+        MemoryController(page="ajar")
     with pytest.raises(HastenError, match="at least 1"):
-        Controller(size=0)
+        MemoryController(size=0)
     with pytest.raises(HastenError, match="has no 'pages'"):
-        Controller.of({"pages": 1})
+        MemoryController.of({"pages": 1})
     with pytest.raises(HastenError, match="no workload"):
         memory_trace("storm")
     with pytest.raises(HastenError, match="at least one request"):

@@ -10,7 +10,7 @@ from hasten.cost.chips.fpga import (
     LLAMA_2_7B,
     PLANS,
     PRODUCTS,
-    Engine,
+    DspEngine,
     best_slices,
     pack_products,
     packing,
@@ -45,7 +45,7 @@ def test_packing_is_what_the_engine_counts() -> None:
         with pytest.raises(HastenError, match="do not fit"):
             pack_products(1, [(1 << bits) - 1] * (most + 1), bits)
     plan = PLANS["2:4, W2, KV4, window 2048"]
-    packed, single = (run(Engine(), plan, LLAMA_2_7B, 0, 512, how) for how in (packing, without_packing))
+    packed, single = (run(DspEngine(), plan, LLAMA_2_7B, 0, 512, how) for how in (packing, without_packing))
     assert single.products == 3 * packed.products
     assert single.compute > packed.compute
 
@@ -53,7 +53,7 @@ def test_packing_is_what_the_engine_counts() -> None:
 def test_published_ratios() -> None:
     assert round(164 / 55, 2) == 2.98
     assert round(4.96 / 1.22, 2) == 4.07
-    bound = 460e9 / run(Engine(), PLANS["2:4, W2, KV4, window 2048"], LLAMA_2_7B, 4096).bytes
+    bound = 460e9 / run(DspEngine(), PLANS["2:4, W2, KV4, window 2048"], LLAMA_2_7B, 4096).bytes["memory"]
     assert bound == pytest.approx(205, abs=1)
     assert bound >= 164
 
@@ -82,13 +82,13 @@ def test_published_sizes() -> None:
 
 
 def test_bounds() -> None:
-    sizes, engine = LLAMA_2_7B, Engine()
+    sizes, engine = LLAMA_2_7B, DspEngine()
     plan = PLANS["2:4, W2, KV4, window 2048"]
     assert run(engine, plan, sizes, 4096).bound == "memory"
     assert run(engine, plan, sizes, 0, 512).bound == "compute"
-    assert run(engine, plan, sizes, 4096).seconds == run(engine, plan, sizes, 1 << 20).seconds
+    assert run(engine, plan, sizes, 4096).latency == run(engine, plan, sizes, 1 << 20).latency
     assert (
-        run(engine, PLANS["dense fp16"], sizes, 32768).seconds > run(engine, PLANS["dense fp16"], sizes, 4096).seconds
+        run(engine, PLANS["dense fp16"], sizes, 32768).latency > run(engine, PLANS["dense fp16"], sizes, 4096).latency
     )
     assert best_slices(engine, plan, sizes, 4096, (16, 2048, 9024)) == 2048
     slow = replace(engine, slices=16)

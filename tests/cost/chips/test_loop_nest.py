@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasten.cost.chips.dataflow import ConvShape
-from hasten.cost.chips.loop_nest import WORD, Engine, LoopMapping, Nest, convolution, mapping_cost, product
+from hasten.cost.chips.loop_nest import WORD, BufferedArray, LoopMapping, Nest, convolution, mapping_cost, product
 from hasten.errors import HastenError
 from hasten.workload import trace
 
-LARGE = Engine(4, 4, 1 << 20)
+LARGE = BufferedArray(4, 4, 1 << 20)
 
 
 def execute(nest: Nest, mapping: LoopMapping, shape: ConvShape, arrays):
@@ -96,10 +96,10 @@ def test_words_are_those_of_a_run(data):
     np.testing.assert_allclose(output, expected.numpy(), atol=1e-10)
     cost = mapping_cost(nest, LARGE, mapping)
     assert cost.words == moved
-    assert cost.traffic == WORD * sum(moved.values()) >= WORD * nest.compulsory
+    assert cost.bytes["memory"] == WORD * sum(moved.values()) >= WORD * nest.compulsory
     assert 0 < cost.utilization <= 1
     assert cost.compute * 16 >= nest.macs
-    assert cost.cycles >= max(cost.compute, cost.traffic / LARGE.bandwidth)
+    assert cost.cycles >= max(cost.compute, cost.bytes["memory"] / LARGE.bandwidth)
 
 
 @settings(max_examples=40, deadline=None)
@@ -112,9 +112,9 @@ def test_the_array_fetches_what_steps_use(data):
     tile = {r: data.draw(st.integers(1, n)) for r, n in nest.sizes}
     rows, columns = data.draw(st.permutations(names))[:2]
     stays = data.draw(st.sampled_from([o.name for o in nest.operands]))
-    engine = Engine(data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)))
-    cost = mapping_cost(nest, engine, LoopMapping(tile, tuple(names), rows, columns, stays))
-    wide = {rows: engine.rows, columns: engine.columns}
+    array = BufferedArray(data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)))
+    cost = mapping_cost(nest, array, LoopMapping(tile, tuple(names), rows, columns, stays))
+    wide = {rows: array.rows, columns: array.columns}
     steps = fetched = written = 0
     spans = {r: [range(i, min(i + tile[r], n)) for i in range(0, n, tile[r])] for r, n in nest.sizes}
     for parts in itertools.product(*(spans[r] for r in names)):
@@ -138,7 +138,7 @@ def test_the_array_fetches_what_steps_use(data):
                 else:
                     fetched += new
     assert cost.compute == steps
-    assert cost.buffered == fetched + 2 * written - nest.output.words(dict(nest.sizes))
+    assert cost.bytes["buffer"] == WORD * (fetched + 2 * written - nest.output.words(dict(nest.sizes)))
 
 
 class Product(torch.nn.Module):
@@ -149,7 +149,7 @@ class Product(torch.nn.Module):
 def test_a_layer_that_fits_moves_each_word_once():
     nest = convolution(ConvShape(8, 4, 3, 3, 6, 6))
     cost = mapping_cost(nest, LARGE, LoopMapping({}, (), "k", "c", "O"))
-    assert cost.traffic == WORD * nest.compulsory == WORD * (8 * 4 * 9 + 4 * 8 * 8 + 8 * 36)
+    assert cost.bytes["memory"] == WORD * nest.compulsory == WORD * (8 * 4 * 9 + 4 * 8 * 8 + 8 * 36)
     assert cost.compute == 2 * 1 * 9 * 36
     assert cost.utilization == 1
 
@@ -164,7 +164,7 @@ def test_the_order_of_loops_matters():
     nest = convolution(ConvShape(64, 64, 1, 1, 32, 32))
     tiles = {"k": 8, "c": 8, "y": 8, "x": 8}
     by_order = {
-        order: mapping_cost(nest, Engine(), LoopMapping(tiles, tuple(order), "k", "c", "O")).words
+        order: mapping_cost(nest, BufferedArray(), LoopMapping(tiles, tuple(order), "k", "c", "O")).words
         for order in ("kyxc", "kcyx", "yxkc")
     }
     assert by_order["kyxc"]["O"] == 64 * 32 * 32  # sums are whole before they leave
@@ -187,9 +187,9 @@ def test_bad_input():
         with pytest.raises(HastenError, match=match):
             mapping_cost(nest, LARGE, LoopMapping(**(good | change)))
     with pytest.raises(HastenError, match="do not fit"):
-        mapping_cost(nest, Engine(4, 4, 100), LoopMapping(**good))
+        mapping_cost(nest, BufferedArray(4, 4, 100), LoopMapping(**good))
     with pytest.raises(HastenError, match="above 0"):
-        Engine(bandwidth=math.nan)
+        BufferedArray(bandwidth=math.nan)
     softmax = trace(torch.nn.Softmax(-1), torch.zeros(2, 8)).phases[0].cascade
     with pytest.raises(HastenError, match="no product"):
         product(next(iter(softmax)))

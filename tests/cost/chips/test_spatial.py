@@ -50,8 +50,8 @@ def test_cycles_of_bert(design, cycles):
 
 def test_traffic_of_bert():
     fusemax = DESIGNS["fusemax"]
-    assert attention_cost(fusemax, p=1024, m=1024, **BERT).traffic == 402_653_184
-    assert attention_cost(fusemax, p=65536, m=65536, **BERT).traffic == 38_654_705_664
+    assert attention_cost(fusemax, p=1024, m=1024, **BERT).bytes["memory"] == 402_653_184
+    assert attention_cost(fusemax, p=65536, m=65536, **BERT).bytes["memory"] == 38_654_705_664
 
 
 @given(
@@ -63,7 +63,7 @@ def test_traffic_of_bert():
 )
 def test_no_cheaper_than_must_be(design, p, m, e, f):
     cost = attention_cost(DESIGNS[design], heads=3, p=256 * p, m=256 * m, e=e, f=f)
-    assert cost.traffic >= 3 * 2 * 256 * (p * (e + f) + m * (e + f))
+    assert cost.bytes["memory"] >= 3 * 2 * 256 * (p * (e + f) + m * (e + f))
     assert 0 < cost.utilization <= 1 + 1e-12
     assert 0 < cost.lanes <= 1 + 1e-12
     assert cost.latency >= cost.cycles / 940e6 * (1 - 1e-12)

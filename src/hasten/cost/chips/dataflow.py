@@ -15,19 +15,21 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from hasten.cost.chips.chip_cost import ChipCost
 from hasten.errors import HastenError
 
 DATAFLOWS = ("dla", "shi", "rs")
 # Channels that one row of an NVDLA-like array sums in its adder tree.
 ATOMIC_CHANNELS = 16
-# 45 nm, 8 bits: energy of a multiply-accumulate in pJ, and of a byte from a buffer and from outside relative to it.
-MAC_ENERGY = 0.25
+# 45 nm, 8 bits: joules of a multiply-accumulate (0.25 pJ), and of a byte from a buffer and from outside relative to it.
+MAC_ENERGY = 0.25e-12
 BUFFER_RATIO, OUTSIDE_RATIO = 6.0, 200.0
-# um^2 of a processing element with its registers, of a byte of buffer, and of a GB/s of interconnect; bytes of buffer
-# for each element.
-PE_AREA, BYTE_AREA, BANDWIDTH_AREA = 1000.0, 5.0, 20000.0
+# Square metres of a processing element with its registers (1000 um^2), of a byte of buffer (5 um^2), and of a GB/s of
+# interconnect (20,000 um^2); bytes of buffer for each element.
+PE_AREA, BYTE_AREA, BANDWIDTH_AREA = 1000e-12, 5e-12, 20000e-12
 BUFFER_PER_PE = 256
 CLOCK = 1e9
+"""Hz of all templates: a bandwidth of 1 GB/s is a byte a cycle."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class SubAccelerator:
 
     @property
     def area(self) -> float:
-        """um^2."""
+        """Square metres."""
         return self.pes * PE_AREA + self.buffer * BYTE_AREA + self.bandwidth * BANDWIDTH_AREA
 
 
@@ -125,22 +127,18 @@ class Blocking:
     outer: str
 
 
-@dataclass(frozen=True)
-class LayerCost:
-    """What a layer costs on a sub-accelerator.
+@dataclass(frozen=True, kw_only=True)
+class LayerCost(ChipCost):
+    """What a layer costs on a sub-accelerator: levels ``buffer`` and ``memory``; bound by ``compute`` or ``memory``.
 
     Args:
-        cycles: that it takes.
+        cycles: of `CLOCK` that it takes: the latency in steps, in which schedules compare exactly.
         compute: of them, those in which its array computes.
-        bytes: moved to and from it.
-        energy: pJ.
         blocking: the pieces it is taken in.
     """
 
     cycles: float
     compute: int
-    bytes: float
-    energy: float
     blocking: Blocking
 
 
@@ -187,9 +185,18 @@ def _cost(
     blocking: Blocking,
 ) -> LayerCost:  # fmt: skip
     """``ends``: bytes that arrive before the first multiplication, and leave after the last."""
-    energy = MAC_ENERGY * (layer.macs + BUFFER_RATIO * accesses + OUTSIDE_RATIO * moved)
-    cycles = max(compute + ends / unit.bandwidth, moved / unit.bandwidth)
-    return LayerCost(cycles, compute, moved, energy, blocking)
+    computing, moving = compute + ends / unit.bandwidth, moved / unit.bandwidth
+    cycles = max(computing, moving)
+    return LayerCost(
+        latency=cycles / CLOCK,
+        energy=MAC_ENERGY * (layer.macs + BUFFER_RATIO * accesses + OUTSIDE_RATIO * moved),
+        bytes={"buffer": accesses, "memory": moved},
+        area=unit.area,
+        bound="compute" if computing >= moving else "memory",
+        cycles=cycles,
+        compute=compute,
+        blocking=blocking,
+    )
 
 
 def _better(new: LayerCost, old: LayerCost | None) -> bool:
@@ -345,7 +352,7 @@ def blocked_cost(layer: ConvShape, unit: SubAccelerator, rounds: int, strips: in
 
 
 def area(units: Iterable[SubAccelerator]) -> float:
-    """um^2 of a chip of these sub-accelerators."""
+    """Square metres of a chip of these sub-accelerators."""
     return sum(unit.area for unit in units)
 
 

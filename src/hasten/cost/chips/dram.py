@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
+from hasten.cost.chips.chip_cost import ChipCost
 from hasten.data.memory_traces import MemoryTrace
 from hasten.errors import HastenError
 from hasten.hardware.chips.memory_part import MemoryPart
@@ -23,7 +24,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Controller:
+class MemoryController:
     """Ten choices, whose effects `hasten.kernels.dram_controller` tells.
 
     Args:
@@ -58,7 +59,7 @@ class Controller:
                 raise HastenError(f"a DRAM controller's {name} is at least 1")
 
     @classmethod
-    def of(cls, params: Mapping[str, object]) -> Controller:
+    def of(cls, params: Mapping[str, object]) -> MemoryController:
         """From a mapping with some of its fields.
 
         Raises:
@@ -70,28 +71,22 @@ class Controller:
         return cls(**params)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class MemoryCost:
-    """What serving a trace costs.
+@dataclass(frozen=True, kw_only=True)
+class MemoryCost(ChipCost):
+    """What serving a trace costs: latency until the last answer, level ``memory``, no area.
+
+    It is bound by ``data bus`` or ``requests`` where transferring the data, or waiting for the next request to come,
+    takes at least half of the time; else by ``commands``: opening and closing rows, refreshing, one after the other.
 
     Args:
-        seconds: until the last answer.
-        energy: J.
-        latency: s from arrival to answer, mean over the requests.
+        response_time: seconds from arrival to answer, mean over the requests.
         bandwidth: B/s served.
         totals: commands and cycles.
     """
 
-    seconds: float
-    energy: float
-    latency: float
+    response_time: float
     bandwidth: float
     totals: kernel.Totals
-
-    @property
-    def power(self) -> float:
-        """W, mean."""
-        return self.energy / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -135,7 +130,7 @@ class MemorySystem:
         )
         self._energies = part.energies()
 
-    def run(self, controller: Controller) -> MemoryCost:
+    def run(self, controller: MemoryController) -> MemoryCost:
         """Serves the trace."""
         values = asdict(controller)
         knobs = [_NAMES[n].index(values[n]) if n in _NAMES else values[n] for n in kernel.KNOBS]
@@ -151,11 +146,16 @@ class MemorySystem:
             + t.open_cycles / clock * e["open"]
             + (t.cycles - t.open_cycles) / clock * e["closed"]
         )
-        seconds = t.cycles / clock
+        seconds, moved = t.cycles / clock, len(self.trace) * self.part.burst_bytes
+        transferring = len(self.trace) * self.part.timing.burst
+        limits = {"data bus": transferring, "requests": int(self.trace.cycle[-1])}
+        longest = max(limits, key=limits.__getitem__)
         return MemoryCost(
-            seconds=seconds,
+            latency=seconds,
             energy=energy,
-            latency=t.latency / len(self.trace) / clock,
-            bandwidth=len(self.trace) * self.part.burst_bytes / seconds,
+            bytes={"memory": moved},
+            bound=longest if 2 * limits[longest] >= t.cycles else "commands",
+            response_time=t.latency / len(self.trace) / clock,
+            bandwidth=moved / seconds,
             totals=t,
         )

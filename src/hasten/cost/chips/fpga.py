@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from hasten.cost.chips.chip_cost import ChipCost
 from hasten.errors import HastenError
 from hasten.workload.decoder import Decoder
 
@@ -47,8 +48,8 @@ def pack_products(activation: int, weights: Sequence[int], bits: int) -> list[in
 
 
 @dataclass(frozen=True)
-class Engine:
-    """The hardware.
+class DspEngine:
+    """An FPGA's slices and memory.
 
     Args:
         slices: DSP slices used by the engine.
@@ -94,23 +95,18 @@ LLAMA_2_7B = Decoder("Llama-2-7B", layers=32, hidden=4096, heads=32, inner=11008
 """The model that AccLLM was evaluated on."""
 
 
-@dataclass(frozen=True)
-class Phase:
-    """Seconds of a phase's engine and of its memory, bytes read, joules; slice cycles of the weights' products."""
+@dataclass(frozen=True, kw_only=True)
+class StepCost(ChipCost):
+    """What a step (a prompt, or a token) costs: level ``memory``; bound by ``compute`` or ``memory``; no area.
+
+    Args:
+        compute, memory: seconds of the engine and of its memory, which overlap.
+        products: slice cycles of the weights' products.
+    """
 
     compute: float
     memory: float
-    bytes: float
-    energy: float
     products: float
-
-    @property
-    def seconds(self) -> float:
-        return max(self.compute, self.memory)
-
-    @property
-    def bound(self) -> str:
-        return "compute" if self.compute > self.memory else "memory"
 
 
 def weight_bytes(plan: Plan, sizes: Decoder) -> float:
@@ -134,13 +130,13 @@ def without_packing(bits: int) -> int:
 
 
 def run(
-    engine: Engine,
+    engine: DspEngine,
     plan: Plan,
     sizes: Decoder,
     context: int,
     tokens: int = 1,
     products: Callable[[int], int] = packing,
-) -> Phase:
+) -> StepCost:
     """``tokens`` new tokens at once behind ``context``: 1 is a step of decoding, many a prompt.
 
     Args:
@@ -153,7 +149,7 @@ def run(
         HastenError: no tokens.
     """
     if tokens < 1:
-        raise HastenError("a phase has at least one token")
+        raise HastenError("a step has at least one token")
     seen = min(context, plan.window) if plan.window else context
     reads = weight_bytes(plan, sizes) + 2 * sizes.layers * sizes.kv_width * seen * plan.cache_bits / 8
     macs = tokens * sizes.layer_parameters * (0.5 if plan.sparse else 1.0)
@@ -162,8 +158,16 @@ def run(
     of_weights = macs / products(plan.weight_bits)
     cycles = (of_weights + attention / products(plan.cache_bits) + head / products(plan.head_bits)) / engine.slices
     compute, memory = cycles / engine.clock, reads / (engine.bandwidth * engine.efficiency)
-    energy = engine.static * max(compute, memory) + engine.per_slice * cycles * engine.slices + engine.per_byte * reads
-    return Phase(compute, memory, reads, energy, of_weights)
+    latency = max(compute, memory)
+    return StepCost(
+        latency=latency,
+        energy=engine.static * latency + engine.per_slice * cycles * engine.slices + engine.per_byte * reads,
+        bytes={"memory": reads},
+        bound="compute" if compute > memory else "memory",
+        compute=compute,
+        memory=memory,
+        products=of_weights,
+    )
 
 
 PLANS = {
@@ -175,7 +179,7 @@ PLANS = {
 }
 
 
-def best_slices(engine: Engine, plan: Plan, sizes: Decoder, context: int, choices: Sequence[int]) -> int:
+def best_slices(engine: DspEngine, plan: Plan, sizes: Decoder, context: int, choices: Sequence[int]) -> int:
     """The fewest slices that keep decoding bound by memory, else the most."""
     for slices in sorted(choices):
         if run(replace(engine, slices=slices), plan, sizes, context).bound == "memory":

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from hasten.cost.chips.chip_cost import ChipCost
 from hasten.cost.chips.dataflow import ConvShape
 from hasten.errors import HastenError
 from hasten.workload.einsum import Einsum, Op
@@ -23,8 +24,8 @@ MAC = 1.0e-12
 REGISTER, BUFFER, MEMORY = 1.0, 6.0, 200.0
 BUFFER_BYTES = 100 * 1024
 WORD = 2
-# um^2 of an element and of a byte of buffer.
-ELEMENT_AREA, BYTE_AREA = 3400.0, 5.0
+# Square metres of an element (3400 um^2) and of a byte of buffer (5 um^2).
+ELEMENT_AREA, BYTE_AREA = 3400e-12, 5e-12
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ def product(einsum: Einsum) -> Nest:
 
 
 @dataclass(frozen=True)
-class Engine:
-    """An array with its buffer and memory.
+class BufferedArray:
+    """An array of processing elements with its buffer and memory.
 
     Args:
         rows, columns: of the array.
@@ -138,7 +139,7 @@ class Engine:
 
     @property
     def area(self) -> float:
-        """um^2."""
+        """Square metres."""
         return self.rows * self.columns * ELEMENT_AREA + self.buffer * BYTE_AREA
 
 
@@ -160,30 +161,26 @@ class LoopMapping:
     stays: str
 
 
-@dataclass(frozen=True)
-class MappingCost:
-    """What a mapping costs.
+@dataclass(frozen=True, kw_only=True)
+class MappingCost(ChipCost):
+    """What a mapping costs; its latency is the longer of computing and moving, which overlap.
+
+    Levels are ``buffer`` (what passes between it and the array) and ``memory``; bound by ``compute`` or ``memory``.
 
     Args:
-        cycles: the longer of computing and moving, which overlap.
-        compute: cycles of the array.
-        traffic: bytes to and from memory.
+        cycles: of the array's clock that it takes.
+        compute: of them, those in which the array computes.
         words: tensor -> words to and from memory.
-        buffered: words between buffer and array.
-        energy: J.
         utilization: share of the array's multiply-accumulates that are used while it computes.
     """
 
     cycles: float
     compute: int
-    traffic: int
     words: Mapping[str, int]
-    buffered: int
-    energy: float
     utilization: float
 
 
-def mapping_cost(nest: Nest, engine: Engine, mapping: LoopMapping) -> MappingCost:
+def mapping_cost(nest: Nest, array: BufferedArray, mapping: LoopMapping) -> MappingCost:
     """Prices a mapping.
 
     Raises:
@@ -191,29 +188,32 @@ def mapping_cost(nest: Nest, engine: Engine, mapping: LoopMapping) -> MappingCos
             tiles that do not fit the buffer.
     """
     sizes = dict(nest.sizes)
-    tile = _checked(nest, engine, mapping)
+    tile = _checked(nest, array, mapping)
     order = [*mapping.order, *(r for r in sizes if r not in mapping.order)]
     extents = {r: tuple(_extents(sizes[r], tile[r])) for r in sizes}
     words = {o.name: _moved(o, order, extents, o is nest.output) for o in nest.operands}
-    wide = {mapping.rows: engine.rows, mapping.columns: engine.columns}
+    wide = {mapping.rows: array.rows, mapping.columns: array.columns}
     compute = math.prod(sum(math.ceil(e / wide.get(r, 1)) for e in extents[r]) for r in sizes)
     buffered = sum(_buffered(o, nest, extents, wide, mapping.stays) for o in nest.operands)
     traffic = WORD * sum(words.values())
-    near = BUFFER * math.sqrt(engine.buffer / BUFFER_BYTES)
+    near = BUFFER * math.sqrt(array.buffer / BUFFER_BYTES)
     energy = MAC * (nest.macs * (1 + 3 * REGISTER) + near * (buffered + sum(words.values())))
     energy += MAC * MEMORY * sum(words.values())
+    cycles = max(float(compute), traffic / array.bandwidth)
     return MappingCost(
-        cycles=max(float(compute), traffic / engine.bandwidth),
-        compute=compute,
-        traffic=traffic,
-        words=words,
-        buffered=buffered,
+        latency=cycles / array.clock,
         energy=energy,
-        utilization=nest.macs / (compute * engine.rows * engine.columns),
+        bytes={"buffer": WORD * buffered, "memory": traffic},
+        area=array.area,
+        bound="compute" if compute >= traffic / array.bandwidth else "memory",
+        cycles=cycles,
+        compute=compute,
+        words=words,
+        utilization=nest.macs / (compute * array.rows * array.columns),
     )
 
 
-def _checked(nest: Nest, engine: Engine, mapping: LoopMapping) -> dict[str, int]:
+def _checked(nest: Nest, array: BufferedArray, mapping: LoopMapping) -> dict[str, int]:
     sizes = dict(nest.sizes)
     names = [*mapping.tile, *mapping.order, mapping.rows, mapping.columns]
     if unknown := [r for r in names if r not in sizes]:
@@ -228,9 +228,9 @@ def _checked(nest: Nest, engine: Engine, mapping: LoopMapping) -> dict[str, int]
         raise HastenError("a tile holds at least 1 of each rank")
     tile = {r: min(sizes[r], int(mapping.tile.get(r, sizes[r]))) for r in sizes}
     held = 2 * WORD * sum(o.words(tile) for o in nest.operands)
-    if held > engine.buffer:
+    if held > array.buffer:
         raise HastenError(
-            f"tiles of {held} bytes, twice each, do not fit a buffer of {engine.buffer}: make them smaller"
+            f"tiles of {held} bytes, twice each, do not fit a buffer of {array.buffer}: make them smaller"
         )
     return tile
 

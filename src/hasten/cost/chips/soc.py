@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hasten.cost.chips.chip_cost import ChipCost
 from hasten.data.task_graphs import KINDS, TaskGraph
 from hasten.errors import HastenError
 
@@ -25,7 +26,7 @@ class Processor:
         rates: kind of task -> operations a cycle; tasks of kinds that are left out cannot run there.
         energy: J an operation at the reference clock; it grows with the square of the clock, as voltage follows.
         leakage: W, always.
-        area: mm^2.
+        area: square metres.
     """
 
     name: str
@@ -39,10 +40,10 @@ class Processor:
 PROCESSORS = {
     p.name: p
     for p in (
-        Processor("cpu", dict.fromkeys(KINDS, 4.0), 60e-12, 0.030, 0.60),
-        Processor("dsp", {"filter": 32.0, "transform": 32.0, "control": 2.0}, 12e-12, 0.020, 0.80),
-        Processor("filter-unit", {"filter": 256.0}, 2e-12, 0.015, 0.50),
-        Processor("transform-unit", {"transform": 128.0}, 3e-12, 0.015, 0.60),
+        Processor("cpu", dict.fromkeys(KINDS, 4.0), 60e-12, 0.030, 0.60e-6),
+        Processor("dsp", {"filter": 32.0, "transform": 32.0, "control": 2.0}, 12e-12, 0.020, 0.80e-6),
+        Processor("filter-unit", {"filter": 256.0}, 2e-12, 0.015, 0.50e-6),
+        Processor("transform-unit", {"transform": 128.0}, 3e-12, 0.015, 0.60e-6),
     )
 }
 """Kinds of processing elements by name."""
@@ -50,7 +51,7 @@ PROCESSORS = {
 
 @dataclass(frozen=True)
 class MemoryBlock:
-    """A kind of memory: B/s, J a byte, W always, mm^2."""
+    """A kind of memory: B/s, J a byte, W always, square metres."""
 
     name: str
     bandwidth: float
@@ -63,14 +64,14 @@ MEMORIES = {
     m.name: m
     for m in (
         MemoryBlock("dram", 12.8e9, 40e-12, 0.040, 0.0),
-        MemoryBlock("sram", 51.2e9, 4e-12, 0.060, 2.5),
+        MemoryBlock("sram", 51.2e9, 4e-12, 0.060, 2.5e-6),
     )
 }
 """Kinds of memories by name."""
 
 TOPOLOGIES = ("shared", "split", "crossbar")
 REFERENCE_CLOCK = 800e6
-_BUS_AREA = 0.002  # mm^2 for each bit of a bus's width, twice that for each port of a crossbar
+_BUS_AREA = 0.002e-6  # square metres for each bit of a bus's width, twice that for each port of a crossbar
 _BUS_ENERGY = 1e-12  # J a byte
 
 
@@ -107,7 +108,7 @@ class Chip:
 
     @property
     def area(self) -> float:
-        """mm^2."""
+        """Square metres."""
         parts = sum(PROCESSORS[p].area for p, _ in self.processors) + sum(MEMORIES[m].area for m in self.memories)
         ports = {"shared": 1, "split": 2, "crossbar": 2 * len(self.memories)}[self.topology]
         return parts + ports * self.width * _BUS_AREA
@@ -127,28 +128,20 @@ class Chip:
         return tuple(f"bus {s}" for s in sorted(sides)) + (("bridge",) if len(sides) > 1 else ())
 
 
-@dataclass(frozen=True)
-class SystemCost:
-    """What running a graph once costs.
+@dataclass(frozen=True, kw_only=True)
+class SystemCost(ChipCost):
+    """What running a graph once costs; levels are the chip's memories, ``memory 0`` and so on.
+
+    It is bound by what would take the longest if nothing else took time: an element (``cpu 0``), a memory or bus
+    (``memory 0``, ``bus``), or ``order``, the longest chain of tasks that follow each other.
 
     Args:
-        latency: s.
-        energy: J.
-        area: mm^2.
         ends: task -> s at which it is done.
         phases: periods in which the same tasks ran.
     """
 
-    latency: float
-    energy: float
-    area: float
     ends: Mapping[str, float]
     phases: int
-
-    @property
-    def power(self) -> float:
-        """W, mean."""
-        return self.energy / self.latency
 
 
 def run_tasks(graph: TaskGraph, chip: Chip, processors: Sequence[int], memories: Sequence[int]) -> SystemCost:
@@ -196,8 +189,24 @@ def run_tasks(graph: TaskGraph, chip: Chip, processors: Sequence[int], memories:
                     waits[f] -= 1
                     if waits[f] == 0:
                         ready.append(f)
-    energy = sum(j.energy for j in jobs) + chip.leakage * now
-    return SystemCost(now, energy, chip.area, ends, phases)
+    moved: dict[str, float] = {f"memory {i}": 0.0 for i in range(len(chip.memories))}
+    alone: dict[str, float] = {"order": max(ranks, default=0.0)}
+    for job, at in zip(jobs, processors, strict=True):
+        name = f"{chip.processors[at][0]} {at}"
+        alone[name] = alone.get(name, 0.0) + job.seconds
+        for part, size in job.moves.items():
+            alone[part] = alone.get(part, 0.0) + size / limits[part]
+            if part in moved:
+                moved[part] += size
+    return SystemCost(
+        latency=now,
+        energy=sum(j.energy for j in jobs) + chip.leakage * now,
+        bytes=moved,
+        area=chip.area,
+        bound=max(alone, key=alone.__getitem__),
+        ends=ends,
+        phases=phases,
+    )
 
 
 @dataclass(frozen=True)

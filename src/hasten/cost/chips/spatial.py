@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from hasten.cost.chips.chip_cost import ChipCost
 from hasten.errors import HastenError
 from hasten.hardware.chips.spatial import FLAT, FUSEMAX, OPERATIONS, SpatialArray
 from hasten.workload.attention import attention
@@ -50,7 +51,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Design:
+class AttentionAccelerator:
     """A chip with the way attention runs on it.
 
     Args:
@@ -76,10 +77,14 @@ _ROWS = (Stage(("QK", "AV"), ("GM", "SN", "SD", "A")),)
 _ONE = ("RM", "PRM", "RD", "RNV", "AV")
 
 DESIGNS = {
-    "unfused": Design("unfused", FLAT, "three-pass", _ROWS, fused="nothing", serial_exp=False, accesses=8),
-    "flat": Design("flat", FLAT, "three-pass", _ROWS, fused="rows", serial_exp=False, accesses=8),
-    "cascade": Design("cascade", FLAT, "one-pass", (Stage(("BQK", "SLNV"), ("LM", "SLN", "SLD", *_ONE)),), accesses=6),
-    "architecture": Design(
+    "unfused": AttentionAccelerator(
+        "unfused", FLAT, "three-pass", _ROWS, fused="nothing", serial_exp=False, accesses=8
+    ),
+    "flat": AttentionAccelerator("flat", FLAT, "three-pass", _ROWS, fused="rows", serial_exp=False, accesses=8),
+    "cascade": AttentionAccelerator(
+        "cascade", FLAT, "one-pass", (Stage(("BQK", "SLNV"), ("LM", "SLN", "SLD", *_ONE)),), accesses=6
+    ),
+    "architecture": AttentionAccelerator(
         "architecture",
         FUSEMAX,
         "one-pass",
@@ -91,7 +96,7 @@ DESIGNS = {
             Stage(("SLNV",), ("RNV",)),
         ),
     ),
-    "fusemax": Design(
+    "fusemax": AttentionAccelerator(
         "fusemax",
         FUSEMAX,
         "one-pass",
@@ -106,23 +111,18 @@ DESIGNS = {
 """Attention left unfused, FLAT's, and FuseMax's in three steps: its cascade, its array, its pipeline."""
 
 
-@dataclass(frozen=True)
-class SpatialCost:
-    """What attention of all heads costs.
+@dataclass(frozen=True, kw_only=True)
+class SpatialCost(ChipCost):
+    """What attention of all heads, or linear layers, cost: level ``memory``; bound by the part
+    that takes most of the time: ``grid``, ``lanes`` or ``memory``.
 
     Args:
-        cycles: of the array.
-        traffic: bytes to and from memory.
-        latency: s.
-        energy: J.
+        cycles: of the array, were the memory no limit.
         utilization: share of the grid's cycles at work.
         lanes: the same of the vector lanes.
     """
 
     cycles: float
-    traffic: float
-    latency: float
-    energy: float
     utilization: float
     lanes: float
 
@@ -176,7 +176,7 @@ LENGTHS = tuple(1024 * 4**i for i in range(6))
 """The numbers of tokens that it was evaluated at, 1K to 1M."""
 
 
-def attention_cost(design: Design, *, heads: int, p: int, m: int, e: int, f: int) -> SpatialCost:
+def attention_cost(design: AttentionAccelerator, *, heads: int, p: int, m: int, e: int, f: int) -> SpatialCost:
     """Cost of attention of ``heads`` independent heads (a batch counts as more heads).
 
     Args:
@@ -200,19 +200,23 @@ def attention_cost(design: Design, *, heads: int, p: int, m: int, e: int, f: int
     compute = heads * cycles / chip.clock
     traffic = heads * _traffic(design, p, m, e, f)
     if design.fused == "nothing":
-        latency = _unfused(design, made, heads, p, m, e, f)
+        latency, waiting = _unfused(design, made, heads, p, m, e, f)
     elif design.fused == "rows" and chip.word * side * m <= chip.buffer:
-        latency = compute  # what is read fits beside the rows, and is read while they are computed
+        latency, waiting = compute, 0.0  # what is read fits beside the rows, and is read while they are computed
     else:
         latency = max(compute, traffic / chip.bandwidth)
+        waiting = latency if latency > compute else 0.0
     spent = latency * chip.clock / heads
+    grid, lanes = sum(g for g, _ in busy), sum(v for _, v in busy)
     return SpatialCost(
-        cycles=heads * cycles,
-        traffic=traffic,
         latency=latency,
         energy=heads * _energy(design, cascade, p, m, e, f) + traffic * chip.per_byte,
-        utilization=sum(g for g, _ in busy) / spent,
-        lanes=sum(v for _, v in busy) / spent,
+        bytes={"memory": traffic},
+        area=chip.total_area,
+        bound="memory" if 2 * waiting > latency else "grid" if grid >= lanes else "lanes",
+        cycles=heads * cycles,
+        utilization=grid / spent,
+        lanes=lanes / spent,
     )
 
 
@@ -225,25 +229,35 @@ def linear_cost(chip: SpatialArray, model: Transformer, tokens: int) -> SpatialC
         (model.width, model.hidden),
         (model.hidden, model.width),
     ]
-    cycles = latency = traffic = energy = 0.0
+    cycles = latency = traffic = energy = waiting = 0.0
     for k, n in sizes:
         moved = chip.word * (rows * k + k * n + rows * n)
         work = rows * k * n / chip.elements
         cycles += work
         traffic += moved
         latency += max(moved / chip.bandwidth, work / chip.clock)
+        waiting += moved / chip.bandwidth if moved / chip.bandwidth > work / chip.clock else 0.0
         energy += rows * k * n * (OPERATIONS["mac"] + chip.register) + moved * chip.per_byte
-    return SpatialCost(cycles, traffic, latency, energy, cycles / (latency * chip.clock), 0.0)
+    return SpatialCost(
+        latency=latency,
+        energy=energy,
+        bytes={"memory": traffic},
+        area=chip.total_area,
+        bound="memory" if 2 * waiting > latency else "grid",
+        cycles=cycles,
+        utilization=cycles / (latency * chip.clock),
+        lanes=0.0,
+    )
 
 
-def model_cost(design: Design, model: Transformer, tokens: int) -> tuple[SpatialCost, SpatialCost]:
+def model_cost(design: AttentionAccelerator, model: Transformer, tokens: int) -> tuple[SpatialCost, SpatialCost]:
     """(attention, linear layers) of one layer of a model on ``tokens`` tokens a sequence."""
     heads = model.batch * model.heads
     part = attention_cost(design, heads=heads, p=tokens, m=tokens, e=model.channels, f=model.channels)
     return part, linear_cost(design.chip, model, tokens)
 
 
-def _work(design: Design, einsum: Einsum, part: str) -> int:
+def _work(design: AttentionAccelerator, einsum: Einsum, part: str) -> int:
     """Cycles that the points of an Einsum take on one element."""
     names = operations(einsum)
     chosen = [o for o in names if part in ("", o)]
@@ -253,7 +267,7 @@ def _work(design: Design, einsum: Einsum, part: str) -> int:
     return einsum.points * cycles
 
 
-def _busy(design: Design, made: dict[str, Einsum], names: Sequence[str], elements: int) -> float:
+def _busy(design: AttentionAccelerator, made: dict[str, Einsum], names: Sequence[str], elements: int) -> float:
     total = 0
     for name in names:
         tensor, _, part = name.partition(".")
@@ -261,7 +275,7 @@ def _busy(design: Design, made: dict[str, Einsum], names: Sequence[str], element
     return total / elements
 
 
-def query_tile(design: Design, p: int, e: int, f: int) -> int:
+def query_tile(design: AttentionAccelerator, p: int, e: int, f: int) -> int:
     """Queries that stay on chip while all keys pass by: a divisor of ``p`` in whole tiles of the array."""
     chip, side, word = design.chip, design.chip.side, design.chip.word
     buffer, scores = chip.buffer, 0
@@ -277,7 +291,7 @@ def _divisor(n: int, limit: int) -> int:
     return max(d for d in range(1, min(n, limit) + 1) if n % d == 0)
 
 
-def _traffic(design: Design, p: int, m: int, e: int, f: int) -> float:
+def _traffic(design: AttentionAccelerator, p: int, m: int, e: int, f: int) -> float:
     """Bytes that one head moves to and from memory."""
     chip = design.chip
     word, side = chip.word, chip.side
@@ -291,8 +305,11 @@ def _traffic(design: Design, p: int, m: int, e: int, f: int) -> float:
     return word * (4 * m * p + (2 + 2 * p / 1024) * m * e)
 
 
-def _unfused(design: Design, made: dict[str, Einsum], heads: int, p: int, m: int, e: int, f: int) -> float:
-    """Each of the three steps takes as long as the slower of its arithmetic and its own traffic."""
+def _unfused(
+    design: AttentionAccelerator, made: dict[str, Einsum], heads: int, p: int, m: int, e: int, f: int
+) -> tuple[float, float]:
+    """Seconds, each of the three steps as long as the slower of its arithmetic and its own traffic; and of them those
+    of steps whose traffic is."""
     chip = design.chip
     scores = chip.word * m * p
     steps = (
@@ -300,10 +317,11 @@ def _unfused(design: Design, made: dict[str, Einsum], heads: int, p: int, m: int
         (_busy(design, made, ("GM", "SN", "SD", "A"), chip.side), 2 * scores),
         (_busy(design, made, ("AV",), chip.elements), scores + chip.word * (p + m) * f),
     )
-    return heads * sum(max(cycles / chip.clock, moved / chip.bandwidth) for cycles, moved in steps)
+    times = [(cycles / chip.clock, moved / chip.bandwidth) for cycles, moved in steps]
+    return heads * sum(max(pair) for pair in times), heads * sum(b for a, b in times if b > a)
 
 
-def _energy(design: Design, cascade: Cascade, p: int, m: int, e: int, f: int) -> float:
+def _energy(design: AttentionAccelerator, cascade: Cascade, p: int, m: int, e: int, f: int) -> float:
     """J of one head without its memory: operations, registers and the buffer."""
     chip = design.chip
     total = 0.0

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hasten.cost.chips.dataflow import ConvShape, SubAccelerator, layer_cost
+from hasten.cost.chips.dataflow import CLOCK, ConvShape, SubAccelerator, layer_cost
 from hasten.cost.latency.tables import Arch, LatencyTables
 from hasten.cost.roofline import Schedule, estimate
 from hasten.errors import HastenError
@@ -85,7 +85,7 @@ class ArrayDevice:
         finally:
             for hook in hooks:
                 hook.remove()
-        return cycles / 1e9
+        return cycles / CLOCK
 
 
 class _Prices:

@@ -29,7 +29,8 @@ class SpatialArray:
         line: J to read or write 512 B of the buffer, in one access by a whole row.
         operand: J of one number that the lanes read from the buffer or write to it. Not published: it is what FLAT's
             published energy leaves unexplained at one point (BERT, 4096 tokens), divided by its eight accesses.
-        area: um^2 by part.
+        area: square metres of parts: ``buffer`` whole, ``mac`` and ``registers`` of an element, ``divider`` and ``exp``
+            of a lane.
     """
 
     name: str
@@ -62,8 +63,18 @@ class SpatialArray:
         """Of the grid."""
         return self.side**2
 
+    @property
+    def total_area(self) -> float | None:
+        """Square metres of all parts whose area is known, without wires and control; None where none is."""
+        each = self.area.get
+        grid = self.elements * (each("mac", 0.0) + each("registers", 0.0))
+        lanes = self.side * (each("divider", 0.0) + each("exp", 0.0))
+        return each("buffer", 0.0) + grid + lanes if self.area else None
 
-FUSEMAX = SpatialArray("FuseMax", area={"buffer": 47.1e6, "mac": 1545, "divider": 23741, "registers": 4256})
+
+FUSEMAX = SpatialArray(
+    "FuseMax", area={"buffer": 47.1e-6, "mac": 1545e-12, "divider": 23741e-12, "registers": 4256e-12}
+)
 """FuseMax's cloud chip: maxima and exponentials on the grid, half of the buffer given up for them."""
 
 FLAT = SpatialArray(
@@ -71,6 +82,6 @@ FLAT = SpatialArray(
     buffer=32 * 2**20,
     exponential_unit=True,
     register=0.29e-12,
-    area={"buffer": 94.2e6, "mac": 1545, "exp": 8240, "divider": 23741, "registers": 1838},
+    area={"buffer": 94.2e-6, "mac": 1545e-12, "exp": 8240e-12, "divider": 23741e-12, "registers": 1838e-12},
 )
 """The chip of FLAT (and of attention left unfused): the grid multiplies, the lanes do the rest."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from hasten.errors import HastenError
 
-# network -> layer -> unit -> cycles or pJ
+# network -> layer -> unit -> time or energy
 Table = Sequence[Sequence[Sequence[float]]]
 Choice = tuple[tuple[int, ...], ...]
 
@@ -254,7 +254,7 @@ def assign(
     deadline is sooner than any assignment can be, only the second start is hastened.
 
     Args:
-        times: network -> layer -> unit -> cycles.
+        times: network -> layer -> unit -> time, in any unit.
         energies: as ``times``, in any unit.
         deadline: in the unit of ``times``.
         restarts: random starts, where the three do not get within the deadline.

@@ -8,6 +8,7 @@ networks, and Monte-Carlo sampling, all within one budget of mapped chips and of
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hasten.cost.chips.chip_cost import ChipCost
 from hasten.cost.chips.dataflow import CLOCK, DATAFLOWS, ConvShape, SubAccelerator, area, layer_cost
 from hasten.errors import HastenError
 from hasten.search.codec import Codec
@@ -115,11 +117,17 @@ class ChipSpace:
 
 @dataclass(frozen=True)
 class Specs:
-    """Limits, or costs: latency in cycles, energy in pJ, area in um^2."""
+    """Limits of a chip, or what one costs, as three numbers: seconds, joules and square metres."""
 
     latency: float
     energy: float
     area: float
+
+    @classmethod
+    def of(cls, cost: ChipCost) -> Specs:
+        """Those of a cost whose area is known."""
+        assert cost.area is not None
+        return cls(cost.latency, cost.energy, cost.area)
 
     @property
     def all(self) -> tuple[float, float, float]:
@@ -143,16 +151,28 @@ def penalty(cost: Specs, limits: Specs, bounds: Specs) -> float:
 
 def map_chip(
     networks: Sequence[Sequence[ConvShape]], chip: Sequence[SubAccelerator], deadline: float = math.inf
-) -> tuple[Specs, Assignment]:
-    """Cost of the networks on the chip, their layers assigned for the least energy within the deadline (cycles).
+) -> tuple[ChipCost, Assignment]:
+    """Cost of the networks on the chip, their layers assigned for the least energy within the deadline (seconds).
 
-    Past the deadline the soonest assignment that was found.
+    Past the deadline the soonest assignment that was found. The chip is bound by what bounds the layers that take most
+    of the time: ``compute`` or ``memory``. The assignment's makespan is in cycles, in which a list schedule compares
+    exactly.
     """
     costs = [[[layer_cost(layer, unit) for unit in chip] for layer in network] for network in networks]
     times = [[[c.cycles for c in row] for row in network] for network in costs]
     energies = [[[c.energy for c in row] for row in network] for network in costs]
-    found = assign(times, energies, deadline, restarts=0, pairs=False)
-    return Specs(found.makespan, found.energy, area(chip)), found
+    found = assign(times, energies, deadline * CLOCK, restarts=0, pairs=False)
+    placed = zip(itertools.chain(*costs), itertools.chain(*found.units), strict=True)
+    chosen = [row[unit] for row, unit in placed]
+    waiting = sum(c.cycles for c in chosen if c.bound == "memory")
+    cost = ChipCost(
+        latency=found.makespan / CLOCK,
+        energy=found.energy,
+        bytes={level: sum(c.bytes[level] for c in chosen) for level in ("buffer", "memory")},
+        area=area(chip),
+        bound="memory" if 2 * waiting > sum(c.cycles for c in chosen) else "compute",
+    )
+    return cost, found
 
 
 class SpentError(Exception):
@@ -239,7 +259,7 @@ class CoProblem:
         if key not in self.costs:
             try:
                 units = self.chips.chip(self.chip_codec.decode(chip))
-                self.costs[key] = map_chip(self.layers(networks), units, self.limits.latency)[0]
+                self.costs[key] = Specs.of(map_chip(self.layers(networks), units, self.limits.latency)[0])
             except Infeasible:
                 self.costs[key] = None
         return self.costs[key]
@@ -577,8 +597,7 @@ def limits_from(
     for _ in range(samples):
         units = chips.chip(problem.chip_codec.decode(_random_chip(problem, rng, indices)))
         # Latency first: what the least deadline allows, so that no chip is judged for waiting.
-        soon = map_chip(layers, units, 0.0)[0]
-        seen.append(soon)
+        seen.append(Specs.of(map_chip(layers, units, 0.0)[0]))
     front = [s for s in seen if not any(o is not s and o.meets(s) and o != s for o in seen)]
     middle = [float(np.median(values)) for values in zip(*(s.all for s in front), strict=True)]
     best = min(front, key=lambda s: max(a / m for a, m in zip(s.all, middle, strict=True)))
@@ -591,15 +610,16 @@ def chip_problem(networks: Sequence[Sequence[ConvShape]], chips: ChipSpace, dead
 
     Args:
         networks: their layers.
-        deadline: cycles within which the mapper saves energy.
+        deadline: seconds within which the mapper saves energy.
     """
 
     def evaluate(params: Params) -> Mapping[str, Any]:
-        cost, found = map_chip(networks, chips.chip(params), deadline)
+        units = chips.chip(params)
+        cost, found = map_chip(networks, units, deadline)
         return {
-            "latency": cost.latency / CLOCK,
-            "energy": cost.energy * 1e-12,
-            "area": cost.area * 1e-6,
+            "latency": cost.latency,
+            "energy": cost.energy,
+            "area": area(units) * 1e6,
             "units": [list(u) for u in found.units],
         }
 
@@ -610,7 +630,7 @@ def chip_problem(networks: Sequence[Sequence[ConvShape]], chips: ChipSpace, dead
         evaluate,
         identity={
             "networks": str(networks),
-            "deadline": str(deadline),
+            "deadline": str(deadline * CLOCK),  # in cycles, as studies on disk have it
             "limits": f"{chips.total_pes} PEs, {chips.total_bandwidth} GB/s",
         },
     )
