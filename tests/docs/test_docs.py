@@ -1,11 +1,12 @@
-"""What the pages show, runs: Python blocks in order in one namespace, console blocks as commands.
+"""What the pages and notebooks show, runs: Python blocks in order in one namespace, console blocks as commands.
 
 A block behind the line ``<!-- slow -->`` runs only with the slow tests; behind ``<!-- no-run -->`` never: for what
-takes long or another machine.
+takes long or another machine. A notebook's slow cells have the tag ``slow``.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -17,13 +18,20 @@ import pytest
 from hasten.data import assets
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+PAGES = sorted(
+    [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/examples/*.ipynb"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+)
 BLOCK = re.compile(r"(?:<!-- (slow|no-run|not run) -->\s*\n)?^```(python|console)\n(.*?)^```", re.M | re.S)
 MODEL = "smollm2-135m-instruct"
 
 
 def blocks(page: Path) -> list[tuple[str, str, str]]:
     """(mark, language, text) of every block that can run."""
+    if page.suffix == ".ipynb":
+        cells = [c for c in json.loads(page.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
+        return [
+            ("slow" if "slow" in c["metadata"].get("tags", ()) else "", "python", "".join(c["source"])) for c in cells
+        ]
     return [(mark or "", language, text) for mark, language, text in BLOCK.findall(page.read_text("utf-8"))]
 
 
@@ -71,6 +79,14 @@ def test_page(page: Path, tmp_path: Path) -> None:
 def test_page_with_its_slow_blocks(page: Path, tmp_path: Path) -> None:
     skip_without_model(page)
     run_apart(page, tmp_path, "slow")
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.suffix == ".ipynb"], ids=lambda p: p.name)
+def test_a_notebook_shows_what_its_cells_printed(page: Path) -> None:
+    cells = [c for c in json.loads(page.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
+    assert [c["execution_count"] for c in cells] == list(range(1, len(cells) + 1)), "run scripts/notebooks.py"
+    assert any(c["outputs"] for c in cells)
+    assert not any(o["output_type"] == "error" for c in cells for o in c["outputs"])
 
 
 def test_links_between_pages_lead_somewhere() -> None:
