@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hasten.papers.checks import cola
-from hasten.papers.experiment import DIRECTION, FAILS, HOLDS, Runner
-from hasten.search.layer_chains import ChainResult, Path
+from hasten.papers.experiment import DIRECTION, FAILS, HOLDS, Runner, shared
+from hasten.search.layer_chains import ChainResult, Comparison, Path
 
 WHOLE = tuple(range(6))
 SHORT, OTHER = (0, 1, 2, 3, 4), (0, 2, 3, 4, 5)
@@ -21,26 +21,17 @@ def found(*right: Path) -> ChainResult:
 
 def sample(
     *right: Path, control: tuple[Path, ...] = (), chance: tuple[Path, ...] = (), state: torch.Tensor | None = None
-) -> cola._Sample:
+) -> cola.Sample:
     says: Callable[[Path], bool] = lambda path: path in right  # noqa: E731
     tree = found(*right)
-    return cola._Sample(
-        True,
-        says,
-        torch.zeros(4) if state is None else state,
-        tree,
-        found(*chance),
-        tree,
-        tree,
-        tree,
-        found(*control),
-        4,
-    )
+    arms = Comparison(tree, found(*chance), tree, tree, tree, found(*control))
+    return cola.Sample(True, says, torch.zeros(4) if state is None else state, arms, 4)
 
 
-def judge(monkeypatch: pytest.MonkeyPatch, claim: str, samples: list[cola._Sample]) -> tuple[str, str]:
-    monkeypatch.setattr(cola, "_samples", lambda budget, seed: samples)
-    monkeypatch.setattr(cola, "_one_for_all", lambda samples, trials: "one for all")
+def judge(monkeypatch: pytest.MonkeyPatch, claim: str, samples: list[cola.Sample]) -> tuple[str, str]:
+    monkeypatch.setattr(cola, "samples", shared()(lambda experiment: samples))
+    monkeypatch.setattr(cola, "real_model", shared()(lambda experiment, form: None))
+    monkeypatch.setattr(cola, "one_for_all", lambda samples, model, trials: "one for all")
     done = Runner("cola", vars(cola)).run(claim)
     return done.verdict, done.seen
 
@@ -78,11 +69,11 @@ def test_the_predictor_is_asked_about_other_questions() -> None:
         sign = 1.0 if i // 2 % 2 else -1.0
         state = torch.tensor([sign * 3, *torch.randn(3).tolist()])
         samples.append(sample(SHORT if sign > 0 else OTHER, state=state))
-    assert "20 of 20 others right with 5.0 layers, the whole model 0" in cola._predicted(samples)
-    assert "too few" in cola._predicted([sample()] * 4)
+    assert "20 of 20 others right with 5.0 layers, the whole model 0" in cola.predicted(samples)
+    assert "too few" in cola.predicted([sample()] * 4)
 
 
 def test_what_the_best_chains_are_made_of() -> None:
-    text = cola._made_of([sample(SHORT), sample(OTHER)])
+    text = cola.made_of([sample(SHORT), sample(OTHER)])
     assert "skipped by 25%, 0%, 25%" in text
     assert "5: 50%" in text

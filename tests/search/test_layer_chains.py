@@ -5,15 +5,22 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from hasten.errors import HastenError
+from hasten.models.loading.tiny import tiny_model
+from hasten.runtime import LanguageModel
 from hasten.search.layer_chains import (
     ChainResult,
     Node,
     Rules,
+    by_thirds,
+    compare,
+    often_right,
     random_search,
     score_by_length,
     search,
+    static_chains,
     ucb,
     use_of_layers,
 )
@@ -124,3 +131,33 @@ def test_the_whole_tree_is_walked_and_ends() -> None:
 def test_rules_keep_the_whole_model() -> None:
     with pytest.raises(HastenError, match="shortest <= layers"):
         Rules(10, 11, 12)
+
+
+def test_what_the_arms_of_a_comparison_may_do() -> None:
+    whole = tuple(range(10))
+    found = compare(RULES, lambda path: len(path) != 10, lambda path: False, trials=20)
+    for name in ("tree", "random", "skip", "repeat", "reorder", "control"):
+        assert len(getattr(found, name).seen) == 21, name
+    assert max(map(len, found.skip.seen)) == 10
+    assert min(map(len, found.repeat.seen)) == 10
+    assert found.tree.shorter
+    assert not found.repeat.shorter
+    assert found.control.best is None
+    assert any(sorted(path) == list(whole) and path != whole for path in found.reorder.seen)
+
+
+def test_chains_that_are_often_right_and_thirds() -> None:
+    whole, one, other = (0, 1, 2), (0, 1), (1, 2)
+    results = [ChainResult(whole, {whole: 1.0, one: 1.0, other: right}) for right in (0.0, 1.0, 0.0)]
+    assert often_right(results, 1) == [one]
+    assert often_right(results, 4) == [one, other]
+    assert by_thirds([0.0, 1.0, 0.5, 0.5, 1.0]) == [0.5, 0.5, 1.0]
+
+
+def test_chains_that_do_not_look_at_the_input() -> None:
+    loaded = tiny_model(layers=4)
+    model = LanguageModel(loaded.network, loaded.tokenizer)
+    found = static_chains(model, torch.arange(20)[None], counts=(1, 2))
+    assert found["leaving at layer 3"] == (0, 1, 2)
+    assert [len(p) for p in found.values()] == [3, 2, 3, 2]
+    assert set(found["2 layers of least influence dropped"]) < set(found["1 layers of least influence dropped"])

@@ -10,12 +10,13 @@ A check is a function of an `Experiment` that returns what it saw:
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as data_field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
@@ -112,6 +113,20 @@ class Failure:
     """An arm that raised: the others go on."""
 
     error: str
+
+
+def succeeded(arms: Mapping[str, T | Failure], needed: Iterable[str] = ()) -> tuple[dict[str, T], str]:
+    """What the arms gave that did not fail, and a clause on those that did: empty, or ``; NAME failed (why)``.
+
+    Raises:
+        HastenError: one failed that the check cannot be judged without.
+    """
+    failed = {name: a.error for name, a in arms.items() if isinstance(a, Failure)}
+    for name in needed:
+        if name in failed:
+            raise HastenError(f"{name} failed ({failed[name]}), and nothing is judged without it")
+    found = {name: a for name, a in arms.items() if not isinstance(a, Failure)}
+    return found, "".join(f"; {name} failed ({error})" for name, error in failed.items())
 
 
 @dataclass
@@ -224,7 +239,7 @@ class Experiment:
         """Name -> ``function(*arguments)`` for each arm: each in a process with one thread, so that all have the same.
 
         An arm that raises becomes a `Failure`, and the others go on. With one process or one arm they run here, one
-        after the other.
+        after the other; so does a quick run, where beginning a process takes longer than what they do.
 
         Args:
             function: of the module's top level, as are its arguments' types: they are sent to other processes.
@@ -234,6 +249,7 @@ class Experiment:
         module = sys.modules[function.__module__]
         home = (function.__module__, str(module.__file__))
         sent = [(home, pickle.dumps((function, arguments))) for arguments in arms.values()]
+        processes = 1 if self.quick else processes
         found = run_arms(_guarded, sent, progress=lambda share: self.tell("", share), processes=processes)
         return dict(zip(arms, found, strict=True))
 
@@ -254,6 +270,19 @@ def _guarded(home: tuple[str, str], sent: bytes) -> Any:
         return function(*arguments)
     except (Exception, SystemExit) as error:
         return Failure(_line(error))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """A quick run's products are small: threads that wait for each other would cost many times the work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _line(error: BaseException) -> str:
@@ -369,7 +398,8 @@ class Runner:
         begun = time.perf_counter()
         detail, seen = "", ""
         try:
-            result = one.function(experiment)
+            with _one_thread() if experiment.quick else contextlib.nullcontext():
+                result = one.function(experiment)
         except TooShort as error:
             verdict = f"not judged: {error}"
         except HastenError as error:

@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from hasten.errors import HastenError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hasten.runtime.language_model import LanguageModel
 
 Path = tuple[int, ...]
 Score = Callable[[Path], float]  # 1 or True: right; the share of right answers for several inputs
@@ -96,6 +103,11 @@ class ChainResult:
         return min(right, key=len) if right else None
 
     @property
+    def shorter(self) -> bool:
+        """Whether a path shorter than the whole model was right."""
+        return self.best is not None and len(self.best) < len(self.whole)
+
+    @property
     def ranked(self) -> list[Path]:
         """Every path tried, the best score first, among equals the shortest."""
         return sorted(self.seen, key=lambda p: (-self.seen[p], len(p)))
@@ -108,6 +120,42 @@ class ChainResult:
             if not found or self.seen[path] > self.seen[found[-1]]:
                 found.append(path)
         return found
+
+
+def often_right(results: Iterable[ChainResult], count: int) -> list[Path]:
+    """The ``count`` paths, of those shorter than the whole model, that were right for most inputs, best first."""
+    often = Counter(
+        path for result in results for path, score in result.seen.items() if score and len(path) < len(result.whole)
+    )
+    return [path for path, _ in often.most_common(count)]
+
+
+def static_chains(model: LanguageModel, ids: Tensor, counts: Sequence[int] = (3, 6)) -> dict[str, Path]:
+    """Shorter chains that do not look at the input: leaving early, and dropping the layers of least influence.
+
+    Args:
+        model: whose layers they are made of.
+        ids: (batch, length) tokens of a text that influence is measured on.
+        counts: layers fewer.
+
+    Returns:
+        What is done, in words -> the chain.
+    """
+    from hasten.methods.drop_layers import least_important
+
+    layers = len(model.layers)
+    found = {f"leaving at layer {layers - n}": tuple(range(layers - n)) for n in counts}
+    for count in counts:
+        dropped = least_important(model, ids, count).layers
+        found[f"{count} layers of least influence dropped"] = tuple(i for i in range(layers) if i not in dropped)
+    return found
+
+
+def by_thirds(shares: Sequence[float]) -> list[float]:
+    """Means over the first, the middle and the last third of the layers."""
+    third = -(-len(shares) // 3)
+    parts = [shares[i : i + third] for i in range(0, len(shares), third)]
+    return [sum(part) / len(part) for part in parts]
 
 
 def use_of_layers(paths: Iterable[Path], layers: int) -> tuple[list[float], list[float]]:
@@ -207,3 +255,45 @@ def random_search(rules: Rules, score: Score, *, trials: int = 100, seed: int = 
             continue
         seen[path] = score(path)
     return ChainResult(whole, seen)
+
+
+@dataclass
+class Comparison:
+    """Searches for one input, at equal evaluations.
+
+    Attributes:
+        tree: with both actions.
+        random: `random_search` under the same rules.
+        skip, repeat: the tree with one action alone.
+        reorder: the tree, where runs may trade places too.
+        control: the tree's search for a wrong answer: how much it finds only because it may try many paths.
+    """
+
+    tree: ChainResult
+    random: ChainResult
+    skip: ChainResult
+    repeat: ChainResult
+    reorder: ChainResult
+    control: ChainResult
+
+
+def compare(rules: Rules, right: Score, wrong: Score, *, trials: int = 100, seed: int = 0) -> Comparison:
+    """Every search of a `Comparison`.
+
+    Args:
+        rules: of the tree with both actions.
+        right: as for `search`.
+        wrong: the same for an answer that is not right.
+        trials, seed: of each search.
+    """
+    one = {
+        "skip": replace(rules, longest=rules.layers, repeat=False),
+        "repeat": replace(rules, shortest=rules.layers, skip=False),
+        "reorder": replace(rules, reorder=True),
+    }
+    return Comparison(
+        tree=search(rules, right, trials=trials, seed=seed),
+        random=random_search(rules, right, trials=trials, seed=seed),
+        control=search(rules, wrong, trials=trials, seed=seed),
+        **{name: search(some, right, trials=trials, seed=seed) for name, some in one.items()},
+    )

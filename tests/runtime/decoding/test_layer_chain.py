@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from hasten.errors import HastenError
+from hasten.models.loading.tiny import tiny_model
 from hasten.runtime import LanguageModel
 from hasten.runtime.decoding import layer_chain
-from hasten.runtime.decoding.layer_chain import Chains, PathPredictor, chain
+from hasten.runtime.decoding.layer_chain import ChainAnswers, Chains, PathPredictor, ask_exactly, ask_options, chain
+from hasten.tasks.questions import Question
 
 PATHS = [(0, 1, 2), (0, 2), (0, 1, 1, 2), (2, 0, 1, 0, 2), (1,)]
 
@@ -163,3 +165,25 @@ def test_the_predictor_learns_which_path_suits() -> None:
     assert predictor.choose(torch.tensor([-3.0, *[0.1] * 7])) == (0, 2)
     sure = PathPredictor(8, [(0, 1)], threshold=1.1)
     assert sure.choose(states[0]) is None
+
+
+def test_what_is_asked_along_chains() -> None:
+    loaded = tiny_model(layers=3)
+    model = LanguageModel(loaded.network, loaded.tokenizer)
+    whole = (0, 1, 2)
+    question = Question("Which one?", ("this", "that", "none", "all"), 2)
+    asked = ask_options(model, question)
+    said = asked.answers(whole)
+    assert asked.right(whole) == (said == (2,))
+    assert not asked.wrong(whole), "the wrong answer is not what the whole model says"
+    assert set(asked.answers.said) == {whole}
+    prompt = "1 + 1 ="
+    ids = loaded.tokenizer(prompt)["input_ids"]
+    with torch.inference_mode():
+        first = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+        second = int(model(torch.tensor([[*ids, first]])).logits[0, -1].argmax())
+    greedy = ChainAnswers(Chains(model, torch.tensor([*ids, first])), last=2)
+    assert greedy(whole) == (first, second)
+    told = ask_exactly(model, prompt, " 2", " 3")
+    assert len(told.answers(whole)) == 2
+    assert not (told.right(whole) and told.wrong(whole))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hasten.cost.measuring import least_seconds
-from hasten.models.llama import llama_7b
+from hasten.models.language.llama import llama_7b
 from hasten.papers.experiment import Experiment, Seen, check
 
 _NEEDS = 60.0

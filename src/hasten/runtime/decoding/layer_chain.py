@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from hasten.errors import HastenError
 from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel
+from hasten.tasks.questions import Question
 
 
 def check_path(path: Sequence[int], layers: int) -> None:
@@ -137,6 +139,77 @@ class Chains:
         state = self._states[layers].float() * inside[..., None]
         found = state.sum(1) / self._lengths[:, None]
         return found[0] if self._single else found
+
+
+class ChainAnswers:
+    """What a model says to one input along each path: the best of some tokens, or the best at the last positions.
+
+    Args:
+        chains: of the input.
+        among: tokens to choose from; all when None.
+        last: positions whose tokens are the answer.
+
+    Attributes:
+        state: the input's mean state behind two layers, see `Chains.mean_state`.
+        said: path -> answer, of the paths asked so far.
+    """
+
+    def __init__(self, chains: Chains, among: Tensor | None = None, last: int = 1) -> None:
+        self._chains, self._among, self._last = chains, among, last
+        self.state = chains.mean_state()
+        self.said: dict[tuple[int, ...], tuple[int, ...]] = {}
+
+    def __call__(self, path: tuple[int, ...]) -> tuple[int, ...]:
+        """The answer along a path: for each position a token, or its place in ``among``."""
+        if path not in self.said:
+            logits = self._chains.logits(path, self._last)
+            self.said[path] = tuple((logits if self._among is None else logits[:, self._among]).argmax(-1).tolist())
+        return self.said[path]
+
+    def target(self, answer: tuple[int, ...]) -> Callable[[tuple[int, ...]], bool]:
+        """Whether a path gives ``answer``: what a search for chains asks."""
+        return lambda path: self(path) == answer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One input with its right answer and a wrong one to compare with.
+
+    Args:
+        right, wrong: whether a path gives that answer.
+        answers: of all paths asked so far to the right one.
+    """
+
+    right: Callable[[tuple[int, ...]], bool]
+    wrong: Callable[[tuple[int, ...]], bool]
+    answers: ChainAnswers
+
+
+def ask_options(model: LanguageModel, question: Question) -> Asked:
+    """A question with four options, answered by a letter.
+
+    The wrong answer is an option that is neither right nor what the whole model says.
+    """
+    letters = [_ids(model, f" {c}", special=False)[-1] for c in "ABCD"]
+    listed = "".join(f"{c}. {o}\n" for c, o in zip("ABCD", question.options, strict=True))
+    ids = torch.tensor(_ids(model, f"Question: {question.text}\n{listed}Answer:"))
+    answers = ChainAnswers(Chains(model, ids), torch.tensor(letters))
+    before = answers(tuple(range(len(model.layers))))
+    other = next(i for i in range(4) if (i,) not in ((question.answer,), before))
+    return Asked(answers.target((question.answer,)), answers.target((other,)), answers)
+
+
+def ask_exactly(model: LanguageModel, prompt: str, right: str, wrong: str) -> Asked:
+    """A prompt whose answer must be said token by token, both answers being read as a text goes on."""
+    texts = [_ids(model, text, special=False) for text in (right, wrong)]
+    ids = _ids(model, prompt)
+    told = [ChainAnswers(Chains(model, torch.tensor(ids + text[:-1])), last=len(text)) for text in texts]
+    good, bad = (a.target(tuple(text)) for a, text in zip(told, texts, strict=True))
+    return Asked(good, bad, told[0])
+
+
+def _ids(model: LanguageModel, text: str, special: bool = True) -> list[int]:
+    return list(model.tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
 class PathPredictor(nn.Module):

@@ -1,0 +1,43 @@
+"""The language model that checks of inference run on: a real one, or a tiny one of random weights in a quick run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hasten.papers.experiment import Experiment, shared
+
+if TYPE_CHECKING:
+    from hasten.runtime import LanguageModel
+
+
+@shared(weight=0.2)
+def real_model(experiment: Experiment, form: str = "bf16") -> LanguageModel:
+    """SmolLM2-135M with its tokenizer, made once a run for each form.
+
+    Args:
+        form: ``fp32``; ``bf16``, weights and products; or ``packed``, as its file packs it, with int8 activations.
+    """
+    from hasten.methods import WeightOnly, apply_all
+    from hasten.models import load_network, load_packed
+    from hasten.models.loading.tiny import tiny_model
+    from hasten.runtime import LanguageModel
+
+    if form == "packed" and not experiment.quick:
+        packed = load_packed(bf16=True, int8=True)
+        return LanguageModel(packed.network, packed.tokenizer)
+    loaded = tiny_model(experiment.seed, layers=8) if experiment.quick else load_network()
+    model = LanguageModel(loaded.network, loaded.tokenizer)
+    change = {"bf16": WeightOnly(16, 16, bf16=True), "packed": WeightOnly(4, 8, bf16=True, int8=True)}
+    return apply_all(model, [change[form]]) if form in change else model
+
+
+@shared(weight=0.01)
+def real_tokens(experiment: Experiment, characters: int) -> list[int]:
+    """Tokens of so many characters of `hasten.data.text.default_text`, by the tokenizer of `real_model`."""
+    from hasten.data.text import default_text
+    from hasten.models import load_packed
+    from hasten.models.loading.tiny import tiny_model
+
+    loaded = tiny_model(layers=1) if experiment.quick else load_packed()
+    text = default_text()[: experiment.at(quick=min(characters, 20000), normal=characters)]
+    return list(loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
