@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from hasten.kernels.compiled import native
+from hasten.workload.einsum import Op
+from hasten.workload.operators import Call, register
 
 _SCHEMA = "(Tensor a, Tensor b, Tensor? initial, Tensor? resets, bool complex"
 torch.library.define("hasten::associative_scan", f"{_SCHEMA}) -> (Tensor h, Tensor last)")
@@ -202,6 +204,19 @@ def _associative_scan(
 @torch.library.register_fake("hasten::associative_scan")
 def _(a: Tensor, b: Tensor, initial: Tensor | None, resets: Tensor | None, complex: bool) -> tuple[Tensor, Tensor]:
     return b.new_empty(b.shape), b.new_empty(b.shape[0], b.shape[2], dtype=_wide(b.dtype))
+
+
+@register("hasten::associative_scan")
+def _(call: Call) -> None:
+    a, b = call["a"], call["b"]
+    h, last = call.outputs
+    ranks = (("b", b.shape[0]), ("t", b.shape[1]), ("n", b.shape[2]))
+    names = [r for r, _ in ranks]
+    state = [call.read(call["initial"], ["b", "n"])] if call["initial"] is not None else []
+    flags = [call.read(call["resets"], ["b", "t"])] if call["resets"] is not None else []
+    inputs = [call.read(a, ["n"] if a.dim() == 1 else names), call.read(b, names), *flags, *state]
+    call.emit(Op.SCAN, ranks, inputs, h, names, map="decay-add", iterative=["t"])
+    call.emit(Op.COPY, (ranks[0], ranks[2]), [call.read(h, ["b", "n"], last.numel())], last, ["b", "n"], map="copy")
 
 
 @torch.library.impl("hasten::associative_scan_backward", ("cpu", "cuda", "mps"))

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hasten.kernels.compiled import native
+from hasten.workload.einsum import Op
+from hasten.workload.operators import Call, register
 
 # Beyond so many tokens the rows in use are gathered and multiplied by the platform's matrix product.
 FEW_TOKENS = 16
@@ -126,6 +128,22 @@ def _expert_ffn(x: Tensor, scores: Tensor, up: Tensor, down: Tensor) -> Tensor:
 @torch.library.register_fake("hasten::expert_ffn")
 def _(x: Tensor, scores: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@register("hasten::expert_ffn")
+def _(call: Call) -> None:
+    """Both products over every expert: which of them are in use only real tokens tell."""
+    x, scores, up, down = call["x"], call["scores"], call["up"], call["down"]
+    m, k = x.shape
+    ranks = (("m", m), ("n", up.shape[0]), ("k", k))
+    inner = call.temporary((m, up.shape[0]), x.dtype)
+    call.emit(Op.MATMUL, ranks, [call.read(x, ["m", "k"]), call.read(up, ["n", "k"])], inner, ["m", "n"], reduce="sum")
+    scored = [call.read(inner, ["m", "n"]), call.read(scores, ["m", "n"], scores.numel())]
+    active = call.temporary((m, up.shape[0]), x.dtype)
+    call.emit(Op.ELEMENTWISE, ranks[:2], scored, active, ["m", "n"], map="silu")
+    swapped = (("m", m), ("n", k), ("k", up.shape[0]))
+    inputs = [call.read(active, ["m", "k"]), call.read(down, ["k", "n"])]
+    call.emit(Op.MATMUL, swapped, inputs, call.outputs[0], ["m", "n"], reduce="sum")
 
 
 @torch.library.impl("hasten::expert_ffn_backward", ("cpu", "cuda", "mps"))

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from hasten.kernels.groups import decode, encode
+from hasten.workload.einsum import Op
+from hasten.workload.operators import Call, register
 
 BLOCK = 32
 RECENT = 64
@@ -219,6 +221,33 @@ def _(
     return None
 
 
+def _parts(call: Call) -> list[Tensor]:
+    """Codes, scales and mins of a cache, its int4 codes described by their logical shape."""
+    codes = call["codes"]
+    if call["bits"] == 4:
+        call.recorder.describe(codes, (*codes.shape[:-1], 2 * codes.shape[-1]), "int4")
+    return [codes, *(t for t in (call["scales"], call["mins"]) if t is not None)]
+
+
+@register("hasten::kv_append")
+def _(call: Call) -> None:
+    new, recent = call["new"], call["recent"]
+    ranks = (("b", new.shape[0]), ("h", new.shape[1]), ("t", new.shape[2]), ("e", new.shape[3]))
+    names = [r for r, _ in ranks]
+    codes, *scales = _parts(call)
+    source = call.read(new, names)
+    if recent is None:
+        written = min(new.numel(), codes.numel())
+        call.emit(Op.COPY, ranks, [source], codes, names, elements=written, map="copy")
+        return
+    written = min(new.numel(), call.recorder.elements_of(codes))
+    call.emit(Op.ELEMENTWISE, ranks, [source], codes, names, elements=written, map="quantize")
+    for part in scales:
+        elements = min(-(-new.numel() // BLOCK), part.numel())
+        call.emit(Op.ELEMENTWISE, ranks, [source], part, names, elements=elements, map="quantize-scale")
+    call.emit(Op.COPY, ranks, [source], recent, names, elements=min(new.numel(), recent.numel()), map="copy")
+
+
 @torch.library.impl("hasten::kv_read", ("cpu", "cuda", "mps"))
 def _read(
     codes: Tensor,
@@ -279,3 +308,34 @@ def _(
     else:
         dim = codes.shape[-1]
     return codes.new_empty(codes.shape[0], codes.shape[1], sinks + length - low, dim, dtype=torch.float32)
+
+
+@register("hasten::kv_read")
+def _(call: Call) -> None:
+    output, recent = call.outputs[0], call["recent"]
+    ranks = tuple(zip("bhte", output.shape))
+    names = [r for r, _ in ranks]
+    parts = _parts(call)
+    if recent is None:
+        inputs = [call.read(parts[0], names, min(output.numel(), parts[0].numel()))]
+        copied = parts[0].dtype == output.dtype
+        call.emit(
+            Op.COPY if copied else Op.ELEMENTWISE,
+            ranks,
+            inputs,
+            output,
+            names,
+            map="copy" if copied else "cast",
+        )
+        return
+    batch, heads, length, dim = output.shape
+    fresh = min(length, call["length"] - BLOCK * call["quantized"])
+    coded = length - max(fresh, 0)
+    rows = batch * heads
+    inputs = []
+    if coded:
+        inputs.append(call.read(parts[0], names, rows * coded * dim))
+        inputs += [call.read(t, names, min(t.numel(), rows * -(-coded * dim // BLOCK))) for t in parts[1:]]
+    if fresh > 0:
+        inputs.append(call.read(recent, names, min(recent.numel(), rows * fresh * dim)))
+    call.emit(Op.ELEMENTWISE, ranks, inputs, output, names, map="dequantize")

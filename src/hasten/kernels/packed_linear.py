@@ -21,6 +21,8 @@ from torch import Tensor
 
 from hasten.kernels.compiled import native
 from hasten.kernels.groups import decode, encode
+from hasten.workload.einsum import Op
+from hasten.workload.operators import Call, axes, register, whole
 
 # Up to this many rows of x the weight is unpacked in registers; beyond, it is unpacked to fp32 once
 # and multiplied by the platform's matrix product.
@@ -193,6 +195,21 @@ def _(
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
+@register("hasten::packed_linear")
+def _(call: Call) -> None:
+    x, packed = call["x"], call["packed"]
+    output = call.outputs[0]
+    k, n = x.shape[-1], packed.shape[0]
+    if call["bits"] == 4:
+        call.recorder.describe(packed, (n, k), "int4")
+    rows = int(x.numel() // max(k, 1))
+    ranks = (("m", rows), ("n", n), ("k", k))
+    scales = [call.read(t, ["n", "k"], t.numel()) for t in (call["scales"], call["mins"]) if t is not None]
+    inputs = [call.read(x, ["m", "k"]), call.read(packed, ["k", "n"]), *scales]
+    product = "mul-bf16" if call["bf16"] and rows > FEW_ROWS else "mul"
+    call.emit(Op.MATMUL, ranks, inputs, output, ["m", "n"], map=product, reduce="sum")
+
+
 def _save_weight(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
     _, packed, scales, mins, bits, group, *_ = inputs
     ctx.save_for_backward(packed, scales, mins)
@@ -229,6 +246,20 @@ def _(ids: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, b
     return packed.new_empty(*ids.shape, columns, dtype=torch.float32)
 
 
+@register("hasten::packed_embedding")
+def _(call: Call) -> None:
+    ids, packed, output = call["ids"], call["packed"], call.outputs[0]
+    width = output.shape[-1]
+    if call["bits"] == 4:
+        call.recorder.describe(packed, (packed.shape[0], width), "int4")
+    ranks = axes(output.shape)
+    names = [r for r, _ in ranks]
+    rows = min(ids.numel(), packed.shape[0])
+    scales = [call.read(t, names, rows * t.shape[1]) for t in (call["scales"], call["mins"]) if t is not None]
+    inputs = [call.read(packed, names, rows * width), *scales, whole(call, ids)]
+    call.emit(Op.GATHER, ranks, inputs, output, names, map="copy" if call["bits"] == 16 else "dequantize")
+
+
 @torch.library.impl("hasten::plain_linear", ("cpu", "cuda", "mps"))
 def _plain_linear(x: Tensor, weight: Tensor) -> Tensor:
     rows = x.numel() // x.shape[-1]
@@ -245,6 +276,15 @@ def _plain_linear(x: Tensor, weight: Tensor) -> Tensor:
 @torch.library.register_fake("hasten::plain_linear")
 def _(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@register("hasten::plain_linear")
+def _(call: Call) -> None:
+    x, weight = call["x"], call["weight"]
+    n, k = weight.shape
+    ranks = (("m", int(x.numel() // max(k, 1))), ("n", n), ("k", k))
+    inputs = [call.read(x, ["m", "k"]), call.read(weight, ["n", "k"])]
+    call.emit(Op.MATMUL, ranks, inputs, call.outputs[0], ["m", "n"], reduce="sum")
 
 
 def packed_linear(

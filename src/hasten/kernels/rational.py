@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hasten.kernels.compiled import native
+from hasten.workload.operators import Call, elementwise, register
 
 TOP, BOTTOM = 6, 4  # coefficients of the compiled degrees: P of degree 5, Q of degree 4
 BLOCK_ROWS = 64
@@ -148,6 +149,11 @@ def _rational(x: Tensor, numerator: Tensor, denominator: Tensor, groups: int) ->
 @torch.library.register_fake("hasten::rational")
 def _(x: Tensor, numerator: Tensor, denominator: Tensor, groups: int) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@register("hasten::rational")
+def _(call: Call) -> None:
+    elementwise(call, "rational", [call["x"]])
 
 
 @torch.library.impl("hasten::rational_backward", ("cpu", "cuda", "mps"))

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from hasten.kernels.compiled import native
+from hasten.workload.einsum import Op
+from hasten.workload.operators import Call, axes, register
 
 Discretization = Literal["euler", "zoh"]
 MAX_STATES = 256  # what the compiled kernel has room for
@@ -324,6 +326,31 @@ def _(
     wide = _wide(x.dtype)
     last = x.new_empty(x.shape[0], x.shape[2], A.shape[1], dtype=wide)
     return x.new_empty(x.shape), last, x.new_empty(_border_shape(x, A, keep), dtype=wide)
+
+
+@register("hasten::selective_scan")
+def _(call: Call) -> None:
+    """Two Einsums over (batch, time, channel, state) in one launch; the running state is all that stays.
+
+    Only when a gradient is wanted are the states at the chunks' borders written too.
+    """
+    x, rates = call["x"], call["A"]
+    y, last, borders = call.outputs
+    batch, length, channels = x.shape
+    ranks = (("b", batch), ("t", length), ("c", channels), ("n", rates.shape[1]))
+    btc, btn, cn, bcn = ["b", "t", "c"], ["b", "t", "n"], ["c", "n"], ["b", "c", "n"]
+    state = [call.read(call["initial"], bcn)] if call["initial"] is not None else []
+    vectors = [call.read(t, ["c"]) for t in (call["delta_bias"],) if t is not None]
+    driven = [call.read(x, btc), call.read(call["delta"], btc), call.read(rates, cn), call.read(call["B"], btn)]
+    call.emit(Op.SCAN, ranks, [*driven, *vectors, *state], last, bcn, map="exp-decay", iterative=["t"])
+    gates = [call.read(t, btc) for t in (call["z"],) if t is not None]
+    skips = [call.read(t, ["c"]) for t in (call["D"],) if t is not None]
+    read = [call.read(last, bcn), call.read(call["C"], btn), *skips, *gates]
+    call.emit(Op.REDUCE, ranks, read, y, btc, map="mul", reduce="sum")
+    if call["keep"]:
+        kept = axes(borders.shape)
+        names = [r for r, _ in kept]
+        call.emit(Op.COPY, kept, [call.read(last, names, last.numel())], borders, names, map="copy")
 
 
 @torch.library.impl("hasten::selective_scan_backward", ("cpu", "cuda", "mps"))

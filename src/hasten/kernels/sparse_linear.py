@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from hasten.kernels.compiled import native
+from hasten.workload.einsum import Op
+from hasten.workload.operators import Call, register
 
 GROUP = 64
 
@@ -135,6 +137,15 @@ def _sparse_linear(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> 
 @torch.library.register_fake("hasten::sparse_linear")
 def _(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], packed.shape[0])
+
+
+@register("hasten::sparse_linear")
+def _(call: Call) -> None:
+    x, packed, output = call["x"], call["packed"], call.outputs[0]
+    k, n = x.shape[-1], packed.shape[0]
+    ranks = (("m", int(x.numel() // max(k, 1))), ("n", n), ("k", k))
+    parts = [call.read(t, ["k", "n"], t.numel()) for t in (packed, call["scales"], call["zeros"])]
+    call.emit(Op.MATMUL, ranks, [call.read(x, ["m", "k"]), *parts], output, ["m", "n"], map="mul", reduce="sum")
 
 
 def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:

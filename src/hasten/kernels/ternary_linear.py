@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from hasten.kernels.compiled import native
+from hasten.workload.einsum import Op
+from hasten.workload.operators import Call, register
 
 BLOCK = 256
 # Up to this many rows of x the packed kernel is faster than unpacking once.
@@ -106,3 +108,13 @@ def _ternary_linear(x: Tensor, packed: Tensor) -> Tensor:
 @torch.library.register_fake("hasten::ternary_linear")
 def _(x: Tensor, packed: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], packed.shape[0], dtype=torch.float32)
+
+
+@register("hasten::ternary_linear")
+def _(call: Call) -> None:
+    """A contraction whose products are selections: 2 bits a weight are read, and additions done."""
+    x, packed, output = call["x"], call["packed"], call.outputs[0]
+    k, n = x.shape[-1], packed.shape[0]
+    ranks = (("m", int(x.numel() // max(k, 1))), ("n", n), ("k", k))
+    inputs = [call.read(x, ["m", "k"]), call.read(packed, ["k", "n"], packed.numel())]
+    call.emit(Op.MATMUL, ranks, inputs, output, ["m", "n"], map="select", reduce="sum")

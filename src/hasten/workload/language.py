@@ -14,8 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hasten.errors import HastenError
 from hasten.workload.decoder import Decoder
+from hasten.workload.dispatch import recording
 from hasten.workload.einsum import Cascade, Einsum, Phase, Role, Workload
-from hasten.workload.tracing import Recorder, grouped_experts, recording
+from hasten.workload.experts import grouped_experts
+from hasten.workload.recorder import Recorder
 
 _LLAMA = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
 _LATENT = ("deepseek_v3", "longcat_flash")
