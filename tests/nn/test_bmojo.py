@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from hasten.nn import BMojo
-from hasten.nn.bmojo import attend, innovation, merge, turned
+from hasten.nn.attention import Rotary
+from hasten.nn.bmojo import attend, innovation, merge
 
 
 def layer(**options) -> BMojo:
@@ -137,8 +138,9 @@ def test_gradient_reaches_what_is_kept_but_not_the_choice() -> None:
 
 def test_rotary_positions_are_relative() -> None:
     q, k = torch.randn(2, 1, 8)
-    one = (turned(q, torch.tensor([3])) * turned(k, torch.tensor([1]))).sum()
-    other = (turned(q, torch.tensor([12])) * turned(k, torch.tensor([10]))).sum()
+    rotary = Rotary(8)
+    one = (rotary.turn(q, torch.tensor([3])) * rotary.turn(k, torch.tensor([1]))).sum()
+    other = (rotary.turn(q, torch.tensor([12])) * rotary.turn(k, torch.tensor([10]))).sum()
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 

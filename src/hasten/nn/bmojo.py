@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hasten.nn.attention import Rotary
 from hasten.nn.mamba import Mamba
 
 Store = Literal["innovation", "random", "recent"]
@@ -54,16 +55,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tenso
     size = torch.logsumexp(logits, -1)
     weights = torch.exp(logits - size.masked_fill(size == -torch.inf, 0.0)[..., None])
     return weights @ v, size
-
-
-def turned(x: Tensor, positions: Tensor, theta: float = 10000.0) -> Tensor:
-    """Rotary positions: x (..., length, size) at ``positions``, (length) or as x's last dimensions but one."""
-    half = x.shape[-1] // 2
-    rates = theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angles = positions[..., None].float() * rates
-    cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
 
 
 @dataclass
@@ -145,7 +136,8 @@ class BMojo(nn.Module):
             raise ValueError(f"the store keeps by innovation, random or recent, not {store!r}")
         self.width, self.heads, self.kv_heads, self.size = width, heads, kv_heads, width // heads
         self.window, self.memory, self.fading, self.store = window, memory, fading, store
-        self.threshold, self.commit, self.taps, self.rotary = threshold, commit or window, taps, rotary
+        self.threshold, self.commit, self.taps = threshold, commit or window, taps
+        self.rotary = Rotary(self.size) if rotary else None
         needed = fading or (memory > 0 and store == "innovation")
         self.ssm = (ssm or Mamba(width)) if needed else None
         self.query = nn.Linear(width, width, bias=False)
@@ -162,13 +154,13 @@ class BMojo(nn.Module):
     def _queries(self, u: Tensor, positions: Tensor, projection: nn.Linear) -> Tensor:
         q = projection(u).unflatten(-1, (self.heads, self.size)).transpose(1, 2)
         q = self.query_norm(q) if self.query_norm is not None else q
-        return turned(q, positions) if self.rotary else q
+        return self.rotary.turn(q, positions) if self.rotary is not None else q
 
     def _keys(self, x: Tensor, positions: Tensor, projection: nn.Linear) -> tuple[Tensor, Tensor]:
         """Keys and values (batch, heads, length, size), each key head repeated for its queries."""
         k, v = projection(x).unflatten(-1, (2 * self.kv_heads, self.size)).transpose(1, 2).chunk(2, 1)
         k = self.key_norm(k) if self.key_norm is not None else k
-        k = turned(k, positions) if self.rotary else k
+        k = self.rotary.turn(k, positions) if self.rotary is not None else k
         times = self.heads // self.kv_heads
         return k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
 

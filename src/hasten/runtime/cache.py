@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from hasten.errors import HastenError
 from hasten.kernels import kv_cache as kernel
+from hasten.nn.attention import turned_by
 from hasten.runtime.policies import Policy, attend
 
 
@@ -244,10 +245,7 @@ def _turned(x: Tensor, by: Tensor, frequencies: Tensor | None) -> Tensor:
     """Rotary positions (batch, heads, n, d) moved by ``by`` (n)."""
     if frequencies is None:
         raise HastenError("capped positions need the model's rotary frequencies: make the cache by its new_cache")
-    angles = by[:, None].float() * frequencies
-    cosines, sines = torch.cat((angles, angles), -1).cos(), torch.cat((angles, angles), -1).sin()
-    a, b = x.chunk(2, -1)
-    return x * cosines + torch.cat((-b, a), -1) * sines
+    return turned_by(x, by[:, None].float() * frequencies)
 
 
 class KVCache(Cache):

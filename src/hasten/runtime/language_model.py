@@ -13,6 +13,7 @@ from hasten.cost.estimate import Measurement
 from hasten.cost.measuring import spread
 from hasten.errors import HastenError
 from hasten.kernels import kv_cache
+from hasten.models.decoder import Decoder, decoder_of
 from hasten.runtime import step as compiled
 from hasten.runtime.cache import CacheSpec, KVCache
 from hasten.runtime.decoding.lookup import PromptLookup
@@ -63,11 +64,14 @@ class LanguageModel(nn.Module):
         return next(self.network.parameters()).device
 
     @property
+    def decoder(self) -> Decoder:
+        """The network's layers and ends, whatever it calls them."""
+        return decoder_of(self.network)
+
+    @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers."""
-        found = self.network.model.layers
-        assert isinstance(found, nn.ModuleList)
-        return found
+        return self.decoder.layers
 
     @property
     def why_not_compiled(self) -> str | None:
@@ -87,19 +91,18 @@ class LanguageModel(nn.Module):
 
     def new_cache(self, batch: int = 1, capacity: int = 0) -> KVCache:
         """Empty buffers for ``batch`` sequences of up to ``capacity`` tokens (default: all its positions)."""
-        config = self.config
-        attention = self.layers[0].self_attn
+        config, decoder = self.config, self.decoder
         cache = KVCache(
             self.cache,
-            layers=len(self.layers),
+            layers=len(decoder.layers),
             batch=batch,
             heads=config.num_key_value_heads,
-            head_dim=int(attention.head_dim),  # type: ignore[union-attr, arg-type]
+            head_dim=int(decoder.layer(0).attention.head_dim),
             capacity=capacity or config.max_position_embeddings,
             device=self.device,
         )
         if self.cache.capped:
-            cache.frequencies = self.network.model.rotary_emb.inv_freq
+            cache.frequencies = decoder.rotary.inv_freq
         return cache
 
     def forward(self, input_ids: Tensor, past_key_values: KVCache | None = None, **kwargs: Any) -> Any:

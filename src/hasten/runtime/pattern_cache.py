@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from hasten.models.decoder import decoder_of
 from hasten.nn.block_sparse import BlockCache, Pattern, whole_attention
 from hasten.runtime.policies import attend
 
@@ -90,7 +91,8 @@ class PatternCache(Cache):
 
     def __init__(self, network: Any) -> None:
         heads = int(network.config.num_key_value_heads)
-        modules = [layer.self_attn for layer in network.model.layers]
+        decoder = decoder_of(network)
+        modules = [decoder.layer(i).attention for i in range(len(decoder.layers))]
         super().__init__(layers=[_Layer(m.block_pattern, heads, m.pattern_block) for m in modules])
 
     @property

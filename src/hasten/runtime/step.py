@@ -11,6 +11,7 @@ from hasten.errors import HastenError
 from hasten.kernels.compiled import native
 from hasten.kernels.kv_cache import BLOCK, RECENT
 from hasten.kernels.packed_linear import native_matrix
+from hasten.models.decoder import DecoderLayer, decoder_of
 from hasten.nn import PackedEmbedding, PackedLinear
 from hasten.runtime.policies import BlockTopK
 
@@ -19,15 +20,8 @@ if TYPE_CHECKING:
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
-_PROJECTIONS = (
-    ("self_attn", "q_proj"),
-    ("self_attn", "k_proj"),
-    ("self_attn", "v_proj"),
-    ("self_attn", "o_proj"),
-    ("mlp", "gate_proj"),
-    ("mlp", "up_proj"),
-    ("mlp", "down_proj"),
-)
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 
 def why_not(network: Any) -> str | None:
@@ -45,12 +39,20 @@ def why_not(network: Any) -> str | None:
         return "some of its layers attend to a window of their own"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "its layers attend to a window of their own"
-    modules = [getattr(getattr(layer, a), b) for layer in network.model.layers for a, b in _PROJECTIONS]
-    for module in (*modules, network.lm_head, network.model.embed_tokens):
+    decoder = decoder_of(network)
+    modules = [m for i in range(len(decoder.layers)) for m in _projections(decoder.layer(i))]
+    for module in (*modules, decoder.head, decoder.embedding):
         reason = _why_not_weight(module)
         if reason:
             return reason
     return None
+
+
+def _projections(layer: DecoderLayer) -> list[nn.Module]:
+    return [
+        *(getattr(layer.attention, name) for name in _ATTENTION),
+        *(getattr(layer.feed_forward, name) for name in _FEED_FORWARD),
+    ]
 
 
 def _why_not_weight(module: nn.Module) -> str | None:
@@ -89,9 +91,10 @@ class CompiledStep:
         module = native()
         assert module is not None
         self._kept: list[object] = [network, cache]
-        config = network.config
-        first = network.model.layers[0].self_attn
-        self.vocabulary = network.lm_head.out_features
+        config, decoder = network.config, decoder_of(network)
+        layers = [decoder.layer(i) for i in range(len(decoder.layers))]
+        first = layers[0].attention
+        self.vocabulary = decoder.head.out_features
         self._cache = cache
         self._decoder = module.Decoder(
             config.hidden_size,
@@ -100,24 +103,24 @@ class CompiledStep:
             config.num_key_value_heads,
             first.head_dim,
             self.vocabulary,
-            float(network.model.norm.variance_epsilon),
+            float(decoder.norm.variance_epsilon),
             float(first.scaling),
         )
-        for layer in network.model.layers:
-            attention = layer.self_attn
+        for layer in layers:
+            attention = layer.attention
             self._decoder.add_layer(
-                self._vector(layer.input_layernorm.weight),
-                self._vector(layer.post_attention_layernorm.weight),
+                self._vector(layer.attention_norm.weight),
+                self._vector(layer.feed_forward_norm.weight),
                 self._vector(attention.q_norm.weight) if hasattr(attention, "q_norm") else 0,
                 self._vector(attention.k_norm.weight) if hasattr(attention, "k_norm") else 0,
-                [self._matrix(getattr(getattr(layer, a), b)) for a, b in _PROJECTIONS],
+                [self._matrix(module) for module in _projections(layer)],
             )
         self._decoder.set_ends(
-            self._matrix(network.model.embed_tokens),
-            self._matrix(network.lm_head),
-            self._vector(network.model.norm.weight),
+            self._matrix(decoder.embedding),
+            self._matrix(decoder.head),
+            self._vector(decoder.norm.weight),
         )
-        self._set_rotary(network, cache.capacity)
+        self._set_rotary(decoder.rotary, cache.capacity)
         self._set_cache(cache)
         self._logits = torch.empty(0)
 
@@ -141,10 +144,10 @@ class CompiledStep:
         bias = None if bias is None else self._keep(bias.detach().float().contiguous())
         return native_matrix(weight, None, None, 32 if weight.dtype is torch.float32 else 16, 32, bias)
 
-    def _set_rotary(self, network: Any, positions: int) -> None:
+    def _set_rotary(self, rotary: Any, positions: int) -> None:
         with torch.inference_mode():
             where = torch.arange(positions)[None]
-            cosines, sines = network.model.rotary_emb(torch.empty(1, dtype=torch.float32), where)
+            cosines, sines = rotary(torch.empty(1, dtype=torch.float32), where)
         cosines, sines = self._keep(cosines[0].contiguous()), self._keep(sines[0].contiguous())
         self._decoder.set_rotary(cosines.data_ptr(), sines.data_ptr(), positions)
 

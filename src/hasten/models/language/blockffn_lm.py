@@ -7,9 +7,9 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hasten.models.language.recurrent import RecurrentLM
+from hasten.nn.attention import LatentAttention, LayerCache, Rotary, attend
 from hasten.nn.blockffn import BlockFFN, TopKFFN
 
 # Width, layers, heads, experts, inner values of one (arXiv 2507.08771, table 1).
@@ -49,85 +49,51 @@ class BlockFFNConfig:
     scaled: bool = False
 
 
-class _Cache:
-    """Keys and values of one layer (batch, heads, length, size), as they grow."""
+class _PlainAttention(nn.Module):
+    """Causal attention with rotary positions and one projection for queries, keys and values."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
-
-    @property
-    def length(self) -> int:
-        return self.keys.shape[2]
-
-    def extend(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
-
-    def cut(self, length: int) -> None:
-        self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
-
-
-class _Attention(nn.Module):
-    """Causal attention with rotary positions; ``latent`` has the low-rank projections of DeepSeek-V2's MLA."""
-
-    def __init__(self, config: BlockFFNConfig) -> None:
+    def __init__(self, width: int, heads: int, theta: float) -> None:
         super().__init__()
-        width, heads = config.width, config.heads
-        self.heads, self.theta, self.latent = heads, config.theta, config.latent
-        if config.latent:
-            self.plain, self.rotary, self.value = 128, 64, 128
-            self.q_down, self.q_norm = nn.Linear(width, 768, bias=False), nn.RMSNorm(768, eps=1e-5)
-            self.q_up = nn.Linear(768, heads * (self.plain + self.rotary), bias=False)
-            self.kv_down, self.kv_norm = nn.Linear(width, 256 + self.rotary, bias=False), nn.RMSNorm(256, eps=1e-5)
-            self.kv_up = nn.Linear(256, heads * (self.plain + self.value), bias=False)
-        else:
-            self.plain, self.rotary, self.value = 0, width // heads, width // heads
-            self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(heads * self.value, width, bias=False)
+        self.heads, self.size = heads, width // heads
+        self.rotary = Rotary(self.size, theta)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
 
-    @property
-    def key_size(self) -> int:
-        return self.plain + self.rotary
+    def new_cache(self, batch: int, length: int = 0) -> LayerCache:
+        like, shape = self.out.weight, (batch, self.heads, length, self.size)
+        return LayerCache(like.new_zeros(shape), like.new_zeros(shape), None, length)
 
-    def _turned(self, x: Tensor, begin: int) -> Tensor:
-        half = self.rotary // 2
-        rates = self.theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-        angles = torch.arange(begin, begin + x.shape[2], device=x.device, dtype=torch.float32)[:, None] * rates
-        cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        a, b = x.chunk(2, -1)
-        return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
-
-    def forward(self, x: Tensor, cache: _Cache | None) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
         batch, length, _ = x.shape
-        begin = cache.length if cache is not None else 0
-
-        def split(t: Tensor) -> Tensor:
-            return t.view(batch, length, self.heads, -1).transpose(1, 2)
-
-        if self.latent:
-            q = split(self.q_up(self.q_norm(self.q_down(x))))
-            low, turned = self.kv_down(x).split([256, self.rotary], -1)
-            k, v = split(self.kv_up(self.kv_norm(low))).split([self.plain, self.value], -1)
-            q = torch.cat([q[..., : self.plain], self._turned(q[..., self.plain :], begin)], -1)
-            shared = self._turned(turned[:, None], begin).expand(-1, self.heads, -1, -1)
-            k = torch.cat([k, shared], -1)
-        else:
-            q, k, v = (split(t) for t in self.qkv(x).chunk(3, -1))
-            q, k = self._turned(q, begin), self._turned(k, begin)
+        begin = cache.seen if cache is not None else 0
+        q, k, v = (t.view(batch, length, self.heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        q, k = (
+            self.rotary.turn(t, torch.arange(begin, begin + length, device=x.device, dtype=torch.float32))
+            for t in (q, k)
+        )
         if cache is not None:
-            cache.extend(k, v)
-            k, v = cache.keys, cache.values
+            k, v, _ = cache.extend(k, v)
         mask = None
         if begin and length > 1:
             mask = torch.ones(length, begin + length, dtype=torch.bool, device=x.device).tril(begin)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=begin == 0 and length > 1)
+        y = attend(q, k, v, mask=mask, causal=begin == 0 and length > 1)
         return self.out(y.transpose(1, 2).reshape(batch, length, -1))
+
+
+def _attention(c: BlockFFNConfig) -> LatentAttention | _PlainAttention:
+    if not c.latent:
+        return _PlainAttention(c.width, c.heads, c.theta)
+    return LatentAttention(
+        c.width, heads=c.heads, plain=128, rotated=64, value=128, query_rank=768, latent=256,
+        rotary=Rotary(64, c.theta), eps=1e-5, expanded=True,
+    )  # fmt: skip
 
 
 class _Layer(nn.Module):
     def __init__(self, config: BlockFFNConfig) -> None:
         super().__init__()
         self.attn_norm, self.ffn_norm = (nn.RMSNorm(config.width, eps=1e-5) for _ in range(2))
-        self.attn = _Attention(config)
+        self.attn = _attention(config)
         self.ffn: nn.Module
         if config.feed_forward == "block":
             self.ffn = BlockFFN(config.width, config.experts, config.each)
@@ -140,7 +106,7 @@ class _Layer(nn.Module):
             )
 
 
-class BlockFFNLM(RecurrentLM[list[_Cache]]):
+class BlockFFNLM(RecurrentLM[list[LayerCache]]):
     """A causal language model with BlockFFN feed-forward layers (arXiv 2507.08771).
 
     Args:
@@ -171,21 +137,16 @@ class BlockFFNLM(RecurrentLM[list[_Cache]]):
     def _layers(self) -> list[_Layer]:
         return cast("list[_Layer]", list(self.layers))
 
-    def new_state(self, batch: int) -> list[_Cache]:
+    def new_state(self, batch: int) -> list[LayerCache]:
         return self.state_at(batch, 0)
 
-    def state_at(self, batch: int, length: int) -> list[_Cache]:
-        like = self.embeddings.weight
-        caches = []
-        for layer in self._layers:
-            shape = batch, layer.attn.heads, length
-            caches.append(_Cache(like.new_zeros(*shape, layer.attn.key_size), like.new_zeros(*shape, layer.attn.value)))
-        return caches
+    def state_at(self, batch: int, length: int) -> list[LayerCache]:
+        return [layer.attn.new_cache(batch, length) for layer in self._layers]
 
-    def state_tensors(self, state: list[_Cache]) -> dict[str, Tensor]:
+    def state_tensors(self, state: list[LayerCache]) -> dict[str, Tensor]:
         return {f"cache.{i}.{name}": getattr(c, name) for i, c in enumerate(state) for name in ("keys", "values")}
 
-    def cut(self, state: list[_Cache], length: int) -> None:
+    def cut(self, state: list[LayerCache], length: int) -> None:
         """Forgets all but the first ``length`` positions: what a rejected draft leaves."""
         for cache in state:
             cache.cut(length)
@@ -195,7 +156,7 @@ class BlockFFNLM(RecurrentLM[list[_Cache]]):
         found = [cast("Tensor | None", getattr(layer.ffn, "logits", None)) for layer in self._layers]
         return [logits for logits in found if logits is not None]
 
-    def forward(self, ids: Tensor, state: list[_Cache] | None = None, *, logits_to_keep: int = 0) -> Tensor:
+    def forward(self, ids: Tensor, state: list[LayerCache] | None = None, *, logits_to_keep: int = 0) -> Tensor:
         """Logits of every position, or of the last ``logits_to_keep``; ``state`` grows by these tokens."""
         x = self.embeddings(ids)
         branch = 1.0

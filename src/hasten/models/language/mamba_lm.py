@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
+from hasten.models.decoder import Layout
 from hasten.models.language.recurrent import RecurrentLM
 from hasten.models.loading import checkpoint
 from hasten.nn.mamba import Mamba, MambaState
@@ -108,6 +109,17 @@ class MambaLM(RecurrentLM[list[MambaState]]):
     Shape:
         ids (batch, length) int64 to logits (batch, length, padded vocabulary).
     """
+
+    layout: ClassVar[Layout] = Layout(
+        layers=("backbone.layers",),
+        embedding=("backbone.embedding",),
+        norm=("backbone.norm_f",),
+        rotary=(),
+        attention=("mixer",),
+        attention_norm=("norm",),
+        feed_forward=(),
+        feed_forward_norm=(),
+    )
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()

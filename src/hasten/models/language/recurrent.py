@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
+from hasten.models.decoder import Layout
 from hasten.workload import Phase, Workload, trace_cascade
 
 State = TypeVar("State")
@@ -18,10 +19,21 @@ State = TypeVar("State")
 class RecurrentLM(nn.Module, Generic[State]):
     """A language model ``forward(ids, state=None, *, logits_to_keep=0) -> logits`` with a state that it moves on.
 
-    What comes from it: generation a token at a time, and a workload with the phases ``prefill`` and ``decode``.
+    What comes from it: generation a token at a time, and a workload with the phases ``prefill`` and ``decode``. It is a
+    `hasten.models.decoder.Decoder` by its ``layout``; a class that names its parts otherwise says so there.
     """
 
     vocabulary: int
+    layout: ClassVar[Layout] = Layout(
+        layers=("layers",),
+        embedding=("embeddings",),
+        norm=("norm",),
+        rotary=(),
+        attention=("attn", "mixer"),
+        attention_norm=("attn_norm", "norm"),
+        feed_forward=("ffn", "mlp"),
+        feed_forward_norm=("ffn_norm", "mlp_norm"),
+    )
 
     @abstractmethod
     def new_state(self, batch: int) -> State:

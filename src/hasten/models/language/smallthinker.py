@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.errors import HastenError
+from hasten.models.decoder import LLAMA_LIKE, Layout
 from hasten.models.language.recurrent import RecurrentLM
 from hasten.models.loading import checkpoint
+from hasten.nn.attention import GroupedAttention, LayerCache, Rotary
 from hasten.nn.reglu_experts import Activation, ReGLUExperts
 
 # Layers, width, heads, KV heads, experts, used, inner, tied, hybrid (arXiv 2507.20984, table 1, and the releases'
@@ -79,64 +81,6 @@ def hybrid(layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return local, local
 
 
-class LayerCache:
-    """Keys and values of one layer (batch, kv heads, tokens, head_dim); a windowed one keeps its window alone."""
-
-    def __init__(self, keys: Tensor, values: Tensor, window: int | None, seen: int = 0) -> None:
-        self.keys, self.values, self.window, self.seen = keys, values, window, seen
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Takes new ones in; returns what the new tokens may look at and the position of its first."""
-        keys, values = torch.cat((self.keys, keys), 2), torch.cat((self.values, values), 2)
-        first = self.seen - self.keys.shape[2]
-        self.seen = first + keys.shape[2]
-        kept = keys.shape[2] if self.window is None else min(keys.shape[2], self.window - 1)
-        self.keys, self.values = keys[:, :, keys.shape[2] - kept :], values[:, :, values.shape[2] - kept :]
-        return keys, values, first
-
-
-class _Attention(nn.Module):
-    def __init__(self, config: SmallThinkerConfig, index: int) -> None:
-        super().__init__()
-        c = config
-        self.heads, self.kv_heads, self.head_dim, self.theta = c.heads, c.kv_heads, c.head_dim, c.theta
-        self.rotary = bool(c.rotary[index]) if c.rotary else True
-        self.window = c.window if c.windowed and c.windowed[index] else None
-        self.q_proj = nn.Linear(c.width, c.heads * c.head_dim, bias=False)
-        self.k_proj = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=False)
-        self.v_proj = nn.Linear(c.width, c.kv_heads * c.head_dim, bias=False)
-        self.o_proj = nn.Linear(c.heads * c.head_dim, c.width, bias=False)
-
-    def _turned(self, x: Tensor, begin: int) -> Tensor:
-        half = self.head_dim // 2
-        rates = self.theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-        angles = torch.arange(begin, begin + x.shape[2], device=x.device, dtype=torch.float32)[:, None] * rates
-        cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        a, b = x.chunk(2, -1)
-        return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
-
-    def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
-        batch, length, _ = x.shape
-        begin = cache.seen if cache is not None else 0
-
-        def split(t: Tensor) -> Tensor:
-            return t.view(batch, length, -1, self.head_dim).transpose(1, 2)
-
-        q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
-        if self.rotary:
-            q, k = self._turned(q, begin), self._turned(k, begin)
-        first = 0
-        if cache is not None:
-            k, v, first = cache.extend(k, v)
-        rows = torch.arange(begin, begin + length, device=x.device)[:, None]
-        columns = torch.arange(first, first + k.shape[2], device=x.device)
-        mask = columns <= rows
-        if self.window is not None:
-            mask &= columns > rows - self.window
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=self.heads != self.kv_heads)
-        return self.o_proj(y.transpose(1, 2).reshape(batch, length, -1))
-
-
 class Layer(nn.Module):
     """One block: router logits, attention, experts."""
 
@@ -145,7 +89,14 @@ class Layer(nn.Module):
         c = config
         self.early = c.early
         self.input_layernorm = nn.RMSNorm(c.width, eps=1e-6)
-        self.self_attn = _Attention(c, index)
+        self.self_attn = GroupedAttention(
+            c.width,
+            heads=c.heads,
+            kv_heads=c.kv_heads,
+            head_dim=c.head_dim,
+            rotary=Rotary(c.head_dim, c.theta) if not c.rotary or c.rotary[index] else None,
+            window=c.window if c.windowed and c.windowed[index] else None,
+        )
         self.post_attention_layernorm = nn.RMSNorm(c.width, eps=1e-6)
         self.block_sparse_moe = ReGLUExperts(c.width, c.inner, c.experts, c.used, c.activation, c.softmax)
 
@@ -174,6 +125,8 @@ class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
     Shape:
         ids (batch, length) int64 to logits (batch, length, vocabulary).
     """
+
+    layout: ClassVar[Layout] = LLAMA_LIKE
 
     def __init__(self, config: SmallThinkerConfig) -> None:
         super().__init__()
@@ -249,14 +202,7 @@ class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
         return self.state_at(batch, 0)
 
     def state_at(self, batch: int, length: int) -> list[LayerCache]:
-        like, c = self.model.embed_tokens.weight, self.config
-        caches = []
-        for layer in self.blocks:
-            window = layer.self_attn.window
-            held = length if window is None else min(length, window - 1)
-            shape = (batch, c.kv_heads, held, c.head_dim)
-            caches.append(LayerCache(like.new_zeros(shape), like.new_zeros(shape), window, length))
-        return caches
+        return [layer.self_attn.new_cache(batch, length) for layer in self.blocks]
 
     def state_tensors(self, state: list[LayerCache]) -> dict[str, Tensor]:
         return {f"cache.{i}.{name}": getattr(c, name) for i, c in enumerate(state) for name in ("keys", "values")}

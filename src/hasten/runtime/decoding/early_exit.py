@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hasten.errors import HastenError
+from hasten.nn.attention import half, turned
 from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel
 
@@ -33,14 +34,12 @@ def _layer(layer: Any, state: Tensor, turns: tuple[Tensor, Tensor], cache: Any) 
 
 
 def _store(layer: Any, state: Tensor, turns: tuple[Tensor, Tensor], cache: Any, index: int) -> None:
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-    attention, normed = layer.self_attn, layer.input_layernorm(state)
+    attention, normed = layer.attention, layer.attention_norm(state)
     shape = (1, 1, -1, attention.head_dim)
     keys, values = (p(normed).view(shape).transpose(1, 2) for p in (attention.k_proj, attention.v_proj))
     if hasattr(attention, "k_norm"):
         keys = attention.k_norm(keys)
-    keys = apply_rotary_pos_emb(keys, keys, *turns)[1]
+    keys = turned(keys, *(half(t) for t in turns))
     cache.update(keys, values, index)
 
 
@@ -67,23 +66,24 @@ def generate(
     allowed = set(exits or range(count // 2, count, 4))
     if allowed and not 0 < min(allowed) <= max(allowed) <= count:
         raise HastenError(f"exits are layers from 1 to {count}")
-    inner, head = model.network.model, model.network.lm_head
+    decoder = model.decoder
+    head, norm = decoder.head, decoder.norm
     cache = model.new_cache(1, ids.shape[1] + new_tokens)
     model.check_fits(ids.shape[1] + new_tokens)
     token = int(numbers(model.prefill(ids, cache)).argmax())
     made, used = [token], []
     while len(made) < new_tokens:
-        state = inner.embed_tokens(torch.tensor([[token]]))
-        turns = inner.rotary_emb(state, position_ids=torch.tensor([[cache.get_seq_length()]]))
+        state = decoder.embedding(torch.tensor([[token]]))
+        turns = decoder.rotary(state, position_ids=torch.tensor([[cache.get_seq_length()]]))
         for index, layer in enumerate(model.layers):
             state = _layer(layer, state, turns, cache)
             if index + 1 in allowed and index + 1 < count:
-                shares = torch.softmax(head(inner.norm(state))[0, -1].float(), -1)
+                shares = torch.softmax(head(norm(state))[0, -1].float(), -1)
                 if float(shares.max()) >= threshold:
                     for later in range(index + 1, count):
-                        _store(model.layers[later], state, turns, cache, later)
+                        _store(decoder.layer(later), state, turns, cache, later)
                     break
         used.append(index + 1)
-        token = int(numbers(head(inner.norm(state))[0, -1]).argmax())
+        token = int(numbers(head(norm(state))[0, -1]).argmax())
         made.append(token)
     return Exited(torch.cat((ids, torch.tensor([made])), 1), used)

@@ -7,7 +7,6 @@ attend over its first pass, a skipped one leaves nothing. Positions do not depen
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
+from hasten.models.decoder import chained
 from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel
 from hasten.tasks.questions import Question
@@ -25,14 +25,6 @@ def check_path(path: Sequence[int], layers: int) -> None:
     """Raises HastenError for an empty path or a layer that is not there."""
     if not path or min(path) < 0 or max(path) >= layers:
         raise HastenError(f"a path is a list of layers from 0 to {layers - 1}, at least one")
-
-
-def _step(layer: nn.Module, index: int) -> nn.Module:
-    """``layer`` over the same weights, at another place of the cache."""
-    step, attention = copy.copy(layer), copy.copy(layer.self_attn)
-    attention.layer_idx = index  # type: ignore[union-attr]
-    step._modules = {**layer._modules, "self_attn": attention}  # type: ignore[dict-item]
-    return step
 
 
 @contextlib.contextmanager
@@ -46,20 +38,9 @@ def chain(model: LanguageModel, path: Sequence[int]) -> Iterator[LanguageModel]:
     Raises:
         HastenError: a path with layers that the model does not have.
     """
-    layers, config = model.layers, model.network.config
-    check_path(path, len(layers))
-    kinds = getattr(config, "layer_types", None)
-    model.network.model.layers = nn.ModuleList(_step(layers[i], k) for k, i in enumerate(path))
-    config.num_hidden_layers = len(path)
-    if kinds:
-        config.layer_types = [kinds[i] for i in path]
-    try:
+    check_path(path, len(model.layers))
+    with chained(model.decoder, path):
         yield model
-    finally:
-        model.network.model.layers = layers
-        config.num_hidden_layers = len(layers)
-        if kinds:
-            config.layer_types = kinds
 
 
 # States kept by `Chains`: of an input of 50 tokens and 576 channels, 60 MB.
@@ -79,7 +60,7 @@ class Chains:
 
     def __init__(self, model: LanguageModel, ids: Tensor | Sequence[Tensor]) -> None:
         self._model = model
-        self._inner = model.network.model
+        self._decoder = model.decoder
         self._single = isinstance(ids, Tensor)
         rows = [ids] if isinstance(ids, Tensor) else list(ids)
         lengths = [len(row) for row in rows]
@@ -92,8 +73,8 @@ class Chains:
         self._branches: dict[tuple[int, ...], Tensor] = {}
         with torch.inference_mode():
             # Padding stands behind the text, where causal attention does not look.
-            state = self._inner.embed_tokens(nn.utils.rnn.pad_sequence(rows, batch_first=True))
-            self._turns = self._inner.rotary_emb(state, position_ids=torch.arange(state.shape[1])[None])
+            state = self._decoder.embedding(nn.utils.rnn.pad_sequence(rows, batch_first=True))
+            self._turns = self._decoder.rotary(state, position_ids=torch.arange(state.shape[1])[None])
             for layer in model.layers:
                 self._states.append(state)
                 state = self._run(layer, state)
@@ -130,7 +111,7 @@ class Chains:
             del self._branches[next(iter(self._branches))]
         places = self._lengths[:, None] - last + torch.arange(last)
         ends = state.gather(1, places[..., None].expand(-1, -1, state.shape[-1]))
-        found = numbers(self._model.network.lm_head(self._inner.norm(ends)).float())
+        found = numbers(self._decoder.head(self._decoder.norm(ends)).float())
         return found[0] if self._single else found
 
     def mean_state(self, layers: int = 2) -> Tensor:

@@ -151,7 +151,7 @@ class Decoded:
 
 def guesses(model: LanguageModel, heads: MedusaHeads, hidden: Tensor, ranks: int) -> Tensor:
     """The best ``ranks`` tokens of each head for one state (width): (heads, ranks)."""
-    return model.network.lm_head(heads(hidden)).topk(ranks, -1).indices
+    return model.decoder.head(heads(hidden)).topk(ranks, -1).indices
 
 
 def typical(probabilities: Tensor, token: int, epsilon: float = 0.09, alpha: float = 0.3) -> bool:
@@ -327,7 +327,7 @@ def fit(
         discount, batch, seed: of the loss, of a step, of the drawing.
         progress: told the share done.
     """
-    head = model.network.lm_head
+    head = model.decoder.head
     weight = head.dequantize() if hasattr(head, "dequantize") else head.weight
     known, where = torch.unique(ids, return_inverse=True)
     table = weight[known].detach().float().clone()
@@ -360,7 +360,7 @@ def rank_accuracy(
     found = torch.zeros(count, ranks)
     total = 0
     for row, state in zip(ids, states, strict=True):
-        best = model.network.lm_head(heads(state[:reach])).topk(ranks, -1).indices
+        best = model.decoder.head(heads(state[:reach])).topk(ranks, -1).indices
         for k in range(count):
             found[k] += (best[:, k] == row[k + 2 : k + 2 + reach, None]).sum(0)
         total += reach

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from hasten.errors import HastenError
 from hasten.files import write_aside
-from hasten.models.language.smallthinker import HeadPredictor, LayerCache, SmallThinkerLM
+from hasten.models.language.smallthinker import HeadPredictor, SmallThinkerLM
+from hasten.nn.attention import LayerCache
 from hasten.nn.reglu_experts import Expert, route, sparse_rows
 
 Key = tuple[int, int]

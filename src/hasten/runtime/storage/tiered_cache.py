@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from hasten.cost.serving.tiers import Schedule
 from hasten.errors import HastenError
+from hasten.nn.attention import half, turned
 from hasten.runtime.cache import CacheSpec
 from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel
@@ -322,7 +323,7 @@ class TieredCache(Cache):
         self.spec = CacheSpec(policy=policy)
         self.batch, self.capacity, self._prompt = batch, capacity, prompt
         self.heads, self.hidden = config.num_key_value_heads, config.hidden_size
-        self.head_dim = int(model.layers[0].self_attn.head_dim)  # type: ignore[union-attr, arg-type]
+        self.head_dim = int(model.decoder.layer(0).attention.head_dim)
         count = len(model.layers)
         self.quantized = dtype == "int8"
         channels = 2 * count * batch * self.heads * self.head_dim
@@ -338,7 +339,7 @@ class TieredCache(Cache):
             raise HastenError(f"a budget of {fast_bytes:.0f} bytes holds no {what} ({least} bytes): raise it")
         shape = (count, batch, self.heads, capacity, 2, self.head_dim)
         self.slow = SlowTier(shape, bandwidth, folder, "uint8" if self.quantized else "float32")
-        self._network = model.network
+        self._decoder = model.decoder
         self.entered: dict[int, Tensor] = {}
         self.ids = torch.zeros(batch, 0, dtype=torch.int64)
         self._beginning = _Beginning()
@@ -383,19 +384,16 @@ class TieredCache(Cache):
 
     def _projected(self, index: int, inputs: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values from a layer's normed inputs (batch, n, hidden)."""
-        attention = self._network.model.layers[index].self_attn
+        attention = self._decoder.layer(index).attention
         values = attention.v_proj(inputs).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         return self._rotated(attention, "k", inputs, positions), values
 
     def _rotated(self, attention: Any, which: str, inputs: Tensor, positions: Tensor) -> Tensor:
         """Queries or keys (batch, heads, n, head_dim)."""
-        from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
         x = getattr(attention, f"{which}_proj")(inputs).unflatten(-1, (-1, self.head_dim))
         norm = getattr(attention, f"{which}_norm", None)  # as in Qwen3
         x = (x if norm is None else norm(x)).transpose(1, 2)
-        turned: Tensor = apply_rotary_pos_emb(x, x, *self._network.model.rotary_emb(inputs, positions[None]))[0]
-        return turned
+        return turned(x, *(half(t) for t in self._decoder.rotary(inputs, positions[None])))
 
     def _from_the_beginning(self, index: int, positions: Tensor, deleted: int) -> tuple[Tensor, Tensor]:
         """Keys and values from the prompt's first tokens, run through the layers as far as this one.
@@ -403,23 +401,23 @@ class TieredCache(Cache):
         They attended to each other alone and densely when they were read, so that this gives what was deleted. A step
         goes on from the layer where it needed them last.
         """
-        network, known = self._network.model, self._beginning
+        decoder, known = self._decoder, self._beginning
         length = self.layers[0].length  # what tells steps apart
         if known.step != (length, deleted) or known.layer > index:
             known.step, known.layer = (length, deleted), 0
-            known.hidden = network.embed_tokens(self.ids[:, :deleted])
+            known.hidden = decoder.embedding(self.ids[:, :deleted])
         every = torch.arange(deleted)
         mask = torch.ones(deleted, deleted, dtype=torch.bool).tril()
         while True:
-            layer = network.layers[known.layer]
-            normed = layer.input_layernorm(known.hidden)
+            layer = decoder.layer(known.layer)
+            normed = layer.attention_norm(known.hidden)
             if known.layer == index:
                 return self._projected(index, normed[:, positions], positions)
             keys, values = self._projected(known.layer, normed, every)
-            query = self._rotated(layer.self_attn, "q", normed, every)
-            seen = attend(query, keys, values, layer.self_attn.scaling, mask)
-            hidden = known.hidden + layer.self_attn.o_proj(seen.transpose(1, 2).flatten(2))
-            known.hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            query = self._rotated(layer.attention, "q", normed, every)
+            seen = attend(query, keys, values, layer.attention.scaling, mask)
+            hidden = known.hidden + layer.attention.o_proj(seen.transpose(1, 2).flatten(2))
+            known.hidden = hidden + layer.feed_forward(layer.feed_forward_norm(hidden))
             known.layer += 1
 
     @property
@@ -464,12 +462,13 @@ def generate(
     model.check_fits(ids.shape[1] + new_tokens)
     cache.ids = ids
     handles = []
-    for index, layer in enumerate(model.layers):
+    for index in range(len(model.layers)):
 
         def enter(module: Any, args: Any, kwargs: dict[str, Any], index: int = index) -> None:
             cache.entered[index] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
 
-        handles.append(layer.self_attn.register_forward_pre_hook(enter, with_kwargs=True))  # type: ignore[union-attr]
+        attention = model.decoder.layer(index).attention
+        handles.append(attention.register_forward_pre_hook(enter, with_kwargs=True))
     ends = torch.tensor(sorted(end), dtype=torch.int64)
     ended = torch.zeros(len(ids), dtype=torch.bool)
     try:
