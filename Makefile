@@ -1,4 +1,5 @@
 # make tune: environment, then the main job.   make test: environment, then every gate and test.
+# make docs: the API reference, out/api/index.html.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ OUT ?= out
 # Files of tests in as many processes as there are cores, four at most, each with one thread (tests/conftest.py).
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: tune test quick lint bench clean
+.PHONY: tune test quick lint bench docs clean
 
 tune: $(READY)
 	$(BIN)/hasten tune --out $(OUT) --study $(OUT)/study.db $(ARGS)
@@ -32,6 +33,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/estimate.py
 	$(BIN)/python benchmarks/kernels.py
+
+docs: $(READY)
+	$(BIN)/python scripts/api_reference.py $(OUT)/api
 
 $(READY): $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "hasten needs Python 3.11 or newer: make PYTHON=python3.11")'
