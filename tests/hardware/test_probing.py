@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hasten.errors import HastenError
-from hasten.hardware import Device, load_device, probe, probing, remember
+from hasten.hardware import Device, load_device, machine, probe, probing, remember, timing
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ class TestProbe:
     def test_describes_this_machine(self, probed):
         device, _, _, _ = probed
         assert device.name == "here"
-        assert device.identity["cores"] == str(probing.cores())
+        assert device.identity["cores"] == str(machine.cores())
         assert device.identity["threads"] == "1"
         assert device.identity["torch"] == torch.__version__
         assert device.main_memory.name == "DRAM"
@@ -67,7 +67,7 @@ def test_leaves_the_number_of_threads_and_the_random_state_alone(tmp_path: Path,
 
 def test_an_older_probe_can_be_made_the_remembered_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     older, newer = (
-        load_device("cpu2").model_copy(update={"identity": probing.machine(1), "title": title})
+        load_device("cpu2").model_copy(update={"identity": machine.machine(1), "title": title})
         for title in ("older", "newer")
     )
     monkeypatch.setattr(probing, "_measure", lambda *_: newer)
@@ -96,10 +96,10 @@ def test_caches_are_read_from_the_system_or_assumed(tmp_path: Path):
         folder.mkdir(parents=True)
         for file, text in (("level", level), ("type", kind), ("size", size), ("shared_cpu_list", shared)):
             (folder / file).write_text(text + "\n")
-    assert probing.caches(tmp_path) == [("L1", 49152, 1), ("L2", 1 << 20, 2)]
-    assert [name for name, _, _ in probing.caches(tmp_path / "nothing")] == ["L1", "L2", "L3"]
+    assert machine.caches(tmp_path) == [("L1", 49152, 1), ("L2", 1 << 20, 2)]
+    assert [name for name, _, _ in machine.caches(tmp_path / "nothing")] == ["L1", "L2", "L3"]
 
 
 def test_seconds_takes_the_least_of_several_runs():
     waits = iter([0.0, 0.004, 0.03, *[0.004] * 100])
-    assert probing.seconds(lambda: time.sleep(next(waits)), budget=0.02) < 0.02
+    assert timing.seconds(lambda: time.sleep(next(waits)), budget=0.02) < 0.02

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from hasten import spaces
-from hasten.cost.serving.recorded_trials import Answer, Question, Record, points, write_records
+from hasten.cost.serving.recorded_trials import Answer, Record, RecordedQuestion, points, write_records
 from hasten.cost.serving.scaling import QWEN3, best_within
 from hasten.errors import HastenError
 from hasten.search import Study
 from hasten.spaces.test_time import problem
-from hasten.workload.decoder import Decoder
+from hasten.workload.decoder import DecoderSizes
 
 
-def record(decoder: Decoder, method: str, budget: int, right: int, prompt: int = 100) -> Record:
+def record(decoder: DecoderSizes, method: str, budget: int, right: int, prompt: int = 100) -> Record:
     """Eight answers to two questions, the first ``right`` of them right."""
     answers = tuple(Answer(500 + 400 * i, i < right) for i in range(8))
-    return Record(decoder, method, budget, (Question(prompt, answers), Question(prompt, answers[::-1])))
+    return Record(decoder, method, budget, (RecordedQuestion(prompt, answers), RecordedQuestion(prompt, answers[::-1])))
 
 
 RECORDS = [
@@ -55,7 +55,7 @@ def test_a_file_a_device_and_what_is_said(tmp_path: Path) -> None:
     point = {"model": "Qwen3-14B", "attention": "top-k 2048", "trials": 1, "tokens": 500}
     assert small.evaluate(point)["cost"] < large.evaluate(point)["cost"], "memory is dearer on an H100"
     assert not small.evaluate(point)["dense_is_cheaper"]
-    short = [Record(QWEN3[4], m, b, (Question(60_000, (Answer(50, True),) * 64),)) for m, b in both]
+    short = [Record(QWEN3[4], m, b, (RecordedQuestion(60_000, (Answer(50, True),) * 64),)) for m, b in both]
     many = problem(short).evaluate({**point, "trials": 64, "tokens": 50})
     assert many["dense_is_cheaper"]
 

@@ -22,7 +22,7 @@ KINDS = ("filter", "transform", "control")
 
 
 @dataclass(frozen=True)
-class Task:
+class GraphTask:
     """A part of a program.
 
     Args:
@@ -50,7 +50,7 @@ class TaskGraph:
     """
 
     name: str
-    tasks: tuple[Task, ...]
+    tasks: tuple[GraphTask, ...]
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -94,54 +94,54 @@ def task_graph(name: str, scale: int = 1) -> TaskGraph:
     return TaskGraph(name, tuple(made))
 
 
-def _edges(scale: int) -> list[Task]:
+def _edges(scale: int) -> list[GraphTask]:
     pixels = 640 * 480 * scale
     word = 2  # bytes
     return [
-        Task("gray", "control", 5 * pixels, word * pixels),
-        Task("smooth", "filter", 2 * 25 * pixels, word * pixels, ("gray",)),
-        Task("laplace", "filter", 2 * 9 * pixels, word * pixels, ("smooth",)),
-        Task("across", "filter", 2 * 9 * pixels, word * pixels, ("smooth",)),
-        Task("down", "filter", 2 * 9 * pixels, word * pixels, ("smooth",)),
-        Task("size", "control", 10 * pixels, word * pixels, ("across", "down")),
-        Task("thin", "control", 8 * pixels, pixels, ("laplace", "size")),
-        Task("link", "control", 16 * pixels, pixels, ("thin",)),
+        GraphTask("gray", "control", 5 * pixels, word * pixels),
+        GraphTask("smooth", "filter", 2 * 25 * pixels, word * pixels, ("gray",)),
+        GraphTask("laplace", "filter", 2 * 9 * pixels, word * pixels, ("smooth",)),
+        GraphTask("across", "filter", 2 * 9 * pixels, word * pixels, ("smooth",)),
+        GraphTask("down", "filter", 2 * 9 * pixels, word * pixels, ("smooth",)),
+        GraphTask("size", "control", 10 * pixels, word * pixels, ("across", "down")),
+        GraphTask("thin", "control", 8 * pixels, pixels, ("laplace", "size")),
+        GraphTask("link", "control", 16 * pixels, pixels, ("thin",)),
     ]
 
 
-def _audio(scale: int) -> list[Task]:
+def _audio(scale: int) -> list[GraphTask]:
     block, sources, ears, word = 1024 * scale, 16, 2, 4
     fourier = 5 * block * math.log2(block)
-    tasks = [Task("mix", "control", 4 * sources * block, word * sources * block)]
+    tasks = [GraphTask("mix", "control", 4 * sources * block, word * sources * block)]
     parts = []
     for i in range(4):
         part = sources // 4
-        tasks.append(Task(f"forward{i}", "transform", part * fourier, 2 * word * part * block, ("mix",)))
+        tasks.append(GraphTask(f"forward{i}", "transform", part * fourier, 2 * word * part * block, ("mix",)))
         parts.append(f"forward{i}")
     tasks += [
-        Task("rotate", "filter", 2 * sources * sources * block, 2 * word * sources * block, tuple(parts)),
-        Task("zoom", "control", 6 * sources * block, 2 * word * sources * block, ("rotate",)),
-        Task("left", "filter", 8 * sources * block, 2 * word * block, ("zoom",)),
-        Task("right", "filter", 8 * sources * block, 2 * word * block, ("zoom",)),
-        Task("back", "transform", ears * fourier, word * ears * block, ("left", "right")),
+        GraphTask("rotate", "filter", 2 * sources * sources * block, 2 * word * sources * block, tuple(parts)),
+        GraphTask("zoom", "control", 6 * sources * block, 2 * word * sources * block, ("rotate",)),
+        GraphTask("left", "filter", 8 * sources * block, 2 * word * block, ("zoom",)),
+        GraphTask("right", "filter", 8 * sources * block, 2 * word * block, ("zoom",)),
+        GraphTask("back", "transform", ears * fourier, word * ears * block, ("left", "right")),
     ]
     return tasks
 
 
-def _tracking(scale: int) -> list[Task]:
+def _tracking(scale: int) -> list[GraphTask]:
     pixels, corners = 640 * 480 * scale, 500 * scale
     tasks = []
     for eye in ("left", "right"):
         tasks += [
-            Task(f"rectify-{eye}", "transform", 20 * pixels, pixels),
-            Task(f"pyramid-{eye}", "filter", 2 * 25 * pixels * 4 / 3, pixels * 4 / 3, (f"rectify-{eye}",)),
-            Task(f"corners-{eye}", "filter", 2 * 27 * pixels, 64 * corners, (f"pyramid-{eye}",)),
+            GraphTask(f"rectify-{eye}", "transform", 20 * pixels, pixels),
+            GraphTask(f"pyramid-{eye}", "filter", 2 * 25 * pixels * 4 / 3, pixels * 4 / 3, (f"rectify-{eye}",)),
+            GraphTask(f"corners-{eye}", "filter", 2 * 27 * pixels, 64 * corners, (f"pyramid-{eye}",)),
         ]
     return [
         *tasks,
-        Task("match", "control", 3 * 32 * corners * 60, 16 * corners, ("corners-left", "corners-right")),
-        Task("flow", "filter", 2 * 15 * 15 * 12 * corners * 3, 16 * corners, ("pyramid-left", "match")),
-        Task("pose", "transform", 40 * 6 * 6 * corners * 4, 4096, ("flow",)),
+        GraphTask("match", "control", 3 * 32 * corners * 60, 16 * corners, ("corners-left", "corners-right")),
+        GraphTask("flow", "filter", 2 * 15 * 15 * 12 * corners * 3, 16 * corners, ("pyramid-left", "match")),
+        GraphTask("pose", "transform", 40 * 6 * 6 * corners * 4, 4096, ("flow",)),
     ]
 
 
@@ -165,7 +165,7 @@ def read_task_graph(path: str | Path) -> TaskGraph:
     return TaskGraph(str(data.get("name", source.stem)), tuple(_task(source, i, t) for i, t in enumerate(tables, 1)))
 
 
-def _task(source: Path, number: int, table: Any) -> Task:
+def _task(source: Path, number: int, table: Any) -> GraphTask:
     where = f"the task graph {source}, task {number}"
     known = {"name": str, "kind": str, "operations": int | float, "bytes": int | float, "after": list}
     if not isinstance(table, dict) or set(table) - set(known):
@@ -175,7 +175,7 @@ def _task(source: Path, number: int, table: Any) -> Task:
             raise HastenError(f"{where}: {key} is missing")
         if key in table and (not isinstance(table[key], kind) or isinstance(table[key], bool)):
             raise HastenError(f"{where}: {key} is {table[key]!r:.40}")
-    return Task(
+    return GraphTask(
         table["name"],
         table["kind"],
         float(table["operations"]),

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Callable
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -215,6 +216,23 @@ def devices() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
 
 
+_MADE: dict[str, Callable[[], Device]] = {}
+_Maker = TypeVar("_Maker", bound=Callable[..., "Device"])
+
+
+def named(name: str) -> Callable[[_Maker], _Maker]:
+    """Makes `load_device` call the decorated function for ``name``: a device that no file describes.
+
+    The function takes no arguments, or none that it must be given.
+    """
+
+    def add(make: _Maker) -> _Maker:
+        _MADE[name] = make
+        return make
+
+    return add
+
+
 def load_device(name_or_path: str | Path) -> Device:
     """A device of the catalogue, one described in a TOML file, or this machine.
 
@@ -227,10 +245,8 @@ def load_device(name_or_path: str | Path) -> Device:
             the field and what is expected.
     """
     name = str(name_or_path)
-    if name == "here":
-        from hasten.hardware.probing import probe
-
-        return probe()
+    if name in _MADE:
+        return _MADE[name]()
     if isinstance(name_or_path, str) and name in devices():
         found = resources.files("hasten.hardware") / "catalogue" / f"{name}.toml"
         return read_device(found.read_text(encoding="utf-8"), f"{name}.toml")

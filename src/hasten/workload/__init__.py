@@ -1,6 +1,6 @@
 """What is computed: extended-Einsum cascades, workloads, and tracing them from a torch module."""
 
-from hasten.workload.decoder import Decoder
+from hasten.workload.decoder import DecoderSizes
 from hasten.workload.einsum import Access, Cascade, Einsum, Group, Op, Phase, Role, Tensor, Workload
 from hasten.workload.language import language_model
 from hasten.workload.operators import Call, register
@@ -12,7 +12,7 @@ __all__ = [
     "Access",
     "Call",
     "Cascade",
-    "Decoder",
+    "DecoderSizes",
     "Einsum",
     "FusedGroup",
     "Group",

@@ -243,7 +243,7 @@ STEPS: dict[str, tuple[float, _Step]] = {
 
 
 @dataclass
-class Run:
+class Execution:
     """What running a cascade gave.
 
     Args:
@@ -259,7 +259,7 @@ class Run:
     peak: int = 0
 
 
-def execute(cascade: Cascade, inputs: Mapping[str, TorchTensor], rank: str | tuple[str, ...] = "") -> Run:
+def execute(cascade: Cascade, inputs: Mapping[str, TorchTensor], rank: str | tuple[str, ...] = "") -> Execution:
     """Runs a cascade in torch, with user-defined map and reduce operators and iterative ranks.
 
     With a ``rank`` it runs the way a machine with little memory does: pass after pass as
@@ -287,8 +287,8 @@ def execute(cascade: Cascade, inputs: Mapping[str, TorchTensor], rank: str | tup
     return run
 
 
-def _plain(cascade: Cascade, values: dict[str, TorchTensor]) -> Run:
-    run = Run({}, {}, {})
+def _plain(cascade: Cascade, values: dict[str, TorchTensor]) -> Execution:
+    run = Execution({}, {}, {})
     for einsum in cascade.einsums:
         for access in einsum.inputs:
             run.loads[access.tensor] = run.loads.get(access.tensor, 0) + values[access.tensor].numel()
@@ -309,11 +309,11 @@ class _Tiles:
         self.ranks = ranks
         self.outer = ranks[0]
         self.report = passes(cascade, ranks)
-        self.run_ = Run({}, {}, {})
+        self.run_ = Execution({}, {}, {})
         self.size = next((e.sizes[self.outer] for e in cascade if self.outer in e.sizes), 1)
         self.axis = {a.tensor: a.ranks for e in cascade for a in (*e.inputs, e.output)}
 
-    def run(self) -> Run:
+    def run(self) -> Execution:
         pending = list(enumerate(self.cascade.einsums))
         number = 0
         while pending:

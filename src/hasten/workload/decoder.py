@@ -1,7 +1,7 @@
 """The sizes of a decoder-only language model, and what follows from them: parameters, bytes of weights and cache.
 
 One description for all who reckon with such a model: the workload of a configuration, the cost of serving, an FPGA's
-engine. Made from a transformers configuration by `Decoder.of`, or written by hand.
+engine. Made from a transformers configuration by `DecoderSizes.of`, or written by hand.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hasten.errors import HastenError
 
 
 @dataclass(frozen=True)
-class Decoder:
+class DecoderSizes:
     """Sizes of a decoder.
 
     Sizes that are 0 are not there (no experts, no window, no latent cache), but for ``kv_heads``, ``head_dim``,
@@ -51,7 +51,7 @@ class Decoder:
         HastenError: a negative size, no heads or layers, heads that do not share their keys evenly, an unknown number
             format.
 
-    >>> small = Decoder("small", layers=2, hidden=64, heads=4, inner=128, vocabulary=100)
+    >>> small = DecoderSizes("small", layers=2, hidden=64, heads=4, inner=128, vocabulary=100)
     >>> small.layer_parameters, small.total_parameters, small.token_bytes
     (81920, 94720, 512)
     """
@@ -195,7 +195,7 @@ class Decoder:
         return self.total_parameters * BITS[self.dtype] / 8
 
     @classmethod
-    def of(cls, config: Any, *, dtype: str = "bf16", cache_dtype: str = "") -> Decoder:
+    def of(cls, config: Any, *, dtype: str = "bf16", cache_dtype: str = "") -> DecoderSizes:
         """The sizes in a transformers configuration.
 
         Args:
@@ -205,7 +205,7 @@ class Decoder:
         Raises:
             HastenError: it has no heads, layers or width.
 
-        >>> Decoder.of({"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
+        >>> DecoderSizes.of({"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
         ...             "num_key_value_heads": 2, "intermediate_size": 128, "vocab_size": 100}).kv_width
         32
         """

@@ -13,7 +13,7 @@ from torch import Tensor as TorchTensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hasten.errors import HastenError
-from hasten.workload.decoder import Decoder
+from hasten.workload.decoder import DecoderSizes
 from hasten.workload.dispatch import recording
 from hasten.workload.einsum import Cascade, Einsum, Phase, Role, Workload
 from hasten.workload.experts import grouped_experts
@@ -114,7 +114,7 @@ class _Network:
 
     def __init__(self, config: Any, batch: int, capacity: int, dtype: torch.dtype, cache_dtype: torch.dtype) -> None:
         self.c = config
-        self.sizes = Decoder.of(config)
+        self.sizes = DecoderSizes.of(config)
         self.replay = True  # off in the test that replaying changes nothing
         self.batch = batch
         self.capacity = capacity

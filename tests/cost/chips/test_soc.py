@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasten.cost.chips.soc import MEMORIES, PROCESSORS, TOPOLOGIES, Chip, run_tasks
-from hasten.data.task_graphs import GRAPHS, Task, TaskGraph, read_task_graph, task_graph
+from hasten.data.task_graphs import GRAPHS, GraphTask, TaskGraph, read_task_graph, task_graph
 from hasten.errors import HastenError
 
 CPU, DSP, FILTER = ("cpu", 800e6), ("dsp", 800e6), ("filter-unit", 800e6)
 
 
 def graph(*tasks):
-    return TaskGraph("by hand", tuple(Task(*t) for t in tasks))
+    return TaskGraph("by hand", tuple(GraphTask(*t) for t in tasks))
 
 
 def test_one_task_alone():

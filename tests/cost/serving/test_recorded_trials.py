@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hasten.cost.serving.recorded_trials import (
     Answer,
-    Question,
     Record,
+    RecordedQuestion,
     points,
     powers_of_two,
     read_records,
@@ -20,12 +20,12 @@ from hasten.cost.serving.recorded_trials import (
 )
 from hasten.cost.serving.scaling import QWEN3, block_top_k, cost_of, dense, top_k
 from hasten.errors import HastenError
-from hasten.workload.decoder import Decoder
+from hasten.workload.decoder import DecoderSizes
 
-SMALL = Decoder("small", layers=4, heads=4, kv_heads=2, head_dim=16, parameters=1e6)
+SMALL = DecoderSizes("small", layers=4, heads=4, kv_heads=2, head_dim=16, parameters=1e6)
 QUESTIONS = (
-    Question(10, (Answer(20, True), Answer(40, False), Answer(30, True), Answer(30, False))),
-    Question(50, (Answer(10, False), Answer(60, True), Answer(10, False), Answer(20, False))),
+    RecordedQuestion(10, (Answer(20, True), Answer(40, False), Answer(30, True), Answer(30, False))),
+    RecordedQuestion(50, (Answer(10, False), Answer(60, True), Answer(10, False), Answer(20, False))),
 )
 RECORD = Record(SMALL, "dense", 0, QUESTIONS)
 
@@ -83,7 +83,7 @@ def test_every_way_to_spend() -> None:
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:
-    even = (*QUESTIONS, Question(7, (Answer(9, True), Answer(9, False), Answer(9, True), Answer(9, True))))
+    even = (*QUESTIONS, RecordedQuestion(7, (Answer(9, True), Answer(9, False), Answer(9, True), Answer(9, True))))
     sparse = Record(SMALL, "block top-k", 32, even, 8, 1)
     write_records(tmp_path / "trials.jsonl", [RECORD, sparse])
     assert read_records(tmp_path / "trials.jsonl") == [RECORD, sparse]
@@ -101,8 +101,8 @@ def test_traces_as_published(tmp_path: Path) -> None:
     (record,) = read_records(path, model="Qwen3-8B", count=lambda text: len(text.split()))
     assert record.decoder == QWEN3[3]
     assert record.questions == (
-        Question(3, (Answer(3, True), Answer(5, False))),
-        Question(5, (Answer(1, True), Answer(2, True))),
+        RecordedQuestion(3, (Answer(3, True), Answer(5, False))),
+        RecordedQuestion(5, (Answer(1, True), Answer(2, True))),
     )
 
 
@@ -110,7 +110,7 @@ def test_sizes_as_earlier_files_have_them(tmp_path: Path) -> None:
     model = {"name": "mine", "parameters": 1e6, "layers": 2, "query_heads": 4, "kv_heads": 2}
     (tmp_path / "old.jsonl").write_text(json.dumps({"model": model, "score": 1, "tokens": 3, "prompt_tokens": 2}))
     (record,) = read_records(tmp_path / "old.jsonl")
-    assert record.decoder == Decoder("mine", layers=2, heads=4, kv_heads=2, head_dim=128, parameters=1e6)
+    assert record.decoder == DecoderSizes("mine", layers=2, heads=4, kv_heads=2, head_dim=128, parameters=1e6)
     write_records(tmp_path / "new.jsonl", [record])
     assert read_records(tmp_path / "new.jsonl") == [record]
 

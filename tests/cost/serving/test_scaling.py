@@ -22,9 +22,9 @@ from hasten.cost.serving.scaling import (
 )
 from hasten.errors import HastenError
 from hasten.hardware.device import load_device
-from hasten.workload.decoder import Decoder
+from hasten.workload.decoder import DecoderSizes
 
-SMALL = Decoder("small", layers=2, heads=4, kv_heads=2, head_dim=16, parameters=1e6)
+SMALL = DecoderSizes("small", layers=2, heads=4, kv_heads=2, head_dim=16, parameters=1e6)
 
 
 def test_published_figures() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hasten.cost.serving.tiers import MODELS, Job, Schedule, Tiers, best_schedule, sparse, static_split, waves
 from hasten.errors import HastenError
 from hasten.hardware.device import load_device
-from hasten.workload.decoder import Decoder
+from hasten.workload.decoder import DecoderSizes
 
 OPT = Job(MODELS["opt-6.7b"], batch=64)
 V100 = Tiers(fast_bytes=3e9, link=20e9, fast=900e9, compute=100e12)
@@ -108,7 +108,7 @@ def test_a_model_that_does_not_fit_its_gpu() -> None:
 
 
 def test_what_a_sparse_window_remembers() -> None:
-    small = Decoder("small", layers=2, hidden=8, heads=1)
+    small = DecoderSizes("small", layers=2, hidden=8, heads=1)
     assert Job(small, batch=3, prompt=40, new_tokens=60).row_bytes(0.2, 4) == 10 * 100 * 4 * 2 * 3 * 2
 
 

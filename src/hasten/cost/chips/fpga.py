@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from hasten.cost.chips.chip_cost import ChipCost
 from hasten.errors import HastenError
-from hasten.workload.decoder import Decoder
+from hasten.workload.decoder import DecoderSizes
 
 # Products of one 8-bit number in a DSP slice, by the other's bits.
 PRODUCTS = {2: 3, 4: 2, 8: 2, 16: 1}
@@ -91,7 +91,7 @@ class Plan:
     head_bits: int = 16
 
 
-LLAMA_2_7B = Decoder("Llama-2-7B", layers=32, hidden=4096, heads=32, inner=11008, vocabulary=32000)
+LLAMA_2_7B = DecoderSizes("Llama-2-7B", layers=32, hidden=4096, heads=32, inner=11008, vocabulary=32000)
 """The model that AccLLM was evaluated on."""
 
 
@@ -109,7 +109,7 @@ class StepCost(ChipCost):
     products: float
 
 
-def weight_bytes(plan: Plan, sizes: Decoder) -> float:
+def weight_bytes(plan: Plan, sizes: DecoderSizes) -> float:
     """Bytes of all weights that a step reads."""
     # Half of the weights are kept, each with its place: as many bits as all of them would take without.
     stored = (plan.weight_bits + 2) / 2 if plan.sparse else plan.weight_bits
@@ -132,7 +132,7 @@ def without_packing(bits: int) -> int:
 def run(
     engine: DspEngine,
     plan: Plan,
-    sizes: Decoder,
+    sizes: DecoderSizes,
     context: int,
     tokens: int = 1,
     products: Callable[[int], int] = packing,
@@ -179,7 +179,7 @@ PLANS = {
 }
 
 
-def best_slices(engine: DspEngine, plan: Plan, sizes: Decoder, context: int, choices: Sequence[int]) -> int:
+def best_slices(engine: DspEngine, plan: Plan, sizes: DecoderSizes, context: int, choices: Sequence[int]) -> int:
     """The fewest slices that keep decoding bound by memory, else the most."""
     for slices in sorted(choices):
         if run(replace(engine, slices=slices), plan, sizes, context).bound == "memory":

@@ -15,7 +15,7 @@ from typing import Any
 
 from hasten.cost.serving.scaling import B200_INTENSITY, METHODS, QWEN3, QWEN3_MOE, Point, cost_of, coverage
 from hasten.errors import HastenError
-from hasten.workload.decoder import Decoder
+from hasten.workload.decoder import DecoderSizes
 
 Count = Callable[[str], int]
 
@@ -29,7 +29,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Question:
+class RecordedQuestion:
     """Tokens of a prompt, and the answers recorded for it."""
 
     prompt: int
@@ -49,10 +49,10 @@ class Record:
         dense_layers: layers that read everything.
     """
 
-    decoder: Decoder
+    decoder: DecoderSizes
     method: str
     budget: int
-    questions: tuple[Question, ...]
+    questions: tuple[RecordedQuestion, ...]
     block: int = 16
     dense_layers: int = 0
 
@@ -136,7 +136,7 @@ def read_records(
 
     A line is a question: ``score`` (numbers, right above 0.5), ``tokens`` (as many whole numbers, or one for all) or
     ``prediction`` (texts), ``prompt_tokens`` or ``query`` (a text). Texts need ``count``. A line may say ``model`` (a
-    name of `QWEN3`, an object with a `Decoder`'s fields, or the name of an earlier one), ``method``, ``budget``,
+    name of `QWEN3`, an object with a `DecoderSizes`'s fields, or the name of an earlier one), ``method``, ``budget``,
     ``block`` and ``dense_layers``; else the arguments do. Lines with one ``query`` and one model are one question's.
 
     Args:
@@ -174,19 +174,19 @@ def read_records(
     if not found:
         raise HastenError(f"{path} holds no trials: write a JSON object a line")
     return [
-        Record(k[0], k[1], k[2], tuple(Question(p, tuple(a)) for p, a in questions.values()), k[3], k[4])
+        Record(k[0], k[1], k[2], tuple(RecordedQuestion(p, tuple(a)) for p, a in questions.values()), k[3], k[4])
         for k, questions in found.items()
     ]
 
 
-def _decoder(given: Any, known: dict[str, Decoder]) -> Decoder:
+def _decoder(given: Any, known: dict[str, DecoderSizes]) -> DecoderSizes:
     if isinstance(given, dict):
         sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         # Earlier files say query_heads, and leave out the usual size of a head.
         if "query_heads" in sizes:
             sizes["heads"] = sizes.pop("query_heads")
             sizes.setdefault("head_dim", 128)
-        found = Decoder(**sizes)
+        found = DecoderSizes(**sizes)
         known[found.name] = found
         return found
     if given not in known:

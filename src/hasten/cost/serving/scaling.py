@@ -15,7 +15,7 @@ from typing import Any
 
 from hasten.errors import HastenError
 from hasten.hardware.device import Device
-from hasten.workload.decoder import Decoder
+from hasten.workload.decoder import DecoderSizes
 
 B200_INTENSITY = 562.5  # 4.5 PFLOP/s over 8 TB/s
 
@@ -25,14 +25,16 @@ def intensity_of(device: Device, dtype: str = "bf16") -> float:
     return device.unit("contraction", dtype)[1] / float(device.main_memory.bandwidth)
 
 
-def crossover(model: Decoder, intensity: float = B200_INTENSITY) -> float:
+def crossover(model: DecoderSizes, intensity: float = B200_INTENSITY) -> float:
     """Context at which reading the cache costs as much as the parameters' 2 P FLOPs."""
     return 2 * model.active_parameters / (intensity * model.token_bytes)
 
 
-def _qwen3(name: str, parameters: float, layers: int, heads: int, hidden: int, inner: int, **others: Any) -> Decoder:
+def _qwen3(
+    name: str, parameters: float, layers: int, heads: int, hidden: int, inner: int, **others: Any
+) -> DecoderSizes:
     sizes = {"hidden": hidden, "inner": inner, "vocabulary": 151936, "kv_heads": 8, "head_dim": 128, **others}
-    return Decoder(name, layers=layers, heads=heads, parameters=parameters, **sizes)
+    return DecoderSizes(name, layers=layers, heads=heads, parameters=parameters, **sizes)
 
 
 # Parameters as the paper counts them, the other sizes from the public configurations.
@@ -61,19 +63,19 @@ class Cost:
         return self.flops + intensity * self.bytes
 
 
-def _queries(model: Decoder) -> int:
+def _queries(model: DecoderSizes) -> int:
     return model.layers * model.query_width
 
 
-def _keys(model: Decoder) -> int:
+def _keys(model: DecoderSizes) -> int:
     return model.layers * model.kv_width
 
 
-def _weights(model: Decoder, made: float, trials: float, batch: int | None) -> float:
+def _weights(model: DecoderSizes, made: float, trials: float, batch: int | None) -> float:
     return 0.0 if batch is None else 2 * model.active_parameters * made * trials / batch
 
 
-def dense(model: Decoder, prompt: float, made: float, trials: float = 1, batch: int | None = None) -> Cost:
+def dense(model: DecoderSizes, prompt: float, made: float, trials: float = 1, batch: int | None = None) -> Cost:
     """Every token reads the whole cache.
 
     Args:
@@ -95,7 +97,7 @@ def seen(budget: float, prompt: float, made: float) -> float:
 
 
 def top_k(
-    model: Decoder, prompt: float, made: float, budget: float, trials: float = 1, batch: int | None = None
+    model: DecoderSizes, prompt: float, made: float, budget: float, trials: float = 1, batch: int | None = None
 ) -> Cost:
     """Every token reads the ``budget`` best keys, found for nothing: the bound for all sparse methods."""
     total = seen(budget, prompt, made)
@@ -104,7 +106,7 @@ def top_k(
 
 
 def block_top_k(
-    model: Decoder,
+    model: DecoderSizes,
     prompt: float,
     made: float,
     budget: float,
@@ -124,7 +126,7 @@ METHODS = ("dense", "top-k", "block top-k", "local")
 
 def cost_of(
     method: str,
-    model: Decoder,
+    model: DecoderSizes,
     prompt: float,
     made: float,
     budget: float,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from hasten.dtypes import BITS
 from hasten.errors import HastenError
 from hasten.hardware.device import Device
-from hasten.workload.decoder import Decoder
+from hasten.workload.decoder import DecoderSizes
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Job:
         batch, prompt, new_tokens: sequences, their prompt, what each makes.
     """
 
-    model: Decoder
+    model: DecoderSizes
     batch: int
     prompt: int = 128
     new_tokens: int = 512
@@ -79,7 +79,7 @@ class Tiers:
     step: float = 0.0
 
     @classmethod
-    def of(cls, device: Device, model: Decoder, *, link: float | None = None, dtype: str = "fp16") -> Tiers:
+    def of(cls, device: Device, model: DecoderSizes, *, link: float | None = None, dtype: str = "fp16") -> Tiers:
         """What ``device`` has for keys and values beside the weights, with its host as the slow tier.
 
         Args:
@@ -104,16 +104,16 @@ class Tiers:
         return cls(room, rate, float(device.main_memory.bandwidth), device.unit("contraction", dtype)[1])
 
 
-def _plain(name: str, layers: int, hidden: int, heads: int, vocabulary: int, *, tied: bool) -> Decoder:
+def _plain(name: str, layers: int, hidden: int, heads: int, vocabulary: int, *, tied: bool) -> DecoderSizes:
     """With an MLP of two matrices, four times as wide inside."""
-    return Decoder(
+    return DecoderSizes(
         name, layers=layers, hidden=hidden, heads=heads, inner=4 * hidden, matrices=2, vocabulary=vocabulary, tied=tied,
         dtype="fp16",
     )  # fmt: skip
 
 
-def _llama(name: str, layers: int, hidden: int, heads: int, inner: int) -> Decoder:
-    return Decoder(name, layers=layers, hidden=hidden, heads=heads, inner=inner, vocabulary=32000, dtype="fp16")
+def _llama(name: str, layers: int, hidden: int, heads: int, inner: int) -> DecoderSizes:
+    return DecoderSizes(name, layers=layers, hidden=hidden, heads=heads, inner=inner, vocabulary=32000, dtype="fp16")
 
 
 # The models of the paper's evaluation, from their public configurations.

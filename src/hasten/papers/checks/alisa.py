@@ -85,7 +85,7 @@ def _tiers(seconds: float, seed: int) -> dict[str, float]:
     from hasten.runtime import LanguageModel
     from hasten.runtime.policies import SparseWindow
     from hasten.runtime.storage.tiered_cache import TieredCache, generate
-    from hasten.workload.decoder import Decoder
+    from hasten.workload.decoder import DecoderSizes
 
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
@@ -96,7 +96,7 @@ def _tiers(seconds: float, seed: int) -> dict[str, float]:
     batch, prompt = 8, 256
     new, link, ratio = (96 if seconds >= _NEEDS else 8), 200e6, 0.2
     ids = torch.randint(0, 512, (batch, prompt))
-    job = Job(Decoder.of(config, dtype="fp32"), batch, prompt, new)
+    job = Job(DecoderSizes.of(config, dtype="fp32"), batch, prompt, new)
     fast = 0.3 * (prompt + new) * job.token_bytes
 
     def run(

@@ -134,9 +134,9 @@ _METHODS = [("dense", 0), *itertools.product(("top-k", "block top-k", "local"), 
 @functools.cache
 def _family(budget: float, seed: int) -> list[Record]:
     """Three models, their answers recorded once under every kind of attention."""
-    from hasten.cost.serving.recorded_trials import Answer, Question, Record
+    from hasten.cost.serving.recorded_trials import Answer, Record, RecordedQuestion
     from hasten.processes import run_arms
-    from hasten.workload.decoder import Decoder
+    from hasten.workload.decoder import DecoderSizes
 
     enough = budget >= _NEEDS
     steps = 3000 if budget >= 1500 else _TRAINING if enough else 5
@@ -147,14 +147,16 @@ def _family(budget: float, seed: int) -> list[Record]:
     family = []
     for (state, width, *_), found in zip(arms, run_arms(_sampled, arms), strict=True):
         parameters = sum(t.numel() for t in state.values())
-        decoder = Decoder(
+        decoder = DecoderSizes(
             str(width), layers=_LAYERS, hidden=width, heads=width // 16, kv_heads=width // 32, inner=2 * width,
             vocabulary=3 * _SYMBOLS, parameters=parameters,
         )  # fmt: skip
         for (method, keys), lengths in zip(methods, found, strict=True):
             # A prompt asked for so many steps is a question; an answer has that many tokens.
             asked = tuple(
-                Question(_PROMPT, tuple(Answer(steps, n >= steps) for n in row)) for steps in _ASKED for row in lengths
+                RecordedQuestion(_PROMPT, tuple(Answer(steps, n >= steps) for n in row))
+                for steps in _ASKED
+                for row in lengths
             )
             # The policies leave the first layer dense, and it is charged so.
             dense = 0 if method == "dense" else 1
@@ -300,7 +302,7 @@ def _throughput(experiment: Experiment) -> Seen:
     from hasten.cost.serving.scaling import block_top_k, dense
     from hasten.runtime import CacheSpec, LanguageModel
     from hasten.runtime.policies import BlockTopK
-    from hasten.workload.decoder import Decoder
+    from hasten.workload.decoder import DecoderSizes
 
     # SmolLM2-135M's attention; two layers, of which the first reads everything, so the difference is of one.
     config = transformers.LlamaConfig(
@@ -310,7 +312,7 @@ def _throughput(experiment: Experiment) -> Seen:
     torch.manual_seed(experiment.seed)
     network = transformers.LlamaForCausalLM(config).eval()
     lengths, batch, steps = ((1024, 4096, 16384), 8, 12) if experiment.paper_budget >= 30 else ((1024, 2048), 2, 2)
-    shape = replace(Decoder.of(config), layers=1, parameters=0)
+    shape = replace(DecoderSizes.of(config), layers=1, parameters=0)
     parts, ratios = [], []
     for length in lengths:
         times = {}

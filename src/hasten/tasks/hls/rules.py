@@ -45,7 +45,7 @@ class Loop:
 
 
 @dataclass
-class Access:
+class ArrayAccess:
     """``name[index]...`` within its loops, outermost first."""
 
     name: str
@@ -64,7 +64,7 @@ class Function:
     shapes: dict[str, list[int]] = field(default_factory=dict)
     pragmas: list[str] = field(default_factory=list)
     loops: list[Loop] = field(default_factory=list)
-    accesses: list[Access] = field(default_factory=list)
+    accesses: list[ArrayAccess] = field(default_factory=list)
     calls: list[tuple[str, list[str]]] = field(default_factory=list)
 
 
@@ -136,7 +136,9 @@ def functions(source: str) -> list[Function]:
             for name, sizes in re.findall(r"(\w+)((?:\[[^\]]*\])+)(?= ?[=,;])", declared[1]):
                 now.shapes[name] = [_number(s) or 0 for s in re.findall(r"\[([^\]]*)\]", sizes)]
             body = ""
-        now.accesses += [Access(array, indices, loops) for array, indices in _accessed(body) if array in now.shapes]
+        now.accesses += [
+            ArrayAccess(array, indices, loops) for array, indices in _accessed(body) if array in now.shapes
+        ]
         call = re.match(r"(\w+)\(([^()]*)\);$", text)
         if call:
             now.calls.append((call[1], call[2].split(", ")))

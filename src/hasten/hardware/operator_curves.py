@@ -1,0 +1,285 @@
+"""Seconds of operators over grids of their sizes, as curves."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hasten.hardware.curve import Curve
+from hasten.hardware.machine import MIB, caches, memory_size
+from hasten.hardware.timing import MEASURED, filled, seconds
+
+_ELEMENTS = (1, 1024, 8192, 32768, 65536, 262144, 1 << 20, 1 << 21)
+
+
+def _curve(
+    operation: str,
+    axes: Mapping[str, Sequence[int]],
+    make: Callable[..., Callable[[], object]],
+    dtype: str = "fp32",
+    budget: float = 0.003,
+) -> Curve:
+    """Times ``make(*sizes)()`` at every point of the grid."""
+    times = [seconds(make(*sizes), budget) for sizes in itertools.product(*axes.values())]
+    return Curve(
+        operation=operation,
+        dtype=dtype,
+        axes=tuple(axes),
+        grid=tuple(tuple(sizes) for sizes in axes.values()),
+        seconds=tuple(times),
+        source=MEASURED,
+    )
+
+
+def _elementwise() -> list[Curve]:
+    import torch
+
+    def unary(function: Callable[[Any], object]) -> Callable[[int], Callable[[], object]]:
+        def make(count: int) -> Callable[[], object]:
+            x = filled(count)
+            return lambda: function(x)
+
+        return make
+
+    def binary(function: Callable[[Any, Any], object]) -> Callable[[int], Callable[[], object]]:
+        def make(count: int) -> Callable[[], object]:
+            x, y = filled(count), filled(count)
+            return lambda: function(x, y)
+
+        return make
+
+    functional = torch.nn.functional
+    ones: dict[str, Callable[[Any], object]] = {
+        "relu": torch.relu,
+        "exp": torch.exp,
+        "log": torch.log,
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "silu": functional.silu,
+        "gelu": functional.gelu,
+        "hardswish": functional.hardswish,
+        "rsqrt": torch.rsqrt,
+        "cos": torch.cos,
+        "pow": lambda x: x.pow(2),
+        "neg": torch.neg,
+        "softplus": functional.softplus,
+    }
+    twos: dict[str, Callable[[Any, Any], object]] = {"add": torch.add, "mul": torch.mul, "div": torch.div}
+    axes = {"elements": _ELEMENTS}
+    found = [_curve(name, axes, unary(f)) for name, f in ones.items()]
+    found += [_curve(name, axes, binary(f)) for name, f in twos.items()]
+    return found
+
+
+def _rowwise() -> list[Curve]:
+    import torch
+
+    def over(function: Callable[[Any], object]) -> Callable[[int, int], Callable[[], object]]:
+        def make(rows: int, columns: int) -> Callable[[], object]:
+            x = filled(rows, columns)
+            return lambda: function(x)
+
+        return make
+
+    def layer_norm(rows: int, columns: int) -> Callable[[], object]:
+        x, w = filled(rows, columns), filled(columns)
+        return lambda: torch.layer_norm(x, (columns,), w, w)
+
+    axes = {"rows": (1, 32, 1024), "columns": (32, 512, 4096)}
+    rows: dict[str, Callable[[Any], object]] = {
+        "softmax": lambda x: torch.softmax(x, -1),
+        "mean": lambda x: x.mean(-1, keepdim=True),
+        "sum": lambda x: x.sum(-1),
+        "amax": lambda x: x.amax(-1),
+        "argmax": lambda x: x.argmax(-1),
+        "cumsum": lambda x: x.cumsum(-1),
+    }
+    found = [_curve(name, axes, over(f)) for name, f in rows.items()]
+    found.append(_curve("native_layer_norm", axes, layer_norm))
+    channels = {"channels": (32, 512), "pixels": (49, 784, 12544)}
+
+    def batch_norm(count: int, pixels: int) -> Callable[[], object]:
+        x, w = filled(1, count, pixels, 1), filled(count)
+        return lambda: torch.nn.functional.batch_norm(x, w, w, w, w)
+
+    def max_pool(count: int, pixels: int) -> Callable[[], object]:
+        side = math.isqrt(pixels)
+        x = filled(1, count, 2 * side, 2 * side)
+        return lambda: torch.nn.functional.max_pool2d(x, 2)
+
+    found.append(_curve("native_batch_norm", channels, batch_norm))
+    found.append(_curve("max_pool2d", channels, max_pool))
+    return found
+
+
+def _copies() -> list[Curve]:
+    import torch
+
+    def transposed(count: int) -> Callable[[], object]:
+        # What attention does to its heads: rows of 64 elements change places.
+        x = filled(max(count // 512, 1), 8, 64).transpose(0, 1)
+        return x.contiguous if count >= 512 else filled(count).clone
+
+    def cat(count: int) -> Callable[[], object]:
+        x, y = filled(max(count // 2, 1)), filled(max(count // 2, 1))
+        return lambda: torch.cat((x, y))
+
+    def fill(count: int) -> Callable[[], object]:
+        return lambda: torch.zeros(count)
+
+    def embedding(rows: int, columns: int) -> Callable[[], object]:
+        table, ids = filled(4096, columns), torch.randint(4096, (rows,))
+        return lambda: torch.embedding(table, ids)
+
+    def narrow(count: int) -> Callable[[], object]:
+        x = filled(count)
+        return lambda: x.to(torch.bfloat16)
+
+    axes = {"elements": _ELEMENTS}
+    return [
+        _curve("clone", axes, transposed),
+        _curve("cat", axes, cat),
+        _curve("zeros", axes, fill),
+        _curve("_to_copy", axes, narrow),
+        _curve("embedding", {"rows": (1, 32, 512, 4096), "columns": (64, 512, 2048)}, embedding),
+    ]
+
+
+def _product(dtype: Any) -> Callable[[int, int, int], Callable[[], object]]:
+    """x (1, m, k) times a weight stored (n, k), as a linear layer multiplies."""
+    import torch
+
+    def make(m: int, n: int, k: int) -> Callable[[], object]:
+        x, w = filled(1, m, k).to(dtype), filled(n, k).to(dtype)
+        return lambda: torch.nn.functional.linear(x, w)
+
+    return make
+
+
+def _products() -> list[Curve]:
+    import torch
+
+    axes = {"m": (1, 4, 16, 64, 256), "n": (16, 64, 256, 1024, 4096), "k": (16, 64, 256, 1024, 4096)}
+    return [_curve("mm", axes, _product(torch.float32))]
+
+
+def _cold_products() -> list[Curve]:
+    """The same with weights that no cache holds, as in a model larger than the caches: the processor waits
+    for them, and how long depends on how the product reads them."""
+    import torch
+
+    found = []
+    cached = sum(size for _, size, _ in caches())
+    size = int(min(max(4 * cached, 96 * MIB), 256 * MIB, memory_size() // 8))
+    axes = {"m": (1, 4, 16, 64, 256), "n": (128, 512, 2048), "k": (128, 512, 2048)}
+    for dtype, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        pool = torch.ones(size // kind.itemsize, dtype=kind)
+
+        def make(m: int, n: int, k: int, pool: Any = pool, kind: Any = kind) -> Callable[[], object]:
+            count = len(pool) // (n * k)
+            weights = pool[: count * n * k].view(count, n, k).unbind()
+            x, turn = torch.ones(1, m, k, dtype=kind), itertools.cycle(weights)
+            return lambda: torch.nn.functional.linear(x, next(turn))
+
+        found.append(_curve("mm cold", axes, make, dtype))
+    return found
+
+
+def _narrow_products() -> list[Curve]:
+    import torch
+
+    axes = {"m": (1, 16, 256), "n": (64, 512, 4096), "k": (64, 512, 4096)}
+    found = [_curve("mm", axes, _product(torch.bfloat16), "bf16")]
+    try:
+        x, w = torch.ones(64, 512, dtype=torch.int8), torch.ones(512, 512, dtype=torch.int8)
+        torch._int_mm(x, w)
+    except (RuntimeError, AttributeError):
+        return found  # this build has no int8 product
+
+    def int8(m: int, n: int, k: int) -> Callable[[], object]:
+        x, w = torch.ones(m, k, dtype=torch.int8), torch.ones(n, k, dtype=torch.int8).t()
+        return lambda: torch._int_mm(x, w)
+
+    few = {"m": (32, 256), "n": (512, 2048), "k": (512, 2048)}
+    found.append(_curve("mm", few, int8, "int8"))
+    return found
+
+
+def _batched() -> list[Curve]:
+    import torch
+
+    def make(batch: int, m: int, n: int, k: int) -> Callable[[], object]:
+        x, y = filled(batch, m, k), filled(batch, k, n)
+        return lambda: torch.bmm(x, y)
+
+    axes = {"batch": (4, 32), "m": (1, 32, 256), "n": (16, 64, 512), "k": (16, 64, 512)}
+    return [_curve("bmm", axes, make)]
+
+
+def _attention() -> list[Curve]:
+    import torch
+
+    def make(heads: int, queries: int, keys: int, size: int) -> Callable[[], object]:
+        q = filled(1, heads, queries, size)
+        k, v = filled(1, heads, keys, size), filled(1, heads, keys, size)
+        return lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    axes = {"heads": (4, 16), "queries": (1, 16, 64, 256), "keys": (64, 256, 1024), "size": (32, 64, 128)}
+    return [_curve("attention", axes, make)]
+
+
+def _convolutions() -> list[Curve]:
+    import torch
+
+    def dense(taps: int) -> Callable[[int, int, int], Callable[[], object]]:
+        def make(inputs: int, outputs: int, pixels: int) -> Callable[[], object]:
+            side = math.isqrt(pixels)
+            x, w = filled(1, inputs, side, side), filled(outputs, inputs, taps, taps)
+            return lambda: torch.conv2d(x, w, padding=taps // 2)
+
+        return make
+
+    def depthwise(channels: int, pixels: int) -> Callable[[], object]:
+        side = math.isqrt(pixels)
+        x, w = filled(1, channels, side, side), filled(channels, 1, 3, 3)
+        return lambda: torch.conv2d(x, w, padding=1, groups=channels)
+
+    pixels = (16, 144, 1024, 6400)
+    dense_axes = {"inputs": (3, 24, 96, 384), "outputs": (16, 64, 256, 768), "pixels": pixels}
+    return [
+        _curve("conv1x1", dense_axes, dense(1)),
+        _curve("conv3x3", dense_axes, dense(3)),
+        _curve("depthwise3x3", {"channels": (16, 64, 256, 1024), "pixels": pixels}, depthwise),
+    ]
+
+
+def _recurrent() -> list[Curve]:
+    import torch
+
+    def layer(kind: Callable[..., Any]) -> Callable[[int, int, int], Callable[[], object]]:
+        def make(steps: int, batch: int, size: int) -> Callable[[], object]:
+            module, x = kind(size, size).eval(), filled(steps, batch, size)
+            return lambda: module(x)
+
+        return make
+
+    axes = {"steps": (4, 48), "batch": (1, 8, 32), "size": (64, 256, 640)}
+    kinds = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn_tanh": torch.nn.RNN}
+    return [_curve(name, axes, layer(kind)) for name, kind in kinds.items()]
+
+
+STEPS: tuple[tuple[str, Callable[[], list[Curve]]], ...] = (
+    ("matrix products", _products),
+    ("matrix products from main memory", _cold_products),
+    ("convolutions", _convolutions),
+    ("attention", _attention),
+    ("element-wise functions", _elementwise),
+    ("reductions and norms", _rowwise),
+    ("copies and gathers", _copies),
+    ("batched products", _batched),
+    ("recurrent layers", _recurrent),
+    ("matrix products of narrow formats", _narrow_products),
+)
+"""What the probe times, by name, in its order."""

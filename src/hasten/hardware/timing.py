@@ -1,0 +1,72 @@
+"""Timing a call on this machine, beside other processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+MEASURED = "measured on this machine by hasten probe"
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def filled(*shape: int) -> Any:
+    """A tensor to compute with: its values do not matter to the time, and random ones take longer to make
+    than most operators to run."""
+    import torch
+
+    return torch.full(shape, 0.5)
+
+
+def _preempted() -> int:
+    """How often the system took a processor from a thread of this process that had work to do."""
+    try:
+        import resource
+    except ImportError:  # Windows: every run counts as undisturbed
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def seconds(call: Callable[[], object], budget: float = 0.01, least: int = 3) -> float:
+    """Least seconds of one ``call`` over batches of calls, in about ``budget`` seconds.
+
+    Other processes only ever add. A batch in which one of them took a processor does not count while
+    there is another, and up to four budgets are spent to find one. A call much longer than the budget is
+    timed once, after one to warm up, and again only if it was disturbed.
+    """
+    clock = time.perf_counter
+    call()
+    clean: list[float] = []
+    disturbed: list[float] = []
+    batch, spent = 1, 0.0
+    while True:
+        before = _preempted()
+        start = clock()
+        for _ in range(batch):
+            call()
+        took = clock() - start
+        (clean if _preempted() == before else disturbed).append(took / batch)
+        spent += took
+        tried = len(clean) + len(disturbed)
+        if tried == 1:
+            batch = max(1, min(2000, int(0.1 * budget / max(took, 1e-7))))
+        long = took > 3 * budget and batch == 1
+        if (
+            (long and (clean or tried >= 3))
+            or (len(clean) >= least and (spent >= budget or tried >= 40))
+            or (not long and (spent >= 4 * budget or tried >= 160))
+        ):
+            return min(clean or disturbed)
