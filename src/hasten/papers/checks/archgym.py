@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from hasten.papers.experiment import Experiment, Seen, check
+from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 
 if TYPE_CHECKING:
     from hasten.search.exploring import Explorer, Sweep
 
 
-_BUDGETS = (50, 200, 800)
 _TRACES = ("stream", "random", "cloud-1", "cloud-2")
 
 
@@ -27,67 +24,66 @@ def _explorer(workload: str, small: bool = True) -> Explorer:
     return Explorer(problem, to_target(power=1.0, time=0.5 * 1000 * 4 / 800e6))
 
 
-def _swept(trace: str, seed: int) -> tuple[float, dict[str, Sweep]]:
+def _swept(trace: str, budgets: tuple[int, ...], seeds: list[int]) -> tuple[float, dict[str, Sweep]]:
     """An arm: the best reward there is (every point tried), and each agent's settings at equal samples."""
     from hasten.search.exploring import SETTINGS, sweep
 
     explorer = _explorer(trace)
     best = explorer.everything()
-    return best, {agent: sweep(explorer, agent, _BUDGETS, seeds=[seed + s for s in range(3)]) for agent in SETTINGS}
+    return best, {agent: sweep(explorer, agent, budgets, seeds=seeds) for agent in SETTINGS}
 
 
-@lru_cache(maxsize=1)
-def _lottery(seed: int, report: Any) -> dict[str, tuple[float, dict[str, Sweep]]]:
-    """Trace -> what `_swept` found."""
-    from hasten.processes import run_arms
-
-    label = "five agents with 12 settings each, 3 seeds"
-    report(label, 0.0)
-    found = run_arms(_swept, [(t, seed) for t in _TRACES], progress=lambda share: report(label, 0.9 * share))
-    return dict(zip(_TRACES, found, strict=True))
+@shared(weight=30)
+def _lottery(experiment: Experiment) -> tuple[dict[str, tuple[float, dict[str, Sweep]]], int, int]:
+    """Trace -> what `_swept` found of five agents with twelve settings each; the fewest samples and the most."""
+    budgets = experiment.at(quick=(4, 8, 12), normal=(50, 200, 800))
+    arms = {t: (t, budgets, experiment.seeds(3)) for t in experiment.at(quick=_TRACES[:1], normal=_TRACES)}
+    found, _ = succeeded(experiment.arms(_swept, arms), arms)
+    return found, budgets[0], budgets[-1]
 
 
 @check("c1")
 def _reach(experiment: Experiment) -> Seen:
     """The best of twelve settings at 800 samples, against the best of all 15 552 points."""
-    found = _lottery(experiment.seed, experiment.run.progress)
+    found, _, most = experiment.once(_lottery)
     shares = {
-        agent: min(sweeps[agent].tuned(800) / best for best, sweeps in found.values())
+        agent: min(sweeps[agent].tuned(most) / best for best, sweeps in found.values())
         for agent in next(iter(found.values()))[1]
     }
     value = ", ".join(f"{agent} {share:.1%}" for agent, share in shares.items())
     value = f"of the best reward, on the worst of {len(found)} traces: {value}"
-    return Seen(value, min(shares.values()) >= 0.95, min(shares.values()) >= 0.85)
+    return experiment.judge(value, min(shares.values()) >= 0.95, min(shares.values()) >= 0.85)
 
 
 @check("c2")
 def _spread(experiment: Experiment) -> Seen:
     """Distance between the quartiles over settings and seeds, over the median, at 50 samples and at 800."""
-    found = _lottery(experiment.seed, experiment.run.progress)
+    found, few, most = experiment.once(_lottery)
     spreads = {
-        agent: max(sweeps[agent].spread(50) for _, sweeps in found.values()) for agent in next(iter(found.values()))[1]
+        agent: max(sweeps[agent].spread(few) for _, sweeps in found.values()) for agent in next(iter(found.values()))[1]
     }
-    late = max(s.spread(800) for _, sweeps in found.values() for s in sweeps.values())
+    late = max(s.spread(most) for _, sweeps in found.values() for s in sweeps.values())
     wide = sum(s >= 0.2 for s in spreads.values())
     value = ", ".join(f"{agent} {s:.0%}" for agent, s in spreads.items())
-    return Seen(f"widest at 50 samples: {value}; at 800 at most {late:.0%}", wide >= 3, wide >= 1)
+    return experiment.judge(f"widest at {few} samples: {value}; at {most} at most {late:.0%}", wide >= 3, wide >= 1)
 
 
 @check("c3")
 def _ranking(experiment: Experiment) -> Seen:
     """Agents by the mean over all settings, at 50 and at 800 samples."""
-    found = _lottery(experiment.seed, experiment.run.progress)
+    found, few, most = experiment.once(_lottery)
     changed = []
     for trace, (_, sweeps) in found.items():
         order = [sorted(sweeps, key=lambda a: -sweeps[a].best[:, :, i].mean()) for i in (0, 2)]
         changed.append((trace, order[0] != order[1], order))
-    _, _, shown = changed[-1]
+    name, _, shown = changed[-1]
     value = f"the order changes on {sum(c for _, c, _ in changed)} of {len(changed)} traces"
-    return Seen(value, sum(c for _, c, _ in changed) >= 3, detail=f"cloud-2: {shown[0]} at 50, {shown[1]} at 800")
+    detail = f"{name}: {shown[0]} at {few}, {shown[1]} at {most}"
+    return experiment.judge(value, sum(c for _, c, _ in changed) >= 3, detail=detail)
 
 
-@lru_cache(maxsize=1)
-def _proxies(seed: int) -> dict[str, Any]:
+@shared(weight=15)
+def _proxies(experiment: Experiment) -> dict[str, Any]:
     """A forest from 4000 points of ants, and one from as many of four agents; both tried on points drawn evenly."""
     import random
 
@@ -96,14 +92,19 @@ def _proxies(seed: int) -> dict[str, Any]:
     from hasten.search.exploring import Proxy
 
     explorer = _explorer("cloud-1", small=False)
-    names, size = ("time", "power", "energy"), 4000
+    seed = experiment.seed
+    names, size, asked = (
+        ("time", "power", "energy"),
+        experiment.at(quick=80, normal=4000),
+        experiment.at(quick=20, normal=2000),
+    )
     alone, mixed = Log(), Log()
     explorer.run(make_agent("ants", explorer.codec.sizes, seed), size, alone, {"agent": "ants"})
     for i, agent in enumerate(("ants", "genetic", "parzen", "random-walk")):
         explorer.run(make_agent(agent, explorer.codec.sizes, seed + i), size // 4, mixed, {"agent": agent})
     rng = random.Random(seed + 99)
     space = explorer.problem.space
-    points = [space.sample(rng) for _ in range(2000)]
+    points = [space.sample(rng) for _ in range(asked)]
     truth = [explorer.problem.score(p)[0] for p in points]
     made: dict[str, Any] = {"points": points, "truth": truth, "problem": explorer.problem}
     for label, log in (("alone", alone), ("mixed", mixed)):
@@ -125,39 +126,46 @@ def _percent(errors: dict[str, float]) -> str:
 @check("c4")
 def _error(experiment: Experiment) -> Seen:
     """On 2000 points drawn evenly from 442 368, that no agent led to."""
-    found = _proxies(experiment.seed)
+    found = experiment.once(_proxies)
     mixed, even = found["mixed errors"], found["even errors"]
     value = f"from 4000 points of four agents: {_percent(mixed)}; from 4000 drawn evenly: {_percent(even)}"
-    return Seen(value, max(mixed.values()) <= 0.02, max(even.values()) <= 0.02)
+    return experiment.judge(value, max(mixed.values()) <= 0.02, max(even.values()) <= 0.02)
 
 
 @check("c5")
 def _speed(experiment: Experiment) -> Seen:
     """Against hasten's own simulator, whose 1000 requests take a tenth of a millisecond, and not DRAMSys's seconds."""
-    found = _proxies(experiment.seed)
+    from hasten.cost.measuring import alternating
+
+    found = experiment.once(_proxies)
     points, proxy, problem = found["points"], found["mixed"], found["problem"]
-    begun = time.perf_counter()
-    for p in points:
-        problem.score(p)
-    simulated = (time.perf_counter() - begun) / len(points)
-    begun = time.perf_counter()
-    proxy.predict(points)
-    together = (time.perf_counter() - begun) / len(points)
-    begun = time.perf_counter()
-    for p in points[:20]:
-        proxy.predict([p])
-    single = (time.perf_counter() - begun) / 20
+
+    def simulate() -> None:
+        for p in points:
+            problem.score(p)
+
+    def one_by_one() -> None:
+        for p in points[:20]:
+            proxy.predict([p])
+
+    calls = {"simulated": simulate, "together": lambda: proxy.predict(points), "single": one_by_one}
+    spent = {name: min(times) for name, times in alternating(calls, 1).items()}
+    simulated, together, single = (
+        spent["simulated"] / len(points),
+        spent["together"] / len(points),
+        spent["single"] / 20,
+    )
     value = (
-        f"a point takes {simulated * 1e6:.0f} us simulated, {together * 1e6:.0f} us by the model in batches of 2000 "
+        f"a point takes {simulated * 1e6:.0f} us simulated, {together * 1e6:.0f} us by the model in batches of {len(points)} "
         f"({simulated / together:.2g}x), {single * 1e6:.0f} us one by one ({simulated / single:.2g}x)"
     )
-    return Seen(value, simulated / together >= 2000, simulated / together > 1)
+    return experiment.judge(value, simulated / together >= 2000, simulated / together > 1)
 
 
 @check("c6")
 def _diverse(experiment: Experiment) -> Seen:
-    found = _proxies(experiment.seed)
+    found = experiment.once(_proxies)
     alone, mixed = found["alone errors"], found["mixed errors"]
     ratio = max(alone[n] / mixed[n] for n in alone)
     value = f"ants alone {_percent(alone)}; four agents {_percent(mixed)}: up to {ratio:.1f}x lower"
-    return Seen(value, all(mixed[n] <= 0.5 * alone[n] for n in alone), ratio > 1)
+    return experiment.judge(value, all(mixed[n] <= 0.5 * alone[n] for n in alone), ratio > 1)

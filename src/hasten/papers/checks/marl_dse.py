@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from hasten.papers.experiment import Experiment, Seen, check
+from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +34,7 @@ _MUTATIONS = (0.05, 0.15)  # and the genetic algorithm of as many; random search
 Runs = dict[tuple[str, str], dict[str, "np.ndarray[Any, Any]"]]
 
 
-def _explored(trace: str, goals: list[str], samples: int, seeds: int, seed: int) -> dict[str, dict[str, Any]]:
+def _explored(trace: str, goals: list[str], samples: int, seeds: list[int]) -> dict[str, dict[str, Any]]:
     """An arm: goal -> method -> (seeds, samples) of rewards, at the better of two settings."""
     import numpy as np
 
@@ -57,8 +55,8 @@ def _explored(trace: str, goals: list[str], samples: int, seeds: int, seed: int)
             tried = [
                 np.array(
                     [
-                        explorer.run(make_agent(agent, explorer.codec.sizes, seed + s, **options, **setting), samples)
-                        for s in range(seeds)
+                        explorer.run(make_agent(agent, explorer.codec.sizes, s, **options, **setting), samples)
+                        for s in seeds
                     ]
                 )
                 for setting in ([{}] if agent == "random-walk" else settings)
@@ -67,19 +65,17 @@ def _explored(trace: str, goals: list[str], samples: int, seeds: int, seed: int)
     return found
 
 
-@lru_cache(maxsize=1)
-def _runs(seed: int, long: bool, report: Any) -> Runs:
+@shared(weight=110)
+def _runs(experiment: Experiment) -> Runs:
     """(trace, goal) -> method -> (seeds, samples) of rewards, at the better of two settings."""
-    from hasten.processes import run_arms
-
-    traces = ("stream", "random", "cloud-1", "cloud-2") if long else ("random", "cloud-2")
-    goals = list(_GOALS) if long else ["low power", "both"]
-    samples, seeds = (10_000, 10) if long else (3000, 5)
-    label = f"nine methods, {samples} samples, {seeds} seeds"
-    report(label, 0.0)
-    arms = [(trace, goals, samples, seeds, seed) for trace in traces]
-    found = run_arms(_explored, arms, progress=lambda share: report(label, 0.9 * share))
-    return {(trace, goal): row for trace, by_goal in zip(traces, found, strict=True) for goal, row in by_goal.items()}
+    all_traces = ("stream", "random", "cloud-1", "cloud-2")
+    traces = experiment.at(quick=("random",), normal=("random", "cloud-2"), long=all_traces)
+    goals = experiment.at(quick=["both"], normal=["low power", "both"], long=list(_GOALS))
+    samples = experiment.at(quick=220, normal=3000, long=10_000)
+    arms = {trace: (trace, goals, samples, experiment.seeds(5, long=10)) for trace in traces}
+    experiment.tell(f"nine methods, {samples} samples")
+    found, _ = succeeded(experiment.arms(_explored, arms), arms)
+    return {(trace, goal): row for trace, by_goal in found.items() for goal, row in by_goal.items()}
 
 
 def _late(rewards: Any) -> Any:
@@ -94,7 +90,7 @@ def _apart(above: Any, below: Any) -> bool:
 @check("c1")
 def _reward(experiment: Experiment) -> Seen:
     """Rewards of the last 200 of 3000 samples, five seeds, the same simulator calls and two settings for each method."""
-    found = _runs(experiment.seed, experiment.paper_budget >= 1500, experiment.run.progress)
+    found = experiment.once(_runs)
     better = apart = fair = rounded = 0
     parts = []
     for (trace, goal), rewards in found.items():
@@ -112,7 +108,7 @@ def _reward(experiment: Experiment) -> Seen:
         f"PPO with a head for each parameter on {fair}, above the box as the public code rounds it on {rounded}"
     )
     share = better / len(found)
-    return Seen(value, share >= 0.75 and apart >= len(found) / 2, share >= 0.5, "; ".join(parts))
+    return experiment.judge(value, share >= 0.75 and apart >= len(found) / 2, share >= 0.5, "; ".join(parts))
 
 
 @check("c2")
@@ -120,7 +116,7 @@ def _target(experiment: Experiment) -> Seen:
     """Whether the last 200 samples pay on average half of what the best point ever seen does."""
     import numpy as np
 
-    found = _runs(experiment.seed, experiment.paper_budget >= 1500, experiment.run.progress)
+    found = experiment.once(_runs)
     reached = dict.fromkeys(_METHODS, 0)
     for rewards in found.values():
         best = max(float(r.max()) for r in rewards.values())
@@ -130,19 +126,21 @@ def _target(experiment: Experiment) -> Seen:
         f"{n} {c}" for n, c in reached.items()
     )
     multi = reached["multi-agent"]
-    return Seen(value, multi > len(found) / 2 and multi > reached["single PPO, box"], multi >= reached["SAC, box"])
+    return experiment.judge(
+        value, multi > len(found) / 2 and multi > reached["single PPO, box"], multi >= reached["SAC, box"]
+    )
 
 
 @check("c3")
 def _objectives(experiment: Experiment) -> Seen:
     """Reward late over reward of random search, by goal."""
-    found = _runs(experiment.seed, experiment.paper_budget >= 1500, experiment.run.progress)
+    found = experiment.once(_runs)
     gains: dict[str, list[float]] = {}
     for (_, goal), rewards in found.items():
         gain = _late(rewards["multi-agent"]).mean() / _late(rewards["random search"]).mean()
         gains.setdefault(goal, []).append(float(gain))
     value = "; ".join(f"{goal}: {', '.join(f'{g:.1f}x' for g in gs)} random search" for goal, gs in gains.items())
-    return Seen(
+    return experiment.judge(
         value, all(g > 1.2 for gs in gains.values() for g in gs), any(g > 1 for gs in gains.values() for g in gs)
     )
 
@@ -153,38 +151,22 @@ def _coupling(experiment: Experiment) -> Seen:
     import numpy as np
 
     from hasten.search.codec import Codec
+    from hasten.search.effects import explained
     from hasten.spaces import dram
 
     rng = np.random.default_rng(experiment.seed)
-    parts, alone = [], []
-    for trace in ("random", "cloud-2"):
+    parts, alone, count = [], [], experiment.at(quick=500, normal=5000)
+    for trace in experiment.at(quick=("random",), normal=("random", "cloud-2")):
         problem = dram.problem(trace)
         codec = Codec(problem.space)
-        points = np.array([[rng.integers(n) for n in codec.sizes] for _ in range(5000)])
+        points = np.array([[rng.integers(n) for n in codec.sizes] for _ in range(count)])
         for name in ("time", "power"):
             y = np.array([np.log(problem.score(codec.decode(p))[0][name]) for p in points])
-            single = _explained(points, codec.sizes, y, pairs=False)
-            double = _explained(points, codec.sizes, y, pairs=True)
+            single = explained(points, codec.sizes, y, pairs=False)
+            double = explained(points, codec.sizes, y, pairs=True)
             alone.append(single)
             parts.append(f"{trace} {name}: {single:.0%}, with pairs {double:.0%}")
-    return Seen("; ".join(parts), min(alone) >= 0.9, min(alone) >= 0.5)
-
-
-def _explained(points: Any, sizes: tuple[int, ...], y: Any, pairs: bool) -> float:
-    """Share of the variance that a least-squares fit explains on held-out points."""
-    import numpy as np
-
-    columns = [np.eye(n)[points[:, i]][:, 1:] for i, n in enumerate(sizes)]
-    x = list(columns)
-    if pairs:
-        both = itertools.combinations(columns, 2)
-        x += [(a[:, :, None] * b[:, None, :]).reshape(len(y), -1) for a, b in both]
-    matrix = np.concatenate([np.ones((len(y), 1)), *x], 1)
-    train = len(y) * 4 // 5
-    gram = matrix[:train].T @ matrix[:train] + 1e-3 * np.eye(matrix.shape[1])
-    weights = np.linalg.solve(gram, matrix[:train].T @ y[:train])
-    left = y[train:] - matrix[train:] @ weights
-    return float(1 - left.var() / y[train:].var())
+    return experiment.judge("; ".join(parts), min(alone) >= 0.9, min(alone) >= 0.5)
 
 
 @check("c5")
@@ -194,24 +176,24 @@ def _scale(experiment: Experiment) -> Seen:
 
     from hasten.search.agents.agent import make_agent
 
-    knobs, needed = (10, 20, 40, 60), {}
+    knobs, most, needed = (10, 20, 40, 60), experiment.at(quick=110, normal=12_000), {}
     for agent in ("multi-agent", "ppo", "ppo-box"):
         for n in knobs:
-            experiment.run.progress(f"{agent}, {n} parameters", 0.9)
+            experiment.tell(f"{agent}, {n} parameters")
             rng = np.random.default_rng(experiment.seed)
             worth = rng.random((n, 8))
             worth /= worth.max(1).sum()
             made = make_agent(agent, [8] * n, experiment.seed, rate=1e-2)
             paid: list[float] = []
-            while len(paid) < 12_000 and (len(paid) < 100 or np.mean(paid[-100:]) < 0.95):
+            while len(paid) < most and (len(paid) < 100 or np.mean(paid[-100:]) < 0.95):
                 point = made.ask()
                 paid.append(float(worth[np.arange(n), list(point)].sum()))
                 made.tell(point, paid[-1], (paid[-1],))
             needed[agent, n] = len(paid)
     value = "; ".join(
-        f"{a}: " + ", ".join("never" if needed[a, n] >= 12_000 else str(needed[a, n]) for n in knobs)
+        f"{a}: " + ", ".join("never" if needed[a, n] >= most else str(needed[a, n]) for n in knobs)
         for a in ("multi-agent", "ppo", "ppo-box")
     )
     growth = needed["multi-agent", 60] / needed["multi-agent", 10]
-    return Seen(f"samples for 10, 20, 40, 60 parameters: {value}", growth <= 6 and needed["multi-agent", 60] < 12_000,
+    return experiment.judge(f"samples for 10, 20, 40, 60 parameters: {value}", growth <= 6 and needed["multi-agent", 60] < most,
                 needed["multi-agent", 60] <= needed["ppo-box", 60])  # fmt: skip
