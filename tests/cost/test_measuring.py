@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hasten.cost import measure
-from hasten.cost.measuring import spread
+from hasten.cost.measuring import allocated_bytes, kept_for_backward, spread
 from hasten.errors import HastenError
 
 
@@ -64,3 +64,20 @@ def test_spread_is_median_least_and_greatest():
     assert spread([3.0, 1.0, 2.0, 10.0]) == spread([10.0, 2.0, 1.0, 3.0])
     made = spread([3.0, 1.0, 2.0])
     assert (made.median, made.low, made.high, made.runs) == (2.0, 1.0, 3.0, 3)
+
+
+def test_the_most_bytes_held_at_once() -> None:
+    def call() -> None:
+        for _ in range(3):
+            torch.ones(100_000).neg()
+
+    assert 800_000 <= allocated_bytes(call) < 900_000
+
+
+def test_what_is_kept_for_the_backward_counts_once_and_without_parameters() -> None:
+    layer = nn.Linear(10, 10, bias=False)
+    x = torch.randn(5, 10, requires_grad=True)
+    # The product keeps its input and weight; the exponential its output, which the square keeps too.
+    kept = kept_for_backward(lambda: layer(x).exp().square().sum(), layer.parameters())
+    assert kept == 4 * (50 + 50)
+    assert kept_for_backward(lambda: layer(x).sum()) == 4 * (50 + 100)

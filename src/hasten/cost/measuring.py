@@ -6,7 +6,7 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,44 @@ def log_slope(sizes: Sequence[float], values: Sequence[float]) -> float:
     x, y = [math.log(s) for s in sizes], [math.log(v) for v in values]
     mx, my = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mx) * (b - my) for a, b in zip(x, y)) / sum((a - mx) ** 2 for a in x)
+
+
+def allocated_bytes(call: Callable[[], object]) -> int:
+    """The most bytes that torch's allocator of the CPU holds at once for what ``call`` makes, by its own record."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    recorder = profiled.profiler
+    assert recorder is not None
+    now = most = 0
+    events = [e for e in recorder.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def kept_for_backward(call: Callable[[], object], parameters: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes of the storages that autograd keeps in ``call`` for a backward pass, each once.
+
+    Args:
+        call: a forward pass; it may run backward too.
+        parameters: are there anyway, and do not count.
+    """
+    own = {p.data_ptr() for p in parameters}
+    # The tensors are held on to, so that no storage is freed and its address given to another.
+    kept: dict[int, tuple[torch.Tensor, int]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in own:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = (tensor, storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        call()
+    return sum(size for _, size in kept.values())
 
 
 class _MemoryRise:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import functools
-import math
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
+from torch import nn
 
 from hasten.cost.measuring import least_seconds, log_slope
-from hasten.errors import HastenError
-from hasten.papers.experiment import Experiment, Seen, check
-
-if TYPE_CHECKING:
-    from hasten.tasks.control import Task
-    from hasten.train.recurrent_ppo import Memory
+from hasten.nn import S5
+from hasten.nn.plain_attention import whole_attention
+from hasten.papers.experiment import Experiment, Seen, check, succeeded
+from hasten.tasks.control import MemoryLength, ProjectedCartPole, RepeatPrevious, RunningMajority, Task
+from hasten.train.agents import train_agent, trial_lengths
+from hasten.train.recurrent_ppo import PPO, GRUMemory, Memory
 
 
 def _layer_seconds(kind: str, length: int, seed: int, runs: int = 3) -> float:
     """Forward and backward of one layer of width 256 on 8 sequences, 2 % of the steps resets where it knows them."""
-    import torch
-    from torch import nn
-
-    from hasten.nn import S5
-    from hasten.train.recurrent_ppo import GRUMemory
-
     torch.manual_seed(seed)
     width, batch = 256, 8
     x, resets = torch.randn(batch, length, width), torch.rand(batch, length) < 0.02
@@ -40,21 +35,18 @@ def _layer_seconds(kind: str, length: int, seed: int, runs: int = 3) -> float:
         call = lambda: cell(x, cell.new_state(batch), resets)[0].sum().backward()  # noqa: E731
     else:
         q, k, v = (torch.randn(1, 4, length, 64, requires_grad=True) for _ in range(3))
-
-        def call() -> None:
-            hidden = torch.full((length, length), -math.inf).triu(1)
-            (torch.softmax(q @ k.transpose(-1, -2) * 0.125 + hidden, -1) @ v).sum().backward()
-
+        call = lambda: whole_attention(q, k, v, scale=0.125, causal=True).sum().backward()  # noqa: E731
     return least_seconds(call, runs)
 
 
-@check("S1", needs=30)
-def _speed(experiment: Experiment) -> Seen:
-    short = experiment.paper_budget < 30
-    length = 64 if short else 1024
+@check("S1", weight=10)
+def speed(experiment: Experiment) -> Seen:
+    """Training time of a layer, beside torch's GRU and one that can be reset inside a sequence."""
+    experiment.require(30)
+    length = experiment.at(quick=64, normal=1024)
     seconds = {}
     for number, kind in enumerate(("S5", "GRU", "GRU with resets")):
-        experiment.run.progress(f"s5-rl S1: {kind}", number / 3)
+        experiment.tell(kind, number / 3)
         seconds[kind] = _layer_seconds(kind, length, experiment.seed, 7 if kind == "S5" else 3)
     ratios = {kind: s / seconds["S5"] for kind, s in seconds.items() if kind != "S5"}
     value = f"8 sequences of {length}, width 256, forward and backward: S5 {seconds['S5'] * 1e3:.0f} ms, " + ", ".join(
@@ -63,16 +55,13 @@ def _speed(experiment: Experiment) -> Seen:
     return experiment.judge(value, ratios["GRU"] >= 4 and ratios["GRU with resets"] >= 5, min(ratios.values()) > 1)
 
 
-@check("S2", needs=30)
-def _asymptotics(experiment: Experiment) -> Seen:
-    import torch
-
-    from hasten.nn import S5
-
-    short = experiment.paper_budget < 30
-    sizes = [32, 64] if short else [256, 512, 1024, 2048, 4096]
+@check("S2", weight=15)
+def growth_with_length(experiment: Experiment) -> Seen:
+    """Training time over the length, beside attention's; and an acting step early and late."""
+    experiment.require(30)
+    sizes = experiment.at(quick=[32, 64], normal=[256, 512, 1024, 2048, 4096])
     ours = [_layer_seconds("S5", size, experiment.seed) for size in sizes]
-    experiment.run.progress("s5-rl S2: attention", 0.6)
+    experiment.tell("attention", 0.6)
     long = sizes[-3:]
     theirs = [_layer_seconds("attention", size, experiment.seed, 2) for size in long]
     slopes = log_slope(sizes, ours), log_slope(long, theirs)
@@ -82,7 +71,7 @@ def _asymptotics(experiment: Experiment) -> Seen:
         for before in (16, sizes[-1]):
             _, state = s5(torch.randn(1, before, 256))
             step = torch.randn(1, 256)
-            acting.append(least_seconds(lambda state=state, step=step: s5.step(step, state), 200))  # type: ignore[misc]
+            acting.append(least_seconds(functools.partial(s5.step, step, state), 200))
     value = (
         f"log-log slope of training time: S5 {slopes[0]:.2f} ({sizes[0]} to {sizes[-1]}), attention {slopes[1]:.2f} "
         f"({long[0]} to {long[-1]}); an acting step after 16 and {sizes[-1]}: {acting[0] * 1e6:.0f} and {acting[1] * 1e6:.0f} us"
@@ -91,124 +80,103 @@ def _asymptotics(experiment: Experiment) -> Seen:
     return experiment.judge(value, holds, slopes[0] < slopes[1])
 
 
-def _learned(
-    task: Task, memory: Memory, total: int, seed: int, rate: float = 1e-3, reset: bool = True, hidden: int | None = None
-) -> tuple[float, float, int]:
-    """Mean return of the last tenth of the rollouts, seconds, and the policy's parameters."""
-    import torch
-
-    from hasten.train.recurrent_ppo import PPO, RecurrentPolicy, learn
-
-    torch.manual_seed(seed)
-    policy = RecurrentPolicy(task.observation, task.actions, memory, hidden=hidden)
-    begun = time.perf_counter()
-    history = learn(policy, task, total, PPO(rate=rate, reset=reset), seed=seed)
-    seconds = time.perf_counter() - begun
-    last = [value for _, value in history[-max(1, len(history) // 10) :]]
-    return sum(last) / max(1, len(last)) if last else 0.0, seconds, sum(p.numel() for p in policy.parameters())
+def _agent(
+    make: Callable[..., Task], options: dict[str, Any], memory: Memory, total: int, settings: PPO,
+    hidden: int | None, seed: int,
+) -> tuple[float, float, int]:  # fmt: skip
+    """An agent's last return, its seconds of training and its parameters; 64 copies of the task."""
+    agent = train_agent(make(64, seed=seed, **options), memory, total, settings, seed=seed, hidden=hidden)
+    return agent.last_return, agent.seconds, agent.parameters
 
 
-@functools.cache
-def _memory(length: int, total: int, seed: int) -> tuple[str, bool, bool]:
-    """What was seen at one length, whether it meets the criterion, and whether S5 was best."""
-    from hasten.tasks.control import MemoryLength
+def _total(experiment: Experiment, normal: int) -> tuple[int, int]:
+    """Environment steps of an arm, and of one of its rollouts in every copy."""
+    return experiment.at(quick=(64 * 32, 32), normal=(normal, PPO.steps))
 
-    def task() -> MemoryLength:
-        return MemoryLength(64, length, seed)
 
-    s5, s5_seconds, size = _learned(task(), "s5", total, seed)
-    none, _, _ = _learned(task(), "none", total // 2, seed)
-    grus = {rate: _learned(task(), "gru", total, seed, rate, hidden=104) for rate in (3e-4, 1e-3, 3e-3)}
-    rate, (gru, _, gru_size) = max(grus.items(), key=lambda item: item[1][0])
+def _remember(experiment: Experiment, length: int, normal: int) -> tuple[str, bool, bool]:
+    """What was seen of a bit to be remembered so long, whether it meets the criterion, and whether S5 was best."""
+    total, rollout = _total(experiment, normal)
+
+    def arm(memory: Memory, total: int, rate: float = 1e-3, hidden: int | None = None) -> tuple[Any, ...]:
+        settings = PPO(steps=rollout, rate=rate)
+        return MemoryLength, {"length": length}, memory, total, settings, hidden, experiment.seed
+
+    rates = (3e-4, 1e-3, 3e-3)
+    plan = {"S5": arm("s5", total), "no memory": arm("none", total // 2)}
+    plan |= {f"GRU at {rate:g}": arm("gru", total, rate, 104) for rate in rates}
+    found, failed = succeeded(experiment.arms(_agent, plan), ("S5", "no memory"))
+    s5, s5_seconds, size = found["S5"]
+    none = found["no memory"][0]
+    grus = {name: arm for name, arm in found.items() if name.startswith("GRU")}
+    best, (gru, _, gru_size) = max(grus.items(), key=lambda item: item[1][0])
     gru_seconds = min(seconds for _, seconds, _ in grus.values())
-    said = (
-        f"length {length}, {total:,} steps: S5 ({size:,} parameters) {s5:.2f} in {s5_seconds:.0f} s, GRU ({gru_size:,}, best "
-        f"of three rates {rate:g}) {gru:.2f} in {gru_seconds:.0f} s, no memory {none:.2f}"
-    )
-    return said, s5 >= 0.95 and abs(none) <= 0.15 and s5_seconds <= 0.75 * gru_seconds, s5 > max(gru, none)
-
-
-@check("S3", needs=100)
-def _memory_length(experiment: Experiment) -> Seen:
-    short = experiment.paper_budget < 100
-    experiment.run.progress("s5-rl S3: length 20, S5, GRU at three rates, no memory", 0.1)
-    value, holds, direction = _memory(20, 2 * 8192 if short else 262_144, experiment.seed)
-    if short:
-        return experiment.judge(value, holds, direction)
-    experiment.run.progress("s5-rl S3: length 100", 0.5)
-    if experiment.paper_budget < 1200:
-        from hasten.tasks.control import MemoryLength
-
-        s5, seconds, _ = _learned(MemoryLength(64, 100, experiment.seed), "s5", 1_500_000, experiment.seed)
-        value += f"; length 100, 1,500,000 steps: S5 {s5:.2f} in {seconds:.0f} s (the GRU there takes --budget 1200)"
-        return Seen(value, holds and s5 >= 0.95, direction)
-    longer, held, directed = _memory(100, 1_500_000, experiment.seed)
-    return Seen(f"{value}; {longer}", holds and held, direction and directed)
-
-
-@check("S5", needs=100)
-def _reset(experiment: Experiment) -> Seen:
-    """Running majority: nothing but the reset tells where an episode begins."""
-    from hasten.tasks.control import RunningMajority
-
-    short = experiment.paper_budget < 100
-    total = 2 * 8192 if short else 800_000
-    found = {}
-    for number, reset in enumerate((True, False)):
-        experiment.run.progress(f"s5-rl S5: {'with' if reset else 'without'} resets", number / 2)
-        found[reset], _, _ = _learned(RunningMajority(64, experiment.seed), "s5", total, experiment.seed, reset=reset)
-    value = f"running majority, {total:,} steps: with resets {found[True]:.2f}, without {found[False]:.2f}"
-    return experiment.judge(value, found[True] - found[False] >= 0.15, found[True] > found[False])
-
-
-@check("S4")
-def _popgym(experiment: Experiment) -> Seen:
-    from hasten.tasks.control import RepeatPrevious
-
-    if experiment.paper_budget < 1500:
-        raise HastenError("repeating cards takes S5 and GRU about 10 minutes: give --budget 1500")
-    total = 2_000_000
-    s5, seconds, _ = _learned(RepeatPrevious(64, 4, 1, experiment.seed), "s5", total, experiment.seed)
-    experiment.run.progress("s5-rl S4: GRU", 0.3)
-    gru, gru_seconds, _ = _learned(RepeatPrevious(64, 4, 1, experiment.seed), "gru", total, experiment.seed, hidden=104)
     value = (
-        f"RepeatPrevious easy, {total:,} steps: S5 {s5:.2f} in {seconds:.0f} s, GRU {gru:.2f} in {gru_seconds:.0f} s"
+        f"length {length}, {total:,} steps: S5 ({size:,} parameters) {s5:.2f} in {s5_seconds:.0f} s, GRU ({gru_size:,}, "
+        f"best of three rates {best.removeprefix('GRU at ')}) {gru:.2f} in {gru_seconds:.0f} s, no memory {none:.2f}{failed}"
     )
-    return Seen(value, s5 > gru, s5 >= gru - 0.05)
+    return value, s5 >= 0.95 and abs(none) <= 0.15 and s5_seconds <= 0.75 * gru_seconds, s5 > max(gru, none)
 
 
-@check("S6")
-def _in_context(experiment: Experiment) -> Seen:
-    """A cart-pole behind a random rotation: are later trials of an episode better than the first?"""
-    import torch
+@check("S3", weight=180)
+def memory_length(experiment: Experiment) -> Seen:
+    """A bit is asked for 20 and 100 steps later; the GRU's turn at 100 takes twenty minutes' budget."""
+    experiment.require(120)
+    value, holds, direction = _remember(experiment, 20, 262_144)
+    experiment.tell("length 100", 0.5)
+    total, rollout = _total(experiment, 1_500_000)
+    if experiment.paper_budget < 1200:
+        s5, seconds, _ = _agent(
+            MemoryLength, {"length": 100}, "s5", total, PPO(steps=rollout), None, experiment.seed
+        )  # fmt: skip
+        value += f"; length 100, {total:,} steps: S5 {s5:.2f} in {seconds:.0f} s (the GRU there takes --budget 1200)"
+        return experiment.judge(value, holds and s5 >= 0.95, direction)
+    longer, held, directed = _remember(experiment, 100, 1_500_000)
+    return experiment.judge(f"{value}; {longer}", holds and held, direction and directed)
 
-    from hasten.tasks.control import ProjectedCartPole
-    from hasten.train.recurrent_ppo import PPO, RecurrentPolicy, learn
 
-    if experiment.paper_budget < 1500:
-        raise HastenError("learning to adapt takes about 15 minutes: give --budget 1500")
-    torch.manual_seed(experiment.seed)
-    policy = RecurrentPolicy(ProjectedCartPole.observation, 2, "s5", width=128)
-    total = 8_000_000
-    settings = PPO(steps=512, rate=3e-4)
-    learn(
-        policy, ProjectedCartPole(64, seed=experiment.seed), total, settings, seed=experiment.seed,
-        progress=lambda steps, value: experiment.run.progress("s5-rl S6", steps / total),
+@check("S5", weight=90)
+def reset(experiment: Experiment) -> Seen:
+    """Running majority: nothing but the reset tells where an episode begins."""
+    experiment.require(120)
+    total, rollout = _total(experiment, 800_000)
+    plan: dict[str, tuple[Any, ...]] = {
+        name: (RunningMajority, {}, "s5", total, PPO(steps=rollout, reset=resets), None, experiment.seed)
+        for name, resets in (("with", True), ("without", False))
+    }
+    found, _ = succeeded(experiment.arms(_agent, plan), plan)
+    with_resets, without = found["with"][0], found["without"][0]
+    value = f"running majority, {total:,} steps: with resets {with_resets:.2f}, without {without:.2f}"
+    return experiment.judge(value, with_resets - without >= 0.15, with_resets > without)
+
+
+@check("S4", weight=1)
+def repeat_previous(experiment: Experiment) -> Seen:
+    """POPGym's cards, a suit to be named four cards later; about 10 minutes."""
+    experiment.require(1500)
+    total, rollout = _total(experiment, 2_000_000)
+    options = {"delay": 4, "decks": 1}
+    plan = {
+        "S5": (RepeatPrevious, options, "s5", total, PPO(steps=rollout), None, experiment.seed),
+        "GRU": (RepeatPrevious, options, "gru", total, PPO(steps=rollout), 104, experiment.seed),
+    }
+    found, _ = succeeded(experiment.arms(_agent, plan), plan)
+    s5, gru = found["S5"], found["GRU"]
+    value = f"RepeatPrevious easy, {total:,} steps: S5 {s5[0]:.2f} in {s5[1]:.0f} s, GRU {gru[0]:.2f} in {gru[1]:.0f} s"
+    return experiment.judge(value, s5[0] > gru[0], s5[0] >= gru[0] - 0.05)
+
+
+@check("S6", weight=1)
+def in_context(experiment: Experiment) -> Seen:
+    """A cart-pole behind a random rotation: are later trials of an episode better than the first? About 15 minutes."""
+    experiment.require(1500)
+    total, rollout, copies = experiment.at(quick=(64 * 16, 16, 4), normal=(8_000_000, 512, 256))
+    agent = train_agent(
+        ProjectedCartPole(64, seed=experiment.seed), "s5", total, PPO(steps=rollout, rate=3e-4),
+        seed=experiment.seed, width=128, progress=lambda steps, value: experiment.tell("", steps / total),
     )  # fmt: skip
     # Rotations that it has not met.
-    task = ProjectedCartPole(256, seed=experiment.seed + 1000)
-    observation, state = task.reset(), policy.new_state(256)
-    lengths = torch.zeros(256, 16)
-    going = torch.ones(256, dtype=torch.bool)
-    first = torch.ones(256, dtype=torch.bool)
-    with torch.no_grad():
-        while going.any():
-            logits, _, state = policy(observation[:, None], state, first[:, None])
-            trial = task.trial.clone()
-            observation, _, first = task.step(logits[:, 0].argmax(-1))
-            lengths[torch.arange(256), trial] += going
-            going &= ~first
-    means = lengths.mean(0)
+    means = trial_lengths(agent.policy, ProjectedCartPole(copies, seed=experiment.seed + 1000))
     early, late = float(means[0]), float(means[8:].mean())
     value = f"steps balanced on unseen rotations: trial 1 {early:.0f}, trials 9 to 16 {late:.0f} ({total:,} steps of training)"
-    return Seen(value, late > early, late > early)
+    return experiment.judge(value, late > early, late > early)
