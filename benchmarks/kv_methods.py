@@ -20,7 +20,7 @@ import torch
 from hasten.data.text import default_text
 from hasten.models import load_network
 from hasten.runtime import CacheSpec, LanguageModel
-from hasten.runtime.policies import KeepEnds, SnapKV
+from hasten.runtime.policies import KeepEnds, SnapKVPolicy
 from hasten.tasks.questions import hidden_number
 from rows import Row, emit
 
@@ -88,7 +88,10 @@ def main() -> None:
     length, keep = arguments.prompt, arguments.keep
     ratio = 1 - keep / length
     arms: dict[str, tuple[Any, Any]] = {
-        "SnapKV": (SnapKV(keep, window=16, kernel=7), SnapKVPress(ratio, window_size=16, kernel_size=7)),
+        "SnapKV": (
+            SnapKVPolicy(keep, window=16, kernel=7, pooling="mean"),
+            SnapKVPress(ratio, window_size=16, kernel_size=7),
+        ),
         "StreamingLLM": (KeepEnds(keep, sinks=4), StreamingLLMPress(ratio, n_sink=4)),
     }
     rows = []

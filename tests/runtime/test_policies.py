@@ -12,14 +12,14 @@ from hasten.errors import HastenError
 from hasten.kernels import native
 from hasten.runtime import CacheSpec, LanguageModel
 from hasten.runtime.policies import (
-    BlockTopK,
+    BlockTopKPolicy,
     KeepEnds,
     LocalShare,
     LocalWindow,
     Policy,
     RandomKeep,
-    SnapKV,
-    SparseWindow,
+    SnapKVPolicy,
+    SparseWindowPolicy,
     Strided,
     TopK,
 )
@@ -27,12 +27,12 @@ from hasten.runtime.step import CompiledStep
 
 IDS = torch.randint(0, 211, (1, 120), generator=torch.Generator().manual_seed(3))
 EVERYTHING = [
-    BlockTopK(50, 2), TopK(500), SparseWindow(1.0), SparseWindow(1.0, history=-1), Strided(1.0), LocalShare(1.0),
-    LocalWindow(500), SnapKV(500), RandomKeep(500), KeepEnds(500),
+    BlockTopKPolicy(50, 2), TopK(500), SparseWindowPolicy(1.0), SparseWindowPolicy(1.0, history=-1), Strided(1.0),
+    LocalShare(1.0), LocalWindow(500), SnapKVPolicy(500), RandomKeep(500), KeepEnds(500),
 ]  # fmt: skip
 PARTS = [
-    BlockTopK(1, 2, block=16), BlockTopK(3, 2, block=8), TopK(16, 8, 2), SparseWindow(0.3),
-    SparseWindow(0.3, history=-1), Strided(0.3), LocalShare(0.3, 2), LocalWindow(20, 2), SnapKV(40, 8),
+    BlockTopKPolicy(1, 2, block=16), BlockTopKPolicy(3, 2, block=8), TopK(16, 8, 2), SparseWindowPolicy(0.3),
+    SparseWindowPolicy(0.3, history=-1), Strided(0.3), LocalShare(0.3, 2), LocalWindow(20, 2), SnapKVPolicy(40, 8),
     RandomKeep(40, 8), KeepEnds(40, 4),
 ]  # fmt: skip
 
@@ -74,7 +74,7 @@ class _Layer:
 def test_block_scores_are_means_of_token_scores() -> None:
     torch.manual_seed(0)
     query, keys = torch.randn(1, 4, 1, 8), torch.randn(1, 2, 100, 8)
-    policy = BlockTopK(3, 2, block=8)
+    policy = BlockTopKPolicy(3, 2, block=8)
     chosen = policy.choose(_Layer(), query, keys, 1.0)  # type: ignore[arg-type]
     assert chosen is not None
     local = (100 - 1) // 8 + 1 - 2
@@ -90,7 +90,7 @@ def test_block_scores_are_means_of_token_scores() -> None:
 @pytest.mark.parametrize("history", [0, -1, 5])
 def test_the_sparse_window_against_brute_force(history: int) -> None:
     torch.manual_seed(1)
-    policy, layer = SparseWindow(0.4, history), _Layer()
+    policy, layer = SparseWindowPolicy(0.4, history), _Layer()
     keys = torch.randn(1, 2, 60, 8)
     values = torch.randn(1, 2, 60, 8)
     queries = torch.randn(1, 4, 60, 8)
@@ -121,7 +121,7 @@ def test_the_sparse_window_against_brute_force(history: int) -> None:
 
 def test_snapkv_keeps_its_window_and_the_best() -> None:
     torch.manual_seed(0)
-    policy, layer = SnapKV(24, window=8, kernel=1), _Layer()
+    policy, layer = SnapKVPolicy(24, window=8, kernel=1), _Layer()
     query, keys = torch.randn(1, 4, 60, 8), torch.randn(1, 2, 60, 8)
     policy.prompt(layer, query, keys, 0.35, 0)  # type: ignore[arg-type]
     kept = policy.kept(layer, 60)  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ def test_snapkv_pools_summed_votes_before_it_chooses(pooling: str) -> None:
     """However a prompt is cut into pieces; each head pools for itself, then heads of a kv head are averaged."""
     torch.manual_seed(0)
     query, keys = torch.randn(1, 4, 60, 8), torch.randn(1, 2, 60, 8)
-    policy, found = SnapKV(24, window=8, kernel=5, pooling=pooling), []
+    policy, found = SnapKVPolicy(24, window=8, kernel=5, pooling=pooling), []
     for cuts in ([60], [57, 60], [55, 58, 60], list(range(1, 61))):
         layer, begin = _Layer(), 0
         for end in cuts:
@@ -161,7 +161,10 @@ def test_snapkv_pools_summed_votes_before_it_chooses(pooling: str) -> None:
 @pytest.mark.parametrize(
     ("policy", "dtype"),
     # With rounded keys a choice between blocks may fall either way.
-    [(BlockTopK(1, 2), "fp32"), *[(p, d) for p in (SnapKV(70, 16), KeepEnds(64, 4)) for d in ("fp32", "bf16", "int8")]],
+    [
+        (BlockTopKPolicy(1, 2), "fp32"),
+        *[(p, d) for p in (SnapKVPolicy(70, 16), KeepEnds(64, 4)) for d in ("fp32", "bf16", "int8")],
+    ],
     ids=repr,
 )
 def test_the_compiled_step_follows(network: Any, policy: Policy, dtype: str) -> None:
@@ -181,7 +184,7 @@ def test_the_compiled_step_follows(network: Any, policy: Policy, dtype: str) -> 
 
 
 def test_tokens_that_leave_take_their_memory_with_them(llama: Any) -> None:
-    model = LanguageModel(llama, cache=CacheSpec(policy=SnapKV(32, 8)))
+    model = LanguageModel(llama, cache=CacheSpec(policy=SnapKVPolicy(32, 8)))
     cache = model.new_cache(1, 130)
     before = cache.nbytes
     model.prefill(IDS, cache)
@@ -216,16 +219,16 @@ def test_capped_positions(llama: Any) -> None:
 
 def test_what_does_not_go_together() -> None:
     with pytest.raises(HastenError, match="both say"):
-        CacheSpec("fp32", 10, policy=SnapKV())
+        CacheSpec("fp32", 10, policy=SnapKVPolicy())
     with pytest.raises(HastenError, match="capped by a window"):
         CacheSpec(capped=True)
     with pytest.raises(HastenError, match="give a window"):
         CacheSpec(full_layers=(1,))
     for wrong in (
-        lambda: BlockTopK(0),
-        lambda: SparseWindow(0.0),
-        lambda: SnapKV(8, 8),
-        lambda: SnapKV(8, 2, pooling="sum"),
+        lambda: BlockTopKPolicy(0),
+        lambda: SparseWindowPolicy(0.0),
+        lambda: SnapKVPolicy(8, 8),
+        lambda: SnapKVPolicy(8, 2, pooling="sum"),
     ):
         with pytest.raises(HastenError):
             wrong()
@@ -237,8 +240,8 @@ def test_batches_of_different_lengths(llama: Any) -> None:
     ids = torch.randint(0, 211, (2, 50))
     mask = torch.ones_like(ids)
     mask[0, :10] = 0
-    model = LanguageModel(llama, cache=CacheSpec(policy=SnapKV(16, 4)))
+    model = LanguageModel(llama, cache=CacheSpec(policy=SnapKVPolicy(16, 4)))
     with pytest.raises(HastenError, match="one length"):
         model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
-    blocks = LanguageModel(llama, cache=CacheSpec(policy=BlockTopK(1, 2)))
+    blocks = LanguageModel(llama, cache=CacheSpec(policy=BlockTopKPolicy(1, 2)))
     assert blocks.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False).shape == (2, 54)

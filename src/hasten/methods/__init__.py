@@ -2,7 +2,17 @@
 
 from hasten.methods.cache_format import CacheFormat
 from hasten.methods.drop_layers import DropLayers
-from hasten.methods.method import Method, apply_all, clash, from_dict, ordered, registry, rewrite_all
+from hasten.methods.method import (
+    Context,
+    Method,
+    apply_all,
+    clash,
+    from_dict,
+    ordered,
+    registry,
+    rewrite_all,
+    unwritable,
+)
 from hasten.methods.prompt_lookup import LookupDecoding
 from hasten.methods.sliding_window import HybridWindow, LambdaWindow, SlidingWindow
 from hasten.methods.sparse_low_bit import SparseLowBit
@@ -13,6 +23,7 @@ from hasten.methods.weight_only import WeightOnly
 __all__ = [
     "BlockTopK",
     "CacheFormat",
+    "Context",
     "DropLayers",
     "HybridWindow",
     "LambdaWindow",
@@ -30,4 +41,5 @@ __all__ = [
     "ordered",
     "registry",
     "rewrite_all",
+    "unwritable",
 ]

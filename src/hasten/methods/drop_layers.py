@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.methods.editing import Draft, edit
-from hasten.methods.method import Method
+from hasten.methods.method import Context, Method
 from hasten.runtime.language_model import LanguageModel
 from hasten.workload.einsum import Phase, Workload
 
 _LAYER = re.compile(r"^(.*\blayers)\.(\d+)(\..*)?$")
+
+# Tokens of a text on which `candidates` judges layers.
+_READ = 512
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,15 @@ class DropLayers(Method):
 
     @classmethod
     def variants(cls, model: Any) -> list[Self]:
-        """None without text to measure importance on: see `least_important`."""
+        """None without text to measure importance on: see `candidates`."""
         return []
+
+    @classmethod
+    def candidates(cls, context: Context) -> list[Self]:
+        """Without the one or two layers that do least to the run's text."""
+        ids = torch.tensor(context.text[:_READ])[None]
+        counts = [n for n in (1, 2) if n < len(context.model.layers)]
+        return [cls(least_important(context.model, ids, n).layers) for n in counts]
 
 
 class _Names:

@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import pkgutil
+import types
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from hasten.errors import HastenError
 from hasten.workload.einsum import Workload
 
 _REGISTRY: dict[str, type[Method]] = {}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What `hasten tune` knows when it asks a method what is worth trying.
+
+    Args:
+        model: the unchanged model.
+        text: tokens of the text that quality is measured on.
+        prompts: (batch, prompt) tokens of the workload.
+        continuation: the tokens that the unchanged model makes of the first prompt.
+        new_tokens: tokens to make for each sequence.
+    """
+
+    model: Any
+    text: Sequence[int]
+    prompts: Any
+    continuation: Sequence[int]
+    new_tokens: int
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of each prompt."""
+        return int(self.prompts.shape[1])
 
 
 class Method(ABC):
@@ -67,6 +96,26 @@ class Method(ABC):
     def variants(cls, model: Any) -> Sequence[Self]:
         """Settings worth trying on ``model``."""
 
+    def reach(self, prompt: int) -> int | None:
+        """How many tokens of a prompt of ``prompt`` tokens a new token reads at most; None: it leaves that alone."""
+        return None
+
+    @classmethod
+    def candidates(cls, context: Context) -> Sequence[Self]:
+        """What is worth trying in a run: its `variants`, each `fitted`. Override it where the text decides settings."""
+        return [one.fitted(context) for one in cls.variants(context.model)]
+
+    def fitted(self, context: Context) -> Self:
+        """Itself, with what is to be known of this run: figures that a prediction goes by, a measured setting."""
+        return self
+
+    def why_not_tried(self, context: Context) -> str | None:
+        """Why it is not worth a try in this run; None when it is, or when it cannot tell."""
+        reach = self.reach(context.prompt)
+        if reach is not None and reach >= context.prompt:
+            return "it would read the whole prompt: it would change nothing"
+        return None
+
     def check(self, model: Any) -> None:
         """Raises HastenError when it does not apply."""
         if reason := self.why_not(model):
@@ -75,12 +124,32 @@ class Method(ABC):
     def to_dict(self) -> dict[str, Any]:
         """Its name and settings as plain data."""
         fields = dataclasses.asdict(self)  # type: ignore[call-overload]
-        return {"method": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}}
+        return {"method": self.name, **{k: _listed(v) for k, v in fields.items()}}
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as the lists that JSON has, however deep."""
+    if isinstance(value, list | tuple):
+        return [_listed(v) for v in value]
+    return {k: _listed(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def registry() -> dict[str, type[Method]]:
-    """Every method by name."""
+    """Every method by name: those of hasten's own folder, and what else has been defined."""
+    folder = importlib.import_module("hasten.methods").__path__
+    for module in pkgutil.iter_modules(folder):
+        importlib.import_module(f"hasten.methods.{module.name}")
     return dict(_REGISTRY)
+
+
+def unwritable(method: Method) -> str | None:
+    """Why ``method`` could not be read back from its `Method.to_dict`; None when it can."""
+    try:
+        hash(method)
+        same = from_dict(method.to_dict()) == method
+    except (HastenError, TypeError, ValueError) as error:
+        return f"its settings cannot be written and read back: {error}"
+    return None if same else "its settings cannot be written and read back: give them plain types"
 
 
 def from_dict(data: Any) -> Method:
@@ -90,22 +159,83 @@ def from_dict(data: Any) -> Method:
         HastenError: an unknown name or a setting that the method does not have.
     """
     name = data.get("method") if isinstance(data, dict) else None
-    if not isinstance(name, str) or name not in _REGISTRY:
-        known = ", ".join(sorted(_REGISTRY))
-        raise HastenError(f"unknown method {data!r:.80}: one of {known} is known")
-    kind = _REGISTRY[name]
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "method"}
-    known_fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for key, value in settings.items():
-        if key not in known_fields:
+    known = registry()
+    if not isinstance(name, str) or name not in known:
+        raise HastenError(f"unknown method {data!r:.80}: one of {', '.join(sorted(known))} is known")
+    kind = known[name]
+    hints = _hints(kind)
+    settings = {}
+    for key, value in data.items():
+        if key == "method":
+            continue
+        if key not in hints:
             raise HastenError(f"method {kind.name} has no setting {key!r}")
-        expected = type(known_fields[key].default)
-        if type(value) is not expected and not (expected is float and type(value) is int):
-            raise HastenError(f"method {kind.name}: {key} is of type {expected.__name__}, not {value!r:.40}")
+        try:
+            settings[key] = _typed(value, hints[key])
+        except TypeError:
+            expected = getattr(hints[key], "__name__", str(hints[key]))
+            raise HastenError(f"method {kind.name}: {key} is of type {expected}, not {value!r:.40}") from None
     try:
         return kind(**settings)
     except (TypeError, ValueError) as error:
         raise HastenError(f"method {kind.name}: {error}") from None
+
+
+def _hints(kind: type[Method]) -> dict[str, Any]:
+    """The declared type of each setting; where a declaration cannot be resolved, that of its default."""
+    try:
+        declared = typing.get_type_hints(kind)
+    except (NameError, TypeError, AttributeError):
+        declared = {}
+    found = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        known = field.default is not dataclasses.MISSING and field.default is not None
+        found[field.name] = declared.get(field.name, type(field.default) if known else Any)
+    return found
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """``value`` as read from JSON, as what ``hint`` declares: lists where tuples are meant become tuples.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for one in inner:
+            try:
+                return _typed(value, one)
+            except TypeError:
+                continue
+        raise TypeError
+    if hint is None or hint is type(None):
+        if value is not None:
+            raise TypeError
+        return None
+    if origin is typing.Literal:
+        if value not in inner:
+            raise TypeError
+        return value
+    kind = origin or hint
+    if kind is tuple and isinstance(value, list | tuple):
+        # What stands within is the method's own to judge, but for tuples in tuples.
+        each = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is ... else list(inner)
+        each += [Any] * (len(value) - len(each))
+        return tuple(
+            _tupled(v) if typing.get_origin(h) is tuple or h in (Any, tuple) else v
+            for v, h in zip(value, each, strict=False)
+        )
+    if not isinstance(kind, type):
+        return value
+    if kind is float and type(value) is int:
+        return value
+    if type(value) is not kind:
+        raise TypeError
+    return value
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
 
 
 def clash(methods: Sequence[Method]) -> str | None:

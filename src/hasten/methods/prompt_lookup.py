@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from hasten.methods.editing import Draft, edit
-from hasten.methods.method import Method
+from hasten.methods.method import Context, Method
 from hasten.runtime.decoding.lookup import Index, PromptLookup
 from hasten.runtime.language_model import LanguageModel
 from hasten.runtime.tracing import with_rows
 from hasten.workload.einsum import Phase, Workload
+
+# New tokens below which `hasten tune` does not try drafts.
+_LEAST_NEW = 4
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,15 @@ class LookupDecoding(Method):
     @classmethod
     def variants(cls, model: Any) -> list[Self]:
         return [cls(3, 4)]
+
+    def fitted(self, context: Context) -> Self:
+        """With the drafted tokens a step keeps where the model goes on as it did, unchanged."""
+        lookup = PromptLookup(self.ngram, self.draft)
+        kept = acceptance(context.prompts[0].tolist(), context.continuation, lookup)
+        return replace(self, accepted=round(kept, 3))
+
+    def why_not_tried(self, context: Context) -> str | None:
+        return "too few new tokens to draft" if context.new_tokens < _LEAST_NEW else None
 
 
 def acceptance(prompt: Sequence[int], continuation: Sequence[int], lookup: PromptLookup) -> float:

@@ -36,6 +36,9 @@ class _Window(Reading):
         """The cache with the window; ``layers`` counts the model's, where the window asks."""
         return replace(spec, window=self.window, sinks=self.sinks)
 
+    def reach(self, prompt: int) -> int | None:
+        return min(prompt, self.window + self.sinks)
+
     def apply(self, model: Any) -> Any:
         self.check(model)
         model.cache = self._narrowed(model.cache, lambda: len(model.layers))

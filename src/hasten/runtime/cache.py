@@ -12,7 +12,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from hasten.errors import HastenError
 from hasten.kernels import kv_cache as kernel
 from hasten.nn.attention import turned_by
-from hasten.runtime.policies import Policy, attend
+from hasten.runtime.policies.attending import attend
+from hasten.runtime.policies.policy import Policy
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from hasten.errors import HastenError
-from hasten.runtime.cache import KVCache
-from hasten.runtime.decoding.lookup import Index
-from hasten.runtime.language_model import LanguageModel
+from hasten.runtime.cache import CacheSpec, KVCache
+from hasten.runtime.decoding.lookup import Index, PromptLookup
+from hasten.runtime.step import CompiledStep
 
 # What hasten's loop does itself; anything else in a generation config goes to transformers' own loop.
 _OWN = {
@@ -41,8 +41,47 @@ _OWN = {
 }
 
 
+class Generates(Protocol):
+    """What generation asks of a model; `hasten.runtime.LanguageModel` is one.
+
+    Attributes:
+        cache: how keys and values are kept.
+        lookup: how drafts are found, or None.
+    """
+
+    cache: CacheSpec
+    lookup: PromptLookup | None
+
+    @property
+    def network(self) -> Any:
+        """The transformers network."""
+
+    @property
+    def generation_config(self) -> Any:
+        """What generation goes by where a call says nothing."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+
+    def check_fits(self, length: int) -> None:
+        """Raises HastenError for a text that is too long."""
+
+    def new_cache(self, batch: int = 1, capacity: int = 0) -> KVCache:
+        """Empty buffers."""
+
+    def session(self, batch: int, capacity: int) -> tuple[KVCache, CompiledStep | None]:
+        """A cache, and the compiled step over it where there is one."""
+
+    def prefill(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """Reads prompts (batch, length); the last token's logits (batch, vocabulary)."""
+
+    def __call__(self, input_ids: Tensor, past_key_values: KVCache | None = None) -> Any:
+        """The network's own forward."""
+
+
 def generate(
-    model: LanguageModel,
+    model: Generates,
     input_ids: Tensor | None = None,
     *,
     attention_mask: Tensor | None = None,
@@ -103,7 +142,7 @@ def generate(
     return _padded(input_ids, loop.made, config)
 
 
-def stream(model: LanguageModel, input_ids: Tensor, **kwargs: Any) -> Iterator[list[int]]:
+def stream(model: Generates, input_ids: Tensor, **kwargs: Any) -> Iterator[list[int]]:
     """As `generate` for one sequence, token by token: yields lists of new tokens.
 
     Raises:
@@ -120,7 +159,7 @@ def stream(model: LanguageModel, input_ids: Tensor, **kwargs: Any) -> Iterator[l
 
 
 def _by_transformers(
-    model: LanguageModel, ids: Tensor, mask: Tensor | None, config: Any, streamer: Any, extra: dict[str, Any]
+    model: Generates, ids: Tensor, mask: Tensor | None, config: Any, streamer: Any, extra: dict[str, Any]
 ) -> Any:
     room = config.max_new_tokens or max(0, (config.max_length or 20) - ids.shape[1])
     beams = max(1, config.num_beams or 1) * max(1, config.num_return_sequences or 1)
@@ -157,7 +196,7 @@ def numbers(logits: Tensor) -> Tensor:
 class _Loop:
     """One call of generate: what is still running, and what has been made."""
 
-    def __init__(self, model: LanguageModel, prompts: list[list[int]], config: Any) -> None:
+    def __init__(self, model: Generates, prompts: list[list[int]], config: Any) -> None:
         self._model = model
         self._prompts = prompts
         self._limit = int(config.max_new_tokens)

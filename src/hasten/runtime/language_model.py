@@ -14,7 +14,9 @@ from hasten.cost.measuring import spread
 from hasten.errors import HastenError
 from hasten.kernels import kv_cache
 from hasten.models.decoder import Decoder, decoder_of
+from hasten.runtime import generation, tracing
 from hasten.runtime import step as compiled
+from hasten.runtime.attention import following
 from hasten.runtime.cache import CacheSpec, KVCache
 from hasten.runtime.decoding.lookup import PromptLookup
 from hasten.workload.einsum import Workload
@@ -112,8 +114,6 @@ class LanguageModel(nn.Module):
         prompt too.
         """
         if past_key_values is not None and not past_key_values.spec.uniform:
-            from hasten.runtime.attention import following
-
             start = past_key_values.get_seq_length() + past_key_values.dropped[past_key_values.members[0]]
             kwargs.setdefault("position_ids", torch.arange(start, start + input_ids.shape[1])[None])
             with following(self.network, past_key_values):
@@ -161,21 +161,15 @@ class LanguageModel(nn.Module):
 
     def generate(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
         """Continues a text, as transformers' ``generate`` does; see `hasten.runtime.generation.generate`."""
-        from hasten.runtime.generation import generate
-
-        return generate(self, input_ids, **kwargs)
+        return generation.generate(self, input_ids, **kwargs)
 
     def stream(self, input_ids: Tensor, **kwargs: Any) -> Iterator[list[int]]:
         """New tokens as they are made, of one sequence: lists of one, or more where a draft was accepted."""
-        from hasten.runtime.generation import stream
-
-        return stream(self, input_ids, **kwargs)
+        return generation.stream(self, input_ids, **kwargs)
 
     def workload(self, prompt: int, new_tokens: int, batch: int = 1) -> Workload:
         """What this model computes for a prompt and ``new_tokens``, traced on fake tensors."""
-        from hasten.runtime.tracing import workload
-
-        return workload(self, prompt, new_tokens, batch)
+        return tracing.workload(self, prompt, new_tokens, batch)
 
     def measure(
         self, prompt: int, new_tokens: int, batch: int = 1, runs: int = 3, ids: Tensor | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,8 @@ from hasten.kernels.kv_cache import BLOCK, RECENT
 from hasten.kernels.packed_linear import native_matrix
 from hasten.models.decoder import DecoderLayer, decoder_of
 from hasten.nn import PackedEmbedding, PackedLinear
-from hasten.runtime.policies import BlockTopK
-
-if TYPE_CHECKING:
-    from hasten.runtime.cache import KVCache
+from hasten.runtime.cache import KVCache
+from hasten.runtime.policies import BlockTopKPolicy
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
@@ -164,7 +162,7 @@ class CompiledStep:
             "pooled",
         )
         policy = cache.spec.policy
-        chosen = policy if isinstance(policy, BlockTopK) else None
+        chosen = policy if isinstance(policy, BlockTopKPolicy) else None
         layers = []
         for layer in cache.layers:
             t, spec, ring = layer.tensors, layer.spec, layer.spec.ring

@@ -5,20 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hasten.kernels import kv_cache
+from hasten.runtime.cache import CacheSpec, KVCache
+from hasten.runtime.decoding.lookup import PromptLookup
 from hasten.runtime.policies import Policy
 from hasten.workload import Access, Cascade, Einsum, Op, Phase, Role, Workload, trace_cascade
 
-if TYPE_CHECKING:
-    from hasten.runtime.language_model import LanguageModel
+
+class Traced(Protocol):
+    """What a description is read off; `hasten.runtime.LanguageModel` is one.
+
+    Attributes:
+        cache: how keys and values are kept; changed while it is traced, and put back.
+        lookup: how drafts are found, or None.
+        name: for people.
+    """
+
+    cache: CacheSpec
+    lookup: PromptLookup | None
+    name: str
+
+    def new_cache(self, batch: int = 1, capacity: int = 0) -> KVCache:
+        """Empty buffers."""
+
+    def window_mask(self, start: int, new: int, device: torch.device) -> Tensor:
+        """(1, 1, new, seen): True where a row may look."""
 
 
-def workload(model: LanguageModel, prompt: int, new_tokens: int, batch: int = 1) -> Workload:
+def workload(model: Traced, prompt: int, new_tokens: int, batch: int = 1) -> Workload:
     """Phases ``prefill`` (once) and ``decode`` (a step for each token; fewer, wider ones with drafts).
 
     The decode step stands for all of them: it is taken in the middle, at ``prompt + new_tokens // 2`` positions, and
@@ -63,6 +82,7 @@ def workload(model: LanguageModel, prompt: int, new_tokens: int, batch: int = 1)
                 arguments["attention_mask"] = model.window_mask(0, new, torch.device("cpu"))
             return (torch.zeros(batch, new, dtype=torch.int64),), arguments
 
+        assert isinstance(model, nn.Module)
         return trace_cascade(model, prepare=prepare, state=_buffers)
 
     prefill, weights, _ = call(prompt, 0)

@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,24 +26,18 @@ from hasten.errors import HastenError
 from hasten.files import write_aside
 from hasten.hardware import Device, probe, remember
 from hasten.methods import (
-    BlockTopK,
-    DropLayers,
-    HybridWindow,
-    LookupDecoding,
+    Context,
     Method,
-    SlidingWindow,
-    SnapKV,
     apply_all,
     clash,
     from_dict,
     ordered,
     registry,
     rewrite_all,
+    unwritable,
 )
-from hasten.methods.drop_layers import least_important
-from hasten.methods.prompt_lookup import acceptance
 from hasten.models.loading.network import DEFAULT_MODEL, Loaded, load_network
-from hasten.runtime import LanguageModel, PromptLookup
+from hasten.runtime import LanguageModel
 from hasten.runtime.quality import agreement, needle, perplexity, recall
 from hasten.runtime.quality import choice as questions_right
 from hasten.search.problem import Infeasible, Objective, Problem, Trial
@@ -335,33 +329,21 @@ class Run:
             if usable:
                 options[kind] = [_Option(_NONE, None), *usable]
 
+        context = Context(model, self.tokens, self.ids, self.expected, self.settings.new_tokens)
+
         def model_reason(method: Method) -> str | None:
-            if _sees(method) >= self.settings.prompt:
-                return "it would read the whole prompt: it would change nothing"
-            if isinstance(method, LookupDecoding) and self.settings.new_tokens < 4:
-                return "too few new tokens to draft"
-            return method.why_not(model)
+            return unwritable(method) or method.why_not_tried(context) or method.why_not(model)
 
         # Every method that is defined, the user's own too; some settings need this run's text.
         offered: dict[str, list[Method]] = {kind: [] for kind in ("weights", "cache", "window", "depth", "drafts")}
         for known in registry().values():
-            found: Sequence[Method] = known.variants(model)
-            if known is DropLayers:
-                text = torch.tensor(self.tokens[: min(len(self.tokens), 512)])[None]
-                found = [least_important(model, text, n) for n in (1, 2) if n < len(model.layers)]
-            elif known is LookupDecoding:
-                found = [self._with_acceptance(m) for m in found]
+            found = known.candidates(context)
             if not found and known.untried:
                 skipped[known.name] = known.untried
             offered.setdefault(known.kind, []).extend(found)
         for kind, methods in offered.items():
             offer(kind, methods)
         return options, skipped
-
-    def _with_acceptance(self, method: Method) -> Method:
-        assert isinstance(method, LookupDecoding)
-        kept = acceptance(self.ids[0].tolist(), self.expected, PromptLookup(method.ngram, method.draft))
-        return replace(method, accepted=round(kept, 3))
 
     def estimated(self, workload: Workload) -> Estimate:
         """What the cost model says of a workload on the device."""
@@ -625,15 +607,6 @@ class Run:
                 f"no measured combination keeps perplexity within {s.floor:.1%}: loosen the floor or raise the budget"
             )
         return result
-
-
-def _sees(method: Method) -> int:
-    """Tokens of a prompt that a method reads at most."""
-    if isinstance(method, SlidingWindow | HybridWindow):
-        return method.window + method.sinks
-    if isinstance(method, BlockTopK | SnapKV):
-        return method.policy.budget(1 << 30)
-    return 0
 
 
 def _misfit(baseline: Combination) -> float:

@@ -11,7 +11,7 @@ import torch
 from hasten.cost.serving.tiers import Schedule
 from hasten.errors import HastenError
 from hasten.runtime import CacheSpec, LanguageModel
-from hasten.runtime.policies import SparseWindow
+from hasten.runtime.policies import SparseWindowPolicy
 from hasten.runtime.storage.tiered_cache import GROUP, SlowTier, TieredCache, encode, generate
 
 PROMPT, NEW, BATCH = 24, 30, 2
@@ -28,7 +28,9 @@ SCHEDULES = [
 ]
 
 
-def tiered(model: LanguageModel, policy: SparseWindow, schedule: Schedule, tokens: float, **more: Any) -> TieredCache:
+def tiered(
+    model: LanguageModel, policy: SparseWindowPolicy, schedule: Schedule, tokens: float, **more: Any
+) -> TieredCache:
     config = model.config
     token = (
         2
@@ -43,7 +45,7 @@ def tiered(model: LanguageModel, policy: SparseWindow, schedule: Schedule, token
     )  # fmt: skip
 
 
-def without_tiers(model: LanguageModel, policy: SparseWindow) -> torch.Tensor:
+def without_tiers(model: LanguageModel, policy: SparseWindowPolicy) -> torch.Tensor:
     plain = LanguageModel(model.network, cache=CacheSpec(policy=policy))
     return plain.generate(IDS, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)[:, PROMPT:]
 
@@ -51,7 +53,7 @@ def without_tiers(model: LanguageModel, policy: SparseWindow) -> torch.Tensor:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("ratio", [0.4, 1.0])
 def test_tiers_change_nothing(llama: Any, schedule: Schedule, ratio: float) -> None:
-    model, policy = LanguageModel(llama), SparseWindow(ratio)
+    model, policy = LanguageModel(llama), SparseWindowPolicy(ratio)
     expected = without_tiers(model, policy)
     cache = tiered(model, policy, schedule, 30)
     made, seconds, most = generate(model, IDS, cache, NEW)
@@ -65,16 +67,16 @@ def test_tiers_change_nothing(llama: Any, schedule: Schedule, ratio: float) -> N
 
 def test_with_room_for_all_nothing_moves(llama: Any) -> None:
     model = LanguageModel(llama)
-    cache = tiered(model, SparseWindow(0.4), Schedule(0.5, 0.5, 0), PROMPT + NEW)
+    cache = tiered(model, SparseWindowPolicy(0.4), Schedule(0.5, 0.5, 0), PROMPT + NEW)
     made, *_ = generate(model, IDS, cache, NEW)
     assert cache.slow.moved == cache.recomputed == 0
-    assert torch.equal(made, without_tiers(model, SparseWindow(0.4)))
+    assert torch.equal(made, without_tiers(model, SparseWindowPolicy(0.4)))
 
 
 @pytest.mark.parametrize("prefix", [False, True])
 def test_recomputed_keys_are_the_dropped_ones(network: Any, prefix: bool) -> None:
     model = LanguageModel(network)
-    kept, dropped = (tiered(model, SparseWindow(1.0), s, 30) for s in (Schedule(), Schedule(0.8, 1.0, 0, prefix)))
+    kept, dropped = (tiered(model, SparseWindowPolicy(1.0), s, 30) for s in (Schedule(), Schedule(0.8, 1.0, 0, prefix)))
     for cache in (kept, dropped):
         generate(model, IDS, cache, NEW)
     where = torch.arange(40).expand(BATCH, 2, -1)
@@ -92,8 +94,8 @@ def in_int8(model: LanguageModel, schedule: Schedule, tokens: float) -> TieredCa
     """A budget of so many fp32 tokens."""
     token = 2 * len(model.layers) * BATCH * 2 * 32 * 4
     return TieredCache(
-        model, SparseWindow(0.5), schedule, batch=BATCH, capacity=LONG + NEW, fast_bytes=tokens * token, prompt=LONG,
-        dtype="int8",
+        model, SparseWindowPolicy(0.5), schedule, batch=BATCH, capacity=LONG + NEW, fast_bytes=tokens * token,
+        prompt=LONG, dtype="int8",
     )  # fmt: skip
 
 
@@ -131,7 +133,7 @@ def test_int8_takes_a_quarter(llama: Any) -> None:
     model = LanguageModel(llama)
     coded = in_int8(model, Schedule(), 75)
     options: dict[str, Any] = {"batch": BATCH, "capacity": LONG + NEW, "fast_bytes": 75 * 4 * coded.token_bytes}
-    plain = TieredCache(model, SparseWindow(0.5), Schedule(), prompt=LONG, **options)
+    plain = TieredCache(model, SparseWindowPolicy(0.5), Schedule(), prompt=LONG, **options)
     for cache in (plain, coded):
         generate(model, LONG_IDS, cache, 2)
     assert plain.slow.moved > 0 == coded.slow.moved
@@ -145,17 +147,17 @@ def test_a_budget_below_a_group(llama: Any) -> None:
     with pytest.raises(HastenError, match="no group of 64"):
         in_int8(LanguageModel(llama), Schedule(), 60)
     with pytest.raises(HastenError, match="fp32 or int8"):
-        tiered(LanguageModel(llama), SparseWindow(1.0), Schedule(), 60, dtype="int3")
+        tiered(LanguageModel(llama), SparseWindowPolicy(1.0), Schedule(), 60, dtype="int3")
 
 
 def test_a_budget_below_one_token(llama: Any) -> None:
     with pytest.raises(HastenError, match="holds no token"):
-        tiered(LanguageModel(llama), SparseWindow(1.0), Schedule(), 0.5)
+        tiered(LanguageModel(llama), SparseWindowPolicy(1.0), Schedule(), 0.5)
 
 
 def test_a_tier_that_is_cut_short(llama: Any) -> None:
     model = LanguageModel(llama)
-    cache = tiered(model, SparseWindow(0.5), Schedule(0.5), 30)
+    cache = tiered(model, SparseWindowPolicy(0.5), Schedule(0.5), 30)
     cache.slow._file.truncate(100)
     with pytest.raises(HastenError, match="cut short"):
         generate(model, IDS, cache, NEW)
@@ -165,7 +167,7 @@ def test_a_tier_that_is_cut_short(llama: Any) -> None:
 def test_a_tier_that_vanishes_while_in_use(llama: Any, when: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut short after some steps: one line, no killed process; the next cache works."""
     model = LanguageModel(llama)
-    cache = tiered(model, SparseWindow(0.5), Schedule(0.5), 30)
+    cache = tiered(model, SparseWindowPolicy(0.5), Schedule(0.5), 30)
     steps = 0
 
     def cut(module: Any, args: Any) -> None:
@@ -178,14 +180,14 @@ def test_a_tier_that_vanishes_while_in_use(llama: Any, when: int, monkeypatch: p
     with pytest.raises(HastenError, match="cut short"):
         generate(model, IDS, cache, NEW)
     handle.remove()
-    again = tiered(model, SparseWindow(0.5), Schedule(0.5), 30)
-    assert torch.equal(generate(model, IDS, again, NEW)[0], without_tiers(model, SparseWindow(0.5)))
+    again = tiered(model, SparseWindowPolicy(0.5), Schedule(0.5), 30)
+    assert torch.equal(generate(model, IDS, again, NEW)[0], without_tiers(model, SparseWindowPolicy(0.5)))
 
 
 @pytest.mark.parametrize("where", ["fast", "slow", "inputs"])
 def test_damaged_numbers_are_an_error(llama: Any, where: str) -> None:
     model = LanguageModel(llama)
-    cache = tiered(model, SparseWindow(1.0), Schedule(0.5, 0.5, 0), 30)
+    cache = tiered(model, SparseWindowPolicy(1.0), Schedule(0.5, 0.5, 0), 30)
 
     def damage(module: Any, args: Any) -> None:
         layer = cache.layers[1]
@@ -203,7 +205,7 @@ def test_damaged_numbers_are_an_error(llama: Any, where: str) -> None:
 
 def test_sequences_that_end_at_different_times(llama: Any) -> None:
     """One that has ended does not stir the other; when all have, nothing more is made."""
-    model, policy = LanguageModel(llama), SparseWindow(0.4)
+    model, policy = LanguageModel(llama), SparseWindowPolicy(0.4)
     expected = without_tiers(model, policy)
     first = next(int(t) for t in expected[0] if t not in expected[1])
     at = expected[0].tolist().index(first)
@@ -219,7 +221,7 @@ def test_sequences_that_end_at_different_times(llama: Any) -> None:
 
 def test_texts_that_cannot_be(llama: Any) -> None:
     model = LanguageModel(llama)
-    cache = tiered(model, SparseWindow(1.0), Schedule(), 30)
+    cache = tiered(model, SparseWindowPolicy(1.0), Schedule(), 30)
     with pytest.raises(HastenError, match="for 2 prompts"):
         generate(model, IDS[:1], cache, NEW)
     generate(model, IDS, cache, 2)
@@ -227,7 +229,7 @@ def test_texts_that_cannot_be(llama: Any) -> None:
         generate(model, IDS, cache, 2)
     long = torch.zeros(BATCH, 500, dtype=torch.int64)
     roomy = TieredCache(
-        model, SparseWindow(1.0), Schedule(), batch=BATCH, capacity=600, fast_bytes=1e9, prompt=500
+        model, SparseWindowPolicy(1.0), Schedule(), batch=BATCH, capacity=600, fast_bytes=1e9, prompt=500
     )  # fmt: skip
     with pytest.raises(HastenError, match="512 positions"):
         generate(model, long, roomy, 20)
@@ -235,11 +237,11 @@ def test_texts_that_cannot_be(llama: Any) -> None:
 
 def test_remembered_rows_are_counted(llama: Any) -> None:
     model = LanguageModel(llama)
-    cache = tiered(model, SparseWindow(0.4), Schedule(), 60)
+    cache = tiered(model, SparseWindowPolicy(0.4), Schedule(), 60)
     generate(model, IDS, cache, NEW)
     # The last step's rows: as many as there are local tokens, minus those pruned for the next length.
     length = PROMPT + NEW - 1
-    local = SparseWindow(0.4).split(length + 1)[0]
+    local = SparseWindowPolicy(0.4).split(length + 1)[0]
     assert cache.row_bytes == len(model.layers) * BATCH * 2 * local * length * 4
 
 
@@ -255,4 +257,4 @@ def test_no_room_for_the_tier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_more_tokens_than_room(llama: Any) -> None:
     model = LanguageModel(llama)
     with pytest.raises(HastenError, match="room for"):
-        generate(model, IDS, tiered(model, SparseWindow(1.0), Schedule(), 30), NEW + 1)
+        generate(model, IDS, tiered(model, SparseWindowPolicy(1.0), Schedule(), 30), NEW + 1)

@@ -18,7 +18,7 @@ def _perplexities(budget: float) -> dict[str, float]:
     from hasten.methods import WeightOnly, apply_all
     from hasten.models import load_network
     from hasten.runtime import CacheSpec, LanguageModel
-    from hasten.runtime.policies import LocalShare, Policy, SparseWindow, Strided
+    from hasten.runtime.policies import LocalShare, Policy, SparseWindowPolicy, Strided
     from hasten.runtime.quality import perplexity
 
     loaded = load_network()
@@ -28,12 +28,12 @@ def _perplexities(budget: float) -> dict[str, float]:
     model = apply_all(LanguageModel(loaded.network), [WeightOnly(16, 16, bf16=True)])
     arms: dict[str, Policy | None] = {
         "dense": None,
-        "sparse window 0.2": SparseWindow(0.2),
-        "heavy hitters 0.2": SparseWindow(0.2, history=-1),
+        "sparse window 0.2": SparseWindowPolicy(0.2),
+        "heavy hitters 0.2": SparseWindowPolicy(0.2, history=-1),
         "sinks and local 0.2": LocalShare(0.2, sinks=4),
         "local 0.2": LocalShare(0.2),
         "strided 0.2": Strided(0.2),
-        "sparse window 0.5": SparseWindow(0.5),
+        "sparse window 0.5": SparseWindowPolicy(0.5),
     }
     found = {}
     for name, policy in arms.items():
@@ -83,7 +83,7 @@ def _tiers(seconds: float, seed: int) -> dict[str, float]:
 
     from hasten.cost.serving.tiers import Job, Schedule, Tiers, best_schedule, sparse, static_split
     from hasten.runtime import LanguageModel
-    from hasten.runtime.policies import SparseWindow
+    from hasten.runtime.policies import SparseWindowPolicy
     from hasten.runtime.storage.tiered_cache import TieredCache, generate
     from hasten.workload.decoder import DecoderSizes
 
@@ -100,7 +100,7 @@ def _tiers(seconds: float, seed: int) -> dict[str, float]:
     fast = 0.3 * (prompt + new) * job.token_bytes
 
     def run(
-        policy: SparseWindow, schedule: Schedule, room: float, texts: torch.Tensor = ids,
+        policy: SparseWindowPolicy, schedule: Schedule, room: float, texts: torch.Tensor = ids,
         dtype: Literal["fp32", "int8"] = "fp32",
     ) -> tuple[torch.Tensor, float, float, TieredCache]:  # fmt: skip
         cache = TieredCache(
@@ -112,20 +112,20 @@ def _tiers(seconds: float, seed: int) -> dict[str, float]:
         return made, sum(times), most, cache
 
     everything = (prompt + new + 1) * job.token_bytes
-    expected, alone, *_ = run(SparseWindow(ratio), Schedule(), everything)
-    full = run(SparseWindow(1.0), Schedule(), everything)[1]
+    expected, alone, *_ = run(SparseWindowPolicy(ratio), Schedule(), everything)
+    full = run(SparseWindowPolicy(1.0), Schedule(), everything)[1]
     # What a step costs without the tiers is measured; of the tiers the link alone is simulated.
     tiers = Tiers(fast, link, 1e12, 50e9, step=alone / (new - 1))
     two = best_schedule(job, tiers, ratio, delete=False)
     three = best_schedule(job, tiers, ratio)
-    made2, two_seconds, _, cache2 = run(SparseWindow(ratio), two, fast)
-    made3, three_seconds, *_ = run(SparseWindow(ratio), three, fast)
+    made2, two_seconds, _, cache2 = run(SparseWindowPolicy(ratio), two, fast)
+    made3, three_seconds, *_ = run(SparseWindowPolicy(ratio), three, fast)
     coded = best_schedule(replace(job, model=replace(job.model, cache_dtype="int8")), tiers, ratio)
-    in_int8, int8_seconds, _, int8_cache = run(SparseWindow(ratio), coded, fast, dtype="int8")
-    split = run(SparseWindow(1.0), Schedule(), fast)[1]
+    in_int8, int8_seconds, _, int8_cache = run(SparseWindowPolicy(ratio), coded, fast, dtype="int8")
+    split = run(SparseWindowPolicy(1.0), Schedule(), fast)[1]
     # As many sequences at a time as fit, everything in memory; the others wait.
     at_once = int(fast // ((prompt + new) * job.token_bytes / batch))
-    in_waves = sum(run(SparseWindow(1.0), Schedule(), fast, some)[1] for some in ids.split(at_once))
+    in_waves = sum(run(SparseWindowPolicy(1.0), Schedule(), fast, some)[1] for some in ids.split(at_once))
     return {
         "waves": in_waves,
         "rows": cache2.row_bytes / fast,

@@ -117,14 +117,14 @@ def _sampled(
 
 
 def _policy(method: str, budget: int) -> Any:
-    from hasten.runtime.policies import BlockTopK, LocalWindow, TopK
+    from hasten.runtime.policies import BlockTopKPolicy, LocalWindow, TopK
 
     if method == "dense":
         return None
     if method == "top-k":
         return TopK(budget - 2 * _BLOCK - 1, local=2 * _BLOCK, sinks=1)
     if method == "block top-k":
-        return BlockTopK(budget // _BLOCK - 3, local=2, block=_BLOCK)
+        return BlockTopKPolicy(budget // _BLOCK - 3, local=2, block=_BLOCK)
     return LocalWindow(budget, sinks=1)
 
 
@@ -301,7 +301,7 @@ def _throughput(experiment: Experiment) -> Seen:
 
     from hasten.cost.serving.scaling import block_top_k, dense
     from hasten.runtime import CacheSpec, LanguageModel
-    from hasten.runtime.policies import BlockTopK
+    from hasten.runtime.policies import BlockTopKPolicy
     from hasten.workload.decoder import DecoderSizes
 
     # SmolLM2-135M's attention; two layers, of which the first reads everything, so the difference is of one.
@@ -316,7 +316,7 @@ def _throughput(experiment: Experiment) -> Seen:
     parts, ratios = [], []
     for length in lengths:
         times = {}
-        for name, policy in (("dense", None), ("sparse", BlockTopK(16, 2))):
+        for name, policy in (("dense", None), ("sparse", BlockTopKPolicy(16, 2))):
             model = LanguageModel(network, cache=CacheSpec("bf16", policy=policy))
             cache, step = model.session(batch, length + steps + 2)
             for layer in cache.layers:

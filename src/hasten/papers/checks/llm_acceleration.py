@@ -119,7 +119,7 @@ def _early_exit(model: Any, prompt: Any, expected: Any, new: int) -> str:
 @check("L2", needs=_NEEDS)
 def _snapkv(experiment: Experiment) -> Seen:
     from hasten.runtime import CacheSpec, LanguageModel
-    from hasten.runtime.policies import KeepEnds, RandomKeep, SnapKV
+    from hasten.runtime.policies import KeepEnds, RandomKeep, SnapKVPolicy
     from hasten.runtime.quality import needle, perplexity
 
     model, tokenizer, tokens = _model()
@@ -135,7 +135,7 @@ def _snapkv(experiment: Experiment) -> Seen:
     perplexities: dict[str, float] = {}
     arms = {
         "everything": None,
-        "SnapKV": SnapKV(capacity, window=8, kernel=7, pooling="max"),
+        "SnapKV": SnapKVPolicy(capacity, window=8, kernel=7, pooling="max"),
         "first and last": KeepEnds(capacity),
         "random": RandomKeep(capacity, window=8),
     }
@@ -149,7 +149,7 @@ def _snapkv(experiment: Experiment) -> Seen:
 
     ids = torch.tensor([tokens[:long]])
     rates, sizes = [], []
-    for policy in (None, SnapKV(capacity)):
+    for policy in (None, SnapKVPolicy(capacity, window=32, kernel=5, pooling="mean")):
         other = LanguageModel(model.network, cache=CacheSpec("bf16", policy=policy))
         rates.append(32 / other.measure(long, 32, 1, 1, ids=ids).phases["decode"].low)
         cache = other.new_cache(1, long + 34)

@@ -27,7 +27,7 @@ from hasten.nn.attention import half, turned
 from hasten.runtime.cache import CacheSpec
 from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel
-from hasten.runtime.policies import SparseWindow, attend
+from hasten.runtime.policies import SparseWindowPolicy, attend
 
 _NUMBER = 4  # bytes of fp32
 GROUP = 64  # tokens whose channels share a scale in int8
@@ -288,7 +288,7 @@ class TieredCache(Cache):
 
     Args:
         model: whose layers recompute; a plain Llama-like network.
-        policy: what a step reads; ``SparseWindow(1.0)`` for everything.
+        policy: what a step reads; ``SparseWindowPolicy(1.0)`` for everything.
         schedule: when tokens leave the fast tier.
         batch, capacity: sequences, and tokens of each.
         fast_bytes: budget for keys, values and kept inputs of all layers.
@@ -305,7 +305,7 @@ class TieredCache(Cache):
     def __init__(
         self,
         model: LanguageModel,
-        policy: SparseWindow,
+        policy: SparseWindowPolicy,
         schedule: Schedule,
         *,
         batch: int,

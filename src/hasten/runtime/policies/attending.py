@@ -1,0 +1,37 @@
+"""Attention to cached keys and values, and the weights that it gives them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
+    """Attention of (batch, heads, new, d) queries to (batch, kv heads, n, d) keys; mask (..., new, n), True: seen."""
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, keys, values, mask, scale=scaling, enable_gqa=query.shape[1] != keys.shape[1]
+    )
+
+
+def weights(query: Tensor, keys: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
+    """The softmax that `attend` would weigh values by: (batch, heads, new, n)."""
+    shared = query.shape[1] // keys.shape[1]
+    scores = torch.matmul(query.float(), keys.float().repeat_interleave(shared, 1).transpose(-1, -2)) * scaling
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return torch.softmax(scores, -1)
+
+
+def grouped(scores: Tensor, kv_heads: int) -> Tensor:
+    """(batch, heads, ...) averaged over the query heads of a kv head."""
+    return scores.unflatten(1, (kv_heads, -1)).mean(2)
+
+
+def taken(tensor: Tensor, chosen: Tensor) -> Tensor:
+    """Rows (batch, kv heads, k) of (batch, kv heads, n, d)."""
+    return tensor.gather(2, chosen[..., None].expand(*chosen.shape, tensor.shape[-1]))
+
+
+def widened(tensor: Tensor, length: int) -> Tensor:
+    """Zeros behind what is known, up to ``length`` columns."""
+    return torch.nn.functional.pad(tensor, (0, length - tensor.shape[-1]))

@@ -1,0 +1,41 @@
+"""Top-k: the tokens whose keys fit the query, every one of them scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hasten.runtime.policies.attending import grouped
+from hasten.runtime.policies.policy import PolicyLayer, Selecting
+
+
+@dataclass(frozen=True)
+class TopK(Selecting):
+    """The ``top`` tokens of the largest products, between sinks and a local window: an upper bound, as it scores all.
+
+    Args:
+        top: tokens chosen.
+        local, sinks: newest and first tokens always read.
+    """
+
+    top: int = 256
+    local: int = 64
+    sinks: int = 4
+
+    def dense(self, index: int) -> bool:
+        return index == 0
+
+    def budget(self, length: int) -> int:
+        return min(length, self.top + self.local + self.sinks)
+
+    def choose(self, layer: PolicyLayer, query: Tensor, keys: Tensor, scaling: float) -> Tensor | None:
+        length = keys.shape[2]
+        end = length - self.local
+        if length <= self.budget(length):
+            return None
+        middle = grouped(query.float(), keys.shape[1]) @ keys[:, :, self.sinks : end].float().transpose(-1, -2)
+        chosen = middle[:, :, 0].topk(self.top, -1).indices + self.sinks
+        fixed = torch.cat((torch.arange(self.sinks), torch.arange(end, length)))
+        return torch.cat((chosen, fixed.expand(*chosen.shape[:2], -1)), -1)
