@@ -43,7 +43,7 @@ class CacheFormat(Method):
             return "it is not a language model with a cache"
         if model.cache.dtype != "fp32":
             return f"its cache is {model.cache.dtype} already"
-        width = int(model.layers[0].self_attn.head_dim)  # type: ignore[union-attr, arg-type]
+        width = int(model.decoder.layer(0).attention.head_dim)
         if BITS[self.dtype] < 16 and width % BLOCK:
             return f"its heads have {width} channels, not a multiple of {BLOCK}"
         return None

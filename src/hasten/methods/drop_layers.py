@@ -57,15 +57,8 @@ class DropLayers(Method):
 
     def apply(self, model: Any) -> Any:
         self.check(model)
-        kept = [layer for i, layer in enumerate(model.layers) if i not in self.layers]
-        model.network.model.layers = nn.ModuleList(kept)
-        for i, layer in enumerate(kept):
-            layer.self_attn.layer_idx = i
-        config = model.network.config
-        config.num_hidden_layers = len(kept)
-        kinds = getattr(config, "layer_types", None)
-        if kinds:
-            config.layer_types = [k for i, k in enumerate(kinds) if i not in self.layers]
+        kept = [i for i in range(len(model.layers)) if i not in self.layers]
+        model.decoder.replace_layers([model.layers[i] for i in kept], kept)
         return model
 
     def rewrite(self, workload: Workload) -> Workload:
@@ -178,7 +171,7 @@ def influence(model: LanguageModel, ids: Tensor) -> list[float]:
 
     handles = [layer.register_forward_hook(watch, with_kwargs=True) for layer in model.layers]
     try:
-        model.network.model(ids, use_cache=False)
+        model.network(ids, use_cache=False, logits_to_keep=1)
     finally:
         for handle in handles:
             handle.remove()

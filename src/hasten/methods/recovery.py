@@ -62,8 +62,15 @@ class LowBitLinear(nn.Module):
 @torch.no_grad()
 def last_states(model: LanguageModel, ids: Tensor) -> Tensor:
     """What the whole model's head reads for ``ids`` (n, length): (n, length, hidden), much smaller than logits."""
-    inner = model.network.model
-    return torch.cat([inner(part, use_cache=False).last_hidden_state.float() for part in ids.split(1)])
+    found: list[Tensor] = []
+    # What the last norm gives is what the head reads, whatever the network calls its parts.
+    watch = model.decoder.norm.register_forward_hook(lambda module, args, output: found.append(output.float()))
+    try:
+        for part in ids.split(1):
+            model.network(part, use_cache=False, logits_to_keep=1)
+    finally:
+        watch.remove()
+    return torch.cat(found)
 
 
 @torch.enable_grad()
@@ -96,7 +103,7 @@ def recover(
     Raises:
         HastenError: states of another model or another text, or nothing to train.
     """
-    network = model.network
+    network, head = model.network, model.decoder.head
     modules = [m for m in network.modules() if isinstance(m, LowBitLinear)]
     if states.shape != (*ids.shape, int(model.config.hidden_size)):
         raise HastenError("recovery needs the whole model's states for the same text: make them by last_states")
@@ -111,7 +118,7 @@ def recover(
 
     def divergence(at: int) -> Tensor:
         with torch.no_grad():
-            target = network.lm_head(wanted[at : at + 1]).float().log_softmax(-1)
+            target = head(wanted[at : at + 1]).float().log_softmax(-1)
         found = network(texts[at : at + 1], use_cache=False).logits.float().log_softmax(-1)
         return torch.nn.functional.kl_div(found, target, log_target=True, reduction="none").sum(-1).mean()
 

@@ -72,9 +72,9 @@ def compress(
         change: from a weight (out, in) and H = X^T X to the new weight.
         finish: what replaces a changed layer, given where its rows were in what was solved; itself when None.
     """
-    inner = model.network.model
-    states = list(inner.embed_tokens(ids).float().split(2))
-    turns = inner.rotary_emb(states[0], position_ids=torch.arange(ids.shape[1])[None])
+    decoder = model.decoder
+    states = list(decoder.embedding(ids).float().split(2))
+    turns = decoder.rotary(states[0], position_ids=torch.arange(ids.shape[1])[None])
 
     def run(layer: Any, state: Tensor) -> Tensor:
         out = layer(state, attention_mask=None, position_embeddings=turns, past_key_values=None)

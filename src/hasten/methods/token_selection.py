@@ -11,7 +11,7 @@ from hasten.runtime.tracing import with_policy
 from hasten.workload.einsum import Workload
 
 
-class Selection(Reading, Policy):
+class PolicyMethod(Reading, Policy):
     """A policy of `hasten.runtime.policies` that is a method: applied, it stands in the cache's spec itself."""
 
     order: ClassVar[int] = 45
@@ -29,7 +29,7 @@ class Selection(Reading, Policy):
 
 
 @dataclass(frozen=True)
-class BlockTopK(Selection, BlockTopKPolicy):
+class BlockTopK(PolicyMethod, BlockTopKPolicy):
     """Reads the first block, the newest, and those whose mean key fits the query best, at every step.
 
     The whole cache stays in memory. The first layer reads everything. Settings and defaults are those of
@@ -49,7 +49,7 @@ class BlockTopK(Selection, BlockTopKPolicy):
 
 
 @dataclass(frozen=True)
-class SnapKV(Selection, SnapKVPolicy):
+class SnapKV(PolicyMethod, SnapKVPolicy):
     """Keeps the tokens of a long prompt that its last ones attend to; the rest leave the cache.
 
     Settings and defaults are those of `SnapKVPolicy`.
@@ -68,7 +68,7 @@ class SnapKV(Selection, SnapKVPolicy):
 
 
 @dataclass(frozen=True)
-class SparseWindow(Selection, SparseWindowPolicy):
+class SparseWindow(PolicyMethod, SparseWindowPolicy):
     """Reads the newest tokens and those that the last steps gave weight to, a fixed share of the cache.
 
     Steps run in plain torch, so it costs less memory traffic on paper and more time here. What it reads depends on

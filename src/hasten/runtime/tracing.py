@@ -17,7 +17,7 @@ from hasten.runtime.policies import Policy
 from hasten.workload import Access, Cascade, Einsum, Op, Phase, Role, Workload, trace_cascade
 
 
-class Traced(Protocol):
+class Describable(Protocol):
     """What a description is read off; `hasten.runtime.LanguageModel` is one.
 
     Attributes:
@@ -37,7 +37,7 @@ class Traced(Protocol):
         """(1, 1, new, seen): True where a row may look."""
 
 
-def workload(model: Traced, prompt: int, new_tokens: int, batch: int = 1) -> Workload:
+def workload(model: Describable, prompt: int, new_tokens: int, batch: int = 1) -> Workload:
     """Phases ``prefill`` (once) and ``decode`` (a step for each token; fewer, wider ones with drafts).
 
     The decode step stands for all of them: it is taken in the middle, at ``prompt + new_tokens // 2`` positions, and
