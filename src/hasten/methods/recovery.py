@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from hasten.errors import HastenError
 from hasten.kernels import sparse_linear as kernel
 from hasten.runtime.language_model import LanguageModel
+from hasten.train.loop import train
+from hasten.train.schedules import Linear
 
 
 class LowBitLinear(nn.Module):
@@ -141,14 +143,16 @@ def recover(
         p.requires_grad_(True)
     try:
         generator = torch.Generator().manual_seed(0)
-        began, turn = time.monotonic(), 0
-        while (share := (time.monotonic() - began) / seconds if steps is None else turn / steps) < 1 or not turn:
-            for group, r in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = r * max(0.02, 1 - share)
-            optimizer.zero_grad(set_to_none=True)
-            divergence(int(torch.randint(learned, (), generator=generator))).backward()
-            optimizer.step()
-            turn += 1
+        train(
+            network,
+            lambda step: divergence(int(torch.randint(learned, (), generator=generator))),
+            optimizer=optimizer,
+            steps=steps,
+            seconds=seconds if steps is None else None,
+            schedule=Linear(0.02),
+            keep=0,  # all of it is kept above, and comes back when it has not become better
+            clock=time.monotonic,
+        )
         after = judged()
         if not after < before:
             after = before

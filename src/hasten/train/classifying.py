@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hasten.train.loop import train
+from hasten.train.schedules import Cosine, Product, Warmup
 
 
 def classify(
@@ -31,6 +32,9 @@ def classify(
         epochs: passes over the images; may be a fraction.
         smoothing: of labels.
         seed: of the order.
+
+    Raises:
+        HastenError: the loss became infinite or NaN.
     """
     generator = torch.Generator().manual_seed(seed)
     decayed = [p for p in module.parameters() if p.ndim > 1]
@@ -40,18 +44,18 @@ def classify(
     steps = max(1, round(epochs * len(images) / batch))
     order = torch.empty(0, dtype=torch.int64)
     module.train()
-    for step in range(steps):
+
+    def loss(step: int) -> Tensor:
+        nonlocal order
         if len(order) < batch:
             order = torch.randperm(len(images), generator=generator)
         chosen, order = order[:batch], order[batch:]
-        share = min(1.0, (step + 1) / max(1, 0.1 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * share
-        loss = F.cross_entropy(module(images[chosen]), labels[chosen], label_smoothing=smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        return F.cross_entropy(module(images[chosen]), labels[chosen], label_smoothing=smoothing)
+
+    schedule = Product(Warmup(0.1), Cosine())
+    trained = train(module, loss, optimizer=optimizer, steps=steps, schedule=schedule, keep=0)
     module.eval()
+    trained.finished("training the classifier")
 
 
 @torch.no_grad()

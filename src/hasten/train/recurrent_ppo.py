@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from hasten.nn.s5 import S5
 from hasten.tasks.control import Task
+from hasten.train.loop import descend
 
 Memory = Literal["s5", "gru", "none"]
 _KEPT = ("observations", "firsts", "actions", "chances", "values", "rewards", "ends")
@@ -253,7 +254,4 @@ def _update(
             critic = 0.5 * torch.maximum((values - targets).square(), (near - targets).square()).mean()
             entropy = -(chances.exp() * chances).sum(-1).mean()
             loss = actor + settings.value * critic - settings.entropy * entropy
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(policy.parameters(), settings.norm)
-            optimizer.step()
+            descend(optimizer, loss, parameters=policy.parameters(), clip=settings.norm)

@@ -7,10 +7,9 @@ sub-networks being drawn block by block at each step.
 from __future__ import annotations
 
 import copy
-import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,10 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.models.vision.once_for_all import Architecture, OFAConfig, OnceForAll, SubNetwork, resized
+from hasten.train import loop
 from hasten.train.fitting import parameter_groups
+from hasten.train.loop import Trained
+from hasten.train.schedules import Moment, WarmupCosine
 
 Progress = Callable[[str, float], None]
 
@@ -112,21 +114,32 @@ def train(
     teacher: OnceForAll | None = None
     total, done = sum(p.share for p in phases), 0.0
     kept: list[int] = []
+
+    def losses(phase: Phase, allowed: dict[str, tuple[int, ...]], teacher: OnceForAll | None) -> Callable[[int], float]:
+        def loss(_: int) -> float:
+            chosen = torch.randint(len(images), (batch,), generator=generator)
+            size = rng.choice(config.resolutions)
+            x = resized(images[chosen], size).contiguous(memory_format=torch.channels_last)
+            archs = [config.sample(rng, resolutions=(size,), **allowed) for _ in range(phase.drawn)]
+            return step(network, x, labels[chosen], archs, teacher, distill)
+
+        return loss
+
+    def tell(phase: Phase, before: float) -> Callable[[Moment, float], None]:
+        return lambda moment, _: progress(phase.name, (before + moment.share * phase.share) / total)
+
     for number, phase in enumerate(phases):
         allowed = choices(config, phase)
         if phase.sort:
             network.sort_channels(kept)
             kept = [e for e in allowed["expands"] if e != config.expands[-1]]
-        optimizer = _optimizer(network, weight_decay)
-        length = seconds * phase.share / total
-        for at in _paced(optimizer, length, rate * phase.rate, phase.warmup, clock):
-            chosen = torch.randint(len(images), (batch,), generator=generator)
-            size = rng.choice(config.resolutions)
-            x = resized(images[chosen], size).contiguous(memory_format=torch.channels_last)
-            y = labels[chosen]
-            archs = [config.sample(rng, resolutions=(size,), **allowed) for _ in range(phase.drawn)]
-            _move(network, optimizer, step(network, x, y, archs, teacher, distill), phase.name)
-            progress(phase.name, (done + at * phase.share) / total)
+        length, schedule = seconds * phase.share / total, _schedule(phase.warmup)
+        optimizer = _optimizer(network, rate * phase.rate, weight_decay)
+        trained = loop.train(
+            network, losses(phase, allowed, teacher), optimizer=optimizer, seconds=length, schedule=schedule, clip=5.0,
+            keep=0, clock=clock, progress=tell(phase, done),
+        )  # fmt: skip
+        _whole(trained, phase.name)
         done += phase.share
         alone = phase.kernels == phase.depths == phase.expands == 1
         if number == 0 and alone and distill and len(phases) > 1:
@@ -165,17 +178,19 @@ def train_alone(
     generator = torch.Generator().manual_seed(seed)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()
-    optimizer = _optimizer(network, weight_decay)
-    for _ in _paced(optimizer, seconds, rate, 0.05, clock):
+
+    def loss(_: int) -> Tensor:
         chosen = torch.randint(len(images), (batch,), generator=generator)
         x = resized(images[chosen], network.arch.resolution).contiguous(memory_format=torch.channels_last)
         logits = network(x)
-        loss = _smoothed(logits, labels[chosen])
-        if soft is not None:
-            loss = loss + _distilled(logits, soft[chosen])
-        network.zero_grad(set_to_none=True)
-        loss.backward()
-        _move(network, optimizer, loss.item(), "alone")
+        found = _smoothed(logits, labels[chosen])
+        return found if soft is None else found + _distilled(logits, soft[chosen])
+
+    optimizer = _optimizer(network, rate, weight_decay)
+    trained = loop.train(
+        network, loss, optimizer=optimizer, seconds=seconds, schedule=_schedule(0.05), clip=5.0, keep=0, clock=clock
+    )
+    _whole(trained, "alone")
     network.eval()
 
 
@@ -192,27 +207,17 @@ def _distilled(logits: Tensor, soft: Tensor) -> Tensor:
     return -(soft * logits.log_softmax(-1)).sum(-1).mean()
 
 
-def _optimizer(network: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameter_groups(network, weight_decay), lr=0.0, momentum=0.9, nesterov=True)
+def _optimizer(network: nn.Module, rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameter_groups(network, weight_decay), lr=rate, momentum=0.9, nesterov=True)
 
 
-def _paced(
-    optimizer: torch.optim.Optimizer, seconds: float, rate: float, warmup: float, clock: Callable[[], float]
-) -> Iterator[float]:
-    """Shares of the time that have passed, one a step, with the rate set: a rise, then a cosine to almost nothing."""
-    begun = clock()
-    while (at := (clock() - begun) / seconds) < 1:
-        share = at / warmup if at < warmup else 0.5 * (1 + math.cos(math.pi * (at - warmup) / (1 - warmup)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * max(share, 1e-3)
-        yield at
+def _schedule(warmup: float) -> WarmupCosine:
+    return WarmupCosine(warmup, least=1e-3)
 
 
-def _move(network: nn.Module, optimizer: torch.optim.Optimizer, loss: float, phase: str) -> None:
-    if not math.isfinite(loss):
-        raise HastenError(f"the loss became {loss} in phase {phase!r}: lower the rate")
-    nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-    optimizer.step()
+def _whole(trained: Trained, phase: str) -> None:
+    if trained.broken is not None:
+        raise HastenError(f"the loss became {trained.broken} in phase {phase!r}: lower the rate")
 
 
 def step(

@@ -11,13 +11,12 @@ from hasten.cost.chips.dataflow import ConvShape, SubAccelerator, layer_cost
 from hasten.cost.latency.baselines import (
     best_proxy,
     flops_regression,
-    from_scratch,
     layerwise_sum,
     mean_device_ridge,
     ridge,
 )
 from hasten.cost.latency.modelled import ArrayDevice, EstimatedDevice, modelled_tables
-from hasten.cost.latency.predictor import CodeNetwork, GraphNetwork, spearman
+from hasten.cost.latency.predictor import spearman
 from hasten.errors import HastenError
 from hasten.hardware import load_device
 from hasten.models.vision.cell_network import CellConfig
@@ -52,19 +51,6 @@ def test_operations_and_proxies() -> None:
     mean = ((pool - pool.mean(1, keepdims=True)) / pool.std(1, keepdims=True)).mean(0)
     found = mean_device_ridge(pool, codes, range(10), 3 * mean[:10] + 7, range(10, 20))
     assert np.allclose(found, 3 * mean[10:] + 7, atol=1e-6)
-
-
-@pytest.mark.parametrize("graph", [False, True])
-def test_networks_learn_from_scratch(graph: bool) -> None:
-    config = CellConfig()
-    cells = [config.cell(i) for i in RNG.permutation(15625)[:90]]
-    counts = np.array([config.counts(c) for c in cells])
-    y = counts @ np.array([0.1, 1.0, 4.0, 2.0]) + 1
-    codes = config.codes(cells) if graph else torch.tensor(counts, dtype=torch.float32)
-    torch.manual_seed(0)
-    network = GraphNetwork(8, 32, 0) if graph else CodeNetwork(4, 32, 0)
-    found = from_scratch(network, codes[:60], y[:60], codes[60:], steps=150, rate=3e-3)
-    assert spearman(found, y[60:]) > 0.8
 
 
 def test_modelled_tables_are_sums_of_estimated_parts() -> None:

@@ -7,13 +7,9 @@ one measurement at a time, which costs no further ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from hasten.cost.latency.predictor import spearman
 
@@ -100,34 +96,3 @@ def mean_device_ridge(
     rest = ridge(codes[list(measured)], seconds - line[list(measured)], codes[list(asked)])
     made: Matrix = line[list(asked)] + rest
     return made
-
-
-def from_scratch(
-    network: nn.Module, codes: Tensor, seconds: Matrix, asked: Tensor, *, steps: int = 400, rate: float = 1e-3,
-    decay: float = 1e-3, seed: int = 0,
-) -> Matrix:  # fmt: skip
-    """A network trained on the measured ones alone.
-
-    With a `hasten.cost.latency.predictor.GraphNetwork` it is like BRP-NAS's predictor (arXiv 2007.08668): graph
-    convolutions over the operations, read out at a node that hears all.
-
-    Args:
-        network: of codes and an empty embedding.
-        codes, asked: (networks, ...).
-        steps, rate, decay: of AdamW, 64 networks a step at most.
-    """
-    y = torch.tensor((seconds - seconds.mean()) / max(float(seconds.std()), 1e-30), dtype=torch.float32)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    none = torch.zeros(0)
-    for _ in range(steps):
-        chosen = torch.randperm(len(y), generator=generator)[:64]
-        loss: Any = F.mse_loss(network(codes[chosen], none), y[chosen])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        made: Matrix = network(asked, none).numpy().astype(np.float64)
-    return made * float(seconds.std()) + float(seconds.mean())

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hasten.errors import HastenError
 from hasten.models.decoder import LLAMA_LIKE, Layout
@@ -254,7 +253,8 @@ def _from_released(data: Any) -> SmallThinkerConfig:
 class HeadPredictor(nn.Module):
     """Guesses which rows of the output head matter, and computes those alone: costs a little accuracy.
 
-    Scores come from a low-rank product width -> rank -> vocabulary; of the best ``rows`` the logits are exact, all
+    It is trained by `hasten.train.head_predictor.fit_head_predictor`. Scores come from a low-rank product
+    width -> rank -> vocabulary; of the best ``rows`` the logits are exact, all
     others are minus infinity.
 
     Args:
@@ -277,15 +277,3 @@ class HeadPredictor(nn.Module):
         """Logits (vocabulary) of one state h (width) with the head (vocabulary, width)."""
         chosen = self(h).topk(self.rows).indices
         return torch.full((head.shape[0],), -torch.inf).index_put((chosen,), head[chosen] @ h)
-
-    def fit(self, states: Tensor, head: Tensor, steps: int = 200, rate: float = 5e-3) -> float:
-        """Learns the head's own distribution over states (n, width); returns the last loss."""
-        target = (states @ head.t()).softmax(-1).detach()
-        optimizer = torch.optim.Adam(self.parameters(), rate)
-        loss = torch.zeros(())
-        for _ in range(steps):
-            loss = F.cross_entropy(self(states), target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        return float(loss.detach())

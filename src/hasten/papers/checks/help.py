@@ -297,8 +297,9 @@ def _alone(
     import numpy as np
     import torch
 
-    from hasten.cost.latency.baselines import from_scratch, layerwise_sum
+    from hasten.cost.latency.baselines import layerwise_sum
     from hasten.cost.latency.predictor import CodeNetwork, GraphNetwork
+    from hasten.train.regression import from_scratch
 
     values = np.array(seconds)
     fine, coarse = (space.fine(measured), space.fine(asked)), (space.coarse(measured), space.coarse(asked))

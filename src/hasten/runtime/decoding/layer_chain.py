@@ -19,6 +19,7 @@ from hasten.models.decoder import chained
 from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel
 from hasten.tasks.questions import Question
+from hasten.train.loop import train
 
 
 def check_path(path: Sequence[int], layers: int) -> None:
@@ -216,14 +217,12 @@ class PathPredictor(nn.Module):
 
     def fit(self, states: Tensor, valid: Tensor, steps: int = 300) -> float:
         """Learns from states (n, hidden) which paths (n, paths) were right; returns the last loss."""
+
+        def loss(step: int) -> Tensor:
+            return nn.functional.binary_cross_entropy_with_logits(self(states), valid.float())
+
         optimizer = torch.optim.AdamW(self.parameters(), 1e-2, weight_decay=0.1)
-        loss = torch.zeros(())
-        for _ in range(steps):
-            loss = nn.functional.binary_cross_entropy_with_logits(self(states), valid.float())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        return float(loss.detach())
+        return train(self, loss, optimizer=optimizer, steps=steps).finished("learning which path").loss
 
     @torch.inference_mode()
     def choose(self, state: Tensor) -> tuple[int, ...] | None:

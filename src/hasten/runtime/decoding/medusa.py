@@ -24,6 +24,8 @@ from hasten.kernels.kv_cache import RECENT
 from hasten.runtime.cache import KVCache
 from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel
+from hasten.train.loop import train
+from hasten.train.schedules import Linear
 
 Path_ = tuple[int, ...]
 
@@ -326,6 +328,9 @@ def fit(
         rate: AdamW's.
         discount, batch, seed: of the loss, of a step, of the drawing.
         progress: told the share done.
+
+    Raises:
+        HastenError: the loss became infinite or NaN.
     """
     head = model.decoder.head
     weight = head.dequantize() if hasattr(head, "dequantize") else head.weight
@@ -333,21 +338,19 @@ def fit(
     table = weight[known].detach().float().clone()
     count, reach = len(heads.layers), ids.shape[1] - len(heads.layers) - 1
     generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(heads.parameters(), rate)
-    begun, loss = time.perf_counter(), torch.zeros(())
-    while (spent := time.perf_counter() - begun) < seconds:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * max(0.02, 1 - spent / seconds)
+
+    def loss(step: int) -> Tensor:
         rows = torch.randint(len(ids), (batch,), generator=generator)
         at = torch.randint(reach, (batch,), generator=generator)
         guessed = heads(states[rows, at].clone()) @ table.t()
         each = [nn.functional.cross_entropy(guessed[:, k], where[rows, at + k + 2]) for k in range(count)]
-        loss = torch.stack([discount**k * value for k, value in enumerate(each)]).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        progress(min(1.0, spent / seconds))
-    return float(loss.detach())
+        return torch.stack([discount**k * value for k, value in enumerate(each)]).sum()
+
+    trained = train(
+        heads, loss, optimizer=torch.optim.AdamW(heads.parameters(), rate), seconds=seconds, schedule=Linear(0.02),
+        clock=time.perf_counter, progress=lambda moment, value: progress(moment.share),
+    )  # fmt: skip
+    return trained.finished("training Medusa's heads").loss
 
 
 @torch.inference_mode()

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from hasten.errors import HastenError
 from hasten.search.agents.agent import AGENTS, Agent, Indices
 from hasten.search.codec import bins
+from hasten.train.loop import descend
 
 METRICS = 3
 """Metrics that a policy sees; fewer are filled up with 0, more are left out."""
@@ -183,9 +184,7 @@ class Multi(_Learner):
             value = (self.critics(observations)[..., 0] - paid) ** 2
             # Sums over the agents of means over the rows: each has the gradient that it would have alone.
             loss = policy.mean(-1).sum() - self.entropy * spread.mean(-1).sum() + 0.5 * value.mean(-1).sum()
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            descend(self.optimizer, loss)
 
     def _policy_loss(self, now: Tensor, before: Tensor, advantage: Tensor) -> Tensor:
         """(agents, rows) of the loss, from log-chances (parameters, rows)."""
@@ -271,9 +270,7 @@ class Continuous(_Box):
             policy = -torch.minimum(ratio * advantage, clipped * advantage).mean()
             value = ((self.critic(observations)[0, :, 0] - paid) ** 2).mean()
             loss = policy + 0.5 * value - self.entropy * self.spread.sum()
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            descend(self.optimizer, loss)
 
 
 class SoftActorCritic(_Box):
@@ -333,18 +330,12 @@ class SoftActorCritic(_Box):
         raw = np.array([[self.rows[i][-1]] for i in chosen])
         paid = torch.tensor(self.rewards.scaled(raw)[:, 0], dtype=torch.float32)
         value = self.critics(torch.cat((observations, actions), -1))[..., 0]
-        self._descend(self.critic_step, ((value - paid) ** 2).mean(-1).sum())
+        descend(self.critic_step, ((value - paid) ** 2).mean(-1).sum())
         action, density = self._sample(observations)
         least = self.critics(torch.cat((observations, action), -1))[..., 0].min(0).values
-        self._descend(self.actor_step, (self.temperature.exp().detach() * density - least).mean())
+        descend(self.actor_step, (self.temperature.exp().detach() * density - least).mean())
         goal = -float(len(self.sizes))
-        self._descend(self.temperature_step, -(self.temperature.exp() * (density.detach() + goal)).mean())
-
-    @staticmethod
-    def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descend(self.temperature_step, -(self.temperature.exp() * (density.detach() + goal)).mean())
 
 
 class TimeDivision(_Learner):
@@ -386,9 +377,7 @@ class TimeDivision(_Learner):
             spread = -(logits.exp() * logits).sum(-1).mean()
             value = ((self.critic(observations)[0, :, 0] - paid) ** 2).mean()
             loss = policy - self.entropy * spread + 0.5 * value
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            descend(self.optimizer, loss)
 
 
 def _reinforce(sizes: Sequence[int], seed: int = 0, **options: Any) -> Agent:

@@ -26,6 +26,7 @@ from hasten.search.codec import Codec
 from hasten.search.codesign.assignment import Assignment, assign
 from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Params, Space, categorical
+from hasten.train.loop import descend
 
 METHODS = ("nasaic", "networks-first", "chip-first", "monte-carlo")
 Indices = tuple[int, ...]
@@ -395,10 +396,7 @@ class _Learning:
             # The second term is the gradient of the choices' entropy: without it the first chips that meet the limits
             # are all that is looked at.
             loss = loss - (discounts * logs * (advantage - _ENTROPY * logs.detach())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss / len(samples)).backward()
-        nn.utils.clip_grad_norm_(self.controller.parameters(), 1.0)
-        self.optimizer.step()
+        descend(self.optimizer, loss / len(samples), parameters=self.controller.parameters(), clip=1.0)
 
 
 def _permitted(problem: CoProblem, chosen: list[int]) -> list[bool] | None:

@@ -20,6 +20,8 @@ from hasten.cost import estimate
 from hasten.errors import HastenError
 from hasten.hardware import Device
 from hasten.models.vision.once_for_all import Architecture, OFAConfig, SubNetwork
+from hasten.train.loop import train
+from hasten.train.schedules import Cosine
 from hasten.workload import trace
 
 Score = Callable[[Sequence[Architecture]], Sequence[float]]
@@ -61,23 +63,22 @@ class AccuracyPredictor(nn.Module):
         """Learns from measured sub-networks.
 
         Raises:
-            HastenError: fewer than two, or another number of accuracies.
+            HastenError: fewer than two, another number of accuracies, or accuracies that are not finite.
         """
         if len(archs) < 2 or len(archs) != len(accuracies):
             raise HastenError("a predictor learns from at least two sub-networks with an accuracy each")
         x, y = self.codes(archs), torch.tensor(list(accuracies), dtype=torch.float32)
         self.base.data, self.scale.data = y.mean(), y.std().clamp_min(1e-6)
         optimizer = torch.optim.AdamW(self.layers.parameters(), lr=rate, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         generator = torch.Generator().manual_seed(self.seed)
         target = (y - self.base) / self.scale
-        for _ in range(steps):
+
+        def loss(step: int) -> Tensor:
             chosen = torch.randint(len(x), (min(64, len(x)),), generator=generator)
-            loss = F.mse_loss(self.layers(x[chosen])[:, 0], target[chosen])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            return F.mse_loss(self.layers(x[chosen])[:, 0], target[chosen])
+
+        trained = train(self.layers, loss, optimizer=optimizer, steps=steps, schedule=Cosine())
+        trained.finished("the accuracy predictor's training")
         return self
 
     @torch.no_grad()
