@@ -26,6 +26,34 @@ def outcome() -> Callable[..., Outcome]:
     return run
 
 
+@pytest.fixture
+def quick() -> Callable[[str], dict[str, Outcome]]:
+    """Runs every check of a paper as ``hasten check SLUG --quick`` does: all code runs, and nothing is judged."""
+
+    def run(slug: str) -> dict[str, Outcome]:
+        module = checks_of(paper(slug))
+        assert module is not None
+        runner = Runner(slug, vars(module), length="quick")
+        found = {claim: runner.run(claim) for claim in runner.checks}
+        for claim, seen in found.items():
+            assert seen.verdict == "not judged: quick run" or "not checkable here" in seen.verdict, f"{claim}: {seen}"
+        return found
+
+    return run
+
+
+@pytest.fixture
+def needed() -> Callable[[str], dict[str, float]]:
+    """Claim -> seconds of a budget below which its check does not judge, where it says so in advance."""
+
+    def of(slug: str) -> dict[str, float]:
+        module = checks_of(paper(slug))
+        assert module is not None
+        return {claim: c.needs for claim, c in Runner(slug, vars(module)).checks.items() if c.needs}
+
+    return of
+
+
 CARD = """
 title = "Doubling a vector"
 arxiv = "2401.00001"

@@ -1,4 +1,4 @@
-"""The checks of the MatMul-free model run end to end on a small budget."""
+"""The checks of the MatMul-free model run end to end in a quick run, and a small budget does not judge."""
 
 from __future__ import annotations
 
@@ -8,10 +8,23 @@ import pytest
 
 from hasten.papers.experiment import Outcome
 
+Quick = Callable[[str], dict[str, Outcome]]
+Needed = Callable[[str], dict[str, float]]
 
-@pytest.mark.parametrize("claim", ["B1", "B3", "B5", "B7"])
-def test_a_small_budget_does_not_judge(outcome: Callable[..., Outcome], claim: str) -> None:
-    assert outcome("matmul-free", claim, budget=1).verdict.startswith("not judged: needs ")
+
+def test_a_quick_run_runs_everything(quick: Quick) -> None:
+    found = quick("matmul-free")
+    assert found.keys() == {"B1", "B2", "B3", "B4", "B5", "B6", "B7"}
+    assert all(seen.seen for seen in found.values())
+
+
+@pytest.mark.parametrize(("claim", "needs"), [("B2", 1500), ("B3", 30), ("B5", 30)])
+def test_a_small_budget_does_not_run(outcome: Callable[..., Outcome], claim: str, needs: int) -> None:
+    assert outcome("matmul-free", claim, budget=needs - 1).verdict == f"not judged: needs {needs} s"
+
+
+def test_a_small_budget_does_not_judge(needed: Needed) -> None:
+    assert needed("matmul-free") == {"B1": 120, "B7": 120}
 
 
 def test_memory_of_the_largest_size(outcome: Callable[..., Outcome]) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hasten.papers.experiment import Experiment, Seen, check
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from hasten import trace
+from hasten.models.language.bmojo_lm import BMojoConfig, BMojoLM, next_token_losses
+from hasten.models.matching import matching_width, parameters_of
+from hasten.nn import BMojo
+from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
+from hasten.tasks.associative_recall import IGNORED, associative_recall
+from hasten.tasks.text import Text
+from hasten.train import fit
 
 # Pattern and store of each arm; its width is chosen so that all have about as many parameters.
 RECALL = {
@@ -19,51 +25,23 @@ RECALL = {
     "Mamba": ("mm", "innovation"),
     "sliding window": ("ww", "innovation"),
 }
+RATES = (3e-3, 5e-3)
 
 
-def _recall_model(pattern: str, store: str, width: int) -> Any:
-    from hasten.models.language.bmojo_lm import BMojoConfig, BMojoLM
-
-    return BMojoLM(
-        BMojoConfig(
-            pattern,
-            width,
-            vocabulary=33,
-            window=8,
-            memory=12,
-            convolution=3,
-            ratio=0,
-            store=store,  # type: ignore[arg-type]
-        )
-    )
+def _recall_model(pattern: str, store: Any, width: int) -> BMojoLM:
+    return BMojoLM(BMojoConfig(pattern, width, vocabulary=33, window=8, memory=12, convolution=3, ratio=0, store=store))
 
 
-@functools.cache
 def _width(pattern: str) -> int:
     """The width at which a pattern has about as many parameters as two B'MOJO layers of width 64."""
-    import torch
-
-    def count(pattern: str, width: int) -> int:
-        with torch.device("meta"):
-            return sum(
-                p.numel()
-                for p in _recall_model(pattern, "random" if "b" not in pattern else "innovation", width).parameters()
-            )
-
-    wanted = count("bb", 64)
-    return min(range(64, 160, 8), key=lambda width: abs(count(pattern, width) - wanted))
+    wanted = parameters_of(lambda: _recall_model("bb", "innovation", 64))
+    return matching_width(lambda width: _recall_model(pattern, "random", width), wanted, range(64, 160, 8))
 
 
-def _recall(pattern: str, store: str, rate: float, steps: int, seed: int) -> tuple[float, int]:
+def _recall(pattern: str, store: str, width: int, rate: float, steps: int, seed: int) -> tuple[float, int]:
     """Accuracy on fresh sequences after training, and the parameters."""
-    import torch
-    from torch.nn import functional as F
-
-    from hasten.tasks.associative_recall import IGNORED, associative_recall
-    from hasten.train import fit
-
     torch.manual_seed(seed)
-    model = _recall_model(pattern, store, _width(pattern))
+    model = _recall_model(pattern, store, width)
     generator = torch.Generator().manual_seed(seed)
 
     def loss(step: int) -> Tensor:
@@ -74,72 +52,64 @@ def _recall(pattern: str, store: str, rate: float, steps: int, seed: int) -> tup
     ids, targets = associative_recall(512, generator=torch.Generator().manual_seed(seed + 1000))
     with torch.no_grad():
         right = (model(ids).argmax(-1) == targets)[targets != IGNORED]
-    return float(right.float().mean()), sum(p.numel() for p in model.parameters())
+    return float(right.float().mean()), parameters_of(model)
 
 
-@check("J1", needs=100)
-def _associative_recall(experiment: Experiment) -> Seen:
+@check("J1", weight=200, needs=120)
+def recall(experiment: Experiment) -> Seen:
     """Six pairs of sixteen keys, asked for beyond twice the window of eight; every arm has the better of two rates."""
-    from hasten.processes import run_arms
-
-    steps = max(2, min(700, int(experiment.paper_budget * 700 / 300)))
-    told = lambda share: experiment.run.progress("bmojo J1: five arms", share)  # noqa: E731
-    rates = (3e-3, 5e-3)
-    plan = [(*arm, rate, steps, experiment.seed) for arm in RECALL.values() for rate in rates]
-    found = run_arms(_recall, plan, progress=told)
-    scores = {name: max(found[2 * i : 2 * i + 2]) for i, name in enumerate(RECALL)}
+    steps = experiment.at(quick=2, normal=experiment.steps(700))
+    widths = {pattern: _width(pattern) for pattern in dict.fromkeys(pattern for pattern, _ in RECALL.values())}
+    plan = {
+        f"{name}, {rate:g}": (pattern, store, widths[pattern], rate, steps, experiment.seed)
+        for name, (pattern, store) in RECALL.items()
+        for rate in experiment.at(quick=RATES[:1], normal=RATES)
+    }
+    found, failed = succeeded(experiment.arms(_recall, plan))
+    scores = {name: max(score for arm, score in found.items() if arm.startswith(f"{name},")) for name in RECALL}
     value = f"{steps} steps: " + ", ".join(f"{name} {score:.3f} ({count:,})" for name, (score, count) in scores.items())
     ours = scores["B'MOJO"][0]
     gaps = {name: ours - score for name, (score, _) in scores.items()}
     holds = ours >= 0.8 and gaps["random store"] >= 0.1 and gaps["Mamba"] >= 0.3 and gaps["sliding window"] >= 0.5
-    return experiment.judge(value, holds, min(gap for name, gap in gaps.items() if name != "B'MOJO") > 0)
+    return experiment.judge(value + failed, holds, min(gap for name, gap in gaps.items() if name != "B'MOJO") > 0)
 
 
 TEXT = {"B'MOJO": ("bb", "rotary"), "attention": ("aa", "learned"), "Mamba": ("mmm", "none")}
 
 
-def _text(pattern: str, positions: str, steps: int, seed: int) -> tuple[list[float], int]:
+def _text(pattern: str, positions: Any, steps: int, windows: int, seed: int) -> tuple[list[float], int]:
     """Loss by position (1024) of a character model of Python sources trained at 256, and its parameters."""
-    import torch
-
-    from hasten.data.text import characters, sources
-    from hasten.models.language.bmojo_lm import BMojoConfig, BMojoLM, next_token_losses
-    from hasten.train.fitting import fit, windows
-
-    ids, alphabet = characters(sources(1_500_000))
-    training, held = ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :]
+    task = Text(length=256, splits=(0.9, 0.1))
     torch.manual_seed(seed)
-    config = BMojoConfig(
-        pattern, 64, vocabulary=len(alphabet), window=32, memory=16, ratio=2 if "b" in pattern else 4,
-        positions=positions,  # type: ignore[arg-type]
-    )  # fmt: skip
-    model = BMojoLM(config)
-    batches = windows(training, 256, 8, seed)
-    fit(model, lambda step: next_token_losses(model, next(batches)).mean(), steps=steps, peak=3e-3, weight_decay=0.01)
+    ratio = 2 if "b" in pattern else 4
+    model = BMojoLM(
+        BMojoConfig(pattern, 64, vocabulary=task.classes, window=32, memory=16, ratio=ratio, positions=positions)
+    )
+    batches = task.batches("training", 8, seed)
+    fit(model, lambda step: task.loss(model, next(batches)), steps=steps, peak=3e-3, weight_decay=0.01)
+    fresh = next(Text(length=1024, splits=(0.9, 0.1)).batches("test", windows, 1))
+    text = torch.cat([fresh.inputs, fresh.targets[:, -1:]], 1)
     with torch.no_grad():
-        losses = torch.cat([next_token_losses(model, part) for part in next(windows(held, 1024, 24, 1)).split(4)])
-    return losses.mean(0).tolist(), sum(p.numel() for p in model.parameters())
+        losses = torch.cat([next_token_losses(model, part) for part in text.split(4)])
+    return losses.mean(0).tolist(), parameters_of(model)
 
 
-@functools.cache
-def _texts(steps: int, seed: int, experiment: Experiment) -> dict[str, tuple[list[float], int]]:
-    from hasten.processes import run_arms
-
-    told = lambda share: experiment.run.progress("bmojo: three models of text", share)  # noqa: E731
-    return dict(zip(TEXT, run_arms(_text, [(*arm, steps, seed) for arm in TEXT.values()], progress=told)))
+@shared(weight=130)
+def texts(experiment: Experiment) -> dict[str, tuple[list[float], int]]:
+    """Losses by position and parameters of three models of text."""
+    steps, windows = experiment.at(quick=(2, 1), normal=(experiment.steps(300), 24))
+    plan = {name: (*arm, steps, windows, experiment.seed) for name, arm in TEXT.items()}
+    return succeeded(experiment.arms(_text, plan), plan)[0]
 
 
 def _mean(losses: list[float], begin: int, end: int) -> float:
     return sum(losses[begin:end]) / (end - begin)
 
 
-def _steps(experiment: Experiment) -> int:
-    return max(2, min(300, int(experiment.paper_budget)))
-
-
-@check("J2", needs=100)
-def _perplexity(experiment: Experiment) -> Seen:
-    found = _texts(_steps(experiment), experiment.seed, experiment)
+@check("J2", weight=1, needs=120)
+def perplexity(experiment: Experiment) -> Seen:
+    """Loss at the trained length, beside attention and Mamba of about as many parameters."""
+    found = experiment.once(texts)
     losses = {name: _mean(values, 0, 256) for name, (values, _) in found.items()}
     value = "nats a character at the trained length: " + ", ".join(
         f"{name} {loss:.3f} ({found[name][1]:,} parameters)" for name, loss in losses.items()
@@ -148,9 +118,10 @@ def _perplexity(experiment: Experiment) -> Seen:
     return experiment.judge(value, losses["B'MOJO"] <= 1.03 * best, losses["B'MOJO"] <= 1.03 * losses["attention"])
 
 
-@check("J4", needs=100)
-def _longer(experiment: Experiment) -> Seen:
-    found = _texts(_steps(experiment), experiment.seed, experiment)
+@check("J4", weight=1, needs=120)
+def longer(experiment: Experiment) -> Seen:
+    """Loss at up to four times the trained length."""
+    found = experiment.once(texts)
     spans = {name: (_mean(v, 128, 256), _mean(v, 512, 1024)) for name, (v, _) in found.items()}
     value = "nats a character at positions 128 to 255 and 512 to 1023, trained at 256: " + ", ".join(
         f"{name} {near:.3f} and {far:.3f}" for name, (near, far) in spans.items()
@@ -159,43 +130,33 @@ def _longer(experiment: Experiment) -> Seen:
     return experiment.judge(value, far <= near + 0.02 and far_a - near_a > 0.1, far - near < far_a - near_a)
 
 
-@check("J3", needs=100)
-def _work(experiment: Experiment) -> Seen:
-    """Multiply-adds and bytes of a forward pass at the paper's 1.4B scale: eight layers of width 2048, 8192 tokens."""
-    import torch
-
-    from hasten import trace
-    from hasten.models.language.bmojo_lm import BMojoConfig, BMojoLM
-
-    small = experiment.paper_budget < 100
-    width, length = (128, 256) if small else (2048, 8192)
-    work = {}
+@check("J3", weight=5)
+def work(experiment: Experiment) -> Seen:
+    """Multiply-adds of a forward pass at the paper's 1.4B scale: layers of width 2048, 8192 tokens."""
+    experiment.require(30)
+    width, length = experiment.at(quick=(128, 256), normal=(2048, 8192))
+    flops = {}
     for name, pattern in (("B'MOJO", "bb"), ("attention", "aa"), ("Mamba", "mmmm")):
         config = BMojoConfig(
             pattern, width, width // 64, 32000, window=length // 16, memory=32, ratio=4, store="recent"
         )
         with torch.device("meta"):
             model = BMojoLM(config)
-        work[name] = trace(model, torch.zeros(1, length, dtype=torch.int64)).flops
+        flops[name] = trace(model, torch.zeros(1, length, dtype=torch.int64)).flops
     value = f"FLOP forward, {length} tokens, width {width}, two layers (four of Mamba): " + ", ".join(
-        f"{name} {flops:.3g}" for name, flops in work.items()
+        f"{name} {count:.3g}" for name, count in flops.items()
     )
     value += "; the paper's figure is time on a GPU, which this does not give"
-    return experiment.judge(value, False, work["B'MOJO"] < work["attention"])
+    return experiment.judge(value, False, flops["B'MOJO"] < flops["attention"])
 
 
-@check("J5")
-def _special_cases(experiment: Experiment) -> Seen:
+@check("J5", weight=2)
+def special_cases(experiment: Experiment) -> Seen:
     """Sliding window, full attention by a long window, and by a store of everything, against plain attention."""
-    import torch
-    from torch.nn import functional as F
-
-    from hasten.nn import BMojo
-
     torch.manual_seed(experiment.seed)
     u = torch.randn(2, 50, 32)
     mask = torch.ones(50, 50, dtype=torch.bool).tril()
-    cases = {
+    cases: dict[str, tuple[dict[str, Any], Tensor]] = {
         "sliding window": ({"window": 8, "memory": 0, "fading": False}, mask & ~mask.tril(-8)),
         "window as long as the text": ({"window": 50, "memory": 4}, mask),
         "a store of everything": ({"window": 8, "memory": 50, "fading": False, "commit": 1}, mask),
@@ -209,4 +170,4 @@ def _special_cases(experiment: Experiment) -> Seen:
         wanted = module.out(F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).reshape(2, 50, 32))
         errors[name] = float((module(u) - wanted).detach().abs().max())
     value = "largest difference: " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
-    return Seen(value, max(errors.values()) < 1e-5)
+    return experiment.judge(value, max(errors.values()) < 1e-5)

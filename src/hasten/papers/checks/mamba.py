@@ -59,7 +59,7 @@ def _copying(selective: tuple[str, ...], width: int, steps: int, seed: int) -> f
 @check("M1", weight=90, needs=120)
 def selective_copying(experiment: Experiment) -> Seen:
     """The full layer against the same one with constant step sizes and maps and more parameters."""
-    steps = experiment.steps(1600, least=3)
+    steps = experiment.at(quick=3, normal=experiment.steps(1600, least=3))
     counts = {"selective": parameters_of(lambda: _model(10))}
     wider = matching_width(lambda w: _model(10, (), w), counts["selective"], range(64, 128), at_least=True)
     counts["time-invariant"] = parameters_of(lambda: _model(10, (), wider))
@@ -74,7 +74,7 @@ def selective_copying(experiment: Experiment) -> Seen:
 @check("M2", weight=60, needs=120)
 def induction(experiment: Experiment) -> Seen:
     """Trained at one length, asked at up to 256 times it."""
-    steps, length = experiment.steps(1500, least=3), 64
+    steps, length = experiment.at(quick=3, normal=experiment.steps(1500, least=3)), 64
     task = make("induction-heads", length=length)
     torch.manual_seed(experiment.seed)
     model = _model(17)
@@ -126,7 +126,7 @@ def _text(selective: tuple[str, ...], states: int, steps: int, seed: int) -> flo
 @check("M4", weight=60, needs=120)
 def state_size(experiment: Experiment) -> Seen:
     """More state helps where the layer selects: test loss of a character model of Python sources."""
-    steps = experiment.steps(500, least=3)
+    steps = experiment.at(quick=3, normal=experiment.steps(500, least=3))
     cells = {f"{name}, {n}": (maps, n) for name, maps in (("selective", FULL), ("invariant", ())) for n in (1, 16)}
     plan = {name: (*cell, steps, experiment.seed) for name, cell in cells.items()}
     found, _ = succeeded(experiment.arms(_text, plan), plan)
