@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hasten.cost import measure
-from hasten.cost.measuring import allocated_bytes, kept_for_backward, spread
+from hasten.cost.measuring import allocated_bytes, kept_for_backward, measured_intensity, spread
 from hasten.errors import HastenError
 
 
@@ -81,3 +81,8 @@ def test_what_is_kept_for_the_backward_counts_once_and_without_parameters() -> N
     kept = kept_for_backward(lambda: layer(x).exp().square().sum(), layer.parameters())
     assert kept == 4 * (50 + 50)
     assert kept_for_backward(lambda: layer(x).sum()) == 4 * (50 + 100)
+
+
+def test_products_are_worth_many_bytes_here() -> None:
+    """On any machine a product of large matrices does more FLOPs than a copy moves bytes in the same time."""
+    assert 1 < measured_intensity(2) < 1e5

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hasten.papers.checks import cola
-from hasten.papers.experiment import DIRECTION, FAILS, HOLDS, Runner, shared
+from hasten.papers.experiment import DIRECTION, FAILS, HOLDS, Outcome, Runner, shared
 from hasten.search.layer_chains import ChainResult, Comparison, Path
 
 WHOLE = tuple(range(6))
@@ -34,6 +34,18 @@ def judge(monkeypatch: pytest.MonkeyPatch, claim: str, samples: list[cola.Sample
     monkeypatch.setattr(cola, "one_for_all", lambda samples, model, trials: "one for all")
     done = Runner("cola", vars(cola)).run(claim)
     return done.verdict, done.seen
+
+
+@pytest.mark.parametrize("claim", ["C1", "C2", "C4"])
+def test_a_small_budget_does_not_judge(outcome: Callable[..., Outcome], claim: str) -> None:
+    assert outcome("cola", claim, budget=2).verdict == "not judged: needs 60 s"
+
+
+@pytest.mark.parametrize("claim", ["C1", "C5"])
+def test_a_quick_run(outcome: Callable[..., Outcome], claim: str) -> None:
+    found = outcome("cola", claim, length="quick")
+    assert found.verdict == "not judged: quick run"
+    assert found.seen
 
 
 def test_mended_counts_less_what_the_control_mends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The checks of the seven inference papers run end to end; a small budget does not judge."""
+"""The checks of inference papers run end to end; a small budget does not judge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ needs_kernels = pytest.mark.skipif(native() is None, reason="the compiled kernel
 @pytest.mark.parametrize(
     ("slug", "claim"),
     [
-        ("kinetics", "K1"), ("alisa", "A2"), ("alisa", "A6"), ("longgen", "G2"), ("accllm", "X1"),
+        ("alisa", "A2"), ("alisa", "A6"), ("longgen", "G2"), ("accllm", "X1"),
         ("accllm", "X2"), ("smallthinker", "S1"), ("smallthinker", "S2"), ("smallthinker", "S3"),
         ("smallthinker", "S6"),
     ],
@@ -29,7 +29,7 @@ def test_models_of_hardware_need_no_budget(outcome: Callable[..., Outcome], slug
 @pytest.mark.parametrize(
     ("slug", "claim"),
     [
-        ("kinetics", "K3"), ("kinetics", "K4"), ("kinetics", "K6"), ("alisa", "A1"),
+        ("alisa", "A1"),
         ("longgen", "G1"), ("longgen", "G3"), ("longgen", "G5"), ("longgen", "G6"),
         ("accllm", "X4"),
         ("smallthinker", "S4"), ("smallthinker", "S7"),
@@ -44,13 +44,6 @@ def test_a_small_budget_does_not_judge(outcome: Callable[..., Outcome], slug: st
 @pytest.mark.parametrize("claim", ["L1", "L2", "L5"])
 def test_the_survey_on_the_real_model(outcome: Callable[..., Outcome], claim: str) -> None:
     assert outcome("llm-acceleration", claim, budget=2).verdict.startswith("not judged: needs ")
-
-
-@needs_kernels
-@pytest.mark.slow
-def test_chains_of_layers_on_the_real_model(outcome: Callable[..., Outcome]) -> None:
-    for claim in ("C1", "C2", "C4"):
-        assert outcome("cola", claim, budget=2).verdict.startswith("not judged: needs ")
 
 
 @needs_kernels

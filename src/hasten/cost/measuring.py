@@ -103,6 +103,14 @@ def alternating(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[
     return times
 
 
+def measured_intensity(runs: int = 5) -> float:
+    """FLOPs that this machine does while it moves a byte: a matrix product's rate over a large copy's."""
+    a, large = torch.randn(1024, 1024), torch.empty(1 << 26, dtype=torch.uint8)
+    target = torch.empty_like(large)
+    flops = 2 * 1024**3 / least_seconds(lambda: a @ a, runs)
+    return flops / (2 * large.nbytes / least_seconds(lambda: target.copy_(large), runs))
+
+
 def log_slope(sizes: Sequence[float], values: Sequence[float]) -> float:
     """Least-squares slope of log(value) over log(size): 1 for what grows in proportion."""
     x, y = [math.log(s) for s in sizes], [math.log(v) for v in values]

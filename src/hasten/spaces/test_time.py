@@ -15,7 +15,7 @@ from hasten.hardware.device import load_device
 from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Params, Space, categorical
 
-# Three small models that follow a permutation: recorded by `hasten.papers.kinetics.record`.
+# Three small models that follow a permutation: recorded by `hasten.runtime.recorded_answers.record`.
 CARRIED = Path(data.__file__).parent / "recorded_trials" / "iterated_map.jsonl"
 
 
@@ -40,7 +40,7 @@ def problem(
     """
     if records == CARRIED and not CARRIED.is_file():
         raise HastenError(
-            f"no recorded answers at {CARRIED}: give records=, or make them with hasten.papers.kinetics.record"
+            f"no recorded answers at {CARRIED}: give records=, or make them with hasten.runtime.recorded_answers.record"
         )
     known = read_records(records) if isinstance(records, str | Path) else list(records)
     if not known:
