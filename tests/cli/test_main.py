@@ -58,14 +58,15 @@ def test_json_is_one_document(tmp_path: Path) -> None:
         "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 100,
     }))  # fmt: skip
     papers = json.loads(run("papers", "--json").stdout)
-    assert len(papers) == 56
+    cards = Path(__file__).parents[2] / "src" / "hasten" / "papers" / "cards"
+    assert [p["slug"] for p in papers] == sorted(file.stem for file in cards.glob("*.toml"))
     assert {"slug", "title", "field", "status"} <= set(papers[0])
     assert json.loads(run("papers", "mamba", "--json").stdout)["slug"] == "mamba"
     assert {a["name"] for a in json.loads(run("assets", "--json").stdout)} >= {"brown", "smollm2-135m-instruct"}
     costs = json.loads(run("estimate", str(config), "--on", "h100", "--on", "pi5", "--json").stdout)
     assert [c["device"] for c in costs] == ["h100", "pi5"]
     assert costs[0]["latency"] < costs[1]["latency"]
-    checks = json.loads(run("check", "attention-io", "--json").stdout)
+    checks = json.loads(run("check", "attention-io", "--quick", "--json").stdout)
     assert {"claim", "paper", "seen", "verdict", "seconds"} <= set(checks[0])
 
 
@@ -90,6 +91,21 @@ BAD: dict[str, tuple[str, ...]] = {
     "no such paper": ("papers", "mambo"),
     "no such field": ("papers", "--field", "cooking"),
     "no such check": ("check", "mambo"),
+    "a budget that is no number": ("check", "fusemax", "--budget", "nan"),
+    "an endless budget": ("check", "fusemax", "--budget", "inf"),
+    "a negative budget": ("check", "fusemax", "--budget", "-1"),
+    "no paper to check": ("check",),
+    "a paper and all": ("check", "fusemax", "--all"),
+    "a field without papers": ("check", "--field", "cooking"),
+    "a field without checks": ("check", "--field", "multimodal"),
+    "quick and long": ("check", "fusemax", "--quick", "--long"),
+    "no such claim": ("check", "fusemax", "--claim", "F99"),
+    "a negative seed": ("check", "fusemax", "--seed", "-1"),
+    "results kept in another file": ("check", "fusemax", "--quick", "--save", "net.py"),
+    "results that are none": ("papers", "--results", "garbage.gguf"),
+    "results that are missing": ("papers", "--results", "none.jsonl"),
+    "a page without results": ("papers", "--page", "claims.html"),
+    "a page where none can be": ("papers", "--results", "empty.gguf", "--page", "net.py/claims.html"),
     "no such asset": ("assets", "get", "gold"),
     "not a study": ("tune", "--study", "garbage.gguf"),
     "negative floor": ("tune", "--floor", "-1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from dataclasses import dataclass
@@ -109,6 +110,13 @@ class Paper:
         if self.checks_file is None:
             return frozenset()
         return frozenset(_CHECK.findall(_text(self.checks_file)))
+
+    @property
+    def code(self) -> str:
+        """A digest of its checks' source, which tells whether they have changed; empty when it has none."""
+        if self.checks_file is None:
+            return ""
+        return hashlib.sha256(_text(self.checks_file).encode("utf-8")).hexdigest()[:16]
 
     def found_pieces(self) -> list[Piece]:
         """Its pieces: each with the file and line that define it, found without running anything."""

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import platform
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from hasten.papers.experiment import BUDGETS, Length
 
 _MOST_BYTES = 100_000_000
 _BEGINNING = '{"slug": "'  # of every line that `ResultFile` writes
+
+
+KINDS = ("holds", "direction holds", "does not hold", "not judged", "not checkable here", "error")
 
 
 class Result(BaseModel):
@@ -126,6 +130,22 @@ def _read(file: Path) -> tuple[list[Result], int]:
         found.pop(result.key, None)
         found[result.key] = result
     return list(found.values()), len(content)
+
+
+def by_claim(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+    """(slug, claim) -> its results, the most telling first: a judged one, of the greatest budget, the newest."""
+    found: dict[tuple[str, str], list[Result]] = {}
+    for one in results:
+        found.setdefault((one.slug, one.claim), []).append(one)
+    for several in found.values():
+        several.sort(key=lambda r: (r.kind in KINDS[:3], r.budget, r.when), reverse=True)
+    return found
+
+
+def counts(results: Iterable[Result]) -> dict[str, int]:
+    """Kind of verdict -> how many claims have it, by their most telling result; in the order of `KINDS`."""
+    kinds = [several[0].kind for several in by_claim(results).values()]
+    return {kind: kinds.count(kind) for kind in KINDS if kind in kinds}
 
 
 class ResultFile:

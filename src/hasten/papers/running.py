@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -37,7 +36,7 @@ def run_checks(
     claims: Collection[str] = (),
     processes: int = 1,
     progress: Progress = _silent,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Re-runs papers' claims: a result for each claim as soon as there is one.
 
     Args:
@@ -141,7 +140,7 @@ class _Plan:
 
 
 def _plan(card: Paper, claims: Collection[str], stored: dict[tuple[Any, ...], Result], setting: _Setting) -> _Plan:
-    code = hashlib.sha256(card.checks_file.read_bytes()).hexdigest()[:16] if card.checks_file else ""
+    code = card.code
     plan = _Plan(card, setting, code, tuple(c for c in card.claims if not claims or c.id in claims), {})
     checked = card.checked
     for claim in plan.claims:

@@ -230,10 +230,18 @@ def print_tune(result: TuneResult, file: IO[str] | None = None, limit: int | Non
 
 
 def paper_table(papers: Sequence[Mapping[str, Any]]) -> Table:
-    """Cards of papers: ``slug, title, field, status``, and ``year`` where there is one."""
-    columns = ("slug", "year", "field", "status", "title")
-    rows = tuple(tuple(str(p.get(c, "") or "") for c in columns) for p in papers)
+    """Cards of papers: ``slug, title, field, status``; ``year``, ``verdicts`` (kind -> number) where there are."""
+    columns: tuple[str, ...] = ("slug", "year", "field", "status", "title")
+    if any(p.get("verdicts") for p in papers):
+        columns = (*columns[:4], "verdicts", "title")
+    rows = tuple(tuple(_card_cell(p.get(c)) for c in columns) for p in papers)
     return Table("", columns, rows, notes=(f"{len(rows)} papers",))
+
+
+def _card_cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{count} {kind}" for kind, count in value.items())
+    return str(value or "")
 
 
 def check_table(slug: str, checks: Sequence[Mapping[str, Any]]) -> Table:

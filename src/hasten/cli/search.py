@@ -1,0 +1,145 @@
+"""``hasten search``."""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hasten.cli.console import Json, Threads, document, make_folders, progress, say, use_threads
+from hasten.errors import HastenError
+
+
+def search(
+    space: Annotated[
+        str | None,
+        typer.Argument(help="A space's name, or file.py:NAME with a hasten.search.Problem. Without it: the names."),
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="Who chooses; `list` says which there are.")] = "nsga2",
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Different points in the end, earlier runs included; 40 when there is no --budget."),
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="Seconds of trying, earlier runs included.")] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(help="SQLite file that keeps every trial, from which the same command goes on; NAME.db in --out."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for search.html, .parquet, .json and NAME.db.")] = Path(),
+    seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Points scored at the same time, each in its process.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Score on a Ray cluster: its address, auto, or local to start one here.")
+    ] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Find the best points of a space, by one measure or several.
+
+    Leaves a table of the points that no other beats in everything, `search.parquet` and `search.json` with every trial,
+    and `search.html` to look at: the front, how each sampler came to it, which parameters matter.
+
+    Every trial is in the study file before the next begins. After Ctrl-C, `kill -9` or a crash the same command goes
+    on: nothing is lost, and no point is tried twice. `optuna-dashboard sqlite:///FILE` opens it.
+
+    Examples:
+
+        hasten search
+
+        hasten search dram --sampler ants --trials 200
+
+        hasten search dram --sampler tpe --trials 400 (goes on with another sampler, to 400 in all)
+
+        hasten search hourglass --budget 600 --workers 2 --out found
+
+        hasten search my_chip.py:problem --ray 10.0.0.1:6379 --workers 16
+    """
+    use_threads(threads)
+    from hasten import spaces
+    from hasten.report import print_table, search_table, trials_document, write_search
+    from hasten.search import Study
+    from hasten.search import samplers as sampler_names
+    from hasten.search.samplers import check_name, describe
+
+    if sampler == "list":
+        _listing("sampler", {name: describe(name) for name in sampler_names()}, as_json)
+        return
+    if space is None:
+        _listing("space", {name: spaces.describe(name) for name in spaces.names()}, as_json)
+        return
+    check_name(sampler)
+    if budget is not None and not budget > 0:
+        raise HastenError("budget must be above 0 seconds")
+    if trials is None and budget is None:
+        trials = 40
+    with progress(f"preparing {space}") as tell:
+        problem = spaces.build(space)
+        if study is None:
+            study = out / (re.sub(r"[^\w.-]+", "-", problem.name).strip("-.") + ".db")
+        make_folders(out, study.parent)
+
+        first: list[int] = []
+
+        def advance(trial: Any, done: int, planned: int | None) -> None:
+            if not first:
+                first.append(done - 1)
+            of = f" of {planned:,}" if planned else ""
+            tell(f"searching {problem.name}: {done:,}{of} tried", done / planned if planned else None)
+
+        team: Any = workers
+        if ray is not None:
+            from hasten.search.workers import RayWorkers
+
+            tell("reaching the Ray cluster")
+            team = RayWorkers(problem, workers, None if ray == "local" else ray)
+        tell(f"searching {problem.name}")
+        try:
+            result = Study(study).run(
+                problem, sampler=sampler, trials=trials, seconds=budget, seed=seed, progress=advance, workers=team
+            )
+        except HastenError:
+            raise
+        except Exception as error:
+            if os.environ.get("HASTEN_DEBUG"):
+                traceback.print_exc()
+            raise HastenError(
+                f"scoring a point of {space} failed: {type(error).__name__}: {error}"
+                f" (what was tried before is kept in {study}; hasten --debug search ... shows where)"
+            ) from error
+        tell("writing the report", 1.0)
+        written = write_search(problem, result, out)
+    if as_json:
+        document(trials_document(problem, result))
+    elif any(t.feasible for t in result.trials):
+        print_table(search_table(problem, result))
+    known = first[0] if first else len(result.trials)
+    if known:
+        say(f"{known} of the {len(result.trials)} trials are of earlier runs")
+    if not first and result.stopped in ("trials", "seconds"):
+        say(f"nothing was left to try: raise --{'budget' if result.stopped == 'seconds' else 'trials'} to go on")
+    say(f"wrote {', '.join(str(p) for p in written)}; every trial is kept in {study}")
+    if not any(p.suffix == ".parquet" for p in written):
+        say("no search.parquet: run pip install 'hasten[search]' to have one")
+    if result.interrupted:
+        say("the same command goes on from here")
+        raise KeyboardInterrupt
+    if result.trials and not any(t.feasible for t in result.trials):
+        raise HastenError(
+            f"none of the {len(result.trials)} points tried is feasible: loosen the constraints, or raise"
+            f" --{'trials' if budget is None else 'budget'} ({out / 'search.html'} shows what stands in the way)"
+        )
+
+
+def _listing(what: str, told: dict[str, str], as_json: bool) -> None:
+    """Names with a line each."""
+    if as_json:
+        document([{"name": name, "about": line} for name, line in told.items()])
+        return
+    from hasten.report import print_table
+    from hasten.report.tables import Table
+
+    print_table(Table("", (what, "about"), tuple(told.items())))

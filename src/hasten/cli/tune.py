@@ -1,0 +1,125 @@
+"""``hasten tune``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hasten.cli.console import (
+    Batch,
+    Json,
+    NewTokens,
+    Prompt,
+    Threads,
+    document,
+    make_folders,
+    progress,
+    say,
+    use_threads,
+)
+from hasten.errors import HastenError
+
+if TYPE_CHECKING:
+    from hasten.tuning.outcome import Combination
+
+
+class _TuneReporter:
+    """Shows a tuning run: a bar for the part at hand, a line for every combination measured."""
+
+    def __init__(self, tell: Any) -> None:
+        self._tell = tell
+
+    def stage(self, text: str) -> None:
+        self._tell(text, 0.0)
+
+    def advance(self, done: float, total: float) -> None:
+        self._tell(None, done / total if total else 0.0)
+
+    def measured(self, combination: Combination) -> None:
+        seen = combination.measured
+        if seen is None:
+            say(f"  {combination.title}: {combination.failure}")
+            return
+        quality = "" if seen.perplexity is None else f", perplexity {seen.perplexity:.3f}"
+        floor = "" if combination.within_floor else " (below the quality floor)"
+        say(
+            f"  {combination.title}: prefill {seen.prefill_rate:.0f} tokens/s, decode {seen.decode_rate:.0f} tokens/s"
+            f" (predicted {combination.predicted.latency:.2f} s, took {seen.latency:.2f} s){quality}{floor}"
+        )
+
+
+def tune(
+    model: Annotated[
+        str, typer.Argument(help="A .gguf file, a model folder (safetensors), an asset, or a cached hub id.")
+    ] = "smollm2-135m-instruct",
+    prompt: Prompt = 512,
+    new_tokens: NewTokens = 64,
+    batch: Batch = 1,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text to measure quality on; English prose of Python's own when not given."),
+    ] = None,
+    floor: Annotated[float, typer.Option(help="Perplexity may be worse by this share at most.")] = 0.03,
+    budget: Annotated[float, typer.Option(help="Seconds of measuring.")] = 180.0,
+    trials: Annotated[int | None, typer.Option(help="Combinations to measure at most.")] = None,
+    runs: Annotated[int, typer.Option(help="Timed repetitions of each.")] = 3,
+    study: Annotated[
+        Path | None, typer.Option(help="SQLite file that keeps what was measured: the same command goes on from it.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report.html and tuned.json.")] = Path(),
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Find how to run a language model fast here without losing quality.
+
+    Measures the model as it is (and transformers beside it), predicts every combination of methods, measures the
+    best predicted for real, and leaves a table, `report.html` and `tuned.json`. Ctrl-C keeps what was measured.
+
+    Examples:
+
+        hasten tune
+
+        hasten tune model.gguf --prompt 2048 --new-tokens 256 --budget 600 --study my.db
+    """
+    use_threads(threads)
+    from hasten.data.text import read_text
+    from hasten.report import print_tune, write_html
+    from hasten.tuning.tune import Settings, save
+    from hasten.tuning.tune import tune as run
+
+    settings = Settings(
+        prompt=prompt,
+        new_tokens=new_tokens,
+        batch=batch,
+        text=read_text(text) if text else "",
+        text_name=str(text) if text else "pydoc_data.topics",
+        floor=floor,
+        seconds=budget,
+        trials=trials,
+        runs=runs,
+    )
+    make_folders(out, study.parent if study else out)
+    with progress("starting") as tell:
+        result = run(
+            model, settings, study=study, reporter=_TuneReporter(tell), command=[Path(sys.argv[0]).name, *sys.argv[1:]]
+        )
+    write_html(result, out / "report.html")
+    if as_json:
+        document({**result.model_dump(mode="json"), "best": result.best.model_dump() if result.best else None})
+    else:
+        print_tune(result)
+    found = any(c.within_floor for c in result.combinations if c.measured)
+    if found:
+        save(result, out / "tuned.json")
+        say(f"wrote {out / 'report.html'} and {out / 'tuned.json'}")
+    if result.stopped == "interrupted":
+        say("interrupted: what was measured is above" + (f", and kept in {study}" if study else ""))
+        raise KeyboardInterrupt
+    if not found:
+        raise HastenError(
+            f"no measured combination keeps perplexity within {floor:.1%} of the unchanged model: "
+            f"loosen --floor or raise --budget ({out / 'report.html'} shows what was measured)"
+        )
