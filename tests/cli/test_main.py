@@ -199,15 +199,19 @@ def test_tune_leaves_a_model_that_loads_and_resumes(tiny_model: Path, tmp_path: 
 
     import hasten
 
-    arguments = tune(tiny_model, tmp_path, "--trials", "3", "--study", str(tmp_path / "study.db"), "--json")
-    first = run(*arguments)
+    # --budget bounds a run, so it is set to what no machine takes: only the trials are to count here.
+    arguments = tune(
+        tiny_model, tmp_path, "--budget", "1e9", "--trials", "3", "--study", str(tmp_path / "study.db"), "--json"
+    )
+    # Three trials end it, however slow this hour's machine is.
+    first = run(*arguments, timeout=3600)
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)
     assert sum(c["measured"] is not None for c in result["combinations"]) == 3
     assert "<html" in (tmp_path / "report.html").read_text("utf-8")[:500]
     model = hasten.load(tmp_path / "tuned.json")
     assert model.generate(torch.randint(0, 256, (1, 20)), max_new_tokens=5, do_sample=False).shape == (1, 25)
-    again = json.loads(run(*arguments).stdout)
+    again = json.loads(run(*arguments, timeout=3600).stdout)
 
     def figures(tuned: dict[str, Any]) -> dict[str, Any]:  # by name: the order is the predictions', of this moment
         return {c["title"]: c["measured"] for c in tuned["combinations"] if c["measured"]}

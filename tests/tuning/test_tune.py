@@ -21,8 +21,10 @@ from hasten.methods.method import _REGISTRY
 from hasten.models import load_network
 from hasten.runtime import LanguageModel
 from hasten.runtime.quality import Perplexity
+from hasten.tuning import measure
 from hasten.tuning import tune as tuning
 from hasten.tuning.outcome import Combination, Figures, Prediction, TuneResult
+from hasten.tuning.prepare import reading_of
 from hasten.tuning.tune import Settings, Silent, corrected, load, save, tune
 
 TEXT = " ".join(f"The {n} birds of the river see {n * n} stones and the moon." for n in range(100))
@@ -200,7 +202,7 @@ def test_ctrl_c_keeps_what_was_measured_and_the_same_call_goes_on(folder: Path, 
 def test_a_combination_that_breaks_fails_alone(
     folder: Path, device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real = tuning.perplexity
+    real = measure.perplexity
 
     def fragile(model: LanguageModel, *args: Any, **kwargs: Any) -> Perplexity:
         if model.cache.dtype == "int4":
@@ -209,7 +211,7 @@ def test_a_combination_that_breaks_fails_alone(
             raise HastenError("the cache is full: shorten the prompt")
         return real(model, *args, **kwargs)
 
-    monkeypatch.setattr(tuning, "perplexity", fragile)
+    monkeypatch.setattr(measure, "perplexity", fragile)
     settings = Settings(**{**vars(SETTINGS), "trials": 26, "runs": 1})
     found = tune(folder, settings, device=device)
     failed = {c.title: c.failure for c in found.combinations if c.failure}
@@ -324,23 +326,22 @@ def test_predictions_are_corrected_by_what_was_seen() -> None:
 
 def test_what_lies_below_the_best_is_measured_too() -> None:
     three = [WeightOnly(bits=8), CacheFormat("int8"), SlidingWindow(16, 4)]
-    run = object.__new__(tuning.Run)
     titles = [" + ".join(m.title for m in three[:n]) for n in (1, 2, 3)]
-    run.methods = {title: three[: n + 1] for n, title in enumerate(titles)}
+    methods = {title: three[: n + 1] for n, title in enumerate(titles)}
 
     def one(n: int, seconds: float | None) -> Combination:
         made = combination((1, 1), seconds and (seconds, seconds))  # type: ignore[arg-type]
         return made.model_copy(update={"methods": [{"n": i} for i in range(n)], "within_floor": True})
 
     slow, unknown, fast = one(1, 2.0), one(2, None), one(3, 1.0)
-    assert run._rungs(dict(zip(titles, (slow, unknown, fast), strict=True)), 10) == [titles[1]]
-    assert run._rungs(dict(zip(titles, (one(1, None), unknown, fast), strict=True)), 10) == titles[:2]
-    assert run._rungs(dict(zip(titles, (slow, one(2, 0.5), fast), strict=True)), 10) == []
-    assert run._rungs(dict(zip(titles, (one(1, None), unknown, one(3, None)), strict=True)), 10) == []
+    assert measure.rungs(methods, dict(zip(titles, (slow, unknown, fast), strict=True)), 10) == [titles[1]]
+    assert measure.rungs(methods, dict(zip(titles, (one(1, None), unknown, fast), strict=True)), 10) == titles[:2]
+    assert measure.rungs(methods, dict(zip(titles, (slow, one(2, 0.5), fast), strict=True)), 10) == []
+    assert measure.rungs(methods, dict(zip(titles, (one(1, None), unknown, one(3, None)), strict=True)), 10) == []
     everything = dict(zip(titles, (one(1, None), unknown, fast), strict=True))
-    assert run._rungs(everything, unchanged=2) == [], "the unchanged model is as fast: nothing to explain"
+    assert measure.rungs(methods, everything, unchanged=2) == [], "the unchanged model is as fast: nothing to explain"
     broken = unknown.model_copy(update={"failure": "no room"})
-    assert run._rungs(dict(zip(titles, (slow, broken, fast), strict=True)), 10) == []
+    assert measure.rungs(methods, dict(zip(titles, (slow, broken, fast), strict=True)), 10) == []
 
 
 def test_rungs_lead_from_the_unchanged_model_to_the_best(result: TuneResult) -> None:
@@ -358,7 +359,7 @@ def test_rungs_lead_from_the_unchanged_model_to_the_best(result: TuneResult) -> 
 
 @given(prompt=st.integers(1, 100_000), positions=st.integers(2, 200_000))
 def test_quality_is_read_within_the_positions(prompt: int, positions: int) -> None:
-    reading = tuning._reading(prompt, positions)
+    reading = reading_of(prompt, positions)
     assert reading["context"] + reading["scored"] <= positions
     assert min(reading.values()) >= 1
     assert reading["segments"] * reading["scored"] <= 1536

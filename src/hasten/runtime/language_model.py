@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -172,7 +172,13 @@ class LanguageModel(nn.Module):
         return tracing.workload(self, prompt, new_tokens, batch)
 
     def measure(
-        self, prompt: int, new_tokens: int, batch: int = 1, runs: int = 3, ids: Tensor | None = None
+        self,
+        prompt: int,
+        new_tokens: int,
+        batch: int = 1,
+        runs: int = 3,
+        ids: Tensor | None = None,
+        before_run: Callable[[], None] = lambda: None,
     ) -> Measurement:
         """Seconds of prefill and of decoding ``new_tokens``, really run, after one warm-up.
 
@@ -182,6 +188,7 @@ class LanguageModel(nn.Module):
             batch: equal sequences.
             runs: counted repetitions.
             ids: (batch, prompt) tokens; random ones when None, with which lookup drafts find nothing.
+            before_run: called before each repetition; what it raises ends the measurement.
         """
         if ids is None:
             generator = torch.Generator().manual_seed(0)
@@ -189,6 +196,7 @@ class LanguageModel(nn.Module):
         ids = ids[:, :prompt]
         phases: dict[str, list[float]] = {"prefill": [], "decode": []}
         for run in range(runs + 1):
+            before_run()
             marks: list[float] = []
             started = time.perf_counter()
             # The prompt gives the first token; every further one takes a step.

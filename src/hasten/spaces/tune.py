@@ -8,17 +8,20 @@ from typing import Any
 
 from hasten.errors import HastenError
 from hasten.hardware import Device, probe
-from hasten.methods import ordered, rewrite_all
+from hasten.methods import Context, Method, rewrite_all
 from hasten.models.loading.network import DEFAULT_MODEL
-from hasten.search.problem import Infeasible, Objective, Problem
-from hasten.search.space import Params, Space, categorical
-from hasten.tuning import tune as tuning
+from hasten.search.problem import Infeasible, Problem
+from hasten.search.space import Params
+from hasten.tuning.measure import objectives, tried, unchanged, values
+from hasten.tuning.predict import choices, estimated, prediction
+from hasten.tuning.prepare import prepare
+from hasten.tuning.settings import Settings, Silent
 
 
 def problem(
     model: str | Path = DEFAULT_MODEL,
     *,
-    settings: tuning.Settings | None = None,
+    settings: Settings | None = None,
     device: Device | None = None,
     measured: bool = True,
 ) -> Problem:
@@ -38,46 +41,32 @@ def problem(
         HastenError: the model cannot be loaded, or a text is too short.
     """
     # The same steps as a run of tune takes, up to where it would choose.
-    run = tuning.Run(model, settings or tuning.Settings(), None, device, tuning.Silent(), ())
-    run.prepare()
-    run.device = device or probe()
-    baseline = run.unchanged()
-    options, _ = run.options()
-    assert baseline.measured is not None
-    assert baseline.measured.perplexity is not None
-    limit = baseline.measured.perplexity * (1 + run.settings.floor)
-    by_key = {kind: {o.key: o.method for o in choices} for kind, choices in options.items()}
-    space = Space([categorical(kind, list(keys)) for kind, keys in by_key.items()])
+    settings, silent = settings or Settings(), Silent()
+    prepared = prepare(model, settings)
+    target = device or probe()
+    before = unchanged(prepared, target, silent)
+    found = choices(Context(prepared.base, prepared.tokens, prepared.ids, before.expected, settings.new_tokens))
 
-    def predict(params: Params) -> Mapping[str, Any]:
-        workload = rewrite_all(run.workload, _methods(by_key, params))
-        found = tuning.prediction(run.estimated(workload), workload)
-        return {"latency": found.latency, "memory": found.memory}
-
-    def measure(params: Params) -> Mapping[str, Any]:
+    def methods(params: Params) -> list[Method]:
         try:
-            figures = run.tried(_methods(by_key, params), limit)
+            return found.methods(params)
         except HastenError as error:
             raise Infeasible(str(error)) from None
-        assert figures.perplexity is not None
-        return {
-            "latency": figures.latency,
-            "perplexity": figures.perplexity,
-            "memory": figures.memory,
-            "quality": figures.perplexity - limit,
-        }
 
-    latency, memory = Objective("latency", unit="s"), Objective("memory", unit="B")
+    def predicted(params: Params) -> Mapping[str, Any]:
+        workload = rewrite_all(before.workload, methods(params))
+        seen = prediction(estimated(prepared, target, workload), workload)
+        return {"latency": seen.latency, "memory": seen.memory}
+
+    def run(params: Params) -> Mapping[str, Any]:
+        return values(tried(prepared, methods(params), before), before.limit(prepared.settings.floor))
+
+    latency, perplexity, memory = objectives()
     return Problem(
         "tune-measured" if measured else "tune-predicted",
-        space,
-        (latency, Objective("perplexity"), memory) if measured else (latency, memory),
-        measure if measured else predict,
+        found.space,
+        (latency, perplexity, memory) if measured else (latency, memory),
+        run if measured else predicted,
         constraints=("quality",) if measured else (),
-        identity=run.identity() | {"device": run.device.title},
+        identity=prepared.identity | {"device": target.title},
     )
-
-
-def _methods(by_key: Mapping[str, Mapping[str, Any]], params: Params) -> list[Any]:
-    chosen = [by_key[kind][str(key)] for kind, key in params.items()]
-    return ordered([m for m in chosen if m is not None])

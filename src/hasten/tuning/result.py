@@ -1,0 +1,223 @@
+"""The last step of tuning: what was found, as data, and the tuned model as a file."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_validator
+
+from hasten import __version__
+from hasten.cost import Estimate
+from hasten.errors import HastenError
+from hasten.files import write_aside
+from hasten.hardware import Device
+from hasten.methods import apply_all, from_dict, rewrite_all
+from hasten.models.loading.network import load_network
+from hasten.runtime import LanguageModel
+from hasten.tuning.measure import Measured, Unchanged
+from hasten.tuning.outcome import Combination, Figures, Kernel, Roof, TuneResult
+from hasten.tuning.predict import Choices, estimated
+from hasten.tuning.prepare import Prepared
+
+_FORMAT = "hasten-tuned"
+
+
+def result(
+    prepared: Prepared,
+    device: Device,
+    unchanged: Unchanged,
+    choices: Choices,
+    measured: Measured,
+    *,
+    started: datetime.datetime,
+    seconds: float,
+    command: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> TuneResult:
+    """A whole run as data.
+
+    Args:
+        prepared, unchanged, choices, measured: what the steps before found.
+        device: what predictions were for.
+        started, seconds: when the run began and how long it took.
+        command: what the user typed.
+        notes: what the report should say beside what the steps have noted.
+    """
+    s, loaded, workload = prepared.settings, prepared.loaded, unchanged.workload
+    baseline, *combinations = _with_pareto([unchanged.combination, *measured.combinations.values()])
+    found = TuneResult(
+        model=loaded.name,
+        source=loaded.source,
+        fingerprint=loaded.fingerprint,
+        prompt=s.prompt,
+        new_tokens=s.new_tokens,
+        batch=s.batch,
+        text=s.text_name,
+        floor=s.floor,
+        device=device.title,
+        identity=dict(device.identity),
+        roof=Roof(
+            compute={
+                f"{unit.name} {dtype}": float(peak) for unit in device.compute for dtype, peak in unit.peak.items()
+            },
+            memory={level.name: float(level.bandwidth) for level in device.memory},
+        ),
+        versions=_versions(),
+        command=shlex.join(command),
+        started=started.isoformat(timespec="seconds"),
+        seconds=seconds,
+        stopped=measured.stopped,
+        reference=unchanged.reference,
+        baseline=baseline,
+        combinations=sorted(combinations, key=lambda c: c.predicted.latency),
+        skipped=dict(choices.skipped),
+        kernels={},
+        notes=[*prepared.notes, *notes, *measured.notes],
+    )
+    found.kernels["unchanged"] = _kernels(estimated(prepared, device, workload))
+    best = found.best
+    if best is not None and best.methods:
+        described = rewrite_all(workload, [from_dict(m) for m in best.methods])
+        found.kernels["best"] = _kernels(estimated(prepared, device, described))
+    if not found.met:
+        found.notes.append(
+            f"no measured combination keeps perplexity within {s.floor:.1%}: loosen the floor or raise the budget"
+        )
+    return found
+
+
+def _kernels(cost: Estimate) -> list[Kernel]:
+    return [
+        Kernel(
+            phase=phase.name,
+            name=kernel.source or kernel.name,
+            module=kernel.module,
+            latency=kernel.latency,
+            flops=float(kernel.flops),
+            bytes=float(list(kernel.bytes.values())[-1] if kernel.bytes else 0.0),
+            bound=kernel.bound,
+        )
+        for phase in cost.phases
+        for kernel in phase.einsums
+    ]
+
+
+def _with_pareto(combinations: Sequence[Combination]) -> list[Combination]:
+    """All of them; those that no other measured one beats in latency, perplexity and memory at once are marked."""
+
+    def figures(c: Combination) -> tuple[float, float, float] | None:
+        if c.measured is None or c.measured.perplexity is None:
+            return None
+        return c.measured.latency, c.measured.perplexity, c.measured.memory
+
+    known = [f for c in combinations if (f := figures(c))]
+    return [
+        c if (mine := figures(c)) is None else c.model_copy(update={"pareto": not any(_beats(f, mine) for f in known)})
+        for c in combinations
+    ]
+
+
+def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+def _versions() -> dict[str, str]:
+    import numpy
+    import optuna
+    import transformers
+
+    from hasten.kernels import compiled_isa
+
+    return {
+        "hasten": __version__,
+        "kernels": compiled_isa(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "optuna": optuna.__version__,
+        "numpy": numpy.__version__,
+        "system": f"{platform.system()} {platform.release()}",
+        "executable": Path(sys.executable).name,
+    }
+
+
+class TunedModel(BaseModel):
+    """What ``tuned.json`` holds."""
+
+    model_config = ConfigDict(extra="forbid")
+    format: str = _FORMAT
+    version: int = 1
+    hasten: str
+    source: str
+    fingerprint: str
+    methods: list[dict[str, Any]]
+    prompt: PositiveInt
+    new_tokens: PositiveInt
+    batch: PositiveInt
+    measured: Figures
+
+    @field_validator("measured")
+    @classmethod
+    def _possible(cls, measured: Figures) -> Figures:
+        """Figures that a measurement can have given."""
+        for name, value in measured:
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} cannot be {value}")
+        return measured
+
+
+def save(result: TuneResult, path: str | Path) -> None:
+    """Writes the best combination of a run, aside first, then in place.
+
+    Raises:
+        HastenError: nothing measured is within the floor, or the file cannot be written.
+    """
+    best = result.best
+    if not result.met or best is None or best.measured is None:
+        raise HastenError("nothing that was measured keeps the quality floor: loosen it or raise the budget")
+    tuned = TunedModel(
+        hasten=__version__,
+        source=result.source,
+        fingerprint=result.fingerprint,
+        methods=best.methods,
+        prompt=result.prompt,
+        new_tokens=result.new_tokens,
+        batch=result.batch,
+        measured=best.measured,
+    )
+    write_aside(Path(path), tuned.model_dump_json(indent=1) + "\n")
+
+
+def load(path: str | Path, *, progress: Callable[[str], None] = lambda message: None) -> LanguageModel:
+    """The model that ``tuned.json`` describes, ready to generate.
+
+    Raises:
+        HastenError: the file is missing or not a tuned model, or its model is gone or another one.
+    """
+    path = Path(path)
+    try:
+        tuned = TunedModel.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise HastenError(f"cannot read {path}: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise HastenError(f"{path} is not a tuned model of hasten ({where}: {first['msg']})") from None
+    if tuned.format != _FORMAT or tuned.version != 1:
+        raise HastenError(f"{path} is not a tuned model that this hasten reads: tune again")
+    methods = [from_dict(m) for m in tuned.methods]
+    loaded = load_network(tuned.source, progress=progress)
+    if loaded.fingerprint != tuned.fingerprint:
+        raise HastenError(f"{tuned.source} is not the model that {path} was tuned for: tune again")
+    model = LanguageModel(loaded.network, loaded.tokenizer, name=loaded.name)
+    tuned_model = apply_all(model, methods)
+    assert isinstance(tuned_model, LanguageModel)
+    return tuned_model

@@ -1,0 +1,67 @@
+"""What a tuning run is asked for, and who is told how it goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from hasten.errors import HastenError
+from hasten.tuning.outcome import Combination
+
+
+class Reporter(Protocol):
+    """Who is told how a run goes."""
+
+    def stage(self, text: str) -> None:
+        """A new part of the run begins."""
+
+    def advance(self, done: float, total: float) -> None:
+        """So much of the part is done."""
+
+    def measured(self, combination: Combination) -> None:
+        """A combination has its figures."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def stage(self, text: str) -> None: ...
+
+    def advance(self, done: float, total: float) -> None: ...
+
+    def measured(self, combination: Combination) -> None: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is asked for.
+
+    Args:
+        prompt, new_tokens, batch: the workload to make fast.
+        text: English text that quality is measured on and prompts are taken from.
+        text_name: where the text is from.
+        floor: perplexity may be worse than the unchanged model's by this share.
+        seconds: budget of all measuring, the unchanged model's included; None without. A run ends at most one timed
+            repetition, or one question of quality, after it.
+        trials: combinations to measure at most; None without.
+        runs: timed repetitions of each.
+    """
+
+    prompt: int = 512
+    new_tokens: int = 64
+    batch: int = 1
+    text: str = ""
+    text_name: str = "pydoc_data.topics"
+    floor: float = 0.03
+    seconds: float | None = 180.0
+    trials: int | None = None
+    runs: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "new_tokens", "batch", "runs"):
+            if getattr(self, name) < 1:
+                raise HastenError(f"{name.replace('_', '-')} must be at least 1")
+        if not 0 <= self.floor < 100:
+            raise HastenError("the quality floor is a share such as 0.03, not negative")
+        if (self.seconds is not None and self.seconds <= 0) or (self.trials is not None and self.trials < 1):
+            raise HastenError("the budget must be positive: give seconds above 0, or at least one trial")

@@ -1,0 +1,104 @@
+"""Making a language model fast on this machine: predict every combination of methods, measure the best ones."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hasten.hardware import Device, probe, remember
+from hasten.methods import Context
+from hasten.models.loading.network import DEFAULT_MODEL
+from hasten.search.study import check_file
+from hasten.tuning.measure import Unchanged, measure, unchanged
+from hasten.tuning.outcome import Combination, TuneResult
+from hasten.tuning.predict import choices, corrected, estimated, predict, prediction
+from hasten.tuning.prepare import Deadline, Prepared, prepare
+from hasten.tuning.result import TunedModel, load, result, save
+from hasten.tuning.settings import Reporter, Settings, Silent
+
+__all__ = ["Reporter", "Settings", "Silent", "TunedModel", "corrected", "load", "save", "tune"]
+
+# By how many times a prediction may miss the unchanged model before the probe is doubted.
+_FAR = 2.0
+
+
+def tune(
+    source: str | Path = DEFAULT_MODEL,
+    settings: Settings | None = None,
+    *,
+    study: str | Path | None = None,
+    device: Device | None = None,
+    reporter: Reporter | None = None,
+    command: Sequence[str] = (),
+) -> TuneResult:
+    """Finds how to run a model fast here without losing quality.
+
+    Measures transformers' own fp32 decoding and the unchanged model in hasten's loop, predicts every combination of
+    methods through the cost model, then measures combinations for real, best predicted first, until the budget is
+    used up or Ctrl-C. With ``study`` everything measured is kept, and the same call goes on from it.
+
+    Args:
+        source: what `hasten.models.load_network` takes.
+        settings: the workload, the floor, the budget.
+        study: an SQLite file that keeps what was measured.
+        device: what predictions are for; this machine, probed, when None.
+        reporter: told how it goes.
+        command: what the user typed, for the report.
+
+    Raises:
+        HastenError: the model cannot be loaded, a text too short, a study of something else.
+    """
+    if study is not None:
+        check_file(Path(study))  # before minutes go into measuring the unchanged model
+    settings, reporter = settings or Settings(), reporter or Silent()
+    started, began = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    reporter.stage("loading the model")
+    prepared = prepare(source, settings, progress=reporter.stage)
+    reporter.stage("probing this machine")
+    target = device or probe(progress=lambda message, share: reporter.advance(share, 1))
+    deadline = Deadline.after(settings.seconds)
+    before = unchanged(prepared, target, reporter, deadline)
+    notes: list[str] = []
+    if device is None and _misfit(before.combination) >= _FAR:
+        target, before, notes = _probed_again(prepared, target, before, reporter)
+    reporter.stage("listing methods")
+    found = choices(Context(prepared.base, prepared.tokens, prepared.ids, before.expected, settings.new_tokens))
+    reporter.stage("predicting every combination")
+    plan = predict(prepared, target, before.workload, found, progress=reporter.advance)
+    measured = measure(prepared, before, found, plan, study, reporter, deadline)
+    return result(
+        prepared, target, before, found, measured,
+        started=started, seconds=time.perf_counter() - began, command=command, notes=notes,
+    )  # fmt: skip
+
+
+def _probed_again(
+    prepared: Prepared, device: Device, before: Unchanged, reporter: Reporter
+) -> tuple[Device, Unchanged, list[str]]:
+    """The device as a new probe finds it, where that fits better, with the unchanged model's prediction for it.
+
+    A probe is kept between runs: one that was made while the machine was busy would spoil them all.
+    """
+    reporter.stage("probing this machine again: the kept figures do not fit what it does now")
+    misfit = _misfit(before.combination)
+    fresh = probe(refresh=True, progress=lambda message, share: reporter.advance(share, 1))
+    said = prediction(estimated(prepared, fresh, before.workload), before.workload)
+    again = replace(before, combination=before.combination.model_copy(update={"predicted": said}))
+    if _misfit(again.combination) > misfit:
+        remember(device)  # the next run starts from the same predictions
+    else:
+        device, before = fresh, again
+    busy = _misfit(before.combination) >= _FAR
+    notes = [f"predictions are more than {_FAR:g} times off: this machine is busy with other work"] if busy else []
+    return device, before, notes
+
+
+def _misfit(baseline: Combination) -> float:
+    """How many times longer or shorter than predicted the unchanged model took, in the phase that is further off."""
+    assert baseline.measured is not None
+    measured, predicted = baseline.measured, baseline.predicted
+    ratios = (measured.prefill / predicted.prefill, measured.decode / predicted.decode)
+    return max(max(r, 1 / r) for r in ratios)
