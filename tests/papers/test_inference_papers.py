@@ -41,13 +41,6 @@ def test_a_small_budget_does_not_judge(outcome: Callable[..., Outcome], slug: st
 
 @needs_kernels
 @pytest.mark.slow
-@pytest.mark.parametrize("claim", ["L1", "L2", "L5"])
-def test_the_survey_on_the_real_model(outcome: Callable[..., Outcome], claim: str) -> None:
-    assert outcome("llm-acceleration", claim, budget=2).verdict.startswith("not judged: needs ")
-
-
-@needs_kernels
-@pytest.mark.slow
 def test_the_sparse_window_on_the_real_model(outcome: Callable[..., Outcome]) -> None:
     assert outcome("alisa", "A4", budget=2).verdict.startswith("not judged: needs ")
     assert outcome("accllm", "X5", budget=2).verdict.startswith("not judged: needs ")

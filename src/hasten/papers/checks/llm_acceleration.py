@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hasten.cost.measuring import least_seconds
-from hasten.models.language.llama import llama_7b
+from hasten.errors import HastenError
 from hasten.papers.experiment import Experiment, Seen, check
+from hasten.papers.language_models import real_model, real_tokens
 
-_NEEDS = 60.0
-
-
-@functools.cache
-def _model() -> tuple[Any, Any, list[int]]:
-    """The real model as its file packs it, its tokenizer, and a text's tokens."""
-    from hasten.data.text import default_text
-    from hasten.models import load_packed
+if TYPE_CHECKING:
     from hasten.runtime import LanguageModel
 
-    loaded = load_packed(bf16=True, int8=True)
-    ids = loaded.tokenizer(default_text()[:250000], add_special_tokens=False, verbose=False)["input_ids"]
-    return LanguageModel(loaded.network, loaded.tokenizer), loaded.tokenizer, ids
+TEXT = 250_000  # characters
 
 
-@check("L1", needs=_NEEDS)
-def _medusa(experiment: Experiment) -> Seen:
+@check("L1", weight=200)
+def medusa(experiment: Experiment) -> Seen:
+    """Heads trained on the model's own text, and trees of their drafts decoded."""
     import torch
 
+    from hasten.cost.measuring import alternating
+    from hasten.models.language.llama import llama_7b
+    from hasten.models.loading.tiny import tiny_model
     from hasten.runtime.decoding.medusa import MedusaHeads, Tree, best_size, decode, fit, own_text, rank_accuracy
 
-    model, _, tokens = _model()
-    enough = experiment.paper_budget >= _NEEDS
-    long = experiment.paper_budget >= 1500
-    prompts, made = (256 if long else 96 if enough else 4), (96 if enough else 16)
-    seconds = 900.0 if long else 100.0 if enough else 1.0
+    experiment.require(60)
+    model, tokens = experiment.once(real_model, "packed"), experiment.once(real_tokens, TEXT)
+    prompts, made = experiment.at(quick=(4, 8), normal=(96, 96), long=(256, 96))
     length = 32
     starts = torch.linspace(0, len(tokens) * 0.8 - length, prompts).long().tolist()
     ids = torch.tensor([tokens[s : s + length] for s in starts])
@@ -49,18 +41,20 @@ def _medusa(experiment: Experiment) -> Seen:
         model,
         text[:-held],
         states[:-held],
-        seconds=seconds,
+        seconds=experiment.at(quick=0.2, normal=100.0, long=900.0),
         seed=experiment.seed,
-        progress=lambda s: experiment.run.progress("training the heads", s),
+        progress=lambda share: experiment.tell("training the heads", share),
     )
     accuracy = rank_accuracy(heads, model, text[-held:], states[-held:])
     # Test prompts are of the part of the text that the heads have not seen.
     begin = int(len(tokens) * 0.85)
-    tests = [torch.tensor([tokens[begin + 700 * i : begin + 700 * i + 64]]) for i in range(2 if enough else 1)]
-    new = 64 if enough else 12
+    tests = [
+        torch.tensor([tokens[begin + 700 * i : begin + 700 * i + 64]]) for i in range(experiment.at(quick=1, normal=2))
+    ]
+    new = experiment.at(quick=8, normal=64)
     expected = [model.generate(t, max_new_tokens=new, min_new_tokens=new, do_sample=False) for t in tests]
     plain = sum(model.measure(64, new, 1, 1, ids=t).phases["decode"].low for t in tests) / (len(tests) * new)
-    sizes = (4, 8, 16, 31) if enough else (4,)
+    sizes = experiment.at(quick=(4,), normal=(4, 8, 16, 31))
     trees = {n: Tree.best(accuracy, n - 1) for n in sizes}
     rates, steps, same = {}, {}, True
     for n, tree in trees.items():
@@ -71,13 +65,18 @@ def _medusa(experiment: Experiment) -> Seen:
         rates[n] = sum(r.made for r in runs) / fastest * plain
         steps[n] = sum(r.made for r in runs) / sum(r.steps for r in runs)
     cache, step = model.session(1, 256)
+    if step is None:
+        raise HastenError(f"no step of several rows can be timed: {model.why_not_compiled}")
     cache.lengths[:] = [64]
     rows = {n: ([1] * n, [0] * n, list(range(64, 64 + n))) for n in sizes}
-    cost = {n: least_seconds(functools.partial(step, *rows[n]), 8) for n in sizes}
+    times = alternating({str(n): functools.partial(step, *rows[n]) for n in sizes}, 8)
+    cost = {n: min(times[str(n)]) for n in sizes}
     cache.clear()
     chosen = best_size([(n, t.expected(accuracy)) for n, t in trees.items()], lambda n: cost[n])
     best = max(rates.values())
-    modelled = {n: steps[n] * _gpu_step(1) / _gpu_step(n) for n in sizes}
+    large = experiment.at(quick=lambda: tiny_model(layers=1).network, normal=lambda: llama_7b(2048))()
+    single = gpu_step(large, 1)
+    modelled = {n: steps[n] * single / gpu_step(large, n) for n in sizes}
     most = max(modelled, key=lambda n: modelled[n])
     value = (
         f"text {'identical to greedy' if same else 'DIFFERENT FROM GREEDY'}; heads right {accuracy[0][0]:.0%}, {accuracy[1][0]:.0%},"
@@ -87,22 +86,21 @@ def _medusa(experiment: Experiment) -> Seen:
     )  # fmt: skip
     # The drafts are right or wrong wherever they run: what a step of several rows costs is this machine's.
     kept = same and max(steps.values()) >= 1.3 and rates[chosen] >= 0.9 * best
-    seen = experiment.judge(value, kept and best >= 2.2, kept and max(best, modelled[most]) > 1)
-    return replace(seen, detail=_early_exit(model, tests[0], expected[0], 48 if enough else 4))
+    detail = early_exit(model, tests[0], expected[0], experiment.at(quick=4, normal=48))
+    return experiment.judge(value, kept and best >= 2.2, kept and max(best, modelled[most]) > 1, detail)
 
 
-@functools.cache
-def _gpu_step(rows: int) -> float:
-    """Seconds of a step of a 7B of LLaMA's shape in bf16 on an A100, estimated, where ``rows`` tokens go through."""
+def gpu_step(network: Any, rows: int) -> float:
+    """Seconds of a step of a network with a bf16 cache on an A100, estimated, where ``rows`` tokens go through."""
     from hasten.cost import estimate
     from hasten.hardware import load_device
     from hasten.runtime import CacheSpec, LanguageModel
 
-    workload = LanguageModel(llama_7b(2048), cache=CacheSpec("bf16")).workload(64, 2, rows)
+    workload = LanguageModel(network, cache=CacheSpec("bf16")).workload(64, 2, rows)
     return estimate(workload, load_device("a100"), schedule="fused").phase("decode").latency
 
 
-def _early_exit(model: Any, prompt: Any, expected: Any, new: int) -> str:
+def early_exit(model: LanguageModel, prompt: Any, expected: Any, new: int) -> str:
     """What the survey's third way of decoding faster gives on the same model, which was not trained for it."""
     from hasten.runtime.decoding.early_exit import generate
     from hasten.runtime.quality import agreement
@@ -116,20 +114,19 @@ def _early_exit(model: Any, prompt: Any, expected: Any, new: int) -> str:
     return "early exit: " + ", ".join(parts)
 
 
-@check("L2", needs=_NEEDS)
-def _snapkv(experiment: Experiment) -> Seen:
+@check("L2", weight=90)
+def snapkv(experiment: Experiment) -> Seen:
+    """A prompt's cache cut to 256 tokens by SnapKV, beside its controls."""
+    import torch
+
     from hasten.runtime import CacheSpec, LanguageModel
     from hasten.runtime.policies import KeepEnds, RandomKeep, SnapKVPolicy
     from hasten.runtime.quality import needle, perplexity
 
-    model, tokenizer, tokens = _model()
-    lengths = (
-        (1024, 2048, 4096)
-        if experiment.paper_budget >= 1500
-        else (512, 1024)
-        if experiment.paper_budget >= _NEEDS
-        else (512,)
-    )
+    experiment.require(60)
+    model, tokens = experiment.once(real_model, "packed"), experiment.once(real_tokens, TEXT)
+    lengths = experiment.at(quick=(512,), normal=(512, 1024), long=(1024, 2048, 4096))
+    scored, segments = experiment.at(quick=(8, 1), normal=(128, 2))
     capacity = 256
     found: dict[str, float] = {}
     perplexities: dict[str, float] = {}
@@ -140,18 +137,16 @@ def _snapkv(experiment: Experiment) -> Seen:
         "random": RandomKeep(capacity, window=8),
     }
     for name, policy in arms.items():
-        other = LanguageModel(model.network, tokenizer, cache=CacheSpec(policy=policy))
-        hits = [hit for n in lengths for hit in needle(other, tokenizer, tokens, length=n).values()]
+        other = LanguageModel(model.network, model.tokenizer, cache=CacheSpec(policy=policy))
+        hits = [hit for n in lengths for hit in needle(other, model.tokenizer, tokens, length=n).values()]
         found[name] = sum(hits) / len(hits)
-        perplexities[name] = perplexity(other, tokens, context=lengths[0], scored=128, segments=2).value
-    long = 4096 if experiment.paper_budget >= _NEEDS else 512
-    import torch
-
+        perplexities[name] = perplexity(other, tokens, context=lengths[0], scored=scored, segments=segments).value
+    long, new = experiment.at(quick=(512, 4), normal=(4096, 32))
     ids = torch.tensor([tokens[:long]])
     rates, sizes = [], []
     for policy in (None, SnapKVPolicy(capacity, window=32, kernel=5, pooling="mean")):
         other = LanguageModel(model.network, cache=CacheSpec("bf16", policy=policy))
-        rates.append(32 / other.measure(long, 32, 1, 1, ids=ids).phases["decode"].low)
+        rates.append(new / other.measure(long, new, 1, 1, ids=ids).phases["decode"].low)
         cache = other.new_cache(1, long + 34)
         other.prefill(ids, cache)
         sizes.append(cache.nbytes)
@@ -172,20 +167,22 @@ def _snapkv(experiment: Experiment) -> Seen:
     return experiment.judge(value, holds, better and rates[1] > rates[0])
 
 
-@check("L5", needs=30)
-def _circuits(experiment: Experiment) -> Seen:
+@check("L5", weight=70)
+def circuits(experiment: Experiment) -> Seen:
+    """Bugs planted in designs, found by rules and by what the language model thinks of the code."""
     from hasten.runtime.bug_detection import suspicion
-    from hasten.tasks.hls.bugs import DIRECTIVE, FUNCTIONAL, build, check, designs, evaluate, rank
+    from hasten.tasks.hls import bugs
 
-    clean = designs(3 if experiment.paper_budget >= 250 else 1)
-    cases = build(clean if experiment.paper_budget >= 30 else clean[:1])
-    of = {bug: {c.name for c in cases if c.bug == bug} for bug in {**FUNCTIONAL, **DIRECTIVE}}
+    experiment.require(250)
+    clean = bugs.designs(experiment.at(quick=1, normal=3))
+    cases = bugs.build(experiment.at(quick=clean[:1], normal=clean))
+    of = {bug: {c.name for c in cases if c.bug == bug} for bug in {**bugs.FUNCTIONAL, **bugs.DIRECTIVE}}
     least = min(map(len, of.values()))
-    by_rule = evaluate(lambda source: bool(check(source)), [c for c in cases if c.bug not in FUNCTIONAL])
-    model, tokenizer, _ = _model()
+    by_rule = bugs.evaluate(lambda source: bool(bugs.check(source)), [c for c in cases if c.bug not in bugs.FUNCTIONAL])
+    model = experiment.once(real_model, "packed")
     # A few of each class, and of the clean ones as many as there are designs: reading takes a model its time.
     some = [c for bug in of for c in [c for c in cases if c.bug == bug][:2]] + [c for c in cases if not c.bug][::3]
-    asked = rank(suspicion(model, tokenizer), some)
+    asked = bugs.rank(suspicion(model, model.tokenizer), some)
     best = max(asked.by_class, key=lambda bug: asked.by_class[bug])
     value = (
         f"{len(cases)} functions of {len({c.name for c in cases})} designs, {sum(map(bool, of.values()))} of 19 bug classes in"
