@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from hasten.errors import HastenError
-from hasten.papers.experiment import Experiment, Seen, check
+import torch
+
+from hasten.nn import Hourglass
+from hasten.papers.experiment import Experiment, Seen, check, succeeded
+from hasten.search.problem import Infeasible
+from hasten.spaces.hourglass import WIDTH, Task, restore, shape
 
 # Four configurations for each arm at 100,000 parameters; convention allows two depths only, so it has two rates each.
 GRID: dict[str, list[dict[str, Any]]] = {
@@ -15,53 +19,48 @@ GRID: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def _trained(params: dict[str, Any], parameters: int, steps: int, seed: int, task: Any = "denoise") -> float:
+def _trained(params: dict[str, Any], parameters: int, steps: int, seed: int, task: Task = "denoise") -> float:
     """PSNR of one configuration, dB."""
-    import torch
-
-    from hasten.spaces.hourglass import restore, shape
-
     torch.manual_seed(seed)
     return restore(shape(params, parameters), steps, params["rate"], seed, task)
 
 
-def _architecture(lift: str, latent: int, hidden: int, steps: int, seed: int) -> float:
+def _architecture(lift: Any, latent: int, hidden: int, steps: int, seed: int) -> float:
     """PSNR of an Hourglass of four blocks given outright, dB."""
-    import torch
-
-    from hasten.nn import Hourglass
-    from hasten.spaces.hourglass import WIDTH, restore
-
     torch.manual_seed(seed)
-    network = Hourglass(WIDTH, hidden=hidden, layers=4, latent=latent, lift=lift)
-    return restore(network, steps, 2e-3, seed)
+    return restore(Hourglass(WIDTH, hidden=hidden, layers=4, latent=latent, lift=lift), steps, 2e-3, seed)
 
 
 def _steps(experiment: Experiment) -> int:
-    return max(2, min(1000, int(experiment.paper_budget * 1000 / 300)))
+    return experiment.at(quick=1, normal=experiment.steps(1000))
 
 
-def _front(experiment: Experiment, parameters: int, task: str) -> dict[str, tuple[float, dict[str, Any]]]:
-    """Each arm's best configuration at a size, and its mean PSNR over three seeds."""
-    from hasten.processes import run_arms
+def _front(experiment: Experiment, parameters: int, task: Task) -> dict[str, tuple[float, dict[str, Any]]]:
+    """Each kind's best configuration at a size, and its mean PSNR over three seeds."""
+    steps, (first, *others) = _steps(experiment), experiment.seeds(3)
+    of = {
+        f"{kind} {i}": {"shape": kind} | params
+        for kind, several in GRID.items()
+        for i, params in enumerate(experiment.at(quick=several[:2], normal=several))
+    }
+    plan = {name: (params, parameters, steps, first, task) for name, params in of.items()}
+    scores, _ = succeeded(experiment.arms(_trained, plan))
+    best = {kind: max((n for n in scores if n.startswith(kind)), key=lambda n: scores[n]) for kind in GRID}
+    again = {f"{name}, seed {s}": (of[name], parameters, steps, s, task) for name in best.values() for s in others}
+    more, _ = succeeded(experiment.arms(_trained, again), again) if again else ({}, "")
+    mean = {
+        name: (scores[name] + sum(more[f"{name}, seed {s}"] for s in others)) / (1 + len(others))
+        for name in best.values()
+    }
+    return {kind: (mean[name], of[name]) for kind, name in best.items()}
 
-    steps = _steps(experiment)
-    grid = [({"shape": kind} | params) for kind, several in GRID.items() for params in several]
-    told = lambda done: experiment.run.progress(f"hourglass: {task}", done)  # noqa: E731
-    scores = run_arms(_trained, [(params, parameters, steps, experiment.seed, task) for params in grid], progress=told)
-    best = {}
-    for kind in GRID:
-        best[kind] = max(((s, p) for s, p in zip(scores, grid) if p["shape"] == kind), key=lambda pair: pair[0])
-    again = [(params, parameters, steps, experiment.seed + n, task) for _, params in best.values() for n in (1, 2)]
-    more = run_arms(_trained, again)
-    return {kind: ((best[kind][0] + sum(more[2 * i : 2 * i + 2])) / 3, best[kind][1]) for i, kind in enumerate(GRID)}
 
-
-@check("H1", needs=100)
-def _denoising(experiment: Experiment) -> Seen:
+@check("H1", weight=260, needs=120)
+def denoising(experiment: Experiment) -> Seen:
     """Equal grids and steps, at 100,000 trainable parameters; the narrow control stands beside."""
     gains, values = [], []
-    for task in ("denoise", "superres"):
+    tasks: tuple[Task, ...] = ("denoise", "superres")
+    for task in tasks:
         found = _front(experiment, 100_000, task)
         told = ", ".join(
             f"{kind} {score:.2f} dB (L {params['layers']}"
@@ -78,69 +77,64 @@ def _denoising(experiment: Experiment) -> Seen:
     return experiment.judge(value, gains[0] >= 0.5 and gains[1] >= 0, gains[0] > 0)
 
 
-@check("H2", needs=100)
-def _frozen(experiment: Experiment) -> Seen:
-    from hasten.processes import run_arms
-
-    steps = _steps(experiment)
-    # The same architecture; and a trained lift that pays for itself with a narrower latent.
-    arms = [("frozen", 432, 9), ("trained", 432, 9), ("trained", 259, 9)]
-    plan = [(*arm, steps, experiment.seed + n) for arm in arms for n in range(3)]
-    scores = run_arms(_architecture, plan, progress=lambda share: experiment.run.progress("hourglass H2", share))
-    means = [sum(scores[3 * i : 3 * i + 3]) / 3 for i in range(3)]
-    from hasten.nn import Hourglass
-
-    sizes = [Hourglass(144, hidden=h, layers=4, latent=z, lift=kind).sizes().trainable for kind, z, h in arms]
+@check("H2", weight=80, needs=120)
+def frozen(experiment: Experiment) -> Seen:
+    """A frozen lift against a trained one: at the same architecture, and at as many parameters."""
+    arms = {"frozen": ("frozen", 432, 9), "trained": ("trained", 432, 9), "equal": ("trained", 259, 9)}
+    seeds, steps = experiment.seeds(3), _steps(experiment)
+    plan = {f"{name} {seed}": (*arm, steps, seed) for name, arm in arms.items() for seed in seeds}
+    scores, _ = succeeded(experiment.arms(_architecture, plan), plan)
+    mean = {name: sum(scores[f"{name} {seed}"] for seed in seeds) / len(seeds) for name in arms}
+    size = {
+        name: Hourglass(WIDTH, hidden=hidden, layers=4, latent=latent, lift=lift).sizes().trainable  # type: ignore[arg-type]
+        for name, (lift, latent, hidden) in arms.items()
+    }
     value = (
-        f"frozen {means[0]:.2f} dB ({sizes[0]:,} trainable), trained at the same architecture {means[1]:.2f} ({sizes[1]:,}), "
-        f"trained with as many parameters {means[2]:.2f} ({sizes[2]:,})"
+        f"frozen {mean['frozen']:.2f} dB ({size['frozen']:,} trainable), trained at the same architecture "
+        f"{mean['trained']:.2f} ({size['trained']:,}), trained with as many parameters {mean['equal']:.2f} "
+        f"({size['equal']:,})"
     )
-    return experiment.judge(
-        value, abs(means[0] - means[1]) <= 0.15 and means[0] >= means[2] - 0.05, means[0] >= means[2]
+    holds = abs(mean["frozen"] - mean["trained"]) <= 0.15 and mean["frozen"] >= mean["equal"] - 0.05
+    return experiment.judge(value, holds, mean["frozen"] >= mean["equal"])
+
+
+@check("H3", weight=1)
+def trend(experiment: Experiment) -> Seen:
+    """The best depth and widths at three sizes; about 15 minutes."""
+    experiment.require(1500)
+    sizes, depths, ratios = experiment.at(
+        quick=((50_000, 100_000), (2,), (2,)), normal=((50_000, 100_000, 300_000), (2, 4, 8), (2, 3, 4))
     )
-
-
-@check("H3")
-def _trend(experiment: Experiment) -> Seen:
-    if experiment.paper_budget < 1500:
-        raise HastenError("three sizes take about 15 minutes: give --budget 1500")
-    chosen = {}
-    for number, parameters in enumerate((50_000, 100_000, 300_000)):
-        from hasten.spaces.hourglass import shape
-
-        best = None
-        for layers in (2, 4, 8):
-            for ratio in (2, 3, 4):
+    plan, built = {}, {}
+    for parameters in sizes:
+        for layers in depths:
+            for ratio in ratios:
                 params = {"shape": "hourglass", "layers": layers, "ratio": ratio, "rate": 2e-3}
+                name = f"{parameters} L {layers} ratio {ratio}"
                 try:
-                    network = shape(params, parameters)
-                except Exception as reason:
-                    if type(reason).__name__ != "Infeasible":
-                        raise
+                    built[name] = shape(params, parameters)
+                except Infeasible:
                     continue
-                score = _trained(params, parameters, 1000, experiment.seed)
-                if best is None or score > best[0]:
-                    best = (score, layers, network.latent, network.hidden)
-        assert best is not None
-        chosen[parameters] = best
-        experiment.run.progress("hourglass H3", (number + 1) / 3)
+                plan[name] = (params, parameters, experiment.at(quick=1, normal=1000), experiment.seed)
+    scores, _ = succeeded(experiment.arms(_trained, plan))
+    chosen = {}
+    for parameters in sizes:
+        best = max((name for name in scores if name.startswith(f"{parameters} ")), key=lambda n: scores[n])
+        chosen[parameters] = (scores[best], plan[best][0]["layers"], built[best].latent, built[best].hidden)
     value = "; ".join(f"{n:,}: L {b[1]}, d_z {b[2]}, d_h {b[3]} ({b[0]:.2f} dB)" for n, b in chosen.items())
-    depths, widths = ([b[i] for b in chosen.values()] for i in (1, 2))
-    rises = depths == sorted(depths) and widths == sorted(widths)
-    return Seen(value, rises and (depths[-1] > depths[0] or widths[-1] > widths[0]))
+    deep, wide = ([int(b[i]) for b in chosen.values()] for i in (1, 2))
+    rises = deep == sorted(deep) and wide == sorted(wide)
+    return experiment.judge(value, rises and (deep[-1] > deep[0] or wide[-1] > wide[0]))
 
 
-@check("H4")
-def _stored(experiment: Experiment) -> Seen:
+@check("H4", weight=1)
+def stored(experiment: Experiment) -> Seen:
     """Weights that a file must hold, and whether the lift can be made again from its seed."""
-    import torch
-
-    from hasten.nn import Hourglass
-
-    frozen, trained = (
-        Hourglass(144, hidden=9, layers=4, latent=432, lift=kind, seed=3) for kind in ("frozen", "trained")
+    one, again, trained = (
+        Hourglass(WIDTH, hidden=9, layers=4, latent=432, lift=kind, seed=3)  # type: ignore[arg-type]
+        for kind in ("frozen", "frozen", "trained")
     )
-    stored = [sum(t.numel() for t in model.state_dict().values()) for model in (frozen, trained)]
-    same = torch.equal(frozen.lift, Hourglass(144, hidden=9, layers=4, latent=432, lift="frozen", seed=3).lift)
-    value = f"stored {stored[0]:,} against {stored[1]:,}: {stored[1] - stored[0]:,} fewer, which is d_z d_x; made again alike: {same}"
-    return Seen(value, same and stored[1] - stored[0] == 432 * 144)
+    kept = [sum(t.numel() for t in model.state_dict().values()) for model in (one, trained)]
+    same = torch.equal(one.lift, again.lift)
+    value = f"stored {kept[0]:,} against {kept[1]:,}: {kept[1] - kept[0]:,} fewer, which is d_z d_x; made again alike: {same}"
+    return experiment.judge(value, same and kept[1] - kept[0] == 432 * WIDTH)
