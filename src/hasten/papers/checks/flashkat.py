@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
+import statistics
 import time
-from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from hasten.cost.measuring import least_seconds
+from hasten.data.images import mnist
 from hasten.errors import HastenError
-from hasten.papers.experiment import Experiment, Seen, check
+from hasten.kernels import native
+from hasten.kernels.rational import backward_reference, naive_backward, reference, shared_additions
+from hasten.models.matching import parameters_of
+from hasten.models.vision.kat import KAT, PUBLISHED, KATConfig
+from hasten.nn.naive_rational import NaiveRational
+from hasten.nn.rational import start_coefficients
+from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
+from hasten.train import fit
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
-@functools.cache
-def _tensors(rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _tensors(experiment: Experiment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Normal inputs and gradients of width 768, and the coefficients of swish: one numerator, eight denominators."""
-    import torch
-
-    from hasten.nn.rational import start_coefficients
-
-    generator = torch.Generator().manual_seed(seed)
+    if native() is None:
+        raise HastenError("the compiled kernels are not installed: install a C++ compiler and hasten again")
+    generator = torch.Generator().manual_seed(experiment.seed)
     top, bottom = start_coefficients("swish")
-    x, grad = torch.randn(2, rows, 768, generator=generator)
+    x, grad = torch.randn(2, 197 * experiment.at(quick=2, normal=16), 768, generator=generator)
     return x, grad, torch.tensor([top]), torch.tensor([bottom]).repeat(8, 1)
 
 
-@functools.cache
-def _backward_times(rows: int, seed: int) -> dict[str, float]:
-    """Seconds of each backward kernel at the same size, in one run."""
-    import torch
-
-    from hasten.kernels import native
-    from hasten.kernels.rational import naive_backward, reference
-
-    if native() is None:
-        raise HastenError("the compiled kernels are not installed: install a C++ compiler and hasten again")
-    x, grad, a, b = _tensors(rows, seed)
+@shared(weight=15)
+def backward_times(experiment: Experiment) -> dict[str, float]:
+    """Seconds of each backward kernel at the same size."""
+    x, grad, a, b = _tensors(experiment)
     leaves = [t.clone().requires_grad_() for t in (x, a, b)]
     value = reference(leaves[0], leaves[1], leaves[2], 8)
     return {
@@ -50,47 +48,42 @@ def _backward_times(rows: int, seed: int) -> dict[str, float]:
     }
 
 
-def _rows(experiment: Experiment) -> int:
-    return 16 * 197 if experiment.paper_budget >= 30 else 2 * 197
-
-
-@check("K1", needs=30)
-def _slow_activation(experiment: Experiment) -> Seen:
-    times = _backward_times(_rows(experiment), experiment.seed)
+@check("K1", weight=1)
+def slow_activation(experiment: Experiment) -> Seen:
+    """The backward of one activation with shared additions, beside GELU's."""
+    experiment.require(30)
+    times = experiment.once(backward_times)
     ratio = times["naive"] / times["GELU"]
     value = f"backward of one activation: shared additions {times['naive'] * 1e3:.1f} ms, GELU {times['GELU'] * 1e3:.2f} ms, {ratio:.0f}x"
     return experiment.judge(value, ratio >= 10, ratio > 1)
 
 
-@check("K3", needs=30)
-def _backward_kernel(experiment: Experiment) -> Seen:
-    from hasten.kernels.rational import shared_additions
-
-    rows = _rows(experiment)
-    times = _backward_times(rows, experiment.seed)
+@check("K3", weight=1)
+def backward_kernel(experiment: Experiment) -> Seen:
+    """Block sums against shared additions, against autograd of the formula, and against GELU."""
+    experiment.require(30)
+    times = experiment.once(backward_times)
     faster = {name: seconds / times["block"] for name, seconds in times.items()}
     fewer = 1024 * 197 * 768 * 10 / shared_additions(1024 * 197, 8)
     value = (
-        f"({rows}, 768): block sums {times['block'] * 1e3:.2f} ms, {faster['naive']:.0f}x faster than shared additions, "
-        f"{faster['autograd']:.1f}x than autograd of the formula, {1 / faster['GELU']:.2f}x the time of GELU's; at the "
-        f"paper's size {fewer:,.0f}x fewer shared additions"
+        f"({len(_tensors(experiment)[0])}, 768): block sums {times['block'] * 1e3:.2f} ms, {faster['naive']:.0f}x faster "
+        f"than shared additions, {faster['autograd']:.1f}x than autograd of the formula, {1 / faster['GELU']:.2f}x the "
+        f"time of GELU's; at the paper's size {fewer:,.0f}x fewer shared additions"
     )
     holds = faster["naive"] >= 10 and faster["autograd"] >= 5 and faster["GELU"] >= 0.5 and fewer == 6144
     return experiment.judge(value, holds, faster["naive"] > 1)
 
 
-@check("K4", needs=30)
-def _rounding(experiment: Experiment) -> Seen:
-    import torch
-
-    from hasten.kernels.rational import backward_reference, naive_backward
-
-    x, grad, a, b = _tensors(_rows(experiment), experiment.seed)
+@check("K4", weight=3)
+def rounding(experiment: Experiment) -> Seen:
+    """Rounding error of the coefficients' gradients, against double precision."""
+    experiment.require(30)
+    x, grad, a, b = _tensors(experiment)
     exact = backward_reference(grad.double(), x.double(), a.double(), b.double(), 8)
     ours = torch.ops.hasten.rational_backward(grad, x, a, b, 8)
     theirs = naive_backward(grad, x, a, b, 8)
     errors = [[float((found[i] - exact[i]).abs().mean()) for i in (1, 2)] for found in (ours, theirs[:3])]
-    ratios = [naive / block for block, naive in zip(*errors)]
+    ratios = [naive / block for block, naive in zip(*errors, strict=True)]
     value = (
         f"mean error against fp64: numerator {errors[0][0]:.1e} (shared additions {errors[1][0]:.1e}, {ratios[0]:.0f}x), "
         f"denominator {errors[0][1]:.1e} ({errors[1][1]:.1e}, {ratios[1]:.0f}x)"
@@ -98,100 +91,78 @@ def _rounding(experiment: Experiment) -> Seen:
     return experiment.judge(value, min(ratios) >= 8, min(ratios) > 1)
 
 
-@check("K6", needs=30)
-def _stalls(experiment: Experiment) -> Seen:
+@check("K6", weight=1)
+def stalls(experiment: Experiment) -> Seen:
     """Eight times the polynomial arithmetic: does the kernel with shared additions notice?"""
-    times = _backward_times(_rows(experiment), experiment.seed)
+    experiment.require(30)
+    times = experiment.once(backward_times)
     grown = times["naive, polynomials 8 times"] / times["naive"]
     value = f"the polynomials evaluated 8 times: {grown:.2f}x the time"
     return experiment.judge(value, grown <= 1.25, grown <= 2)
 
 
-@check("K7")
-def _sizes(experiment: Experiment) -> Seen:
-    import torch
-
-    from hasten.models.vision.kat import KAT, PUBLISHED
-
-    counts = {}
-    for name in PUBLISHED:
-        with torch.device("meta"):
-            pair = KAT.named(name), KAT.named(name, feed_forward="mlp")
-        counts[name] = [sum(p.numel() for p in model.parameters()) for model in pair]
+@check("K7", weight=2)
+def sizes(experiment: Experiment) -> Seen:
+    """Parameters at the published sizes, beside the plain vision transformer's."""
+    counts = {
+        name: [parameters_of(lambda n=name, kind=kind: KAT.named(n, kind)) for kind in ("rational", "mlp")]  # type: ignore[misc]
+        for name in PUBLISHED
+    }
     value = ", ".join(f"{name} {ours:,} (ViT {plain:,})" for name, (ours, plain) in counts.items())
     exact = [ours for ours, _ in counts.values()] == [5_718_328, 22_051_576, 86_568_568]
-    return Seen(value, exact and all(ours - plain == 912 for ours, plain in counts.values()))
+    return experiment.judge(value, exact and all(ours - plain == 912 for ours, plain in counts.values()))
 
 
-@functools.cache
-def _training(steps: int, seed: int) -> dict[str, tuple[list[float], float, float]]:
-    """Losses, seconds a step and test accuracy of three small vision transformers on handwritten digits."""
-    import torch
-    from torch import nn
-
-    from hasten.data.images import mnist
-    from hasten.kernels.rational import naive_backward, rational
-    from hasten.models.vision.kat import KAT, KATConfig
-    from hasten.train import fit
-
-    class Naive(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, groups: int) -> Tensor:
-            ctx.save_for_backward(x, a, b)
-            ctx.groups = groups
-            return rational(x, a, b, groups)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Any:
-            x, a, b = ctx.saved_tensors
-            return (*naive_backward(grad, x, a, b, ctx.groups)[:3], None)
-
-    class NaiveRational(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, x: Tensor) -> Tensor:
-            return Naive.apply(x, self.inner.numerator, self.inner.denominator, self.inner.groups)
-
+def _digits() -> tuple[Tensor, Tensor]:
+    """Handwritten digits in random order at half their resolution: (10000, 1, 14, 14) within -0.5 and 0.5, labels."""
     images, labels = mnist()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    images = nn.functional.avg_pool2d(images[order, None].float() / 255 - 0.5, 2, padding=1)[:, :, :14, :14]
-    labels = labels[order]
-    held = slice(0, 2000)
-    found = {}
-    for arm in ("GELU", "shared additions", "block sums"):
-        torch.manual_seed(seed)
-        kind = "mlp" if arm == "GELU" else "rational"
-        model = KAT(KATConfig(14, 2, 1, 10, 64, 4, 4, feed_forward=kind))  # type: ignore[arg-type]
-        if arm == "shared additions":
-            model.replace_activations(NaiveRational)
-        generator = torch.Generator().manual_seed(seed)
-
-        def loss(step: int, model: nn.Module = model, generator: Any = generator) -> Tensor:
-            chosen = torch.randint(2000, len(images), (64,), generator=generator)
-            return nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
-
-        # The slow arm needs no more steps than the comparison of the two curves and their times.
-        counted = min(steps, 60) if arm == "shared additions" else steps
-        marks = [time.perf_counter()]
-        losses = fit(
-            model, loss, steps=counted, peak=1e-3, warmup=10 / counted, final=1.0, weight_decay=0.05,
-            progress=lambda step, value, marks=marks: marks.append(time.perf_counter()),  # type: ignore[misc]
-        )  # fmt: skip
-        times = sorted(b - a for a, b in itertools.pairwise(marks))
-        with torch.no_grad():
-            right = torch.cat([model(part).argmax(1) for part in images[held].split(500)]) == labels[held]
-        found[arm] = (losses, times[len(times) // 2], float(right.float().mean()))
-    return found
+    halved = F.avg_pool2d(images[order, None].float() / 255 - 0.5, 2, padding=1)
+    return halved[:, :, :14, :14], labels[order]
 
 
-@check("K2", needs=100)
-def _training_speed(experiment: Experiment) -> Seen:
-    experiment.run.progress("flashkat K2: training three small vision transformers", 0.5)
-    found = _training(max(5, min(500, int(experiment.paper_budget * 500 / 300))), experiment.seed)
+def _trained(
+    arm: str, images: Tensor, labels: Tensor, held: int, steps: int, seed: int
+) -> tuple[list[float], float, float]:
+    """Losses, median seconds of a step and accuracy on the first ``held`` images of a small vision transformer."""
+    torch.manual_seed(seed)
+    model = KAT(KATConfig(14, 2, 1, 10, 64, 4, 4, feed_forward="mlp" if arm == "GELU" else "rational"))
+    if arm == "shared additions":
+        model.replace_activations(NaiveRational)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(step: int) -> Tensor:
+        chosen = torch.randint(held, len(images), (64,), generator=generator)
+        return F.cross_entropy(model(images[chosen]), labels[chosen])
+
+    marks = [time.perf_counter()]
+    losses = fit(
+        model, loss, steps=steps, peak=1e-3, warmup=10 / steps, final=1.0, weight_decay=0.05,
+        progress=lambda step, value: marks.append(time.perf_counter()),
+    )  # fmt: skip
+    with torch.no_grad():
+        right = torch.cat([model(part).argmax(1) for part in images[:held].split(500)]) == labels[:held]
+    return losses, statistics.median_high(b - a for a, b in itertools.pairwise(marks)), float(right.float().mean())
+
+
+@shared(weight=250)
+def training(experiment: Experiment) -> dict[str, tuple[list[float], float, float]]:
+    """Arm -> losses, seconds of a step and accuracy; each on the whole machine, as their times are compared."""
+    steps = experiment.at(quick=2, normal=experiment.steps(500, least=5))
+    # The slow arm needs no more steps than the comparison of the two curves and their times.
+    plan = {"GELU": steps, "shared additions": min(steps, 60), "block sums": steps}
+    images, labels = _digits()
+    held = experiment.at(quick=100, normal=2000)
+    arms = {name: (name, images, labels, held, count, experiment.seed) for name, count in plan.items()}
+    return succeeded(experiment.arms(_trained, arms, processes=1), plan)[0]
+
+
+@check("K2", weight=1, needs=120)
+def training_speed(experiment: Experiment) -> Seen:
+    """A training step with either gradient, and whether both learn the same."""
+    found = experiment.once(training)
     (naive, slow, _), (block, fast, _) = found["shared additions"], found["block sums"]
-    apart = max(abs(p - q) for p, q in zip(naive[:50], block[:50]))
+    apart = max(abs(p - q) for p, q in zip(naive[:50], block[:50], strict=True))
     value = (
         f"step of a small vision transformer: shared additions {slow * 1e3:.0f} ms, block sums {fast * 1e3:.0f} ms "
         f"({slow / fast:.1f}x), GELU {found['GELU'][1] * 1e3:.0f} ms; losses of 50 steps within {apart:.1e}"
@@ -199,9 +170,10 @@ def _training_speed(experiment: Experiment) -> Seen:
     return experiment.judge(value, fast <= 0.5 * slow and apart <= 1e-3, fast < slow)
 
 
-@check("K5", needs=100)
-def _accuracy(experiment: Experiment) -> Seen:
-    steps = max(5, min(500, int(experiment.paper_budget * 500 / 300)))
-    found = _training(steps, experiment.seed)
+@check("K5", weight=1, needs=120)
+def accuracy(experiment: Experiment) -> Seen:
+    """Accuracy on digits, beside the same transformer with GELU."""
+    found = experiment.once(training)
+    steps = len(found["GELU"][0])
     value = f"handwritten digits, {steps} steps: rational {found['block sums'][2]:.3f}, GELU {found['GELU'][2]:.3f}"
     return experiment.judge(value, found["block sums"][2] >= found["GELU"][2] - 0.01)

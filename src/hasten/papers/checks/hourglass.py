@@ -86,7 +86,7 @@ def frozen(experiment: Experiment) -> Seen:
     scores, _ = succeeded(experiment.arms(_architecture, plan), plan)
     mean = {name: sum(scores[f"{name} {seed}"] for seed in seeds) / len(seeds) for name in arms}
     size = {
-        name: Hourglass(WIDTH, hidden=hidden, layers=4, latent=latent, lift=lift).sizes().trainable  # type: ignore[arg-type]
+        name: Hourglass(WIDTH, hidden=hidden, layers=4, latent=latent, lift=lift).sizes().trainable
         for name, (lift, latent, hidden) in arms.items()
     }
     value = (
@@ -105,7 +105,8 @@ def trend(experiment: Experiment) -> Seen:
     sizes, depths, ratios = experiment.at(
         quick=((50_000, 100_000), (2,), (2,)), normal=((50_000, 100_000, 300_000), (2, 4, 8), (2, 3, 4))
     )
-    plan, built = {}, {}
+    plan: dict[str, tuple[dict[str, Any], int, int, int]] = {}
+    built: dict[str, Hourglass] = {}
     for parameters in sizes:
         for layers in depths:
             for ratio in ratios:
@@ -117,12 +118,12 @@ def trend(experiment: Experiment) -> Seen:
                     continue
                 plan[name] = (params, parameters, experiment.at(quick=1, normal=1000), experiment.seed)
     scores, _ = succeeded(experiment.arms(_trained, plan))
-    chosen = {}
+    chosen: dict[int, tuple[float, int, int, int]] = {}
     for parameters in sizes:
         best = max((name for name in scores if name.startswith(f"{parameters} ")), key=lambda n: scores[n])
         chosen[parameters] = (scores[best], plan[best][0]["layers"], built[best].latent, built[best].hidden)
     value = "; ".join(f"{n:,}: L {b[1]}, d_z {b[2]}, d_h {b[3]} ({b[0]:.2f} dB)" for n, b in chosen.items())
-    deep, wide = ([int(b[i]) for b in chosen.values()] for i in (1, 2))
+    deep, wide = ([b[i] for b in chosen.values()] for i in (1, 2))
     rises = deep == sorted(deep) and wide == sorted(wide)
     return experiment.judge(value, rises and (deep[-1] > deep[0] or wide[-1] > wide[0]))
 
@@ -131,8 +132,7 @@ def trend(experiment: Experiment) -> Seen:
 def stored(experiment: Experiment) -> Seen:
     """Weights that a file must hold, and whether the lift can be made again from its seed."""
     one, again, trained = (
-        Hourglass(WIDTH, hidden=9, layers=4, latent=432, lift=kind, seed=3)  # type: ignore[arg-type]
-        for kind in ("frozen", "frozen", "trained")
+        Hourglass(WIDTH, hidden=9, layers=4, latent=432, lift=kind, seed=3) for kind in ("frozen", "frozen", "trained")
     )
     kept = [sum(t.numel() for t in model.state_dict().values()) for model in (one, trained)]
     same = torch.equal(one.lift, again.lift)
