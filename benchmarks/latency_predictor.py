@@ -18,10 +18,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hasten.cost.latency.predictor import LatencyPredictor, MetaSettings, spearman
-from hasten.cost.latency.tables import Arch, read_help
-from hasten.papers.checks.help import EPISODES, LEARNERS, baselines, middle, settings, space_of
+from hasten.cost.latency.correlation import spearman
+from hasten.cost.latency.meta_settings import EPISODES, LEARNERS, MetaSettings, quick_settings
+from hasten.cost.latency.tables import Arch, middle, read_help
 from hasten.processes import run_arms
+from hasten.search.networks.architecture_space import latency_predictor, open_space
+from hasten.search.networks.latency_baselines import all_baselines
 from rows import Row, emit
 
 SPACES = {"fbnet": "chain", "nasbench201": "cell"}
@@ -38,7 +40,8 @@ Table = Mapping[Arch, float]
 
 def chosen(learner: str, space: str, paper: bool) -> MetaSettings:
     if not paper:
-        return settings(learner, EPISODES[SPACES[space]])
+        kind = "graphs" if open_space(SPACES[space]).prefers_graphs else "vectors"
+        return quick_settings(learner, EPISODES[kind])
     made = MetaSettings(episodes=PAPER[space], support_from="references")
     return {"HELP": made, "Meta-SGD": made.meta_sgd(), "MAML": made.maml()}[learner]
 
@@ -48,10 +51,8 @@ def learned_scores(
     valid: Mapping[str, Table], test: Mapping[str, Table], asked: Mapping[str, Sequence[Arch]],
 ) -> dict[str, float]:  # fmt: skip
     """Held-out device -> rank correlation of one learner: an arm."""
-    described = space_of(SPACES[space])
-    made = LatencyPredictor(
-        described.config.codes, references, labels=described.labels, settings=chosen(learner, space, paper), seed=seed
-    ).fit(train, valid)
+    described = open_space(SPACES[space])
+    made = latency_predictor(described, references, chosen(learner, space, paper), seed).fit(train, valid)
     return {
         d: spearman(made.adapt({a: table[a] for a in references}).scores(asked[d]), [table[a] for a in asked[d]])
         for d, table in test.items()
@@ -98,7 +99,9 @@ def main() -> None:
     for i, references in enumerate(sets):
         for device, table in test.items():
             measured = {a: table[a] for a in references}
-            rivals = baselines(space_of(SPACES[space]), measured, asked[device], list(train.values()), given.seed + i)
+            rivals = all_baselines(
+                open_space(SPACES[space]), measured, asked[device], list(train.values()), given.seed + i
+            )
             for method, scores in rivals.items():
                 value = spearman(scores, [table[a] for a in asked[device]])
                 found.setdefault((method, device), []).append(value)

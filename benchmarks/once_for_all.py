@@ -28,6 +28,7 @@ import torch
 from hasten.files import write_aside
 from hasten.models.vision.once_for_all import Architecture, OnceForAll, SubNetwork, calibrate, resized
 from hasten.processes import run_arms
+from hasten.search.networks.members.once_for_all import OnceForAllSpace
 from hasten.search.networks.specialize import AccuracyPredictor, evolve, measured
 from hasten.spaces.once_for_all import SMALL, images, judged, specialized
 from hasten.train.shrinking import train, train_alone
@@ -95,7 +96,7 @@ def picked(network: OnceForAll, kept: Kept, count: int, limits: int, at_once: in
         best = []
         for i in range(limits):
             limit = 1.05 * ends[0] * (ends[1] / ends[0]) ** (i / (limits - 1))
-            found = evolve(config, predictor.predict, table, limit, generations=50, seed=seed)
+            found = evolve(OnceForAllSpace(config), predictor.predict, table, limit, generations=50, seed=seed)
             note(f"within {limit * 1e3:.2f} ms: {found.score:.2%} predicted at {found.latency * 1e3:.2f} ms")
             best.append(found.arch)
         unique = list(dict.fromkeys(best))

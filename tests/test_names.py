@@ -12,7 +12,7 @@ ROOT = Path(hasten.__file__).parent
 
 # Names that two files share for now. The list may shrink, never grow.
 KNOWN = frozenset(
-    {"Outcome", "Phase", "Prediction", "Space", "Task"}
+    {"Phase", "Prediction", "Task"}
 )  # fmt: skip
 
 

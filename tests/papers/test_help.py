@@ -11,6 +11,7 @@ import pytest
 from hasten.errors import HastenError
 from hasten.papers import paper
 from hasten.papers.checks import help as card
+from hasten.search.networks.architecture_space import open_space
 
 
 def test_every_piece_is_there() -> None:
@@ -31,12 +32,12 @@ def test_devices_are_held_apart() -> None:
 
 @pytest.mark.parametrize("name", ["chain", "cell"])
 def test_networks_are_described(name: str) -> None:
-    space = card.space_of(name)
+    space = open_space(name)
     archs = [space.config.sample(card.random.Random(i)) for i in range(3)]
-    assert len(space.fine(archs)) == len(space.coarse(archs)) == len(space.graphs(archs)) == 3
+    assert len(space.codes(archs)) == len({len(space.counts(a)) for a in archs}) + 2 == len(space.graphs(archs)) == 3
     nodes = space.graphs(archs).shape[1]
     assert space.graphs(archs).shape[2] == nodes + space.graph_labels
-    assert space.macs(archs[0]) > 0
+    assert space.products(archs[0]) > 0
 
 
 def test_too_few_measurements_are_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:

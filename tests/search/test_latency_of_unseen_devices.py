@@ -6,8 +6,11 @@ import random
 
 import torch
 
-from hasten.cost.latency.predictor import LatencyPredictor, MetaSettings, spearman
+from hasten.cost.latency.correlation import spearman
+from hasten.cost.latency.meta_settings import MetaSettings
+from hasten.cost.latency.predictor import LatencyPredictor
 from hasten.models.vision.once_for_all import Architecture, OFAConfig
+from hasten.search.networks.members.once_for_all import OnceForAllSpace
 from hasten.search.networks.specialize import evolve
 
 
@@ -39,7 +42,7 @@ def test_evolution_stays_within_the_predicted_limit() -> None:
     assert spearman(latency.predict(nets[10:]), [new[a] for a in nets[10:]]) > 0.8
     limit = sorted(new.values())[75]
     found = evolve(
-        config, lambda archs: [sum(a.expands) + sum(a.kernels) for a in archs], latency, limit,
+        OnceForAllSpace(config), lambda archs: [sum(a.expands) + sum(a.kernels) for a in archs], latency, limit,
         population=12, generations=4,
     )  # fmt: skip
     assert found.latency == latency(found.arch) <= limit

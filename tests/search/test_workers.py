@@ -10,7 +10,7 @@ import pytest
 
 from hasten.errors import HastenError
 from hasten.search import Infeasible, Objective, Problem, Space, Study, integer
-from hasten.search.workers import Processes, RayWorkers, outcome, pack
+from hasten.search.workers import Processes, RayWorkers, evaluate, pack
 
 
 def counting(folder, score, size=12):
@@ -108,7 +108,7 @@ def test_outcome_here_raises():
 
     problem = Problem("p", Space([integer("x", 0, 3)]), (Objective("y"),), broken)
     with pytest.raises(ZeroDivisionError):
-        outcome(problem, {"x": 1})
+        evaluate(problem, {"x": 1})
 
 
 def test_a_problem_that_no_worker_can_load_ends_the_run():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.cost.latency.predictor import CodeNetwork, GraphNetwork, spearman
+from hasten.cost.latency.correlation import spearman
+from hasten.cost.latency.meta_network import CodeNetwork, GraphNetwork
 from hasten.models.vision.cell_network import CellConfig
 from hasten.train.regression import from_scratch
 

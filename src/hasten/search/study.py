@@ -27,7 +27,7 @@ from hasten.errors import HastenError
 from hasten.search.problem import Objective, Problem, Trial, pareto
 from hasten.search.samplers import make_sampler
 from hasten.search.space import Params
-from hasten.search.workers import Outcome, Processes, Workers, outcome
+from hasten.search.workers import Evaluation, Processes, Workers, evaluate
 
 Order = Callable[[Params], float | None]
 Progress = Callable[[Trial, int, int | None], None]
@@ -295,7 +295,7 @@ class _Loop:
                     if asked is None:
                         continue
                     if team is None:
-                        finished.append(self._finish(asked, outcome(self.problem, asked[1])))
+                        finished.append(self._finish(asked, evaluate(self.problem, asked[1])))
                     else:
                         self.running[asked[2]] = (asked[0], asked[1], 1)
                         team.submit(asked[2], asked[1])
@@ -344,7 +344,7 @@ class _Loop:
             return trial, params, key
         return None
 
-    def _finish(self, asked: tuple[Any, Params, str], result: Outcome) -> Trial:
+    def _finish(self, asked: tuple[Any, Params, str], result: Evaluation) -> Trial:
         """Stores what became of a point."""
         trial, params, key = asked
         if result.error is not None:
@@ -359,7 +359,7 @@ class _Loop:
             self.trials.append(tried)
         return tried
 
-    def _received(self, team: Workers, key: str, result: Outcome | None) -> Trial | None:
+    def _received(self, team: Workers, key: str, result: Evaluation | None) -> Trial | None:
         """What a worker sent; None for one that died: its point is handed out again, three times at most."""
         trial, params, times = self.running[key]
         if result is None and times < _HANDED_OUT:
@@ -368,7 +368,7 @@ class _Loop:
             return None
         del self.running[key]
         if result is None:
-            result = Outcome(reason=f"its worker died, {times} times")
+            result = Evaluation(reason=f"its worker died, {times} times")
         return self._finish((trial, params, key), result)
 
     def _gather(self, team: Workers) -> None:

@@ -27,7 +27,7 @@ _STILLBORN = 2
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Evaluation:
     """What became of a point: its values, constraints and details, the seconds it took, or why it cannot be had.
 
     ``error`` is what is wrong with the problem itself, and ends the run.
@@ -41,20 +41,20 @@ class Outcome:
     error: Exception | None = None
 
 
-def outcome(problem: Problem, params: Params, catch: bool = False) -> Outcome:
+def evaluate(problem: Problem, params: Params, catch: bool = False) -> Evaluation:
     """Scores a point; with ``catch`` what it raises is handed over instead of raised."""
     begun = time.monotonic()
     try:
         values, limits, details = problem.score(params)
     except Infeasible as error:
-        return Outcome(seconds=time.monotonic() - begun, reason=str(error) or "it cannot be had")
+        return Evaluation(seconds=time.monotonic() - begun, reason=str(error) or "it cannot be had")
     except Exception as error:
         if not catch:
             raise
         if isinstance(error, HastenError):
-            return Outcome(error=HastenError(str(error)))
-        return Outcome(error=HastenError(f"scoring {params} failed: {type(error).__name__}: {error}"))
-    return Outcome(values, limits, details, time.monotonic() - begun)
+            return Evaluation(error=HastenError(str(error)))
+        return Evaluation(error=HastenError(f"scoring {params} failed: {type(error).__name__}: {error}"))
+    return Evaluation(values, limits, details, time.monotonic() - begun)
 
 
 class Workers(ABC):
@@ -76,8 +76,8 @@ class Workers(ABC):
         """Hands out a point; there are at most ``size`` out at a time."""
 
     @abstractmethod
-    def wait(self, seconds: float | None = None) -> list[tuple[str, Outcome | None]]:
-        """Waits for points, ``seconds`` at most; none perhaps. None in place of an outcome whose worker died."""
+    def wait(self, seconds: float | None = None) -> list[tuple[str, Evaluation | None]]:
+        """Waits for points, ``seconds`` at most; none perhaps. None in place of an evaluation whose worker died."""
 
     @abstractmethod
     def close(self) -> None:
@@ -117,8 +117,8 @@ class _Unpacked:
                 " install there what it is made of, or score it in one process"
             )
 
-    def score(self, params: Params) -> Outcome:
-        return Outcome(error=self.error) if self.problem is None else outcome(self.problem, params, catch=True)
+    def score(self, params: Params) -> Evaluation:
+        return Evaluation(error=self.error) if self.problem is None else evaluate(self.problem, params, catch=True)
 
 
 def _serve(connection: Connection, packed: bytes, threads: int) -> None:
@@ -139,7 +139,7 @@ def _serve(connection: Connection, packed: bytes, threads: int) -> None:
                 connection.send(result)
             except (TypeError, AttributeError, pickle.PicklingError) as error:
                 why = f"evaluate returned details that cannot be stored: {error}"
-                connection.send(Outcome(error=HastenError(why)))
+                connection.send(Evaluation(error=HastenError(why)))
     except (EOFError, OSError):  # the search has ended
         return
 
@@ -193,9 +193,9 @@ class Processes(Workers):
         except OSError:
             pass  # it died since: waiting finds out
 
-    def wait(self, seconds: float | None = None) -> list[tuple[str, Outcome | None]]:
+    def wait(self, seconds: float | None = None) -> list[tuple[str, Evaluation | None]]:
         busy = {w.connection: w for w in self.team if w.key is not None}
-        found: list[tuple[str, Outcome | None]] = []
+        found: list[tuple[str, Evaluation | None]] = []
         for connection in wait(list(busy), seconds):
             assert isinstance(connection, Connection)
             worker = busy[connection]
@@ -307,7 +307,7 @@ class RayWorkers(Workers):
         actor = self.idle.pop() if self.idle else self._actor()
         self.busy[actor.remote.score.remote(params)] = (actor, key, params)
 
-    def wait(self, seconds: float | None = None) -> list[tuple[str, Outcome | None]]:
+    def wait(self, seconds: float | None = None) -> list[tuple[str, Evaluation | None]]:
         begun = time.monotonic()
         ready: list[Any] = []
         while not ready:
@@ -321,7 +321,7 @@ class RayWorkers(Workers):
                     f"no machine of the Ray cluster gave a core within {_PATIENCE:.0f} s:"
                     " add machines, end what else runs there, or ask for fewer workers"
                 )
-        found: list[tuple[str, Outcome | None]] = []
+        found: list[tuple[str, Evaluation | None]] = []
         for reference in ready:
             actor, key, _ = self.busy.pop(reference)
             try:

@@ -14,7 +14,7 @@ from hasten.train.recurrent_ppo import PPO, Memory, RecurrentPolicy, learn
 
 
 @dataclass(frozen=True)
-class Agent:
+class TrainedAgent:
     """A trained policy.
 
     Args:
@@ -40,7 +40,7 @@ def train_agent(
     width: int = 64,
     hidden: int | None = None,
     progress: Callable[[int, float], None] = lambda steps, episode_return: None,
-) -> Agent:
+) -> TrainedAgent:
     """Trains a `RecurrentPolicy` on a task by PPO.
 
     Args:
@@ -59,7 +59,7 @@ def train_agent(
     seconds = time.perf_counter() - begun
     last = [value for _, value in history[-max(1, len(history) // 10) :]]
     mean = sum(last) / len(last) if last else 0.0
-    return Agent(policy, mean, seconds, sum(p.numel() for p in policy.parameters()))
+    return TrainedAgent(policy, mean, seconds, sum(p.numel() for p in policy.parameters()))
 
 
 def trial_lengths(policy: RecurrentPolicy, task: ProjectedCartPole) -> Tensor:

@@ -15,8 +15,8 @@ from hasten.cost.latency.baselines import (
     mean_device_ridge,
     ridge,
 )
+from hasten.cost.latency.correlation import spearman
 from hasten.cost.latency.modelled import ArrayDevice, EstimatedDevice, modelled_tables
-from hasten.cost.latency.predictor import spearman
 from hasten.errors import HastenError
 from hasten.hardware import load_device
 from hasten.models.vision.cell_network import CellConfig

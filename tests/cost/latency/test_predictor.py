@@ -15,19 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import functional_call
 
-from hasten.cost.latency.predictor import (
-    CodeNetwork,
-    GraphNetwork,
-    LatencyPredictor,
-    MetaSettings,
-    Modulator,
-    divergence,
-    embedding_of,
-    inner_loop,
-    modulated,
-    scaled,
-    spearman,
-)
+from hasten.cost.latency.correlation import spearman
+from hasten.cost.latency.meta_network import CodeNetwork, GraphNetwork, Modulator, divergence, inner_loop, modulated
+from hasten.cost.latency.meta_settings import MetaSettings
+from hasten.cost.latency.predictor import LatencyPredictor, embedding_of, scaled
 from hasten.errors import HastenError
 
 NETS = list(itertools.product((0, 1, 2), repeat=5))

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from hasten.cost import estimate
+from hasten.cost.latency.correlation import kendall
 from hasten.errors import HastenError
 from hasten.hardware import load_device
 from hasten.models.vision.once_for_all import Architecture, OFAConfig, SubNetwork
+from hasten.search.networks.members.once_for_all import OnceForAllSpace
 from hasten.search.networks.specialize import (
     AccuracyPredictor,
     LatencyTable,
     estimated,
     evolve,
-    kendall,
     measured,
     seconds_of,
     without_caches,
@@ -28,6 +29,9 @@ SMALL = OFAConfig(
     widths=(8, 16), strides=(1, 2), activations=("relu", "h_swish"), se=(False, True), depths=(1, 2, 3),
     resolutions=(12, 16, 20), stem=8, final=32, last=32, channels=1, classes=5, dropout=0.0,
 )  # fmt: skip
+
+
+SPACE = OnceForAllSpace(SMALL)
 
 
 def work(arch: Architecture) -> float:
@@ -130,7 +134,7 @@ def test_nothing_over_the_limit_is_ever_scored() -> None:
         scored.extend(archs)
         return worth(archs)
 
-    found = evolve(SMALL, score, work, limit, population=20, generations=10)
+    found = evolve(SPACE, score, work, limit, population=20, generations=10)
     assert all(work(a) <= limit for a in scored)
     assert len(set(scored)) == len(scored)  # none twice
     assert found.latency == work(found.arch) <= limit
@@ -146,7 +150,7 @@ def test_evolution_beats_as_many_random_draws() -> None:
         count[0] += len(archs)
         return worth(archs)
 
-    found = evolve(SMALL, score, work, limit, population=30, generations=30, seed=1)
+    found = evolve(SPACE, score, work, limit, population=30, generations=30, seed=1)
     rng = random.Random(1)
 
     def draws() -> Iterator[Architecture]:
@@ -160,16 +164,16 @@ def test_evolution_beats_as_many_random_draws() -> None:
 
 
 def test_a_loose_limit_leaves_the_best_of_all() -> None:
-    found = evolve(SMALL, worth, work, 1e9, population=30, generations=40)
+    found = evolve(SPACE, worth, work, 1e9, population=30, generations=40)
     assert found.arch == SMALL.architecture()
 
 
 def test_the_same_seed_finds_the_same() -> None:
-    one, same, other = (evolve(SMALL, worth, work, 1200.0, population=10, generations=3, seed=s) for s in (0, 0, 1))
+    one, same, other = (evolve(SPACE, worth, work, 1200.0, population=10, generations=3, seed=s) for s in (0, 0, 1))
     assert one == same
     assert one.history != other.history
 
 
 def test_a_limit_that_nothing_meets() -> None:
     with pytest.raises(HastenError, match="raise the limit"):
-        evolve(SMALL, worth, work, 1.0, population=4, generations=1, tries=50)
+        evolve(SPACE, worth, work, 1.0, population=4, generations=1, tries=50)

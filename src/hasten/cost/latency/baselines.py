@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.cost.latency.predictor import spearman
+from hasten.cost.latency.correlation import spearman
 
 Matrix = NDArray[np.float64]
 _RIDGES = tuple(10.0**e for e in np.arange(-4, 4.5, 0.5))

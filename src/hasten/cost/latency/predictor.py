@@ -10,245 +10,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vmap
 
+from hasten.cost.latency.correlation import spearman
+from hasten.cost.latency.meta_network import (
+    CodeNetwork,
+    GraphNetwork,
+    Modulator,
+    Weights,
+    divergence,
+    inner_loop,
+    modulated,
+)
+from hasten.cost.latency.meta_settings import MetaSettings
 from hasten.errors import HastenError
 
 A = TypeVar("A", bound=Hashable)
-Weights = dict[str, Tensor]
 Base = Literal["code", "graph"]
-
-
-@dataclass(frozen=True)
-class MetaSettings:
-    """How the predictor is meta-learned; the defaults are the paper's, other than where said.
-
-    Args:
-        hidden: width L of the layers.
-        embed: whether the network sees the device's embedding.
-        modulate: whether the embedding modulates the initial weights.
-        learn_rates: whether every weight has its own learned inner rate (Meta-SGD), or the fixed one (MAML).
-        second_order: whether the outer gradient passes through the inner gradients.
-        steps: inner gradient steps, in training and in use.
-        inner_rate: the first, or fixed, inner rate.
-        scale: of the modulation.
-        kl: weight of the modulation's divergence from a standard normal.
-        episodes, devices, support, query: outer steps; devices of one; measured and asked networks of a device.
-        support_from: ``references`` (the ten networks that make the embedding are the measurements: ten in all) or
-            ``random`` (others: twenty in all).
-        rate: of Adam, the outer optimizer.
-        cosine: whether that rate falls to 0 along a cosine, in the warm steps and again in the episodes; the paper's
-            stays.
-        samples: of the modulation that a prediction averages.
-        every: episodes between looks at the validation devices; the best state stays.
-        trim: share of the fastest and of the slowest networks that training leaves out.
-        mix: share of an episode's devices that are two in one, latencies added at random weights; not in the paper.
-            Sums of two devices' latencies are a device too, and there are few devices to learn from.
-        warm: outer steps before the episodes that leave the inner loop and the modulation out, which take a fraction of
-            the time; not in the paper.
-    """
-
-    hidden: int = 100
-    embed: bool = True
-    modulate: bool = True
-    learn_rates: bool = True
-    second_order: bool = True
-    steps: int = 2
-    inner_rate: float = 1e-3
-    scale: float = 0.01
-    kl: float = 0.1
-    episodes: int = 2000
-    devices: int = 8
-    support: int = 10
-    query: int = 200
-    support_from: Literal["references", "random"] = "references"
-    rate: float = 1e-4
-    cosine: bool = False
-    samples: int = 10
-    every: int = 50
-    trim: float = 0.1
-    mix: float = 0.0
-    warm: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.hidden, self.episodes, self.devices, self.support, self.query, self.samples, self.every) < 1:
-            raise HastenError("every count of the predictor's settings must be at least 1")
-        if min(self.steps, self.warm) < 0 or not 0 <= self.trim < 0.5 or not 0 <= self.mix <= 1:
-            raise HastenError("steps and warm are not negative, trim is a share under a half, and mix one up to 1")
-
-    def share_of_rate(self, step: int) -> float:
-        """Share of ``rate`` at an outer step, warm ones first, along the cosines."""
-        done = step / self.warm if step < self.warm else (step - self.warm) / self.episodes
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-    def meta_sgd(self) -> MetaSettings:
-        """The same learner without embedding and modulation (Li et al., arXiv 1707.09835)."""
-        return replace(self, embed=False, modulate=False)
-
-    def maml(self) -> MetaSettings:
-        """And with one fixed inner rate (Finn et al., arXiv 1703.03400)."""
-        return replace(self, embed=False, modulate=False, learn_rates=False)
-
-
-class _Head(nn.Module):
-    """From a network's features and a device's embedding to a number (HELP's official code)."""
-
-    def __init__(self, hidden: int, embedding: int) -> None:
-        super().__init__()
-        width = 2 * hidden if embedding else hidden
-        if embedding:
-            self.device1, self.device2 = nn.Linear(embedding, hidden), nn.Linear(hidden, hidden)
-        self.embedding = embedding
-        self.fc3, self.fc4, self.fc5 = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 1)
-
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
-        if self.embedding:
-            device = F.relu(self.device2(F.relu(self.device1(embedding))))
-            features = torch.cat([features, device.expand(*features.shape[:-1], -1)], -1)
-        made: Tensor = self.fc5(F.relu(self.fc4(F.relu(self.fc3(features)))))
-        return made[..., 0]
-
-
-class CodeNetwork(nn.Module):
-    """Networks given as vectors: two layers before the head.
-
-    Args:
-        features: of a code.
-        hidden: width.
-        embedding: references that make a device's embedding; 0 for none.
-
-    Shapes: codes (count, features) and an embedding (references,) to (count,).
-    """
-
-    def __init__(self, features: int, hidden: int = 100, embedding: int = 10) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(features, hidden), nn.Linear(hidden, hidden)
-        self.head = _Head(hidden, embedding)
-
-    def forward(self, codes: Tensor, embedding: Tensor) -> Tensor:
-        made: Tensor = self.head(F.relu(self.fc2(F.relu(self.fc1(codes)))), embedding)
-        return made
-
-
-class GraphNetwork(nn.Module):
-    """Networks given as graphs: four graph convolutions, and the last node, which hears all, before the head.
-
-    Args:
-        labels: of a node.
-        hidden, embedding: as `CodeNetwork`.
-
-    Shapes: codes (count, nodes, labels + nodes), features and adjacency side by side, to (count,).
-    """
-
-    def __init__(self, labels: int, hidden: int = 100, embedding: int = 10) -> None:
-        super().__init__()
-        self.labels = labels
-        self.layers = nn.ModuleList(nn.Linear(labels if i == 0 else hidden, hidden) for i in range(4))
-        for layer in self.layers:
-            nn.init.uniform_(layer.weight, -0.05, 0.05)  # type: ignore[arg-type]
-        self.head = _Head(hidden, embedding)
-
-    def forward(self, codes: Tensor, embedding: Tensor) -> Tensor:
-        x, heard = codes[..., : self.labels], codes[..., self.labels :]
-        for layer in self.layers:
-            x = F.relu(heard @ F.linear(x, layer.weight) + layer.bias)  # type: ignore[arg-type, operator]
-        made: Tensor = self.head(x[..., -1, :], embedding)
-        return made
-
-
-class Modulator(nn.Module):
-    """Normal distributions over scales of the head's three layers, from a device's embedding.
-
-    Args:
-        width: inputs of each of the head's layers.
-        embedding: references.
-    """
-
-    def __init__(self, width: int, embedding: int = 10) -> None:
-        super().__init__()
-        self.width = width
-        self.count = 3 * (width + 1)
-        self.layers = nn.Sequential(nn.Linear(embedding, 10), nn.ReLU(), nn.Linear(10, 2 * self.count))
-
-    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and standard deviations (..., 3 * (width + 1)) for embeddings (..., references)."""
-        means, spread = self.layers(embedding).chunk(2, -1)
-        return means, F.softplus(spread)
-
-
-def divergence(means: Tensor, deviations: Tensor) -> Tensor:
-    """KL divergence of independent normals from standard ones, summed over the last axis."""
-    return 0.5 * (means**2 + deviations**2 - 1 - 2 * deviations.log()).sum(-1)
-
-
-def modulated(weights: Weights, z: Tensor, scale: float) -> Weights:
-    """Weights whose head is changed by a sample: inputs of each layer scaled, its bias shifted (supplement, and the
-    official code).
-
-    Args:
-        weights: of a `CodeNetwork` or `GraphNetwork`.
-        z: (3 * (width + 1),): scales of three layers, then shifts of their biases.
-        scale: of both.
-    """
-    made = dict(weights)
-    width = len(z) // 3 - 1
-    for i, name in enumerate(("head.fc3", "head.fc4", "head.fc5")):
-        made[f"{name}.weight"] = weights[f"{name}.weight"] * (1 + scale * z[i * width : (i + 1) * width])
-        made[f"{name}.bias"] = weights[f"{name}.bias"] + scale * z[3 * width + i]
-    return made
-
-
-def inner_loop(
-    network: nn.Module, weights: Weights, rates: Mapping[str, Tensor] | float, codes: Tensor, targets: Tensor,
-    embedding: Tensor, *, steps: int = 2, second_order: bool = True,
-) -> Weights:  # fmt: skip
-    """Weights after some gradient steps on measured networks.
-
-    Args:
-        network: whose weights they are.
-        rates: one for all, or of the weights' shapes.
-        codes, targets: (measured, ...) and (measured,).
-        embedding: (references,).
-        steps: of gradient descent on the mean squared error.
-        second_order: False leaves the gradients out of what is differentiated later.
-    """
-
-    def loss(current: Weights) -> Tensor:
-        return F.mse_loss(functional_call(network, current, (codes, embedding)), targets)
-
-    for _ in range(steps):
-        slopes = grad(loss)(weights)
-        if not second_order:
-            slopes = {k: g.detach() for k, g in slopes.items()}
-        weights = {k: w - (rates[k] if isinstance(rates, Mapping) else rates) * slopes[k] for k, w in weights.items()}
-    return weights
-
-
-def spearman(a: Sequence[float] | NDArray[Any] | Tensor, b: Sequence[float] | NDArray[Any] | Tensor) -> float:
-    """Rank correlation, equal values sharing their mean rank; 0 where either is constant.
-
-    >>> spearman([1, 2, 3], [10, 20, 15])
-    0.5
-    """
-    x, y = _ranks(np.asarray(a, dtype=np.float64)), _ranks(np.asarray(b, dtype=np.float64))
-    x, y = x - x.mean(), y - y.mean()
-    norm = math.sqrt(float((x @ x) * (y @ y)))
-    return float(x @ y) / norm if norm else 0.0
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    made: NDArray[np.float64] = (last - (counts - 1) / 2)[where]
-    return made
 
 
 def scaled(seconds: NDArray[np.float64], references: NDArray[np.float64]) -> NDArray[np.float64]:

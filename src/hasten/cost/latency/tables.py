@@ -144,6 +144,13 @@ class LatencyTables:
             raise HastenError(f"cannot write latency tables as {path.name}: name it .json, .csv or .npz")
 
 
+def middle(known: Mapping[Arch, float], trim: float = 0.1) -> list[Arch]:
+    """Networks by their seconds, without this share of the fastest and of the slowest."""
+    ordered = sorted(known, key=lambda a: known[a])
+    cut = round(trim * len(ordered))
+    return ordered[cut : len(ordered) - cut]
+
+
 def read_tables(path: str | Path) -> LatencyTables:
     """Tables that `LatencyTables.save` wrote.
 

@@ -17,7 +17,7 @@ NONE, SKIP = 0, 1
 # Edges (from, to) between nodes, in the order that the published names have them.
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 # Labels of a code's nodes: what goes in, the operations, what comes out.
-_LABELS = 7
+LABELS = 7
 
 Cell = tuple[int, ...]
 
@@ -120,8 +120,8 @@ class CellConfig:
         """
         made = self.check(cell)
         nodes = len(EDGES) + 2
-        features, heard = torch.zeros(nodes + 1, _LABELS + 1), torch.eye(nodes + 1)
-        features[0, 0] = features[nodes - 1, _LABELS - 1] = features[nodes, _LABELS] = 1
+        features, heard = torch.zeros(nodes + 1, LABELS + 1), torch.eye(nodes + 1)
+        features[0, 0] = features[nodes - 1, LABELS - 1] = features[nodes, LABELS] = 1
         for i, (operation, (start, end)) in enumerate(zip(made, EDGES, strict=True), 1):
             features[i, 1 + operation] = 1
             if start == 0:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -184,6 +185,25 @@ class OFAConfig:
             row += [float(used and e == option) for option in self.expands]
         return row + [float(arch.resolution == r) for r in self.resolutions]
 
+    def parts(self, arch: Architecture) -> list[tuple[Hashable, Callable[[], nn.Module], tuple[int, ...]]]:
+        """What a sub-network is a sum of: a key, the part, and the shape of its input for one image."""
+        size, inputs = arch.resolution, self.scaled(self.stem)
+        found: list[tuple[Hashable, Callable[[], nn.Module], tuple[int, ...]]] = [
+            (("stem", size), partial(_stem, self), (self.channels, size, size))
+        ]
+        size = -(-size // self.stem_stride)
+        for stage, depth in enumerate(arch.depths):
+            outputs, act, se = self.scaled(self.widths[stage]), self.activations[stage], self.se[stage]
+            for j in range(depth):
+                at = stage * self.depths[-1] + j
+                kernel, expand, stride = arch.kernels[at], arch.expands[at], self.strides[stage] if j == 0 else 1
+                middle = make_divisible(round(inputs * expand))
+                make = partial(MBConv, inputs, outputs, middle, kernel, stride, act, se)
+                found.append(((stage, min(j, 1), kernel, expand, size), make, (inputs, size, size)))
+                inputs, size = outputs, -(-size // stride)
+        found.append((("head", size), partial(_Head, self, inputs), (inputs, size, size)))
+        return found
+
     def decode(self, row: Sequence[float]) -> Architecture:
         """The sub-network that `encode` made a row of.
 
@@ -221,13 +241,9 @@ class SubNetwork(nn.Module):
     def __init__(self, config: OFAConfig, arch: Architecture) -> None:
         super().__init__()
         self.config, self.arch = config, arch
-        stem = config.scaled(config.stem)
-        self.stem = nn.Sequential(
-            nn.Conv2d(config.channels, stem, 3, config.stem_stride, 1, bias=False), nn.BatchNorm2d(stem), nn.Hardswish()
-        )
-        self.first = MBConv(stem, stem, stem, 3, 1, "relu", False, expand=False)
+        self.stem, self.first = _stem(config)
         blocks: list[nn.Module] = []
-        inputs = stem
+        inputs = config.scaled(config.stem)
         for stage, depth in enumerate(arch.depths):
             outputs = config.scaled(config.widths[stage])
             for j in range(depth):
@@ -265,6 +281,14 @@ class SubNetwork(nn.Module):
             made = cls(OFAConfig.from_dict(read["space"]), Architecture.from_dict(read["arch"]))
         checkpoint.fill(made, checkpoint.read_tensors(folder), folder)
         return made.eval()
+
+
+def _stem(config: OFAConfig) -> nn.Sequential:
+    """What comes before the stages: a convolution, and a block that does not expand."""
+    width = config.scaled(config.stem)
+    conv = nn.Conv2d(config.channels, width, 3, config.stem_stride, 1, bias=False)
+    first = MBConv(width, width, width, 3, 1, "relu", False, expand=False)
+    return nn.Sequential(nn.Sequential(conv, nn.BatchNorm2d(width), nn.Hardswish()), first)
 
 
 class _Head(nn.Module):

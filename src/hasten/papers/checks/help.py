@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from hasten.errors import HastenError
 from hasten.papers.experiment import Experiment, Seen, check
 
 if TYPE_CHECKING:
-    from hasten.cost.latency.predictor import AdaptedLatency, LatencyPredictor, MetaSettings
+    from hasten.cost.latency.predictor import AdaptedLatency, LatencyPredictor
     from hasten.cost.latency.regimes import MeasuredRegimes, Regime
     from hasten.cost.latency.tables import Arch, LatencyTables
 
@@ -82,60 +82,16 @@ def _devices() -> dict[str, list[Any]]:
     return {"train": train, "valid": valid, "test": test}
 
 
-@dataclass(frozen=True)
-class Space:
-    """A space of networks: its name, its configuration, and how it is described."""
-
-    name: str
-    config: Any
-    labels: int
-    networks: int
-    seconds: float
-
-    def sample(self, rng: random.Random) -> Arch:
-        """A network; chains vary, or all would take nearly the same time."""
-        drawn: Arch = self.config.sample_varied(rng) if self.name == "chain" else self.config.sample(rng)
-        return drawn
-
-    def macs(self, arch: Arch) -> int:
-        from hasten.models.vision.mobile_chain import chain_macs
-
-        return chain_macs(self.config, arch) if self.name == "chain" else int(self.config.macs(arch))
-
-    def fine(self, archs: Sequence[Arch]) -> Any:
-        """Each layer by its place, (networks, features)."""
-        import numpy as np
-
-        return np.array([self.config.encode(a) if self.name == "chain" else self.config.flat(a) for a in archs])
-
-    def coarse(self, archs: Sequence[Arch]) -> Any:
-        """How many layers of a kind, (networks, kinds)."""
-        import numpy as np
-
-        return np.array([self.config.counts(a) for a in archs])
-
-    def graphs(self, archs: Sequence[Arch]) -> Any:
-        return self.config.graphs(archs) if self.name == "chain" else self.config.codes(archs)
-
-    @property
-    def graph_labels(self) -> int:
-        return 12 if self.name == "chain" else self.labels
-
-
-def space_of(name: str) -> Space:
-    from hasten.models.vision.cell_network import CellConfig
-    from hasten.models.vision.mobile_chain import ChainConfig
-
-    if name == "chain":
-        return Space("chain", ChainConfig(), 0, 120, 110.0)
-    return Space("cell", CellConfig(), 8, 110, 50.0)
+_Space = Any  # an ArchitectureSpace whose networks are the keys of latency tables
+# Networks of a space that are measured, and the seconds for it.
+_MEASURED = {"chain": (120, 110.0), "cell": (110, 50.0)}
 
 
 @dataclass(frozen=True)
 class _Pool:
     """What is known of a space: tables of all devices, and networks to learn from and to ask."""
 
-    space: Space
+    space: _Space
     tables: LatencyTables
     split: _Split
     learn: tuple[Arch, ...]
@@ -156,18 +112,20 @@ def _pool(name: str, seed: int, budget: float, report: Any) -> _Pool:
     """Measures this machine, models other devices, and parts devices and networks."""
     from hasten.cost.latency.modelled import modelled_tables
     from hasten.cost.latency.regimes import measure_regimes
+    from hasten.search.networks.architecture_space import open_space
 
-    space = space_of(name)
+    space = open_space(name)
+    networks, seconds = _MEASURED[name]
     rng = random.Random(seed)
     share = min(1.0, budget / 300)
-    drawn = list(dict.fromkeys(space.sample(rng) for _ in range(_MODELLED + 2 * space.networks)))
+    drawn = list(dict.fromkeys(space.sample(rng) for _ in range(_MODELLED + 2 * networks)))
     regimes, devices = _regimes(), _devices()
     measured = measure_regimes(
-        space.config.build,
-        drawn[: max(40, round(space.networks * share))],
+        space.example,
+        drawn[: max(40, round(networks * share))],
         [r for role in regimes.values() for r in role],
         **_TIMING,
-        seconds=space.seconds * max(share, 0.2),
+        seconds=seconds * max(share, 0.2),
         progress=lambda message, done: report(f"{name}: {message}", 0.3 * done),
     )
     report(f"{name}: modelling devices", 0.3)
@@ -181,7 +139,7 @@ def _pool(name: str, seed: int, budget: float, report: Any) -> _Pool:
         what = f"regimes without enough networks: {', '.join(lacking)}" if lacking else f"{len(complete)} networks"
         raise HastenError(f"this machine measured too little in the time ({what}): give it a larger --budget, or quiet")
     modelled = modelled_tables(
-        space.config.parts, (drawn if share == 1 else drawn[:200])[:_MODELLED], [d for v in devices.values() for d in v]
+        space.parts, (drawn if share == 1 else drawn[:200])[:_MODELLED], [d for v in devices.values() for d in v]
     )
     names = {
         role: [r.name for r in regimes[role] if r.name in tables.seconds] + [d.name for d in devices[role]]
@@ -197,42 +155,24 @@ def _pool(name: str, seed: int, budget: float, report: Any) -> _Pool:
 
 # -- learners ------------------------------------------------------------------------------------
 
-_HIDDEN = 64
-LEARNERS = ("HELP", "Meta-SGD", "MAML")
-
-
-def settings(learner: str, episodes: int) -> MetaSettings:
-    """Each learner's best of a sweep, judged by devices for validation, at no less time than HELP's. Narrower layers,
-    higher rates, fewer episodes, a warm start for HELP and mixed devices are ours, for minutes in place of hours. The
-    other two cannot tell devices apart before they adapt: a warm start makes them worse."""
-    from hasten.cost.latency.predictor import MetaSettings
-
-    common = MetaSettings(
-        hidden=_HIDDEN, inner_rate=1e-2, episodes=episodes, query=64, rate=3e-3, cosine=True,
-        every=max(1, episodes // 8), mix=0.5, warm=40 * episodes,
-    )  # fmt: skip
-    if learner == "HELP":
-        return common
-    other = replace(common, warm=0, episodes=12 * episodes, every=max(1, 12 * episodes // 8), inner_rate=0.1)
-    return other.meta_sgd() if learner == "Meta-SGD" else other.maml()
-
 
 def _predictor(
-    space: Space, references: Sequence[Arch], learner: str, episodes: int, seed: int
+    space: _Space, references: Sequence[Arch], learner: str, episodes: int, seed: int
 ) -> LatencyPredictor[Arch]:
-    from hasten.cost.latency.predictor import LatencyPredictor
+    from hasten.cost.latency.meta_settings import quick_settings
+    from hasten.search.networks.architecture_space import latency_predictor
 
-    return LatencyPredictor(
-        space.config.codes, references, labels=space.labels, settings=settings(learner, episodes), seed=seed
-    )
+    return latency_predictor(space, references, quick_settings(learner, episodes), seed)
 
 
 def _trained(
     name: str, learner: str, seed: int, episodes: int, references: Sequence[Arch], train: Any, valid: Any
 ) -> tuple[dict[str, Any], float]:
     """State and seconds of one meta-training: an arm."""
+    from hasten.search.networks.architecture_space import open_space
+
     begun = time.perf_counter()
-    predictor = _predictor(space_of(name), references, learner, episodes, seed).fit(train, valid)
+    predictor = _predictor(open_space(name), references, learner, episodes, seed).fit(train, valid)
     return predictor.state(), time.perf_counter() - begun
 
 
@@ -245,16 +185,18 @@ def _references(pool: _Pool, seed: int) -> list[Arch]:
 
 
 _SETS = {"chain": 2, "cell": 1}
-EPISODES = {"chain": 150, "cell": 75}  # steps over graphs take thrice as long
 
 
 @lru_cache(maxsize=2)
 def _learned(name: str, seed: int, budget: float, report: Any) -> list[tuple[list[Arch], dict[str, Any], float]]:
     """For every set of references: the set, each learner's predictor, and the seconds that HELP's training took."""
+    from hasten.cost.latency.meta_settings import EPISODES, LEARNERS
     from hasten.processes import run_arms
 
     pool = _pool(name, seed, budget, report)
-    episodes = max(20, round(EPISODES[name] * min(budget, 3000.0) / 300))
+    episodes = max(
+        20, round(EPISODES["graphs" if pool.space.prefers_graphs else "vectors"] * min(budget, 3000.0) / 300)
+    )
     sets = [_references(pool, seed + i) for i in range(_SETS[name])]
     arms = []
     for i, references in enumerate(sets):
@@ -280,72 +222,9 @@ def _learned(name: str, seed: int, budget: float, report: Any) -> list[tuple[lis
 
 def _kept(pool: _Pool, device: str) -> list[Arch]:
     """Networks to ask of a device, without the fastest and the slowest tenth, as in the paper."""
+    from hasten.cost.latency.tables import middle
+
     return middle(pool.known(device, pool.ask))
-
-
-def middle(known: Mapping[Arch, float]) -> list[Arch]:
-    """Networks by their seconds, without the fastest and the slowest tenth."""
-    ordered = sorted(known, key=lambda a: known[a])
-    cut = round(0.1 * len(ordered))
-    return ordered[cut : len(ordered) - cut]
-
-
-def _alone(
-    space: Space, measured: Sequence[Arch], seconds: Sequence[float], asked: Sequence[Arch], seed: int
-) -> dict[str, Any]:
-    """Predictions of what knows one device alone: a sum over layers, a plain network, a graph network."""
-    import numpy as np
-    import torch
-
-    from hasten.cost.latency.baselines import layerwise_sum
-    from hasten.cost.latency.predictor import CodeNetwork, GraphNetwork
-    from hasten.train.regression import from_scratch
-
-    values = np.array(seconds)
-    fine, coarse = (space.fine(measured), space.fine(asked)), (space.coarse(measured), space.coarse(asked))
-    found = {"layer-wise sum": layerwise_sum([fine[0], coarse[0]], values, [fine[1], coarse[1]])}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        here, there = (torch.tensor(f, dtype=torch.float32) for f in fine)
-        plain = CodeNetwork(here.shape[1], _HIDDEN, embedding=0)
-        found["MLP"] = from_scratch(plain, here, values, there, steps=200, rate=3e-3)
-        network = GraphNetwork(space.graph_labels, _HIDDEN, embedding=0)
-        graphs = space.graphs(measured), space.graphs(asked)
-        found["GNN"] = from_scratch(network, graphs[0], values, graphs[1], steps=200, rate=3e-3)
-    return found
-
-
-def baselines(
-    space: Space,
-    measured: Mapping[Arch, float],
-    asked: Sequence[Arch],
-    known: Sequence[Mapping[Arch, float]],
-    seed: int,
-) -> dict[str, Any]:
-    """Each baseline's predictions for the asked networks of a device.
-
-    Args:
-        space: of the networks.
-        measured: network -> seconds on that device: all that is known of it.
-        asked: other networks.
-        known: the devices learned from, network -> seconds; those with all networks serve as proxies.
-        seed: of the trained ones.
-    """
-    import numpy as np
-
-    from hasten.cost.latency import baselines as base
-
-    seconds = np.array(list(measured.values()))
-    both = [*measured, *asked]
-    here, there = list(range(len(measured))), list(range(len(measured), len(both)))
-    macs = np.array([space.macs(a) for a in both], dtype=float)
-    proxies = np.array([[t[a] for a in both] for t in known if all(a in t for a in both)])
-    return {
-        **_alone(space, list(measured), seconds.tolist(), asked, seed),
-        "FLOPs": base.flops_regression(macs[here], seconds, macs[there]),
-        "best proxy": base.best_proxy(proxies, here, seconds, there),
-        "mean device + ridge": base.mean_device_ridge(proxies, space.fine(both), here, seconds, there),
-    }
 
 
 def _adapted(pool: _Pool, device: str, predictor: LatencyPredictor[Arch]) -> AdaptedLatency[Arch]:
@@ -355,7 +234,8 @@ def _adapted(pool: _Pool, device: str, predictor: LatencyPredictor[Arch]) -> Ada
 @lru_cache(maxsize=2)
 def _compared(name: str, seed: int, budget: float, report: Any) -> dict[str, dict[str, float]]:
     """Held-out device -> method -> Spearman at ten measurements, a mean over sets of references."""
-    from hasten.cost.latency.predictor import spearman
+    from hasten.cost.latency.correlation import spearman
+    from hasten.search.networks.latency_baselines import all_baselines
 
     pool = _pool(name, seed, budget, report)
     learned = _learned(name, seed, budget, report)
@@ -369,7 +249,9 @@ def _compared(name: str, seed: int, budget: float, report: Any) -> dict[str, dic
             for learner, predictor in predictors.items():
                 scores = _adapted(pool, device, predictor).scores(asked)
                 row.setdefault(learner, []).append(spearman(scores, truth))
-            for method, values in baselines(pool.space, pool.known(device, references), asked, known, seed + i).items():
+            for method, values in all_baselines(
+                pool.space, pool.known(device, references), asked, known, seed + i
+            ).items():
                 row.setdefault(method, []).append(spearman(values, truth))
         if device in pool.measured.halves:
             place = {a: i for i, a in enumerate(pool.measured.archs)}
@@ -429,7 +311,8 @@ def _curves(seed: int, budget: float, report: Any) -> dict[str, Curve]:
 
     Means are over the same devices at every count. Few networks are measured, so that those curves are short.
     """
-    from hasten.cost.latency.predictor import spearman
+    from hasten.cost.latency.correlation import spearman
+    from hasten.search.networks.latency_baselines import of_one_device
 
     pool = _pool("chain", seed, budget, report)
     references, predictors, _ = _learned("chain", seed, budget, report)[0]
@@ -443,7 +326,7 @@ def _curves(seed: int, budget: float, report: Any) -> dict[str, Curve]:
         truth = list(pool.known(device, asked).values())
         for count in (n for n in _COUNTS if n <= len(order)):
             used = order[:count]
-            rows = _alone(pool.space, used, [table[a] for a in used], asked, seed)
+            rows: dict[str, Any] = dict(of_one_device(pool.space, used, [table[a] for a in used], asked, seed))
             if count <= 50:
                 rows["HELP"] = predictors["HELP"].adapt({a: table[a] for a in used}).scores(asked)
             for method, scores in rows.items():
@@ -493,7 +376,7 @@ def _constrained(experiment: Experiment) -> Seen:
     references, predictors, _ = _learned("chain", experiment.seed, experiment.paper_budget, experiment.run.progress)[0]
     rng = random.Random(experiment.seed + 7)
     candidates = list(dict.fromkeys(pool.space.sample(rng) for _ in range(3000)))
-    macs = [pool.space.macs(a) for a in candidates]
+    macs = [pool.space.products(a) for a in candidates]
     hits, lines = [], []
     regimes = [r for r in _regimes()["test"] if r.name in pool.measured.halves]
     for regime in regimes:
@@ -509,7 +392,7 @@ def _constrained(experiment: Experiment) -> Seen:
             chosen.append(candidates[max(within, key=lambda i: macs[i])])
         unique = list(dict.fromkeys((*chosen, *references)))
         experiment.run.progress(f"measuring what was found, {regime.name}", 0.95)
-        seen = measure_regimes(pool.space.config.build, unique, [regime], **_TIMING).tables.known(regime.name)
+        seen = measure_regimes(pool.space.example, unique, [regime], **_TIMING).tables.known(regime.name)
         before = pool.known(regime.name, references)
         drift = statistics.median(seen[a] / s for a, s in before.items())
         off = [seen[arch] / (drift * target) - 1 for target, arch in zip(targets, chosen, strict=True)]
@@ -533,7 +416,7 @@ def _cheaper(experiment: Experiment) -> Seen:
     references, predictors, trained = _learned(
         "chain", experiment.seed, experiment.paper_budget, experiment.run.progress
     )[0]
-    config, regime = pool.space.config, Regime()
+    space, regime = pool.space, Regime()
 
     def timed(call: Callable[[], object]) -> float:
         begun = time.perf_counter()
@@ -542,14 +425,14 @@ def _cheaper(experiment: Experiment) -> Seen:
 
     def measure(archs: Sequence[Arch]) -> None:
         for arch in archs:
-            module, image = config.build(arch)
+            module, image = space.example(arch)
             time_regimes(module, image, [regime], **_TIMING)
 
     ten = timed(lambda: measure(references))
     adapting = timed(lambda: _adapted(pool, regime.name, predictors["HELP"]).scores(pool.ask))
     blocks = {}
-    for chain in [(o,) * config.places for o in range(9)]:
-        blocks.update({key: (make, shape) for key, make, shape in config.parts(chain)})
+    for chain in [(o,) * space.config.places for o in range(9)]:
+        blocks.update({key: (make, shape) for key, make, shape in space.parts(chain)})
 
     def all_blocks() -> None:
         import torch

@@ -226,7 +226,8 @@ def _schedule_hours(seed: int) -> dict[str, float]:
 @check("c7", needs=_NEEDS)
 def _predictor(experiment: Experiment) -> Seen:
     """Learned from 70 % of the measured sub-networks, judged on the rest."""
-    from hasten.search.networks.specialize import AccuracyPredictor, kendall
+    from hasten.cost.latency.correlation import kendall
+    from hasten.search.networks.specialize import AccuracyPredictor
     from hasten.spaces.once_for_all import SMALL
 
     archs, accuracies = _sampled(experiment.paper_budget, experiment.seed, experiment.run.progress)
@@ -249,6 +250,7 @@ def _searched(experiment: Experiment) -> Seen:
     import torch
 
     from hasten.models.vision.once_for_all import SubNetwork
+    from hasten.search.networks.members.once_for_all import OnceForAllSpace
     from hasten.search.networks.specialize import AccuracyPredictor, evolve, measured, seconds_of
     from hasten.spaces.once_for_all import SMALL
 
@@ -265,7 +267,10 @@ def _searched(experiment: Experiment) -> Seen:
         rest = [(table(a), accuracy) for a, accuracy in zip(archs[cut:], accuracies[cut:], strict=True)]
         ordered = sorted(t for t, _ in rest)
         limits = [ordered[min(len(rest) - 1, int(q * len(rest)))] for q in (0.6, 0.75, 0.9)]
-        picks = [evolve(SMALL, predictor.predict, table, t, generations=50, seed=experiment.seed) for t in limits]
+        picks = [
+            evolve(OnceForAllSpace(SMALL), predictor.predict, table, t, generations=50, seed=experiment.seed)
+            for t in limits
+        ]
         over = []
         for pick, limit in zip(picks, limits, strict=True):
             alone = SubNetwork(SMALL, pick.arch).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
