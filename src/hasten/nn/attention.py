@@ -509,7 +509,7 @@ class LatentAttention(nn.Module):
         return attend(q, k, v, mask=mask, causal=begin == 0 and length > 1, scale=self.scale or scale)
 
     def _split(self, t: Tensor) -> Tensor:
-        return t.view(t.shape[0], t.shape[1], self.heads, -1).transpose(1, 2)
+        return t.view(t.shape[0], t.shape[1], self.heads, t.shape[-1] // self.heads).transpose(1, 2)
 
     def _turn(self, x: Tensor, begin: int) -> Tensor:
         return self.rotary.turn(x, _places(begin, x.shape[2], x.device))

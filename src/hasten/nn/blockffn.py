@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.kernels.expert_ffn import expert_ffn
+from hasten.nn.moe import choose
 
 EPSILON = 1e-5
 
@@ -187,8 +188,8 @@ class TopKFFN(nn.Module):
         self.logits: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        chance = self.inner.router(x).softmax(-1)
-        top = chance.topk(self.count, -1)
-        scores = torch.zeros_like(chance).scatter(-1, top.indices, top.values / top.values.sum(-1, keepdim=True))
+        logits = self.inner.router(x)
+        weights, chosen = choose(logits, self.count)
+        scores = torch.zeros_like(logits).scatter(-1, chosen, weights)
         self.logits = scores if self.training else None
         return expert_ffn(x, scores, self.inner.up, self.inner.down)

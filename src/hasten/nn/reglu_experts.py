@@ -7,6 +7,10 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from hasten.nn.moe import balance_loss, by_expert, choose
+
+__all__ = ["Activation", "Expert", "ReGLUExperts", "balance_loss", "route", "sparse_rows"]
+
 Activation = Literal["relu", "silu"]
 
 
@@ -64,11 +68,7 @@ def route(logits: Tensor, count: int, softmax: bool = False) -> tuple[Tensor, Te
     Returns:
         weights and numbers of experts, (tokens, count) both.
     """
-    best, chosen = logits.topk(count, -1)
-    if softmax:
-        return best.softmax(-1), chosen
-    weights = torch.sigmoid(best)
-    return weights / weights.sum(-1, keepdim=True), chosen
+    return choose(logits, count, score="softmax of chosen" if softmax else "sigmoid")
 
 
 class ReGLUExperts(nn.Module):
@@ -109,47 +109,17 @@ class ReGLUExperts(nn.Module):
                     expert.gate.weight, expert.up.weight, expert.down.weight.t(), flat[0]
                 )
             return total.reshape(h.shape)
-        out = torch.zeros_like(flat)
         opened = used = 0
-        for number, module in enumerate(self.experts):
-            rows, slot = (chosen == number).nonzero(as_tuple=True)
-            if len(rows):
-                expert = cast("Expert", module)
-                out = out.index_add(0, rows, weights[rows, slot, None] * expert(flat[rows]))
-                if self.training:
-                    with torch.no_grad():
-                        gates = expert.gate(flat[rows]) > 0
-                    opened, used = opened + int(gates.sum()), used + gates.numel()
+
+        def run(number: int, rows: Tensor) -> Tensor:
+            nonlocal opened, used
+            expert = cast("Expert", self.experts[number])
+            if self.training:
+                with torch.no_grad():
+                    gates = expert.gate(rows) > 0
+                opened, used = opened + int(gates.sum()), used + gates.numel()
+            return expert(rows)
+
+        out = by_expert(flat, weights, chosen, len(self.experts), run)
         self.open_share = opened / max(1, used)
         return out.reshape(h.shape)
-
-
-def balance_loss(logits: Tensor, count: int, group: int = 1) -> Tensor:
-    """``E * sum over experts of f_e P_e``: 1 where all experts get alike.
-
-    f is the share of routed tokens, over all ranks of a group of ``group`` data-parallel ranks, P the mean router
-    probability of this rank. Groups that see different texts may specialize (arXiv 2507.20984, section 2).
-
-    Args:
-        logits: (tokens, experts) of this rank.
-        count: experts a token.
-        group: ranks that share f; 1 without a process group. It must divide their number.
-
-    Raises:
-        ValueError: a group that does not divide the number of ranks.
-    """
-    experts = logits.shape[-1]
-    chosen = logits.topk(count, -1).indices
-    routed = torch.zeros(experts).index_add(0, chosen.reshape(-1), torch.ones(chosen.numel()))
-    if group > 1:
-        from torch import distributed
-
-        world = distributed.get_world_size()
-        if world % group:
-            raise ValueError(f"groups of {group} do not divide {world} ranks")
-        everyone = [torch.zeros_like(routed) for _ in range(world)]
-        distributed.all_gather(everyone, routed)
-        first = distributed.get_rank() // group * group
-        routed = torch.stack(everyone[first : first + group]).sum(0)
-    share = routed / routed.sum()
-    return experts * (share * logits.softmax(-1).mean(0)).sum()
