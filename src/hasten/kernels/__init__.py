@@ -2,28 +2,15 @@
 
 Each is one ``torch.library`` operator of the namespace ``hasten`` with a plain torch reference, a compiled
 CPU version, a fake implementation for tracing, and autograd where training needs it. Without the compiled
-part everything still works, slower, and says so once.
+part everything still works, slower, and says so once. A kernel is a file of this folder; all are imported, so that
+their operators are there.
 """
 
-from hasten.kernels import (
-    associative_scan,
-    expert_ffn,
-    kv_cache,
-    packed_linear,
-    rational,
-    selective_scan,
-    ternary_linear,
-)
-from hasten.kernels.compiled import compiled_isa, native
+from hasten.exports import Exports
+from hasten.kernels.compiled import compiled_isa as compiled_isa
+from hasten.kernels.compiled import native as native
 
-__all__ = [
-    "associative_scan",
-    "compiled_isa",
-    "expert_ffn",
-    "kv_cache",
-    "native",
-    "packed_linear",
-    "rational",
-    "selective_scan",
-    "ternary_linear",
-]
+_exports = Exports(__name__)
+_exports.load()
+
+__all__ = sorted(["compiled_isa", "native", *(m.rpartition(".")[2] for m in _exports.modules)])  # noqa: PLE0605

@@ -1,45 +1,21 @@
-"""Changes to a given model: each is applied to the real module and to its description alike."""
+"""Changes to a given model: each is applied to the real module and to its description alike.
 
-from hasten.methods.cache_format import CacheFormat
-from hasten.methods.drop_layers import DropLayers
-from hasten.methods.method import (
-    Context,
-    Method,
-    apply_all,
-    clash,
-    from_dict,
-    ordered,
-    registry,
-    rewrite_all,
-    unwritable,
-)
-from hasten.methods.prompt_lookup import LookupDecoding
-from hasten.methods.sliding_window import HybridWindow, LambdaWindow, SlidingWindow
-from hasten.methods.sparse_low_bit import SparseLowBit
-from hasten.methods.token_selection import BlockTopK, SnapKV, SparseWindow
-from hasten.methods.two_of_four import TwoOfFour
-from hasten.methods.weight_only import WeightOnly
+Every file of this folder is imported, so that its methods are known; its public classes are here.
+"""
 
-__all__ = [
-    "BlockTopK",
-    "CacheFormat",
-    "Context",
-    "DropLayers",
-    "HybridWindow",
-    "LambdaWindow",
-    "LookupDecoding",
-    "Method",
-    "SlidingWindow",
-    "SnapKV",
-    "SparseLowBit",
-    "SparseWindow",
-    "TwoOfFour",
-    "WeightOnly",
-    "apply_all",
-    "clash",
-    "from_dict",
-    "ordered",
-    "registry",
-    "rewrite_all",
-    "unwritable",
-]
+from __future__ import annotations
+
+from hasten.exports import Exports
+from hasten.methods.method import apply_all as apply_all
+from hasten.methods.method import clash as clash
+from hasten.methods.method import from_dict as from_dict
+from hasten.methods.method import ordered as ordered
+from hasten.methods.method import registry as registry
+from hasten.methods.method import rewrite_all as rewrite_all
+from hasten.methods.method import unwritable as unwritable
+
+_exports = Exports(__name__, ("apply_all", "clash", "from_dict", "ordered", "registry", "rewrite_all", "unwritable"))
+_exports.load()
+
+__getattr__ = _exports.find
+__dir__ = _exports.names

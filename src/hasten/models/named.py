@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any
-
 import torch
 from torch import nn
 
 from hasten.errors import HastenError
-
-# Name -> where its class is; the class has ``PUBLISHED`` names in its module and a ``named`` constructor.
-_HOMES = {
-    "hasten.models.language.blockffn_lm": "BlockFFNLM",
-    "hasten.models.vision.kat": "KAT",
-    "hasten.models.language.mamba_lm": "MambaLM",
-    "hasten.models.language.matmul_free": "MatMulFreeLM",
-    "hasten.models.language.smallthinker": "SmallThinkerLM",
-}
+from hasten.models.registry import builders
 
 
 def names() -> list[str]:
     """Every name that `build` knows."""
-    return sorted(name for home in _HOMES for name in import_module(home).PUBLISHED)
+    return sorted(builders())
 
 
 def build(name: str, *, device: str = "meta", dtype: torch.dtype = torch.bfloat16) -> nn.Module:
@@ -37,9 +25,10 @@ def build(name: str, *, device: str = "meta", dtype: torch.dtype = torch.bfloat1
     Raises:
         HastenError: nothing is called so.
     """
-    constructor = _find(name)
+    if name not in builders():
+        raise HastenError(f"no model is called {name!r}: {', '.join(names())} are")
     with torch.device(device):
-        model = constructor(name)
+        model = builders()[name](name)
     assert isinstance(model, nn.Module)
     for parameter in model.parameters():
         if not getattr(parameter, "no_decay", False):
@@ -48,12 +37,4 @@ def build(name: str, *, device: str = "meta", dtype: torch.dtype = torch.bfloat1
 
 
 def is_named(name: str) -> bool:
-    return name in names()
-
-
-def _find(name: str) -> Callable[[str], Any]:
-    for home, kind in _HOMES.items():
-        module = import_module(home)
-        if name in module.PUBLISHED:
-            return getattr(module, kind).named
-    raise HastenError(f"no model is called {name!r}: {', '.join(names())} are")
+    return name in builders()

@@ -12,7 +12,7 @@ from hasten.kernels.compiled import native
 from hasten.kernels.kv_cache import BLOCK, RECENT
 from hasten.kernels.packed_linear import native_matrix
 from hasten.models.decoder import DecoderLayer, decoder_of
-from hasten.nn import PackedEmbedding, PackedLinear
+from hasten.nn.packed import PackedEmbedding, PackedLinear
 from hasten.runtime.cache import KVCache
 from hasten.runtime.policies import BlockTopKPolicy
 

@@ -18,6 +18,7 @@ from hasten.cost import Measurement, measure
 from hasten.cost.measuring import spread
 from hasten.errors import HastenError, MissingExtraError
 from hasten.models import named
+from hasten.models.decoder import is_decoder
 from hasten.models.language.recurrent import RecurrentLM
 from hasten.workload import Workload, trace
 
@@ -125,6 +126,18 @@ def _from_name(name: str, prompt: int, new_tokens: int, batch: int) -> Subject:
             return time_generation(whole, name, prompt, new_tokens, batch, runs)
 
         return Subject(name, lambda: model.workload(prompt, new_tokens, batch, name), run)
+    if is_decoder(model):
+        from hasten.runtime.language_model import LanguageModel
+
+        described = LanguageModel(model, name=name)
+        described.check_fits(prompt + new_tokens)
+        return Subject(
+            name,
+            lambda: described.workload(prompt, new_tokens, batch),
+            lambda runs: LanguageModel(named.build(name, device="cpu"), name=name).measure(
+                prompt, new_tokens, batch, runs
+            ),
+        )
     inputs = model.example_inputs(batch)  # type: ignore[operator]
     return _of_module(name, model, inputs)
 

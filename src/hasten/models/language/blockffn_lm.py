@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.models.language.recurrent import RecurrentLM
+from hasten.models.registry import published
 from hasten.nn.attention import LatentAttention, LayerCache, Rotary, attend
 from hasten.nn.blockffn import BlockFFN, TopKFFN
 
@@ -106,6 +107,7 @@ class _Layer(nn.Module):
             )
 
 
+@published(PUBLISHED)
 class BlockFFNLM(RecurrentLM[list[LayerCache]]):
     """A causal language model with BlockFFN feed-forward layers (arXiv 2507.08771).
 

@@ -13,6 +13,7 @@ from hasten.errors import HastenError
 from hasten.models.decoder import Layout
 from hasten.models.language.recurrent import RecurrentLM
 from hasten.models.loading import checkpoint
+from hasten.models.registry import published
 from hasten.nn.mamba import Mamba, MambaState
 
 # Layers and width of the released models, all with a vocabulary of 50277 (arXiv 2312.00752, section 4.2).
@@ -97,6 +98,7 @@ class _Backbone(nn.Module):
         self.norm_f = nn.RMSNorm(config.d_model, eps=1e-5)
 
 
+@published(PUBLISHED)
 class MambaLM(RecurrentLM[list[MambaState]]):
     """A language model of Mamba blocks alone: no attention, no MLP, no positions (arXiv 2312.00752).
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hasten.errors import HastenError
 from hasten.models.language.recurrent import RecurrentLM
 from hasten.models.loading import checkpoint
+from hasten.models.registry import published
 from hasten.nn.mlgru import MLGRU, TernaryGLU
 from hasten.nn.ternary import BitLinear, TernaryLinear, pack_bitlinear
 
@@ -58,6 +59,7 @@ class _Layer(nn.Module):
         self.mlp = TernaryGLU(config.width, config.hidden or None, linear=linear)
 
 
+@published(PUBLISHED)
 class MatMulFreeLM(RecurrentLM[list[Tensor]]):
     """A language model without matrix products: additions, gates and one number of state a channel and layer.
 

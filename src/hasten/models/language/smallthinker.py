@@ -13,6 +13,7 @@ from hasten.errors import HastenError
 from hasten.models.decoder import LLAMA_LIKE, Layout
 from hasten.models.language.recurrent import RecurrentLM
 from hasten.models.loading import checkpoint
+from hasten.models.registry import published
 from hasten.nn.attention import GroupedAttention, LayerCache, Rotary
 from hasten.nn.reglu_experts import Activation, ReGLUExperts
 
@@ -115,6 +116,7 @@ class _Decoder(nn.Module):
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
 
 
+@published(PUBLISHED)
 class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
     """A causal language model of the SmallThinker family (arXiv 2507.20984); tensors have the released names.
 

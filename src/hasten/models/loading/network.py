@@ -23,6 +23,8 @@ from hasten.errors import HastenError
 from hasten.models.loading.gguf import GGUFFile, Packed
 from hasten.models.loading.gguf_tokenizer import build_tokenizer
 
+__all__ = ["Loaded", "load_network", "load_packed"]
+
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 _FAMILIES = {"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
@@ -186,7 +188,7 @@ def load_packed(
 
 def _from_gguf_packed(path: Path, name: str, source: str, bf16: bool, int8: bool) -> Loaded:
     from hasten.kernels.packed_linear import quantize
-    from hasten.nn import PackedEmbedding, PackedLinear
+    from hasten.nn.packed import PackedEmbedding, PackedLinear
 
     file = GGUFFile(path)
     config = _gguf_config(file)

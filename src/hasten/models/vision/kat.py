@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hasten.models.registry import published
 from hasten.nn.rational import GroupRationalMLP, Start
 
 # Width, layers, heads (arXiv 2409.10594, table 2).
@@ -100,6 +101,7 @@ class _Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+@published(PUBLISHED)
 class KAT(nn.Module):
     """A vision transformer whose feed-forward layers are GR-KAN (arXiv 2409.10594; FlashKAT, arXiv 2505.13813).
 
