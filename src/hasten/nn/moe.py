@@ -64,10 +64,13 @@ def choose(
             kept = torch.zeros_like(best, dtype=torch.bool).scatter(-1, best.topk(kept_groups, -1).indices, True)
             ranking = members.masked_fill(~kept[..., None], -torch.inf).flatten(-2)
         chosen = ranking.topk(count, -1).indices
-    weights = scores.gather(-1, chosen)
     if score == "softmax of chosen":
-        weights = weights.softmax(-1)
-    elif normalized:
+        weights = logits.gather(-1, chosen).softmax(-1)
+    elif score == "sigmoid":
+        weights = torch.sigmoid(logits.gather(-1, chosen))
+    else:
+        weights = scores.gather(-1, chosen)
+    if normalized and score != "softmax of chosen":
         weights = weights / (weights.sum(-1, keepdim=True) + _TINY)
     return (weights if factor == 1.0 else weights * factor), chosen
 
