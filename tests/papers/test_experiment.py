@@ -223,3 +223,17 @@ def divided(a: float, b: float | None) -> tuple[float, int]:
     if b is None:
         raise SystemExit
     return a / b, os.getpid()
+
+
+def test_an_experiment_may_be_an_argument_of_what_is_remembered() -> None:
+    calls: list[int] = []
+
+    @shared()
+    def part(experiment: Experiment, other: Experiment) -> int:
+        calls.append(1)
+        return len(calls)
+
+    def uses(experiment: Experiment) -> Seen:
+        return Seen(f"{experiment.once(part, experiment)} {experiment.once(part, experiment)}", True)
+
+    assert [run(uses).seen, run(uses).seen] == ["1 1", "2 2"]

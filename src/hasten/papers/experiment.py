@@ -129,7 +129,7 @@ def succeeded(arms: Mapping[str, T | Failure], needed: Iterable[str] = ()) -> tu
     return found, "".join(f"; {name} failed ({error})" for name, error in failed.items())
 
 
-@dataclass
+@dataclass(eq=False)  # it changes, so it is equal to itself alone
 class _Run:
     """What the experiments of one run of a paper have in common."""
 
