@@ -217,3 +217,13 @@ def test_not_text_names_the_file(tmp_path: Path):
 def test_a_missing_device_lists_what_there_is(name: str):
     with pytest.raises(HastenError, match="h100"):
         load_device(name)
+
+
+def test_a_device_that_is_made_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hasten.hardware import device
+
+    monkeypatch.setattr(device, "_MADE", dict(device._MADE))
+    made = read_device(TOY)
+    device.named("mine")(lambda: made)
+    assert load_device("mine") is made
+    assert "here" in device._MADE

@@ -23,10 +23,10 @@ from hasten.workload.attention_io import (
     lru_moved,
     program_words,
     regime,
-    sites,
     strassen,
     upper_bound,
 )
+from hasten.workload.attention_sites import sites
 
 
 def tensors(n, d, seed=0):

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from hasten import dtypes
 from hasten.cost.estimate import EinsumCost, Estimate, PhaseCost
+from hasten.cost.launches import Launch, keep_most, launches, modules_entered, operators_of
 from hasten.cost.operator_time import operator_seconds
+from hasten.cost.residence import Residence, live_bytes
 from hasten.errors import HastenError
 from hasten.hardware import Device
+from hasten.kernels.packed_linear import FEW_ROWS
 from hasten.workload import Cascade, Einsum, Op, Phase, Role, Workload, fuse
-from hasten.workload.attention_io import sites
+from hasten.workload.attention_sites import sites
 
 Schedule = Literal["eager", "fused"]
 
@@ -51,8 +54,6 @@ _FUNCTIONS = {
     "gru-gates": "tanh",
     "rnn_tanh-gates": "tanh",
 }
-# Up to this many rows a product unpacks its weights in registers; beyond, once for all rows.
-_FEW_ROWS = 16
 
 
 def estimate(workload: Workload, device: Device, *, schedule: Schedule | Mapping[str, Schedule] = "eager") -> Estimate:
@@ -107,15 +108,6 @@ def estimate(workload: Workload, device: Device, *, schedule: Schedule | Mapping
     )
 
 
-@dataclass
-class _Kernel:
-    """One launch: Einsums of a cascade, and the bytes of each tensor that crosses its border."""
-
-    einsums: list[Einsum]
-    reads: dict[str, int] = field(default_factory=dict)
-    writes: dict[str, int] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class _Compute:
     """Time (launch excluded), energy and operations of a kernel's arithmetic."""
@@ -145,7 +137,7 @@ class _Pricing:
         """The phase's cost; bytes alive at its worst moment; bytes that any schedule must move."""
         phase, device = self._phase, self._device
         kernels = self._kernels()
-        residence = _Residence(device, kernels)
+        residence = Residence(device, kernels)
         costs: list[EinsumCost] = []
         latency = energy = 0.0
         total = [0.0] * len(self._levels)
@@ -161,7 +153,7 @@ class _Pricing:
             if self._fused:
                 overhead += device.fork_overhead
             else:
-                overhead += device.view_overhead + device.module_overhead * _entered(path, first.module)
+                overhead += device.view_overhead + device.module_overhead * modules_entered(path, first.module)
                 path = first.module
             limit = level if memory >= compute.seconds else compute.unit
             if overhead >= body:
@@ -199,7 +191,7 @@ class _Pricing:
             bytes={name: amount * phase.repeats for (name, *_), amount in zip(self._levels, total)},
             einsums=tuple(costs),
         )
-        return cost, _live(kernels, self._cascade), _lower_bound(self._cascade, device)
+        return cost, live_bytes(kernels, self._cascade), _lower_bound(self._cascade, device)
 
     def attention(self) -> tuple[float, float]:
         """Bytes that attention moves in one execution, and the bound on them, for the memory on the chip.
@@ -224,14 +216,14 @@ class _Pricing:
 
     # -- kernels ---------------------------------------------------------------------------------
 
-    def _kernels(self) -> list[_Kernel]:
+    def _kernels(self) -> list[Launch]:
         cascade = self._cascade
         if self._fused:
             parts = fuse(cascade, int(self._device.on_chip))
             groups = [[cascade.einsums[i] for i in part.einsums] for part in parts]
             inside = [part.on_chip for part in parts]
         else:
-            groups = _launches(cascade)
+            groups = launches(cascade)
             users: dict[str, set[int]] = {}
             for number, group in enumerate(groups):
                 for einsum in group:
@@ -248,21 +240,19 @@ class _Pricing:
             ]
         kernels = []
         for group, on_chip in zip(groups, inside):
-            kernel = _Kernel(group)
+            kernel = Launch(group)
             for einsum in group:
                 for access in einsum.inputs:
                     if access.tensor not in on_chip:
-                        _raise(kernel.reads, access.tensor, cascade.access_bytes(einsum, access))
+                        keep_most(kernel.reads, access.tensor, cascade.access_bytes(einsum, access))
                 if einsum.output.tensor not in on_chip:
-                    _raise(kernel.writes, einsum.output.tensor, cascade.access_bytes(einsum, einsum.output))
+                    keep_most(kernel.writes, einsum.output.tensor, cascade.access_bytes(einsum, einsum.output))
             kernels.append(kernel)
         return kernels
 
     # -- memory ----------------------------------------------------------------------------------
 
-    def _traffic(
-        self, kernel: _Kernel, reads: dict[str, int], writes: dict[str, int]
-    ) -> tuple[float, str, list[float]]:
+    def _traffic(self, kernel: Launch, reads: dict[str, int], writes: dict[str, int]) -> tuple[float, str, list[float]]:
         """Seconds at the slowest port, its level's name, and the bytes through each port.
 
         What a level serves passes through the ports of all levels inside it.
@@ -284,7 +274,7 @@ class _Pricing:
 
     # -- arithmetic ------------------------------------------------------------------------------
 
-    def _waiting(self, kernel: _Kernel, reads: Mapping[str, int]) -> float:
+    def _waiting(self, kernel: Launch, reads: Mapping[str, int]) -> float:
         """Seconds that a measured operator takes longer because operands are further out than the level
         where they all fit, which is where they were when it was measured."""
         if self._fused or not self._device.curves:
@@ -300,7 +290,7 @@ class _Pricing:
                     seconds += amount / self._levels[reads[name]][1]
         return seconds
 
-    def _cold(self, kernel: _Kernel, reads: Mapping[str, int]) -> bool:
+    def _cold(self, kernel: Launch, reads: Mapping[str, int]) -> bool:
         """Whether a contraction's weights come from main memory."""
         last = len(self._levels) - 1
         return any(level == last and self._cascade.tensors[name].role is Role.WEIGHT for name, level in reads.items())
@@ -329,7 +319,7 @@ class _Pricing:
         energy = measured = 0.0
         flops = 0
         whole = True
-        for part in _operators(group):
+        for part in operators_of(group):
             known = self._measured(part, cold)
             measured += known or 0.0
             whole = whole and known is not None
@@ -379,7 +369,7 @@ class _Pricing:
             return None
         rows = einsum.sizes.get("m", 1) * einsum.sizes.get("d", 1)  # d: the tokens of a draft
         stream = einsum.sizes["n"] * einsum.sizes["k"] / device.packed[bits]
-        if rows <= _FEW_ROWS:
+        if rows <= FEW_ROWS:
             return stream * (1 + device.packed_row.get(bits, 0.0) * (rows - 1))
         product = operator_seconds([einsum], device, self._format([einsum]))
         if product is None:
@@ -417,10 +407,6 @@ class _Pricing:
         return unit.name, seconds, work * _energy(unit.energy, used)
 
 
-def _raise(table: dict[str, int], name: str, amount: int) -> None:
-    table[name] = max(table.get(name, 0), amount)
-
-
 def _energy(table: Mapping[str, float], dtype: str) -> float:
     """J/FLOP: the format's own figure, or the nearest format's in proportion to the bits."""
     if not table:
@@ -428,105 +414,6 @@ def _energy(table: Mapping[str, float], dtype: str) -> float:
     bits = dtypes.BITS[dtype]
     nearest = dtype if dtype in table else min(table, key=lambda d: abs(dtypes.BITS[d] - bits))
     return float(table[nearest]) * bits / dtypes.BITS[nearest]
-
-
-def _launches(cascade: Cascade) -> list[list[Einsum]]:
-    """Einsums that one operator computes, together; a negative number stands for a launch of its own."""
-    groups: list[list[Einsum]] = []
-    for einsum in cascade.einsums:
-        if groups and einsum.kernel >= 0 and groups[-1][-1].kernel == einsum.kernel:
-            groups[-1].append(einsum)
-        else:
-            groups.append([einsum])
-    return groups
-
-
-def _operators(group: Sequence[Einsum]) -> list[list[Einsum]]:
-    """The traced operators that a fused kernel is made of."""
-    parts: dict[int, list[Einsum]] = {}
-    for index, einsum in enumerate(group):
-        parts.setdefault(einsum.kernel if einsum.kernel >= 0 else -1 - index, []).append(einsum)
-    return list(parts.values())
-
-
-def _entered(before: str, now: str) -> int:
-    """How many module calls lie between two operators: what of the path was not entered before."""
-    if before == now or not now:
-        return 0
-    old, new = before.split("."), now.split(".")
-    common = 0
-    for a, b in zip(old, new):
-        if a != b:
-            break
-        common += 1
-    return len(new) - common
-
-
-class _Residence:
-    """Which memory level serves a tensor: the innermost one that still holds it.
-
-    The bytes touched since the last use of a tensor bound its reuse distance; a level with a larger
-    capacity still has the tensor, if it replaces the least recently used. A phase repeats: what is touched
-    for the first time was last touched one whole execution ago.
-    """
-
-    def __init__(self, device: Device, kernels: Sequence[_Kernel]) -> None:
-        self._capacities = [float(level.capacity) if level.keeps else 0.0 for level in device.memory]
-        touched: dict[str, int] = {}
-        for kernel in kernels:
-            for table in (kernel.reads, kernel.writes):
-                for name, amount in table.items():
-                    _raise(touched, name, amount)
-        self._footprint = sum(touched.values())
-        self._clock = 0
-        self._seen: dict[str, int] = {}
-
-    def serve(self, kernel: _Kernel) -> tuple[dict[str, int], dict[str, int]]:
-        """Tensor -> number of the level that serves its read, and of the level its write reaches."""
-        size = sum(kernel.reads.values()) + sum(kernel.writes.values())
-        reads, writes = {}, {}
-        for name in kernel.reads:
-            since = self._clock - self._seen[name] if name in self._seen else self._footprint
-            reads[name] = self._holding(min(since + size, self._footprint))
-        for name, amount in kernel.writes.items():
-            # Freed memory is given out again: a result lands where something of its size just died.
-            writes[name] = self._holding(min(size + amount, self._footprint))
-        self._clock += size
-        for name in (*kernel.reads, *kernel.writes):
-            self._seen[name] = self._clock
-        return reads, writes
-
-    def _holding(self, distance: float) -> int:
-        for index, capacity in enumerate(self._capacities):
-            if distance <= capacity:
-                return index
-        return len(self._capacities) - 1
-
-
-def _live(kernels: Sequence[_Kernel], cascade: Cascade) -> float:
-    """Bytes of inputs, outputs and intermediates alive at the worst moment."""
-    tensors = cascade.tensors
-    last: dict[str, int] = {}
-    for index, kernel in enumerate(kernels):
-        for name in kernel.reads:
-            last[name] = index
-    current = float(sum(t.nbytes for t in tensors.values() if t.role is Role.INPUT))
-    alive: dict[str, int] = {}
-    ending: dict[int, list[str]] = {}
-    worst = current
-    for index, kernel in enumerate(kernels):
-        for name in kernel.writes:
-            role = tensors[name].role
-            if role in (Role.WEIGHT, Role.STATE, Role.INPUT) or name in alive:
-                continue
-            alive[name] = tensors[name].nbytes
-            current += alive[name]
-            if role is Role.INTERMEDIATE:
-                ending.setdefault(max(last.get(name, index), index), []).append(name)
-        worst = max(worst, current)
-        for name in ending.pop(index, ()):
-            current -= alive.pop(name)
-    return worst
 
 
 def _lower_bound(cascade: Cascade, device: Device) -> float:
@@ -543,7 +430,7 @@ def _lower_bound(cascade: Cascade, device: Device) -> float:
     for einsum in cascade.einsums:
         for access, table in [*((a, touched) for a in einsum.inputs), (einsum.output, written)]:
             if cascade.tensors[access.tensor].role is not Role.INTERMEDIATE:
-                _raise(table, access.tensor, cascade.access_bytes(einsum, access))
+                keep_most(table, access.tensor, cascade.access_bytes(einsum, access))
         if on_chip and einsum.op is Op.MATMUL and "p" in einsum.sizes and "e" in einsum.sizes:
             width = dtypes.BITS[cascade.tensors[einsum.output.tensor].dtype] / 8
             attention += einsum.points * einsum.sizes["e"] * width**2 / on_chip

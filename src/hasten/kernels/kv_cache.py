@@ -18,12 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hasten.kernels.compiled import FORMATS
 from hasten.kernels.groups import decode, encode
 from hasten.workload.einsum import Op
 from hasten.workload.operators import Call, register
 
 BLOCK = 32
-RECENT = 64
+RECENT = 2 * BLOCK
 # Tokens of one sequence that may be written in one step without overwriting what the step still reads.
 MOST_NEW = BLOCK
 
@@ -34,8 +35,7 @@ _STORED = {
     "int8": torch.int8,
     "int4": torch.uint8,
 }
-# The formats' numbers in compiled code: their bits, where no two have as many.
-BITS = {"fp32": 32, "fp16": 17, "bf16": 16, "int8": 8, "int4": 4}
+BITS = FORMATS
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hasten.kernels.compiled import native
+from hasten.kernels.compiled import FORMATS, native
 from hasten.kernels.groups import decode, encode
 from hasten.workload.einsum import Op
 from hasten.workload.operators import Call, axes, register, whole
 
+# Columns of x that share a scale in int8; a weight's groups are multiples of it.
+GROUP = 32
 # Up to this many rows of x the weight is unpacked in registers; beyond, it is unpacked to fp32 once
 # and multiplied by the platform's matrix product.
 FEW_ROWS = 16
@@ -31,7 +33,7 @@ FEW_ROWS = 16
 _UNPACK_ROWS = 8192
 
 
-def quantize(weight: Tensor, bits: int, group: int = 32) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def quantize(weight: Tensor, bits: int, group: int = GROUP) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Packs a weight.
 
     Args:
@@ -51,8 +53,8 @@ def quantize(weight: Tensor, bits: int, group: int = 32) -> tuple[Tensor, Tensor
         raise ValueError(f"a weight has 4, 8 or 16 bits, not {bits}")
     if bits == 16:
         return weight.to(torch.bfloat16).contiguous(), None, None
-    if group % 32 or columns % group:
-        raise ValueError(f"a group of {group} must be a multiple of 32 and divide {columns} columns")
+    if group % GROUP or columns % group:
+        raise ValueError(f"a group of {group} must be a multiple of {GROUP} and divide {columns} columns")
     grouped = weight.detach().float().reshape(out, columns // group, group)
     codes, scales, mins = encode(grouped, bits)
     return codes.reshape(out, -1), scales, mins
@@ -76,7 +78,7 @@ def reference(x: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | N
 
 def round_rows(x: Tensor) -> Tensor:
     """x (..., in) as int8 codes in groups of 32 would have it: code * largest / 127, rounded to nearest."""
-    grouped = x.float().unflatten(-1, (-1, 32))
+    grouped = x.float().unflatten(-1, (-1, GROUP))
     scale = grouped.abs().amax(-1, keepdim=True) / 127
     return (torch.round(grouped / torch.where(scale == 0, 1, scale)) * scale).flatten(-2).to(x.dtype)
 
@@ -95,7 +97,7 @@ def native_matrix(
     assert module is not None
     columns = packed.shape[1] * (2 if bits == 4 else 1)
     return module.matrix(
-        17 if packed.dtype is torch.float16 else bits,
+        FORMATS["fp16"] if packed.dtype is torch.float16 else bits,
         packed.shape[0],
         columns,
         group,
@@ -112,7 +114,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _compiled_takes(packed: Tensor, columns: int) -> bool:
-    return packed.device.type == "cpu" and columns % 32 == 0 and packed.is_contiguous() and native() is not None
+    return packed.device.type == "cpu" and columns % GROUP == 0 and packed.is_contiguous() and native() is not None
 
 
 def dequantize(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
@@ -152,7 +154,7 @@ def _packed_linear(
 ) -> Tensor:
     columns = x.shape[-1]
     rows = x.numel() // columns
-    int8 = int8 and bits < 16 and group == 32
+    int8 = int8 and bits < 16 and group == GROUP
     if not _compiled_takes(packed, columns):
         return reference(round_rows(x) if int8 else x, packed, scales, mins, bits, group).to(x.dtype)
     flat = x.reshape(rows, columns).float().contiguous()
@@ -268,7 +270,7 @@ def _plain_linear(x: Tensor, weight: Tensor) -> Tensor:
     flat, y = x.reshape(rows, -1).contiguous(), torch.empty(rows, weight.shape[0])
     module = native()
     assert module is not None
-    matrix = module.matrix(32, *weight.shape, 32, weight.data_ptr(), 0, 0, 0)
+    matrix = module.matrix(FORMATS["fp32"], *weight.shape, GROUP, weight.data_ptr(), 0, 0, 0)
     module.linear(matrix, flat.data_ptr(), rows, y.data_ptr(), torch.get_num_threads())
     return y.reshape(*x.shape[:-1], weight.shape[0])
 

@@ -22,13 +22,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hasten.kernels.compiled import native
+from hasten.kernels.compiled import LANES, native
 from hasten.workload.einsum import Op
 from hasten.workload.operators import Call, axes, register
 
 Discretization = Literal["euler", "zoh"]
 MAX_STATES = 256  # what the compiled kernel has room for
-_CHUNK = 32
+CHUNK = 32  # steps between the states that are kept for the gradient
 _SCHEMA = (
     "(Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias,"
     " Tensor? initial, Tensor? starts, bool softplus, bool exact"
@@ -276,7 +276,7 @@ class _Prepared:
         assert module is not None
         batch, length, channels = x.shape
         states = A.shape[1]
-        width = -(-channels // 16) * 16
+        width = -(-channels // LANES) * LANES
         self.width = width
         x, delta = _rows(x, x.dtype), _rows(delta, x.dtype)
         z = None if z is None else _rows(z, x.dtype)
@@ -296,7 +296,7 @@ class _Prepared:
 
 
 def _border_shape(x: Tensor, A: Tensor, keep: bool) -> tuple[int, ...]:
-    return (x.shape[0], -(-x.shape[2] // 16), -(-x.shape[1] // _CHUNK), A.shape[1], 16) if keep else (0,)
+    return (x.shape[0], -(-x.shape[2] // LANES), -(-x.shape[1] // CHUNK), A.shape[1], LANES) if keep else (0,)
 
 
 @torch.library.impl("hasten::selective_scan", ("cpu", "cuda", "mps"))

@@ -16,6 +16,10 @@ from hasten.workload.einsum import Op
 from hasten.workload.operators import Call, register
 
 GROUP = 64
+# The compiled kernel has sums for so many rows of x; beyond, the weight is unpacked once and multiplied in fp32.
+FEW_ROWS = 16
+# Up to so many rows plain torch multiplies whole numbers.
+_REFERENCE_ROWS = 64
 
 
 def pack(weight: Tensor, scales: Tensor, zeros: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,12 +119,12 @@ def _sparse_linear(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> 
     flat = x.reshape(-1, columns).float().contiguous()
     rows, module = flat.shape[0], native()
     if module is None or x.device.type != "cpu" or columns // scales.shape[1] != GROUP:
-        if rows <= 64:
+        if rows <= _REFERENCE_ROWS:
             y = reference(flat, packed, scales, zeros)
         else:
             codes, scale = encode(flat)
             y = (codes.float() * scale[:, None]) @ dequantize(packed, scales, zeros).t()
-    elif rows <= 16:
+    elif rows <= FEW_ROWS:
         codes, scale = encode(flat)
         y = torch.empty(rows, out)
         packed, scales, zeros, scale = (t.contiguous() for t in (packed, scales, zeros, scale))

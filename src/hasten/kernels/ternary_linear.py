@@ -19,6 +19,7 @@ from hasten.workload.einsum import Op
 from hasten.workload.operators import Call, register
 
 BLOCK = 256
+BLOCK_BYTES = BLOCK // 4
 # Up to this many rows of x the packed kernel is faster than unpacking once.
 FEW_ROWS = 16
 # 127 times so many columns stay below 2^24.
@@ -37,14 +38,14 @@ def pack(weight: Tensor) -> Tensor:
         raise ValueError("a ternary matrix has the values -1, 0 and 1 alone")
     out, columns = weight.shape
     codes = torch.where(weight < 0, 2, weight).to(torch.uint8)
-    codes = torch.nn.functional.pad(codes, (0, -columns % BLOCK)).reshape(out, -1, 4, 64)
+    codes = torch.nn.functional.pad(codes, (0, -columns % BLOCK)).reshape(out, -1, 4, BLOCK_BYTES)
     packed = codes[:, :, 0] | codes[:, :, 1] << 2 | codes[:, :, 2] << 4 | codes[:, :, 3] << 6
     return packed.reshape(out, -1).contiguous()
 
 
 def unpack(packed: Tensor, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix (out, columns) that `pack` packed."""
-    blocks = packed.reshape(packed.shape[0], -1, 1, 64)
+    blocks = packed.reshape(packed.shape[0], -1, 1, BLOCK_BYTES)
     shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=packed.device)[:, None]
     codes = (blocks >> shifts) & 3
     values = (codes & 1).to(dtype) - (codes >> 1).to(dtype)
@@ -82,7 +83,7 @@ def ternary_linear(x: Tensor, packed: Tensor) -> Tensor:
     if x.dtype is not torch.int8:
         raise ValueError(f"activations are int8, not {x.dtype}: see quantize")
     columns = x.shape[-1]
-    if -(-columns // BLOCK) * 64 != packed.shape[1] or columns > _EXACT_COLUMNS:
+    if -(-columns // BLOCK) * BLOCK_BYTES != packed.shape[1] or columns > _EXACT_COLUMNS:
         raise ValueError(f"{columns} columns do not fit a packed weight of {tuple(packed.shape)}")
     return torch.ops.hasten.ternary_linear(x, packed)
 
@@ -99,7 +100,7 @@ def _ternary_linear(x: Tensor, packed: Tensor) -> Tensor:
     plus, minus = (128 + padded).to(torch.uint8), (128 - padded).to(torch.uint8)
     packed, y = packed.contiguous(), torch.empty(rows, out)
     module.ternary_multiply(
-        plus.data_ptr(), minus.data_ptr(), rows, packed.data_ptr(), out, packed.shape[1] // 64, y.data_ptr(),
+        plus.data_ptr(), minus.data_ptr(), rows, packed.data_ptr(), out, packed.shape[1] // BLOCK_BYTES, y.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
     return y.reshape(*x.shape[:-1], out)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from hasten.errors import HastenError
-from hasten.kernels.packed_linear import FEW_ROWS, fast_bf16
+from hasten.kernels.packed_linear import FEW_ROWS, GROUP, fast_bf16
 from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Method
 from hasten.nn import PackedEmbedding, PackedLinear
@@ -39,15 +39,17 @@ class WeightOnly(Method):
 
     bits: int = 4
     head_bits: int = 8
-    group: int = 32
+    group: int = GROUP
     bf16: bool = False
     int8: bool = False
 
     def __post_init__(self) -> None:
-        if self.bits not in _STORED or self.head_bits not in (0, *_STORED) or self.group < 32 or self.group % 32:
-            raise HastenError("weight-only takes bits 16, 8 or 4, head_bits also 0, and groups of a multiple of 32")
-        if self.int8 and (self.bits == 16 or self.group != 32):
-            raise HastenError("int8 activations go with weights of 8 or 4 bits in groups of 32")
+        if self.bits not in _STORED or self.head_bits not in (0, *_STORED) or self.group < GROUP or self.group % GROUP:
+            raise HastenError(
+                f"weight-only takes bits 16, 8 or 4, head_bits also 0, and groups of a multiple of {GROUP}"
+            )
+        if self.int8 and (self.bits == 16 or self.group != GROUP):
+            raise HastenError(f"int8 activations go with weights of 8 or 4 bits in groups of {GROUP}")
 
     @property
     def title(self) -> str:

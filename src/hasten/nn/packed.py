@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.kernels import packed_linear as kernel
+from hasten.kernels.packed_linear import GROUP
 
 
 class _Packed(nn.Module):
@@ -20,8 +21,8 @@ class _Packed(nn.Module):
         stored = {16: torch.bfloat16, 8: torch.int8, 4: torch.uint8}
         if bits not in stored:
             raise ValueError(f"a weight has 4, 8 or 16 bits, not {bits}")
-        if bits != 16 and (group % 32 or columns % group):
-            raise ValueError(f"a group of {group} must be a multiple of 32 and divide {columns} columns")
+        if bits != 16 and (group % GROUP or columns % group):
+            raise ValueError(f"a group of {group} must be a multiple of {GROUP} and divide {columns} columns")
         self.register_buffer("packed", torch.zeros(rows, columns // 2 if bits == 4 else columns, dtype=stored[bits]))
         scales = None if bits == 16 else torch.zeros(rows, columns // group, dtype=torch.float16)
         self.register_buffer("scales", scales)
@@ -58,7 +59,7 @@ class PackedLinear(_Packed):
         bias: bool = False,
         *,
         bits: int = 4,
-        group: int = 32,
+        group: int = GROUP,
         bf16: bool = False,
         int8: bool = False,
     ) -> None:
@@ -71,7 +72,7 @@ class PackedLinear(_Packed):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, bits: int, group: int = 32, bf16: bool = False, int8: bool = False
+        cls, linear: nn.Linear, bits: int, group: int = GROUP, bf16: bool = False, int8: bool = False
     ) -> PackedLinear:
         """Packs ``linear``'s weight; on the meta device only the shapes.
 
@@ -112,13 +113,13 @@ class PackedEmbedding(_Packed):
         ids (...) to (..., embedding_dim).
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, bits: int = 8, group: int = 32) -> None:
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, bits: int = 8, group: int = GROUP) -> None:
         super().__init__(num_embeddings, embedding_dim, bits, group)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
 
     @classmethod
-    def from_embedding(cls, embedding: nn.Embedding, bits: int, group: int = 32) -> PackedEmbedding:
+    def from_embedding(cls, embedding: nn.Embedding, bits: int, group: int = GROUP) -> PackedEmbedding:
         """Packs ``embedding``'s table; on the meta device only the shapes."""
         device = embedding.weight.device
         with torch.device("meta"):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
-from hasten.kernels.compiled import native
+from hasten.kernels.compiled import FORMATS, native
 from hasten.kernels.kv_cache import BLOCK, RECENT
-from hasten.kernels.packed_linear import native_matrix
+from hasten.kernels.packed_linear import GROUP, native_matrix
 from hasten.models.decoder import DecoderLayer, decoder_of
 from hasten.nn.packed import PackedEmbedding, PackedLinear
 from hasten.runtime.cache import KVCache
@@ -64,8 +64,8 @@ def _why_not_weight(module: nn.Module) -> str | None:
         return f"a layer is a {type(module).__name__}"
     if weight.device.type != "cpu":
         return f"the model is on {weight.device.type}"
-    if columns % 32 or not weight.is_contiguous():
-        return "a weight's width is not a multiple of 32"
+    if columns % GROUP or not weight.is_contiguous():
+        return f"a weight's width is not a multiple of {GROUP}"
     return None
 
 
@@ -140,7 +140,9 @@ class CompiledStep:
         weight = self._keep(module.weight.detach())
         bias = getattr(module, "bias", None)
         bias = None if bias is None else self._keep(bias.detach().float().contiguous())
-        return native_matrix(weight, None, None, 32 if weight.dtype is torch.float32 else 16, 32, bias)
+        return native_matrix(
+            weight, None, None, FORMATS["fp32" if weight.dtype is torch.float32 else "bf16"], GROUP, bias
+        )
 
     def _set_rotary(self, rotary: Any, positions: int) -> None:
         with torch.inference_mode():

@@ -85,7 +85,7 @@ HASTEN_INLINE float one_plain(const Cache& c, const void* row, int64_t i) {
 template <int Heads, class T>
 HASTEN_INLINE void score_plain(const T* keys, const float* q, int64_t d, float* s) {
   const int64_t whole = d / kLanes * kLanes;
-  for (int64_t t = 0; t < 32; t += 4) {
+  for (int64_t t = 0; t < kBlock; t += 4) {
     vec total[Heads][4];
     for (int h = 0; h < Heads; ++h)
       for (int u = 0; u < 4; ++u) total[h][u] = zero();
@@ -98,7 +98,7 @@ HASTEN_INLINE void score_plain(const T* keys, const float* q, int64_t d, float* 
       }
     }
     for (int h = 0; h < Heads; ++h) {
-      float* to = s + h * kPart * 32 + t;
+      float* to = s + h * kPart * kBlock + t;
       sum4(to, total[h][0], total[h][1], total[h][2], total[h][3]);
       for (int64_t i = whole; i < d; ++i)
         for (int u = 0; u < 4; ++u) to[u] += q[h * d + i] * one_key(keys + (t + u) * d + i);
@@ -111,7 +111,7 @@ HASTEN_INLINE void score_int8(const int8_t* codes, const uint16_t* scales, const
   vec first[Heads], second[Heads];
   for (int h = 0; h < Heads; ++h) first[h] = second[h] = zero();
   for (int64_t i = 0; i < d; ++i) {
-    const vec a = load_int8(codes + i * 32), b = load_int8(codes + i * 32 + kLanes), scale = broadcast_fp16(scales[i]);
+    const vec a = load_int8(codes + i * kBlock), b = load_int8(codes + i * kBlock + kLanes), scale = broadcast_fp16(scales[i]);
     for (int h = 0; h < Heads; ++h) {
       const vec w = mul(broadcast(q[h * d + i]), scale);
       first[h] = fma(a, w, first[h]);
@@ -119,8 +119,8 @@ HASTEN_INLINE void score_int8(const int8_t* codes, const uint16_t* scales, const
     }
   }
   for (int h = 0; h < Heads; ++h) {
-    store(s + h * kPart * 32, first[h]);
-    store(s + h * kPart * 32 + kLanes, second[h]);
+    store(s + h * kPart * kBlock, first[h]);
+    store(s + h * kPart * kBlock + kLanes, second[h]);
   }
 }
 
@@ -141,8 +141,8 @@ HASTEN_INLINE void score_int4(const uint8_t* codes, const uint16_t* scales, cons
     }
   }
   for (int h = 0; h < Heads; ++h) {
-    store(s + h * kPart * 32, add(first[h], offset[h]));
-    store(s + h * kPart * 32 + kLanes, add(second[h], offset[h]));
+    store(s + h * kPart * kBlock, add(first[h], offset[h]));
+    store(s + h * kPart * kBlock + kLanes, add(second[h], offset[h]));
   }
 }
 
@@ -158,22 +158,22 @@ HASTEN_INLINE void value_pair(const T* p, vec& a, vec& b) {
 template <int Heads>
 HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache& l, const Place& place, const View& view,
                                int64_t i0, int64_t i1, int64_t quantized, const float* q, float* out, int64_t stride) {
-  const int64_t d = m.head_dim, block = c.block, groups = d / 32;
-  alignas(64) float s[kMostHeads][kPart * 32];
+  const int64_t d = m.head_dim, block = c.block, groups = d / kBlock;
+  alignas(64) float s[kMostHeads][kPart * kBlock];
   const float* recent_keys = l.recent_keys ? l.recent_keys + place.head * c.recent * d : nullptr;
   const float* recent_values = l.recent_values ? l.recent_values + place.head * c.recent * d : nullptr;
   int64_t base[kPart], at[kPart], tokens[kPart];
   const void *key_rows[kPart], *value_rows[kPart];  // of blocks that are not codes
   // Copies of the blocks that a tree's path reaches into: at most two in a part of 64 rows and 32 tokens a block.
   constexpr int64_t kCopied = 3;
-  alignas(64) float copied[kCopied][2][32 * kMostTreeChannels];
+  alignas(64) float copied[kCopied][2][kBlock * kMostTreeChannels];
   int64_t copies = 0;
   for (int64_t i = i0; i < i1; ++i) {
     const int64_t b = view.block(i), j = i - i0;
     base[j] = b * block;
     at[j] = place.tokens + l.slot(b) * block;
     tokens[j] = view.pos - base[j] + 1 < block ? view.pos - base[j] + 1 : block;
-    float* to = &s[0][j * 32];
+    float* to = &s[0][j * kBlock];
     if (c.bits >= kBf16) {
       const int64_t bytes = at[j] * d * plain_bytes(c);
       key_rows[j] = static_cast<const char*>(l.keys) + bytes;
@@ -197,7 +197,7 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
         for (int w = 0; w < 2; ++w)
           std::memcpy(targets[w] + t * size, static_cast<const char*>(sources[w]) + token * size, size_t(size));
       }
-      std::memset(targets[0] + tokens[j] * size, 0, size_t((32 - tokens[j]) * size));
+      std::memset(targets[0] + tokens[j] * size, 0, size_t((kBlock - tokens[j]) * size));
       key_rows[j] = targets[0];
       value_rows[j] = targets[1];
       ++copies;
@@ -214,14 +214,14 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
       score_int4<Heads>(static_cast<const uint8_t*>(l.keys) + at[j] * d / 2, l.key_scales + at[j] / block * d,
                         l.key_mins + at[j] / block * d, q, d, to);
     for (int h = 0; h < Heads; ++h) {
-      float* scores = &s[h][j * 32];
-      for (int64_t t = tokens[j]; t < 32; ++t) scores[t] = -FLT_MAX;
-      for (int64_t t = view.sinks - base[j] > 0 ? view.sinks - base[j] : 0; t < view.low - base[j] && t < 32; ++t)
+      float* scores = &s[h][j * kBlock];
+      for (int64_t t = tokens[j]; t < kBlock; ++t) scores[t] = -FLT_MAX;
+      for (int64_t t = view.sinks - base[j] > 0 ? view.sinks - base[j] : 0; t < view.low - base[j] && t < kBlock; ++t)
         scores[t] = -FLT_MAX;
     }
   }
   for (int h = 0; h < Heads; ++h) {
-    const int64_t n = (i1 - i0) * 32;
+    const int64_t n = (i1 - i0) * kBlock;
     vec best = load(s[h]);
     for (int64_t t = kLanes; t < n; t += kLanes) best = max(best, load(s[h] + t));
     alignas(64) float lanes[kLanes];
@@ -243,7 +243,7 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
     for (int64_t j = 0; j < i1 - i0; ++j) {
       const auto gather = [&](int64_t t, vec a, vec b) HASTEN_LAMBDA {
         for (int h = 0; h < Heads; ++h) {
-          const vec w = broadcast(s[h][j * 32 + t]);
+          const vec w = broadcast(s[h][j * kBlock + t]);
           first[h] = fma(a, w, first[h]);
           second[h] = fma(b, w, second[h]);
         }
@@ -256,19 +256,19 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
         }
       };
       if (c.bits == kBf16) {
-        gather_plain(static_cast<const uint16_t*>(value_rows[j]) + g * 32);
+        gather_plain(static_cast<const uint16_t*>(value_rows[j]) + g * kBlock);
       } else if (c.bits == kFp16) {
-        gather_plain(static_cast<const Half*>(value_rows[j]) + g * 32);
+        gather_plain(static_cast<const Half*>(value_rows[j]) + g * kBlock);
       } else if (c.bits == kFp32 || base[j] / block >= quantized) {
-        gather_plain(static_cast<const float*>(value_rows[j]) + g * 32);
+        gather_plain(static_cast<const float*>(value_rows[j]) + g * kBlock);
       } else if (c.bits == kInt8) {
-        const int8_t* codes = static_cast<const int8_t*>(l.values) + at[j] * d + g * 32;
+        const int8_t* codes = static_cast<const int8_t*>(l.values) + at[j] * d + g * kBlock;
         for (int64_t t = 0; t < tokens[j]; ++t) {
           const vec scale = broadcast_fp16(l.value_scales[(at[j] + t) * groups + g]);
           gather(t, mul(load_int8(codes + t * d), scale), mul(load_int8(codes + t * d + kLanes), scale));
         }
       } else {
-        const uint8_t* codes = static_cast<const uint8_t*>(l.values) + (at[j] * d + g * 32) / 2;
+        const uint8_t* codes = static_cast<const uint8_t*>(l.values) + (at[j] * d + g * kBlock) / 2;
         for (int64_t t = 0; t < tokens[j]; ++t) {
           const vec scale = broadcast_fp16(l.value_scales[(at[j] + t) * groups + g]);
           const vec low = broadcast_fp16(l.value_mins[(at[j] + t) * groups + g]);
@@ -278,16 +278,16 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
       }
     }
     for (int h = 0; h < Heads; ++h) {
-      store(out + h * stride + g * 32, first[h]);
-      store(out + h * stride + g * 32 + kLanes, second[h]);
+      store(out + h * stride + g * kBlock, first[h]);
+      store(out + h * stride + g * kBlock + kLanes, second[h]);
     }
   }
   // Channels beyond whole groups of 32; such heads have plain caches.
-  for (int64_t i = groups * 32; i < d; ++i)
+  for (int64_t i = groups * kBlock; i < d; ++i)
     for (int h = 0; h < Heads; ++h) {
       float total = 0;
       for (int64_t j = 0; j < i1 - i0; ++j)
-        for (int64_t t = 0; t < tokens[j]; ++t) total += s[h][j * 32 + t] * one_plain(c, value_rows[j], t * d + i);
+        for (int64_t t = 0; t < tokens[j]; ++t) total += s[h][j * kBlock + t] * one_plain(c, value_rows[j], t * d + i);
       out[h * stride + i] = total;
     }
 }
@@ -421,7 +421,7 @@ HASTEN_INLINE void range_int4(const float* x, int64_t count, int64_t step, uint1
 
 // Moves one complete block of 32 tokens from the recent part into codes.
 inline void quantize_block(const Model& m, const Cache& c, const LayerCache& l, int64_t seq, int64_t kv, int64_t b) {
-  const int64_t d = m.head_dim, groups = d / 32;
+  const int64_t d = m.head_dim, groups = d / kBlock;
   const Place place(c, l, m, seq, kv);
   const int64_t at = place.tokens + l.slot(b) * c.block;
   const int64_t recent = place.head * c.recent + b * c.block % c.recent;
@@ -429,40 +429,40 @@ inline void quantize_block(const Model& m, const Cache& c, const LayerCache& l, 
   const float* values = l.recent_values + recent * d;
   for (int64_t i = 0; i < d; ++i) {
     if (c.bits == kInt8) {
-      int8_t* codes = static_cast<int8_t*>(l.keys) + at * d + i * 32;
-      const float scale = scale_int8(keys + i, 32, d);
-      l.key_scales[at / 32 * d + i] = to_fp16(scale);
+      int8_t* codes = static_cast<int8_t*>(l.keys) + at * d + i * kBlock;
+      const float scale = scale_int8(keys + i, kBlock, d);
+      l.key_scales[at / kBlock * d + i] = to_fp16(scale);
       const float inverse = scale > 0 ? 1 / scale : 0;
-      for (int64_t t = 0; t < 32; ++t) codes[t] = int8_t(round_to(keys[t * d + i] * inverse, -127, 127));
+      for (int64_t t = 0; t < kBlock; ++t) codes[t] = int8_t(round_to(keys[t * d + i] * inverse, -127, 127));
     } else {
-      uint8_t* codes = static_cast<uint8_t*>(l.keys) + (at * d + i * 32) / 2;
+      uint8_t* codes = static_cast<uint8_t*>(l.keys) + (at * d + i * kBlock) / 2;
       uint16_t scale, min;
-      range_int4(keys + i, 32, d, scale, min);
-      l.key_scales[at / 32 * d + i] = scale;
-      l.key_mins[at / 32 * d + i] = min;
+      range_int4(keys + i, kBlock, d, scale, min);
+      l.key_scales[at / kBlock * d + i] = scale;
+      l.key_mins[at / kBlock * d + i] = min;
       const float step = from_fp16(scale), low = from_fp16(min), inverse = step > 0 ? 1 / step : 0;
       for (int64_t t = 0; t < 16; ++t)
         codes[t] = uint8_t(round_to((keys[t * d + i] - low) * inverse, 0, 15) |
                            round_to((keys[(t + 16) * d + i] - low) * inverse, 0, 15) << 4);
     }
   }
-  for (int64_t t = 0; t < 32; ++t)
+  for (int64_t t = 0; t < kBlock; ++t)
     for (int64_t g = 0; g < groups; ++g) {
-      const float* x = values + t * d + g * 32;
+      const float* x = values + t * d + g * kBlock;
       const int64_t where = (at + t) * groups + g;
       if (c.bits == kInt8) {
-        int8_t* codes = static_cast<int8_t*>(l.values) + (at + t) * d + g * 32;
-        const float scale = scale_int8(x, 32, 1);
+        int8_t* codes = static_cast<int8_t*>(l.values) + (at + t) * d + g * kBlock;
+        const float scale = scale_int8(x, kBlock, 1);
         l.value_scales[where] = to_fp16(scale);
         const float inverse = scale > 0 ? 1 / scale : 0;
-        for (int64_t i = 0; i < 32; ++i) codes[i] = int8_t(round_to(x[i] * inverse, -127, 127));
+        for (int64_t i = 0; i < kBlock; ++i) codes[i] = int8_t(round_to(x[i] * inverse, -127, 127));
       } else {
-        uint8_t* codes = static_cast<uint8_t*>(l.values) + ((at + t) * d + g * 32) / 2;
-        range_int4(x, 32, 1, l.value_scales[where], l.value_mins[where]);
+        uint8_t* codes = static_cast<uint8_t*>(l.values) + ((at + t) * d + g * kBlock) / 2;
+        range_int4(x, kBlock, 1, l.value_scales[where], l.value_mins[where]);
         const float step = from_fp16(l.value_scales[where]), low = from_fp16(l.value_mins[where]);
         const float inverse = step > 0 ? 1 / step : 0;
         for (int64_t i = 0; i < 16; ++i)
-          codes[i] = uint8_t(round_to((x[i] - low) * inverse, 0, 15) | round_to((x[i + 16] - low) * inverse, 0, 15) << 4);
+          codes[i] = uint8_t(round_to((x[i] - low) * inverse, 0, 15) | round_to((x[i + kBlock / 2] - low) * inverse, 0, 15) << 4);
       }
     }
 }

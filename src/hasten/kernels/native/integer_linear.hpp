@@ -11,7 +11,7 @@ namespace {
 
 // Values 32 g to 32 g + 31 of one row, and what `Codes` keeps of them.
 HASTEN_INLINE void encode_group(const float* x, const Codes& to, int64_t row, int64_t g) {
-  const vec a = load(x + 32 * g), b = load(x + 32 * g + kLanes);
+  const vec a = load(x + kGroup * g), b = load(x + kGroup * g + kLanes);
   alignas(64) float largest[kLanes];
   store(largest, max(abs(a), abs(b)));
   float most = 0;
@@ -19,15 +19,15 @@ HASTEN_INLINE void encode_group(const float* x, const Codes& to, int64_t row, in
   const float scale = most / 127;
   const vec inverse = broadcast(scale > 0 ? 127 / most : 0.0f);
   const vec first = round(mul(a, inverse)), second = round(mul(b, inverse));
-  int8_t* codes = to.codes + row * to.width + 32 * g;
+  int8_t* codes = to.codes + row * to.width + kGroup * g;
   store_int8(codes, first);
   store_int8(codes + kLanes, second);
-  to.scales[row * (to.width / 32) + g] = scale;
-  to.sums[row * (to.width / 32) + g] = scale * sum(add(first, second));
+  to.scales[row * (to.width / kGroup) + g] = scale;
+  to.sums[row * (to.width / kGroup) + g] = scale * sum(add(first, second));
 }
 
 HASTEN_INLINE void encode_row(const float* x, const Codes& to, int64_t row, int64_t in) {
-  for (int64_t g = 0; g < in / 32; ++g) encode_group(x, to, row, g);
+  for (int64_t g = 0; g < in / kGroup; ++g) encode_group(x, to, row, g);
 }
 
 // One vector of products: 64 bytes of a row of W against the rows of x. Part `part` of sixteen groups' scales.
@@ -49,8 +49,8 @@ HASTEN_INLINE void add_part(const uint8_t* codes, int64_t bytes, const int8_t* x
 
 template <int Bits, int Outs, int Rows>
 HASTEN_INLINE void multiply_codes_block(const Matrix& m, const Codes& x, int64_t row, float* y, int64_t ldy, int64_t n) {
-  constexpr int kParts = Bits == kInt4 ? 4 : 8, kGroups = 16 / kParts, kGroupBytes = Bits == kInt4 ? 16 : 32;
-  const int64_t groups = m.in / 32, bytes = groups * kGroupBytes;
+  constexpr int kParts = Bits == kInt4 ? 4 : 8, kGroups = 16 / kParts, kGroupBytes = Bits == kInt4 ? kGroup / 2 : kGroup;
+  const int64_t groups = m.in / kGroup, bytes = groups * kGroupBytes;
   vec total[Outs][Rows];
 #pragma GCC unroll 4
   for (int o = 0; o < Outs; ++o)
@@ -58,19 +58,19 @@ HASTEN_INLINE void multiply_codes_block(const Matrix& m, const Codes& x, int64_t
     for (int t = 0; t < Rows; ++t) total[o][t] = zero();
   for (int64_t g = 0; g < groups; g += 16) {
     const int64_t left = groups - g;
-    const int8_t* values = x.codes + row * x.width + 32 * g;
+    const int8_t* values = x.codes + row * x.width + kGroup * g;
 #pragma GCC unroll 4
     for (int o = 0; o < Outs; ++o) {
       const uint8_t* codes = static_cast<const uint8_t*>(m.codes) + (n + o) * bytes + g * kGroupBytes;
       const vec w = load_fp16_part(m.scales + (n + o) * groups + g, left);
       vec scale[Rows];
 #pragma GCC unroll 4
-      for (int t = 0; t < Rows; ++t) scale[t] = mul(w, load(x.scales + (row + t) * (x.width / 32) + g));
+      for (int t = 0; t < Rows; ++t) scale[t] = mul(w, load(x.scales + (row + t) * (x.width / kGroup) + g));
       if constexpr (Bits == kInt4) {
         const vec low = load_fp16_part(m.mins + (n + o) * groups + g, left);
 #pragma GCC unroll 4
         for (int t = 0; t < Rows; ++t)
-          total[o][t] = fma(low, load(x.sums + (row + t) * (x.width / 32) + g), total[o][t]);
+          total[o][t] = fma(low, load(x.sums + (row + t) * (x.width / kGroup) + g), total[o][t]);
       }
       if (left >= 16) {
 #pragma GCC unroll 8

@@ -84,7 +84,7 @@ class CodesBuffer {
   Codes reserve(int64_t rows, int64_t in) {
     Codes c;
     c.width = Codes::padded(in);
-    const int64_t scales = c.width / 32;
+    const int64_t scales = c.width / kGroup;
     const size_t bytes = size_t(rows * (c.width + 2 * scales * int64_t(sizeof(float))));
     if (bytes > size_ || in != in_) {
       memory_.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
@@ -201,6 +201,7 @@ class Decoder {
   // Each layer: eight tensors of the cache, then its mean keys, blocks, window, sinks, sink blocks, ring blocks.
   void set_cache(int bits, int64_t batch, int64_t block, int64_t recent, int64_t top, int64_t top_local,
                  const std::vector<std::vector<uintptr_t>>& layers) {
+    if (block != kBlock) throw std::invalid_argument("a cache in other blocks than compiled");
     cache_ = Cache();
     cache_.bits = bits;
     cache_.batch = batch;
@@ -278,7 +279,7 @@ class Decoder {
         throw std::out_of_range("a position outside the model's");
       if (in.masks && (model_.head_dim > kMostTreeChannels || cache_.top || ring))
         throw std::out_of_range("a tree needs a cache that keeps everything");
-      if (in.masks && (in.pos[t] - from >= 64 || !(in.masks[t] >> (in.pos[t] - from) & 1) || !(in.masks[t] & 1)))
+      if (in.masks && (in.pos[t] - from >= kMostTreeRows || !(in.masks[t] >> (in.pos[t] - from) & 1) || !(in.masks[t] & 1)))
         throw std::out_of_range("a row of a tree sees its root and itself");
       if (in.pos[t] - from >= slack || ((ring || cache_.top) && in.pos[t] - from >= cache_.block))
         throw std::out_of_range("too many tokens of one sequence in a step");
@@ -368,6 +369,30 @@ NB_MODULE(_native, m) {
   nb::class_<Matrix>(m, "Matrix");
   m.def("matrix", &make_matrix, nb::arg("bits"), nb::arg("out"), nb::arg("in_"), nb::arg("group"), nb::arg("codes"),
         nb::arg("scales"), nb::arg("mins"), nb::arg("bias"), nb::arg("codes_in") = false);
+  m.def("constants", [] {
+    nb::dict found;
+    found["kv_cache.BLOCK"] = kBlock;
+    found["packed_linear.GROUP"] = kGroup;
+    found["compiled.LANES"] = kLanes;
+    found["compiled.MOST_TREE_ROWS"] = kMostTreeRows;
+    found["selective_scan.CHUNK"] = ScanArgs::kChunk;
+    found["selective_scan.MAX_STATES"] = ScanArgs::kMostStates;
+    found["rational.BLOCK_ROWS"] = RationalArgs::kRows;
+    found["rational.TOP"] = RationalArgs::kTop;
+    found["rational.BOTTOM"] = RationalArgs::kBottom;
+    found["ternary_linear.BLOCK"] = TernaryArgs::kBlock;
+    found["ternary_linear.BLOCK_BYTES"] = TernaryArgs::kBytes;
+    found["sparse_linear.GROUP"] = SparseMatrix::kGroup;
+    found["sparse_linear.FEW_ROWS"] = SparseMatrix::kMostRows;
+    nb::dict formats;
+    formats["fp32"] = int(kFp32);
+    formats["fp16"] = int(kFp16);
+    formats["bf16"] = int(kBf16);
+    formats["int8"] = int(kInt8);
+    formats["int4"] = int(kInt4);
+    found["compiled.FORMATS"] = formats;
+    return found;
+  }, "Sizes that the kernels were compiled with, by the names that hasten.kernels has for them.");
   m.def("linear", &linear, unlocked);
   m.def("dequantize", &dequantize, unlocked);
   m.def("dequantize_rows", &dequantize_rows, unlocked);

@@ -20,7 +20,7 @@ void set(T*& field, uintptr_t address) {
 
 struct Scan : ScanArgs {
   Scan(int64_t batch, int64_t length, int64_t channels, int64_t states, bool bf16, bool softplus, bool exact) {
-    if (states < 1 || states > 256) throw std::invalid_argument("the compiled scan takes 1 to 256 states");
+    if (states < 1 || states > kMostStates) throw std::invalid_argument("the compiled scan takes 1 to 256 states");
     this->batch = batch;
     this->length = length;
     this->channels = channels;

@@ -37,7 +37,8 @@ struct ScanArgs {
   int64_t chunks() const { return (length + kChunk - 1) / kChunk; }
   int64_t tasks() const { return batch * (padded / 16); }
 
-  static constexpr int64_t kChunk = 32;
+  static constexpr int64_t kChunk = 32;        // steps between the states that are written
+  static constexpr int64_t kMostStates = 256;  // of a channel
 };
 
 // Floats of scratch for the gradient of up to `tasks` tasks.
@@ -105,7 +106,8 @@ HASTEN_INLINE vec hold_bend(vec d, vec a, vec grown, vec factor) {
 template <class T, bool exact>
 void scan_forward_task(const ScanArgs& s, const ScanTask& k) {
   const int64_t states = s.states, count = k.count;
-  alignas(64) float h[kLanes * 256], a2[kLanes * 256], inverse[exact ? kLanes * 256 : 1];
+  alignas(64) float h[kLanes * ScanArgs::kMostStates], a2[kLanes * ScanArgs::kMostStates],
+      inverse[exact ? kLanes * ScanArgs::kMostStates : 1];
   load_states(s.initial ? s.initial + (k.sequence * s.channels + k.channel) * states : nullptr, states, count, h);
   for (int64_t n = 0; n < states; ++n) {
     const vec a = load(s.a + n * s.padded + k.channel);

@@ -11,6 +11,8 @@
 #include <immintrin.h>
 #endif
 
+#include "types.hpp"
+
 #define HASTEN_INLINE static inline __attribute__((always_inline))
 #define HASTEN_INLINE_METHOD inline __attribute__((always_inline))
 #define HASTEN_LAMBDA __attribute__((always_inline))
@@ -18,7 +20,6 @@
 namespace hasten {
 namespace {
 
-constexpr int kLanes = 16;
 
 HASTEN_INLINE float from_bf16(uint16_t h) {
   uint32_t bits = uint32_t(h) << 16;

@@ -2,6 +2,8 @@
 
 #include <omp.h>
 
+#include <stdexcept>
+
 #include "bindings.hpp"
 
 namespace hasten {
@@ -9,6 +11,7 @@ namespace {
 
 void sparse_linear(uintptr_t packed, uintptr_t scales, uintptr_t zeros, int64_t out, int64_t in, int64_t zero_bytes,
                    uintptr_t x, uintptr_t row_scales, int rows, uintptr_t y, int threads) {
+  if (rows > SparseMatrix::kMostRows) throw std::invalid_argument("more rows than the sparse kernel has sums for");
   SparseMatrix m;
   m.packed = pointer<const uint8_t>(packed);
   m.scales = pointer<const uint16_t>(scales);

@@ -7,6 +7,8 @@
 namespace hasten {
 
 struct SparseMatrix {
+  static constexpr int64_t kGroup = 64;     // inputs that share a scale
+  static constexpr int64_t kMostRows = 16;  // of x at once
   const uint8_t* packed = nullptr;   // (out, in / 4)
   const uint16_t* scales = nullptr;  // (out, in / 64), IEEE half
   const uint8_t* zeros = nullptr;    // (out, zero_bytes), four zero points a byte
@@ -38,10 +40,10 @@ inline void sparse_multiply(const SparseMatrix& m, const int8_t* x, const float*
                             int64_t n1) {
   SparseTable table;
   fill_table(table);
-  const int64_t groups = m.in / 64;
+  const int64_t groups = m.in / SparseMatrix::kGroup;
   alignas(64) uint32_t codes[16], kept[16];
   for (int64_t n = n0; n < n1; ++n) {
-    float total[16] = {};
+    float total[SparseMatrix::kMostRows] = {};
     for (int64_t g = 0; g < groups; ++g) {
       const uint8_t* p = m.packed + n * (m.in / 4) + g * 16;
       for (int i = 0; i < 16; ++i) {
@@ -53,7 +55,7 @@ inline void sparse_multiply(const SparseMatrix& m, const int8_t* x, const float*
       const float scale = from_fp16(m.scales[n * groups + g]);
       const vec zero = broadcast(-float(m.zeros[n * m.zero_bytes + g / 4] >> 2 * (g % 4) & 3));
       for (int r = 0; r < rows; ++r) {
-        const int8_t* values = x + r * m.in + g * 64;
+        const int8_t* values = x + r * m.in + g * SparseMatrix::kGroup;
         total[r] += scale * sum(fma(dot_signed(k, values), zero, dot_signed(w, values)));
       }
     }

@@ -145,11 +145,11 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
       const int64_t t = i / m.heads, h = i % m.heads;
       float* out = s.attended + t * q_width + h * d;
       combine(s.partial + i * s.chunks * width, view_of(t * m.kv_heads + h / heads).parts(), width, d, out);
-      if (layer.output.takes_codes() && d % 32 == 0)
-        for (int64_t g = h * d / 32; g < (h + 1) * d / 32; ++g) encode_group(s.attended + t * q_width, s.attended_codes, t, g);
+      if (layer.output.takes_codes() && d % kGroup == 0)
+        for (int64_t g = h * d / kGroup; g < (h + 1) * d / kGroup; ++g) encode_group(s.attended + t * q_width, s.attended_codes, t, g);
     }
     barrier.wait();
-    if (layer.output.takes_codes() && d % 32) {
+    if (layer.output.takes_codes() && d % kGroup) {
       share(rows, 1, rank, threads, begin, end);
       for (int64_t t = begin; t < end; ++t) encode_row(s.attended + t * q_width, s.attended_codes, t, q_width);
       barrier.wait();
@@ -163,7 +163,7 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
 
     norm(layer.post_norm, 0, layer.gate);
 
-    share(m.intermediate, 32, rank, threads, begin, end);
+    share(m.intermediate, kGroup, rank, threads, begin, end);
     multiply_either(layer.gate, s.normed, m.hidden, s.hidden_codes, rows, s.inner, m.intermediate, begin, end);
     multiply_either(layer.up, s.normed, m.hidden, s.hidden_codes, rows, s.up, m.intermediate, begin, end);
     for (int t = 0; t < rows; ++t) {
@@ -176,7 +176,7 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
       }
       for (; i < end; ++i) gate[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
       if (layer.down.takes_codes())
-        for (int64_t g = begin / 32; g < end / 32; ++g) encode_group(gate, s.inner_codes, t, g);
+        for (int64_t g = begin / kGroup; g < end / kGroup; ++g) encode_group(gate, s.inner_codes, t, g);
     }
     barrier.wait();
 

@@ -38,7 +38,7 @@ void ternary_multiply(const TernaryArgs& t, int64_t begin, int64_t end) {
         const int64_t at = block * TernaryArgs::kBlock;
         __builtin_prefetch(codes + 16 * TernaryArgs::kBytes);
         for (int part = 0; part < 4; ++part)
-          add_selected(part & 1 ? others : sums, codes, part, plus + at + 64 * part, minus + at + 64 * part);
+          add_selected(part & 1 ? others : sums, codes, part, plus + at + TernaryArgs::kBytes * part, minus + at + TernaryArgs::kBytes * part);
         codes += TernaryArgs::kBytes;
       }
       // Every byte carries 128, so that all are positive: it goes out again here.

@@ -7,6 +7,11 @@
 
 namespace hasten {
 
+// Sizes that hasten/kernels/*.py have too: `constants()` says them, and a test compares.
+constexpr int kLanes = 16;  // numbers of a vector, whatever the instruction set
+constexpr int64_t kBlock = 32;  // tokens of a block of the cache, and channels of values that share a scale
+constexpr int64_t kGroup = 32;  // columns of x that share a scale in int8; a weight's groups are multiples
+constexpr int64_t kMostTreeRows = 64;  // of one sequence in a step: bits of a mask
 constexpr int64_t kMostTreeChannels = 256;  // of a head, where rows of a step form a tree
 
 enum Format : int { kFp32 = 32, kFp16 = 17, kBf16 = 16, kInt8 = 8, kInt4 = 4 };
@@ -14,14 +19,14 @@ enum Format : int { kFp32 = 32, kFp16 = 17, kBf16 = 16, kInt8 = 8, kInt4 = 4 };
 // A weight matrix (out, in); see hasten/kernels/packed_linear.py for the formats.
 struct Matrix {
   int bits = 0;
-  int64_t out = 0, in = 0, group = 32;
+  int64_t out = 0, in = 0, group = kGroup;
   const void* codes = nullptr;
   const uint16_t* scales = nullptr;  // (out, in / group), IEEE half
   const uint16_t* mins = nullptr;    // likewise, int4 only
   const float* bias = nullptr;
   bool codes_in = false;  // rows of x are rounded to int8 first, and multiplied as whole numbers
 
-  bool takes_codes() const { return codes_in && group == 32 && (bits == kInt8 || bits == kInt4); }
+  bool takes_codes() const { return codes_in && group == kGroup && (bits == kInt8 || bits == kInt4); }
 };
 
 // Rows of x as int8 codes in groups of 32, padded with zeros to whole blocks of 512.
@@ -59,8 +64,8 @@ struct LayerCache {
 // What all layers' caches share.
 struct Cache {
   int bits = kFp32;
-  int64_t batch = 1, block = 32;
-  int64_t recent = 64;  // a sequence's newest tokens, unquantized, at position % recent
+  int64_t batch = 1, block = kBlock;
+  int64_t recent = 2 * kBlock;  // a sequence's newest tokens, unquantized, at position % recent
   int64_t top = 0, top_local = 0;  // with `pooled`: blocks chosen by score, and newest blocks always read
   std::vector<LayerCache> layers;
 };

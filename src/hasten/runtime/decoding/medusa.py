@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.files import write_aside
-from hasten.kernels.kv_cache import RECENT
+from hasten.kernels.compiled import MOST_TREE_ROWS
+from hasten.kernels.kv_cache import MOST_NEW, RECENT
 from hasten.runtime.cache import KVCache
 from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel
@@ -96,8 +97,8 @@ class Tree:
         index = {(): 0} | {p: i + 1 for i, p in enumerate(self.paths)}
         if any(p[:-1] not in index for p in self.paths):
             raise HastenError("a tree has every node's parent")
-        if len(index) > 64:
-            raise HastenError("a tree has at most 63 guesses: a step takes 64 rows")
+        if len(index) > MOST_TREE_ROWS:
+            raise HastenError(f"a tree has at most {MOST_TREE_ROWS - 1} guesses: a step takes {MOST_TREE_ROWS} rows")
         self.parents = [index[p[:-1]] for p in self.paths]
         self.depths = [0, *map(len, self.paths)]
         self.masks = [1]
@@ -238,9 +239,8 @@ def decode(
         raise HastenError(f"Medusa needs the compiled step: {reason}")
     if ids.shape[0] != 1 or model.cache.window is not None or model.cache.policy is not None:
         raise HastenError("Medusa decodes one sequence with a cache that keeps everything")
-    limit = 32 if not model.cache.quantized else RECENT // 2
-    if len(tree) > limit:
-        raise HastenError(f"with this cache a step takes {limit} rows: a smaller tree, please")
+    if len(tree) > MOST_NEW:
+        raise HastenError(f"with this cache a step takes {MOST_NEW} rows: a smaller tree, please")
     length = ids.shape[1]
     model.check_fits(length + new_tokens + tree.depth)
     cache, step = model.session(1, length + new_tokens + len(tree) + 1)
