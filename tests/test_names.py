@@ -11,9 +11,7 @@ import hasten
 ROOT = Path(hasten.__file__).parent
 
 # Names that two files share for now. The list may shrink, never grow.
-KNOWN = frozenset(
-    {"Phase", "Prediction", "Task"}
-)  # fmt: skip
+KNOWN = frozenset({"Prediction", "Task"})
 
 
 def shared_names() -> dict[str, list[str]]:

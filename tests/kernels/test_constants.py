@@ -14,6 +14,8 @@ def test_the_compiled_kernels_have_the_same_sizes() -> None:
     module = native()
     if module is None:
         pytest.skip("the compiled kernels are not installed")
+    if not hasattr(module, "constants"):
+        pytest.skip("the compiled kernels are older than these sources: build them again")
     constants = module.constants()
     assert len(constants) >= 14
     for name, compiled in constants.items():

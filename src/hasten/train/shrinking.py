@@ -27,7 +27,7 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
-class Phase:
+class ShrinkingPhase:
     """A part of the training.
 
     Args:
@@ -55,15 +55,15 @@ class Phase:
 # the end, then rates of a tenth to a third, four sub-networks a step) left the small ones several points behind after
 # the same time. Short phases still have a low rate.
 SHRINKING = (
-    Phase("largest", 0.2, 1.0, 1, 1, 1, 1),
-    Phase("kernel", 0.05, 0.5, 1, None, 1, 1),
-    Phase("depth 1", 0.03, 0.2, 2, None, 2, 1, warmup=0),
-    Phase("depth 2", 0.1, 0.7, 2, None, None, 1),
-    Phase("width 1", 0.04, 0.2, 2, None, None, 2, sort=True, warmup=0),
-    Phase("width 2", 0.58, 1.0, 2, None, None, None, sort=True),
+    ShrinkingPhase("largest", 0.2, 1.0, 1, 1, 1, 1),
+    ShrinkingPhase("kernel", 0.05, 0.5, 1, None, 1, 1),
+    ShrinkingPhase("depth 1", 0.03, 0.2, 2, None, 2, 1, warmup=0),
+    ShrinkingPhase("depth 2", 0.1, 0.7, 2, None, None, 1),
+    ShrinkingPhase("width 1", 0.04, 0.2, 2, None, None, 2, sort=True, warmup=0),
+    ShrinkingPhase("width 2", 0.58, 1.0, 2, None, None, None, sort=True),
 )
 # All sub-networks from the first step, for comparison.
-JOINT = (Phase("joint", 1.0, 1.0, 2),)
+JOINT = (ShrinkingPhase("joint", 1.0, 1.0, 2),)
 
 
 def _smoothed(logits: Tensor, labels: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def train(
     labels: Tensor,
     *,
     seconds: float,
-    phases: Sequence[Phase] = SHRINKING,
+    phases: Sequence[ShrinkingPhase] = SHRINKING,
     batch: int = 128,
     rate: float = 0.15,
     distill: float = 1.0,
@@ -115,7 +115,9 @@ def train(
     total, done = sum(p.share for p in phases), 0.0
     kept: list[int] = []
 
-    def losses(phase: Phase, allowed: dict[str, tuple[int, ...]], teacher: OnceForAll | None) -> Callable[[int], float]:
+    def losses(
+        phase: ShrinkingPhase, allowed: dict[str, tuple[int, ...]], teacher: OnceForAll | None
+    ) -> Callable[[int], float]:
         def loss(_: int) -> float:
             chosen = torch.randint(len(images), (batch,), generator=generator)
             size = rng.choice(config.resolutions)
@@ -125,7 +127,7 @@ def train(
 
         return loss
 
-    def tell(phase: Phase, before: float) -> Callable[[Moment, float], None]:
+    def tell(phase: ShrinkingPhase, before: float) -> Callable[[Moment, float], None]:
         return lambda moment, _: progress(phase.name, (before + moment.share * phase.share) / total)
 
     for number, phase in enumerate(phases):
@@ -246,7 +248,7 @@ def step(
     return total / len(archs)
 
 
-def choices(config: OFAConfig, phase: Phase) -> dict[str, tuple[int, ...]]:
+def choices(config: OFAConfig, phase: ShrinkingPhase) -> dict[str, tuple[int, ...]]:
     """What may be drawn in a phase, by name: ``kernels``, ``depths``, ``expands``."""
     names = {"kernels": phase.kernels, "depths": phase.depths, "expands": phase.expands}
     return {n: getattr(config, n) if count is None else getattr(config, n)[-count:] for n, count in names.items()}
