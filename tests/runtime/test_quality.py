@@ -10,8 +10,9 @@ import torch
 
 from hasten.errors import HastenError
 from hasten.methods import CacheFormat, SlidingWindow, WeightOnly
+from hasten.models.loading.tiny import tiny_model
 from hasten.runtime import CacheSpec, LanguageModel
-from hasten.runtime.quality import agreement, choice, needle, perplexity, recall
+from hasten.runtime.quality import agreement, choice, losses_by_position, needle, perplexities, perplexity, recall
 from hasten.tasks.questions import facts
 
 SHAPE = {"context": 100, "scored": 60, "segments": 3}
@@ -142,3 +143,25 @@ def test_a_model_that_copies_finds_the_needle() -> None:
     found = needle(model, Words(), [0] * 400, length=200)
     assert all(found.values())
     assert recall(model, Words(), [0] * 400, length=300, pairs=6, asked=3) == 1.0
+
+
+def test_caches_side_by_side_and_the_model_keeps_its_own() -> None:
+    loaded = tiny_model(layers=2)
+    model = LanguageModel(loaded.network, cache=CacheSpec("fp32"))
+    ids = torch.randint(0, 256, (200,), generator=torch.Generator().manual_seed(0))
+    options = {"context": 32, "scored": 16, "segments": 2}
+    found = perplexities(model, ids, {"fp32": CacheSpec("fp32"), "int4": CacheSpec("int4")}, **options)
+    assert found["fp32"] == perplexity(model, ids, **options).value
+    assert found["int4"] != found["fp32"]
+    assert model.cache == CacheSpec("fp32")
+
+
+def test_losses_by_position_are_those_of_the_whole_text() -> None:
+    model = LanguageModel(tiny_model(layers=2).network, cache=CacheSpec("fp32"))
+    rows = torch.randint(0, 256, (3, 71), generator=torch.Generator().manual_seed(0))
+    losses, held = losses_by_position(model, rows)
+    with torch.inference_mode():
+        logits = model.network(rows[:, :-1]).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
+    torch.testing.assert_close(losses, expected.view(3, -1).mean(0), atol=1e-4, rtol=0)
+    assert held > 0

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from hasten.runtime import LanguageModel
 
 
-@shared(weight=0.2)
+@shared(weight=5)
 def real_model(experiment: Experiment, form: str = "bf16") -> LanguageModel:
     """SmolLM2-135M with its tokenizer, made once a run for each form.
 
@@ -31,7 +31,7 @@ def real_model(experiment: Experiment, form: str = "bf16") -> LanguageModel:
     return apply_all(model, [change[form]]) if form in change else model
 
 
-@shared(weight=0.01)
+@shared(weight=1)
 def real_tokens(experiment: Experiment, characters: int) -> list[int]:
     """Tokens of so many characters of `hasten.data.text.default_text`, by the tokenizer of `real_model`."""
     from hasten.data.text import default_text

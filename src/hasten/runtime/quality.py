@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hasten.errors import HastenError
 from hasten.kernels.kv_cache import MOST_NEW
+from hasten.runtime.cache import CacheSpec
 from hasten.runtime.language_model import LanguageModel
 from hasten.tasks.questions import Question, hidden_number, key_values
 
@@ -83,6 +84,48 @@ def perplexity(
         return Perplexity(math.inf, math.inf, len(every))
     value = math.exp(min(float(every.mean()), 700.0))
     return Perplexity(value, value * float(every.std()) / math.sqrt(len(every)), len(every))
+
+
+def perplexities(
+    model: LanguageModel, ids: Sequence[int] | Tensor, caches: Mapping[str, CacheSpec], **options: Any
+) -> dict[str, float]:
+    """Name -> perplexity of one model with each way to keep and to read its cache.
+
+    Args:
+        model: keeps the cache that it has.
+        ids, options: see `perplexity`.
+        caches: by name.
+    """
+    before, found = model.cache, {}
+    try:
+        for name, cache in caches.items():
+            model.cache = cache
+            found[name] = perplexity(model, ids, **options).value
+    finally:
+        model.cache = before
+    return found
+
+
+def losses_by_position(model: LanguageModel, rows: Tensor, piece: int = MOST_NEW) -> tuple[Tensor, float]:
+    """Loss at each position of texts that are read through the cache in small pieces, from their first token on.
+
+    Args:
+        model: what is measured.
+        rows: (texts, length + 1) tokens.
+        piece: tokens read at once.
+
+    Returns:
+        mean over the texts in nats (length), and bytes of the cache at the end.
+    """
+    length = rows.shape[1] - 1
+    cache = model.new_cache(len(rows), length)
+    losses = []
+    with torch.inference_mode():
+        for at in range(0, length, piece):
+            target = rows[:, at + 1 : at + 1 + piece]
+            logits = model(rows[:, at : at + target.shape[1]], past_key_values=cache).logits
+            losses.append(_losses(logits, target).mean(0))
+    return torch.cat(losses), float(cache.nbytes)
 
 
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.cost.serving.tiers import MODELS, Job, Schedule, Tiers, best_schedule, sparse, static_split, waves
+from hasten.cost.serving.tiers import MODELS, Job, Schedule, Tiers, best_schedule, sparse, speedups, static_split, waves
 from hasten.errors import HastenError
 from hasten.hardware.device import load_device
 from hasten.workload.decoder import DecoderSizes
@@ -119,3 +119,12 @@ def test_too_little_memory() -> None:
         waves(OPT, replace(V100, fast_bytes=1e6))
     with pytest.raises(HastenError, match="shares"):
         Schedule(1.5)
+
+
+def test_speedups_are_of_the_ways_by_themselves() -> None:
+    job = Job(MODELS["opt-6.7b"], 16, new_tokens=32)
+    tiers = Tiers(fast_bytes=1e9, link=20e9, fast=900e9, compute=100e12)
+    found = speedups(job, tiers, 0.2)
+    assert found.three == sparse(job, tiers, best_schedule(job, tiers, 0.2), 0.2).seconds <= found.two
+    assert found.over_split == static_split(job, tiers).seconds / found.three
+    assert found.over_waves == waves(job, tiers).seconds / found.three

@@ -42,7 +42,7 @@ def rules_of(layers: int) -> Rules:
     return Rules(layers, round(0.6 * layers), layers + 4)
 
 
-@shared(weight=10)
+@shared(weight=200)
 def samples(experiment: Experiment) -> list[Sample]:
     """Every search on facts with four options and on additions to be answered exactly."""
     from hasten.runtime.decoding.layer_chain import Asked, ask_exactly, ask_options
@@ -124,7 +124,7 @@ def made_of(some: list[Sample]) -> str:
     )
 
 
-@check("C1")
+@check("C1", weight=15)
 def shorter_chains(experiment: Experiment) -> Seen:
     """Right answers that a shorter chain keeps."""
     every = experiment.once(samples)
@@ -199,7 +199,7 @@ def tree_against_random(experiment: Experiment) -> Seen:
     return experiment.judge(value, tree >= chance and mean[0] < mean[1], tree >= chance)
 
 
-@check("C5", weight=0.5)
+@check("C5", weight=5)
 def compute_saved(experiment: Experiment) -> Seen:
     """A chain's described products and cache beside the whole model's."""
     from hasten.runtime.decoding.layer_chain import chain

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hasten.cost.serving.scaling import Point
 
 
-@check("K1", weight=0.1)
+@check("K1")
 def dominant(experiment: Experiment) -> Seen:
     """What attention costs of long answers, by the published sizes."""
     from hasten.cost.serving.scaling import QWEN3, dense
@@ -24,7 +24,7 @@ def dominant(experiment: Experiment) -> Seen:
     return experiment.judge(value, min(shares) >= 0.95)
 
 
-@shared(weight=10)
+@shared(weight=250)
 def family(experiment: Experiment) -> list[Record]:
     """Three models, their answers recorded once under every kind of attention."""
     from hasten.runtime.recorded_answers import BUDGETS, METHODS, WIDTHS, answers, train_follower
@@ -73,7 +73,7 @@ def compared(records: list[Record], intensity: float) -> Compared:
     return Compared(max(gaps), min(gaps), ratio, top.accuracy, fronts["local"][-1].accuracy)
 
 
-@check("K3", weight=0.5)
+@check("K3", weight=3)
 def sparse_against_dense(experiment: Experiment) -> Seen:
     """Block top-k beside dense at equal cost, on a B200 and on this machine."""
     from hasten.cost.measuring import measured_intensity
@@ -142,7 +142,7 @@ def exponents(experiment: Experiment) -> Seen:
     return experiment.judge(value, 0 <= budget < tokens, budget < tokens)
 
 
-@check("K6", weight=1.5)
+@check("K6", weight=30)
 def throughput(experiment: Experiment) -> Seen:
     """A decode step of one layer over long caches, dense and by blocks."""
     import torch
