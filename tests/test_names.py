@@ -11,7 +11,7 @@ import hasten
 ROOT = Path(hasten.__file__).parent
 
 # Names that two files share for now. The list may shrink, never grow.
-KNOWN = frozenset({"Prediction", "Task"})
+KNOWN: frozenset[str] = frozenset()
 
 
 def shared_names() -> dict[str, list[str]]:

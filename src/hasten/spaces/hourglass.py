@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
-from hasten.data.images import patches, photographs
 from hasten.nn.hourglass import Hourglass
 from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Params, Space, categorical
+from hasten.tasks.restoration import NOISE, SIDE, Denoise, Restoration, SuperResolution
 from hasten.train import fit
 
-Task = Literal["denoise", "superres"]
-SIDE, NOISE = 12, 0.25
+Kind = Literal["denoise", "superres"]
+_KINDS: dict[Kind, type[Restoration]] = {"denoise": Denoise, "superres": SuperResolution}
 WIDTH = SIDE * SIDE
-
-
-@functools.cache
-def _data() -> tuple[Tensor, Tensor]:
-    """Training and test patches of the photographs, from columns that share no pixel."""
-    images = photographs()
-    training = torch.cat([patches(image, SIDE, (0, 448 - SIDE)) for image in images])
-    test = torch.cat([patches(image, SIDE, (464, 640 - SIDE), stride=6) for image in images])
-    return training, test
 
 
 def shape(params: Mapping[str, Any], parameters: int) -> Hourglass:
@@ -50,36 +39,32 @@ def shape(params: Mapping[str, Any], parameters: int) -> Hourglass:
     return Hourglass(WIDTH, hidden=hidden, layers=layers)
 
 
-def spoil(clean: Tensor, task: Task, generator: torch.Generator) -> Tensor:
-    """What the network is given for clean patches (count, WIDTH)."""
-    if task == "denoise":
-        return clean + torch.randn(clean.shape, generator=generator) * NOISE
-    images = clean.view(-1, 1, SIDE, SIDE)
-    return F.interpolate(F.avg_pool2d(images, 2), scale_factor=2).reshape(clean.shape)
-
-
-def psnr(network: Hourglass, seed: int, task: Task = "denoise") -> float:
+def psnr(network: Hourglass, seed: int, task: Kind = "denoise") -> float:
     """Peak signal-to-noise ratio on the test patches, dB: -10 log10 of the mean squared error."""
-    _, test = _data()
-    given = spoil(test, task, torch.Generator().manual_seed(seed + 1000))
+    restoration = _KINDS[task]()
+    test = restoration.parts["test"]
+    given = restoration.spoil(test, torch.Generator().manual_seed(seed + 1000))
     with torch.no_grad():
         return -10 * math.log10(float(F.mse_loss(network(given), test)))
 
 
-def restore(network: Hourglass, steps: int, rate: float, seed: int, task: Task = "denoise") -> float:
+def restore(network: Hourglass, steps: int, rate: float, seed: int, task: Kind = "denoise") -> float:
     """Trains on freshly spoiled patches and gives the PSNR on the test patches, dB."""
-    training, _ = _data()
-    generator = torch.Generator().manual_seed(seed)
-
-    def loss(step: int) -> Tensor:
-        clean = training[torch.randint(len(training), (256,), generator=generator)]
-        return F.mse_loss(network(spoil(clean, task, generator)), clean)
-
-    fit(network, loss, steps=steps, peak=rate, weight_decay=0.01, betas=(0.9, 0.999), warmup=0.3)
+    restoration = _KINDS[task]()
+    batches = restoration.batches("training", 256, seed)
+    fit(
+        network,
+        lambda step: restoration.loss(network, next(batches)),
+        steps=steps,
+        peak=rate,
+        weight_decay=0.01,
+        betas=(0.9, 0.999),
+        warmup=0.3,
+    )
     return psnr(network, seed, task)
 
 
-def problem(seed: int = 0, steps: int = 1000, task: Task = "denoise") -> Problem:
+def problem(seed: int = 0, steps: int = 1000, task: Kind = "denoise") -> Problem:
     """PSNR against parameters, over shape, depth, latent width and learning rate (arXiv 2510.01796, section 4).
 
     Args:

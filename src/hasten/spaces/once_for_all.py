@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.data.images import fashion_mnist
 from hasten.hardware import load_device
 from hasten.models.vision.once_for_all import (
     Architecture,
@@ -28,6 +27,7 @@ from hasten.models.vision.once_for_all import (
 from hasten.search.networks.specialize import estimated, measured
 from hasten.search.problem import Objective, Problem
 from hasten.search.space import Params, Space, categorical
+from hasten.tasks.images import FashionMNIST
 from hasten.train.classifying import accuracy
 from hasten.train.shrinking import train
 
@@ -53,14 +53,8 @@ class Images:
 @functools.cache
 def images() -> Images:
     """Fashion-MNIST, shuffled by a fixed seed: 55,000 to train on, 5,000 to choose by, 10,000 to report on."""
-    pictures, labels = fashion_mnist()
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
-    pictures, labels = pictures[order, None].float(), labels[order]
-    some = pictures[:10_000]
-    pictures = (pictures - some.mean()) / some.std()
-    cuts = [55_000, 5_000, 10_000]
-    x, y = pictures.split(cuts), labels.split(cuts)
-    return Images(x[0], y[0], x[1], y[1], x[2], y[2])
+    parts = FashionMNIST((55_000, 5_000, 10_000)).parts
+    return Images(*parts["training"], *parts["validation"], *parts["test"])
 
 
 def specialized(network: OnceForAll, arch: Architecture, count: int = 2000) -> SubNetwork:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-IGNORED = -100
+from hasten.tasks.recall import Recall
+from hasten.tasks.task import IGNORED, Batch, Split, registered
+
+__all__ = ["IGNORED", "AssociativeRecall", "associative_recall"]
 
 
 def associative_recall(
@@ -46,3 +49,17 @@ def associative_recall(
     targets = torch.full((batch, length), IGNORED)
     targets.scatter_(1, places, answers.gather(1, order))
     return ids, targets
+
+
+@registered("associative-recall")
+class AssociativeRecall(Recall):
+    """`associative_recall` with its options; asked is the value of every key that comes again."""
+
+    description = "which value went with this key, for several keys among noise (MQAR, arXiv 2312.04927)"
+
+    def __init__(self, *, length: int = 64, pairs: int = 6, keys: int = 16, values: int = 16) -> None:
+        self.vocabulary = self.classes = keys + values + 1
+        super().__init__(length=length, pairs=pairs, keys=keys, values=values)
+
+    def draw(self, split: Split, size: int, generator: torch.Generator) -> Batch:
+        return Batch(*associative_recall(size, **self.options, generator=generator))

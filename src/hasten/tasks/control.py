@@ -7,16 +7,19 @@ the episode ended with this step (count). The observation after an end is alread
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from hasten.errors import HastenError, MissingExtraError
+from hasten.tasks.task import Batch, Better, Model, Split, Task, registered
 
 
-class Task(ABC):
+class MemoryEnvironment(ABC):
     """Many copies of an episodic environment.
 
     Args:
@@ -41,11 +44,19 @@ class Task(ABC):
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Observations, rewards, ends."""
 
+    def best_actions(self) -> Tensor:
+        """Actions (count) of one who sees what an agent has to remember.
+
+        Raises:
+            HastenError: nobody knows them here.
+        """
+        raise HastenError(f"nobody knows the best actions in {type(self).__name__}")
+
     def _signs(self) -> Tensor:
         return torch.randint(0, 2, (self.count,), generator=self.generator) * 2.0 - 1
 
 
-class MemoryLength(Task):
+class MemoryLength(MemoryEnvironment):
     """A bit is shown once; after a blank wait the agent is asked for it (bsuite's ``memory_len``).
 
     Observations: the bit (at the first step only), whether this is the question, whether this is the first step, the
@@ -69,6 +80,9 @@ class MemoryLength(Task):
         first = (self.time == 0).float()
         return torch.stack([self.bits * first, (self.time == self.length - 1).float(), first, before], 1)
 
+    def best_actions(self) -> Tensor:
+        return (self.bits > 0).long()
+
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         answers = actions * 2.0 - 1
         ends = self.time == self.length - 1
@@ -78,7 +92,7 @@ class MemoryLength(Task):
         return self._observe(answers), rewards, ends
 
 
-class RunningMajority(Task):
+class RunningMajority(MemoryEnvironment):
     """A bit at every step of an episode of 7 to 23 (odd); at the last one: which was the majority?
 
     Nothing in the observation (bit, whether this is the question) tells where an episode begins: an agent whose memory
@@ -100,6 +114,9 @@ class RunningMajority(Task):
         self.total = self.total + bits
         return torch.stack([bits, (self.left == 1).float()], 1)
 
+    def best_actions(self) -> Tensor:
+        return (self.total > 0).long()
+
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ends = self.left == 1
         rewards = torch.where(ends, (actions * 2.0 - 1) * self.total.sign(), 0.0)
@@ -108,7 +125,7 @@ class RunningMajority(Task):
         return self._observe(), rewards, ends
 
 
-class RepeatPrevious(Task):
+class RepeatPrevious(MemoryEnvironment):
     """Cards are dealt; name the suit of the one ``delay`` cards ago (POPGym's RepeatPrevious).
 
     Easy is a delay of 4 and one deck, medium 32 and two, hard 64 and three. The rewards of an episode add up to
@@ -135,9 +152,12 @@ class RepeatPrevious(Task):
         suits = self.cards.gather(1, self.time[:, None])[:, 0]
         return torch.cat([torch.nn.functional.one_hot(suits, 4).float(), (self.time == 0).float()[:, None]], 1)
 
+    def best_actions(self) -> Tensor:
+        return self.cards.gather(1, (self.time - self.delay).clamp(min=0)[:, None])[:, 0]
+
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         asked = self.time >= self.delay
-        wanted = self.cards.gather(1, (self.time - self.delay).clamp(min=0)[:, None])[:, 0]
+        wanted = self.best_actions()
         rewards = torch.where(actions == wanted, 1.0, -1.0) / (self.length - self.delay) * asked
         ends = self.time == self.length - 1
         self.time = torch.where(ends, 0, self.time + 1)
@@ -146,7 +166,7 @@ class RepeatPrevious(Task):
         return self._observe(), rewards, ends
 
 
-class ProjectedCartPole(Task):
+class ProjectedCartPole(MemoryEnvironment):
     """In-context control: one cart-pole, seen through a random rotation, tried 16 times an episode.
 
     The observation's four numbers pass through an orthogonal matrix that is drawn anew for each episode, and the two
@@ -182,6 +202,11 @@ class ProjectedCartPole(Task):
         # Positions and speeds of about one, so that the rotation mixes what matters.
         seen = self.state / torch.tensor([1.0, 1.0, 0.1, 1.0])
         return torch.cat([(self.maps @ seen[..., None])[..., 0], before[:, None], ended[:, None], first[:, None]], 1)
+
+    def best_actions(self) -> Tensor:
+        """Pushes towards where the pole falls, and a little back to the middle: it stands until the limit."""
+        place, speed, angle, turn = self.state.unbind(1)
+        return (angle + 0.3 * turn + 0.02 * place + 0.05 * speed > 0).long() ^ self.swap
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.state = cart_pole(self.state, actions ^ self.swap)
@@ -219,7 +244,7 @@ def cart_pole(state: Tensor, actions: Tensor) -> Tensor:
     return torch.stack([x + step * speed, speed + step * pulling, angle + step * turn, turn + step * turning], 1)
 
 
-class GymTask(Task):
+class GymTask(MemoryEnvironment):
     """Copies of a Gymnasium environment with discrete actions, of whose observation the agent sees a part.
 
     ``GymTask(64, "CartPole-v1", keep=(0, 2))`` hides the velocities. Appended is whether the episode begins.
@@ -265,3 +290,120 @@ class GymTask(Task):
         seen, rewards, ended, cut, _ = self.environments.step(actions.numpy())
         ends = torch.as_tensor(ended | cut)
         return self._observe(seen, ends.float()), torch.as_tensor(rewards, dtype=torch.float32), ends
+
+
+def episode_returns(
+    environment: MemoryEnvironment, act: Callable[[Tensor, Tensor], Tensor], limit: int = 10_000
+) -> Tensor:
+    """Return (count) of every copy's first episode.
+
+    Args:
+        environment: is reset.
+        act: told the observations (count, observation) and whether each is an episode's first (count); gives actions
+            (count), int64.
+        limit: steps after which an episode counts as far as it came.
+    """
+    observation = environment.reset()
+    first = torch.ones(environment.count, dtype=torch.bool)
+    total, going = torch.zeros(environment.count), first.clone()
+    for _ in range(limit):
+        observation, rewards, first = environment.step(act(observation, first))
+        total = total + rewards * going
+        going = going & ~first
+        if not going.any():
+            break
+    return total
+
+
+class ControlTask(Task):
+    """An environment to act in: a batch is a new one of so many copies, and what is judged are its episodes' returns.
+
+    A model is a function of a `MemoryEnvironment` to returns, such as ``lambda e: episode_returns(e, act)``.
+    """
+
+    given = "an environment, see `hasten.tasks.control.MemoryEnvironment`"
+    answered = "the return of every copy's first episode (batch)"
+    metric = "return of an episode"
+    better: ClassVar[Better] = "higher"
+    environment: ClassVar[Callable[..., MemoryEnvironment]]
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        try:
+            type(self).environment(1, **options)
+        except ValueError as error:
+            raise HastenError(f"{self.name} cannot be made: {error}") from None
+
+    def draw(self, split: Split, size: int, generator: torch.Generator) -> Batch:
+        # A split's seeds are those of its own remainder.
+        seed = int(torch.randint(2**29, (), generator=generator)) * len(self.splits) + self.splits.index(split)
+        return Batch(type(self).environment(size, **self.options, seed=seed), None)
+
+    def loss(self, model: Model, batch: Batch) -> Tensor:
+        raise HastenError(f"{self.name} is learned by its rewards: see hasten.train.recurrent_ppo")
+
+    def count(self, answers: Tensor, targets: Any) -> tuple[float, int]:
+        return float(answers.double().sum()), len(answers)
+
+    def right(self, batch: Batch) -> Tensor:
+        return episode_returns(batch.inputs, lambda observation, first: batch.inputs.best_actions())
+
+    def blind(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        kinds, count = batch.inputs.actions, batch.inputs.count
+        return episode_returns(
+            batch.inputs, lambda observation, first: torch.randint(kinds, (count,), generator=generator)
+        )
+
+
+@registered("memory-length")
+class MemoryLengthTask(ControlTask):
+    """`MemoryLength` of a number of steps."""
+
+    description = "a bit that is shown once and asked for at the end of an episode"
+    environment = MemoryLength
+    best, chance = 1.0, 0.0
+
+    def __init__(self, length: int = 16) -> None:
+        super().__init__(length=length)
+
+
+@registered("running-majority")
+class RunningMajorityTask(ControlTask):
+    """`RunningMajority`."""
+
+    description = "the majority of the bits of an episode whose beginning is not shown"
+    environment = RunningMajority
+    best, chance = 1.0, 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+@registered("repeat-previous")
+class RepeatPreviousTask(ControlTask):
+    """`RepeatPrevious` of a delay and decks."""
+
+    description = "the suit of the card that was dealt some cards ago"
+    environment = RepeatPrevious
+    best, chance = 1.0, -0.5
+
+    def __init__(self, delay: int = 4, decks: int = 1) -> None:
+        super().__init__(delay=delay, decks=decks)
+
+
+@registered("projected-cart-pole")
+class ProjectedCartPoleTask(ControlTask):
+    """`ProjectedCartPole` of trials and steps of each."""
+
+    description = "a cart-pole seen through a rotation that is another one in each episode, tried several times"
+    environment = ProjectedCartPole
+
+    def __init__(self, trials: int = 16, limit: int = 200) -> None:
+        super().__init__(trials=trials, limit=limit)
+        self.best = float(trials)  # type: ignore[misc]
+
+    @functools.cached_property
+    def chance(self) -> float:
+        """Of random actions, measured in 256 episodes."""
+        generator = torch.Generator().manual_seed(0)
+        return float(self.blind(self.draw("training", 256, generator), generator).mean())

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hasten.errors import HastenError
+from hasten.tasks.task import SPLITS, Batch, Better, Classification, Model, Split, Task, registered
 
 # question, the right answer, three wrong ones
 _FACTS = """
@@ -124,3 +132,88 @@ def key_values(count: int, seed: int = 0) -> list[tuple[str, str]]:
     rng = random.Random(seed)
     rng.shuffle(words)
     return [(word, str(rng.randint(100, 999))) for word in words[:count]]
+
+
+@registered("facts")
+class Facts(Classification):
+    """`facts`, shuffled by a fixed seed: three in five are for training, one for validation, one for the test."""
+
+    description = "plain facts with four options each"
+    given = "a list of `Question`"
+    answered = "scores (batch, 4) of the options"
+    classes = 4
+
+    def __init__(self) -> None:
+        every = facts()
+        random.Random(0).shuffle(every)
+        fifth = len(every) // 5
+        cut = len(every) - 2 * fifth
+        parts = (every[:cut], every[cut : cut + fifth], every[cut + fifth :])
+        self.parts: dict[Split, list[Question]] = dict(zip(SPLITS, parts, strict=True))
+
+    def examples(self, split: Split) -> int:
+        return len(self.parts[split])
+
+    def draw(self, split: Split, size: int, generator: torch.Generator) -> Batch:
+        chosen = torch.randint(self.examples(split), (size,), generator=generator).tolist()
+        return _asked([self.parts[split][i] for i in chosen])
+
+    def take(self, split: Split, first: int, last: int) -> Batch:
+        return _asked(self.parts[split][first:last])
+
+
+def _asked(questions: list[Question]) -> Batch:
+    return Batch(questions, torch.tensor([q.answer for q in questions]))
+
+
+@registered("additions")
+class Additions(Task):
+    """Sums as `additions` has them; which pairs of numbers are asked in the end is each split's own.
+
+    Args:
+        largest: number of a sum.
+
+    Raises:
+        HastenError: too few pairs to split.
+    """
+
+    description = "small sums to complete, behind two that are solved"
+    given = "a list of prompts"
+    answered = "a list of what follows each, which is right when it begins with the sum"
+    metric = "accuracy"
+    better: ClassVar[Better] = "higher"
+    best = 1.0
+    chance = 0.0
+
+    def __init__(self, largest: int = 9) -> None:
+        if largest < 5:
+            raise HastenError("sums of numbers up to less than 5 are too few to split: give a largest of at least 5")
+        self.largest = largest
+        pairs = [(a, b) for a in range(1, largest + 1) for b in range(1, largest + 1)]
+        random.Random(0).shuffle(pairs)
+        fifth = len(pairs) // 5
+        cuts = (pairs[2 * fifth :], pairs[:fifth], pairs[fifth : 2 * fifth])
+        self.pairs: dict[Split, list[tuple[int, int]]] = dict(zip(SPLITS, cuts, strict=True))
+
+    def draw(self, split: Split, size: int, generator: torch.Generator) -> Batch:
+        prompts, answers = [], []
+        for _ in range(size):
+            shown = torch.randint(1, self.largest + 1, (2, 2), generator=generator).tolist()
+            a, b = self.pairs[split][int(torch.randint(len(self.pairs[split]), (), generator=generator))]
+            prompts.append("".join(f"{x} + {y} = {x + y}\n" for x, y in shown) + f"{a} + {b} =")
+            answers.append(a + b)
+        return Batch(prompts, torch.tensor(answers))
+
+    def loss(self, model: Model, batch: Batch) -> Tensor:
+        raise HastenError("additions are asked of a language model, not trained on")
+
+    def count(self, answers: list[str], targets: Tensor) -> tuple[float, int]:
+        firsts = [re.match(r"\s*(\d+)", answer) for answer in answers]
+        right = [f is not None and int(f[1]) == t for f, t in zip(firsts, targets.tolist(), strict=True)]
+        return float(sum(right)), len(right)
+
+    def right(self, batch: Batch) -> list[str]:
+        return [f" {answer}" for answer in batch.targets.tolist()]
+
+    def blind(self, batch: Batch, generator: torch.Generator) -> list[str]:
+        return [" what" for _ in batch.inputs]

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.tasks.task import Batch, Classification, Split, registered
+from hasten.errors import HastenError
+from hasten.tasks.task import IGNORED, Batch, Classification, Split, registered
 
 
 def selective_copying(
@@ -119,8 +120,11 @@ class Recall(Classification):
         self._check()
 
     def _check(self) -> None:
-        """Raises what the options raise, before anything is learned."""
-        self.draw("training", 1, torch.Generator().manual_seed(0))
+        """Refuses options that do not fit each other before anything is learned."""
+        try:
+            self.draw("training", 1, torch.Generator().manual_seed(0))
+        except (ValueError, RuntimeError) as error:
+            raise HastenError(f"{self.name} cannot be made: {error}") from None
 
 
 @registered("selective-copying")
@@ -151,3 +155,18 @@ class InductionHeads(Recall):
     def draw(self, split: Split, size: int, generator: torch.Generator) -> Batch:
         ids, answers = induction_heads(size, **self.options, generator=generator)
         return Batch(ids, answers[:, None])
+
+
+@registered("iterated-map")
+class IteratedMap(Recall):
+    """`iterated_map` with its options; asked is every step that is written but the first."""
+
+    description = "following a permutation that the prompt lists: each step looks up a pair far back"
+
+    def __init__(self, *, symbols: int = 16, longest: int = 64, used: int | None = None, filler: int = 0) -> None:
+        self.vocabulary = self.classes = 3 * symbols
+        super().__init__(symbols=symbols, longest=longest, used=used, filler=filler)
+
+    def draw(self, split: Split, size: int, generator: torch.Generator) -> Batch:
+        ids, written = iterated_map(size, **self.options, generator=generator)
+        return Batch(ids[:, :-1], ids[:, 1:].masked_fill(~written[:, 1:], IGNORED))

@@ -45,7 +45,8 @@ class Task(ABC):
     """What is learned or asked.
 
     A subclass says in `description` what the task is, in `given` what a model gets and in `answered` what it returns.
-    The splits share no example; for generated data they share no seed.
+    The splits share no example; for generated data they share no seed. Some data is only split in two: its ``splits``
+    are training and test.
     """
 
     name: ClassVar[str]
@@ -53,6 +54,7 @@ class Task(ABC):
     given: ClassVar[str]
     answered: ClassVar[str]
     metric: ClassVar[str]
+    splits: tuple[Split, ...] = SPLITS
     better: ClassVar[Better]
     best: ClassVar[float]
 
@@ -160,8 +162,8 @@ class Task(ABC):
         return torch.Generator().manual_seed(seed + apart)
 
     def _split(self, split: Split) -> bool:
-        if split not in SPLITS:
-            raise HastenError(f"no split is called {split!r}: choose one of {', '.join(SPLITS)}")
+        if split not in self.splits:
+            raise HastenError(f"{self.name} has no split {split!r}: choose one of {', '.join(self.splits)}")
         return True
 
     @staticmethod
@@ -205,7 +207,7 @@ def _asked(answers: Tensor, targets: Tensor) -> Tensor:
     return answers[:, -targets.shape[1] :] if targets.ndim == 2 else answers
 
 
-class Prediction(Classification):
+class NextToken(Classification):
     """A task whose every next token is asked; its metric is the mean loss in nats a token."""
 
     metric = "nats a token"

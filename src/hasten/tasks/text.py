@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hasten.data import text as data
 from hasten.errors import HastenError
-from hasten.tasks.task import SPLITS, Batch, Prediction, Split, registered
+from hasten.tasks.task import SPLITS, Batch, NextToken, Split, registered
 
 SOURCES: dict[str, Callable[[int], str]] = {
     "sources": data.sources,
@@ -39,7 +39,7 @@ def _window(ids: Tensor, length: int, batch: int, generator: torch.Generator) ->
 
 
 @registered("text")
-class Text(Prediction):
+class Text(NextToken):
     """Windows of a text, whose beginning is for training and whose end for the test.
 
     Args:
@@ -87,27 +87,22 @@ class Text(Prediction):
             else:
                 raise HastenError("tokens are characters, bytes, or a function with the size of its vocabulary")
         ends = [int(sum(splits[: i + 1]) * len(ids)) for i in range(len(splits) - 1)]
-        used: tuple[Split, ...] = SPLITS if len(splits) == 3 else ("training", "test")
-        self.parts: dict[Split, Tensor] = dict(zip(used, ids.tensor_split(ends), strict=True))
+        self.splits = SPLITS if len(splits) == 3 else ("training", "test")
+        self.parts: dict[Split, Tensor] = dict(zip(self.splits, ids.tensor_split(ends), strict=True))
         for split, part in self.parts.items():
             if len(part) <= length:
                 raise HastenError(f"the {split} part has {len(part)} tokens: windows of {length} need a longer text")
 
-    def _part(self, split: Split) -> Tensor:
-        if split not in self.parts:
-            raise HastenError(f"this text has no part for {split}: give three shares")
-        return self.parts[split]
-
     def examples(self, split: Split) -> int:
         """Windows side by side."""
-        return (len(self._part(split)) - 1) // self.length
+        return (len(self.parts[split]) - 1) // self.length
 
     def draw(self, split: Split, size: int, generator: torch.Generator) -> Batch:
-        return _batch(_window(self._part(split), self.length, size, generator))
+        return _batch(_window(self.parts[split], self.length, size, generator))
 
     def take(self, split: Split, first: int, last: int) -> Batch:
         starts = self.length * torch.arange(first, last)[:, None]
-        return _batch(self._part(split)[starts + torch.arange(self.length + 1)])
+        return _batch(self.parts[split][starts + torch.arange(self.length + 1)])
 
 
 def _batch(window: Tensor) -> Batch:

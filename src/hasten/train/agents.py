@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hasten.tasks.control import ProjectedCartPole, Task
+from hasten.tasks.control import MemoryEnvironment, ProjectedCartPole
 from hasten.train.recurrent_ppo import PPO, Memory, RecurrentPolicy, learn
 
 
@@ -31,7 +31,7 @@ class TrainedAgent:
 
 
 def train_agent(
-    task: Task,
+    task: MemoryEnvironment,
     memory: Memory,
     total: int,
     settings: PPO | None = None,

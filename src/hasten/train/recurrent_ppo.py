@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.nn.s5 import S5
-from hasten.tasks.control import Task
+from hasten.tasks.control import MemoryEnvironment
 from hasten.train.loop import descend
 
 Memory = Literal["s5", "gru", "none"]
@@ -165,7 +165,7 @@ def advantages(
 
 def learn(
     policy: RecurrentPolicy,
-    task: Task,
+    task: MemoryEnvironment,
     total: int,
     settings: PPO = PPO(),
     *,

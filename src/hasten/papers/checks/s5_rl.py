@@ -13,7 +13,7 @@ from hasten.cost.measuring import least_seconds, log_slope
 from hasten.nn import S5
 from hasten.nn.plain_attention import whole_attention
 from hasten.papers.experiment import Experiment, Seen, check, succeeded
-from hasten.tasks.control import MemoryLength, ProjectedCartPole, RepeatPrevious, RunningMajority, Task
+from hasten.tasks.control import MemoryEnvironment, MemoryLength, ProjectedCartPole, RepeatPrevious, RunningMajority
 from hasten.train.agents import train_agent, trial_lengths
 from hasten.train.recurrent_ppo import PPO, GRUMemory, Memory
 
@@ -81,7 +81,7 @@ def growth_with_length(experiment: Experiment) -> Seen:
 
 
 def _agent(
-    make: Callable[..., Task], options: dict[str, Any], memory: Memory, total: int, settings: PPO,
+    make: Callable[..., MemoryEnvironment], options: dict[str, Any], memory: Memory, total: int, settings: PPO,
     hidden: int | None, seed: int,
 ) -> tuple[float, float, int]:  # fmt: skip
     """An agent's last return, its seconds of training and its parameters; 64 copies of the task."""
