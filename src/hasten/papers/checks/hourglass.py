@@ -9,7 +9,7 @@ import torch
 from hasten.nn import Hourglass
 from hasten.papers.experiment import Experiment, Seen, check, succeeded
 from hasten.search.problem import Infeasible
-from hasten.spaces.hourglass import WIDTH, Task, restore, shape
+from hasten.spaces.hourglass import WIDTH, Kind, restore, shape
 
 # Four configurations for each arm at 100,000 parameters; convention allows two depths only, so it has two rates each.
 GRID: dict[str, list[dict[str, Any]]] = {
@@ -19,7 +19,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def _trained(params: dict[str, Any], parameters: int, steps: int, seed: int, task: Task = "denoise") -> float:
+def _trained(params: dict[str, Any], parameters: int, steps: int, seed: int, task: Kind = "denoise") -> float:
     """PSNR of one configuration, dB."""
     torch.manual_seed(seed)
     return restore(shape(params, parameters), steps, params["rate"], seed, task)
@@ -35,7 +35,7 @@ def _steps(experiment: Experiment) -> int:
     return experiment.at(quick=1, normal=experiment.steps(1000))
 
 
-def _front(experiment: Experiment, parameters: int, task: Task) -> dict[str, tuple[float, dict[str, Any]]]:
+def _front(experiment: Experiment, parameters: int, task: Kind) -> dict[str, tuple[float, dict[str, Any]]]:
     """Each kind's best configuration at a size, and its mean PSNR over three seeds."""
     steps, (first, *others) = _steps(experiment), experiment.seeds(3)
     of = {
@@ -59,7 +59,7 @@ def _front(experiment: Experiment, parameters: int, task: Task) -> dict[str, tup
 def denoising(experiment: Experiment) -> Seen:
     """Equal grids and steps, at 100,000 trainable parameters; the narrow control stands beside."""
     gains, values = [], []
-    tasks: tuple[Task, ...] = ("denoise", "superres")
+    tasks: tuple[Kind, ...] = ("denoise", "superres")
     for task in tasks:
         found = _front(experiment, 100_000, task)
         told = ", ".join(
