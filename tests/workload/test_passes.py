@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hasten.errors import HastenError
 from hasten.workload import Access, Cascade, Einsum, Op, Role, Tensor, fuse, language_model, trace, traffic
 from hasten.workload.attention import attention, execute, padding, tiled
-from hasten.workload.passes import passes
+from hasten.workload.passes import expected_loads, passes
 
 COUNTS = {"three-pass": 3, "two-pass": 2, "local-max": 2, "one-pass": 1}
 TILED = ("local-max", "one-pass")
@@ -257,3 +257,15 @@ def test_bad_input_is_one_clear_line() -> None:
         attention("four-pass", p=1, m=1, e=1, f=1)
     with pytest.raises(HastenError, match="input V is missing"):
         execute(attention("two-pass", p=1, m=2, e=1, f=1), {"Q": torch.ones(1, 1), "K": torch.ones(2, 1)})
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_what_is_loaded_when_run_is_what_was_expected(kind: str) -> None:
+    cascade = attention(kind, p=4, m=24, e=8, f=8, m0=6)
+    expected = expected_loads(cascade, passes(cascade, split(kind)))
+    run = execute(cascade, tensors(kind, *random(4, 24, 8, 8), 6), split(kind))
+    assert expected == {name: run.loads.get(name, 0) / cascade.tensors[name].elements for name in expected}
+    assert expected["K"] == expected["V"] == 1
+    # Of what it makes itself, a cascade of one pass loads nothing again.
+    again = sum(count for name, count in expected.items() if cascade.tensors[name].role != "input")
+    assert (again == 0) == (kind == "one-pass")

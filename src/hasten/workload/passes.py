@@ -101,6 +101,19 @@ _STREAMS = (Op.ELEMENTWISE, Op.REDUCE, Op.COPY)
 _CONTRACTIONS = (Op.MATMUL, Op.CONV)
 
 
+def expected_loads(cascade: Cascade, report: PassReport) -> dict[str, int]:
+    """Tensor that has the rank of ``report`` -> how many times all of it is loaded when the cascade runs pass by pass.
+
+    A pass has at hand what it makes itself; everything else that it reads, it loads.
+    """
+    runs = list(zip(cascade.einsums, report.einsums, strict=True))
+    made = {einsum.output.tensor: when for einsum, when in runs}
+    return {
+        tensor: len({when for einsum, when in runs for a in einsum.inputs if a.tensor == tensor} - {made.get(tensor)})
+        for tensor in report.visits
+    }
+
+
 @dataclass(frozen=True)
 class FusedGroup:
     """Einsums that run as one kernel.
