@@ -22,7 +22,7 @@ from dataclasses import field as data_field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from hasten.errors import HastenError
-from hasten.papers.registry import import_file
+from hasten.papers.importing import import_file
 from hasten.processes import run_arms
 
 T = TypeVar("T")

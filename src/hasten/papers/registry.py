@@ -19,10 +19,10 @@ from types import ModuleType
 
 from hasten.errors import HastenError
 from hasten.papers.card import FIELDS, Paper, read_card
+from hasten.papers.importing import OUTSIDE, import_file
 
 VARIABLE = "HASTEN_PAPERS"
 GROUP = "hasten.papers"
-_OUTSIDE = "hasten_papers_"  # modules of checks that lie elsewhere
 
 
 def _folders() -> Iterator[Path]:
@@ -98,25 +98,6 @@ def paper(slug: str) -> Paper:
     return shelf[slug]
 
 
-def import_file(name: str, file: str) -> ModuleType:
-    """The module called ``name``: one that can be imported as others are, else what lies in the file."""
-    if name in sys.modules:
-        return sys.modules[name]
-    if not name.startswith(_OUTSIDE):
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # its classes and functions can then be sent to other processes
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
 def checks_of(card: Paper) -> ModuleType | None:
     """The module with a paper's checks, imported; None when it has none.
 
@@ -129,7 +110,7 @@ def checks_of(card: Paper) -> ModuleType | None:
         return None
     inside = file.parent == Path(__file__).parent / "checks"
     digest = hashlib.sha256(f"{file.resolve()}\0".encode() + file.read_bytes()).hexdigest()[:12]  # edited: another one
-    name = f"hasten.papers.checks.{file.stem}" if inside else f"{_OUTSIDE}{digest}_{file.stem}"
+    name = f"hasten.papers.checks.{file.stem}" if inside else f"{OUTSIDE}{digest}_{file.stem}"
     try:
         module = import_file(name, str(file))
     except HastenError:
