@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,3 +58,16 @@ def test_arms_end_with_their_parent(tmp_path: Path, until: Callable[[Callable[[]
     pids = [p.name for p in seen.iterdir()]
     assert len(pids) == 2
     until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 30)
+
+
+@pytest.mark.parametrize("wait", [0.3, 3.0])  # while they start, and while they work
+def test_an_interrupt_is_told_once(wait: float, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    command = [sys.executable, str(tmp_path / "slow.py"), str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as parent:
+        time.sleep(2 + wait)  # torch is imported first
+        os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to all of them
+        _, errors = parent.communicate(timeout=60)
+    assert parent.returncode != 0
+    assert errors.count("Traceback") <= 1
+    assert "Process Spawn" not in errors

@@ -6,12 +6,29 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back while processes are started: they never see it, not while they start either.
+
+    A terminal sends it to all, and each would report it; who starts processes ends them when it is interrupted.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with_parent() -> None:
@@ -27,7 +44,6 @@ def _end_with(parent: Any) -> None:
 def _begin() -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt is the parent's to report
     end_with_parent()
     torch.set_num_threads(1)
 
@@ -69,7 +85,8 @@ def run_arms(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin)
     try:
-        waiting = {pool.submit(function, *arm): number for number, arm in enumerate(arms)}
+        with interrupts_held():
+            waiting = {pool.submit(function, *arm): number for number, arm in enumerate(arms)}
         for done, future in enumerate(as_completed(waiting)):
             each(waiting[future], future.result())
             progress((done + 1) / len(arms))

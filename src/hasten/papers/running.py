@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from hasten.papers.card import Claim, Paper
 from hasten.papers.experiment import Length, Outcome, Progress, Runner, seconds_of
 from hasten.papers.registry import checks_of, paper
 from hasten.papers.results import Result, ResultFile, machine, versions
-from hasten.processes import end_with_parent
+from hasten.processes import end_with_parent, interrupts_held
 
 
 def _silent(message: str, share: float) -> None: ...
@@ -199,7 +198,8 @@ def _side_by_side(plans: list[_Plan], processes: int, progress: Progress) -> Ite
                 plan = waiting.pop()
                 ours, theirs = context.Pipe(duplex=False)
                 process = context.Process(target=_worker, args=(theirs, plan))
-                process.start()
+                with interrupts_held():
+                    process.start()
                 theirs.close()
                 running[ours] = process, plan
             progress(", ".join(f"{plan.card.slug} {plan.planned[0]}" for _, plan in running.values()), done / count)
@@ -232,7 +232,6 @@ def _side_by_side(plans: list[_Plan], processes: int, progress: Progress) -> Ite
 
 
 def _worker(outcomes: Connection, plan: _Plan) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt is the parent's to report
     end_with_parent()
     sys.stdout = sys.stderr
     os.environ["OMP_NUM_THREADS"] = "1"
