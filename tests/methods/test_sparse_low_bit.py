@@ -15,7 +15,17 @@ from hasten.methods import SparseLowBit, TwoOfFour, WeightOnly, from_dict
 from hasten.methods.editing import outline
 from hasten.methods.recovery import LowBitLinear, last_states, recover
 from hasten.methods.solvers import Rounding
-from hasten.methods.sparse_low_bit import Int8Activations, SparseLinear, calibration, compress, pack, solver, trainable
+from hasten.methods.sparse_low_bit import (
+    Int8Activations,
+    SparseLinear,
+    calibration,
+    compress,
+    int8_activations,
+    pack,
+    solver,
+    trainable,
+)
+from hasten.models.loading.tiny import tiny_model
 from hasten.runtime import LanguageModel
 
 
@@ -190,3 +200,15 @@ def test_int8_activations_err_by_half_a_step() -> None:
     linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     Int8Activations(linear)(x)
     assert ((seen[0] - x).abs() <= x.abs().amax(-1, keepdim=True) / 254 + 1e-6).all()
+
+
+def test_int8_activations_stand_before_the_layers_alone() -> None:
+    model = LanguageModel(tiny_model(layers=2).network)
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        before = model(ids).logits
+        after = int8_activations(model)(ids).logits
+    rounded = [name for name, m in model.named_modules() if isinstance(m, Int8Activations)]
+    assert len(rounded) == 2 * 7
+    assert all(".layers." in name for name in rounded)
+    assert 0 < float((after - before).abs().max()) < 0.1 * float(before.abs().max())

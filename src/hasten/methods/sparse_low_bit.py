@@ -268,6 +268,16 @@ def trainable(model: LanguageModel, ids: Tensor) -> None:
     compress(model, ids, solving.change, solving.finish)
 
 
+def int8_activations(model: LanguageModel) -> LanguageModel:
+    """The model with `Int8Activations` in front of every linear layer of its decoder layers, changed in place."""
+    for layer in model.layers:
+        for name, module in list(layer.named_modules()):
+            if isinstance(module, nn.Linear):
+                owner, _, leaf = name.rpartition(".")
+                setattr(layer.get_submodule(owner), leaf, Int8Activations(module))
+    return model
+
+
 def pack(model: LanguageModel) -> None:
     """Puts every `LowBitLinear` of the decoder layers into its eight bits for four weights."""
     for layer in model.layers:

@@ -10,6 +10,16 @@ if TYPE_CHECKING:
     from hasten.runtime import LanguageModel
 
 
+def fresh_model(quick: bool) -> LanguageModel:
+    """SmolLM2-135M in fp32, or the tiny model, loaded anew: for arms, and for what changes its weights."""
+    from hasten.models import load_network
+    from hasten.models.loading.tiny import tiny_model
+    from hasten.runtime import LanguageModel
+
+    loaded = tiny_model(layers=8) if quick else load_network()
+    return LanguageModel(loaded.network, loaded.tokenizer)
+
+
 @shared(weight=5)
 def real_model(experiment: Experiment, form: str = "bf16") -> LanguageModel:
     """SmolLM2-135M with its tokenizer, made once a run for each form.
@@ -18,15 +28,13 @@ def real_model(experiment: Experiment, form: str = "bf16") -> LanguageModel:
         form: ``fp32``; ``bf16``, weights and products; or ``packed``, as its file packs it, with int8 activations.
     """
     from hasten.methods import WeightOnly, apply_all
-    from hasten.models import load_network, load_packed
-    from hasten.models.loading.tiny import tiny_model
+    from hasten.models import load_packed
     from hasten.runtime import LanguageModel
 
     if form == "packed" and not experiment.quick:
         packed = load_packed(bf16=True, int8=True)
         return LanguageModel(packed.network, packed.tokenizer)
-    loaded = tiny_model(experiment.seed, layers=8) if experiment.quick else load_network()
-    model = LanguageModel(loaded.network, loaded.tokenizer)
+    model = fresh_model(experiment.quick)
     change = {"bf16": WeightOnly(16, 16, bf16=True), "packed": WeightOnly(4, 8, bf16=True, int8=True)}
     return apply_all(model, [change[form]]) if form in change else model
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+import itertools
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from hasten.papers.experiment import Experiment, Seen, check
+from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
+from hasten.papers.language_models import fresh_model, real_model, real_tokens
 
-_NEEDS = 100.0
-_CONTEXT = 4096
+if TYPE_CHECKING:
+    from torch import Tensor
 
+    from hasten.runtime import LanguageModel
 
-_FINAL = "2:4, W2, KV4, window 2048"
+CONTEXT = 4096
+FINAL = "2:4, W2, KV4, window 2048"
 
 
 @check("X1")
-def _rate(experiment: Experiment) -> Seen:
+def rate(experiment: Experiment) -> Seen:
+    """Tokens a second of the FPGA's engine, by its model."""
     from hasten.cost.chips.fpga import LLAMA_2_7B, PLANS, DspEngine, Plan, run, without_packing
 
     engine, sizes = DspEngine(), LLAMA_2_7B
@@ -23,37 +29,35 @@ def _rate(experiment: Experiment) -> Seen:
         n: [tokens / run(engine, p, sizes, c).latency for tokens, c in ((1, 4096), (1, 32768))]
         for n, p in PLANS.items()
     }
-    plan = PLANS[_FINAL]
-    final = run(engine, plan, sizes, _CONTEXT)
+    plan = PLANS[FINAL]
+    final = run(engine, plan, sizes, CONTEXT)
     bound = engine.bandwidth / final.bytes["memory"]
     prompt = run(engine, plan, sizes, 0, 512)
     single = run(engine, plan, sizes, 0, 512, without_packing)
     packed = single.products / prompt.products
     steps = ", ".join(f"{n} {r[0]:.0f} / {r[1]:.0f}" for n, r in rates.items())
-    rate = rates[_FINAL][0]
+    reached = rates[FINAL][0]
     # Dense 8-bit weights and cache on the same engine: what the stack itself gains, free of the published baseline.
-    eight = 1 / run(engine, Plan(8, 0.0, 8, 0, False, 8), sizes, _CONTEXT).latency
+    eight = 1 / run(engine, Plan(8, 0.0, 8, 0, False, 8), sizes, CONTEXT).latency
     least = 164 / bound
     value = (
         f"tokens/s at 4K / 32K: {steps}; bytes at 460 GB/s allow {bound:.0f}, so the published 164 need {least:.0%} of the"
-        f" bandwidth, assumed are {engine.efficiency:.0%}; {rate / 55:.2f}x FlightLLM's published 55 (2.98x published),"
-        f" {rate / eight:.2f}x a dense 8-bit model on the same engine; packing {packed:.1f}x the 2-bit products a cycle;"
+        f" bandwidth, assumed are {engine.efficiency:.0%}; {reached / 55:.2f}x FlightLLM's published 55 (2.98x published),"
+        f" {reached / eight:.2f}x a dense 8-bit model on the same engine; packing {packed:.1f}x the 2-bit products a cycle;"
         f" decode bound by {final.bound}, prompt by {prompt.bound}"
     )
-    within = 164 <= rate <= bound and abs(bound - 205) < 3
+    within = 164 <= reached <= bound and abs(bound - 205) < 3
     holds = within and final.bound == "memory" and prompt.bound == "compute" and abs(packed - 3) < 0.01
-    return Seen(value, holds, bound >= 164)
+    return experiment.judge(value, holds, bound >= 164)
 
 
 @check("X2")
-def _energy(experiment: Experiment) -> Seen:
-    import itertools
-    from dataclasses import replace
-
+def energy(experiment: Experiment) -> Seen:
+    """Tokens a joule of it, and how far that moves with constants that are estimates."""
     from hasten.cost.chips.fpga import LLAMA_2_7B, PLANS, DspEngine, run
 
     def joules(engine: DspEngine) -> tuple[float, float]:
-        phase = run(engine, PLANS[_FINAL], LLAMA_2_7B, _CONTEXT)
+        phase = run(engine, PLANS[FINAL], LLAMA_2_7B, CONTEXT)
         return 1 / phase.energy, phase.power
 
     engine = DspEngine()
@@ -73,61 +77,40 @@ def _energy(experiment: Experiment) -> Seen:
     )
     near = abs(each / 4.96 - 1) < 0.15 and abs(watts / 33 - 1) < 0.15
     # Near with estimated constants is no proof: it holds only if the comparison stands wherever they lie.
-    return Seen(value, near and low > 0.85 * 4.96, low > 1.22)
+    return experiment.judge(value, near and low > 0.85 * 4.96, low > 1.22)
 
 
-def _byte_model(steps: int, seed: int) -> Any:
-    """A small character model trained at a length of 128."""
+def character_model(steps: int, seed: int) -> tuple[LanguageModel, Tensor]:
+    """A small character model trained at a length of 128, and the text that it has not seen."""
     import torch
-    import transformers
 
-    from hasten.data.text import characters, sources
-    from hasten.train.fitting import fit, windows
+    from hasten.models.language.llama import small_llama
+    from hasten.runtime import LanguageModel
+    from hasten.tasks.text import Text
+    from hasten.train import fit
 
     torch.manual_seed(seed)
-    ids, alphabet = characters(sources(1_500_000))
-    config = transformers.LlamaConfig(
-        vocab_size=len(alphabet), hidden_size=96, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=4096,
-    )  # fmt: skip
-    network = transformers.LlamaForCausalLM(config)
-    batches = windows(ids[: int(0.9 * len(ids))], 128, 16, seed)
-
-    def loss(step: int) -> torch.Tensor:
-        window = next(batches)
-        return torch.nn.functional.cross_entropy(network(window[:, :-1]).logits.flatten(0, 1), window[:, 1:].flatten())
-
-    fit(network, loss, steps=steps, peak=3e-3)
-    return network.eval(), ids[int(0.9 * len(ids)) :]
+    task = Text("sources", 128, splits=(0.9, 0.1))
+    network = small_llama(task.classes, width=96, layers=4, heads=4, positions=4096)
+    batches = task.batches("training", 16, seed)
+    fit(network, lambda step: task.loss(lambda ids: network(ids).logits, next(batches)), steps=steps, peak=3e-3)
+    return LanguageModel(network), task.parts["test"]
 
 
-def _streamed(network: Any, ids: Any, spec: Any, length: int) -> Any:
-    """Loss of each position of a few texts read through a cache: (length)."""
+@check("X4", weight=90)
+def long_texts(experiment: Experiment) -> Seen:
+    """A text read far beyond the trained length: everything, a window, a window with sinks and capped positions."""
     import torch
 
-    from hasten.runtime import LanguageModel
-
-    model = LanguageModel(network, cache=spec)
-    rows = torch.stack([ids[s : s + length + 1] for s in range(0, 4 * length, length)])
-    cache = model.new_cache(len(rows), length)
-    losses = []
-    with torch.inference_mode():
-        for at in range(0, length, 32):
-            part = rows[:, at : at + 32]
-            logits = model(part, past_key_values=cache).logits
-            target = rows[:, at + 1 : at + 1 + part.shape[1]]
-            each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-            losses.append(each.view(len(rows), -1).mean(0))
-    return torch.cat(losses), cache.nbytes
-
-
-@check("X4", needs=_NEEDS)
-def _long(experiment: Experiment) -> Seen:
     from hasten.runtime import CacheSpec
+    from hasten.runtime.policies import LocalShare
+    from hasten.runtime.quality import losses_by_position, perplexities
 
-    enough = experiment.paper_budget >= _NEEDS
-    network, held = _byte_model(4000 if experiment.paper_budget >= 1500 else 450 if enough else 3, experiment.seed)
-    length = 2048 if enough else 256
+    experiment.require(300)
+    steps = experiment.at(quick=3, normal=experiment.steps(450, most=4000))
+    length = experiment.at(quick=256, normal=2048)
+    model, held = character_model(steps, experiment.seed)
+    rows = torch.stack([held[s : s + length + 1] for s in range(0, 4 * length, length)])
     arms = {
         "everything": CacheSpec(),
         "window": CacheSpec("fp32", 124),
@@ -135,124 +118,84 @@ def _long(experiment: Experiment) -> Seen:
     }
     end, sizes, start = {}, {}, 0.0
     for name, spec in arms.items():
-        losses, sizes[name] = _streamed(network, held, spec, length)
+        model.cache = spec
+        losses, sizes[name] = losses_by_position(model, rows, 32)
         end[name] = float(losses[-512:].mean())
         start = float(losses[64:128].mean()) if name == "everything" else start
+    # The real model where every step reads the newest 20 % of the tokens, without and with 4 sinks.
+    caches = {name: CacheSpec(policy=LocalShare(0.2, sinks=count)) for name, count in (("local", 0), ("sinks", 4))}
+    scored, segments = experiment.at(quick=(8, 1), normal=(128, 2))
+    sinks = perplexities(
+        experiment.once(real_model), experiment.once(real_tokens, 20_000), caches,
+        context=128, scored=scored, segments=segments,
+    )  # fmt: skip
     value = (
         f"trained at 128 characters (loss there {start:.3f}), read on to {length}: "
         + ", ".join(f"{n} {v:.3f}" for n, v in end.items())
-        + f"; cache {sizes['everything'] / sizes['capped window with sinks']:.0f}x smaller, and constant"
+        + f"; cache {sizes['everything'] / sizes['capped window with sinks']:.0f}x smaller, and constant; SmolLM2-135M reading"
+        f" the newest 20 % alone: perplexity {sinks['local']:.1f}, with 4 sinks {sinks['sinks']:.1f}"
     )
     ours = end["capped window with sinks"]
     steady = ours < 1.03 * start and end["everything"] > 1.1 * start
-    if not enough:
-        return experiment.judge(value, False)
-    sinks = _sinks()
-    value += f"; SmolLM2-135M reading the newest 20 % alone: perplexity {sinks['local']:.1f}, with 4 sinks {sinks['sinks']:.1f}"
     return experiment.judge(value, steady and sinks["local"] > 1.5 * sinks["sinks"], ours < end["everything"])
 
 
-@functools.cache
-def _sinks() -> dict[str, float]:
-    """Perplexity of the real model where every step reads the newest 20 % of the tokens, without and with 4 sinks."""
-    from hasten.data.text import default_text
-    from hasten.methods import WeightOnly, apply_all
-    from hasten.models import load_network
-    from hasten.runtime import CacheSpec, LanguageModel
-    from hasten.runtime.policies import LocalShare
-    from hasten.runtime.quality import perplexity
-
-    loaded = load_network()
-    ids = loaded.tokenizer(default_text()[:20000], add_special_tokens=False, verbose=False)["input_ids"]
-    model = apply_all(LanguageModel(loaded.network), [WeightOnly(16, 16, bf16=True)])
-    found = {}
-    for name, count in (("local", 0), ("sinks", 4)):
-        model.cache = CacheSpec(policy=LocalShare(0.2, sinks=count))
-        found[name] = perplexity(model, ids, context=128, scored=128, segments=2).value
-    return found
-
-
-def _fresh() -> Any:
-    """The real model, on weights of its own modules that others do not change."""
-    import copy
-
-    from hasten.models import load_network
-    from hasten.runtime import LanguageModel
-
-    loaded = load_network()
-    tensors = (*loaded.network.parameters(), *loaded.network.buffers())
-    return LanguageModel(copy.deepcopy(loaded.network, {id(t): t for t in tensors}), loaded.tokenizer)
-
-
-def _score(model: Any, enough: bool = True) -> float:
+def score(model: LanguageModel, quick: bool) -> float:
+    """Perplexity on four pieces of text."""
     from hasten.data.text import default_text
     from hasten.runtime.quality import perplexity
 
     tokens = model.tokenizer(default_text()[:20000], add_special_tokens=False, verbose=False)["input_ids"]
-    return perplexity(model, tokens, context=128, scored=256 if enough else 16, segments=4 if enough else 1).value
+    return perplexity(model, tokens, context=128, scored=16 if quick else 256, segments=1 if quick else 4).value
 
 
-def _compressed(name: str, rows: list[list[int]]) -> float:
+def compressed(name: str, rows: list[list[int]], quick: bool) -> float:
     """Perplexity with every matrix compressed by one solver on rows of tokens: an arm."""
     import torch
 
     from hasten.methods.solvers import Rounding
     from hasten.methods.sparse_low_bit import compress, solver
 
-    model = _fresh()
+    model = fresh_model(quick)
     compress(model, torch.tensor(rows), solver(name, Rounding(2, 64)))
-    return _score(model)
+    return score(model, quick)
 
 
-@functools.cache
-def _perplexities(budget: float, report: Any) -> dict[str, float]:
+@shared(weight=250)
+def perplexities_of_parts(experiment: Experiment) -> dict[str, float]:
+    """Perplexity of the real model under each part of the stack, and under all of it."""
     from hasten.methods.recovery import last_states, recover
-    from hasten.methods.sparse_low_bit import Int8Activations, calibration, pack, trainable
-    from hasten.processes import run_arms
+    from hasten.methods.sparse_low_bit import calibration, int8_activations, pack, trainable
     from hasten.runtime import CacheSpec
 
-    enough = budget >= _NEEDS
-    found = {"dense": _score(_fresh(), enough)}
-    quantized = _fresh()
+    experiment.require(300)
+    quick = experiment.quick
+    found = {"dense": score(fresh_model(quick), quick)}
+    quantized = fresh_model(quick)
     quantized.cache = CacheSpec("int4")
-    found["KV4"] = _score(quantized, enough)
-    if not enough:
-        return found
-    import torch
-
-    eight = _fresh()
-    for layer in eight.layers:
-        for name, module in list(layer.named_modules()):
-            if isinstance(module, torch.nn.Linear):
-                owner, _, leaf = name.rpartition(".")
-                setattr(layer.get_submodule(owner), leaf, Int8Activations(module))
-    found["A8"] = _score(eight)
+    found["KV4"] = score(quantized, quick)
+    found["A8"] = score(int8_activations(fresh_model(quick)), quick)
     # The slow ones first: a solver's sweep over columns takes one thread, so that two run at once.
     names = ("sparsegpt", "gptq", "prune, then round", "wanda", "magnitude", "round")
-    told = lambda share: report("pruning and rounding a model by six solvers", 0.5 * share)  # noqa: E731
-    text = calibration(_fresh(), 24, 512)
-    arms = [(n, text[:8].tolist()) for n in names]
-    found |= dict(zip(names, run_arms(_compressed, arms, progress=told), strict=True))
-    solved = _fresh()
+    text = calibration(fresh_model(quick), *experiment.at(quick=(4, 64), normal=(24, 512)))
+    few = text[: experiment.at(quick=2, normal=8)]
+    solvers, _ = succeeded(experiment.arms(compressed, {n: (n, few.tolist(), quick) for n in names}), needed=names)
+    solved = fresh_model(quick)
     states = last_states(solved, text)
-    trainable(solved, text[:8])
-    found["joint"] = _score(solved)
-    recover(solved, text, states, seconds=min(180.0, 0.12 * budget))
-    found["recovered"] = _score(solved)
+    trainable(solved, few)
+    found["joint"] = score(solved, quick)
+    recover(solved, text, states, seconds=experiment.at(quick=0.1, normal=36.0, long=180.0))
+    found["recovered"] = score(solved, quick)
     # The stack as it would be used: packed, int8 activations, a cache of four bits, recovered.
     pack(solved)
     solved.cache = CacheSpec("int4")
-    found["whole stack"] = _score(solved)
-    return found
+    return found | solvers | {"whole stack": score(solved, quick)}
 
 
-@check("X5", needs=_NEEDS)
-def _stack(experiment: Experiment) -> Seen:
-    import math
-
-    seen = _perplexities(experiment.paper_budget, experiment.run.progress)
-    if "whole stack" not in seen:
-        return experiment.judge(f"perplexity {seen['dense']:.1f}, with KV4 {seen['KV4']:.1f}", False)
+@check("X5")
+def stack(experiment: Experiment) -> Seen:
+    """Every part of the compression by itself, and the whole."""
+    seen = experiment.once(perplexities_of_parts)
     eight, four = (seen[n] / seen["dense"] - 1 for n in ("A8", "KV4"))
     gap = math.log(seen["joint"] / seen["dense"])
     closed = 1 - math.log(seen["recovered"] / seen["dense"]) / gap
