@@ -229,7 +229,7 @@ def large_models() -> dict[str, Callable[[], object]]:
 
 def time_large() -> list[Row]:
     """Seconds from a configuration to an estimate on an H100, for a prompt of 128 tokens."""
-    from hasten.models.loading.network import build
+    from hasten.models.loading.config import build
 
     rows = []
     device = load_device("h100")

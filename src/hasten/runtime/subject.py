@@ -77,7 +77,7 @@ def _is_asset(text: str) -> bool:
 
 
 def _from_config(path: Path, prompt: int, new_tokens: int, batch: int) -> Subject:
-    from hasten.models.loading.network import build, read_config
+    from hasten.models.loading.config import build, read_config
     from hasten.runtime.language_model import LanguageModel
     from hasten.runtime.step import FAMILIES
     from hasten.workload.language import ARCHITECTURES, language_model

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from hasten.errors import HastenError
-from hasten.models.loading.network import Loaded, load_network
+from hasten.models.loading.loaded import Loaded
+from hasten.models.loading.network import load_network
 from hasten.runtime import LanguageModel
 from hasten.tuning.settings import Settings
 

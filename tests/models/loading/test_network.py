@@ -18,7 +18,7 @@ from hasten.data import assets
 from hasten.errors import HastenError
 from hasten.kernels.packed_linear import dequantize_reference
 from hasten.models import load_network, load_packed
-from hasten.models.loading.network import build, read_config
+from hasten.models.loading.config import build, read_config
 
 from ..conftest import FAMILIES, logits, tiny, vocabulary, write_gguf
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hasten.models.language.llama import small_llama
-from hasten.models.loading.network import Loaded
+from hasten.models.loading.loaded import Loaded
 
 
 def tiny_model(seed: int = 0, *, layers: int = 6, positions: int = 4096) -> Loaded:

@@ -1,0 +1,83 @@
+"""Networks from hub-style folders with safetensors."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hasten.errors import HastenError
+from hasten.models.loading.assemble import assemble
+from hasten.models.loading.config import FAMILIES, config_of, json_object, quiet
+from hasten.models.loading.loaded import Loaded, fingerprint
+
+
+def from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
+    from safetensors import SafetensorError, safe_open
+
+    data = json_object(folder / "config.json")
+    if "quantization_config" in data:
+        raise HastenError(f"{folder} holds quantized weights: give the model's unquantized folder, or a GGUF file")
+    config = config_of(data, folder / "config.json")
+    if config.model_type not in FAMILIES:
+        raise HastenError(f"{folder} is a {config.model_type!r} model; hasten loads {', '.join(sorted(FAMILIES))}")
+    if config.tie_word_embeddings is None:
+        config.tie_word_embeddings = False
+    weights: dict[str, Tensor] = {}
+    shards = _shards(folder)
+    for shard, promised in shards.items():
+        try:
+            with safe_open(shard, framework="pt") as file:
+                held = set(file.keys())
+                if promised is not None and promised != held:
+                    odd = sorted(promised ^ held)[0]
+                    raise HastenError(
+                        f"{shard} and the index disagree (first: {odd[:60]!r}): fetch or copy the folder again"
+                    )
+                for key in held:
+                    tensor = file.get_tensor(key)
+                    if not tensor.is_floating_point() or tensor.element_size() < 2:
+                        raise HastenError(
+                            f"{shard}: {key[:60]!r} is {tensor.dtype}: give a folder with unquantized weights"
+                        )
+                    # Old checkpoints carry the rotary frequencies, which follow from the config.
+                    if not key.endswith("rotary_emb.inv_freq"):
+                        weights[key] = tensor.to(dtype)
+        except FileNotFoundError:
+            raise HastenError(f"{folder} lacks {shard.name}: fetch or copy it again") from None
+        except (SafetensorError, OSError, ValueError):
+            raise HastenError(f"{shard} is truncated or corrupted: fetch or copy it again") from None
+    network = assemble(config, weights, folder)
+    if (folder / "generation_config.json").is_file():
+        from transformers import GenerationConfig
+
+        with contextlib.suppress(Exception), quiet():
+            network.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return Loaded(network, name, source, fingerprint([folder / "config.json", *shards]), _folder=folder)
+
+
+def _shards(folder: Path) -> dict[Path, set[str] | None]:
+    """The files of weights, and what the index promises of each; None without an index."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        promised: dict[Path, set[str] | None] = {}
+        try:
+            pairs = list(json_object(index)["weight_map"].items())
+        except (HastenError, KeyError, AttributeError):
+            raise HastenError(f"{index} is not a readable index: fetch or copy it again") from None
+        for key, shard in sorted(pairs, key=str):
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise HastenError(f"{index} names files outside its folder: do not use this model")
+            held = promised.setdefault(folder / shard, set())
+            assert held is not None
+            held.add(key)
+        if not promised:
+            raise HastenError(f"{index} names no files: fetch or copy it again")
+        return promised
+    if (folder / "model.safetensors").is_file():
+        return {folder / "model.safetensors": None}
+    if list(folder.glob("*.bin")):
+        raise HastenError(f"{folder} has only pickled weights (.bin), which can run code: convert them to safetensors")
+    raise HastenError(f"{folder} has no model.safetensors: give a folder with safetensors weights")
