@@ -9,7 +9,7 @@ import torch
 
 from hasten.cost.measuring import log_slope
 from hasten.errors import HastenError
-from hasten.models.real_head import real_head
+from hasten.models.language.real_head import real_head
 from hasten.nn.plain_attention import whole_attention
 from hasten.papers.experiment import Experiment, Seen, check, shared
 from hasten.workload.attention_io import (

@@ -12,7 +12,7 @@ from hasten.cost import measure
 from hasten.cost.chips.spatial import DESIGNS, LENGTHS, MODELS, SpatialCost, model_cost
 from hasten.cost.measuring import allocated_bytes
 from hasten.errors import HastenError
-from hasten.models.real_head import real_head
+from hasten.models.language.real_head import real_head
 from hasten.nn.plain_attention import online_attention, whole_attention
 from hasten.papers.experiment import Experiment, Seen, check, shared
 from hasten.workload.attention import attention, execute, padding, tiled
