@@ -144,4 +144,5 @@ def _summary(done: list[Result], save: Path | None) -> None:
 
     told = ", ".join(f"{count} {kind}" for kind, count in counts(done).items())
     kept = f"; every result is in {save}" if save else ""
-    say(f"{len(done)} claims of {len({r.slug for r in done})} papers: {told or 'none'}{kept}")
+    papers = len({r.slug for r in done})
+    say(f"{len(done)} claims of {papers} paper{'s' * (papers != 1)}: {told or 'none'}{kept}")

@@ -111,7 +111,8 @@ def _lead(papers: Sequence[tuple[Paper, list[_Line]]], lines: Sequence[_Line], s
     days = sorted(r.when[:10] for r in shown if r.when)
     when = f" · {days[0]} to {days[-1]}" if days and days[0] != days[-1] else f" · {days[0]}" if days else ""
     return escape(
-        f"{len(lines):,} claims of {len(papers)} papers, and what became of them on a machine one has at hand{when}"
+        f"{len(lines):,} claims of {len(papers)} paper{'s' * (len(papers) != 1)},"
+        f" and what became of them on a machine one has at hand{when}"
     )
 
 
