@@ -41,7 +41,7 @@ from hasten.errors import HastenError
 from hasten.hardware.chips.memory_part import memory_part
 from hasten.kernels import dram_controller
 from hasten.search import Objective, Problem, Study
-from hasten.search.agents.agent import make_agent
+from hasten.search.agents.registry import make_agent
 from hasten.search.codec import Codec
 from hasten.search.environments import Fitness
 from hasten.search.exploring import Explorer

@@ -12,7 +12,7 @@ import pytest
 from hasten import spaces
 from hasten.errors import HastenError
 from hasten.search import Infeasible, Objective, Problem, Space, Study, categorical, integer
-from hasten.search.agents.agent import make_agent
+from hasten.search.agents.registry import make_agent
 from hasten.search.codec import Codec
 from hasten.search.environments import (
     CAP,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hasten.errors import HastenError
-from hasten.search.agents.agent import make_agent
+from hasten.search.agents.registry import make_agent
 from hasten.search.environments import Log, environment, to_target
 from hasten.search.exploring import SETTINGS, Explorer, Proxy, sweep
 from hasten.spaces import dram

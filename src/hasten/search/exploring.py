@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import HastenError, MissingExtraError
-from hasten.search.agents.agent import Agent, Indices, make_agent
+from hasten.search.agents.agent import Agent, Indices
+from hasten.search.agents.registry import make_agent
 from hasten.search.codec import Codec
 from hasten.search.environments import Fitness, Log
 from hasten.search.problem import Infeasible, Problem

@@ -1,4 +1,4 @@
-"""Who chooses: samplers by name, all of them Optuna samplers.
+"""Who chooses: samplers by name, all of them Optuna samplers; every registered agent is one too.
 
 A sampler of one's own, such as a paper's agent, is a subclass of ``optuna.samplers.BaseSampler`` and a
 function that makes it, under a name:
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hasten.errors import HastenError
+from hasten.search.agents.registry import agents
 from hasten.search.space import Space
 
 Factory = Callable[..., Any]
@@ -38,7 +39,7 @@ def register(name: str, about: str = "") -> Callable[[Factory], Factory]:
     """
 
     def add(factory: Factory) -> Factory:
-        if _factories.get(name, factory) is not factory:
+        if _factories.get(name, factory) is not factory or name in agents():
             raise HastenError(f"a sampler named {name!r} is already there: choose another name")
         _factories[name] = factory
         _about[name] = about or ((factory.__doc__ or "").strip().splitlines() or [""])[0]
@@ -48,19 +49,19 @@ def register(name: str, about: str = "") -> Callable[[Factory], Factory]:
 
 
 def samplers() -> list[str]:
-    """Names of the samplers."""
-    return sorted(_factories)
+    """Names of the samplers, agents among them."""
+    return sorted({*_factories, *agents()})
 
 
 def describe(name: str) -> str:
     """A line that says what a sampler does."""
     check_name(name)
-    return _about[name]
+    return _about[name] if name in _about else agents()[name]
 
 
 def check_name(name: str) -> None:
     """Raises a HastenError unless there is a sampler called ``name``."""
-    if name not in _factories:
+    if name not in _factories and name not in agents():
         raise HastenError(f"there is no sampler {name!r}: choose from {', '.join(samplers())}")
 
 
@@ -74,9 +75,18 @@ def make_sampler(name: str, space: Space, seed: int | None = None, **options: An
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls some of its options experimental, on every use
         try:
-            return _factories[name](space, seed, **options)
+            return (_factories[name] if name in _factories else _agent(name))(space, seed, **options)
         except (TypeError, ValueError) as error:
             raise HastenError(f"sampler {name!r}: {error}") from None
+
+
+def _agent(name: str) -> Factory:
+    def make(space: Space, seed: int | None, **options: Any) -> Any:
+        from hasten.search.agents.sampler import AgentSampler
+
+        return AgentSampler(space, name, seed, **options)
+
+    return make
 
 
 @register("random", "uniform: the baseline of every other")
@@ -112,30 +122,6 @@ def _exhaustive(space: Space, seed: int | None, limit: int = EXHAUSTIVE_LIMIT) -
     from hasten.search.exhaustive import ExhaustiveSampler
 
     return ExhaustiveSampler(space)
-
-
-def _agent(name: str) -> Factory:
-    def make(space: Space, seed: int | None, **options: Any) -> Any:
-        from hasten.search.agents.sampler import AgentSampler
-
-        return AgentSampler(space, name, seed, **options)
-
-    return make
-
-
-for _name, _line in {
-    "random-walk": "agent: steps that change one parameter, back to the best now and then",
-    "genetic": "agent: a genetic algorithm, generation by generation",
-    "ants": "agent: an ant colony, pheromone on every value",
-    "parzen": "agent: Bayesian optimization with Parzen estimators of good points",
-    "ppo": "agent: one policy with a head for each parameter, by PPO",
-    "reinforce": "agent: one policy with a head for each parameter, by REINFORCE",
-    "multi-agent": "agents: an independent PPO learner for each parameter",
-    "ppo-box": "agent: one Gaussian policy over the box of all parameters, by PPO",
-    "sac-box": "agent: the same box by soft actor-critic",
-    "time-division": "agent: one policy that sets one parameter at a time",
-}.items():
-    register(_name, _line)(_agent(_name))
 
 
 @register("gp", "Optuna's Gaussian process: few trials of continuous parameters; needs scipy")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,13 +13,16 @@ import torch
 
 from hasten.errors import HastenError
 from hasten.search import Infeasible, Objective, Problem, Space, Study, categorical, integer, real
-from hasten.search.agents.agent import AGENTS, Agent, AntColony, Genetic, RandomWalk, make_agent
+from hasten.search.agents import registry
+from hasten.search.agents.agent import Agent, AntColony, Genetic, RandomWalk
 from hasten.search.agents.policies import Continuous, Multi, Single, SoftActorCritic, TimeDivision, _Learner
+from hasten.search.agents.registry import agents, make_agent
 from hasten.search.agents.sampler import AgentSampler
 from hasten.search.codec import Codec
+from hasten.search.samplers import describe, make_sampler, register, samplers
 
 make_agent("ppo", [2])  # the policies are known from here on
-NAMES = list(AGENTS)
+NAMES = list(agents())
 SIZES = (4, 3, 3, 2)
 LEARNERS = {"ppo", "reinforce", "multi-agent", "ppo-box", "sac-box", "time-division"}
 
@@ -325,3 +330,36 @@ def test_what_cannot_be_had_or_breaks_a_limit_is_paid_least():
 def test_an_agent_of_another_space_is_refused():
     with pytest.raises(HastenError, match="another space"):
         AgentSampler(_problem().space, RandomWalk((2, 2)))
+
+
+def test_agents_are_told_without_being_loaded():
+    """Names come from the folder's source: nothing that needs torch is imported for them."""
+    told = subprocess.run(
+        [sys.executable, "-c", "import sys; from hasten.search.agents.registry import agents; print(*agents());"
+         "assert 'hasten.search.agents.policies' not in sys.modules"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert {"ants", "genetic", "ppo", "sac-box"} <= set(told.stdout.split())
+
+
+def test_an_agent_of_one_s_own_is_a_sampler_too(monkeypatch):
+    monkeypatch.setattr(registry, "_makers", dict(registry._makers))
+    monkeypatch.setattr(registry, "_about", dict(registry._about))
+
+    @registry.register_agent("first", "agent: always the first")
+    class First(Agent):
+        def ask(self):
+            return (0,) * len(self.sizes)
+
+        def _learn(self, point, reward, metrics):
+            pass
+
+    assert make_agent("first", (3, 2)).ask() == (0, 0)
+    assert "first" in samplers()
+    assert describe("first") == "agent: always the first"
+    made = make_sampler("first", Space([categorical("x", [1, 2])]), 0)
+    assert isinstance(made.agent, First)
+    with pytest.raises(HastenError, match="already there"):
+        registry.register_agent("first", "another")(RandomWalk)
+    with pytest.raises(HastenError, match="already there"):
+        register("first")(lambda space, seed: None)

@@ -87,7 +87,7 @@ def _proxies(experiment: Experiment) -> dict[str, Any]:
     """A forest from 4000 points of ants, and one from as many of four agents; both tried on points drawn evenly."""
     import random
 
-    from hasten.search.agents.agent import make_agent
+    from hasten.search.agents.registry import make_agent
     from hasten.search.environments import Log
     from hasten.search.exploring import Proxy
 

@@ -38,7 +38,7 @@ def _explored(trace: str, goals: list[str], samples: int, seeds: list[int]) -> d
     """An arm: goal -> method -> (seeds, samples) of rewards, at the better of two settings."""
     import numpy as np
 
-    from hasten.search.agents.agent import make_agent
+    from hasten.search.agents.registry import make_agent
     from hasten.search.environments import to_target
     from hasten.search.exploring import Explorer, Scores
     from hasten.spaces import dram
@@ -174,7 +174,7 @@ def _scale(experiment: Experiment) -> Seen:
     """Samples until the average of 100 is 95 % of the best, on separable spaces of 10 to 60 parameters of 8 values."""
     import numpy as np
 
-    from hasten.search.agents.agent import make_agent
+    from hasten.search.agents.registry import make_agent
 
     knobs, most, needed = (10, 20, 40, 60), experiment.at(quick=110, normal=12_000), {}
     for agent in ("multi-agent", "ppo", "ppo-box"):

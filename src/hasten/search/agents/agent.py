@@ -7,12 +7,12 @@ reinforcement learning (`hasten.search.agents.policies`). As samplers of a study
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from hasten.errors import HastenError
+from hasten.search.agents.registry import register_agent
 
 Indices = tuple[int, ...]
 
@@ -50,6 +50,7 @@ class Agent(ABC):
         return tuple(int(self.rng.integers(n)) for n in self.sizes)
 
 
+@register_agent("random-walk", "agent: steps that change one parameter, back to the best now and then")
 class RandomWalk(Agent):
     """Changes ``change`` parameters of where it stands; with chance ``back`` it stands where it was best.
 
@@ -80,6 +81,7 @@ class RandomWalk(Agent):
         pass
 
 
+@register_agent("genetic", "agent: a genetic algorithm, generation by generation")
 class Genetic(Agent):
     """Generations of ``population`` points: parents by tournament, uniform crossover, mutation; the best one stays.
 
@@ -130,6 +132,7 @@ class Genetic(Agent):
             self.parents, self.scored, self.children = [*keep, *self.scored], [], []
 
 
+@register_agent("ants", "agent: an ant colony, pheromone on every value")
 class AntColony(Agent):
     """Ants choose a value for each parameter by the pheromone on it; the best ant of a colony leaves more there.
 
@@ -180,6 +183,7 @@ class AntColony(Agent):
                 trail[index] += self.deposit
 
 
+@register_agent("parzen", "agent: Bayesian optimization with Parzen estimators of good points")
 class Parzen(Agent):
     """Bayesian optimization with tree-structured Parzen estimators: values that are commoner in good points than in
     bad ones, each parameter by itself (Bergstra et al., NIPS 2011). A point that is known is not asked for again.
@@ -233,28 +237,3 @@ class Parzen(Agent):
             self.rewards = np.concatenate((self.rewards, np.empty_like(self.rewards)))
         self.points[self.count], self.rewards[self.count] = point, reward
         self.count += 1
-
-
-AGENTS: dict[str, Callable[..., Agent]] = {
-    "random-walk": RandomWalk,
-    "genetic": Genetic,
-    "ants": AntColony,
-    "parzen": Parzen,
-}
-"""Agents by name; `hasten.search.agents.policies` adds those that learn by reinforcement."""
-
-
-def make_agent(name: str, sizes: Sequence[int], seed: int = 0, **options: Any) -> Agent:
-    """The agent called ``name``.
-
-    Raises:
-        HastenError: there is no such agent, or it does not take an option.
-    """
-    import hasten.search.agents.policies  # noqa: F401 (adds its agents)
-
-    if name not in AGENTS:
-        raise HastenError(f"there is no agent {name!r}: choose from {', '.join(sorted(AGENTS))}")
-    try:
-        return AGENTS[name](sizes, seed, **options)
-    except TypeError as error:
-        raise HastenError(f"agent {name!r}: {error}") from None

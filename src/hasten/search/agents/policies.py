@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
-from hasten.search.agents.agent import AGENTS, Agent, Indices
+from hasten.search.agents.agent import Agent, Indices
+from hasten.search.agents.registry import register_agent
 from hasten.search.codec import bins
 from hasten.train.loop import descend
 
@@ -123,6 +124,7 @@ class _Learner(Agent):
         return torch.tensor(self.rewards.scaled(np.array([[r[-1]] for r in self.rows]))[:, 0], dtype=torch.float32)
 
 
+@register_agent("multi-agent", "agents: an independent PPO learner for each parameter")
 class Multi(_Learner):
     """Separate learners (independent PPO); ``central`` gives them one critic (MAPPO).
 
@@ -207,6 +209,7 @@ class _Heads(nn.Module):
         return made.reshape(made.shape[0], self.count, -1).transpose(0, 1)
 
 
+@register_agent("ppo", "agent: one policy with a head for each parameter, by PPO")
 class Single(Multi):
     """One learner with a head for each parameter: the ratio of the whole choice is clipped."""
 
@@ -228,6 +231,7 @@ class _Box(_Learner):
         return bins(self.sizes, coordinates, self.rounded)
 
 
+@register_agent("ppo-box", "agent: one Gaussian policy over the box of all parameters, by PPO")
 class Continuous(_Box):
     """One Gaussian policy over the box [-1, 1]^n, by PPO.
 
@@ -273,6 +277,7 @@ class Continuous(_Box):
             descend(self.optimizer, loss)
 
 
+@register_agent("sac-box", "agent: the same box by soft actor-critic")
 class SoftActorCritic(_Box):
     """The box by SAC: two critics of (metrics, action), a squashed Gaussian, a learned temperature; episodes of one
     step have no next state, so that critics fit rewards.
@@ -338,6 +343,7 @@ class SoftActorCritic(_Box):
         descend(self.temperature_step, -(self.temperature.exp() * (density.detach() + goal)).mean())
 
 
+@register_agent("time-division", "agent: one policy that sets one parameter at a time")
 class TimeDivision(_Learner):
     """One policy that sets one parameter at a time: it sees metrics, what stands, and whose turn it is."""
 
@@ -380,17 +386,6 @@ class TimeDivision(_Learner):
             descend(self.optimizer, loss)
 
 
+@register_agent("reinforce", "agent: one policy with a head for each parameter, by REINFORCE")
 def _reinforce(sizes: Sequence[int], seed: int = 0, **options: Any) -> Agent:
     return Single(sizes, seed, algorithm="reinforce", **options)
-
-
-AGENTS.update(
-    {
-        "ppo": Single,
-        "reinforce": _reinforce,
-        "multi-agent": Multi,
-        "ppo-box": Continuous,
-        "sac-box": SoftActorCritic,
-        "time-division": TimeDivision,
-    }
-)

@@ -9,8 +9,9 @@ from typing import Any
 from optuna.samplers import BaseSampler
 
 from hasten.errors import HastenError
-from hasten.search.agents.agent import Agent, Indices, make_agent
+from hasten.search.agents.agent import Agent, Indices
 from hasten.search.agents.policies import Running
+from hasten.search.agents.registry import make_agent
 from hasten.search.codec import Codec
 from hasten.search.space import Params, Space
 
@@ -25,7 +26,7 @@ class AgentSampler(BaseSampler):
 
     Args:
         space: of the problem.
-        agent: its name (`hasten.search.agents.agent.AGENTS`), or one made for `Codec(space).sizes`.
+        agent: its name (`hasten.search.agents.registry.agents`), or one made for `Codec(space).sizes`.
         seed: of the agent, when it is given by name.
         options: of the agent, when it is given by name.
     """
