@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hasten.processes import run_arms
+from hasten.processes import bytes_from_storage, run_arms
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -71,3 +71,10 @@ def test_an_interrupt_is_told_once(wait: float, tmp_path: Path) -> None:
     assert parent.returncode != 0
     assert errors.count("Traceback") <= 1
     assert "Process Spawn" not in errors
+
+
+def test_bytes_from_storage_only_grow() -> None:
+    before = bytes_from_storage()
+    after = bytes_from_storage()
+    assert (before is None) == (after is None)
+    assert before is None or after is None or 0 <= before <= after

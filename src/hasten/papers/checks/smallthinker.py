@@ -2,330 +2,203 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import TYPE_CHECKING
 
-from hasten.papers.experiment import Experiment, Seen, check
+from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from hasten.models.language.smallthinker import SmallThinkerLM
+
+GIB = 2**30
+# B/s of main memory, of the devices that the paper names (dual-channel DDR5-5600, RK3588's LPDDR4X), and of a drive.
+PC, BOARD, DRIVE = 89.6e9, 34e9, 3.5e9
 
 
-_NEEDS = 60.0
-_GIB = 2**30
-# B/s of main memory, of the devices that the paper names (dual-channel DDR5-5600, RK3588's LPDDR4X).
-_PC, _BOARD = 89.6e9, 34e9
-
-
-def _q4(parameters: float) -> float:
+def q4(parameters: float) -> float:
     """Bytes in Q4_0: 18 for 32 values."""
     return parameters * 18 / 32
 
 
-@functools.cache
-def _sizes(name: str) -> dict[str, float]:
+@shared(weight=5)
+def published(experiment: Experiment, name: str) -> SmallThinkerLM:
+    """A model of the paper, on the meta device; in a quick run the small one, whichever is asked for."""
     from hasten.models import named
     from hasten.models.language.smallthinker import SmallThinkerLM
 
-    model = named.build(name)
+    model = named.build(experiment.at(quick="smallthinker-4b", normal=name))
     assert isinstance(model, SmallThinkerLM)
+    return model
+
+
+def sizes(model: SmallThinkerLM) -> tuple[float, float, float]:
+    """Parameters of all, of what a step reads, and of one expert."""
     c = model.config
     total = sum(p.numel() for p in model.parameters())
     expert = 3 * c.width * c.inner
-    others = c.layers * (c.experts - c.used) * expert
     # A step reads everything but the experts it does not use, and one row of an embedding that is not the head.
     table = 0 if c.tied else c.vocabulary * c.width
-    return {
-        "total": total,
-        "read": total - others - table,
-        "expert": expert,
-        "count": c.layers * c.experts,
-        "used": c.layers * c.used,
-    }
+    return total, total - c.layers * (c.experts - c.used) * expert - table, expert
+
+
+def bounded(experiment: Experiment, name: str, memory: float, rates: tuple[float, float], listed: str) -> Seen:
+    """Memory and rate of a model in Q4_0 beside the published ones: GiB at run time, tokens/s of PC and board."""
+    total, read, _ = sizes(experiment.once(published, name))
+    held, moved = q4(total) / GIB, q4(read)
+    bounds = [PC / moved, BOARD / moved]
+    value = (
+        f"Q4_0 weights {held:.2f} GiB (published {memory} at run time), {moved / 1e9:.2f} GB read a token: at most"
+        f" {bounds[0]:.0f} tokens/s from DDR5-5600, {bounds[1]:.0f} on an RK3588 (published {listed})"
+    )
+    holds = 0.93 * memory < held < memory and bounds[0] > rates[0] and bounds[1] > rates[1]
+    return experiment.judge(value, holds, held < memory)
 
 
 @check("S1")
-def _rates(experiment: Experiment) -> Seen:
-    size = _sizes("smallthinker-21b")
-    memory, read = _q4(size["total"]) / _GIB, _q4(size["read"])
-    bounds = [_PC / read, _BOARD / read]
-    value = (
-        f"Q4_0 weights {memory:.2f} GiB (published 11.47 at run time), {read / 1e9:.2f} GB read a token: at most"
-        f" {bounds[0]:.0f} tokens/s from DDR5-5600, {bounds[1]:.0f} on an RK3588 (published 30.2, 10.8)"
-    )
-    holds = 0.93 * 11.47 < memory < 11.47 and bounds[0] > 30.19 and bounds[1] > 10.84
-    return Seen(value, holds, memory < 11.47)
+def rates_of_21b(experiment: Experiment) -> Seen:
+    """The 21B within its memory and the devices' bandwidth."""
+    return bounded(experiment, "smallthinker-21b", 11.47, (30.19, 10.84), "30.2, 10.8")
 
 
 @check("S3")
-def _small_rates(experiment: Experiment) -> Seen:
-    size = _sizes("smallthinker-4b")
-    memory, read = _q4(size["total"]) / _GIB, _q4(size["read"])
-    bounds = [_PC / read, _BOARD / read]
-    value = (
-        f"Q4_0 weights {memory:.2f} GiB (published 2.24 at run time), {read / 1e9:.2f} GB read a token: at most"
-        f" {bounds[0]:.0f} tokens/s from DDR5-5600, {bounds[1]:.0f} on an RK3588 (published 108, 39.8)"
-    )
-    return Seen(value, 0.93 * 2.24 < memory < 2.24 and bounds[0] > 108.17 and bounds[1] > 39.76, memory < 2.24)
+def rates_of_4b(experiment: Experiment) -> Seen:
+    """The 4B likewise."""
+    return bounded(experiment, "smallthinker-4b", 2.24, (108.17, 39.76), "108, 39.8")
 
 
-def _hits(experts: int, used: int, layers: int, capacity: int, steps: int, seed: int) -> float:
-    """Share of experts found in an LRU cache when choices are skewed and stay for a while."""
-    from collections import OrderedDict
-
-    held: OrderedDict[tuple[int, int], None] = OrderedDict()
-    found = asked = 0
-    for step, layer, chosen in _routes(experts, used, layers, steps, seed):
-        for expert in chosen:
-            key = (layer, expert)
-            if step >= steps // 4:
-                asked += 1
-                found += key in held
-            held[key] = None
-            held.move_to_end(key)
-            if len(held) > capacity:
-                held.popitem(last=False)
-    return found / asked
-
-
-def _routes(experts: int, used: int, layers: int, steps: int, seed: int):  # type: ignore[no-untyped-def]
-    """(step, layer, chosen): each choice stays with a chance of 0.6, else it is drawn from a skewed distribution."""
-    import random
-
-    rng = random.Random(seed)
-    weights = [[1 / (1 + i) ** 0.7 for i in rng.sample(range(experts), experts)] for _ in range(layers)]
-    now = [rng.sample(range(experts), used) for _ in range(layers)]
-    for step in range(steps):
-        for layer in range(layers):
-            chosen = [e for e in now[layer] if rng.random() < 0.6]
-            while len(chosen) < used:
-                drawn = rng.choices(range(experts), weights[layer])[0]
-                if drawn not in chosen:
-                    chosen.append(drawn)
-            now[layer] = chosen
-            yield step, layer, chosen
-
-
-@check("S2")
-def _little_memory(experiment: Experiment) -> Seen:
-    size = _sizes("smallthinker-21b")
-    hits = _hits(64, 6, 52, 2048, 200, experiment.seed)
-    bundle = _q4(size["expert"])
+def from_a_drive(experiment: Experiment, model: SmallThinkerLM, capacity: int, prefetch: bool) -> tuple[float, float]:
+    """(tokens/s on a PC with a drive where memory holds ``capacity`` experts, share of choices found there)."""
+    from hasten.cost.serving.expert_routes import share_held
     from hasten.runtime.storage.expert_store import predicted_step
 
-    # Per layer: a 3.5 GB/s drive, the expert and attention bytes at the memory's rate.
-    missing = 6 * (1 - hits) * bundle / 3.5e9
-    experts = 6 * bundle / _PC
-    attention = (_q4(size["read"]) / 52 - 6 * bundle) / _PC
-    rates = [1 / (52 * predicted_step(attention, missing, experts, prefetch=p)) for p in (True, False)]
-    kept = 2048 * bundle / 1e9
+    c, (_, read, expert) = model.config, sizes(model)
+    steps = experiment.at(quick=8, normal=200)
+    hits = share_held(c.experts, c.used, c.layers, capacity, steps, experiment.seed)
+    # Per layer: the experts that are missing at the drive's rate, those used and the attention at the memory's.
+    used, missing = c.used * q4(expert) / PC, c.used * (1 - hits) * q4(expert) / DRIVE
+    attention = (q4(read) / c.layers - c.used * q4(expert)) / PC
+    return 1 / (c.layers * predicted_step(attention, missing, used, prefetch=prefetch)), hits
+
+
+@check("S2", weight=2)
+def little_memory(experiment: Experiment) -> Seen:
+    """The 21B with its experts on a drive."""
+    model = experiment.once(published, "smallthinker-21b")
+    (rate, hits), (without, _) = (from_a_drive(experiment, model, 2048, prefetch) for prefetch in (True, False))
     value = (
-        f"2048 of 3328 experts ({kept:.2f} GB) find {hits:.0%} of choices under skewed, lasting routes; timeline with a"
-        f" 3.5 GB/s drive {rates[0]:.0f} tokens/s, without prefetch {rates[1]:.0f} (published 20.3)"
+        f"2048 of 3328 experts ({2048 * q4(sizes(model)[2]) / 1e9:.2f} GB) find {hits:.0%} of choices under skewed, lasting"
+        f" routes; timeline with a 3.5 GB/s drive {rate:.0f} tokens/s, without prefetch {without:.0f} (published 20.3)"
     )
-    return Seen(value, 0.5 < rates[0] / 20.3 < 2 and rates[0] > rates[1], rates[0] > rates[1])
+    return experiment.judge(value, 0.5 < rate / 20.3 < 2 and rate > without, rate > without)
 
 
-def _stored() -> int | None:
-    """Bytes that this process has had read from storage so far; None where the system does not count them."""
-    from pathlib import Path
-
-    try:
-        lines = Path("/proc/self/io").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes:")), None)
-
-
-class _Clock:
-    """Recorded routes, of the step that is set."""
-
-    def __init__(self, routes: dict[tuple[int, int], Tensor]) -> None:
-        self.routes, self.step = routes, 0
-
-    def __call__(self, layer: int, chosen: Tensor) -> Tensor:
-        return self.routes[self.step, layer]
-
-
-@functools.cache
-def _live(budget: float, seed: int) -> dict[str, dict[str, float]]:
-    """Real reads from a file past the page cache: seconds a step, of which stalled, for each arm at an equal budget."""
-    import tempfile
-    import time
-    from pathlib import Path
-
+@check("S4", weight=30)
+def storage(experiment: Experiment) -> Seen:
+    """Experts really read from a file past the page cache, ahead and on demand, at an equal budget."""
     import torch
 
     from hasten.models.language.smallthinker import SmallThinkerConfig, SmallThinkerLM
-    from hasten.runtime.storage.expert_store import ExpertCache, ExpertEngine, ExpertFile, write_experts
-
-    torch.manual_seed(seed)
-    layers, experts, used = 8, 32, 4
-    config = SmallThinkerConfig(
-        width=384,
-        layers=layers,
-        heads=6,
-        kv_heads=2,
-        head_dim=64,
-        vocabulary=256,
-        experts=experts,
-        used=used,
-        inner=192,
-    )
-    model = SmallThinkerLM(config).eval()
-    steps = 40 if budget >= _NEEDS else 4
-    experiment = 24576 if budget >= _NEEDS else 512
-    routes = {(s, layer): torch.tensor([c]) for s, layer, c in _routes(experts, used, layers, steps + 4, seed)}
-    found: dict[str, dict[str, float]] = {}
-    logits = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "experts.safetensors"
-        write_experts(model, path)
-        for name, share, prefetch in (("prefetch", 0.25, True), ("on demand", 0.25, False), ("resident", 1.0, True)):
-            file = ExpertFile(path, bandwidth=600e6)
-            at = _Clock(routes)
-            cache = ExpertCache(file, share * layers * experts * file.bundle_bytes)
-            engine = ExpertEngine(model, cache, prefetch=prefetch, replay=at)
-            if share == 1:
-                for layer in range(layers):
-                    for expert in range(experts):
-                        cache.get((layer, expert))
-            state = model.state_at(1, experiment)
-            for kept in state:
-                kept.keys.normal_(generator=torch.Generator().manual_seed(1))
-                kept.values.normal_(generator=torch.Generator().manual_seed(2))
-            out = []
-            for step in range(steps + 4):
-                if step == 4:
-                    cache.counts = type(cache.counts)()
-                    stored = _stored()
-                    begun = time.perf_counter()
-                at.step = step
-                out.append(engine(torch.tensor([[step]]), state))
-            seconds, ended = time.perf_counter() - begun, _stored()
-            logits[name] = torch.cat(out, 1)
-            c = cache.counts
-            found[name] = {
-                "step": seconds / steps, "stalled": c.stalled / steps, "attention": c.attention / steps,
-                "experts": c.experts / steps, "missing": c.read / steps / layers, "bundle": file.bundle_bytes,
-                "stored": -1.0 if stored is None or ended is None else (ended - stored) / max(1, c.read * file.bundle_bytes),
-            }  # fmt: skip
-    found["prefetch"]["same"] = float(all(torch.equal(one, logits["resident"]) for one in logits.values()))
-    return found
-
-
-@check("S4", needs=_NEEDS)
-def _storage(experiment: Experiment) -> Seen:
     from hasten.runtime.storage.expert_store import predicted_step
+    from hasten.runtime.storage.expert_timing import time_experts
 
-    seen = _live(experiment.paper_budget, experiment.seed)
+    experiment.require(60)
+    torch.manual_seed(experiment.seed)
+    layers, experts = experiment.at(quick=(2, 8), normal=(8, 32))
+    config = SmallThinkerConfig(
+        width=384, layers=layers, heads=6, kv_heads=2, head_dim=64, vocabulary=256, experts=experts, used=4, inner=192,
+    )  # fmt: skip
+    share = experiment.at(quick=0.5, normal=0.25)
+    steps, length = experiment.at(quick=(4, 64), normal=(40, 24576))
+    seen = time_experts(SmallThinkerLM(config).eval(), steps, length, share=share, seed=experiment.seed)
     ahead, demand, resident = seen["prefetch"], seen["on demand"], seen["resident"]
-    removed = 1 - ahead["stalled"] / demand["stalled"]
-    layers = 8
-    read = ahead["missing"] * ahead["bundle"] / 600e6
-    rest = resident["step"] - resident["attention"] - resident["experts"]
+    same = all(torch.equal(one.logits, resident.logits) for one in seen.values())
+    removed = 1 - ahead.stalled / max(1e-9, demand.stalled)
+    read = ahead.missing * ahead.bundle / 600e6
+    rest = resident.step - resident.attention - resident.experts
     line = [
-        rest + layers * predicted_step(resident["attention"] / layers, read, resident["experts"] / layers, prefetch=p)
+        rest + layers * predicted_step(resident.attention / layers, read, resident.experts / layers, prefetch=p)
         for p in (True, False)
     ]
-    # The 4B with 256 of its 1024 experts in memory, by the same timeline: a PC's memory and a drive of 3.5 GB/s.
-    size = _sizes("smallthinker-4b")
-    bundle = _q4(size["expert"])
-    hits = _hits(32, 4, 32, 256, 200, experiment.seed)
-    attention = (_q4(size["read"]) / 32 - 4 * bundle) / _PC
-    small = 1 / (32 * predicted_step(attention, 4 * (1 - hits) * bundle / 3.5e9, 4 * bundle / _PC, prefetch=True))
-    past = min(ahead["stored"], demand["stored"])
-    off = [ahead["step"] / line[0] - 1, demand["step"] / line[1] - 1]
+    small, _ = from_a_drive(experiment, experiment.once(published, "smallthinker-4b"), 256, True)
+    known = [one.stored for one in (ahead, demand) if one.stored is not None]
+    off = [ahead.step / line[0] - 1, demand.step / line[1] - 1]
     value = (
-        f"experts from a file at 600 MB/s past the page cache, memory for a quarter: {ahead['step'] * 1e3:.1f} ms a token with"
-        f" prefetch, {demand['step'] * 1e3:.1f} on demand, {resident['step'] * 1e3:.1f} all resident; {removed:.0%} of the"
-        f" waiting removed; timeline off by {off[0]:+.0%} and {off[1]:+.0%}; logits"
-        f" {'equal' if ahead['same'] else 'DIFFERENT'}; "
+        f"experts from a file at 600 MB/s past the page cache, memory for a quarter: {ahead.step * 1e3:.1f} ms a token with"
+        f" prefetch, {demand.step * 1e3:.1f} on demand, {resident.step * 1e3:.1f} all resident; {removed:.0%} of the"
+        f" waiting removed; timeline off by {off[0]:+.0%} and {off[1]:+.0%}; logits {'equal' if same else 'DIFFERENT'}; "
         + (
-            f"{past:.0%} of what was read came from storage itself"
-            if past >= 0
+            f"{min(known):.0%} of what was read came from storage itself"
+            if known
             else "the system does not count what storage gave"
         )
         + f"; the timeline gives a 4B in 1 GB {small:.0f} tokens/s on a PC (published 30)"
     )
-    holds = (past < 0 or past >= 0.95) and removed >= 0.5 and bool(ahead["same"]) and max(map(abs, off)) < 0.25
-    return experiment.judge(value, holds, removed > 0.2 and bool(ahead["same"]))
+    holds = (not known or min(known) >= 0.95) and removed >= 0.5 and same and max(map(abs, off)) < 0.25
+    return experiment.judge(value, holds, removed > 0.2 and same)
 
 
 @check("S6")
-def _cache_at_32k(experiment: Experiment) -> Seen:
-    from hasten.models import named
-    from hasten.models.language.smallthinker import SmallThinkerLM
-
-    model = named.build("smallthinker-21b")
-    assert isinstance(model, SmallThinkerLM)
-    length = 32768
+def cache_at_32k(experiment: Experiment) -> Seen:
+    """The 21B's cache with windows in three of four layers."""
+    model, length = experiment.once(published, "smallthinker-21b"), 32768
     held = sum(t.numel() * 2 for t in model.state_tensors(model.state_at(1, length)).values())
     full = 52 * 2 * 4 * 128 * 2 * length
-    value = f"{held / _GIB:.2f} GiB of {full / _GIB:.2f} GiB in fp16, {held / full:.1%}"
-    return Seen(value, abs(held / full - 0.344) < 0.002 and abs(full / _GIB - 3.25) < 0.01)
+    value = f"{held / GIB:.2f} GiB of {full / GIB:.2f} GiB in fp16, {held / full:.1%}"
+    return experiment.judge(value, abs(held / full - 0.344) < 0.002 and abs(full / GIB - 3.25) < 0.01)
 
 
-def _trained(early: bool, activation: str, mixed: bool, steps: int, seed: int) -> tuple[float, float]:
-    """(loss on held-out text, share of positive gates) of a small model after equal steps."""
+def trained(early: bool, activation: str, mixed: bool, steps: int, seed: int) -> tuple[float, float]:
+    """(loss on held-out text, share of positive gates) of a small model after equal steps: an arm."""
     import torch
 
-    from hasten.data.text import characters, sources
     from hasten.models.language.smallthinker import SmallThinkerConfig, SmallThinkerLM, hybrid
     from hasten.nn.reglu_experts import balance_loss
-    from hasten.train.fitting import fit, windows
+    from hasten.tasks.text import Text
+    from hasten.train import fit
 
     torch.manual_seed(seed)
-    ids, alphabet = characters(sources(1_500_000))
-    training, kept = ids[: int(0.9 * len(ids))], ids[int(0.9 * len(ids)) :]
+    task = Text("sources", 128, splits=(0.9, 0.1))
     rotary, windowed = hybrid(4) if mixed else ((), ())
     config = SmallThinkerConfig(
-        width=96, heads=4, kv_heads=2, head_dim=24, vocabulary=len(alphabet), experts=8, used=2, inner=96,
+        width=96, heads=4, kv_heads=2, head_dim=24, vocabulary=task.classes, experts=8, used=2, inner=96,
         rotary=rotary, windowed=windowed, window=64, early=early, activation=activation,  # type: ignore[arg-type]
     )  # fmt: skip
     model = SmallThinkerLM(config).train()
-    batches = windows(training, 128, 8, seed)
+    batches = task.batches("training", 8, seed)
     moes = [layer.block_sparse_moe for layer in model.blocks]
 
     def loss(step: int) -> torch.Tensor:
-        window = next(batches)
-        logits = model(window[:, :-1])
+        text = task.loss(model, next(batches))
         balance = torch.stack([balance_loss(moe.logits, 2) for moe in moes if moe.logits is not None]).mean()
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten()) + 1e-3 * balance
+        return text + 1e-3 * balance
 
     fit(model, loss, steps=steps, peak=3e-3)
     opened = sum(moe.open_share for moe in moes) / len(moes)
-    held, total = windows(kept, 128, 16, 1), 0.0
-    model.eval()
-    with torch.inference_mode():
-        for _ in range(8):
-            window = next(held)
-            logits = model(window[:, :-1])
-            total += float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten()))
-    return total / 8, opened
+    return task.evaluate(model.eval(), "test", size=16, batches=8, seed=1), opened
 
 
-@check("S7", needs=100)
-def _early_router(experiment: Experiment) -> Seen:
-    from hasten.processes import run_arms
-
-    # Every combination of router, gate and attention, at equal active parameters and steps; two seeds each.
-    steps = 2800 if experiment.paper_budget >= 1500 else 280 if experiment.paper_budget >= 100 else 2
-    settings = list(itertools.product((True, False), ("relu", "silu"), (True, False)))
-    names = [
-        f"{'early' if early else 'late'}, {'ReLU' if gate == 'relu' else 'SiLU'}, {'hybrid' if mixed else 'all full'}"
-        for early, gate, mixed in settings
-    ]
-    seeds = (experiment.seed, experiment.seed + 1) if experiment.paper_budget >= 100 else (experiment.seed,)
-    results = run_arms(_trained, [(*s, steps, seed) for s in settings for seed in seeds])
-    count = len(seeds)
-    means = [
-        [sum(r[k] for r in results[count * i : count * (i + 1)]) / count for k in (0, 1)] for i in range(len(names))
-    ]
-    losses, closed = {n: m[0] for n, m in zip(names, means, strict=True)}, 1 - means[0][1]
+@check("S7", weight=250)
+def early_router(experiment: Experiment) -> Seen:
+    """Every combination of router, gate and attention, at equal active parameters and steps; two seeds each."""
+    experiment.require(300)
+    steps = experiment.at(quick=1, normal=experiment.steps(280, most=2800))
+    plan = {
+        f"{'early' if early else 'late'}, {'ReLU' if gate == 'relu' else 'SiLU'}, {'hybrid' if mixed else 'all full'}":
+            (early, gate, mixed)
+        for early, gate, mixed in itertools.product((True, False), ("relu", "silu"), (True, False))
+    }  # fmt: skip
+    seeds = experiment.seeds(2)
+    arms = {f"{name}, seed {seed}": (*setting, steps, seed) for name, setting in plan.items() for seed in seeds}
+    needed = [arm for arm in arms if arm.startswith(("early, ReLU, hybrid", "late, ReLU, hybrid"))]
+    results, failed = succeeded(experiment.arms(trained, arms), needed=needed)
+    means = {}
+    for name in plan:
+        of = [results[arm] for arm in (f"{name}, seed {seed}" for seed in seeds) if arm in results]
+        if of:
+            means[name] = [sum(r[k] for r in of) / len(of) for k in (0, 1)]
+    losses, closed = {name: m[0] for name, m in means.items()}, 1 - means["early, ReLU, hybrid"][1]
     ours, late, best = losses["early, ReLU, hybrid"], losses["late, ReLU, hybrid"], min(losses.values())
     value = (
         "; ".join(f"{n} {v:.3f}" for n, v in losses.items()) + f" (held-out loss); {closed:.0%} of ReLU gates closed"
     )
-    return experiment.judge(value, ours <= 1.02 * best and closed > 0.5, ours <= 1.02 * late)
+    return experiment.judge(value + failed, ours <= 1.02 * best and closed > 0.5, ours <= 1.02 * late)
