@@ -13,6 +13,7 @@ from hasten.nn.blockffn import (
     activation_locality,
     chunk_sparsification,
     chunk_sparsity,
+    expert_histogram,
     expert_reuse,
     normalized,
     token_sparsity,
@@ -117,3 +118,12 @@ def test_adaptive_factor() -> None:
 def test_normalized_rows_have_unit_rms() -> None:
     q = normalized(torch.rand(4, 6) + 0.1)
     torch.testing.assert_close(q.square().mean(-1), torch.ones(4), rtol=1e-3, atol=0)
+
+
+def test_experts_by_the_share_of_tokens_that_use_them() -> None:
+    logits = torch.full((1, 4, 3), -1.0)
+    logits[0, :, 0] = 1.0  # of every token
+    logits[0, 0, 1] = 1.0  # of one of four; the third of none
+    assert expert_histogram([logits], 4) == [1, 1, 0, 1]
+    assert expert_histogram([logits, logits], 2) == [4, 2]
+    assert expert_histogram([]) == [0] * 10

@@ -29,6 +29,6 @@ def test_a_small_budget_does_not_judge(needed: Needed) -> None:
 
 def test_memory_of_the_largest_size(outcome: Callable[..., Outcome]) -> None:
     seen = outcome("matmul-free", "B4")
-    assert seen.verdict == "holds"
+    assert seen.verdict == "direction holds"  # half of the claim: its latency is not measured
     assert "3.2" in seen.seen
     assert outcome("matmul-free", "B6").verdict == "direction holds"

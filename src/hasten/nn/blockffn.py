@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -104,6 +106,23 @@ def expert_reuse(logits: Tensor) -> float:
     on = active(logits)
     again = (on[:, 1:] & on[:, :-1]).sum()
     return float(again) / max(1.0, float(on[:, 1:].sum()))
+
+
+def expert_histogram(routers: Sequence[Tensor], bins: int = 10) -> list[int]:
+    """How many experts are used by which share of the tokens: collapse shows as experts in the first and last bins.
+
+    Args:
+        routers: logits (batch, length, experts) of each layer.
+        bins: equal parts of 0 to 1; a share of 1 is in the last.
+
+    Returns:
+        Experts of all layers in each bin.
+    """
+    counts = [0] * bins
+    for logits in routers:
+        for share in active(logits).float().mean((0, 1)).tolist():
+            counts[min(bins - 1, int(share * bins))] += 1
+    return counts
 
 
 def activation_locality(logits: Tensor, documents: Tensor | None = None, sharpness: float = 100.0) -> Tensor:

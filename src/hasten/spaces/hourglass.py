@@ -23,6 +23,8 @@ WIDTH = SIDE * SIDE
 def shape(params: Mapping[str, Any], parameters: int) -> Hourglass:
     """The network of a point that has as many trainable parameters as asked, or just fewer.
 
+    An Hourglass takes the largest inner width at its ratio, and what that leaves over widens the latent.
+
     Raises:
         Infeasible: no inner width fits, or a conventional block would be narrower inside than outside.
     """
@@ -32,6 +34,7 @@ def shape(params: Mapping[str, Any], parameters: int) -> Hourglass:
         hidden = (parameters - latent * WIDTH) // (2 * layers * latent)
         if hidden < 1:
             raise Infeasible("the read-out takes all parameters")
+        latent = parameters // (WIDTH + 2 * layers * hidden)
         return Hourglass(WIDTH, hidden=hidden, layers=layers, latent=latent, lift=params.get("lift", "frozen"))
     hidden = parameters // (2 * layers * WIDTH)
     if hidden < 1 or (params["shape"] == "conventional") != (hidden >= WIDTH):

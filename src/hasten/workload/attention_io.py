@@ -182,13 +182,18 @@ def naive(q: Array, k: Array, v: Array, m: int, *, causal: bool = False) -> Coun
 
 
 def flash1(q: Array, k: Array, v: Array, m: int, *, causal: bool = False) -> Counted:
-    """FlashAttention's first loop order: tiles of keys stay, queries and outputs pass by again and again."""
+    """FlashAttention's first loop order: tiles of keys stay, queries and outputs pass by again and again.
+
+    With ``causal``, queries in front of all keys of a tile are not read with it.
+    """
     (n, d), memory = q.shape, FastMemory(m)
     columns, rows = flash1_tiles(d, m)
     output, total, top = np.zeros((n, d)), np.zeros(n), np.full(n, -math.inf)
     for cols in _spans(n, columns):
         with memory.load(k[cols]) as keys, memory.load(v[cols]) as values:
             for span in _spans(n, rows):
+                if causal and cols.start >= span.stop:
+                    continue
                 with (
                     memory.load(q[span]) as query,
                     memory.load(output[span]) as out,
@@ -208,13 +213,15 @@ def flash1(q: Array, k: Array, v: Array, m: int, *, causal: bool = False) -> Cou
 def flash1_tiles(d: int, m: int) -> tuple[int, int]:
     """(keys, queries) of a tile: as the paper has it (M / 4d, at most d), made smaller until all fits.
 
+    Queries give way first: how often they pass by, and with it the traffic, is decided by the keys of a tile alone.
+
     Raises:
         HastenError: not even one row of each fits.
     """
     columns = m // (4 * d)
     rows = min(columns, d)
     while columns > 0 and 2 * columns * d + rows * (2 * d + 2 + columns) > m:
-        rows, columns = (rows - 1, columns) if rows >= columns and rows > 1 else (rows, columns - 1)
+        rows, columns = (rows - 1, columns) if rows > 1 else (rows, columns - 1)
     if columns < 1 or rows < 1:
         raise HastenError(f"FlashAttention with {d} channels does not fit {m} words: use the program for small memory")
     return columns, rows

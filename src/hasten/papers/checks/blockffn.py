@@ -16,7 +16,14 @@ from hasten.hardware import load_device
 from hasten.kernels import native
 from hasten.kernels.expert_ffn import expert_ffn
 from hasten.models.language.blockffn_lm import PUBLISHED, BlockFFNConfig, BlockFFNLM
-from hasten.nn.blockffn import activation_locality, chunk_sparsification, chunk_sparsity, expert_reuse, token_sparsity
+from hasten.nn.blockffn import (
+    activation_locality,
+    chunk_sparsification,
+    chunk_sparsity,
+    expert_histogram,
+    expert_reuse,
+    token_sparsity,
+)
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 from hasten.runtime.decoding.chunked import speculate
 from hasten.tasks.task import Batch
@@ -34,12 +41,16 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """A trained small model: test loss in nats a character, sparsity of tokens and chunks, reuse, weights."""
+    """A trained small model: test loss in nats a character, sparsity of tokens and chunks, reuse, weights.
+
+    ``fired`` is the number of experts by the share of tokens that use them, in tenths, over all layers.
+    """
 
     loss: float
     sparsity: float
     chunks: dict[int, float]
     reuse: float
+    fired: list[int]
     state: dict[str, Tensor]
 
 
@@ -72,6 +83,7 @@ def _arm(feed_forward: Any, locality: float, chunk: float, steps: int, seed: int
         sum(token_sparsity(r) for r in routers) / max(1, len(routers)),
         chunks,
         sum(expert_reuse(r) for r in routers) / max(1, len(routers)),
+        expert_histogram(routers),
         {name: tensor.detach() for name, tensor in model.state_dict().items()} if chunk else {},
     )
 
@@ -93,6 +105,9 @@ def sparsity(experiment: Experiment) -> Seen:
         for name, arm in arms.items() if name != "dense"
     )  # fmt: skip
     ours, top = arms["both losses"], arms["top-6"]
+    value += "; experts by the share of tokens that use them, in tenths: " + ", ".join(
+        f"{name} {' '.join(map(str, arm.fired))}" for name, arm in arms.items() if name != "dense"
+    )
     return experiment.judge(value, ours.sparsity >= 0.8 and ours.chunks[8] >= 0.7, ours.chunks[8] > top.chunks[8])
 
 

@@ -56,10 +56,10 @@ def _copying(selective: tuple[str, ...], width: int, steps: int, seed: int) -> f
     return right / asked
 
 
-@check("M1", weight=90, needs=120)
+@check("M1", weight=60, needs=120)
 def selective_copying(experiment: Experiment) -> Seen:
     """The full layer against the same one with constant step sizes and maps and more parameters."""
-    steps = experiment.at(quick=3, normal=experiment.steps(1600, least=3))
+    steps = experiment.at(quick=3, normal=experiment.steps(1000, least=3))
     counts = {"selective": parameters_of(lambda: _model(10))}
     wider = matching_width(lambda w: _model(10, (), w), counts["selective"], range(64, 128), at_least=True)
     counts["time-invariant"] = parameters_of(lambda: _model(10, (), wider))
