@@ -194,6 +194,7 @@ def tune(model: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 def test_tune_leaves_a_model_that_loads_and_resumes(tiny_model: Path, tmp_path: Path) -> None:
     import torch
 

@@ -58,6 +58,9 @@ class DropLayers(Method):
     def apply(self, model: Any) -> Any:
         self.check(model)
         kept = [i for i in range(len(model.layers)) if i not in self.layers]
+        if full := model.cache.full_layers:
+            # What a layer reads is its own: it keeps that under its new number.
+            model.cache = replace(model.cache, full_layers=tuple(kept.index(i) for i in full if i in kept))
         model.decoder.replace_layers([model.layers[i] for i in kept], kept)
         return model
 
@@ -81,8 +84,12 @@ class DropLayers(Method):
             }
 
         changed = edit(workload, change)
+        full = [int(i) for i in str(workload.attributes.get("full_layers", "")).split(",") if i]
+        moved = [i - sum(d < i for d in self.layers) for i in full if i not in self.layers]
+        attributes = {**workload.attributes, "full_layers": ",".join(map(str, moved))}
         return replace(
             changed,
+            attributes=attributes if full else workload.attributes,
             weights={names.tensor(n): b for n, b in workload.weights.items() if not names.gone(n)},
             state={names.tensor(n): b for n, b in workload.state.items() if not names.gone(n)},
         )

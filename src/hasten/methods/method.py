@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from torch import nn
+
 from hasten.errors import HastenError
+from hasten.runtime.tracing import beneath
 from hasten.workload.einsum import Workload
 
 _REGISTRY: dict[str, type[Method]] = {}
@@ -42,6 +46,16 @@ class Context:
         return int(self.prompts.shape[1])
 
 
+def _of_any_order(rewrite: Callable[[Any, Workload], Workload]) -> Callable[[Any, Workload], Workload]:
+    """A method's rewriting, made to what a workload is without its policy and drafts: those are then put back."""
+
+    @functools.wraps(rewrite)
+    def made(self: Any, workload: Workload) -> Workload:
+        return beneath(workload, lambda whole: rewrite(self, whole))
+
+    return made
+
+
 class Method(ABC):
     """A change to a model: ``apply`` makes it to the module, ``rewrite`` to its description.
 
@@ -67,6 +81,8 @@ class Method(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "rewrite" in vars(cls):
+            cls.rewrite = _of_any_order(cls.rewrite)  # type: ignore[assignment, method-assign]
         if cls.name:
             _REGISTRY[cls.name] = cls
 
@@ -262,10 +278,42 @@ def ordered(methods: Sequence[Method]) -> list[Method]:
 
 
 def apply_all(model: Any, methods: Sequence[Method]) -> Any:
-    """``model`` changed by all of ``methods``, in their order."""
-    for method in ordered(methods):
-        model = method.apply(model)
+    """``model`` changed by all of ``methods``, in their order; by none of them where one fails.
+
+    Raises:
+        HastenError: they do not go together, or one does not apply.
+    """
+    steps = ordered(methods)
+    undo = _undoing(model)
+    try:
+        for method in steps:
+            model = method.apply(model)
+    except BaseException:
+        undo()
+        raise
     return model
+
+
+def _undoing(model: Any) -> Callable[[], None]:
+    """What puts a module back to how it is now, for changes that replace modules, tensors and settings."""
+    if not isinstance(model, nn.Module):
+        return lambda: None
+    parts = ("_parameters", "_buffers", "_modules")
+    before = [
+        (m, {name: dict(value) if name in parts else value for name, value in vars(m).items()}) for m in model.modules()
+    ]
+    configs = {id(c): c for m in model.modules() if hasattr(c := vars(m).get("config"), "__dict__")}
+    settings = [(config, dict(vars(config))) for config in configs.values()]
+
+    def undo() -> None:
+        for module, state in before:
+            vars(module).clear()
+            vars(module).update(state)
+        for config, known in settings:
+            vars(config).clear()
+            vars(config).update(known)
+
+    return undo
 
 
 def rewrite_all(workload: Workload, methods: Sequence[Method]) -> Workload:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Context, Method
 from hasten.runtime.decoding.lookup import Index, PromptLookup
 from hasten.runtime.language_model import LanguageModel
-from hasten.runtime.tracing import with_rows
-from hasten.workload.einsum import Phase, Workload
+from hasten.runtime.tracing import with_drafts
+from hasten.workload.einsum import Workload
 
 # New tokens below which `hasten tune` does not try drafts.
 _LEAST_NEW = 4
@@ -56,16 +54,7 @@ class LookupDecoding(Method):
         return model
 
     def rewrite(self, workload: Workload) -> Workload:
-        steps = math.ceil(int(workload.attributes["new_tokens"]) / (1 + self.accepted))
-
-        def change(phase: Phase, draft: Draft) -> None:
-            if phase.name == "decode":
-                wider = with_rows(draft.cascade(), 1 + self.draft)
-                draft.einsums, draft.tensors = list(wider.einsums), dict(wider.tensors)
-
-        changed = edit(workload, change)
-        phases = tuple(replace(p, repeats=steps) if p.name == "decode" else p for p in changed.phases)
-        return replace(changed, phases=phases, attributes={**workload.attributes, "rows": 1 + self.draft})
+        return with_drafts(workload, PromptLookup(self.ngram, self.draft, self.accepted))
 
     @classmethod
     def variants(cls, model: Any) -> list[Self]:

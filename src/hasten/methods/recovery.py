@@ -54,7 +54,7 @@ class LowBitLinear(nn.Module):
         return scale * (codes - zero) * self.kept
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight.to(x.dtype), self.bias)
+        return nn.functional.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
     def pack(self) -> tuple[Tensor, Tensor, Tensor]:
         """Bytes, scales and zero points as `hasten.kernels.sparse_linear` takes them."""

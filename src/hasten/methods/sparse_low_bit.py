@@ -73,7 +73,7 @@ def compress(
         finish: what replaces a changed layer, given where its rows were in what was solved; itself when None.
     """
     decoder = model.decoder
-    states = list(decoder.embedding(ids).float().split(2))
+    states = list(decoder.embedding(ids).split(2))
     turns = decoder.rotary(states[0], position_ids=torch.arange(ids.shape[1])[None])
 
     def run(layer: Any, state: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def compress(
                 rows = slice(first, first + module.out_features)
                 first = rows.stop
                 # A new tensor: copies of the model may share the old one.
-                module.weight = nn.Parameter(solved[rows].clone(), requires_grad=False)
+                module.weight = nn.Parameter(solved[rows].to(module.weight.dtype, copy=True), requires_grad=False)
                 if finish is not None:
                     owner, _, leaf = name.rpartition(".")
                     setattr(layer.get_submodule(owner), leaf, finish(module, rows))

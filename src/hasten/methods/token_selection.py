@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from hasten.methods.reading import Reading
+from hasten.runtime.language_model import own_windows
 from hasten.runtime.policies import BlockTopKPolicy, Policy, SnapKVPolicy, SparseWindowPolicy
 from hasten.runtime.tracing import with_policy
 from hasten.workload.einsum import Workload
@@ -15,6 +16,12 @@ class PolicyMethod(Reading, Policy):
     """A policy of `hasten.runtime.policies` that is a method: applied, it stands in the cache's spec itself."""
 
     order: ClassVar[int] = 45
+
+    def why_not(self, model: Any) -> str | None:
+        reason = super().why_not(model)
+        if reason is None and (self.drops or self.remembers) and own_windows(model.config, len(model.layers)):
+            return "its layers attend to a window of their own"
+        return reason
 
     def apply(self, model: Any) -> Any:
         self.check(model)

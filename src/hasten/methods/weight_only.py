@@ -67,17 +67,32 @@ class WeightOnly(Method):
         if not linears:
             return "it has no linear layers"
         odd = [m.in_features for m in linears if m.in_features % self.group]
-        return f"a layer of {odd[0]} columns does not divide into groups of {self.group}" if odd else None
+        if odd:
+            return f"a layer of {odd[0]} columns does not divide into groups of {self.group}"
+        if isinstance(model, nn.Linear):
+            return "it is a linear layer by itself, which cannot be changed in place: PackedLinear.from_linear packs it"
+        return self._why_not_heads(model)
+
+    def _why_not_heads(self, model: Any) -> str | None:
+        for network in _with_heads(model) if self.head_bits else ():
+            table = network.get_input_embeddings()
+            if table.weight is network.lm_head.weight and _own_forward(table) and not hasattr(table, "embed_scale"):
+                return f"its tied embedding is a {type(table).__name__}, which adds something of its own: head_bits 0"
+        return None
 
     def apply(self, model: Any) -> Any:
         self.check(model)
+        # A layer that stands in several places is packed once, and stays shared.
+        packed: dict[nn.Module, PackedLinear] = {}
         for parent in list(model.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Linear) and name != "lm_head":
-                    setattr(parent, name, PackedLinear.from_linear(child, self.bits, self.group, self.bf16, self.int8))
-        for parent in list(model.modules()):
-            if self.head_bits and isinstance(getattr(parent, "lm_head", None), nn.Linear):
-                self._pack_head(parent)
+            for name, child in list(parent._modules.items()):
+                if not isinstance(child, nn.Linear) or name == "lm_head" or _own_forward(child):
+                    continue
+                if child not in packed:
+                    packed[child] = PackedLinear.from_linear(child, self.bits, self.group, self.bf16, self.int8)
+                setattr(parent, name, packed[child])
+        for network in _with_heads(model) if self.head_bits else ():
+            self._pack_head(network)
         return model
 
     def _pack_head(self, network: Any) -> None:
@@ -158,8 +173,20 @@ class WeightOnly(Method):
         return plain + [cls(bits, head, bf16=native, int8=True) for bits, head in ((8, 8), (4, 8), (4, 4))]
 
 
+def _with_heads(model: Any) -> list[Any]:
+    """The networks within ``model`` whose head is a linear layer."""
+    return [m for m in model.modules() if isinstance(getattr(m, "lm_head", None), nn.Linear)]
+
+
+def _own_forward(module: nn.Module) -> bool:
+    """Whether a class derived from torch's layer computes something else than that."""
+    base = nn.Linear if isinstance(module, nn.Linear) else nn.Embedding
+    return type(module).forward is not base.forward
+
+
 def _like(table: nn.Embedding, head: PackedLinear) -> PackedEmbedding:
-    empty = PackedEmbedding(0, table.embedding_dim, bits=head.bits, group=head.group)
+    scale = getattr(table, "embed_scale", None)
+    empty = PackedEmbedding(0, table.embedding_dim, bits=head.bits, group=head.group, scale=scale)
     empty.num_embeddings = table.num_embeddings
     return empty.tie(head)
 

@@ -32,6 +32,11 @@ class _Packed(nn.Module):
         """Uses these tensors as the weight, see `hasten.kernels.packed_linear`."""
         self.packed, self.scales, self.mins = packed, scales, mins
 
+    @property
+    def weight(self) -> Tensor:
+        """As `dequantize`, made anew each time: for modules that read a layer's weight themselves."""
+        return self.dequantize()
+
     def dequantize(self) -> Tensor:
         """The weight in fp32, (rows, columns)."""
         return kernel.dequantize(self.packed, self.scales, self.mins, self.bits, self.group)
@@ -109,12 +114,27 @@ class PackedLinear(_Packed):
 class PackedEmbedding(_Packed):
     """A table of ``num_embeddings`` packed rows; returns fp32.
 
+    Args:
+        num_embeddings, embedding_dim, bits, group: as for `PackedLinear`.
+        scale: a number, or a tensor of one, that rows are multiplied by (Gemma's embedding); None for none.
+
     Shape:
         ids (...) to (..., embedding_dim).
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, bits: int = 8, group: int = GROUP) -> None:
+    embed_scale: Tensor | None
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        bits: int = 8,
+        group: int = GROUP,
+        scale: float | Tensor | None = None,
+    ) -> None:
         super().__init__(num_embeddings, embedding_dim, bits, group)
+        self.register_buffer("embed_scale", None if scale is None else torch.as_tensor(scale), persistent=False)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
 
@@ -136,7 +156,8 @@ class PackedEmbedding(_Packed):
         return self
 
     def forward(self, ids: Tensor) -> Tensor:
-        return kernel.packed_embedding(ids, self.packed, self.scales, self.mins, self.bits, self.group)
+        rows = kernel.packed_embedding(ids, self.packed, self.scales, self.mins, self.bits, self.group)
+        return rows if self.embed_scale is None else rows * self.embed_scale.to(rows.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,6 +104,12 @@ class CacheLayer(CacheLayerMixin):
         self.hold(tensors)
         self.is_initialized = True
 
+    @property
+    def own_window(self) -> int | None:
+        """Newest tokens that the model's own layer attends to, whatever the cache's spec; None: all."""
+        own = self._cache.own_windows
+        return own[self.index] if own else None
+
     def hold(self, tensors: dict[str, Tensor]) -> None:
         """Uses these buffers from now on."""
         self.tensors = tensors
@@ -140,10 +147,13 @@ class CacheLayer(CacheLayerMixin):
         mask = columns <= rows
         if self.spec.window is not None:
             mask &= (columns > rows - self.spec.window) | (columns < self.spec.sinks)
+        own = self.own_window
+        if own is not None:
+            mask &= columns > rows - own
         if self.spec.capped:
             return self._capped(query, keys, values, scaling, rows, columns, mask)
         if policy is None:
-            return attend(query, keys, values, scaling, None if new == 1 else mask)
+            return attend(query, keys, values, scaling, None if new == 1 and own is None else mask)
         if new > kernel.MOST_NEW or not start or not self._cache.decoding:
             policy.prompt(self, query, keys, scaling, start)
             return attend(query, keys, values, scaling, mask)
@@ -151,13 +161,16 @@ class CacheLayer(CacheLayerMixin):
         for i in range(new):
             self.seen_length = start + i + 1
             until = slice(0, start + i + 1)
-            row = policy.row(self, query[:, :, i : i + 1], keys[:, :, until], values[:, :, until], scaling)
+            # Users' policies need not know of windows that only some models have.
+            least = {} if own is None else {"first": max(0, start + i + 1 - own)}
+            row = policy.row(self, query[:, :, i : i + 1], keys[:, :, until], values[:, :, until], scaling, **least)
             found.append(row)
         return torch.cat(found, 2)
 
     def _enter(self, which: str, new: Tensor, start: int) -> Tensor:
         """Writes ``new`` behind ``start`` tokens; returns what its rows attend to."""
         spec, count = self.spec, new.shape[2]
+        # What is kept carries no gradients; a prompt attends to its own fresh keys, which may.
         if start == 0:
             self._write(which, new, start)
             return new
@@ -194,7 +207,7 @@ class CacheLayer(CacheLayerMixin):
         return t[f"{which}s"], t.get(f"{which}_scales"), t.get(f"{which}_mins"), t.get(f"recent_{which}s")
 
     def _write(self, which: str, new: Tensor, start: int) -> None:
-        spec = self.spec
+        spec, new = self.spec, new.detach()
         torch.ops.hasten.kv_append(
             *self._parts(which),
             new,
@@ -240,6 +253,8 @@ class CacheLayer(CacheLayerMixin):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         for tensor in self.tensors.values():
             tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
+        for name, known in self.memory.items():
+            self.memory[name] = known.index_select(0, beam_idx.to(known.device))
 
 
 def _turned(x: Tensor, by: Tensor, frequencies: Tensor | None) -> Tensor:
@@ -313,6 +328,10 @@ class KVCache(Cache):
         self.decoding = True
         self.version = 0
         self.frequencies: Tensor | None = None
+        # Of each layer the window that the model itself has; empty: none has one.
+        self.own_windows: tuple[int | None, ...] = ()
+        # What policies keep of each sequence, once sequences go their own ways.
+        self._apart: list[list[dict[str, Tensor]]] = []
         heads = self._made["heads"]
         super().__init__(layers=[CacheLayer(self, t, i, heads) for i, t in enumerate(tensors)])
 
@@ -323,9 +342,29 @@ class KVCache(Cache):
         tensors = [{n: t[index : index + 1] for n, t in layer.tensors.items()} for layer in self.layers]
         view._open(self.spec, self.capacity, tensors, self.lengths, self.quantized, [self.members[index]])
         view.dropped, view.decoding, view.frequencies = self.dropped, self.decoding, self.frequencies
-        for mine, theirs in zip(view.layers, self.layers, strict=True):
-            mine.memory = theirs.memory if len(self.members) == 1 else mine.memory
+        view.own_windows = self.own_windows
+        if len(self.members) == 1:
+            memories = [layer.memory for layer in self.layers]
+        else:
+            if not self._apart:
+                self._apart = [
+                    [{n: t[i : i + 1].clone() for n, t in layer.memory.items()} for layer in self.layers]
+                    for i in range(len(self.members))
+                ]
+            memories = self._apart[index]
+        for mine, memory in zip(view.layers, memories, strict=True):
+            mine.memory = memory
         return view
+
+    @property
+    def apart(self) -> bool:
+        """Whether policies remember each sequence by itself: then they are read one by one (`sequence`)."""
+        return any(memory for sequence in self._apart for memory in sequence)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether one mask by position serves all layers, see `CacheSpec.uniform`."""
+        return self.spec.uniform and (self.spec.window is None or not any(self.own_windows))
 
     @property
     def nbytes(self) -> int:
@@ -381,13 +420,15 @@ class KVCache(Cache):
                 raise HastenError("this cache cannot give tokens back: use an fp32, fp16 or bf16 one without a window")
             self.lengths[member] = length
 
-    def retract(self, tokens: int) -> None:
-        """Forgets the newest ``tokens`` of the step just made: a draft that was not accepted.
+    def retract(self, tokens: int | Sequence[int]) -> None:
+        """Forgets the newest ``tokens`` of the step just made, as many of each sequence or a number for each: drafts
+        that were not accepted.
 
         They were never turned to codes, and a ring has room for one step, so any cache can.
         """
-        for member in self.members:
-            self.lengths[member] -= tokens
+        counts = [tokens] * len(self.members) if isinstance(tokens, int) else tokens
+        for member, count in zip(self.members, counts, strict=True):
+            self.lengths[member] -= count
 
     def clear(self) -> None:
         """Empties the cache; the buffers stay."""
@@ -397,6 +438,7 @@ class KVCache(Cache):
             self.version += 1
         for layer in self.layers:
             layer.memory.clear()
+        self._apart = []
         for member in self.members:
             self.lengths[member] = self.quantized[member] = self.dropped[member] = 0
 

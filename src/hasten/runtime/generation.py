@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -18,6 +20,8 @@ from transformers import (
 )
 
 from hasten.errors import HastenError
+from hasten.kernels.kv_cache import BLOCK
+from hasten.runtime.attention import following
 from hasten.runtime.cache import CacheSpec, KVCache
 from hasten.runtime.decoding.lookup import Index, PromptLookup
 from hasten.runtime.step import CompiledStep
@@ -163,8 +167,49 @@ def _by_transformers(
 ) -> Any:
     room = config.max_new_tokens or max(0, (config.max_length or 20) - ids.shape[1])
     beams = max(1, config.num_beams or 1) * max(1, config.num_return_sequences or 1)
-    extra.setdefault("past_key_values", model.new_cache(ids.shape[0] * beams, ids.shape[1] + room))
-    return model.network.generate(ids, attention_mask=mask, generation_config=config, streamer=streamer, **extra)
+    spec, given = model.cache, extra.get("past_key_values")
+    if spec.uniform and spec.window is None:
+        # A format alone: the cache does all of it.
+        extra.setdefault("past_key_values", model.new_cache(ids.shape[0] * beams, ids.shape[1] + room))
+        return model.network.generate(ids, attention_mask=mask, generation_config=config, streamer=streamer, **extra)
+    if given is not None:
+        raise HastenError("a window or a policy is the model's own cache's: give no past_key_values with one")
+    if mask is not None and not mask.bool().all():
+        raise HastenError("with these settings a window or a policy takes prompts of one length: pad none of them")
+    if "assistant_model" in extra or config.prompt_lookup_num_tokens or config.prefill_chunk_size:
+        raise HastenError("a window or a policy does not go with transformers' own drafts or pieces of prompts")
+    cache = model.new_cache(ids.shape[0] * beams, ids.shape[1] + room)
+    with _ruled(model.network, cache):
+        return model.network.generate(
+            ids, attention_mask=mask, generation_config=config, streamer=streamer, past_key_values=cache, **extra
+        )
+
+
+@contextlib.contextmanager
+def _ruled(network: Any, cache: KVCache) -> Iterator[None]:
+    """Within, whoever calls ``network`` with ``cache`` has it attend, and forget, as the cache's rules say."""
+    forward = type(network).forward
+
+    @functools.wraps(forward)
+    def by_rule(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        start = cache.get_seq_length()
+        begin = start + cache.dropped[0]
+        kwargs |= {
+            "attention_mask": None,
+            "past_key_values": cache,
+            "position_ids": torch.arange(begin, begin + input_ids.shape[1], device=input_ids.device)[None],
+        }
+        found = forward(network, input_ids, *args, **kwargs)
+        if start == 0 and cache.spec.policy is not None:
+            cache.spec.policy.prefilled(cache)
+        return found
+
+    network.forward = by_rule
+    try:
+        with following(network, cache):
+            yield
+    finally:
+        del network.forward
 
 
 def _padded(prompts: Tensor, made: Sequence[Sequence[int]], config: Any) -> Tensor:
@@ -244,7 +289,7 @@ class _Loop:
 
     def _advance(self, last: dict[int, int]) -> list[list[int]]:
         """One step for the sequences in ``last`` (their newest token, not in the cache yet); updates it."""
-        drafts = {i: self._indexes[i].draft(self._limit - len(self.made[i]) - 1) if self._indexes else [] for i in last}
+        drafts = {i: self._indexes[i].draft(self._room(i)) if self._indexes else [] for i in last}
         tokens = {i: [token, *drafts[i]] for i, token in last.items()}
         logits = numbers(self._logits(tokens))
         new: list[list[int]] = [[] for _ in self._prompts]
@@ -271,6 +316,15 @@ class _Loop:
             self._cache.advance(committed)
         return new
 
+    def _room(self, i: int) -> int:
+        """Tokens that may be drafted for sequence ``i``."""
+        room = self._limit - len(self.made[i]) - 1
+        if self._cache.spec.quantized:
+            # A block is read as codes from the first step on that begins behind it. A draft that goes on into the next
+            # block would read it as it was before rounding, and end in another text than step by step.
+            room = min(room, BLOCK - 1 - self._cache.lengths[i] % BLOCK)
+        return room
+
     def _logits(self, tokens: dict[int, list[int]]) -> Tensor:
         """Logits of every given token, in order: (rows, vocabulary)."""
         if self._step is None:
@@ -285,7 +339,7 @@ class _Loop:
         """As `_logits`, by the network's own forward; drafts are accepted or taken back here."""
         everyone = list(tokens) == list(range(len(self._prompts)))
         uniform = len({self._cache.lengths[i] for i in tokens}) == 1 == len({len(t) for t in tokens.values()})
-        if everyone and uniform:
+        if everyone and uniform and not self._cache.apart:
             return self._run_plain(self._cache, list(tokens.values())).flatten(0, 1)
         return torch.cat([self._run_plain(self._cache.sequence(i), [t])[0] for i, t in tokens.items()])
 
@@ -293,11 +347,13 @@ class _Loop:
         ids = torch.tensor(rows, device=self._model.device)
         logits = self._model(ids, past_key_values=cache).logits.float()
         if self._indexes is not None and len(rows[0]) > 1:
-            best = logits[0].argmax(-1).tolist()
-            agreed = 0
-            while agreed < len(rows[0]) - 1 and rows[0][agreed + 1] == best[agreed]:
-                agreed += 1
-            cache.retract(len(rows[0]) - 1 - agreed)
+            wrong = []
+            for row, best in zip(rows, logits.argmax(-1).tolist(), strict=True):
+                agreed = 0
+                while agreed < len(row) - 1 and row[agreed + 1] == best[agreed]:
+                    agreed += 1
+                wrong.append(len(row) - 1 - agreed)
+            cache.retract(wrong)
         return logits
 
     def _take(self, i: int, tokens: list[int]) -> bool:

@@ -52,6 +52,8 @@ class LanguageModel(nn.Module):
         self.lookup = lookup
         self.name = name or type(network).__name__
         self._idle: tuple[tuple[object, ...], KVCache, compiled.CompiledStep | None] | None = None
+        # What the idle step was made of: held, so that no address or identity in its key is used again.
+        self._held: tuple[object, ...] = ()
 
     @property
     def config(self) -> Any:
@@ -105,15 +107,24 @@ class LanguageModel(nn.Module):
         )
         if self.cache.capped:
             cache.frequencies = decoder.rotary.inv_freq
+        cache.own_windows = own_windows(config, len(decoder.layers))
+        policy = self.cache.policy
+        if any(cache.own_windows) and policy is not None and (policy.drops or policy.remembers):
+            raise HastenError(f"{type(policy).__name__} does not go with the window that the model has of its own")
         return cache
 
     def forward(self, input_ids: Tensor, past_key_values: KVCache | None = None, **kwargs: Any) -> Any:
         """The network's own forward: ids (batch, new) to an output with logits (batch, new, vocabulary).
 
         With a window in ``self.cache`` every token attends to the sinks and its own window alone, in a
-        prompt too.
+        prompt too, and nothing else that the cache says of a prompt is lost without one.
         """
-        if past_key_values is not None and not past_key_values.spec.uniform:
+        if past_key_values is None and self._reads_apart:
+            # The cache's rules are what is asked for, not its contents.
+            out = self(input_ids, past_key_values=self.new_cache(*input_ids.shape), **kwargs)
+            out.past_key_values = None
+            return out
+        if past_key_values is not None and not past_key_values.uniform:
             start = past_key_values.get_seq_length() + past_key_values.dropped[past_key_values.members[0]]
             kwargs.setdefault("position_ids", torch.arange(start, start + input_ids.shape[1])[None])
             with following(self.network, past_key_values):
@@ -122,6 +133,14 @@ class LanguageModel(nn.Module):
             start = past_key_values.get_seq_length() if past_key_values is not None else 0
             kwargs["attention_mask"] = self.window_mask(start, input_ids.shape[1], input_ids.device)
         return self.network(input_ids, past_key_values=past_key_values, **kwargs)
+
+    @property
+    def _reads_apart(self) -> bool:
+        """Whether one mask cannot say what a prompt's tokens attend to."""
+        spec = self.cache
+        if spec.capped or spec.full_layers:
+            return True
+        return spec.window is not None and any(own_windows(self.config, len(self.layers)))
 
     def window_mask(self, start: int, new: int, device: torch.device) -> Tensor:
         """(1, 1, new, seen): True where a row may look."""
@@ -145,10 +164,14 @@ class LanguageModel(nn.Module):
 
     def session(self, batch: int, capacity: int) -> tuple[KVCache, compiled.CompiledStep | None]:
         """A cache and the compiled step over it, None without one; reused while nothing has changed."""
-        capacity = -(-capacity // 256) * 256
-        weights = tuple(id(m) for m in self.network.modules())
+        capacity = -(-capacity // kv_cache.BLOCK) * kv_cache.BLOCK
+        # Whoever changes weights (a method, an optimizer, load_state_dict, a merged adapter) puts another tensor in
+        # their place or another version into it; both are in the key, and held so that no address is used again.
+        tensors = (*self.network.parameters(), *self.network.buffers())
+        weights = tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
+        modules = tuple(self.network.modules())
         reason = self.why_not_compiled
-        key = (self.cache, batch, weights, reason)
+        key = (self.cache, batch, weights, tuple(map(id, modules)), reason)
         if self._idle is not None and self._idle[0] == key and self._idle[1].capacity >= capacity:
             _, cache, step = self._idle
             cache.clear()
@@ -156,7 +179,7 @@ class LanguageModel(nn.Module):
         self._idle = None
         cache = self.new_cache(batch, capacity)
         step = None if reason else compiled.CompiledStep(self.network, cache)
-        self._idle = (key, cache, step)
+        self._idle, self._held = (key, cache, step), (modules, tensors)
         return cache, step
 
     def generate(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
@@ -212,7 +235,9 @@ class LanguageModel(nn.Module):
                 phases["prefill"].append(marks[0] - started)
                 phases["decode"].append(ended - marks[0])
         spreads = {name: spread(times) for name, times in phases.items()}
-        cache, _ = self.session(batch, prompt + new_tokens + 1)
+        # As the last run left it: what a policy dropped after the prompt is not held while decoding.
+        assert self._idle is not None
+        cache = self._idle[1]
         return Measurement(
             self.name,
             "this machine",
@@ -227,5 +252,19 @@ class LanguageModel(nn.Module):
     def check_fits(self, length: int) -> None:
         """Raises HastenError when a text of ``length`` tokens is longer than the model's positions."""
         limit = self.config.max_position_embeddings
+        if self.cache.capped:
+            # Positions count within the cache: no distance is longer than what it holds.
+            assert self.cache.window is not None
+            length = min(length, self.cache.window + self.cache.sinks)
         if length > limit:
             raise HastenError(f"{length} tokens are more than the model's {limit} positions: shorten the prompt")
+
+
+def own_windows(config: Any, layers: int) -> tuple[int | None, ...]:
+    """The window of each layer that a model itself has, by its configuration; empty where no layer has one."""
+    window = getattr(config, "sliding_window", None)
+    if not window or not getattr(config, "use_sliding_window", True):
+        return ()
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
+    found = tuple(int(window) if "sliding" in kind else None for kind in kinds)
+    return found if any(found) else ()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -49,24 +49,19 @@ def workload(model: Describable, prompt: int, new_tokens: int, batch: int = 1) -
         new_tokens: tokens made for each sequence.
         batch: sequences.
     """
-    if model.cache.policy is not None:
-        # What is chosen depends on the data, which fake tensors have none of: the policy says what is read.
-        policy, spec = model.cache.policy, model.cache
-        model.cache = replace(spec, policy=None)
-        try:
-            return with_policy(workload(model, prompt, new_tokens, batch), policy)
-        finally:
-            model.cache = spec
-    if model.cache.capped:
-        # Turning a query back for the sinks is all that differs from a plain window.
-        spec = model.cache
-        model.cache = replace(spec, capped=False)
-        try:
-            return workload(model, prompt, new_tokens, batch)
-        finally:
-            model.cache = spec
-    lookup = model.lookup
-    rows = 1 + (lookup.draft if lookup else 0)
+    # What is chosen depends on the data, which fake tensors have none of: the policy says what is read. Turning a query
+    # back for capped positions is all that differs from a plain window. Drafts are more rows of the same step.
+    spec, lookup = model.cache, model.lookup
+    model.cache, model.lookup = replace(spec, policy=None, capped=False), None
+    try:
+        whole = _whole(model, prompt, new_tokens, batch)
+    finally:
+        model.cache, model.lookup = spec, lookup
+    return _as_read(whole, spec.policy, lookup)
+
+
+def _whole(model: Describable, prompt: int, new_tokens: int, batch: int) -> Workload:
+    """As `workload`, of a model that reads its whole cache or a window of it, one token a step."""
     capacity = prompt + new_tokens + 1
 
     def call(new: int, filled: int) -> tuple[Any, dict[str, int], dict[str, int]]:
@@ -87,19 +82,16 @@ def workload(model: Describable, prompt: int, new_tokens: int, batch: int = 1) -
 
     prefill, weights, _ = call(prompt, 0)
     decode, _, state = call(1, prompt + new_tokens // 2)
-    if lookup:
-        decode = with_rows(decode, rows)
-    steps = math.ceil(new_tokens / (1 + (lookup.accepted if lookup else 0.0)))
     return Workload(
         model.name,
-        (Phase("prefill", prefill), Phase("decode", decode, steps)),
+        (Phase("prefill", prefill), Phase("decode", decode, new_tokens)),
         weights,
         state,
         {
             "prompt": prompt,
             "new_tokens": new_tokens,
             "batch": batch,
-            "rows": rows,
+            "rows": 1,
             "cache": model.cache.dtype,
             "window": model.cache.window or 0,
             "sinks": model.cache.sinks,
@@ -108,17 +100,78 @@ def workload(model: Describable, prompt: int, new_tokens: int, batch: int = 1) -
     )
 
 
+@dataclass(frozen=True)
+class ReadWorkload(Workload):
+    """A workload whose decode steps read what a policy chooses, or verify drafts, beside what it was before both.
+
+    Args:
+        whole: with every step reading the whole cache, or its window, for one token.
+        policy: what chooses, or None.
+        lookup: what drafts, or None.
+    """
+
+    whole: Workload = field(default_factory=lambda: Workload("", ()), repr=False, compare=False)
+    policy: Policy | None = field(default=None, compare=False)
+    lookup: PromptLookup | None = field(default=None, compare=False)
+
+
+def beneath(workload: Workload, change: Callable[[Workload], Workload]) -> Workload:
+    """``change`` made to what a workload is without its policy and its drafts, which then hold of what became of it.
+
+    So it does not matter whether a model was changed before or after it was described.
+    """
+    if not isinstance(workload, ReadWorkload):
+        return change(workload)
+    found = change(workload.whole)
+    if isinstance(found, ReadWorkload):
+        return _as_read(found.whole, found.policy or workload.policy, found.lookup or workload.lookup)
+    return _as_read(found, workload.policy, workload.lookup)
+
+
+def _as_read(whole: Workload, policy: Policy | None, lookup: PromptLookup | None) -> Workload:
+    found = whole
+    if policy is not None:
+        found = _chosen(found, policy)
+    if lookup is not None:
+        found = _drafted(found, lookup)
+    if found is whole:
+        return whole
+    return ReadWorkload(
+        found.name, found.phases, found.weights, found.state, found.attributes, whole, policy, lookup
+    )  # fmt: skip
+
+
 def with_policy(workload: Workload, policy: Policy) -> Workload:
     """The workload whose decode steps read what ``policy`` chooses of the cache.
 
     Attention reads the policy's budget; where tokens leave the cache for good, its buffers shrink too.
     """
+    return beneath(workload, lambda whole: _as_read(whole, policy, None))
+
+
+def with_drafts(workload: Workload, lookup: PromptLookup) -> Workload:
+    """The workload whose decode steps verify the drafts of ``lookup``: fewer steps, of more rows."""
+    return beneath(workload, lambda whole: _as_read(whole, None, lookup))
+
+
+def _drafted(workload: Workload, lookup: PromptLookup) -> Workload:
+    rows = 1 + lookup.draft
+    steps = math.ceil(int(workload.attributes["new_tokens"]) / (1 + lookup.accepted))
+    phases = tuple(
+        replace(p, cascade=with_rows(p.cascade, rows), repeats=steps) if p.name == "decode" else p
+        for p in workload.phases
+    )
+    return replace(workload, phases=phases, attributes={**workload.attributes, "rows": rows})
+
+
+def _chosen(workload: Workload, policy: Policy) -> Workload:
     prompt, made = int(workload.attributes["prompt"]), int(workload.attributes["new_tokens"])
     length = prompt + made // 2
     budget = policy.budget(prompt) + made // 2 if policy.drops else policy.budget(length)
     attributes = {**workload.attributes, "policy": repr(policy)}
+    state = {**workload.state, **_kept_beside(workload, policy)}
     if budget >= length:
-        return replace(workload, attributes=attributes)
+        return replace(workload, state=state, attributes=attributes)
     share = budget / length
 
     def smaller(cascade: Cascade) -> Cascade:
@@ -147,11 +200,28 @@ def with_policy(workload: Workload, policy: Policy) -> Workload:
         return replace(cascade, einsums=tuple(einsums), tensors=tensors)
 
     phases = tuple(replace(p, cascade=smaller(p.cascade)) if p.name == "decode" else p for p in workload.phases)
-    state = workload.state
     if policy.drops:
-        kept = (policy.budget(prompt) + made + 1) / (prompt + made + 1)
+        # Buffers are made in whole blocks.
+        kept = _blocks(policy.budget(prompt) + made + 1) / _blocks(prompt + made + 1)
         state = {name: round(size * min(1.0, kept)) for name, size in state.items()}
     return replace(workload, phases=phases, state=state, attributes=attributes)
+
+
+def _blocks(tokens: int) -> int:
+    return -(-tokens // kv_cache.BLOCK)
+
+
+def _kept_beside(workload: Workload, policy: Policy) -> dict[str, int]:
+    """Bytes of what a policy keeps beside keys and values, by name."""
+    blocks = _blocks(int(workload.attributes["prompt"]) + int(workload.attributes["new_tokens"]) + 1)
+    found: dict[str, int] = {}
+    for e in workload.phase("decode").cascade.einsums:
+        if e.source == "hasten::kv_append":
+            layer, sizes = _layer_of(e.module), e.sizes
+            with torch.device("meta"):
+                own = policy.tensors(layer, sizes["b"], sizes["h"], blocks, sizes["e"])
+            found |= {f"cache.{layer}.{name}": tensor.nbytes for name, tensor in own.items()}
+    return found
 
 
 def _attending(cascade: Cascade) -> set[str]:

@@ -69,8 +69,13 @@ class Policy(ABC):
         """Tokens that a step reads of ``length`` cached ones."""
 
     @abstractmethod
-    def row(self, layer: PolicyLayer, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        """Attention of one new token, query (batch, heads, 1, d), to the cache up to itself (batch, kv heads, n, d)."""
+    def row(
+        self, layer: PolicyLayer, query: Tensor, keys: Tensor, values: Tensor, scaling: float, first: int = 0
+    ) -> Tensor:
+        """Attention of one new token, query (batch, heads, 1, d), to the cache up to itself (batch, kv heads, n, d).
+
+        Of what the policy chooses only positions from ``first`` on are seen: a model may have a window of its own.
+        """
 
     def prompt(self, layer: PolicyLayer, query: Tensor, keys: Tensor, scaling: float, start: int) -> None:  # noqa: B027
         """Sees a piece of the prompt: its queries (batch, heads, new, d) at ``start`` on, and all keys so far."""
@@ -86,14 +91,19 @@ class Selecting(Policy):
     def choose(self, layer: PolicyLayer, query: Tensor, keys: Tensor, scaling: float) -> Tensor | None:
         """Positions (batch, kv heads, k) that are read, without repeats; None for all."""
 
-    def row(self, layer: PolicyLayer, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+    def row(
+        self, layer: PolicyLayer, query: Tensor, keys: Tensor, values: Tensor, scaling: float, first: int = 0
+    ) -> Tensor:
         chosen = None if self.dense(layer.index) else self.choose(layer, query, keys, scaling)
         if chosen is None:
             self.seen(layer, None, query, keys, scaling)
-            return attend(query, keys, values, scaling)
+            return attend(query, keys[:, :, first:], values[:, :, first:], scaling)
         some = taken(keys, chosen)
         self.seen(layer, chosen, query, some, scaling)
-        return attend(query, some, taken(values, chosen), scaling)
+        mask = None
+        if first:
+            mask = (chosen >= first).repeat_interleave(query.shape[1] // keys.shape[1], 1)[:, :, None]
+        return attend(query, some, taken(values, chosen), scaling, mask)
 
     def seen(self, layer: PolicyLayer, chosen: Tensor | None, query: Tensor, keys: Tensor, scaling: float) -> None:
         """What was read and by what: for policies that remember weights."""
@@ -108,8 +118,10 @@ class Dropping(Policy):
     def budget(self, length: int) -> int:
         return min(length, self.capacity)
 
-    def row(self, layer: PolicyLayer, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        return attend(query, keys, values, scaling)
+    def row(
+        self, layer: PolicyLayer, query: Tensor, keys: Tensor, values: Tensor, scaling: float, first: int = 0
+    ) -> Tensor:
+        return attend(query, keys[:, :, first:], values[:, :, first:], scaling)
 
     @abstractmethod
     def kept(self, layer: PolicyLayer, length: int) -> Tensor:

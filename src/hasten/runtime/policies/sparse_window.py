@@ -55,7 +55,11 @@ class SparseWindowPolicy(Selecting):
             total = found.sum(2)
             layer.memory["total"] = total if past is None else widened(past, length) + total
         else:
-            layer.memory["rows"] = found
+            # Of a prompt in pieces the last rows may stand in several of them.
+            held = layer.memory.get("rows") if start else None
+            if held is not None:
+                found = torch.cat((widened(held, length), found), 2)
+            layer.memory["rows"] = found[:, :, -self._rows(length) :]
 
     def _rows(self, length: int) -> int:
         return self.history or self.split(length)[0]

@@ -321,6 +321,8 @@ class TieredCache(Cache):
         config = model.config
         self.policy, self.schedule = policy, schedule
         self.spec = CacheSpec(policy=policy)
+        # Every layer follows the policy: no mask by position serves it.
+        self.uniform = False
         self.batch, self.capacity, self._prompt = batch, capacity, prompt
         self.heads, self.hidden = config.num_key_value_heads, config.hidden_size
         self.head_dim = int(model.decoder.layer(0).attention.head_dim)
