@@ -6,7 +6,7 @@ from hasten import spaces
 from hasten.cost.chips.dataflow import ConvShape, SubAccelerator, area, layer_cost
 from hasten.errors import HastenError
 from hasten.search import Infeasible, Study
-from hasten.search.codesign.coexplore import ChipSpace
+from hasten.search.codesign.chips import ChipSpace
 
 LAYERS = (ConvShape(16, 3, 3, 3, 16, 16), ConvShape(32, 16, 3, 3, 8, 8))
 

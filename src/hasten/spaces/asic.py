@@ -9,7 +9,7 @@ import torch
 from hasten.cost.chips.dataflow import ConvShape, conv_shapes
 from hasten.errors import HastenError
 from hasten.models.vision.resnet9 import ResNet9
-from hasten.search.codesign.coexplore import ChipSpace, chip_problem
+from hasten.search.codesign.chips import ChipSpace, chip_problem
 from hasten.search.problem import Problem
 
 # (size of the picture, stem, filters and skip layers of the blocks): of CIFAR-10's and STL-10's pictures, as in

@@ -14,7 +14,7 @@ from hasten.cost.chips.spatial import DESIGNS, MODELS, attention_cost, linear_co
 from hasten.data.memory_traces import memory_trace
 from hasten.data.task_graphs import task_graph
 from hasten.hardware.chips.memory_part import memory_part
-from hasten.search.codesign.coexplore import map_chip
+from hasten.search.codesign.chips import map_chip
 
 CONV = ConvShape(64, 64, 3, 3, 28, 28)
 UNIT = SubAccelerator("dla", 256, 16)

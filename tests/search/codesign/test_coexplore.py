@@ -10,21 +10,17 @@ import torch
 from hasten.cost.chips.dataflow import ConvShape
 from hasten.errors import HastenError
 from hasten.search import Infeasible, Space, Study, categorical
+from hasten.search.codesign.chips import ChipSpace, Specs, chip_problem, map_chip, penalty
 from hasten.search.codesign.coexplore import (
     METHODS,
-    ChipSpace,
-    Controller,
     CoProblem,
     NetworkTask,
-    Specs,
     _permitted,
     _random_chip,
-    chip_problem,
     coexplore,
     limits_from,
-    map_chip,
-    penalty,
 )
+from hasten.search.codesign.controller import Controller
 
 CHIPS = ChipSpace(pes=(0, 32, 64, 128), bandwidths=(2, 4, 8), total_pes=160, total_bandwidth=12)
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 
 if TYPE_CHECKING:
-    from hasten.search.codesign.coexplore import Solution, Specs
+    from hasten.search.codesign.chips import Specs
+    from hasten.search.codesign.coexplore import Solution
     from hasten.search.codesign.trained_networks import Accuracies
 
 _TASKS = ("digits", "fashion-mnist", "mnist")

@@ -8,28 +8,22 @@ networks, and Monte-Carlo sampling, all within one budget of mapped chips and of
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from hasten.cost.chips.chip_cost import ChipCost
-from hasten.cost.chips.dataflow import CLOCK, DATAFLOWS, ConvShape, SubAccelerator, area, layer_cost
+from hasten.cost.chips.dataflow import ConvShape
 from hasten.errors import HastenError
 from hasten.search.codec import Codec
-from hasten.search.codesign.assignment import Assignment, assign
-from hasten.search.problem import Infeasible, Objective, Problem
-from hasten.search.space import Params, Space, categorical
-from hasten.train.loop import descend
+from hasten.search.codesign.chips import ChipSpace, Specs, map_chip, penalty
+from hasten.search.codesign.controller import Controller, Indices, PolicyGradient
+from hasten.search.problem import Infeasible
+from hasten.search.space import Params, Space
 
 METHODS = ("nasaic", "networks-first", "chip-first", "monte-carlo")
-Indices = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -49,131 +43,6 @@ class NetworkTask:
     layers: Callable[[Params], tuple[ConvShape, ...]]
     accuracy: Callable[[Params], float]
     weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class ChipSpace:
-    """Chips of ``units`` sub-accelerators; all their PEs and all their bandwidth are limited together.
-
-    Args:
-        units: most sub-accelerators; each may have 0 PEs, and is then absent.
-        dataflows: a sub-accelerator is one of.
-        pes, bandwidths: what each may have; 0 among ``pes`` leaves it out. Bandwidths in GB/s.
-        total_pes, total_bandwidth: limits of the chip.
-
-    Raises:
-        HastenError: nothing to choose from, or no choice within the limits.
-    """
-
-    units: int = 2
-    dataflows: tuple[str, ...] = DATAFLOWS
-    pes: tuple[int, ...] = tuple(range(0, 4097, 256))
-    bandwidths: tuple[int, ...] = tuple(range(8, 65, 8))
-    total_pes: int = 4096
-    total_bandwidth: int = 64
-
-    def __post_init__(self) -> None:
-        if self.units < 1 or not self.dataflows or not self.pes or not self.bandwidths:
-            raise HastenError("a chip space needs a unit, and dataflows, PEs and bandwidths to choose from")
-        if min(self.pes) < 0 or min(self.bandwidths) <= 0:
-            raise HastenError("PEs count from 0, and bandwidth is above 0")
-        if max(self.pes) == 0 or min(p for p in self.pes if p) > self.total_pes:
-            raise HastenError("no choice of PEs is within the chip's limit")
-        if min(self.bandwidths) * self.units > self.total_bandwidth:
-            raise HastenError("the least bandwidth of all units together is over the chip's limit")
-
-    @property
-    def space(self) -> Space:
-        """Parameters ``dataflow-1``, ``pes-1``, ``bandwidth-1``, ``dataflow-2``, ..."""
-        return Space(
-            [
-                p
-                for k in range(1, self.units + 1)
-                for p in (
-                    categorical(f"dataflow-{k}", self.dataflows),
-                    categorical(f"pes-{k}", self.pes),
-                    categorical(f"bandwidth-{k}", self.bandwidths),
-                )
-            ]
-        )
-
-    def chip(self, params: Mapping[str, Any]) -> tuple[SubAccelerator, ...]:
-        """The sub-accelerators of a point, absent ones left out.
-
-        Raises:
-            Infeasible: none is left, or the limits of the chip are exceeded.
-        """
-        rows = [
-            (params[f"dataflow-{k}"], params[f"pes-{k}"], params[f"bandwidth-{k}"]) for k in range(1, self.units + 1)
-        ]
-        rows = [r for r in rows if r[1] > 0]
-        if not rows:
-            raise Infeasible("a chip without processing elements")
-        if sum(r[1] for r in rows) > self.total_pes:
-            raise Infeasible(f"more than {self.total_pes} processing elements")
-        if sum(r[2] for r in rows) > self.total_bandwidth:
-            raise Infeasible(f"more than {self.total_bandwidth} GB/s")
-        return tuple(SubAccelerator(*r) for r in rows)
-
-
-@dataclass(frozen=True)
-class Specs:
-    """Limits of a chip, or what one costs, as three numbers: seconds, joules and square metres."""
-
-    latency: float
-    energy: float
-    area: float
-
-    @classmethod
-    def of(cls, cost: ChipCost) -> Specs:
-        """Those of a cost whose area is known."""
-        assert cost.area is not None
-        return cls(cost.latency, cost.energy, cost.area)
-
-    @property
-    def all(self) -> tuple[float, float, float]:
-        return (self.latency, self.energy, self.area)
-
-    def scaled(self, factor: float) -> Specs:
-        return Specs(self.latency * factor, self.energy * factor, self.area * factor)
-
-    def meets(self, limits: Specs) -> bool:
-        return all(a <= b for a, b in zip(self.all, limits.all, strict=True))
-
-
-def penalty(cost: Specs, limits: Specs, bounds: Specs) -> float:
-    """How far over the limits, each in parts of the distance to its bound; 0 where all hold (section III)."""
-    found = 0.0
-    for value, limit, bound in zip(cost.all, limits.all, bounds.all, strict=True):
-        if value > limit:
-            found += (value - limit) / max(bound - limit, 1e-12 * limit)
-    return found
-
-
-def map_chip(
-    networks: Sequence[Sequence[ConvShape]], chip: Sequence[SubAccelerator], deadline: float = math.inf
-) -> tuple[ChipCost, Assignment]:
-    """Cost of the networks on the chip, their layers assigned for the least energy within the deadline (seconds).
-
-    Past the deadline the soonest assignment that was found. The chip is bound by what bounds the layers that take most
-    of the time: ``compute`` or ``memory``. The assignment's makespan is in cycles, in which a list schedule compares
-    exactly.
-    """
-    costs = [[[layer_cost(layer, unit) for unit in chip] for layer in network] for network in networks]
-    times = [[[c.cycles for c in row] for row in network] for network in costs]
-    energies = [[[c.energy for c in row] for row in network] for network in costs]
-    found = assign(times, energies, deadline * CLOCK, restarts=0, pairs=False)
-    placed = zip(itertools.chain(*costs), itertools.chain(*found.units), strict=True)
-    chosen = [row[unit] for row, unit in placed]
-    waiting = sum(c.cycles for c in chosen if c.bound == "memory")
-    cost = ChipCost(
-        latency=found.makespan / CLOCK,
-        energy=found.energy,
-        bytes={level: sum(c.bytes[level] for c in chosen) for level in ("buffer", "memory")},
-        area=area(chip),
-        bound="memory" if 2 * waiting > sum(c.cycles for c in chosen) else "compute",
-    )
-    return cost, found
 
 
 class SpentError(Exception):
@@ -304,101 +173,6 @@ class CoProblem:
         return self.best or self.nearest
 
 
-class Controller(nn.Module):
-    """An LSTM that decides one thing after the other, its last choice fed back (section III).
-
-    Args:
-        sizes: choices of each decision: the networks' decisions, then the chip's.
-        networks: how many decisions are of the networks.
-        hidden: state size.
-        seed: of its weights and choices.
-    """
-
-    def __init__(self, sizes: Sequence[int], networks: int, hidden: int = 48, seed: int = 0) -> None:
-        super().__init__()
-        self.sizes, self.networks = tuple(sizes), networks
-        self.generator = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.cell = nn.LSTMCell(hidden, hidden)
-            self.begin = nn.Parameter(torch.zeros(1, hidden))
-            self.choices = nn.ModuleList(nn.Embedding(n, hidden) for n in self.sizes)
-            self.heads = nn.ModuleList(nn.Linear(hidden, n) for n in self.sizes)
-            for parameter in self.parameters():
-                nn.init.uniform_(parameter, -0.1, 0.1)
-
-    def forward(
-        self,
-        forced: Sequence[int] = (),
-        allowed: Callable[[list[int]], Sequence[bool] | None] = lambda chosen: None,
-        count: int = 1,
-    ) -> tuple[list[Indices], Tensor]:
-        """Decides ``count`` times, independently of each other.
-
-        Args:
-            forced: the first decisions, given.
-            allowed: the choices that may be taken, from those taken so far; None for all.
-            count: how many samples.
-
-        Returns:
-            The choices of each sample, and the log-probability of each choice (count, decisions), 0 for forced ones.
-        """
-        x, state = self.begin.expand(count, -1), None
-        chosen: list[list[int]] = [[] for _ in range(count)]
-        logs: list[Tensor] = []
-        for step in range(len(self.sizes)):
-            state = self.cell(x, state)
-            if step < len(forced):
-                choice = torch.full((count,), int(forced[step]))
-                logs.append(torch.zeros(count))
-            else:
-                # Bounded, so that no choice is soon impossible.
-                scores = 2.5 * torch.tanh(self.heads[step](state[0]) / 2.5)
-                permitted = [allowed(row) for row in chosen]
-                if any(p is not None for p in permitted):
-                    every = [True] * self.sizes[step]
-                    mask = torch.tensor([every if p is None else list(p) for p in permitted])
-                    scores = scores.masked_fill(~mask, -math.inf)
-                log = scores.log_softmax(-1)
-                choice = torch.multinomial(log.detach().exp(), 1, generator=self.generator)[:, 0]
-                logs.append(log.gather(1, choice[:, None])[:, 0])
-            for row, index in zip(chosen, choice.tolist(), strict=True):
-                row.append(index)
-            x = self.choices[step](choice)
-        return [tuple(row) for row in chosen], torch.stack(logs, 1)
-
-
-# Of a choice's entropy beside rewards scaled to a mean distance of 1 from their baseline. Not in the paper, whose
-# controller has five hundred episodes to make up for an early choice.
-_ENTROPY = 0.3
-
-
-class _Learning:
-    """Policy gradient with a moving mean of the reward as its baseline and a moving mean of the distance from it as its
-    unit: one of each for networks, one for chips."""
-
-    def __init__(self, controller: Controller, rate: float, discount: float) -> None:
-        self.controller, self.discount = controller, discount
-        self.optimizer = torch.optim.RMSprop(controller.parameters(), lr=rate)
-        self.baseline: dict[str, float] = {}
-        self.spread: dict[str, float] = {}
-
-    def step(self, samples: Sequence[tuple[str, Tensor, float]]) -> None:
-        loss = torch.zeros(())
-        for kind, logs, reward in samples:
-            before = self.baseline.setdefault(kind, reward)
-            self.baseline[kind] = 0.9 * before + 0.1 * reward
-            away = reward - before
-            self.spread[kind] = 0.9 * self.spread.get(kind, abs(away)) + 0.1 * abs(away)
-            advantage = away / (self.spread[kind] + 1e-6)
-            steps = len(logs)
-            discounts = self.discount ** torch.arange(steps - 1, -1, -1)
-            # The second term is the gradient of the choices' entropy: without it the first chips that meet the limits
-            # are all that is looked at.
-            loss = loss - (discounts * logs * (advantage - _ENTROPY * logs.detach())).sum()
-        descend(self.optimizer, loss / len(samples), parameters=self.controller.parameters(), clip=1.0)
-
-
 def _permitted(problem: CoProblem, chosen: list[int]) -> list[bool] | None:
     """Choices of the next decision of a chip that leave it within its limits, with something in it."""
     chips = problem.chips
@@ -437,7 +211,7 @@ def _controller(problem: CoProblem, seed: int) -> Controller:
 
 def _nasaic(problem: CoProblem, seed: int, phi: int, rate: float, discount: float) -> None:
     controller = _controller(problem, seed)
-    learning = _Learning(controller, rate, discount)
+    learning = PolicyGradient(controller, rate, discount)
     count = len(problem.network_sizes)
 
     def allowed(chosen: list[int]) -> list[bool] | None:
@@ -465,7 +239,7 @@ def _nasaic(problem: CoProblem, seed: int, phi: int, rate: float, discount: floa
 def _networks_first(problem: CoProblem, seed: int, phi: int, rate: float, discount: float) -> None:
     networks = best_networks(problem, seed, rate, discount)
     controller = _controller(problem, seed)
-    learning = _Learning(controller, rate, discount)
+    learning = PolicyGradient(controller, rate, discount)
     count = len(networks)
     while True:
         batch = []
@@ -485,7 +259,7 @@ def best_networks(problem: CoProblem, seed: int = 0, rate: float = 0.005, discou
     found: list[int] = []
     for i, codec in enumerate(problem.codecs):
         controller = Controller(codec.sizes, len(codec.sizes), seed=seed + i)
-        learning = _Learning(controller, rate, discount)
+        learning = PolicyGradient(controller, rate, discount)
         idle = 0
         while sum(k == i for k, _ in problem.accuracies) < problem.trained and idle < 500:
             (chosen,), (logs,) = controller()
@@ -516,7 +290,7 @@ def _chip_first(problem: CoProblem, seed: int, phi: int, rate: float, discount: 
         return
     count = len(problem.network_sizes)
     controller = Controller(problem.network_sizes, count, seed=seed)
-    learning = _Learning(controller, rate, discount)
+    learning = PolicyGradient(controller, rate, discount)
     while True:
         (networks,), (logs,) = controller()
         cost = problem.cost(networks, best[1])
@@ -601,34 +375,3 @@ def limits_from(
     best = min(front, key=lambda s: max(a / m for a, m in zip(s.all, middle, strict=True)))
     bounds = Specs(*(max(values) for values in zip(*(s.all for s in front), strict=True)))
     return best.scaled(share), bounds
-
-
-def chip_problem(networks: Sequence[Sequence[ConvShape]], chips: ChipSpace, deadline: float = math.inf) -> Problem:
-    """The chip for given networks as a search: least latency (s), energy (J) and area (mm^2).
-
-    Args:
-        networks: their layers.
-        deadline: seconds within which the mapper saves energy.
-    """
-
-    def evaluate(params: Params) -> Mapping[str, Any]:
-        units = chips.chip(params)
-        cost, found = map_chip(networks, units, deadline)
-        return {
-            "latency": cost.latency,
-            "energy": cost.energy,
-            "area": area(units) * 1e6,
-            "units": [list(u) for u in found.units],
-        }
-
-    return Problem(
-        "chip",
-        chips.space,
-        (Objective("latency", unit="s"), Objective("energy", unit="J"), Objective("area", unit="mm2")),
-        evaluate,
-        identity={
-            "networks": str(networks),
-            "deadline": str(deadline * CLOCK),  # in cycles, as studies on disk have it
-            "limits": f"{chips.total_pes} PEs, {chips.total_bandwidth} GB/s",
-        },
-    )

@@ -17,7 +17,8 @@ from hasten.cost.chips.dataflow import conv_shapes
 from hasten.data import images
 from hasten.models.vision.resnet9 import ResNet9
 from hasten.search.codec import Codec
-from hasten.search.codesign.coexplore import ChipSpace, NetworkTask, Specs, limits_from
+from hasten.search.codesign.chips import ChipSpace, Specs
+from hasten.search.codesign.coexplore import NetworkTask, limits_from
 from hasten.search.space import Space, categorical
 from hasten.train.classifying import accuracy, classify
 
