@@ -26,6 +26,7 @@ from hasten.workload.attention_io import (
     program_words,
     regime,
     strassen,
+    strassen_words,
     upper_bound,
 )
 from hasten.workload.attention_sites import sites
@@ -194,3 +195,17 @@ def test_causal_masks_save_flash1_reads() -> None:
     scores = q @ k.T + np.triu(np.full((64, 64), -np.inf), 1)
     weights = np.exp(scores - scores.max(1, keepdims=True))
     assert np.allclose(causal.output, weights / weights.sum(1, keepdims=True) @ v)
+
+
+def test_temporaries_of_fast_products_take_room_from_tiles() -> None:
+    assert strassen_words(16, 64, 64) == 0  # too small to be halved
+    assert strassen_words(32, 32, 32) == 16 * 16 * (2 + 7)
+    assert strassen_words(64, 64, 64) == 32 * 32 * 9 + 16 * 16 * 9
+    rng = np.random.default_rng(0)
+    given = [rng.standard_normal((256, 64)) for _ in range(3)]
+    m = 8 * 64 * 64
+    plain = flash2(*given, m, block=64, multiple=4)
+    fast = flash2(*given, m, block=64, multiple=4, multiply=strassen, workspace=strassen_words)
+    np.testing.assert_allclose(fast.output, plain.output, atol=1e-9)
+    assert m // 2 < fast.peak <= m
+    assert fast.moved > plain.moved

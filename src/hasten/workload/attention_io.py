@@ -24,6 +24,7 @@ from hasten.errors import HastenError
 
 Array = NDArray[np.float64]
 Multiply = Callable[[Array, Array], Array]
+Workspace = Callable[[int, int, int], int]
 
 
 # -- bounds ------------------------------------------------------------------------------------------
@@ -228,8 +229,9 @@ def flash1_tiles(d: int, m: int) -> tuple[int, int]:
 
 
 def flash2(
-    q: Array, k: Array, v: Array, m: int, *, causal: bool = False, block: int = 1, multiply: Multiply = np.matmul
-) -> Counted:
+    q: Array, k: Array, v: Array, m: int, *, causal: bool = False, block: int = 1, multiply: Multiply = np.matmul,
+    workspace: Workspace | None = None, multiple: int = 1,
+) -> Counted:  # fmt: skip
     """FlashAttention-2's loop order: tiles of queries and their outputs stay, keys and values pass by.
 
     Args:
@@ -238,9 +240,11 @@ def flash2(
         causal: keys after a query are hidden; a tile of keys that all its queries precede is not read.
         block: rows of keys that pass by together; 1 leaves most room for queries.
         multiply: matrix product on chip, (rows, d) x (d, block).
+        workspace: words that it holds beside operands and result, for (rows, d, block); none when None.
+        multiple: the queries of a tile are a multiple of it, as halving products need.
     """
     (n, d), memory = q.shape, FastMemory(m)
-    rows = flash2_rows(d, m, block)
+    rows = flash2_rows(d, m, block, workspace, multiple)
     output = np.empty((n, d))
     for span in _spans(n, rows):
         size = span.stop - span.start
@@ -250,19 +254,23 @@ def flash2(
                 if causal and cols.start >= span.stop:
                     break
                 with memory.load(k[cols]) as keys, memory.load(v[cols]) as values:
-                    scores = multiply(query, keys.T) + _hidden(span, cols, causal)
+                    with memory.room(workspace(size, d, keys.shape[0]) if workspace else 0):
+                        scores = multiply(query, keys.T)
+                    scores = scores + _hidden(span, cols, causal)
                     out, seen, high = _online(scores, values, out, seen, high)
             memory.store(output[span], out / seen[:, None])
     return Counted(output, memory.moved, memory.peak)
 
 
-def flash2_rows(d: int, m: int, block: int = 1) -> int:
-    """Queries of a tile: 2 B d + (2 + block) B + 2 block d words, at most M.
+def flash2_rows(d: int, m: int, block: int = 1, workspace: Workspace | None = None, multiple: int = 1) -> int:
+    """Queries of a tile: 2 B d + (2 + block) B + 2 block d words and the product's workspace, at most M.
 
     Raises:
         HastenError: not even one fits.
     """
-    rows = (m - 2 * block * d) // (2 * d + 2 + block)
+    rows = (m - 2 * block * d) // (2 * d + 2 + block) // multiple * multiple
+    while workspace and rows > 0 and rows * (2 * d + 2 + block) + 2 * block * d + workspace(rows, d, block) > m:
+        rows -= multiple
     if rows < 1:
         raise HastenError(f"FlashAttention with {d} channels does not fit {m} words: use the program for small memory")
     return rows
@@ -442,6 +450,14 @@ def strassen(x: Array, y: Array, least: int = 16) -> Array:
     m4, m5 = strassen(f, u - s, least), strassen(a + b, w, least)
     m6, m7 = strassen(e - a, s + t, least), strassen(b - f, u + w, least)
     return np.block([[m1 + m4 - m5 + m7, m3 + m5], [m2 + m4, m1 - m2 + m3 + m6]])
+
+
+def strassen_words(rows: int, inner: int, columns: int, least: int = 16) -> int:
+    """Words that `strassen` holds beside its operands and result: sums of blocks and seven products, at each level."""
+    if min(rows, inner, columns) < 2 * least or (rows | inner | columns) & 1:
+        return 0
+    r, i, c = rows // 2, inner // 2, columns // 2
+    return r * i + i * c + 7 * r * c + strassen_words(r, i, c, least)
 
 
 def lru_moved(trace: Iterable[tuple[object, int]], capacity: int) -> int:
