@@ -150,7 +150,7 @@ def test_nothing_to_scan() -> None:
     [
         ({"a": torch.ones(4)}, "a is"),
         ({"initial": torch.ones(1, 3)}, "initial is"),
-        ({"resets": torch.ones(2, 4, dtype=torch.bool)}, "resets are"),
+        ({"resets": torch.ones(2, 4, dtype=torch.bool)}, "resets is"),
         ({"complex": True}, "even width"),
     ],
 )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import HastenError
+from hasten.kernels.dram_controller import LATEST
 
 WORKLOADS = ("stream", "random", "cloud-1", "cloud-2")
 _LINE = 64
@@ -109,6 +110,8 @@ def read_memory_trace(path: str | Path) -> MemoryTrace:
             raise HastenError(f"{source}, line {number}: {kind!r:.20} is neither read nor write")
         if cycles[-1] < (cycles[-2] if len(cycles) > 1 else 0) or not 0 <= addresses[-1] < 1 << 62:
             raise HastenError(f"{source}, line {number}: cycles must not go back, and addresses start at 0")
+        if cycles[-1] >= LATEST:
+            raise HastenError(f"{source}, line {number}: the last cycle that can be simulated is {LATEST:,}")
         writes.append(kind == "write")
     if not cycles:
         raise HastenError(f"the trace {source} has no request")

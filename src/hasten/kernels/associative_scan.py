@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hasten.kernels import gate
 from hasten.kernels.compiled import native
 from hasten.workload.einsum import Op
 from hasten.workload.operators import Call, register
@@ -44,16 +45,19 @@ def associative_scan(
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    batch, length, width = b.shape
-    if a.shape not in ((width,), b.shape):
-        raise ValueError(f"a is {tuple(a.shape)}: it must be ({width},) or {tuple(b.shape)}")
-    if complex and width % 2:
-        raise ValueError(f"complex numbers need an even width, not {width}")
-    if initial is not None and initial.shape != (batch, width):
-        raise ValueError(f"initial is {tuple(initial.shape)}, not ({batch}, {width})")
-    if resets is not None and resets.shape != (batch, length):
-        raise ValueError(f"resets are {tuple(resets.shape)}, not ({batch}, {length})")
     return torch.ops.hasten.associative_scan(a, b, initial, resets, complex)
+
+
+def _check(a: Tensor, b: Tensor, initial: Tensor | None, resets: Tensor | None, complex: bool) -> dict[str, int]:
+    name = "associative_scan"
+    gate.dtypes(name, gate.FLOATS, a=a, b=b, initial=initial)
+    found = gate.sizes(name, b=(b, "b t n"), initial=(initial, "b n"), resets=(resets, "b t"))
+    if a.shape not in ((found["n"],), b.shape):
+        raise ValueError(f"a is {tuple(a.shape)}: it must be ({found['n']},) or {tuple(b.shape)}")
+    gate.sizes(name, b=(b, "b t n"), a=(a, "n" if a.ndim == 1 else "b t n"))
+    if complex and found["n"] % 2:
+        raise ValueError(f"complex numbers need an even width, not {found['n']}")
+    return found
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -176,28 +180,27 @@ def _describe(
     first = None if initial is None else initial.float().contiguous()
     call = module.linear_scan(
         batch, length, width // 2 if complex else width, complex, constant, b.dtype is torch.bfloat16,
-        factors.data_ptr(), inputs.data_ptr(), _address(flags), _address(first),
+        gate.address(factors, torch.float32 if constant else b.dtype, *a.shape),
+        gate.address(inputs, b.dtype, *b.shape), gate.address(flags, torch.uint8, batch, length),
+        gate.address(first, torch.float32, batch, width),
     )  # fmt: skip
     return call, (factors, inputs, flags, first)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 @torch.library.impl("hasten::associative_scan", ("cpu", "cuda", "mps"))
 def _associative_scan(
     a: Tensor, b: Tensor, initial: Tensor | None, resets: Tensor | None, complex: bool
 ) -> tuple[Tensor, Tensor]:
+    _check(a, b, initial, resets, complex)
     if not _compiled_takes(b):
         h, last = reference(a, b, initial, resets, complex=complex)
         return h, last.clone()  # an operator's results share no memory
     module = native()
     assert module is not None
     call, _kept = _describe(a, b, initial, resets, complex)
-    h = torch.empty(b.shape, dtype=b.dtype)
-    last = torch.empty(b.shape[0], b.shape[2])
-    module.linear_scan_forward(call, h.data_ptr(), last.data_ptr(), torch.get_num_threads())
+    h, last = gate.buffer(*b.shape, dtype=b.dtype), gate.buffer(b.shape[0], b.shape[2])
+    places = gate.address(h, b.dtype, *b.shape), gate.address(last, torch.float32, *last.shape)
+    module.linear_scan_forward(call, *places, torch.get_num_threads())
     return h, last
 
 
@@ -224,21 +227,29 @@ def _associative_scan_backward(
     a: Tensor, b: Tensor, initial: Tensor | None, resets: Tensor | None, complex: bool, h: Tensor, h_grad: Tensor,
     last_grad: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
+    known = _check(a, b, initial, resets, complex)
+    gate.dtypes("associative_scan_backward", gate.FLOATS, h=h, h_grad=h_grad, last_grad=last_grad)
+    gate.sizes(
+        "associative_scan_backward", known, b=(b, "b t n"), h=(h, "b t n"), h_grad=(h_grad, "b t n"),
+        last_grad=(last_grad, "b n"),
+    )  # fmt: skip
     if not _compiled_takes(b):
         a_grad, b_grad, initial_grad = _backward_reference(a, initial, resets, complex, h, h_grad, last_grad)
     else:
         module = native()
         assert module is not None
         call, _kept = _describe(a, b, initial, resets, complex)
-        gradient = h_grad.to(b.dtype).contiguous()
+        gradient, states = h_grad.to(b.dtype).contiguous(), h.to(b.dtype).contiguous()
         end = None if last_grad is None else last_grad.float().contiguous()
         constant = a.ndim == 1
-        a_grad = torch.empty(b.shape[0], b.shape[2]) if constant else torch.empty(b.shape, dtype=b.dtype)
-        b_grad = torch.empty(b.shape, dtype=b.dtype)
-        initial_grad = torch.empty(b.shape[0], b.shape[2])
+        ends = (b.shape[0], b.shape[2])
+        a_grad = gate.buffer(*ends) if constant else gate.buffer(*b.shape, dtype=b.dtype)
+        b_grad, initial_grad = gate.buffer(*b.shape, dtype=b.dtype), gate.buffer(*ends)
         module.linear_scan_backward(
-            call, h.data_ptr(), gradient.data_ptr(), _address(end), a_grad.data_ptr(), b_grad.data_ptr(),
-            initial_grad.data_ptr(), torch.get_num_threads(),
+            call, gate.address(states, b.dtype, *b.shape), gate.address(gradient, b.dtype, *b.shape),
+            gate.address(end, torch.float32, *ends), gate.address(a_grad, a_grad.dtype, *a_grad.shape),
+            gate.address(b_grad, b.dtype, *b.shape), gate.address(initial_grad, torch.float32, *ends),
+            torch.get_num_threads(),
         )  # fmt: skip
         if constant:
             a_grad = a_grad.sum(0)

@@ -18,6 +18,7 @@ write a column of it, precharge. Every command obeys the part's timing. What eac
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,31 @@ class Totals:
     owed: int
 
 
+# Longest distance between two commands, and latest arrival, in cycles: sums of them stay far from overflow.
+MOST_CYCLES, LATEST = 1 << 20, 1 << 48
+# Refreshes that a simulation does: each is a step, also where no request waits.
+MOST_REFRESHES = 20_000_000
+
+
+def check_times(timing: Mapping[str, int], last: int = 0) -> None:
+    """Bounds of a part's timing, and of the last request's arrival, in cycles.
+
+    Raises:
+        ValueError: a time that is not positive or too long, refreshes that follow each other without a pause, more
+            banks than a word has bits, or a trace so long that refreshes alone would take minutes.
+    """
+    for name, value in timing.items():
+        most = 64 if name in ("banks", "groups") else 1 << 30 if name == "refi" else MOST_CYCLES
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} is {value}: it must be between 1 and {most:,}")
+    if timing["refi"] <= timing["rfc"] + timing["rp"]:
+        raise ValueError(f"a refresh is due every {timing['refi']} cycles (refi), no more than it takes (rfc + rp)")
+    if not 0 <= last < LATEST:
+        raise ValueError(f"a request arrives in cycle {last}: the last one that can be simulated is {LATEST:,}")
+    if last // timing["refi"] > MOST_REFRESHES:
+        raise ValueError(f"a trace up to cycle {last:,} has more than {MOST_REFRESHES:,} refreshes: shorten its gaps")
+
+
 def simulate(
     timing: Words, knobs: Words, arrival: Words, bank: NDArray[np.int32], row: NDArray[np.int32],
     write: NDArray[np.uint8],
@@ -93,6 +119,9 @@ def simulate(
         raise ValueError("a DRAM simulation takes banks of the part, rows from 0, and arrivals in order")
     if knobs[3] < 1 or knobs[9] < 1 or write.max() > 1:
         raise ValueError("a DRAM controller has room for one request at least")
+    check_times(dict(zip(TIMING, timing.tolist(), strict=True)), int(arrival[-1]))
+    if np.abs(knobs).max() > MOST_CYCLES:
+        raise ValueError(f"a DRAM controller's knobs are below {MOST_CYCLES:,}")
     module = native()
     if module is None:
         return plain(timing, knobs, arrival, bank, row, write)

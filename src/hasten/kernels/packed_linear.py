@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hasten.kernels import gate
 from hasten.kernels.compiled import FORMATS, native
 from hasten.kernels.groups import decode, encode
 from hasten.workload.einsum import Op
@@ -95,22 +96,60 @@ def native_matrix(
     """What the compiled kernels call a matrix: the tensors must outlive it."""
     module = native()
     assert module is not None
-    columns = packed.shape[1] * (2 if bits == 4 else 1)
+    out, columns = check_weight("native_matrix", packed, scales, mins, bits, group)
+    grouped = (out, columns // group)
     return module.matrix(
         FORMATS["fp16"] if packed.dtype is torch.float16 else bits,
-        packed.shape[0],
+        out,
         columns,
         group,
-        packed.data_ptr(),
-        _address(scales),
-        _address(mins),
-        _address(bias),
+        gate.address(packed, packed.dtype, *packed.shape),
+        gate.address(scales, torch.float16, *grouped),
+        gate.address(mins, torch.float16, *grouped),
+        gate.address(bias, torch.float32, out),
         codes_in,
     )
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+# What the codes of a weight are kept in; 32 bits: a plain weight.
+_CODES = {4: (torch.uint8,), 8: (torch.int8,), 16: (torch.bfloat16, torch.float16), 32: (torch.float32,)}
+
+
+def check_weight(
+    operator: str, packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int
+) -> tuple[int, int]:
+    """Rows and columns of a packed weight whose parts fit each other.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if bits not in _CODES:
+        raise ValueError(f"{operator}: a weight has 4, 8 or 16 bits, not {bits}")
+    gate.dtypes(operator, _CODES[bits], packed=packed)
+    gate.dtypes(operator, (torch.float16,), scales=scales, mins=mins)
+    found = gate.sizes(operator, packed=(packed, "n p"), scales=(scales, "n g"), mins=(mins, "n g"))
+    columns = found["p"] * (2 if bits == 4 else 1)
+    if bits < 16 and (scales is None or (mins is None) != (bits == 8)):
+        raise ValueError(f"{operator}: int8 weights have scales, int4 ones scales and mins")
+    if bits >= 16 and (scales is not None or mins is not None):
+        raise ValueError(f"{operator}: weights of {bits} bits have neither scales nor mins")
+    if group < GROUP or group % GROUP:
+        raise ValueError(f"{operator}: a group of {group} must be a multiple of {GROUP}")
+    if bits < 16 and (columns % group or found["g"] != columns // group):
+        raise ValueError(f"{operator}: {found['g']} scales a row are not of groups of {group} in {columns} columns")
+    return found["n"], columns
+
+
+def _check(
+    operator: str, x: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int
+) -> None:
+    _, columns = check_weight(operator, packed, scales, mins, bits, group)
+    gate.dtypes(operator, gate.FLOATS, x=x)
+    gate.sizes(operator, {"k": columns}, x=(x, "... k"), scales=(scales, "n g"))
+    if x.device != packed.device:
+        raise ValueError(f"{operator}: x is on {x.device}, the weight on {packed.device}")
+    if not columns:
+        raise ValueError(f"{operator}: the weight has no columns")
 
 
 def _compiled_takes(packed: Tensor, columns: int) -> bool:
@@ -122,10 +161,11 @@ def dequantize(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits:
     columns = packed.shape[1] * (2 if bits == 4 else 1)
     if not _compiled_takes(packed, columns):
         return dequantize_reference(packed, scales, mins, bits, group)
-    weight = torch.empty(packed.shape[0], columns)
+    weight = gate.buffer(packed.shape[0], columns)
     module = native()
     assert module is not None
-    module.dequantize(native_matrix(packed, scales, mins, bits, group), weight.data_ptr(), torch.get_num_threads())
+    place = gate.address(weight, torch.float32, packed.shape[0], columns)
+    module.dequantize(native_matrix(packed, scales, mins, bits, group), place, torch.get_num_threads())
     return weight
 
 
@@ -152,6 +192,7 @@ def _packed_linear(
     bf16: bool = False,
     int8: bool = False,
 ) -> Tensor:
+    _check("packed_linear", x, packed, scales, mins, bits, group)
     columns = x.shape[-1]
     rows = x.numel() // columns
     int8 = int8 and bits < 16 and group == GROUP
@@ -159,14 +200,11 @@ def _packed_linear(
         return reference(round_rows(x) if int8 else x, packed, scales, mins, bits, group).to(x.dtype)
     flat = x.reshape(rows, columns).float().contiguous()
     out = packed.shape[0]
+    y = gate.buffer(rows, out)
     if rows <= FEW_ROWS:
-        y = torch.empty(rows, out)
-        module = native()
-        assert module is not None
         matrix = native_matrix(packed, scales, mins, bits, group, codes_in=int8)
-        module.linear(matrix, flat.data_ptr(), rows, y.data_ptr(), torch.get_num_threads())
+        _multiply(matrix, flat, y)
     else:
-        y = torch.empty(rows, out)
         left = round_rows(flat) if int8 else flat
         left = left.to(torch.bfloat16) if bf16 else left
         for start in range(0, out, _UNPACK_ROWS):
@@ -177,6 +215,15 @@ def _packed_linear(
                 weight = dequantize(packed[part], _rows(scales, part), _rows(mins, part), bits, group).to(left.dtype)
             y[:, part] = torch.nn.functional.linear(left, weight)
     return y.to(x.dtype).reshape(*x.shape[:-1], out)
+
+
+def _multiply(matrix: object, flat: Tensor, y: Tensor) -> None:
+    """Writes ``flat @ W.T`` of few rows to y."""
+    module = native()
+    assert module is not None
+    rows = flat.shape[0]
+    x_at, y_at = gate.address(flat, torch.float32, *flat.shape), gate.address(y, torch.float32, rows, y.shape[1])
+    module.linear(matrix, x_at, rows, y_at, torch.get_num_threads())
 
 
 def _rows(tensor: Tensor | None, part: slice) -> Tensor | None:
@@ -231,7 +278,13 @@ torch.library.register_autograd("hasten::packed_linear", _input_gradient, setup_
 def _packed_embedding(
     ids: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int
 ) -> Tensor:
+    check_weight("packed_embedding", packed, scales, mins, bits, group)
+    gate.dtypes("packed_embedding", (torch.int64, torch.int32), ids=ids)
+    if ids.device != packed.device:
+        raise ValueError(f"packed_embedding: ids are on {ids.device}, the table on {packed.device}")
     flat = ids.reshape(-1)
+    if flat.numel() and not (int(flat.min()) >= 0 and int(flat.max()) < packed.shape[0]):
+        raise IndexError(f"packed_embedding: an id is outside of the table's {packed.shape[0]} rows")
     rows = dequantize_reference(
         packed[flat],
         None if scales is None else scales[flat],
@@ -264,14 +317,16 @@ def _(call: Call) -> None:
 
 @torch.library.impl("hasten::plain_linear", ("cpu", "cuda", "mps"))
 def _plain_linear(x: Tensor, weight: Tensor) -> Tensor:
-    rows = x.numel() // x.shape[-1]
-    if rows > FEW_ROWS or x.dtype is not torch.float32 or not _compiled_takes(weight, x.shape[-1]):
+    gate.dtypes("plain_linear", gate.FLOATS, x=x, weight=weight)
+    gate.sizes("plain_linear", x=(x, "... k"), weight=(weight, "n k"))
+    if x.dtype is not weight.dtype:
+        raise ValueError(f"plain_linear: x is {x.dtype}, the weight {weight.dtype}")
+    rows = x.numel() // max(1, x.shape[-1])
+    few = 0 < rows <= FEW_ROWS and x.dtype is torch.float32 and weight.numel() > 0
+    if not few or not _compiled_takes(weight, x.shape[-1]):
         return torch.nn.functional.linear(x, weight)
-    flat, y = x.reshape(rows, -1).contiguous(), torch.empty(rows, weight.shape[0])
-    module = native()
-    assert module is not None
-    matrix = module.matrix(FORMATS["fp32"], *weight.shape, GROUP, weight.data_ptr(), 0, 0, 0)
-    module.linear(matrix, flat.data_ptr(), rows, y.data_ptr(), torch.get_num_threads())
+    flat, y = x.reshape(rows, -1).contiguous(), gate.buffer(rows, weight.shape[0])
+    _multiply(native_matrix(weight, None, None, FORMATS["fp32"], GROUP), flat, y)
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 

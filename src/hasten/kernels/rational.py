@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hasten.kernels import gate
 from hasten.kernels.compiled import native
 from hasten.workload.operators import Call, elementwise, register
 
@@ -46,11 +47,12 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, groups: int = 1)
     Raises:
         ValueError: groups that do not divide the channels, or coefficients of another number of groups.
     """
-    _check(x, numerator, denominator, groups)
     return torch.ops.hasten.rational(x, numerator, denominator, groups)
 
 
 def _check(x: Tensor, numerator: Tensor, denominator: Tensor, groups: int) -> None:
+    gate.dtypes("rational", gate.FLOATS, x=x, numerator=numerator, denominator=denominator)
+    gate.sizes("rational", x=(x, "... c"), numerator=(numerator, "g m"), denominator=(denominator, "h n"))
     if groups < 1 or x.shape[-1] % groups:
         raise ValueError(f"{groups} groups do not divide {x.shape[-1]} channels")
     for name, coefficients in (("numerator", numerator), ("denominator", denominator)):
@@ -126,15 +128,18 @@ def _call(
     a, b = numerator.float().contiguous(), denominator.float().contiguous()
     channels = x.shape[-1]
     call = module.rational(
-        x.data_ptr(), 0 if grad is None else grad.data_ptr(), a.data_ptr(), a.shape[0], b.data_ptr(), b.shape[0],
-        x.numel() // channels, channels, groups, x.dtype is torch.bfloat16, y.data_ptr(),
-        0 if sums is None else sums.data_ptr(),
+        gate.address(x, x.dtype, *y.shape), gate.address(grad, x.dtype, *x.shape),
+        gate.address(a, torch.float32, a.shape[0], TOP), a.shape[0],
+        gate.address(b, torch.float32, b.shape[0], BOTTOM), b.shape[0],
+        x.numel() // channels, channels, groups, x.dtype is torch.bfloat16, gate.address(y, x.dtype, *x.shape),
+        0 if sums is None else gate.address(sums, torch.float32, *sums.shape[:-2], groups, TOP + BOTTOM),
     )  # fmt: skip
     return call, (x, a, b, y, grad, sums)
 
 
 @torch.library.impl("hasten::rational", ("cpu", "cuda", "mps"))
 def _rational(x: Tensor, numerator: Tensor, denominator: Tensor, groups: int) -> Tensor:
+    _check(x, numerator, denominator, groups)
     if not _compiled_takes(x, numerator, denominator):
         return reference(x, numerator, denominator, groups)
     module = native()
@@ -160,6 +165,10 @@ def _(call: Call) -> None:
 def _rational_backward(
     grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check(x, numerator, denominator, groups)
+    gate.dtypes("rational_backward", gate.FLOATS, grad=grad)
+    if grad.shape != x.shape or grad.device != x.device:
+        raise ValueError(f"the gradient is {tuple(grad.shape)} on {grad.device}, x {tuple(x.shape)} on {x.device}")
     if not _compiled_takes(x, numerator, denominator):
         return backward_reference(grad, x, numerator, denominator, groups)
     module = native()
@@ -167,7 +176,7 @@ def _rational_backward(
     x, grad = x.contiguous(), grad.to(x.dtype).contiguous()
     dx = torch.empty_like(x)
     blocks = -(-(x.numel() // x.shape[-1]) // BLOCK_ROWS)
-    sums = torch.empty(blocks, groups, TOP + BOTTOM)
+    sums = gate.buffer(blocks, groups, TOP + BOTTOM)
     call, _kept = _call(x, numerator, denominator, groups, dx, grad, sums)
     module.rational_backward(call, torch.get_num_threads())
     return dx, *_split(sums.sum(0), numerator, denominator)
@@ -191,12 +200,13 @@ def naive_backward(
     Raises:
         ValueError: the compiled kernels are missing, or do not take these tensors.
     """
-    if not _compiled_takes(x, numerator, denominator):
+    _check(x, numerator, denominator, groups)
+    if grad.shape != x.shape or not _compiled_takes(x, numerator, denominator):
         raise ValueError("the naive kernel is compiled, for CPU tensors and degrees 5 and 4")
     module = native()
     assert module is not None
     x, grad = x.contiguous(), grad.to(x.dtype).contiguous()
-    dx, sums = torch.empty_like(x), torch.zeros(groups, TOP + BOTTOM)
+    dx, sums = torch.empty_like(x), gate.zeros(groups, TOP + BOTTOM)
     call, _kept = _call(x, numerator, denominator, groups, dx, grad, sums)
     additions = module.rational_naive_backward(call, repeats, torch.get_num_threads())
     return dx, *_split(sums, numerator, denominator), additions

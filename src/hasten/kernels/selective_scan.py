@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hasten.kernels import gate
 from hasten.kernels.compiled import LANES, native
 from hasten.workload.einsum import Op
 from hasten.workload.operators import Call, axes, register
@@ -70,7 +71,6 @@ def selective_scan(
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    _check(x, delta, A, B, C, D, z, delta_bias, initial, starts)
     if discretization not in ("euler", "zoh"):
         raise ValueError(f"the discretization is euler or zoh, not {discretization!r}")
     given = (x, delta, A, B, C, D, z, delta_bias, initial)
@@ -79,23 +79,16 @@ def selective_scan(
     return y, last
 
 
-def _check(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Tensor | None) -> None:
-    batch, length, channels = x.shape
-    states = A.shape[-1]
-    wanted = {
-        "delta": (delta, (batch, length, channels)),
-        "A": (A, (channels, states)),
-        "B": (B, (batch, length, states)),
-        "C": (C, (batch, length, states)),
-        "D": (rest[0], (channels,)),
-        "z": (rest[1], (batch, length, channels)),
-        "delta_bias": (rest[2], (channels,)),
-        "initial": (rest[3], (batch, channels, states)),
-        "starts": (rest[4], (batch, length)),
-    }
-    for name, (tensor, shape) in wanted.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} is {tuple(tensor.shape)}, not {shape}, for x {tuple(x.shape)}")
+def _check(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, initial: Tensor | None, starts: Tensor | None,
+) -> dict[str, int]:  # fmt: skip
+    name = "selective_scan"
+    gate.dtypes(name, gate.FLOATS, x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial=initial)
+    return gate.sizes(
+        name, x=(x, "b t c"), delta=(delta, "b t c"), A=(A, "c n"), B=(B, "b t n"), C=(C, "b t n"), D=(D, "c"),
+        z=(z, "b t c"), delta_bias=(delta_bias, "c"), initial=(initial, "b c n"), starts=(starts, "b t"),
+    )  # fmt: skip
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -246,22 +239,10 @@ def _compiled_takes(x: Tensor, A: Tensor) -> bool:
     )
 
 
-def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor as rows of channels at one distance; parts of a wider projection stay where they are."""
-    tensor = tensor.to(dtype)
-    batch_step, row, last = tensor.stride()
-    fits = (last == 1 or tensor.shape[2] == 1) and (tensor.shape[0] == 1 or batch_step == row * tensor.shape[1])
-    return tensor if fits and row >= tensor.shape[2] else tensor.contiguous()
-
-
 def _padded(vector: Tensor | None, width: int) -> Tensor | None:
     if vector is None:
         return None
     return torch.nn.functional.pad(vector.float(), (0, width - vector.shape[-1])).contiguous()
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 class _Prepared:
@@ -275,23 +256,28 @@ class _Prepared:
         module = native()
         assert module is not None
         batch, length, channels = x.shape
-        states = A.shape[1]
+        states, kind = A.shape[1], x.dtype
         width = -(-channels // LANES) * LANES
         self.width = width
-        x, delta = _rows(x, x.dtype), _rows(delta, x.dtype)
-        z = None if z is None else _rows(z, x.dtype)
+        (x, x_row), (delta, delta_row) = gate.rows(x, kind), gate.rows(delta, kind)
+        z, z_row = (None, 0) if z is None else gate.rows(z, kind)
         # -1 in the channels that are not there: an exact hold divides by A.
         rates = torch.nn.functional.pad(A.float().t(), (0, width - channels), value=-1.0).contiguous()
-        others = (
-            rates, B.float().contiguous(), C.float().contiguous(), _padded(D, width), _padded(delta_bias, width),
-            None if starts is None else starts.to(torch.uint8).contiguous(),
-            None if initial is None else initial.float().contiguous(), borders,
-        )  # fmt: skip
-        self.kept = (x, delta, z, *others)
-        self.scan = module.Scan(batch, length, channels, states, x.dtype is torch.bfloat16, softplus, exact)
+        B, C = B.float().contiguous(), C.float().contiguous()
+        D, delta_bias = _padded(D, width), _padded(delta_bias, width)
+        starts = None if starts is None else starts.to(torch.uint8).contiguous()
+        initial = None if initial is None else initial.float().contiguous()
+        self.kept = (x, delta, z, rates, B, C, D, delta_bias, starts, initial, borders)
+        self.scan = module.Scan(batch, length, channels, states, kind is torch.bfloat16, softplus, exact)
+        wide, shape, fp32 = (batch, length, states), (batch, length, channels), torch.float32
         self.scan.inputs(
-            x.data_ptr(), x.stride(1), delta.data_ptr(), delta.stride(1),
-            _address(z), 0 if z is None else z.stride(1), *map(_address, others),
+            gate.rows_address(x, x_row, kind, shape), x_row,
+            gate.rows_address(delta, delta_row, kind, shape), delta_row,
+            gate.rows_address(z, z_row, kind, shape), z_row, gate.address(rates, fp32, states, width),
+            gate.address(B, fp32, *wide), gate.address(C, fp32, *wide), gate.address(D, fp32, width),
+            gate.address(delta_bias, fp32, width), gate.address(starts, torch.uint8, batch, length),
+            gate.address(initial, fp32, batch, channels, states),
+            gate.address(borders, fp32, *_border_shape(x, A, True)),
         )  # fmt: skip
 
 
@@ -305,6 +291,7 @@ def _selective_scan(
     delta_bias: Tensor | None, initial: Tensor | None, starts: Tensor | None, softplus: bool, exact: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    _check(x, delta, A, B, C, D, z, delta_bias, initial, starts)
     wide = _wide(x.dtype)
     borders = x.new_empty(_border_shape(x, A, keep), dtype=wide)
     if not _compiled_takes(x, A):
@@ -313,7 +300,10 @@ def _selective_scan(
     scan = _Prepared(x, delta, A, B, C, D, z, delta_bias, initial, starts, softplus, exact, borders if keep else None)
     y = x.new_empty(x.shape)
     last = x.new_empty(x.shape[0], x.shape[2], A.shape[1], dtype=torch.float32)
-    scan.scan.forward(y.data_ptr(), last.data_ptr(), torch.get_num_threads())
+    scan.scan.forward(
+        gate.address(y, x.dtype, *x.shape), gate.address(last, torch.float32, x.shape[0], x.shape[2], A.shape[1]),
+        torch.get_num_threads(),
+    )  # fmt: skip
     return y, last, borders
 
 
@@ -360,23 +350,34 @@ def _selective_scan_backward(
     borders: Tensor, y_grad: Tensor, last_grad: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
     given = (x, delta, A, B, C, D, z, delta_bias, initial)
+    known = _check(*given, starts)
+    gate.sizes("selective_scan_backward", known, y_grad=(y_grad, "b t c"), last_grad=(last_grad, "b c n"))
+    if tuple(borders.shape) != _border_shape(x, A, True):
+        raise ValueError(
+            "selective_scan_backward: the states to start from were not kept: run the forward pass with keep=True, "
+            "under enabled gradients"
+        )
     if not _compiled_takes(x, A):
         return _backward_reference(*given, starts, softplus, exact, y_grad, last_grad)
     scan = _Prepared(*given, starts, softplus, exact, borders)
     threads = torch.get_num_threads()
     (batch, length, channels), states, width = x.shape, A.shape[1], scan.width
-    gradient = y_grad.to(x.dtype).contiguous()
+    gradient, fp32, kind = y_grad.to(x.dtype).contiguous(), torch.float32, x.dtype
     state_gradient = None if last_grad is None else last_grad.float().contiguous()
     x_grad, delta_grad = x.new_empty(x.shape), x.new_empty(x.shape)
     z_grad = x.new_empty(x.shape if z is not None else 0)
-    A_grad = torch.zeros(threads, states, width)
-    B_grad, C_grad = torch.zeros(2, threads, batch, length, states)
-    D_grad, bias_grad = torch.zeros(2, threads, width)
+    A_grad = gate.zeros(threads, states, width)
+    B_grad, C_grad = gate.zeros(2, threads, batch, length, states)
+    D_grad, bias_grad = gate.zeros(2, threads, width)
     initial_grad = x.new_empty((batch, channels, states) if initial is not None else 0, dtype=torch.float32)
     scan.scan.backward(
-        gradient.data_ptr(), _address(state_gradient), x_grad.data_ptr(), delta_grad.data_ptr(), z_grad.data_ptr(),
-        A_grad.data_ptr(), B_grad.data_ptr(), C_grad.data_ptr(), D_grad.data_ptr(), bias_grad.data_ptr(),
-        initial_grad.data_ptr() if initial is not None else 0, threads,
+        gate.address(gradient, kind, *x.shape), gate.address(state_gradient, fp32, batch, channels, states),
+        gate.address(x_grad, kind, *x.shape), gate.address(delta_grad, kind, *x.shape),
+        gate.address(z_grad, kind, *z_grad.shape), gate.address(A_grad, fp32, threads, states, width),
+        gate.address(B_grad, fp32, threads, batch, length, states),
+        gate.address(C_grad, fp32, threads, batch, length, states), gate.address(D_grad, fp32, threads, width),
+        gate.address(bias_grad, fp32, threads, width),
+        gate.address(initial_grad if initial is not None else None, fp32, batch, channels, states), threads,
     )  # fmt: skip
     return _as_given(
         [

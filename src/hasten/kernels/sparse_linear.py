@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hasten.kernels import gate
 from hasten.kernels.compiled import native
 from hasten.workload.einsum import Op
 from hasten.workload.operators import Call, register
@@ -113,8 +114,23 @@ def sparse_linear(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> T
 torch.library.define("hasten::sparse_linear", "(Tensor x, Tensor packed, Tensor scales, Tensor zeros) -> Tensor")
 
 
+def _check(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> None:
+    name = "sparse_linear"
+    gate.dtypes(name, gate.FLOATS, x=x, scales=scales)
+    gate.dtypes(name, (torch.uint8,), packed=packed, zeros=zeros)
+    found = gate.sizes(name, packed=(packed, "n q"), scales=(scales, "n g"), zeros=(zeros, "n z"), x=(x, "... k"))
+    columns = 4 * found["q"]
+    if found["k"] != columns or not columns:
+        raise ValueError(f"{name}: x is {tuple(x.shape)}, the weight has {columns} columns")
+    if not found["g"] or columns % found["g"] or columns // found["g"] % 4 or found["z"] != -(-found["g"] // 4):
+        raise ValueError(
+            f"{name}: scales {tuple(scales.shape)}, zeros {tuple(zeros.shape)} are not of groups of {columns} columns"
+        )
+
+
 @torch.library.impl("hasten::sparse_linear", ("cpu", "cuda", "mps"))
 def _sparse_linear(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    _check(x, packed, scales, zeros)
     columns, out = packed.shape[1] * 4, packed.shape[0]
     flat = x.reshape(-1, columns).float().contiguous()
     rows, module = flat.shape[0], native()
@@ -126,11 +142,14 @@ def _sparse_linear(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> 
             y = (codes.float() * scale[:, None]) @ dequantize(packed, scales, zeros).t()
     elif rows <= FEW_ROWS:
         codes, scale = encode(flat)
-        y = torch.empty(rows, out)
-        packed, scales, zeros, scale = (t.contiguous() for t in (packed, scales, zeros, scale))
+        y = gate.buffer(rows, out)
+        packed, scales, zeros, scale = (t.contiguous() for t in (packed, scales.half(), zeros, scale))
+        groups, fp32 = columns // GROUP, torch.float32
         module.sparse_linear(
-            packed.data_ptr(), scales.data_ptr(), zeros.data_ptr(), out, columns, zeros.shape[1],
-            codes.data_ptr(), scale.data_ptr(), rows, y.data_ptr(), torch.get_num_threads(),
+            gate.address(packed, torch.uint8, out, columns // 4), gate.address(scales, torch.float16, out, groups),
+            gate.address(zeros, torch.uint8, out, -(-groups // 4)), out, columns, zeros.shape[1],
+            gate.address(codes, torch.int8, rows, columns), gate.address(scale, fp32, rows), rows,
+            gate.address(y, fp32, rows, out), torch.get_num_threads(),
         )  # fmt: skip
     else:
         codes, scale = encode(flat)

@@ -5,25 +5,29 @@ codes of its columns j, 64 + j, 128 + j and 192 + j, two bits each from the low 
 nothing. Columns that are missing in the last block are nothing.
 
 The compiled kernel selects x, -x or neither for each code and adds: there is no multiplication. Sums are whole numbers
-and exact. Where there are many rows the weights are unpacked to fp32 and multiplied by the platform's matrix product,
-which is exact too: every partial sum is a whole number below 2^24.
+and exact, for many rows as for few: these are taken `FEW_ROWS` at a time, so that no product is made. Without the
+compiled kernel the weights are unpacked to fp32 and multiplied by the platform's matrix product, which is exact too:
+every partial sum is a whole number below 2^24.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from hasten.kernels import gate
 from hasten.kernels.compiled import native
 from hasten.workload.einsum import Op
 from hasten.workload.operators import Call, register
 
 BLOCK = 256
 BLOCK_BYTES = BLOCK // 4
-# Up to this many rows of x the packed kernel is faster than unpacking once.
+# Rows of x that the packed kernel takes at a time.
 FEW_ROWS = 16
-# 127 times so many columns stay below 2^24.
-_EXACT_COLUMNS = 2**24 // 127
+# 128 times so many columns stay at or below 2^24, up to which fp32 has every whole number.
+_EXACT_COLUMNS = 2**24 // 128
 
 torch.library.define("hasten::ternary_linear", "(Tensor x, Tensor packed) -> Tensor")
 
@@ -71,7 +75,7 @@ def ternary_linear(x: Tensor, packed: Tensor) -> Tensor:
     """``x @ W.T`` in whole numbers.
 
     Args:
-        x: int8 (..., columns), in -127 .. 127.
+        x: int8 (..., columns); -128 too, though `quantize` never gives it.
         packed: W (out, columns), see `pack`.
 
     Returns:
@@ -80,30 +84,53 @@ def ternary_linear(x: Tensor, packed: Tensor) -> Tensor:
     Raises:
         ValueError: x is not int8, has another width than W, or so many columns that fp32 cannot hold the sum.
     """
+    return torch.ops.hasten.ternary_linear(x, packed)
+
+
+def _check(x: Tensor, packed: Tensor) -> None:
     if x.dtype is not torch.int8:
         raise ValueError(f"activations are int8, not {x.dtype}: see quantize")
+    gate.dtypes("ternary_linear", (torch.uint8,), packed=packed)
+    gate.sizes("ternary_linear", x=(x, "... k"), packed=(packed, "n p"))
     columns = x.shape[-1]
     if -(-columns // BLOCK) * BLOCK_BYTES != packed.shape[1] or columns > _EXACT_COLUMNS:
         raise ValueError(f"{columns} columns do not fit a packed weight of {tuple(packed.shape)}")
-    return torch.ops.hasten.ternary_linear(x, packed)
 
 
 @torch.library.impl("hasten::ternary_linear", ("cpu", "cuda", "mps"))
 def _ternary_linear(x: Tensor, packed: Tensor) -> Tensor:
+    _check(x, packed)
     columns, out = x.shape[-1], packed.shape[0]
     flat = x.reshape(-1, columns)
     rows = flat.shape[0]
     module = native() if x.device.type == "cpu" else None
-    if module is None or rows > FEW_ROWS or not rows:
+    if module is None or not rows or not out:
         return torch.nn.functional.linear(flat.float(), unpack(packed, columns)).reshape(*x.shape[:-1], out)
+    packed, y = packed.contiguous(), gate.buffer(rows, out)
+    for start in range(0, rows, FEW_ROWS):
+        part = slice(start, start + FEW_ROWS)
+        _multiply(module, flat[part], packed, y[part])
+    return y.reshape(*x.shape[:-1], out)
+
+
+def _multiply(module: Any, flat: Tensor, packed: Tensor, y: Tensor) -> None:
+    """Writes the product of few rows to y."""
+    (rows, columns), out = flat.shape, packed.shape[0]
+    lowest = flat == -128
+    if lowest.any():  # 128 - x has no place in a byte there: -127, and once more what is left
+        _multiply(module, flat.clamp(min=-127), packed, y)
+        left = gate.buffer(rows, out)
+        _multiply(module, -lowest.to(torch.int8), packed, left)
+        y += left
+        return
     padded = torch.nn.functional.pad(flat, (0, -columns % BLOCK)).to(torch.int16)
     plus, minus = (128 + padded).to(torch.uint8), (128 - padded).to(torch.uint8)
-    packed, y = packed.contiguous(), torch.empty(rows, out)
+    blocks, width = packed.shape[1] // BLOCK_BYTES, plus.shape[1]
     module.ternary_multiply(
-        plus.data_ptr(), minus.data_ptr(), rows, packed.data_ptr(), out, packed.shape[1] // BLOCK_BYTES, y.data_ptr(),
+        gate.address(plus, torch.uint8, rows, BLOCK * blocks), gate.address(minus, torch.uint8, rows, width), rows,
+        gate.address(packed, torch.uint8, out, BLOCK_BYTES * blocks), out, blocks, gate.address(y, torch.float32, rows, out),
         torch.get_num_threads(),
     )  # fmt: skip
-    return y.reshape(*x.shape[:-1], out)
 
 
 @torch.library.register_fake("hasten::ternary_linear")

@@ -61,7 +61,8 @@ class BlockFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scores, logits = self.route(x)
         self.logits = logits if self.training else None
-        return expert_ffn(x, scores, self.up, self.down)
+        # A gain of exactly 0 makes a score 0 whose gradient is not: the ReLU decides who is active.
+        return expert_ffn(x, scores, self.up, self.down, active(logits) if torch.is_grad_enabled() else None)
 
     def extra_repr(self) -> str:
         return f"{self.width}, experts={self.experts}, each={self.each}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
+from hasten.kernels import gate
 from hasten.kernels.compiled import FORMATS, native
 from hasten.kernels.kv_cache import BLOCK, RECENT
 from hasten.kernels.packed_linear import GROUP, native_matrix
@@ -94,6 +95,7 @@ class CompiledStep:
         first = layers[0].attention
         self.vocabulary = decoder.head.out_features
         self._cache = cache
+        self._head_dim, self._hidden = first.head_dim, config.hidden_size
         self._decoder = module.Decoder(
             config.hidden_size,
             config.intermediate_size,
@@ -120,14 +122,15 @@ class CompiledStep:
         )
         self._set_rotary(decoder.rotary, cache.capacity)
         self._set_cache(cache)
-        self._logits = torch.empty(0)
+        self._logits = gate.buffer(0, self.vocabulary)
 
     def _keep(self, tensor: Tensor) -> Tensor:
         self._kept.append(tensor)
         return tensor
 
     def _vector(self, tensor: Tensor) -> int:
-        return self._keep(tensor.detach().float().contiguous()).data_ptr()
+        kept = self._keep(tensor.detach().float().contiguous())
+        return gate.address(kept, torch.float32, tensor.numel())
 
     def _matrix(self, module: nn.Module) -> object:
         if isinstance(module, PackedLinear | PackedEmbedding):
@@ -149,7 +152,8 @@ class CompiledStep:
             where = torch.arange(positions)[None]
             cosines, sines = rotary(torch.empty(1, dtype=torch.float32), where)
         cosines, sines = self._keep(cosines[0].contiguous()), self._keep(sines[0].contiguous())
-        self._decoder.set_rotary(cosines.data_ptr(), sines.data_ptr(), positions)
+        places = (gate.address(t, torch.float32, positions, self._head_dim) for t in (cosines, sines))
+        self._decoder.set_rotary(*places, positions)
 
     def _set_cache(self, cache: KVCache) -> None:
         names = (
@@ -173,7 +177,7 @@ class CompiledStep:
             # Fewer blocks than the ring would take: positions never wrap, and every place is its own.
             wraps = ring.ring_blocks and -(-cache.capacity // BLOCK) > ring.sink_blocks + ring.ring_blocks
             places = (ring.sink_blocks, ring.ring_blocks) if wraps else (0, 0)
-            tensors = [t[n].data_ptr() if n in t else 0 for n in names]
+            tensors = [gate.address(t[n], t[n].dtype, *t[n].shape) if n in t else 0 for n in names]
             layers.append([*tensors, blocks, spec.window or 0, spec.sinks, *places])
         self._version = cache.version
         self._decoder.set_cache(
@@ -220,20 +224,19 @@ class CompiledStep:
         state = torch.tensor((cache.lengths, cache.quantized), dtype=torch.int64)
         wanted = rows - logits_from
         if self._logits.shape[0] < wanted:
-            self._logits = torch.empty(wanted, self.vocabulary)
+            self._logits = gate.buffer(wanted, self.vocabulary)
         logits = self._logits[:wanted]
+        given = [gate.address(row, torch.int64, rows) for row in rows_in]
+        lengths = [gate.address(row, torch.int64, len(cache.lengths)) for row in state]
+        width = self._hidden if hidden is not None else 0
         self._decoder.step(
-            rows_in[0].data_ptr(),
-            rows_in[1].data_ptr(),
-            rows_in[2].data_ptr(),
-            rows_in[3].data_ptr(),
+            *given,
             rows,
             logits_from,
-            state[0].data_ptr(),
-            state[1].data_ptr(),
-            logits.data_ptr(),
+            *lengths,
+            gate.address(logits, torch.float32, wanted, self.vocabulary),
             torch.get_num_threads(),
-            0 if seen is None else seen.data_ptr(),
-            0 if hidden is None else hidden.data_ptr(),
+            gate.address(seen, torch.int64, rows),
+            gate.address(hidden, torch.float32, wanted, width),
         )
         return logits

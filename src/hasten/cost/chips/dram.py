@@ -121,6 +121,10 @@ class MemorySystem:
             )
         self.part, self.trace = part, trace
         timing = part.timing.model_dump()
+        try:
+            kernel.check_times(timing, int(trace.cycle.max(initial=0)))
+        except ValueError as error:
+            raise HastenError(f"the trace {trace.name} cannot be simulated on {part.title}: {error}") from None
         self._prepared = _Prepared(
             timing=np.array([timing[name] for name in kernel.TIMING], np.int64),
             cycle=np.ascontiguousarray(trace.cycle, np.int64),

@@ -6,9 +6,19 @@ import tomllib
 from importlib import resources
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from hasten.errors import HastenError
+from hasten.kernels.dram_controller import check_times
 
 
 class _Data(BaseModel):
@@ -47,6 +57,11 @@ class Timing(_Data):
     rfc: PositiveInt
     refi: PositiveInt
     burst: PositiveInt
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Timing:
+        check_times(self.model_dump())
+        return self
 
 
 class Current(_Data):

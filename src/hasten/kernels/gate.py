@@ -1,0 +1,128 @@
+"""The one gate between Python and compiled code: what is checked before an address goes there.
+
+`sizes` and `dtypes` are asked at the head of every operator, whoever calls it: shapes that fit each other, one
+device, plain strided tensors, the kinds of number that the operator takes. `address` and `rows_address` are the only
+places that hand out addresses, and check device, dtype, shape and layout of that very tensor; `buffer` makes what a
+kernel writes into, whatever torch's defaults are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Named: TypeAlias = tuple[Tensor | None, str]
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def sizes(operator: str, known: dict[str, int] | None = None, /, **tensors: Named) -> dict[str, int]:
+    """The size behind each letter of the tensors' shapes, which must agree.
+
+    Args:
+        operator: for messages.
+        known: sizes that are given already; a number as a letter stands for itself.
+        **tensors: name -> (tensor or None, its shape in letters, such as ``"b t c"``; ``...`` first for any others).
+
+    Raises:
+        ValueError: a shape of another rank or size, tensors on several devices or on none, or a layout that is not
+            strided.
+    """
+    found = dict(known or {})
+    device: torch.device | None = None
+    for name, (tensor, letters) in tensors.items():
+        if tensor is None:
+            continue
+        wanted = letters.split()
+        shape = tuple(tensor.shape)
+        if wanted[:1] == ["..."]:
+            wanted = wanted[1:]
+            shape = shape[max(0, len(shape) - len(wanted)) :]
+        for letter, size in zip(wanted, shape):
+            if not letter.isdigit():
+                found.setdefault(letter, size)
+        expected = tuple(int(w) if w.isdigit() else found.get(w, w) for w in wanted)
+        if shape != expected:
+            shown = "(" + ", ".join(map(str, expected)) + ("," if len(expected) == 1 else "") + ")"
+            raise ValueError(f"{operator}: {name} is {tuple(tensor.shape)}, not {shown}")
+        if tensor.layout is not torch.strided:
+            raise ValueError(f"{operator}: {name} is {tensor.layout}, it must be a plain (strided) tensor")
+        device = device or tensor.device
+        if tensor.device != device:
+            raise ValueError(f"{operator}: {name} is on {tensor.device}, the others are on {device}")
+    return found
+
+
+def dtypes(operator: str, allowed: Iterable[torch.dtype], /, **tensors: Tensor | None) -> None:
+    """Raises ValueError when a tensor has none of these dtypes."""
+    kinds = tuple(allowed)
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype not in kinds:
+            names = ", ".join(str(k).removeprefix("torch.") for k in kinds)
+            raise ValueError(f"{operator}: {name} is {str(tensor.dtype).removeprefix('torch.')}, it must be {names}")
+
+
+def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory of this processor for a kernel to write into, whatever torch's default dtype and device are."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`buffer`, filled with zeros."""
+    return torch.zeros(shape, dtype=dtype, device="cpu")
+
+
+def address(tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> int:
+    """The address of a contiguous CPU tensor of this dtype and shape; 0 for None.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if tensor is None:
+        return 0
+    if tensor.device.type != "cpu" or tensor.dtype is not dtype or tuple(tensor.shape) != shape:
+        raise ValueError(
+            f"a kernel is given {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}, it takes {shape} {dtype}"
+        )
+    if not tensor.is_contiguous():
+        strides = tensor.stride()
+        raise ValueError(f"a kernel is given strides {strides} for {tuple(tensor.shape)}, it takes contiguous ones")
+    return tensor.data_ptr()
+
+
+def rows(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, int]:
+    """A tensor (batch, length, channels) whose rows lie at one distance, and that distance in elements.
+
+    Parts of a wider projection stay where they are; anything else is copied. The stride of a dimension of size 1 may be
+    any number, and is not looked at.
+    """
+    tensor = tensor.to(dtype)
+    batch, length, channels = tensor.shape
+    outer, middle, inner = tensor.stride()
+    row = middle if length > 1 else outer if batch > 1 else channels
+    fits = (channels == 1 or inner == 1) and row >= channels
+    if fits and batch > 1 and length > 1:
+        fits = outer == row * length
+    return (tensor, row) if fits else (tensor.contiguous(), channels)
+
+
+def rows_address(tensor: Tensor | None, row: int, dtype: torch.dtype, shape: Sequence[int]) -> int:
+    """The address of what `rows` gave; 0 for None.
+
+    Raises:
+        ValueError: another dtype or shape, or rows that end outside of the tensor's memory.
+    """
+    if tensor is None:
+        return 0
+    if tensor.device.type != "cpu" or tensor.dtype is not dtype or tuple(tensor.shape) != tuple(shape):
+        raise ValueError(
+            f"a kernel is given {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}, it takes {shape} {dtype}"
+        )
+    batch, length, channels = shape
+    last = tensor.storage_offset() + (batch * length - 1) * row + channels
+    if row < channels or last * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"rows of {channels} at a distance of {row} end outside of the tensor's memory")
+    return tensor.data_ptr()
