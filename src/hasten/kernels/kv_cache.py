@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hasten.kernels import gate
 from hasten.kernels.compiled import FORMATS
 from hasten.kernels.groups import decode, encode
 from hasten.workload.einsum import Op
@@ -137,6 +138,49 @@ def _store_blocks(
         mins[:, :, tokens] = low.reshape(batch, heads, count * BLOCK, -1)
 
 
+def _check_cache(
+    operator: str, codes: Tensor, scales: Tensor | None, mins: Tensor | None, recent: Tensor | None, end: int,
+    quantized: int, bits: int, keys: bool, sink_blocks: int, ring_blocks: int,
+) -> dict[str, int]:  # fmt: skip
+    """Sizes b, h, e of a cache whose parts fit each other and hold ``end`` positions.
+
+    Raises:
+        ValueError: they do not.
+    """
+    names = {b: n for n, b in BITS.items()}
+    if bits not in names:
+        raise ValueError(f"{operator}: a cache has {', '.join(map(str, names))} bits, not {bits}")
+    gate.dtypes(operator, (_STORED[names[bits]],), codes=codes)
+    gate.dtypes(operator, (torch.float16,), scales=scales, mins=mins)
+    gate.dtypes(operator, (torch.float32,), recent=recent)
+    plain = bits >= 16
+    wanted = (scales is not None, mins is not None, recent is not None)
+    if wanted != ((False,) * 3 if plain else (True, bits == 4, True)):
+        raise ValueError(f"{operator}: a cache in {names[bits]} has other parts than these")
+    if not 0 <= sink_blocks < 1 << 31 or not 0 <= ring_blocks < 1 << 31 or not 0 <= quantized < 1 << 31:
+        raise ValueError(f"{operator}: blocks are counted from 0")
+    if plain:
+        found = gate.sizes(operator, codes=(codes, "b h t e"))
+        blocks = found["t"] // BLOCK
+    else:
+        found = gate.sizes(operator, recent=(recent, f"b h {RECENT} e"))
+        packing = 2 if bits == 4 else 1
+        known = found | {"p": found["e"] // packing, "g": found["e"] // BLOCK, "q": BLOCK // packing}
+        shapes = ("b h n e q", "b h n e") if keys else ("b h t p", "b h t g")
+        sized = gate.sizes(
+            operator, known, codes=(codes, shapes[0]), scales=(scales, shapes[1]), mins=(mins, shapes[1]),
+            recent=(recent, f"b h {RECENT} e"),
+        )  # fmt: skip
+        blocks = sized["n"] if keys else sized["t"] // BLOCK
+        if found["e"] % BLOCK:
+            raise ValueError(f"{operator}: a quantized cache has heads of a multiple of {BLOCK} channels")
+    # A ring that the reserved blocks do not hold is one that positions never come round in.
+    turns = ring_blocks and sink_blocks + ring_blocks <= blocks
+    if not 0 <= end <= (1 << 40 if turns else blocks * BLOCK):
+        raise ValueError(f"{operator}: position {end} is outside of a cache of {blocks * BLOCK}")
+    return found
+
+
 torch.library.define(
     "hasten::kv_append",
     "(Tensor(a!) codes, Tensor(b!)? scales, Tensor(c!)? mins, Tensor(d!)? recent, Tensor new, int start, "
@@ -163,8 +207,16 @@ def _append(
     sink_blocks: int,
     ring_blocks: int,
 ) -> None:
+    count = new.shape[2] if new.ndim == 4 else 0
+    end = start + count
+    found = _check_cache("kv_append", codes, scales, mins, recent, end, quantized, bits, keys, sink_blocks, ring_blocks)
+    gate.dtypes("kv_append", gate.FLOATS, new=new)
+    gate.sizes(
+        "kv_append", {n: found[n] for n in "bhe"}, new=(new, "b h c e"), codes=(codes, " ".join("wxyzv"[: codes.ndim]))
+    )
+    if start < 0 or (recent is not None and not 0 <= start - quantized * BLOCK <= RECENT):
+        raise ValueError(f"kv_append: {quantized} blocks of codes do not go with {start} positions")
     ring = Ring(sink_blocks, ring_blocks)
-    count = new.shape[2]
     positions = torch.arange(start, start + count, device=new.device)
     if recent is None:
         if ring_blocks and count > MOST_NEW:
@@ -263,6 +315,9 @@ def _read(
     sink_blocks: int,
     ring_blocks: int,
 ) -> Tensor:
+    _check_cache("kv_read", codes, scales, mins, recent, length, quantized, bits, keys, sink_blocks, ring_blocks)
+    if not 0 <= sinks <= length or not 0 <= low <= length or (recent is not None and quantized * BLOCK > length):
+        raise ValueError(f"kv_read: there are no positions 0 to {sinks} and {low} to {length}")
     ring = Ring(sink_blocks, ring_blocks)
     device = codes.device
     positions = torch.cat((torch.arange(sinks, device=device), torch.arange(low, length, device=device)))

@@ -162,6 +162,7 @@ def dequantize(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits:
     if not _compiled_takes(packed, columns):
         return dequantize_reference(packed, scales, mins, bits, group)
     weight = gate.buffer(packed.shape[0], columns)
+    scales, mins = _together(scales), _together(mins)
     module = native()
     assert module is not None
     place = gate.address(weight, torch.float32, packed.shape[0], columns)
@@ -202,6 +203,7 @@ def _packed_linear(
     out = packed.shape[0]
     y = gate.buffer(rows, out)
     if rows <= FEW_ROWS:
+        scales, mins = _together(scales), _together(mins)
         matrix = native_matrix(packed, scales, mins, bits, group, codes_in=int8)
         _multiply(matrix, flat, y)
     else:
@@ -224,6 +226,10 @@ def _multiply(matrix: object, flat: Tensor, y: Tensor) -> None:
     rows = flat.shape[0]
     x_at, y_at = gate.address(flat, torch.float32, *flat.shape), gate.address(y, torch.float32, rows, y.shape[1])
     module.linear(matrix, x_at, rows, y_at, torch.get_num_threads())
+
+
+def _together(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _rows(tensor: Tensor | None, part: slice) -> Tensor | None:

@@ -359,7 +359,7 @@ def _selective_scan_backward(
         )
     if not _compiled_takes(x, A):
         return _backward_reference(*given, starts, softplus, exact, y_grad, last_grad)
-    scan = _Prepared(*given, starts, softplus, exact, borders)
+    scan = _Prepared(*given, starts, softplus, exact, borders.float().contiguous())
     threads = torch.get_num_threads()
     (batch, length, channels), states, width = x.shape, A.shape[1], scan.width
     gradient, fp32, kind = y_grad.to(x.dtype).contiguous(), torch.float32, x.dtype

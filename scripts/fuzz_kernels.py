@@ -1,0 +1,229 @@
+"""Calls every operator of hasten with arguments bent at random: each call answers rightly or raises.
+
+    python scripts/fuzz_kernels.py --calls 2000 [--native build/sanitize/_native.so]
+
+With ``--native`` a module built with AddressSanitizer and UBSan runs (`make sanitize`): it ends the program at the
+first access outside of a tensor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+REFUSED = (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError, AssertionError)
+Arguments = list[Any]
+
+
+def _floats(*shape: int) -> Tensor:
+    return torch.randn(*shape)
+
+
+def _selective_scan(keep: bool) -> Arguments:
+    b, t, c, n = 2, 5, 6, 3
+    return [
+        _floats(b, t, c), torch.rand(b, t, c), -torch.rand(c, n), _floats(b, t, n), _floats(b, t, n), _floats(c),
+        _floats(b, t, c), _floats(c), _floats(b, c, n), torch.rand(b, t) < 0.2, True, False, keep,
+    ]  # fmt: skip
+
+
+def _selective_scan_backward() -> Arguments:
+    given = _selective_scan(True)
+    _, _, borders = torch.ops.hasten.selective_scan(*given)
+    return [*given[:-1], borders, _floats(2, 5, 6), _floats(2, 6, 3)]
+
+
+def _associative_scan() -> Arguments:
+    return [torch.rand(2, 5, 4), _floats(2, 5, 4), _floats(2, 4), torch.rand(2, 5) < 0.2, True]
+
+
+def _associative_scan_backward() -> Arguments:
+    given = _associative_scan()
+    return [*given, _floats(2, 5, 4), _floats(2, 5, 4), _floats(2, 4)]
+
+
+def _rational() -> Arguments:
+    return [_floats(3, 8), _floats(2, 6), _floats(2, 4), 2]
+
+
+def _packed(bits: int) -> Arguments:
+    from hasten.kernels.packed_linear import quantize
+
+    return [*quantize(_floats(6, 64), bits), bits, 32]
+
+
+def _expert_ffn() -> Arguments:
+    scores = torch.relu(_floats(3, 4))
+    return [_floats(3, 8), scores, _floats(8, 8), _floats(8, 8), scores > 0]
+
+
+def _sparse_linear() -> Arguments:
+    from hasten.kernels.sparse_linear import pack
+
+    weight = torch.zeros(6, 16, 4)
+    weight[..., :2] = torch.randint(1, 3, (6, 16, 2)).float()
+    return [_floats(3, 64), *pack(weight.reshape(6, 64), torch.ones(6, 1), torch.zeros(6, 1))]
+
+
+def _ternary_linear() -> Arguments:
+    from hasten.kernels.ternary_linear import pack
+
+    return [torch.randint(-128, 128, (3, 300), dtype=torch.int8), pack(torch.randint(-1, 2, (7, 300)))]
+
+
+def _cache(bits: int, keys: bool) -> list[Tensor | None]:
+    from hasten.kernels.kv_cache import BITS, layout
+
+    name = next(n for n, b in BITS.items() if b == bits)
+    made = {n: torch.zeros(shape, dtype=dtype) for n, (shape, dtype) in layout(name, 1, 2, 32, 96).items()}
+    kind = "keys" if keys else "values"
+    names = (kind, f"{kind[:-1]}_scales", f"{kind[:-1]}_mins", f"recent_{kind}")
+    return [made.get(n) for n in names]
+
+
+def _kv_append() -> Arguments:
+    bits, keys = random.choice((32, 17, 8, 4)), random.random() < 0.5
+    return [*_cache(bits, keys), _floats(1, 2, 7, 32), 0, 0, bits, keys, 0, 0]
+
+
+def _kv_read() -> Arguments:
+    bits, keys = random.choice((32, 17, 8, 4)), random.random() < 0.5
+    return [*_cache(bits, keys), 2, 5, 9, 0, bits, keys, 0, 0]
+
+
+# An operator without a maker fails the test: a new kernel is fuzzed by being registered.
+MAKERS: dict[str, Callable[[], Arguments]] = {
+    "associative_scan": _associative_scan,
+    "associative_scan_backward": _associative_scan_backward,
+    "expert_ffn": _expert_ffn,
+    "expert_ffn_backward": lambda: [_floats(3, 8), *_expert_ffn()],
+    "kv_append": _kv_append,
+    "kv_read": _kv_read,
+    "packed_embedding": lambda: [torch.randint(0, 6, (2, 3)), *_packed(random.choice((4, 8, 16)))],
+    "packed_linear": lambda: [_floats(3, 64), *_packed(random.choice((4, 8, 16))), False, random.random() < 0.5],
+    "plain_linear": lambda: [_floats(3, 64), _floats(6, 64)],
+    "rational": _rational,
+    "rational_backward": lambda: [_floats(3, 8), *_rational()],
+    "selective_scan": lambda: _selective_scan(random.random() < 0.5),
+    "selective_scan_backward": _selective_scan_backward,
+    "sparse_linear": _sparse_linear,
+    "ternary_linear": _ternary_linear,
+}
+
+
+def operators() -> list[str]:
+    """Names of every operator of the namespace ``hasten``."""
+    import pkgutil
+
+    import hasten.kernels
+
+    for module in pkgutil.iter_modules(hasten.kernels.__path__):
+        if not module.name.startswith("_") and module.name != "native":
+            importlib.import_module(f"hasten.kernels.{module.name}")
+    names = {n.split("::")[1].split(".")[0] for n in torch._C._dispatch_get_all_op_names() if n.startswith("hasten::")}
+    return sorted(names)
+
+
+def restrided(x: Tensor) -> Tensor:
+    """The same values behind other strides, where a dimension of size 1 has any."""
+    choice = random.randrange(4)
+    if choice == 0 and x.ndim >= 2:
+        i, j = random.sample(range(x.ndim), 2)
+        return x.transpose(i, j).contiguous().transpose(i, j)
+    if choice == 1 and x.ndim:
+        return torch.stack((x, x), -1)[..., 0]
+    if choice == 2 and x.ndim:
+        return torch.cat((x, x), -1)[..., : x.shape[-1]]
+    odd = [
+        s if n > 1 else random.choice((1, 7, 1 << 40)) for n, s in zip(x.shape, x.contiguous().stride(), strict=True)
+    ]
+    return x.contiguous().as_strided(x.shape, odd)
+
+
+def bent(x: Any) -> Any:
+    """Something else in the place of an argument."""
+    if isinstance(x, bool):
+        return not x
+    if isinstance(x, int):
+        return random.choice((0, -1, -32, 1, 3, 31, 64, 1 << 20, -(1 << 40), 1 << 62))
+    if x is None:
+        return random.choice((_floats(1), _floats(2, 3), torch.zeros(0)))
+    choice = random.randrange(7)
+    if choice == 0:
+        return x.to(random.choice((torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.bool)))
+    if choice == 1 and x.ndim:
+        axis, size = random.randrange(x.ndim), random.choice((0, 1, 2, 3, 128))
+        shape = list(x.shape)
+        shape[axis] = size
+        return torch.zeros(shape, dtype=x.dtype)
+    if choice == 2:
+        return x.flatten() if x.ndim > 1 else x[None]
+    if choice == 3:
+        return x.to("meta")
+    if choice == 4 and x.ndim:
+        return x.narrow(random.randrange(x.ndim), 0, 0)
+    if choice == 5 and not x.is_floating_point() and x.dtype is not torch.bool:
+        return x.clone().fill_(random.choice((-1, 1 << 6, -128, 127)) if x.dtype is not torch.uint8 else 255)
+    return torch.randn(()).to(x.dtype)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether results are equal, up to the rounding that another order of sums brings."""
+    if isinstance(one, Tensor):
+        return torch.allclose(one.double(), other.double(), rtol=1e-4, atol=1e-5, equal_nan=True)
+    return all(same(a, b) for a, b in zip(one, other, strict=True)) if one is not None else other is None
+
+
+def fuzz(calls: int, seed: int) -> dict[str, int]:
+    """Calls operators in turn; how many answered, were refused, and gave the same behind other strides.
+
+    Raises:
+        AssertionError: an operator without a maker, or another result for the same numbers behind other strides.
+    """
+    random.seed(seed)
+    torch.manual_seed(seed)
+    names = operators()
+    assert set(names) == set(MAKERS), f"operators without a maker: {sorted(set(names) ^ set(MAKERS))}"
+    counts = {"answered": 0, "refused": 0, "same": 0}
+    for number in range(calls):
+        name = names[number % len(names)]
+        operator = getattr(torch.ops.hasten, name)
+        given = MAKERS[name]()
+        if number // len(names) % 4 == 0:
+            other = [restrided(a) if isinstance(a, Tensor) else a for a in given]
+            expected = operator(*(a.clone() if isinstance(a, Tensor) else a for a in given))
+            found = operator(*(a.clone() if name == "kv_append" and isinstance(a, Tensor) else a for a in other))
+            assert same(expected, found), f"{name}: other strides give another result"
+            counts["same"] += 1
+            continue
+        for place in random.sample(range(len(given)), random.choice((1, 1, 1, 2))):
+            given[place] = bent(given[place])
+        try:
+            operator(*given)
+            counts["answered"] += 1
+        except REFUSED:
+            counts["refused"] += 1
+    return counts
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--calls", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--native", help="a compiled module to use in place of the installed one")
+    options = parser.parse_args()
+    if options.native:
+        spec = importlib.util.spec_from_file_location("hasten.kernels._native", options.native)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["hasten.kernels._native"] = module
+        spec.loader.exec_module(module)
+    print(fuzz(options.calls, options.seed))
