@@ -9,7 +9,7 @@ OUT ?= out
 # Files of tests in as many processes as there are cores, four at most, each with one thread (tests/conftest.py).
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: tune test quick lint bench docs clean
+.PHONY: tune test quick lint bench docs sanitize clean
 
 tune: $(READY)
 	$(BIN)/hasten tune --out $(OUT) --study $(OUT)/study.db $(ARGS)
@@ -34,6 +34,19 @@ bench: $(READY)
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/estimate.py
 	$(BIN)/python benchmarks/kernels.py
+
+# Kernels under AddressSanitizer and UBSan, called with arguments bent at random.
+CALLS ?= 3000
+SANITIZED := build/sanitize/_native.so
+sanitize: $(READY) $(SANITIZED)
+	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		OMP_NUM_THREADS=2 $(BIN)/python scripts/fuzz_kernels.py --calls $(CALLS) --native $(SANITIZED)
+
+$(SANITIZED): $(wildcard src/hasten/kernels/native/*) CMakeLists.txt | $(READY)
+	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Release -DHASTEN_SANITIZE=address,undefined \
+		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) >/dev/null
+	cmake --build build/sanitize -j2 >/dev/null
+	cp build/sanitize/_native.cpython*.so $@
 
 docs: $(READY)
 	$(BIN)/python scripts/api_reference.py $(OUT)/api

@@ -204,7 +204,7 @@ def _associative_scan(
     return h, last
 
 
-@torch.library.register_fake("hasten::associative_scan")
+@gate.register_fake("hasten::associative_scan")
 def _(a: Tensor, b: Tensor, initial: Tensor | None, resets: Tensor | None, complex: bool) -> tuple[Tensor, Tensor]:
     return b.new_empty(b.shape), b.new_empty(b.shape[0], b.shape[2], dtype=_wide(b.dtype))
 
@@ -257,7 +257,7 @@ def _associative_scan_backward(
     return [a_grad.to(a.dtype), b_grad.to(b.dtype), first]
 
 
-@torch.library.register_fake("hasten::associative_scan_backward")
+@gate.register_fake("hasten::associative_scan_backward")
 def _(
     a: Tensor, b: Tensor, initial: Tensor | None, resets: Tensor | None, complex: bool, h: Tensor, h_grad: Tensor,
     last_grad: Tensor | None,

@@ -155,7 +155,7 @@ def _expert_ffn(x: Tensor, scores: Tensor, up: Tensor, down: Tensor, active: Ten
     return reference(x, a, u, d)
 
 
-@torch.library.register_fake("hasten::expert_ffn")
+@gate.register_fake("hasten::expert_ffn")
 def _(x: Tensor, scores: Tensor, up: Tensor, down: Tensor, active: Tensor | None = None) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -215,7 +215,7 @@ def _spread(part: Tensor, union: Tensor, experts: int, rows: Tensor | None) -> T
     return part.new_zeros(part.shape[0], experts).index_copy_(1, union, part)
 
 
-@torch.library.register_fake("hasten::expert_ffn_backward")
+@gate.register_fake("hasten::expert_ffn_backward")
 def _(grad: Tensor, x: Tensor, scores: Tensor, up: Tensor, down: Tensor, active: Tensor | None = None) -> list[Tensor]:
     return [t.new_empty(t.shape) for t in (x, scores, up, down)]
 

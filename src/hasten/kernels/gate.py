@@ -8,8 +8,9 @@ kernel writes into, whatever torch's defaults are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -126,3 +127,20 @@ def rows_address(tensor: Tensor | None, row: int, dtype: torch.dtype, shape: Seq
     if row < channels or last * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ValueError(f"rows of {channels} at a distance of {row} end outside of the tensor's memory")
     return tensor.data_ptr()
+
+
+def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: `torch.library.register_fake` for an operator that refuses tensors on several devices, ``meta`` too."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def checked(*args: Any, **options: Any) -> Any:
+            devices = {a.device for a in (*args, *options.values()) if isinstance(a, Tensor)}
+            if len(devices) > 1:
+                raise ValueError(f"{name}: tensors are on {' and '.join(sorted(map(str, devices)))}, not on one device")
+            return function(*args, **options)
+
+        torch.library.register_fake(name)(checked)
+        return function
+
+    return register

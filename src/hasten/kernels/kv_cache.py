@@ -256,7 +256,7 @@ def _last_holders(places: Tensor) -> Tensor:
     return torch.tensor(sorted(seen.values()), device=places.device)
 
 
-@torch.library.register_fake("hasten::kv_append")
+@gate.register_fake("hasten::kv_append")
 def _(
     codes: Tensor,
     scales: Tensor | None,
@@ -343,7 +343,7 @@ def _read(
     return torch.cat(parts, 2)
 
 
-@torch.library.register_fake("hasten::kv_read")
+@gate.register_fake("hasten::kv_read")
 def _(
     codes: Tensor,
     scales: Tensor | None,

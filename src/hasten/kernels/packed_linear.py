@@ -236,7 +236,7 @@ def _rows(tensor: Tensor | None, part: slice) -> Tensor | None:
     return None if tensor is None else tensor[part]
 
 
-@torch.library.register_fake("hasten::packed_linear")
+@gate.register_fake("hasten::packed_linear")
 def _(
     x: Tensor,
     packed: Tensor,
@@ -301,7 +301,7 @@ def _packed_embedding(
     return rows.reshape(*ids.shape, rows.shape[-1])
 
 
-@torch.library.register_fake("hasten::packed_embedding")
+@gate.register_fake("hasten::packed_embedding")
 def _(ids: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
     columns = packed.shape[1] * (2 if bits == 4 else 1)
     return packed.new_empty(*ids.shape, columns, dtype=torch.float32)
@@ -336,7 +336,7 @@ def _plain_linear(x: Tensor, weight: Tensor) -> Tensor:
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
-@torch.library.register_fake("hasten::plain_linear")
+@gate.register_fake("hasten::plain_linear")
 def _(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 

@@ -151,7 +151,7 @@ def _rational(x: Tensor, numerator: Tensor, denominator: Tensor, groups: int) ->
     return y
 
 
-@torch.library.register_fake("hasten::rational")
+@gate.register_fake("hasten::rational")
 def _(x: Tensor, numerator: Tensor, denominator: Tensor, groups: int) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -217,7 +217,7 @@ def shared_additions(rows: int, groups: int) -> int:
     return -(-rows // BLOCK_ROWS) * groups * (TOP + BOTTOM)
 
 
-@torch.library.register_fake("hasten::rational_backward")
+@gate.register_fake("hasten::rational_backward")
 def _(grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), torch.empty_like(numerator), torch.empty_like(denominator)
 

@@ -307,7 +307,7 @@ def _selective_scan(
     return y, last, borders
 
 
-@torch.library.register_fake("hasten::selective_scan")
+@gate.register_fake("hasten::selective_scan")
 def _(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, initial: Tensor | None, starts: Tensor | None, softplus: bool, exact: bool,
@@ -390,7 +390,7 @@ def _selective_scan_backward(
     )  # fmt: skip
 
 
-@torch.library.register_fake("hasten::selective_scan_backward")
+@gate.register_fake("hasten::selective_scan_backward")
 def _(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, initial: Tensor | None, starts: Tensor | None, softplus: bool, exact: bool,

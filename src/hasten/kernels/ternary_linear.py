@@ -128,12 +128,12 @@ def _multiply(module: Any, flat: Tensor, packed: Tensor, y: Tensor) -> None:
     blocks, width = packed.shape[1] // BLOCK_BYTES, plus.shape[1]
     module.ternary_multiply(
         gate.address(plus, torch.uint8, rows, BLOCK * blocks), gate.address(minus, torch.uint8, rows, width), rows,
-        gate.address(packed, torch.uint8, out, BLOCK_BYTES * blocks), out, blocks, gate.address(y, torch.float32, rows, out),
-        torch.get_num_threads(),
+        gate.address(packed, torch.uint8, out, BLOCK_BYTES * blocks), out, blocks,
+        gate.address(y, torch.float32, rows, out), torch.get_num_threads(),
     )  # fmt: skip
 
 
-@torch.library.register_fake("hasten::ternary_linear")
+@gate.register_fake("hasten::ternary_linear")
 def _(x: Tensor, packed: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], packed.shape[0], dtype=torch.float32)
 
