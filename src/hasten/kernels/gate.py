@@ -137,7 +137,8 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
         def checked(*args: Any, **options: Any) -> Any:
             devices = {a.device for a in (*args, *options.values()) if isinstance(a, Tensor)}
             if len(devices) > 1:
-                raise ValueError(f"{name}: tensors are on {' and '.join(sorted(map(str, devices)))}, not on one device")
+                found = " and ".join(sorted(map(str, devices)))
+                raise ValueError(f"{name}: tensors are on {found}, not on one device")
             return function(*args, **options)
 
         torch.library.register_fake(name)(checked)
