@@ -130,7 +130,7 @@ def rows_address(tensor: Tensor | None, row: int, dtype: torch.dtype, shape: Seq
 
 
 def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator: `torch.library.register_fake` for an operator that refuses tensors on several devices, ``meta`` too."""
+    """Decorator: `torch.library.register_fake`, for an operator that refuses tensors on several devices."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
