@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from hasten.tasks.recall import induction_heads, iterated_map, selective_copying
+from hasten.tasks.recall import induction_heads, iterated_map, map_around_text, selective_copying
 
 
 def test_selective_copying_hides_its_answers_in_order() -> None:
@@ -53,3 +53,16 @@ def test_a_map_is_followed_step_by_step(used: int | None, filler: int) -> None:
         steps = row[begin:]
         assert all(pairs[a - symbols] == b for a, b in itertools.pairwise(steps))
         assert len(set(steps[:count])) == count  # one cycle through all
+
+
+def test_a_map_around_text_leaves_the_text_between() -> None:
+    text = torch.randint(0, 50, (5, 100), generator=torch.Generator().manual_seed(0))
+    before = text.clone()
+    ids, asked = map_around_text(text, 50, symbols=6, steps=20, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(text, before)
+    assert torch.equal(ids[:, 12:-21], text[:, 12:-21])
+    assert int(ids[:, :12].min()) >= 50
+    assert torch.equal(asked[0].nonzero()[:, 0], torch.arange(80, 85))
+    for row in ids.tolist():
+        pairs = dict(zip(row[:12:2], row[1:12:2], strict=True))
+        assert all(pairs[a - 6] == b for a, b in itertools.pairwise(row[-21:]))

@@ -105,6 +105,28 @@ def iterated_map(
     return ids, written
 
 
+def map_around_text(
+    text: Tensor, alphabet: int, *, symbols: int, steps: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Text whose beginning lists an `iterated_map` and whose end follows it: recall over everything between (LongGen).
+
+    Args:
+        text: (batch, length) ids below ``alphabet``; the length has room for 2 symbols + steps + 1.
+        alphabet: ids of the text; those of the map lie above, 2 symbols of them.
+        symbols, steps: of the map.
+
+    Returns:
+        ids (batch, length), and True at the steps of the first turn through the cycle, which a window cannot copy.
+    """
+    task, _ = iterated_map(text.shape[0], symbols=symbols, longest=steps, generator=generator)
+    ids = text.clone()
+    ids[:, : 2 * symbols] = task[:, : 2 * symbols] + alphabet
+    ids[:, -steps - 1 :] = task[:, 2 * symbols :] + alphabet
+    asked = torch.zeros_like(ids, dtype=torch.bool)
+    asked[:, -steps : -steps + symbols - 1] = True
+    return ids, asked
+
+
 class Recall(Classification):
     """A generated sequence with answers at its last positions, or at some.
 
