@@ -40,7 +40,9 @@ def _width(pattern: str) -> int:
     return matching_width(lambda width: _recall_model(pattern, "random", width), wanted, range(64, 160, 8))
 
 
-def _recall(pattern: str, store: str, width: int, rate: float, steps: int, seed: int) -> tuple[float, float, int]:
+def _recall(
+    pattern: str, store: str, width: int, rate: float, steps: int, seed: int, fresh: int = 512
+) -> tuple[float, float, int]:
     """Accuracy on fresh sequences to choose a rate by, on others to report, and the parameters."""
     torch.manual_seed(seed)
     model = _recall_model(pattern, store, width)
@@ -52,8 +54,8 @@ def _recall(pattern: str, store: str, width: int, rate: float, steps: int, seed:
 
     fit(model, loss, steps=steps, peak=rate, weight_decay=0.01, betas=(0.9, 0.999), warmup=0.3)
 
-    def accuracy(fresh: int) -> float:
-        ids, targets = associative_recall(512, generator=torch.Generator().manual_seed(fresh))
+    def accuracy(seed: int) -> float:
+        ids, targets = associative_recall(fresh, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
             return float((model(ids).argmax(-1) == targets)[targets != IGNORED].float().mean())
 
@@ -66,7 +68,15 @@ def recall(experiment: Experiment) -> Seen:
     steps = experiment.at(quick=2, normal=experiment.steps(700))
     widths = {pattern: _width(pattern) for pattern in dict.fromkeys(pattern for pattern, _ in RECALL.values())}
     plan = {
-        f"{name}, {rate:g}": (pattern, store, widths[pattern], rate, steps, experiment.seed)
+        f"{name}, {rate:g}": (
+            pattern,
+            store,
+            widths[pattern],
+            rate,
+            steps,
+            experiment.seed,
+            experiment.at(quick=32, normal=512),
+        )
         for name, (pattern, store) in RECALL.items()
         for rate in experiment.at(quick=RATES[:1], normal=RATES)
     }

@@ -42,7 +42,7 @@ def _model(
     return model
 
 
-def _copying(selective: tuple[str, ...], width: int, steps: int, seed: int) -> float:
+def _copying(selective: tuple[str, ...], width: int, steps: int, seed: int, fresh: int = 512) -> float:
     """Accuracy on fresh sequences after training on selective copying."""
     task = make("selective-copying")
     torch.manual_seed(seed)
@@ -50,9 +50,9 @@ def _copying(selective: tuple[str, ...], width: int, steps: int, seed: int) -> f
     answer = functools.partial(model, logits_to_keep=8)
     batches = task.batches("training", 32, seed)
     fit(model, lambda step: task.loss(answer, next(batches)), steps=steps, peak=5e-3, **FAST)
-    fresh = task.draw("test", 512, torch.Generator().manual_seed(seed + 1000))
+    asked_of = task.draw("test", fresh, torch.Generator().manual_seed(seed + 1000))
     with torch.no_grad():
-        right, asked = task.count(answer(fresh.inputs), fresh.targets)
+        right, asked = task.count(answer(asked_of.inputs), asked_of.targets)
     return right / asked
 
 
@@ -103,9 +103,9 @@ def selection(experiment: Experiment) -> Seen:
     """Which maps may depend on the token, on selective copying: every cell, three seeds; about 10 minutes."""
     experiment.require(1500)
     cells = {"none": (), "B": ("B",), "C": ("C",), "delta": ("delta",), "all": FULL}
-    steps = experiment.at(quick=3, normal=1600)
+    steps, fresh = experiment.at(quick=(3, 32), normal=(1600, 512))
     seeds = experiment.seeds(3)
-    plan = {f"{name} {seed}": (maps, 64, steps, seed) for name, maps in cells.items() for seed in seeds}
+    plan = {f"{name} {seed}": (maps, 64, steps, seed, fresh) for name, maps in cells.items() for seed in seeds}
     scores, _ = succeeded(experiment.arms(_copying, plan), plan)
     found = {name: sum(scores[f"{name} {seed}"] for seed in seeds) / len(seeds) for name in cells}
     value = f"mean accuracy of {len(seeds)} seeds: " + ", ".join(f"{name} {score:.3f}" for name, score in found.items())
