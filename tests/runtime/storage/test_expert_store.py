@@ -186,3 +186,21 @@ def test_late_routers_cannot_prefetch(path: Path) -> None:
 def test_the_timeline() -> None:
     assert predicted_step(2.0, 3.0, 1.0, prefetch=True) == 4.0
     assert predicted_step(2.0, 3.0, 1.0, prefetch=False) == 6.0
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_replaying_the_router_s_own_routes_changes_nothing(tmp_path: Path, softmax: bool) -> None:
+    torch.manual_seed(0)
+    config = SmallThinkerConfig(
+        width=64, layers=2, heads=2, kv_heads=1, head_dim=32, vocabulary=64, experts=8, used=2, inner=32,
+        softmax=softmax,
+    )  # fmt: skip
+    model = SmallThinkerLM(config).eval()
+    write_experts(model, tmp_path / "e.safetensors")
+    file = ExpertFile(tmp_path / "e.safetensors")
+    ids = torch.arange(7)[None]
+    found = [
+        ExpertEngine(model, ExpertCache(file, 16 * file.bundle_bytes), replay=replay)(ids)
+        for replay in (None, lambda layer, chosen: chosen)
+    ]
+    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-5)

@@ -320,7 +320,8 @@ class ExpertEngine:
         if self.replay is not None:
             chosen = self.replay(number, chosen)
             best = flat.gather(1, chosen)
-            weights = torch.sigmoid(best) / torch.sigmoid(best).sum(-1, keepdim=True)
+            scores = torch.softmax(best, -1) if config.softmax else torch.sigmoid(best)
+            weights = scores / scores.sum(-1, keepdim=True)
         return weights, chosen
 
     def _ask(self, number: int, chosen: Tensor) -> list[Key]:
