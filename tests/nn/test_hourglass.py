@@ -101,3 +101,37 @@ def test_latent_and_lift_go_together() -> None:
     for options in ({"latent": 30}, {"lift": "frozen"}):
         with pytest.raises(ValueError, match="go together"):
             Hourglass(20, hidden=5, layers=1, **options)
+
+
+def test_a_frozen_lifts_seed_travels_with_the_state() -> None:
+    one, other, same = hourglass(seed=3), hourglass(seed=0), hourglass(seed=3)
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match="of seed 3 for 20 inputs, this module's of seed 0 for 20"):
+            other.load_state_dict(one.state_dict(), strict=strict)
+    assert other.state_dict()["lift_from"].tolist() == [0, 20]
+    torch.nn.init.normal_(one.blocks[0].down.weight)
+    same.load_state_dict(one.state_dict())
+    x = torch.randn(4, 20)
+    assert torch.equal(same(x), one(x))
+    # In a larger network too, and another width of the input is another lift.
+    with pytest.raises(RuntimeError, match="make the module with seed=3"):
+        torch.nn.Sequential(other).load_state_dict(torch.nn.Sequential(one).state_dict())
+    narrow, wide = (Hourglass(n, 7, hidden=5, layers=1, latent=60, lift="frozen") for n in (20, 30))
+    with pytest.raises(RuntimeError, match="for 20 inputs, this module's of seed 0 for 30"):
+        wide.load_state_dict(narrow.state_dict())
+    old = {name: tensor for name, tensor in one.state_dict().items() if name != "lift_from"}
+    with pytest.raises(RuntimeError, match="Missing key"):
+        same.load_state_dict(old)
+    with pytest.raises(ValueError, match="64 bits"):
+        hourglass(seed=2**63)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_module_without_storage_makes_its_lift_when_a_state_is_loaded(assign: bool) -> None:
+    one = hourglass(seed=5)
+    with torch.device("meta"):
+        empty = hourglass(seed=5)
+    if not assign:
+        empty = empty.to_empty(device="cpu")
+    empty.load_state_dict(one.state_dict(), assign=assign)
+    assert torch.equal(empty.lift, one.lift)

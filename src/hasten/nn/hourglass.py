@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class Sizes:
 
     Args:
         trainable: parameters that learn.
-        stored: numbers that a file must hold; a frozen lift is made again from its seed.
+        stored: numbers that a file must hold; of a frozen lift the two that it is made again from (seed and width).
         flops: of one input, multiply and add counted as two; products of matrices alone.
     """
 
@@ -74,15 +74,16 @@ class Hourglass(nn.Module):
         hidden: inner width of the blocks.
         layers: blocks.
         latent: width of the skips; needs a lift.
-        lift: ``frozen`` (random, from the seed, never stored), ``trained``, or ``none``.
-        seed: of the lift.
+        lift: ``frozen`` (random, made from the seed, which the state holds in its place), ``trained``, or ``none``.
+        seed: of the lift, of 64 bits. A state of a frozen lift that was made from another seed, or for another width of
+            inputs, does not load: RuntimeError.
         project: start the read-out as the lift's pseudo-inverse, so that the network starts as the identity.
 
     Shape:
         (..., inputs) to (..., outputs).
 
     Raises:
-        ValueError: a latent without a lift, or the other way round.
+        ValueError: a latent without a lift, or the other way round; a seed of more than 64 bits.
     """
 
     def __init__(
@@ -102,17 +103,21 @@ class Hourglass(nn.Module):
             raise ValueError("a latent width and a lift go together: give both or neither")
         if min(inputs, hidden, latent or 1) < 1 or layers < 0:
             raise ValueError("widths are at least 1, layers at least 0")
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"a seed has 64 bits, not {seed}")
         self.inputs, self.outputs, self.hidden, self.latent = inputs, outputs or inputs, hidden, latent or inputs
         self.lifting: Lift = lift
         self.seed = seed
         self.lift: Tensor | None
+        self.lift_from: Tensor
         if lift == "none":
             self.lift = None
         else:
-            # E|W x|^2 = (latent / inputs) |x|^2
-            matrix = counted_normal(self.latent, inputs, seed) / inputs**0.5
+            matrix = self._random_lift()
             if lift == "frozen":
                 self.register_buffer("lift", matrix, persistent=False)
+                # What names the lift, in its place: the other weights are right for this lift alone.
+                self.register_buffer("lift_from", torch.tensor([seed, inputs]))
             else:
                 self.lift = nn.Parameter(matrix)
         self.blocks = nn.ModuleList(_Block(self.latent, hidden) for _ in range(layers))
@@ -121,6 +126,37 @@ class Hourglass(nn.Module):
         if project and self.lift is not None and self.read is not None and self.outputs == inputs:
             with torch.no_grad():
                 self.read.weight.copy_(torch.linalg.pinv(self.lift.detach()))
+
+    def _random_lift(self) -> Tensor:
+        # E|W x|^2 = (latent / inputs) |x|^2
+        return counted_normal(self.latent, self.inputs, self.seed) / self.inputs**0.5
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
+        unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        given = state_dict.get(f"{prefix}lift_from")
+        if self.lifting != "frozen" or given is None or given.is_meta or given.numel() != 2:
+            return
+        seed, inputs = given.tolist()
+        if (seed, inputs) != (self.seed, self.inputs):
+            error_msgs.append(
+                f"the state's frozen lift is of seed {seed} for {inputs} inputs, this module's of seed {self.seed} for "
+                f"{self.inputs}: make the module with seed={seed}"
+            )
+            with torch.no_grad():  # says again what this module's lift is
+                self.lift_from.copy_(torch.tensor([self.seed, self.inputs], device="cpu"))
+            return
+        # A module that was made without storage has no lift yet.
+        assert self.lift is not None
+        with torch.device("cpu"), torch.no_grad():
+            if not self.lift.is_meta:
+                self.lift.copy_(self._random_lift())
+            elif local_metadata.get("assign_to_params_buffers", False):
+                self.lift = self._random_lift().to(given.device)
 
     def forward(self, x: Tensor) -> Tensor:
         z = x if self.lift is None else F.linear(x, self.lift)
@@ -134,7 +170,7 @@ class Hourglass(nn.Module):
         read = self.latent * self.outputs if self.read is not None else 0
         lift = self.latent * self.inputs if self.lift is not None else 0
         learned = inner + read + (lift if self.lifting == "trained" else 0)
-        return Sizes(learned, learned, 2 * (inner + read + lift))
+        return Sizes(learned, learned + (2 if self.lifting == "frozen" else 0), 2 * (inner + read + lift))
 
     def extra_repr(self) -> str:
         return f"{self.inputs}, {self.outputs}, hidden={self.hidden}, latent={self.latent}, lift={self.lifting}"

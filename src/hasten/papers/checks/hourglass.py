@@ -148,11 +148,14 @@ def trend(experiment: Experiment) -> Seen:
 
 @check("H4", weight=1)
 def stored(experiment: Experiment) -> Seen:
-    """Weights that a file must hold, and whether the lift can be made again from its seed."""
+    """Numbers that a file must hold, and whether the lift can be made again from its seed, which is one of them."""
     one, again, trained = (
         Hourglass(WIDTH, hidden=9, layers=4, latent=432, lift=kind, seed=3) for kind in ("frozen", "frozen", "trained")
     )
     kept = [sum(t.numel() for t in model.state_dict().values()) for model in (one, trained)]
     same = torch.equal(one.lift, again.lift)
-    value = f"stored {kept[0]:,} against {kept[1]:,}: {kept[1] - kept[0]:,} fewer, which is d_z d_x; made again alike: {same}"
-    return experiment.judge(value, same and kept[1] - kept[0] == 432 * WIDTH)
+    value = (
+        f"stored {kept[0]:,} against {kept[1]:,}: {kept[1] - kept[0]:,} fewer, which is d_z d_x less the seed and the width "
+        f"that it is made from; made again alike: {same}"
+    )
+    return experiment.judge(value, same and kept[1] - kept[0] == 432 * WIDTH - 2)
