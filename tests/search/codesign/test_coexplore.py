@@ -136,6 +136,24 @@ def test_budgets_hold(method):
         coexplore(p, "luck")
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_where_nothing_meets_the_limits_the_nearest_is_returned(method):
+    p = problem(mapped=60, trained=3)
+    p.limits = p.limits.scaled(1e-3)
+    found = coexplore(p, method, seed=0)
+    assert found is not None
+    assert not found.meets
+    mapped = [p.penalty(cost) for cost in p.costs.values() if cost is not None]
+    assert p.penalty(found.cost) == min(mapped) > 0
+    assert 0 < found.accuracy < 1
+    # Nothing is trained beyond the budget, and what is not known is said to be so.
+    p = problem(mapped=60, trained=0)
+    p.limits = p.limits.scaled(1e-3)
+    assert math.isnan(coexplore(p, "monte-carlo").accuracy)
+    assert not p.accuracies
+    assert coexplore(problem(mapped=0), "monte-carlo") is None
+
+
 def test_finds_networks_and_a_chip_that_networks_first_cannot():
     ours = problem(mapped=1500, trained=12)
     theirs = problem(mapped=1500, trained=12)

@@ -66,6 +66,10 @@ _KINDS: dict[str, tuple[dict[str, Any], ...]] = {
     "homogeneous": tuple({"dataflows": (d,)} for d in ("dla", "shi", "rs")),
 }
 
+# Below 1 no chip drawn carries the most accurate networks: where they are chosen first, failure is near certain.
+_SHARE = 0.6
+_LIMITS = f"limits are {_SHARE} of what the most accurate networks cost at best"
+
 _Found = dict[tuple[str, str], list["Solution | None"]]
 
 
@@ -78,10 +82,10 @@ def _searches(experiment: Experiment) -> _Found:
     table = experiment.once(_table)
     rows: list[tuple[tuple[str, str], tuple[Any, ...]]] = []
     for label, names in _WORKLOADS.items():
-        limits, bounds = limits_of_the_best([network_task(n, table[n]) for n in names], small_chips(), 0.6)
+        limits, bounds = limits_of_the_best([network_task(n, table[n]) for n in names], small_chips(), _SHARE)
         rows += [((label, m), (names, {}, limits, bounds, m)) for m in METHODS]
     # All kinds have the limits that heterogeneous chips set.
-    limits, bounds = limits_of_the_best([network_task(n, table[n]) for n in _TWICE], small_chips(), 0.6)
+    limits, bounds = limits_of_the_best([network_task(n, table[n]) for n in _TWICE], small_chips(), _SHARE)
     for kind, spaces in _KINDS.items():
         rows += [((kind, str(i)), (_TWICE, c, limits, bounds, "nasaic")) for i, c in enumerate(spaces)]
     budget = experiment.at(quick=(20, 3), normal=(2000, 30))
@@ -113,7 +117,9 @@ def _specs(experiment: Experiment) -> Seen:
     )
     ours = all(met[w, "nasaic"] == len(found[w, "nasaic"]) for w in _WORKLOADS)
     return experiment.judge(
-        f"all limits met, {value}", ours and all(met[w, "networks-first"] == 0 for w in _WORKLOADS), ours
+        f"all limits met, {value} ({_LIMITS}: networks first can hardly meet them)",
+        ours and all(met[w, "networks-first"] == 0 for w in _WORKLOADS),
+        ours,
     )
 
 
@@ -173,7 +179,8 @@ def _heterogeneous(experiment: Experiment) -> Seen:
     value = ", ".join(f"{k} {100 * a:.2f} %" if a else f"{k} none" for k, a in reached.items())
     rest = max(reached["single"], reached["homogeneous"])
     ours = reached["heterogeneous"]
-    return experiment.judge(f"accuracy within the limits: {value}", ours > rest, ours >= rest > 0)
+    value = f"accuracy within the limits: {value} ({_LIMITS}, on heterogeneous chips)"
+    return experiment.judge(value, ours > rest, ours >= rest > 0)
 
 
 @check("c6")
@@ -194,10 +201,14 @@ def _suits(experiment: Experiment) -> Seen:
 
 @check("hap")
 def _heuristic(experiment: Experiment) -> Seen:
+    """With the settings that chips are mapped with, against the best of all placements in all orders."""
     from hasten.search.codesign.assignment import assign, best_assignment, makespan
+    from hasten.search.codesign.chips import MAPPER
 
     rng = random.Random(experiment.seed)
-    missed, ratios = 0, []
+    settings: dict[str, dict[str, Any]] = {"as chips are mapped": dict(MAPPER), "with restarts and pairs": {}}
+    ratios: dict[str, list[float]] = {name: [] for name in settings}
+    feasible = 0
     for _ in range(experiment.at(quick=20, normal=200)):
         units, networks = rng.choice((2, 3)), rng.choice((1, 2, 3))
         count = rng.randint(6, 8 if units == 3 else 10)
@@ -207,11 +218,18 @@ def _heuristic(experiment: Experiment) -> Seen:
         )
         fastest = [[row.index(min(row)) for row in network] for network in times]
         deadline = rng.uniform(0.6, 1.1) * makespan(times, fastest)
-        best, ours = best_assignment(times, energies, deadline), assign(times, energies, deadline)
-        if best.makespan <= deadline:
-            missed += ours.makespan > deadline
+        best = best_assignment(times, energies, deadline)
+        if best.makespan > deadline:
+            continue
+        feasible += 1
+        for name, changed in settings.items():
+            ours = assign(times, energies, deadline, **changed)
             if ours.makespan <= deadline:
-                ratios.append(ours.energy / best.energy)
-    mean = sum(ratios) / len(ratios)
-    value = f"{len(ratios)} of {len(ratios) + missed} feasible instances solved, energy {mean - 1:.1%} over the least"
-    return experiment.judge(value, missed == 0 and mean <= 1.08, mean <= 1.08)
+                ratios[name].append(ours.energy / best.energy)
+    means = {name: sum(rows) / max(1, len(rows)) for name, rows in ratios.items()}
+    value = "; ".join(
+        f"{name} {len(rows)} of {feasible} feasible instances solved, energy {means[name] - 1:.1%} over the least"
+        for name, rows in ratios.items()
+    )
+    solved, mean = len(ratios["as chips are mapped"]), means["as chips are mapped"]
+    return experiment.judge(value, solved == feasible and mean <= 1.08, mean <= 1.08)

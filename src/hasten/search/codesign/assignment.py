@@ -21,22 +21,101 @@ Choice = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Assignment:
-    """Who runs what: the unit of each layer of each network, the time all are done, and the energy."""
+    """Who runs what: the unit of each layer of each network, the time all are done, and the energy.
+
+    ``order`` names the network whose next layer is scheduled, as often as there are layers; where it is empty the
+    makespan is that of the list schedule.
+    """
 
     units: Choice
     makespan: float
     energy: float
+    order: tuple[int, ...] = ()
 
 
-def makespan(times: Table, units: Sequence[Sequence[int]]) -> float:
-    """The end of a list schedule: whoever can begin first begins, and of several the network with the most left.
+def makespan(times: Table, units: Sequence[Sequence[int]], order: Sequence[int] = ()) -> float:
+    """The time all are done, each layer as soon as its network and its unit are free, in a given order.
+
+    Without an order that of a list schedule: whoever can begin first begins, and of several the network with the most
+    left. It is good, not the best: see `best_order`.
 
     Args:
         times: network -> layer -> unit -> time.
         units: network -> layer -> unit that runs it.
+        order: the network whose next layer is scheduled, as often as there are layers.
+
+    Raises:
+        HastenError: an order that does not name each network as often as it has layers.
     """
     took = [[times[n][i][u] for i, u in enumerate(row)] for n, row in enumerate(units)]
-    return _listed(took, units, math.inf)
+    if not order:
+        return _listed(took, units, math.inf)
+    if sorted(order) != [n for n, row in enumerate(took) for _ in row]:
+        raise HastenError("an order names each network as often as it has layers")
+    at, ready = [0] * len(took), [0.0] * len(took)
+    free = [0.0] * (1 + max(u for row in units for u in row))
+    for n in order:
+        unit = units[n][at[n]]
+        ready[n] = free[unit] = max(ready[n], free[unit]) + took[n][at[n]]
+        at[n] += 1
+    return max(ready)
+
+
+def best_order(times: Table, units: Sequence[Sequence[int]], limit: float = math.inf) -> tuple[float, tuple[int, ...]]:
+    """The least makespan of a placement over all orders, and such an order, by branch and bound.
+
+    Branches are those of Giffler and Thompson (1960): of the layers that may be next, the one done first claims its
+    unit, and whoever could begin there before that may have it instead. These active schedules hold an optimum.
+
+    Args:
+        times, units: as in `makespan`.
+        limit: schedules that end after it are not looked for.
+
+    Returns:
+        The makespan and the order; infinity and no order where none ends within the limit.
+    """
+    took = [[times[n][i][u] for i, u in enumerate(row)] for n, row in enumerate(units)]
+    total = sum(map(len, took))
+    left = [sum(row) for row in took]
+    loads = [0.0] * (1 + max((u for row in units for u in row), default=0))
+    for n, row in enumerate(units):
+        for i, u in enumerate(row):
+            loads[u] += took[n][i]
+    at, ready, free = [0] * len(took), [0.0] * len(took), [0.0] * len(loads)
+    best, found, chosen = limit * (1 + 1e-12), (), []  # type: tuple[float, tuple[int, ...], list[int]]
+
+    def visit() -> None:
+        nonlocal best, found
+        bound = max(*map(sum, zip(ready, left, strict=True)), *map(sum, zip(free, loads, strict=True)))
+        if bound > best or (found and bound >= best):
+            return
+        if len(chosen) == total:
+            best, found = bound, tuple(chosen)
+            return
+        waiting = []
+        for n, row in enumerate(took):
+            if at[n] < len(row):
+                unit = units[n][at[n]]
+                begin = max(ready[n], free[unit])
+                waiting.append((begin + row[at[n]], n, unit, begin))
+        done, first, claimed, _ = min(waiting)
+        rivals = [(b, -left[n], n) for _, n, u, b in waiting if u == claimed and (b < done or n == first)]
+        for begin, _, n in sorted(rivals):
+            time, before = took[n][at[n]], (ready[n], free[claimed], left[n], loads[claimed])
+            ready[n] = free[claimed] = begin + time
+            left[n] -= time
+            loads[claimed] -= time
+            at[n] += 1
+            chosen.append(n)
+            visit()
+            chosen.pop()
+            at[n] -= 1
+            ready[n], free[claimed], left[n], loads[claimed] = before
+
+    if total:
+        visit()
+        return (makespan(times, units, found), found) if found else (math.inf, ())
+    return 0.0, ()
 
 
 def _listed(took: list[list[float]], units: Sequence[Sequence[int]], limit: float) -> float:
@@ -87,10 +166,12 @@ def _check(times: Table, energies: Table) -> int:
 
 
 def best_assignment(times: Table, energies: Table, deadline: float = math.inf) -> Assignment:
-    """The least energy within the deadline by trying all assignments; the soonest when none is within it.
+    """The least energy within the deadline by trying all placements and all orders; the soonest when none is within it.
+
+    Of several with the least energy the one that is done first.
 
     Raises:
-        HastenError: tables of different shapes, or over a million assignments.
+        HastenError: tables of different shapes, or over a million placements.
     """
     count = _check(times, energies)
     layers = [len(network) for network in times]
@@ -101,13 +182,20 @@ def best_assignment(times: Table, energies: Table, deadline: float = math.inf) -
         rest = iter(flat)
         units = tuple(tuple(itertools.islice(rest, n)) for n in layers)
         energy = _energy(energies, units)
-        if energy >= found.energy:
+        if energy > found.energy:
             continue
-        end = makespan(times, units)
+        # What must be reached to be of use: the deadline, or sooner than what has as little energy or is the soonest.
+        limit = deadline
+        if energy == found.energy:
+            limit = found.makespan
+        elif not found.units:
+            limit = max(deadline, soonest.makespan)
+        end, order = best_order(times, units, limit)
         if end <= deadline:
-            found = Assignment(units, end, energy)
-        elif end < soonest.makespan:
-            soonest = Assignment(units, end, energy)
+            if (energy, end) < (found.energy, found.makespan):
+                found = Assignment(units, end, energy, order)
+        elif (end, energy) < (soonest.makespan, soonest.energy):
+            soonest = Assignment(units, end, energy, order)
     return found if found.units else soonest
 
 

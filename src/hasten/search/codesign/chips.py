@@ -18,6 +18,9 @@ from hasten.search.codesign.assignment import Assignment, assign
 from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Params, Space, categorical
 
+MAPPER: Mapping[str, Any] = {"restarts": 0, "pairs": False}
+"""Settings of `assign` with which chips are mapped: one costs milliseconds, and a search asks for thousands."""
+
 
 @dataclass(frozen=True)
 class ChipSpace:
@@ -130,7 +133,7 @@ def map_chip(
     costs = [[[layer_cost(layer, unit) for unit in chip] for layer in network] for network in networks]
     times = [[[c.cycles for c in row] for row in network] for network in costs]
     energies = [[[c.energy for c in row] for row in network] for network in costs]
-    found = assign(times, energies, deadline * CLOCK, restarts=0, pairs=False)
+    found = assign(times, energies, deadline * CLOCK, **MAPPER)
     placed = zip(itertools.chain(*costs), itertools.chain(*found.units), strict=True)
     chosen = [row[unit] for row, unit in placed]
     waiting = sum(c.cycles for c in chosen if c.bound == "memory")

@@ -51,7 +51,7 @@ class SpentError(Exception):
 
 @dataclass
 class Solution:
-    """Networks and a chip, with what they cost and reach."""
+    """Networks and a chip, with what they cost and reach; accuracies are NaN where no training was left for them."""
 
     networks: tuple[Params, ...]
     chip: Params
@@ -83,7 +83,7 @@ class CoProblem:
     trained: int = 40
     rho: float = 10.0
     best: Solution | None = None
-    nearest: Solution | None = None
+    nearest: tuple[float, Indices, Indices, Specs] | None = None
     costs: dict[tuple[Indices, Indices], Specs | None] = field(default_factory=dict)
     accuracies: dict[tuple[int, Indices], float] = field(default_factory=dict)
     asked: int = 0
@@ -132,7 +132,10 @@ class CoProblem:
                 self.costs[key] = Specs.of(map_chip(self.layers(networks), units, self.limits.latency)[0])
             except Infeasible:
                 self.costs[key] = None
-        return self.costs[key]
+        cost = self.costs[key]
+        if cost is not None and (self.nearest is None or self.penalty(cost) < self.nearest[0]):
+            self.nearest = (self.penalty(cost), networks, chip, cost)
+        return cost
 
     def penalty(self, cost: Specs | None) -> float:
         """`penalty`, and 3 (every cost at its bound) where there is no such chip."""
@@ -151,26 +154,31 @@ class CoProblem:
         return tuple(found), sum(w * a for w, a in zip(self.weights, found, strict=True))
 
     def note(self, networks: Indices, chip: Indices, cost: Specs) -> float:
-        """Trains the networks of a solution, keeps the best that meets the limits (and the nearest), returns its
-        weighted accuracy; 0 where the budget of trained networks does not allow for them."""
-        reached = self.accuracy(networks)
-        if reached is None:
+        """Trains the networks of a solution, keeps the best that meets the limits, returns its weighted accuracy; 0
+        where the budget of trained networks does not allow for them."""
+        solution = self._solution(networks, chip, cost)
+        if math.isnan(solution.accuracy):
             return 0.0
-        each, mean = reached
-        solution = Solution(
+        if solution.meets and (self.best is None or solution.accuracy > self.best.accuracy):
+            self.best = solution
+        return solution.accuracy
+
+    def _solution(self, networks: Indices, chip: Indices, cost: Specs) -> Solution:
+        each, mean = self.accuracy(networks) or ((math.nan,) * len(self.tasks), math.nan)
+        return Solution(
             tuple(c.decode(p) for c, p in zip(self.codecs, self._parts(networks), strict=True)),
             self.chip_codec.decode(chip), cost, each, mean, cost.meets(self.limits),
         )  # fmt: skip
-        if solution.meets and (self.best is None or mean > self.best.accuracy):
-            self.best = solution
-        if self.nearest is None or self.penalty(cost) < self.penalty(self.nearest.cost):
-            self.nearest = solution
-        return mean
 
     @property
     def result(self) -> Solution | None:
-        """The best that meets the limits, or else what came nearest."""
-        return self.best or self.nearest
+        """The best that meets the limits, or else what came nearest of all that was mapped; None when nothing was.
+
+        The networks of what came nearest are trained now, where they are not known and the budget allows for it.
+        """
+        if self.best is None and self.nearest is not None:
+            return self._solution(*self.nearest[1:])
+        return self.best
 
 
 def _permitted(problem: CoProblem, chosen: list[int]) -> list[bool] | None:
