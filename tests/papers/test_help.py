@@ -1,17 +1,18 @@
-"""What HELP's checks hold apart, and what they refuse to compare."""
+"""HELP's checks: a quick run runs all of them, a small budget does not judge, and what they make of curves."""
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from hasten.errors import HastenError
+from hasten.cost.latency.regimes import MeasuredRegimes
 from hasten.papers import paper
-from hasten.papers.checks import help as card
-from hasten.search.networks.architecture_space import open_space
+from hasten.papers.checks import help as checks
+from hasten.papers.experiment import DIRECTION, FAILS, HOLDS, Outcome, Runner, shared
+from hasten.search.networks import architecture_space
 
 
 def test_every_piece_is_there() -> None:
@@ -19,42 +20,45 @@ def test_every_piece_is_there() -> None:
     assert set(paper("help").checked) == {"H1", "H2", "H3", "H4", "H6"}
 
 
-def test_devices_are_held_apart() -> None:
-    regimes, devices = card._regimes(), card._devices()
-    names = {role: {r.name for r in regimes[role]} | {d.name for d in devices[role]} for role in regimes}
-    for one, other in itertools.combinations(names.values(), 2):
-        assert not one & other
-    known = [*regimes["train"], *regimes["valid"]]
-    for regime in regimes["test"]:
-        assert regime.dtype not in {r.dtype for r in known} or regime.isa not in {r.isa for r in known}
-    assert len(names["train"]) >= 9
+def test_a_quick_run_runs_everything(quick: Callable[[str], dict[str, Outcome]]) -> None:
+    found = quick("help")
+    assert {o.verdict for o in found.values()} == {"not judged: quick run"}
+    assert "held-out devices" in found["H1"].seen
+    assert "targets met" in found["H4"].seen
 
 
-@pytest.mark.parametrize("name", ["chain", "cell"])
-def test_networks_are_described(name: str) -> None:
-    space = open_space(name)
-    archs = [space.config.sample(card.random.Random(i)) for i in range(3)]
-    assert len(space.codes(archs)) == len({len(space.counts(a)) for a in archs}) + 2 == len(space.graphs(archs)) == 3
-    nodes = space.graphs(archs).shape[1]
-    assert space.graphs(archs).shape[2] == nodes + space.graph_labels
-    assert space.products(archs[0]) > 0
+@pytest.mark.parametrize("claim", ["H1", "H2", "H3", "H4", "H6"])
+def test_a_small_budget_does_not_judge(outcome: Callable[..., Outcome], claim: str) -> None:
+    assert outcome("help", claim, budget=2).verdict == "not judged: needs 180 s"
 
 
-def test_too_few_measurements_are_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hasten.cost.latency import regimes as device_regimes
-
-    def slow(build: Any, archs: Any, regimes: Any, **rest: Any) -> device_regimes.MeasuredRegimes:
+def test_a_slow_machine_needs_longer(monkeypatch: pytest.MonkeyPatch, outcome: Callable[..., Outcome]) -> None:
+    def slow(space: Any, archs: Any, regimes: Any, **rest: Any) -> MeasuredRegimes:
         halves = {r.name: np.full((len(archs), 2), np.nan) for r in regimes}
         for row in halves.values():
             row[:5] = 1e-3 * (1 + np.arange(5))[:, None]
-        return device_regimes.MeasuredRegimes(tuple(archs), tuple(regimes), halves, 1.0)
+        return MeasuredRegimes(tuple(archs), tuple(regimes), halves, 1.0)
 
-    monkeypatch.setattr(device_regimes, "measure_regimes", slow)
-    card._pool.cache_clear()
-    with pytest.raises(HastenError, match="measured too little"):
-        card._pool("cell", 0, 10.0, lambda message, share: None)
+    monkeypatch.setattr(architecture_space, "measured_latencies", slow)
+    assert outcome("help", "H1", budget=200).verdict == "not judged: needs 400 s"
 
 
-def test_what_a_predictor_alone_needs() -> None:
-    curve = {"HELP": {10: 0.9}, "MLP": {10: 0.5, 50: 0.91, 100: 0.95}, "GNN": {10: 0.2, 50: 0.3}}
-    assert card._needed(curve) == {"MLP": 50, "GNN": None}
+@pytest.mark.parametrize(
+    ("needed", "verdict"), [({}, HOLDS), ({"MLP": 900}, HOLDS), ({"MLP": 400}, DIRECTION), ({"GNN": 10}, FAILS)]
+)
+def test_h3_is_judged_by_what_reaches_help(
+    monkeypatch: pytest.MonkeyPatch, needed: dict[str, int], verdict: str
+) -> None:
+    counts = {"measured": checks._COUNTS[:3], "modelled": checks._COUNTS}
+    curves = {
+        kind: {"HELP": dict.fromkeys(some[:3], 0.9)}
+        | {m: {n: 0.95 if n >= needed.get(m, 10_000) else 0.5 for n in some} for m in ("MLP", "GNN")}
+        for kind, some in counts.items()
+    }
+    monkeypatch.setattr(checks, "_curves", shared()(lambda experiment: curves))
+    assert Runner("help", vars(checks)).run("H3").verdict == verdict
+
+
+def test_h3_is_not_judged_to_hold_by_short_curves() -> None:
+    """Where nobody asked beyond 400 measurements, nobody knows of 900."""
+    assert checks.reached_from({"modelled": {"HELP": {10: 0.9}, "MLP": {10: 0.1, 400: 0.2}}}) == 401
