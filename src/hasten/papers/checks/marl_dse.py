@@ -70,8 +70,8 @@ def _runs(experiment: Experiment) -> Runs:
     """(trace, goal) -> method -> (seeds, samples) of rewards, at the better of two settings."""
     all_traces = ("stream", "random", "cloud-1", "cloud-2")
     traces = experiment.at(quick=("random",), normal=("random", "cloud-2"), long=all_traces)
-    goals = experiment.at(quick=["both"], normal=["low power", "both"], long=list(_GOALS))
-    samples = experiment.at(quick=220, normal=3000, long=10_000)
+    goals = experiment.at(quick=["both"], normal=list(_GOALS))
+    samples = experiment.at(quick=220, normal=2000, long=10_000)
     arms = {trace: (trace, goals, samples, experiment.seeds(5, long=10)) for trace in traces}
     experiment.tell(f"nine methods, {samples} samples")
     found, _ = succeeded(experiment.arms(_explored, arms), arms)
@@ -89,7 +89,7 @@ def _apart(above: Any, below: Any) -> bool:
 
 @check("c1")
 def _reward(experiment: Experiment) -> Seen:
-    """Rewards of the last 200 of 3000 samples, five seeds, the same simulator calls and two settings for each method."""
+    """Rewards of the last 200 of 2000 samples, five seeds, the same simulator calls and two settings for each method."""
     found = experiment.once(_runs)
     better = apart = fair = rounded = 0
     parts = []
@@ -140,8 +140,12 @@ def _objectives(experiment: Experiment) -> Seen:
         gain = _late(rewards["multi-agent"]).mean() / _late(rewards["random search"]).mean()
         gains.setdefault(goal, []).append(float(gain))
     value = "; ".join(f"{goal}: {', '.join(f'{g:.1f}x' for g in gs)} random search" for goal, gs in gains.items())
+    # A goal that was not explored is not reached: the claim is of all three.
+    whole = set(gains) == set(_GOALS)
     return experiment.judge(
-        value, all(g > 1.2 for gs in gains.values() for g in gs), any(g > 1 for gs in gains.values() for g in gs)
+        value,
+        whole and all(g > 1.2 for gs in gains.values() for g in gs),
+        any(g > 1 for gs in gains.values() for g in gs),
     )
 
 
