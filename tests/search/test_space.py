@@ -207,3 +207,21 @@ def test_binary_file_is_refused(tmp_path):
     (tmp_path / "s.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(HastenError, match="UTF-8"):
         Space.load(tmp_path / "s.toml")
+
+
+def test_whole_numbers_are_exact_or_refused():
+    """Studies hold doubles: beyond 2**53 another number would come back (case: a 64-bit seed)."""
+    largest = integer("n", 2**53 - 1000, 2**53)
+    assert largest.canonical(2**53 - 1) == 2**53 - 1
+    for outside in (2**53 + 1, 2**53 - 1001):
+        with pytest.raises(HastenError, match="not a whole number in"):
+            largest.canonical(outside)
+    with pytest.raises(HastenError, match="is not"):
+        integer("n", 0, 10**12, step=10).canonical(10**12 - 5)
+    for low, high, step in ((2**60, 2**60 + 1000, 1), (-(2**60), 0, 1), (0, 2**53 + 2, 2)):
+        with pytest.raises(HastenError, match=r"beyond 2\*\*53") as told:
+            integer("seed", low, high, step=step)
+        assert "\n" not in str(told.value)
+    assert categorical("seed", [2**60 + 137, 2**60 + 138]).canonical(2**60 + 138) == 2**60 + 138
+    with pytest.raises(HastenError, match="nan"):
+        categorical("a", [math.nan, 1.0])

@@ -21,6 +21,7 @@ from hasten.errors import HastenError
 Value = str | int | float | bool | None
 Params = dict[str, Value]
 
+_EXACT = 2**53  # whole numbers up to here are doubles, each a different one
 _OTHER = object()  # stands for every value of a parameter that no condition mentions
 
 
@@ -63,6 +64,8 @@ class Parameter:
             for choice in self.choices:
                 if choice is not None and not isinstance(choice, str | int | float | bool):
                     raise wrong(f"choice {choice!r} is not a string, number, bool or None: use a string")
+                if isinstance(choice, float) and math.isnan(choice):
+                    raise wrong("nan is not equal to itself, so no point would be known again: use a string or None")
             if len(set(self.choices)) < len(self.choices):  # True and 1 are equal, to Optuna's storage too
                 raise wrong("two choices are equal: list each once")
             return
@@ -72,6 +75,11 @@ class Parameter:
         whole = int if self.kind == "int" else int | float
         if any(isinstance(n, bool) or not isinstance(n, whole) or not math.isfinite(n) for n in numbers):
             raise wrong(f"low, high and step must be {'whole' if self.kind == 'int' else 'finite'} numbers")
+        if self.kind == "int" and max(abs(self.low), abs(self.high), abs(self.step or 1)) > _EXACT:
+            raise wrong(
+                "whole numbers beyond 2**53 would be kept as others, as studies hold doubles: choose from 0 on and add"
+                f" {self.low}, or list them with categorical"
+            )
         if self.kind == "int" and self.step is None:
             object.__setattr__(self, "step", 1)
         if self.low > self.high:
@@ -133,11 +141,16 @@ class Parameter:
         outside = HastenError(f"{self.name} = {value!r} is not {noun} in {self}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise outside
-        slack = 1e-8 * max(abs(self.low), abs(self.high), 1e-300)
+        # Whole numbers are compared exactly: a share of a large one is many.
+        slack = 0.0 if self.kind == "int" else 1e-8 * max(abs(self.low), abs(self.high), 1e-300)
         if not self.low - slack <= value <= self.high + slack or (self.kind == "int" and value != int(value)):
             raise outside
         if self.step is None:
             return float(min(max(value, self.low), self.high))
+        if self.kind == "int":
+            if (int(value) - int(self.low)) % int(self.step):
+                raise outside
+            return int(value)
         index = round((value - self.low) / self.step)
         snapped = self._grid(index)
         if abs(snapped - value) > 1e-6 * self.step:

@@ -1,4 +1,7 @@
-"""Problems that are known by name: each module of this folder has ``problem(**options) -> Problem``."""
+"""Problems that are known by name: each module of this folder has ``problem(**options) -> Problem``.
+
+Its ``ENVIRONMENT``, where it has one, are the options with which it is made as an environment when none are given.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +44,11 @@ def build(source: str, **options: Any) -> Problem:
     if source not in names():
         known = ", ".join(names())
         raise HastenError(f"no space is called {source!r}: choose {known}, or give file.py:problem")
-    module = importlib.import_module(f"{__name__}.{source.replace('-', '_')}")
-    return module.problem(**options)
+    return _module(source).problem(**options)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
 def _from_file(path: Path, attribute: str) -> Problem:
@@ -62,7 +68,8 @@ def register_environments() -> list[str]:
     """Registers the spaces known by name as ``hasten/NAME-v0`` with Gymnasium, and says which they are.
 
     ``gymnasium.make("hasten/dram-v0", problem={"workload": "stream"}, actions="box")`` hands ``problem`` to the space
-    and the rest to `environment`.
+    and the rest to `environment`. What a space needs and has not got is an error of one line when it is made, and
+    nothing is trained unless ``problem`` asks for it.
     """
     import gymnasium
 
@@ -70,7 +77,9 @@ def register_environments() -> list[str]:
 
     def maker(name: str) -> Callable[..., Any]:
         def make(problem: Mapping[str, Any] | None = None, **options: Any) -> Any:
-            return environment(build(name, **(problem or {})), **options)
+            return environment(
+                build(name, **{**getattr(_module(name), "ENVIRONMENT", {}), **(problem or {})}), **options
+            )
 
         return make
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hasten.errors import HastenError
 from hasten.hardware import load_device
 from hasten.models.vision.once_for_all import (
     Architecture,
@@ -36,6 +37,10 @@ SMALL = OFAConfig(
     widths=(8, 16, 24), strides=(2, 2, 1), activations=("relu", "h_swish", "h_swish"), se=(False, True, True),
     depths=(1, 2, 3), resolutions=(12, 16, 20), stem=8, final=64, last=64, channels=1, classes=10, dropout=0.0,
 )  # fmt: skip
+
+
+ENVIRONMENT: Mapping[str, Any] = {"seconds": 0.0}
+"""How it is made as an environment: `gymnasium.make` trains nothing that was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +103,19 @@ def problem(
         supernet: folder of a saved `OnceForAll`, of one grey channel and ten classes; where there is none, a `SMALL`
             one is trained into it.
         device: of the catalogue or a file, whose latency the analytic model estimates; None measures this machine.
-        seconds: of training where there is no supernet.
+        seconds: of training where there is no supernet; with 0 that is an error.
         count: held-out images.
 
     Raises:
-        HastenError: the folder holds something else, or there is no such device.
+        HastenError: the folder holds something else, or nothing and ``seconds`` is 0, or there is no such device.
     """
     folder = Path(supernet)
     # What is unknown fails before a training, not after it.
     where = load_device(device) if device else None
+    if not folder.exists() and not seconds > 0:
+        raise HastenError(
+            f"no supernet in {folder}: give supernet=FOLDER, or seconds= to train one; hasten search once-for-all trains"
+        )
     if not folder.exists():
         logging.getLogger(__name__).warning("training a supernet into %s for %.0f s, once", folder, seconds)
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What to spend on at test time: model, trials, tokens and cache budget, by recorded answers (Kinetics)."""
+"""What to spend on at test time: model, trials, tokens and cache budget, by recorded answers (Kinetics; needs some)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def problem(
     """
     if records == CARRIED and not CARRIED.is_file():
         raise HastenError(
-            f"no recorded answers at {CARRIED}: give records=, or make them with hasten.runtime.recorded_answers.record"
+            "test-time needs recorded answers: record some with hasten.runtime.recorded_answers.record and search"
+            " file.py:NAME with NAME = hasten.spaces.test_time.problem('records.jsonl')"
         )
     known = read_records(records) if isinstance(records, str | Path) else list(records)
     if not known:

@@ -1,0 +1,94 @@
+"""Every space that is listed is made, tried once and stepped once, in seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hasten import spaces
+from hasten.cost.serving.recorded_trials import Answer, Record, RecordedQuestion
+from hasten.cost.serving.scaling import QWEN3
+from hasten.data import assets
+from hasten.errors import HastenError
+from hasten.hardware import load_device
+from hasten.models.vision.once_for_all import OFAConfig, OnceForAll
+from hasten.tuning.tune import Settings
+
+TEXT = " ".join(f"The {n} birds of the river see {n * n} stones and the moon." for n in range(100))
+
+
+def _records(folder: Path, model: Path) -> dict[str, Any]:
+    question = RecordedQuestion(100, tuple(Answer(500 + 400 * i, i < 3) for i in range(8)))
+    return {"records": [Record(QWEN3[0], "dense", 0, (question,)), Record(QWEN3[4], "dense", 0, (question,))]}
+
+
+def _supernet(folder: Path, model: Path) -> dict[str, Any]:
+    if not assets.asset("fashion-mnist").cached:
+        pytest.skip("needs `hasten assets get fashion-mnist`")
+    tiny = OFAConfig(
+        widths=(8,), strides=(2,), activations=("relu",), se=(False,), depths=(1, 2), resolutions=(12,), stem=8,
+        final=16, last=16, channels=1, classes=10, dropout=0.0,
+    )  # fmt: skip
+    OnceForAll(tiny).save(folder / "net")
+    return {"supernet": folder / "net", "device": "pi5", "count": 50}
+
+
+def _tuned(folder: Path, model: Path) -> dict[str, Any]:
+    settings = Settings(prompt=32, new_tokens=4, text=TEXT, floor=0.5, runs=1)
+    return {"model": model, "settings": settings, "device": load_device("cpu2"), "measured": False}
+
+
+# What makes a space small; a space that is not named here is made as it is.
+SMALL: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "hourglass": lambda folder, model: {"steps": 1},
+    "hourglass-superres": lambda folder, model: {"steps": 1},
+    "once-for-all": _supernet,
+    "test-time": _records,
+    "tune": _tuned,
+}
+
+
+@pytest.mark.parametrize("name", spaces.names())
+def test_it_is_made_tried_and_stepped_in_seconds(name: str, tmp_path: Path, folder: Path) -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+    torch.manual_seed(0)
+    options = SMALL.get(name, lambda *_: {})(tmp_path, folder)
+    before = time.process_time()
+    problem = spaces.build(name, **options)
+    point = problem.space.sample(0)
+    assert problem.space.validate(point) == point
+    label = f"hasten/{name}-v0"
+    if label not in spaces.register_environments():
+        assert name.startswith("hourglass")  # a try trains a network
+        found = problem.evaluate(next(p for p in map(problem.space.sample, range(50)) if p["shape"] == "conventional"))
+        assert all(np.isfinite(found[o.name]) for o in problem.objectives)
+    else:
+        env = gymnasium.make(label, problem=options).unwrapped
+        env.reset(seed=0)
+        env.action_space.seed(0)
+        seen, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        assert seen.shape == env.observation_space.shape
+        assert np.isfinite(seen).all()
+        assert np.isfinite(reward)
+        assert terminated or truncated
+        assert problem.space.validate(info["params"]) == info["params"]
+    assert time.process_time() - before < 60, "its own work, whatever else the machine does"
+
+
+@pytest.mark.parametrize("name", ["once-for-all", "test-time"])
+def test_what_is_not_there_is_told_in_one_line_and_nothing_is_trained(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gymnasium = pytest.importorskip("gymnasium")
+    monkeypatch.chdir(tmp_path)
+    spaces.register_environments()
+    with pytest.raises(HastenError, match="supernet=FOLDER|needs recorded answers") as told:
+        gymnasium.make(f"hasten/{name}-v0")
+    assert "\n" not in str(told.value)
+    assert not list(tmp_path.iterdir())
