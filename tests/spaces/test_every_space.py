@@ -88,7 +88,7 @@ def test_what_is_not_there_is_told_in_one_line_and_nothing_is_trained(
     gymnasium = pytest.importorskip("gymnasium")
     monkeypatch.chdir(tmp_path)
     spaces.register_environments()
-    with pytest.raises(HastenError, match="supernet=FOLDER|needs recorded answers") as told:
+    with pytest.raises(HastenError, match=r"supernet=FOLDER|needs recorded answers") as told:
         gymnasium.make(f"hasten/{name}-v0")
     assert "\n" not in str(told.value)
     assert not list(tmp_path.iterdir())

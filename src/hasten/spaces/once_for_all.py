@@ -114,7 +114,7 @@ def problem(
     where = load_device(device) if device else None
     if not folder.exists() and not seconds > 0:
         raise HastenError(
-            f"no supernet in {folder}: give supernet=FOLDER, or seconds= to train one; hasten search once-for-all trains"
+            f"no supernet in {folder}: give supernet=FOLDER, or seconds= to train one there, as hasten search does"
         )
     if not folder.exists():
         logging.getLogger(__name__).warning("training a supernet into %s for %.0f s, once", folder, seconds)
