@@ -33,7 +33,8 @@ class GRUMemory(nn.Module):
     def new_state(self, batch: int) -> Tensor:
         return self.cell.weight_hh.new_zeros(batch, self.width)
 
-    def forward(self, x: Tensor, state: Tensor, resets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor | None = None, resets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        state = self.new_state(len(x)) if state is None else state
         outputs = []
         for t in range(x.shape[1]):
             if resets is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.models.language.recurrent import RecurrentLM
-from hasten.nn.bmojo import BMojo
+from hasten.nn.bmojo import BMojo, BMojoState, state_tensors
 from hasten.nn.mamba import Mamba, causal_convolution
 
 LAYERS = {
@@ -121,13 +121,20 @@ class BMojoLM(RecurrentLM[list[Any]]):
         first = {"embeddings": self.lm_head.weight.new_zeros(batch, taps, width), "position": 0}
         return [first, *(layer.mixer.new_state(batch) for layer in self._layers)]  # type: ignore[operator]
 
+    def state_at(self, batch: int, length: int) -> list[Any]:
+        """As behind ``length`` tokens: full attention's part grows, a window's and a store's until they are full."""
+        state = self.new_state(batch)
+        state[0]["position"] = length
+        for i, layer in enumerate(self._layers):
+            if isinstance(layer.mixer, BMojo):
+                state[i + 1] = layer.mixer.state_at(batch, length)
+        return state
+
     def state_tensors(self, state: list[Any]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        found = {"state.embeddings": state[0]["embeddings"]} if state[0]["embeddings"].numel() else {}
         for i, s in enumerate(state[1:]):
-            if hasattr(s, "conv"):
-                found |= {f"state.{i}.conv": s.conv, f"state.{i}.ssm": s.ssm}
-            elif s.ssm is not None:
-                found |= {f"state.{i}.conv": s.ssm.conv, f"state.{i}.ssm": s.ssm.ssm}
+            tensors = s.tensors() if isinstance(s, BMojoState) else state_tensors(s)
+            found |= {f"state.{i}.{name}": tensor for name, tensor in tensors.items()}
         return found
 
     def forward(self, ids: Tensor, state: list[Any] | None = None, *, logits_to_keep: int = 0) -> Tensor:
