@@ -210,7 +210,7 @@ class CompiledStep:
             turns: the rows' rotary positions, where tokens have left the cache or rows form a tree; None:
             ``positions``.
             masks: of a tree, for each row the bits of the rows of its sequence that it sees; None: all before it.
-            hidden: (rows - logits_from, width) fp32, filled with the normed states that the head multiplies.
+            hidden: (rows - logits_from or more, width) fp32, filled with the normed states that the head multiplies.
 
         Returns:
             Logits (rows - logits_from, vocabulary), fp32, valid until the next call. The cache's
@@ -237,6 +237,6 @@ class CompiledStep:
             gate.address(logits, torch.float32, wanted, self.vocabulary),
             torch.get_num_threads(),
             gate.address(seen, torch.int64, rows),
-            gate.address(hidden, torch.float32, wanted, width),
+            gate.address(None if hidden is None else hidden[:wanted], torch.float32, wanted, width),
         )
         return logits
