@@ -1,16 +1,14 @@
-"""The checks of Once-for-All: the exact ones, and the trained ones on a small budget."""
+"""The checks of Once-for-All: the exact ones, a quick run of all, and a small budget does not judge."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
-import torch
 
-from hasten.data import assets
 from hasten.papers.checks import once_for_all
-from hasten.papers.experiment import Outcome
-from hasten.spaces import once_for_all as fashion
+from hasten.papers.experiment import DIRECTION, FAILS, HOLDS, Length, Outcome, Runner, shared
+from hasten.spaces.once_for_all import Corners
 
 
 def test_the_count_is_exact(outcome: Callable[..., Outcome]) -> None:
@@ -19,29 +17,29 @@ def test_the_count_is_exact(outcome: Callable[..., Outcome]) -> None:
     assert "2.176e+19" in seen.seen
 
 
-def test_hours_grow_with_the_schedule(outcome: Callable[..., Outcome]) -> None:
-    hours = once_for_all._schedule_hours(0)
-    assert list(hours) == ["largest", "kernel", "depth 1", "depth 2", "width 1", "width 2"]
-    assert hours["width 2"] > hours["kernel"] > hours["width 1"] > 0
-    seen = outcome("once-for-all", "c6")
-    assert seen.verdict != "does not hold"
+def test_hours(outcome: Callable[..., Outcome]) -> None:
+    assert outcome("once-for-all", "c6").verdict != "does not hold"
 
 
-@pytest.mark.slow
-def test_a_small_budget_does_not_judge(outcome: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
-    if not assets.asset("fashion-mnist").cached:
-        pytest.skip("needs `hasten assets get fashion-mnist`")
-    d = fashion.images()
-    few = fashion.Images(
-        d.training[:500], d.training_labels[:500], d.held[:100], d.held_labels[:100], d.test[:100], d.test_labels[:100]
-    )
-    monkeypatch.setattr(fashion, "images", lambda: few)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so that the arms run in this process, on these images
-    try:
-        for claim in ("c1", "c2", "c7", "c8"):
-            assert outcome("once-for-all", claim, budget=2).verdict.startswith("not judged"), claim
-    finally:
-        torch.set_num_threads(threads)
-        once_for_all._arms.cache_clear()
-        once_for_all._sampled.cache_clear()
+@pytest.mark.parametrize("claim", ["c1", "c2", "c7", "c8"])
+def test_a_small_budget_does_not_judge(outcome: Callable[..., Outcome], claim: str) -> None:
+    assert outcome("once-for-all", claim, budget=2).verdict == "not judged: needs 300 s"
+
+
+def test_a_quick_run_runs_everything(quick: Callable[[str], dict[str, Outcome]]) -> None:
+    found = quick("once-for-all")
+    assert {o.verdict for o in found.values()} == {"not judged: quick run"}
+    assert "Kendall's tau" in found["c7"].seen
+
+
+@pytest.mark.parametrize(
+    ("length", "gain", "verdict"),
+    [("long", 1.5, HOLDS), ("long", 0.4, DIRECTION), ("normal", 1.5, DIRECTION), ("long", -0.5, FAILS)],
+)
+def test_one_seed_says_the_direction_at_most(
+    monkeypatch: pytest.MonkeyPatch, length: Length, gain: float, verdict: str
+) -> None:
+    kinds = {"shrinking": [80.0 + gain] * 8, "joint": [80.0] * 8, "small": [80.0] * 4, "large": [80.0] * 4}
+    arms = {kind: [Corners(row, None)] for kind, row in kinds.items()}
+    monkeypatch.setattr(once_for_all, "_arms", shared()(lambda experiment: arms))
+    assert Runner("once-for-all", vars(once_for_all), length=length).run("c2").verdict == verdict

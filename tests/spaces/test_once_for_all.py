@@ -13,7 +13,8 @@ from hasten.data import assets
 from hasten.errors import HastenError
 from hasten.models.vision.once_for_all import OFAConfig, OnceForAll, from_params
 from hasten.search import Study
-from hasten.spaces.once_for_all import SMALL, problem, space
+from hasten.spaces.once_for_all import SMALL, images, part_accuracies, problem, space, trained_corners
+from hasten.train.shrinking import SHRINKING, corners
 
 TINY = OFAConfig(
     widths=(8,), strides=(2,), activations=("relu",), se=(False,), depths=(1, 2), resolutions=(12, 16), stem=8,
@@ -75,3 +76,17 @@ def test_an_unknown_device_is_told_before_training(tmp_path: Path) -> None:
     with pytest.raises(HastenError, match="nowhere"):
         problem(tmp_path / "none", "nowhere")
     assert not (tmp_path / "none").exists()
+
+
+def test_corners_are_trained_together_or_alone() -> None:
+    data = images("digits")
+    assert data.training.shape == (300, 1, 8, 8)
+    together = trained_corners(SHRINKING, slice(8), 0.05, 0, 100, "digits")
+    assert len(together.accuracies) == 8
+    assert together.state is not None
+    again = part_accuracies(together.state, corners(SMALL)[:2], "digits")
+    assert again == pytest.approx(together.accuracies[:2])
+    alone = trained_corners(None, slice(6, 8), 0.05, 0, 100, "digits")
+    assert len(alone.accuracies) == 2
+    assert alone.state is None
+    assert all(0 <= a <= 100 for a in (*together.accuracies, *alone.accuracies))

@@ -14,6 +14,7 @@ from hasten.train import shrinking
 from hasten.train.classifying import accuracy
 from hasten.train.shrinking import (
     JOINT,
+    JOINT_TAUGHT,
     SHRINKING,
     corners,
     soft_labels,
@@ -145,6 +146,17 @@ def test_the_teacher_is_the_largest_network_frozen() -> None:
     assert isinstance(teacher, OnceForAll)
     assert train(OnceForAll(SMALL), x, y, seconds=0.2, batch=8, clock=ticks(), phases=JOINT) is None
     assert train(OnceForAll(SMALL), x, y, seconds=0.5, batch=8, clock=ticks(), distill=0.0) is None
+
+
+def test_joint_training_may_have_the_same_teacher() -> None:
+    x, y = stripes(40)
+    teachers = []
+    for phases in (SHRINKING, JOINT_TAUGHT):
+        torch.manual_seed(0)
+        teachers.append(train(OnceForAll(SMALL), x, y, seconds=1, batch=8, seed=3, clock=ticks(), phases=phases))
+    one, other = (t.state_dict() for t in teachers)
+    assert all(torch.equal(one[k], other[k]) for k in one if "running" not in k and "batches" not in k)
+    assert sum(p.share for p in JOINT_TAUGHT) == pytest.approx(sum(p.share for p in SHRINKING))
 
 
 def test_every_corner_learns() -> None:

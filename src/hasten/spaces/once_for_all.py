@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hasten.errors import HastenError
@@ -28,9 +30,9 @@ from hasten.models.vision.once_for_all import (
 from hasten.search.networks.specialize import estimated, measured
 from hasten.search.problem import Objective, Problem
 from hasten.search.space import Params, Space, categorical
-from hasten.tasks.images import FashionMNIST
+from hasten.tasks.images import Digits, FashionMNIST
 from hasten.train.classifying import accuracy
-from hasten.train.shrinking import train
+from hasten.train.shrinking import ShrinkingPhase, corners, train, train_alone
 
 # The paper's space at the scale of 28 x 28 grey images and minutes: three stages of one to three blocks.
 SMALL = OFAConfig(
@@ -55,17 +57,28 @@ class Images:
     test_labels: Tensor
 
 
+_COUNTS = {"fashion-mnist": (55_000, 5_000, 10_000), "digits": (300, 100, 100)}
+
+
 @functools.cache
-def images() -> Images:
-    """Fashion-MNIST, shuffled by a fixed seed: 55,000 to train on, 5,000 to choose by, 10,000 to report on."""
-    parts = FashionMNIST((55_000, 5_000, 10_000)).parts
+def images(source: str = "fashion-mnist") -> Images:
+    """Images shuffled by a fixed seed.
+
+    Args:
+        source: ``fashion-mnist``, 55,000 to train on, 5,000 to choose by and 10,000 to report on; or ``digits``, which
+            are few and small: for trying whether code runs.
+    """
+    kind = {"fashion-mnist": FashionMNIST, "digits": Digits}[source]
+    parts = kind(_COUNTS[source]).parts
     return Images(*parts["training"], *parts["validation"], *parts["test"])
 
 
-def specialized(network: OnceForAll, arch: Architecture, count: int = 2000) -> SubNetwork:
+def specialized(
+    network: OnceForAll, arch: Architecture, count: int = 2000, source: str = "fashion-mnist"
+) -> SubNetwork:
     """A sub-network by itself, its batch statistics those of ``count`` training images at its resolution."""
     alone = network.extract(arch).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    calibrate(alone, _shaped(images().training[:count], arch.resolution))
+    calibrate(alone, _shaped(images(source).training[:count], arch.resolution))
     made: SubNetwork = alone.eval()
     return made
 
@@ -73,6 +86,60 @@ def specialized(network: OnceForAll, arch: Architecture, count: int = 2000) -> S
 def judged(network: SubNetwork, pictures: Tensor, labels: Tensor) -> float:
     """Accuracy of an ordinary network on images, brought to its resolution."""
     return accuracy(network, _shaped(pictures, network.arch.resolution), labels)
+
+
+class Corners(NamedTuple):
+    """Accuracies of corners on held-out images, percent, and the state of the network that they are parts of."""
+
+    accuracies: list[float]
+    state: dict[str, NDArray[Any]] | None
+
+
+def trained_corners(
+    phases: Sequence[ShrinkingPhase] | None, which: slice, seconds: float, seed: int, count: int,
+    source: str = "fashion-mnist",
+) -> Corners:  # fmt: skip
+    """Accuracies of corners of a `SMALL` network after a training in seconds of processor time, an arm.
+
+    Args:
+        phases: of one network that all are parts of; None trains each by itself, in an eighth of the seconds.
+        which: of the eight `corners`.
+        seconds: of processor time.
+        seed: of everything random.
+        count: training images.
+        source: of `images`.
+    """
+    data = images(source)
+    pictures, labels = data.training[:count], data.training_labels[:count]
+    torch.manual_seed(seed)
+    state = None
+    if phases is None:
+        parts = []
+        for arch in corners(SMALL)[which]:
+            alone = SubNetwork(SMALL, arch)
+            train_alone(alone, pictures, labels, seconds=seconds / 8, seed=seed, clock=time.process_time)
+            calibrate(alone, resized(pictures[:2000], arch.resolution))
+            parts.append(alone)
+    else:
+        network = OnceForAll(SMALL)
+        train(network, pictures, labels, seconds=seconds, seed=seed, phases=phases, clock=time.process_time)
+        parts = [specialized(network, arch, source=source) for arch in corners(SMALL)[which]]
+        # As arrays: tensors would come from another process by shared memory, a file each.
+        state = {k: v.numpy() for k, v in network.state_dict().items()}
+    return Corners([100 * judged(n, data.held, data.held_labels) for n in parts], state)
+
+
+def part_accuracies(
+    state: Mapping[str, NDArray[Any]], archs: Sequence[Architecture], source: str = "fashion-mnist"
+) -> list[float]:
+    """Percent of sub-networks of a trained `SMALL` network on all held-out images, statistics of 1,000 images.
+
+    Of fewer images to judge by, their order is noise.
+    """
+    network = OnceForAll(SMALL)
+    network.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
+    data = images(source)
+    return [100 * judged(specialized(network, a, 1000, source), data.held, data.held_labels) for a in archs]
 
 
 def _shaped(pictures: Tensor, resolution: int) -> Tensor:

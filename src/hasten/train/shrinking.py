@@ -64,6 +64,8 @@ SHRINKING = (
 )
 # All sub-networks from the first step, for comparison.
 JOINT = (ShrinkingPhase("joint", 1.0, 1.0, 2),)
+# The same with the same teacher, trained as long and gone on from: what is left of the difference is the order alone.
+JOINT_TAUGHT = (SHRINKING[0], ShrinkingPhase("joint", 1.0 - SHRINKING[0].share, 1.0, 2))
 
 
 def _smoothed(logits: Tensor, labels: Tensor) -> Tensor:

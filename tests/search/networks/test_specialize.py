@@ -20,6 +20,7 @@ from hasten.search.networks.specialize import (
     estimated,
     evolve,
     measured,
+    picks_within,
     seconds_of,
     without_caches,
 )
@@ -177,3 +178,18 @@ def test_the_same_seed_finds_the_same() -> None:
 def test_a_limit_that_nothing_meets() -> None:
     with pytest.raises(HastenError, match="raise the limit"):
         evolve(SPACE, worth, work, 1.0, population=4, generations=1, tries=50)
+
+
+def test_picks_within_measured_limits_beside_random_search() -> None:
+    rng = random.Random(0)
+    drawn = dict.fromkeys((SMALL.sample(rng) for _ in range(6)), 0.0)
+    drawn = {a: worth([a])[0] for a in drawn}
+    threads = torch.get_num_threads()
+    picks = picks_within(SPACE, worth, drawn, (0.5, 0.9), random_ones=4, population=4, generations=1)
+    assert torch.get_num_threads() == threads
+    assert len(picks) == 2
+    assert picks[0].limit <= picks[1].limit
+    for pick in picks:
+        assert SPACE.valid(pick.arch)
+        assert pick.random in drawn.values()
+        assert pick.over > -1

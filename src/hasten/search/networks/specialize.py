@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -268,3 +268,55 @@ def evolve(
     rows.sort(key=lambda row: -row[0])
     value, arch = rows[0]
     return Specialized(arch, value, within[arch], (*history, value))
+
+
+@dataclass(frozen=True)
+class Pick(Generic[A]):
+    """What a search found within a limit, and what stands beside it.
+
+    Args:
+        arch: the network.
+        limit: seconds that it may take by the table.
+        over: the whole network, measured, over the limit: 0.1 is a tenth over.
+        random: the best score of random networks within the limit.
+    """
+
+    arch: A
+    limit: float
+    over: float
+    random: float
+
+
+def picks_within(
+    space: ArchitectureSpace[A], score: Callable[[Sequence[A]], Sequence[float]], drawn: Mapping[A, float],
+    shares: Sequence[float], *, random_ones: int = 50, seed: int = 0, **options: Any,
+) -> list[Pick[A]]:  # fmt: skip
+    """Searches within latency limits measured here, on one thread, by a table of parts, beside random search.
+
+    Args:
+        space: of the networks.
+        score: as of `evolve`.
+        drawn: random networks that ``score`` has not learned from, and their true scores.
+        shares: of these that each limit admits.
+        random_ones: so many of them, in their order, are random search within a limit.
+        seed, options: of `evolve`.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        table = measured(space)
+        rest = [(table(a), value) for a, value in drawn.items()]
+        ordered = sorted(t for t, _ in rest)
+        limits = [ordered[min(len(rest) - 1, int(q * len(rest)))] for q in shares]
+        found = [evolve(space, score, table, limit, seed=seed, **options).arch for limit in limits]
+        over = [seconds_of(*_channels_last(space, a)) / limit - 1 for a, limit in zip(found, limits, strict=True)]
+    finally:
+        torch.set_num_threads(threads)
+    best = [max([value for t, value in rest if t <= limit][:random_ones]) for limit in limits]
+    return [Pick(*row) for row in zip(found, limits, over, best, strict=True)]
+
+
+def _channels_last(space: ArchitectureSpace[A], arch: A) -> tuple[nn.Module, Tensor]:
+    network, image = space.example(arch)
+    kept = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return kept, image.contiguous(memory_format=torch.channels_last)
