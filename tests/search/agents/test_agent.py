@@ -222,6 +222,51 @@ def test_learners_come_to_prefer_what_pays(name):
     assert np.mean(paid[-100:]) > np.mean(paid[:50]) + 0.25
 
 
+@pytest.mark.parametrize("name", sorted(LEARNERS))
+def test_metrics_of_the_point_before_lead_to_nothing(name):
+    """A policy that saw them could be pinned out of range by one bad sample, and stay there."""
+    worth = worths(SIZES, 1)
+    plain, wild = (make_agent(name, SIZES, 3, **options(name)) for _ in range(2))
+    points = []
+    for i in range(80):
+        for agent, metrics in ((plain, ()), (wild, (1e30, math.nan, -(10.0**i)))):
+            points.append(agent.ask())
+            agent.tell(points[-1], float(sum(w[j] for w, j in zip(worth, points[-1], strict=True))), metrics)
+    assert points[::2] == points[1::2]
+
+
+def test_what_has_converged_stays_so():
+    """Independent learners on separable tables: none of the seeds loses a tenth of what it had reached."""
+    sizes = (4, 3, 3, 4)
+    for seed in range(4):
+        worth = worths(sizes, seed)
+        agent = Multi(sizes, seed, rate=1e-2)
+        points = explore(agent, worth, 1600)
+        paid = np.array([sum(w[i] for w, i in zip(worth, p, strict=True)) for p in points])
+        means = paid.reshape(-1, 100).mean(1)
+        assert means[-1] > 0.9 * means.max()
+        assert means[-1] > 0.9 * len(sizes)
+
+
+def test_an_agent_and_the_environment_begin_alike():
+    """The observation that a policy of hasten chooses by is that of the one-step environment, at each point."""
+    gymnasium = pytest.importorskip("gymnasium")
+    assert gymnasium
+    from hasten.search.environments import environment
+
+    problem = _problem(objectives=("far", "large", "limit"))
+    env = environment(problem)
+    agent = make_agent("multi-agent", Codec(problem.space).sizes, 0)
+    for _ in range(5):
+        observation, _ = env.reset()
+        np.testing.assert_array_equal(agent._observation().numpy(), observation)
+        point = agent.ask()
+        metrics, reward, terminated, _, info = env.step(np.array(point))
+        assert terminated
+        assert Codec(problem.space).encode(info["params"]) == point
+        agent.tell(point, reward, metrics)
+
+
 # -- coding ------------------------------------------------------------------------------------------
 
 CONDITIONAL = Space(
@@ -325,6 +370,27 @@ def test_what_cannot_be_had_or_breaks_a_limit_is_paid_least():
     bad = [paid[codec.encode(t.params)] for t in result.trials[20:] if not t.feasible]
     assert max(bad) < min(good)
     assert result.pareto()
+
+
+def test_what_is_not_finite_does_not_set_the_scale():
+    paid = []
+
+    class Listening(RandomWalk):
+        def _learn(self, point, reward, metrics):
+            paid.append(reward)
+
+    def evaluate(params):
+        return {"far": math.inf if params["z"] == "q" else params["x"], "large": params["y"], "limit": 0}
+
+    for objectives in (("far",), ("far", "large")):
+        problem = _problem(evaluate, objectives)
+        codec = Codec(problem.space)
+        paid.clear()
+        result = Study().run(problem, sampler=AgentSampler(problem.space, Listening(codec.sizes, 0)), trials=40)
+        worst = [math.isinf(t.values["far"]) for t in result.trials]
+        assert 0 < sum(worst) < 40
+        assert min(paid) > -100
+        assert len(set(paid)) > 5
 
 
 def test_an_agent_of_another_space_is_refused():

@@ -1,7 +1,8 @@
 """Agents that learn a policy by reinforcement: one for each parameter, or one for all (arXiv 2211.16385).
 
-Trying a point is an episode of one step: a policy sees the metrics of the point before (normalized) and is paid for
-the one that it chose. What differs is who chooses:
+Trying a point is an episode of one step, as in `hasten.search.environments.environment`: a policy sees what every
+episode begins with, zeros, and is paid for the point that it chose. The metrics of the point before say nothing of
+what the next is paid, and to see them lets one bad point lead to the next. What differs is who chooses:
 
 - ``Multi``: an actor for each parameter, with networks, optimizer state and clipped ratios of its own, all paid the
   same reward; critics of their own, or one that all share (``central``).
@@ -28,7 +29,7 @@ from hasten.search.codec import bins
 from hasten.train.loop import descend
 
 METRICS = 3
-"""Metrics that a policy sees; fewer are filled up with 0, more are left out."""
+"""Zeros that a policy sees: the metrics that an environment of three objectives shows when an episode begins."""
 
 
 class Running:
@@ -76,7 +77,7 @@ class _Networks(nn.Module):
 
 
 class _Learner(Agent):
-    """What all policies share: normalized metrics and rewards, a batch, when to learn."""
+    """What all policies share: normalized rewards, a batch, when to learn."""
 
     def __init__(
         self, sizes: Sequence[int], seed: int = 0, rate: float = 3e-3, batch: int = 32, epochs: int = 4,
@@ -87,8 +88,7 @@ class _Learner(Agent):
             raise HastenError("a policy takes a positive rate, batch, epochs, clip and hidden size, and entropy from 0")
         self.rate, self.batch, self.epochs, self.entropy, self.clip = rate, batch, epochs, entropy, clip
         self.generator = torch.Generator().manual_seed(seed)
-        self.metrics, self.rewards = Running(METRICS), Running(1)
-        self.seen = np.zeros(METRICS)
+        self.rewards = Running(1)
         self.rows: list[tuple[Any, ...]] = []
         self.asked: tuple[Any, ...] | None = None
         width = max(self.sizes)
@@ -97,17 +97,12 @@ class _Learner(Agent):
             self.mask[i, :, n:] = -1e9
 
     def _observation(self) -> Tensor:
-        return torch.tensor(self.metrics.scaled(self.seen), dtype=torch.float32)
+        return torch.zeros(METRICS)
 
     def _draw(self, logits: Tensor) -> Tensor:
         return torch.multinomial(logits.softmax(-1), 1, generator=self.generator)[:, 0]
 
     def _learn(self, point: Indices, reward: float, metrics: Sequence[float]) -> None:
-        seen = np.zeros(METRICS)
-        given = [m if math.isfinite(m) else 0.0 for m in list(metrics)[:METRICS]]
-        seen[: len(given)] = given
-        self.metrics.add(seen)
-        self.seen = seen
         paid = reward if math.isfinite(reward) else (float(self.rewards.mean[0]) - 1)
         self.rewards.add(np.array([paid]))
         if self.asked is not None and self.asked[0] == point:  # what others tried teaches nothing on-policy
@@ -279,7 +274,7 @@ class Continuous(_Box):
 
 @register_agent("sac-box", "agent: the same box by soft actor-critic")
 class SoftActorCritic(_Box):
-    """The box by SAC: two critics of (metrics, action), a squashed Gaussian, a learned temperature; episodes of one
+    """The box by SAC: two critics of an action, a squashed Gaussian, a learned temperature; episodes of one
     step have no next state, so that critics fit rewards.
 
     Args:
@@ -345,7 +340,7 @@ class SoftActorCritic(_Box):
 
 @register_agent("time-division", "agent: one policy that sets one parameter at a time")
 class TimeDivision(_Learner):
-    """One policy that sets one parameter at a time: it sees metrics, what stands, and whose turn it is."""
+    """One policy that sets one parameter at a time: it sees what stands, and whose turn it is."""
 
     def __init__(self, sizes: Sequence[int], seed: int = 0, **options: Any) -> None:
         super().__init__(sizes, seed, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,8 @@ class AgentSampler(BaseSampler):
     """Lets an `Agent` choose.
 
     Several objectives become one reward: the mean of how far each is on the better side of its mean so far, in units
-    of its spread. A point that could not be had, or breaks a constraint, counts as one unit worse than the worst.
+    of its spread. A point that could not be had, breaks a constraint, or has a value that is not finite, counts as one
+    unit worse than the worst, and has no part in means and spreads.
 
     Args:
         space: of the problem.
@@ -75,13 +75,15 @@ class AgentSampler(BaseSampler):
         self._told.add(trial.number)
         values = list(values if values is not None else trial.values)
         signs = [1 if d.name == "MAXIMIZE" else -1 for d in study.directions]
-        better = np.array([s * v if math.isfinite(v) else -1e30 for s, v in zip(signs, values, strict=True)])
-        self._values = self._values or Running(len(better))
-        self._values.add(better)
-        reward = float(self._values.scaled(better).mean()) if len(better) > 1 else float(better[0])
-        broken = [c for c in (getattr(trial, "constraints", None) or {}).values() if c > 0]
-        if broken:
+        better = np.array([s * v for s, v in zip(signs, values, strict=True)])
+        broken = any(c > 0 for c in (getattr(trial, "constraints", None) or {}).values())
+        if np.isfinite(better).all():
+            self._values = self._values or Running(len(better))
+            self._values.add(better)
+        if broken or self._values is None or not np.isfinite(better).all():
             reward = self._worst - 1
-        self._worst = min(self._worst, reward) if not broken else self._worst
+        else:
+            reward = float(self._values.scaled(better).mean()) if len(better) > 1 else float(better[0])
+            self._worst = min(self._worst, reward)
         point = self._asked.pop(trial.number, None) or self.codec.encode(trial.params)
         self.agent.tell(point, reward, values)
