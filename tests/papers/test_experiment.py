@@ -116,6 +116,20 @@ def test_too_short_is_not_judged_and_quick_goes_on() -> None:
     assert (quick.seen, quick.verdict) == ("went on", "not judged: quick run")
 
 
+def test_a_slow_machine_needs_a_larger_budget() -> None:
+    def slow(experiment: Experiment) -> Seen:
+        experiment.require_more()
+        return experiment.judge("went on", holds=False)
+
+    assert run(slow, budget=200).verdict == "not judged: needs 400 s"
+    assert run(slow, length="quick").seen == "went on"
+
+
+@pytest.mark.parametrize(("budget", "allowed"), [(1199, False), (1200, True)])
+def test_what_only_a_long_budget_has_time_for(budget: float, allowed: bool) -> None:
+    assert run(lambda e: Seen(str(e.allows(1200)), True), budget=budget).seen == str(allowed)
+
+
 def test_lengths_steps_and_seeds() -> None:
     seen: dict[str, Any] = {}
 

@@ -81,12 +81,16 @@ def test_an_unknown_device_is_told_before_training(tmp_path: Path) -> None:
 def test_corners_are_trained_together_or_alone() -> None:
     data = images("digits")
     assert data.training.shape == (300, 1, 8, 8)
-    together = trained_corners(SHRINKING, slice(8), 0.05, 0, 100, "digits")
-    assert len(together.accuracies) == 8
-    assert together.state is not None
-    again = part_accuracies(together.state, corners(SMALL)[:2], "digits")
-    assert again == pytest.approx(together.accuracies[:2])
-    alone = trained_corners(None, slice(6, 8), 0.05, 0, 100, "digits")
-    assert len(alone.accuracies) == 2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # layers as small as these are slower on several
+    try:
+        together = trained_corners(SHRINKING, slice(2), 0.02, 0, 50, "digits")
+        assert together.state is not None
+        again = part_accuracies(together.state, corners(SMALL)[:1], "digits")
+        alone = trained_corners(None, slice(7, 8), 0.02, 0, 50, "digits")
+    finally:
+        torch.set_num_threads(threads)
+    assert again == pytest.approx(together.accuracies[:1])
+    assert (len(together.accuracies), len(alone.accuracies)) == (2, 1)
     assert alone.state is None
     assert all(0 <= a <= 100 for a in (*together.accuracies, *alone.accuracies))

@@ -211,6 +211,18 @@ class Experiment:
         if self.run.total < seconds and not self.quick:
             raise TooShort(seconds)
 
+    def require_more(self, factor: float = 2.0) -> None:
+        """Ends the check as not judged: the budget was too little on this machine, and ``factor`` times as much may do.
+
+        Raises:
+            TooShort: always, but in a quick run, which goes on.
+        """
+        self.require(factor * self.run.total)
+
+    def allows(self, seconds: float) -> bool:
+        """Whether the paper's budget is at least ``seconds``: what only a long one has time for."""
+        return self.run.total >= seconds
+
     def tell(self, message: str, share: float = 0.0) -> None:
         """Says how far this check is: a message, and the share done from 0 to 1."""
         self.run.progress(f"{self.name}: {message}" if message else self.name, share)

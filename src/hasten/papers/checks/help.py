@@ -58,7 +58,7 @@ def _pool(experiment: Experiment, name: str) -> DevicePool:
         progress=lambda message, done: experiment.tell(f"{name}: {message}", 0.3 * done),
     )
     if comparable(measured, devices) < least:  # a slow machine, or a busy one
-        experiment.require(2 * experiment.paper_budget)
+        experiment.require_more()
     experiment.tell(f"{name}: modelling devices", 0.3)
     return DevicePool.parted(
         space, devices, drawn, measured, spaces.modelled_latencies(space, drawn[:modelled], devices.modelled)

@@ -125,7 +125,7 @@ def memory_length(experiment: Experiment) -> Seen:
     value, holds, direction = _remember(experiment, 20, 262_144)
     experiment.tell("length 100", 0.5)
     total, rollout = _total(experiment, 1_500_000)
-    if experiment.paper_budget < 1200:
+    if not experiment.allows(1200):
         s5, seconds, _ = _agent(
             MemoryLength, {"length": 100}, "s5", total, PPO(steps=rollout), None, experiment.seed
         )  # fmt: skip
