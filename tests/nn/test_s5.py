@@ -122,3 +122,28 @@ def test_without_resets_it_is_a_convolution() -> None:
     response = torch.stack([2 * ((c * a**k) @ b).real for k in range(16)])
     wanted = torch.stack([sum(response[k] @ u[0, t - k] for k in range(t + 1)) + s5.D * u[0, t] for t in range(16)])
     torch.testing.assert_close(s5(u)[0][0], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_it_starts_in_the_sizes_of_the_release() -> None:
+    """Standard deviations there: C 1/256 in each part at H = 256 and P = 128, B 1/16, gated unit 1/16 and no bias."""
+    torch.manual_seed(0)
+    s5 = S5(256, 128)
+    assert float(s5.C.detach().std()) == pytest.approx(1 / 256, rel=0.02)
+    assert float(s5.B.detach().square().sum(-1).mean().sqrt()) == pytest.approx(1 / 16, rel=0.02)
+    for linear in (s5.value, s5.gate):
+        assert float(linear.weight.detach().std()) == pytest.approx(1 / 16, rel=0.02)
+        assert not linear.bias.any()
+    # Where H is not 2P, each follows its own fan: B that of the states, C of both.
+    narrow = S5(64, 128)
+    assert float(narrow.C.detach().std()) == pytest.approx((64 * 256) ** -0.5, rel=0.03)
+    assert float(narrow.B.detach().square().sum(-1).mean().sqrt()) == pytest.approx(1 / 16, rel=0.03)
+    assert float(narrow.value.weight.detach().std()) == pytest.approx(1 / 8, rel=0.03)
+
+
+def test_the_gated_unit_takes_gelus_tanh_formula() -> None:
+    s5, u = layer(), 3 * torch.randn(1, 5, 12)
+    plain = layer(gated=False)
+    plain.load_state_dict(s5.state_dict(), strict=False)
+    y, _ = plain(u)
+    g = 0.5 * y * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3)))
+    torch.testing.assert_close(s5(u)[0], u + s5.value(g) * torch.sigmoid(s5.gate(g)), rtol=1e-5, atol=1e-6)

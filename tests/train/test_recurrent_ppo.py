@@ -8,7 +8,9 @@ import torch
 from hasten.errors import HastenError
 from hasten.tasks.control import (
     GymTask,
+    MemoryEnvironment,
     MemoryLength,
+    PreviousAction,
     ProjectedCartPole,
     RepeatPrevious,
     RunningMajority,
@@ -171,3 +173,94 @@ def test_s5_balances_a_pole_whose_speed_it_does_not_see() -> None:
     history = learn(policy, task, 250_000)
     assert history[0][1] < 30
     assert sum(value for _, value in history[-5:]) / 5 > 45
+
+
+def test_the_published_agent_has_the_published_size() -> None:
+    """1,186,949 parameters: RepeatPrevious' suit, whether it is the first step, and the action before, nine numbers."""
+    task = PreviousAction(RepeatPrevious(2))
+    assert (task.observation, task.actions) == (9, 4)
+    policy = RecurrentPolicy.published(task.observation, task.actions)
+    assert sum(p.numel() for p in policy.parameters()) == 1_186_949
+    logits, values, state = policy(task.reset()[:, None], policy.new_state(2), None)
+    assert (logits.shape, values.shape, len(state)) == ((2, 1, 4), (2, 1), 4)
+    shapes = [tuple(p.shape) for p in policy.encoder.parameters()]
+    assert shapes == [(128, 9), (128,), (256, 128), (256,)]
+    assert [tuple(p.shape) for p in policy.critic.parameters() if p.ndim == 2] == [(128, 256), (128, 128), (1, 128)]
+    gru = RecurrentPolicy.published(9, 4, "gru")
+    assert gru.memory[0].width == 256
+    # A state-free deviation for each number of a continuous action, and nothing else.
+    continuous = RecurrentPolicy.published(9, 4, continuous=True)
+    assert sum(p.numel() for p in continuous.parameters()) == 1_186_949 + 4
+    with pytest.raises(ValueError, match="ends at 32"):
+        RecurrentPolicy(9, 4, width=64, encoder=(16, 32))
+
+
+def test_the_action_before_is_seen_but_not_across_episodes() -> None:
+    task = PreviousAction(MemoryLength(4, 3))
+    observation = task.reset()
+    assert observation.shape == (4, 6)
+    assert not observation[:, 4:].any()
+    for t in range(5):
+        actions = torch.tensor([0, 1, 1, 0])
+        observation, _, ends = task.step(actions)
+        assert torch.all(ends == (t % 3 == 2))
+        wanted = torch.zeros(4, 2) if t % 3 == 2 else torch.eye(2)[actions]
+        assert torch.equal(observation[:, 4:], wanted)
+
+
+class Recall(MemoryEnvironment):
+    """A number between -1 and 1 is shown at the first of two steps and to be said at the second."""
+
+    observation, actions, continuous = 2, 1, True
+
+    def reset(self) -> torch.Tensor:
+        self.second = torch.zeros(self.count, dtype=torch.bool)
+        return self._observe()
+
+    def _observe(self) -> torch.Tensor:
+        fresh = torch.rand(self.count, generator=self.generator) * 2 - 1
+        self.number = torch.where(self.second, getattr(self, "number", fresh), fresh)
+        return torch.stack([torch.where(self.second, 0.0, self.number), self.second.float()], 1)
+
+    def step(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ends = self.second
+        rewards = torch.where(ends, -(actions[:, 0] - self.number).square(), 0.0)
+        self.second = ~ends
+        return self._observe(), rewards, ends
+
+
+def test_gaussian_actions_are_those_of_torch() -> None:
+    torch.manual_seed(0)
+    policy = RecurrentPolicy(3, 2, "none", width=8, continuous=True)
+    with torch.no_grad():
+        policy.log_deviation.copy_(torch.tensor([0.3, -1.0]))
+    means = torch.randn(5000, 2)
+    normal = torch.distributions.Independent(torch.distributions.Normal(means, policy.log_deviation.exp()), 1)
+    actions, chances = policy.draw(means, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(chances, normal.log_prob(actions))
+    torch.testing.assert_close(policy.chance(means, actions), chances)
+    torch.testing.assert_close(policy.entropy(means), normal.entropy().mean())
+    torch.testing.assert_close((actions - means).std(0), policy.log_deviation.exp(), rtol=0.05, atol=0)
+
+
+def test_s5_says_a_number_that_it_saw() -> None:
+    torch.manual_seed(0)
+    task = Recall(32, seed=1)
+    policy = RecurrentPolicy(2, 1, "s5", width=16, layers=1, continuous=True)
+    history = learn(policy, task, 30_000, PPO(steps=16, rate=3e-3, entropy=0.0))
+    # A guess of 0 loses 1/3, and a deviation of 1 another 1.
+    assert history[0][1] < -1
+    assert history[-1][1] > -0.25
+    assert policy.log_deviation is not None
+    assert float(policy.log_deviation.detach()) < -0.4
+
+
+def test_kinds_of_actions_do_not_mix() -> None:
+    with pytest.raises(ValueError, match="the task's actions are continuous, the policy's discrete"):
+        learn(RecurrentPolicy(2, 1), Recall(4), 10)
+    pytest.importorskip("gymnasium")
+    task = GymTask(2, "Pendulum-v1", continuous=True)
+    policy = RecurrentPolicy(task.observation, task.actions, width=8, continuous=True)
+    learn(policy, task, 2 * 4, PPO(steps=4, minibatches=1, epochs=1))
+    with pytest.raises(HastenError, match="rows of real numbers"):
+        GymTask(1, "CartPole-v1", continuous=True)

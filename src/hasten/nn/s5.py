@@ -44,7 +44,7 @@ class S5(nn.Module):
     """A multi-input, multi-output diagonal state-space layer with resets (arXiv 2208.04933; 2303.03982).
 
     x' = Lambda x + B u, y = 2 Re(C x) + D u: complex states, of each conjugate pair one. Behind it the gated unit
-    ``W1 g * sigmoid(W2 g)`` with g = gelu(y), and a residual.
+    ``W1 g * sigmoid(W2 g)`` with g = gelu(y), by its tanh formula as in the released code, and a residual.
 
     Args:
         width: H, features of input and output.
@@ -95,13 +95,17 @@ class S5(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """HiPPO-N states, block by block; B and C in its eigenvectors."""
+        """HiPPO-N states, block by block; B and C in its eigenvectors; linear layers without bias at first.
+
+        The released code's sizes: B of variance 1 / 2P, C of 1 / (2P H) in its real and in its imaginary part, for its
+        initializer takes the third axis (real, imaginary) for the outputs and the first for a receptive field.
+        """
         each = 2 * self.states // self.blocks
         eigenvalues, vectors = hippo_normal(each)
         spread = torch.block_diag(*[vectors] * self.blocks)  # (2P, P)
         full = each * self.blocks
-        lecun = torch.randn(full, self.width, dtype=torch.float64) / math.sqrt(self.width)
-        out = torch.complex(*torch.randn(2, self.width, full, dtype=torch.float64)) / math.sqrt(2 * full)
+        lecun = _lecun_normal(full, self.width, inputs=full)
+        out = torch.complex(*_lecun_normal(2, self.width, full, inputs=full * self.width))
         self.rate.copy_(eigenvalues.real.repeat(self.blocks))
         self.frequency.copy_(eigenvalues.imag.repeat(self.blocks))
         self.B.copy_(torch.view_as_real(spread.conj().T @ lecun.to(torch.complex128)))
@@ -109,9 +113,12 @@ class S5(nn.Module):
         nn.init.normal_(self.D)
         low, high = map(math.log, self.step_range)
         self.log_step.uniform_(low, high)
-        for layer in (self.norm, self.value, self.gate):
+        if self.norm is not None:
+            self.norm.reset_parameters()
+        for layer in (self.value, self.gate):
             if layer is not None:
-                layer.reset_parameters()
+                layer.weight.copy_(_lecun_normal(self.width, self.width, inputs=self.width))
+                nn.init.zeros_(layer.bias)
 
     def new_state(self, batch: int) -> Tensor:
         """The state before any input: (batch, 2 states), real parts then imaginary ones."""
@@ -152,7 +159,7 @@ class S5(nn.Module):
             return y, last
         if self.norm is not None and self.norm_at == "both":
             y = self.norm(y)
-        g = F.gelu(y)
+        g = F.gelu(y, approximate="tanh")
         return u + self.value(g) * torch.sigmoid(self.gate(g)), last
 
     def step(self, u: Tensor, state: Tensor, resets: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -162,6 +169,13 @@ class S5(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.width}, states={self.states}, blocks={self.blocks}, hold={self.hold}, norm={self.norm_at}"
+
+
+def _lecun_normal(*shape: int, inputs: int) -> Tensor:
+    """Normal numbers of variance 1 / inputs, cut off at two standard deviations of what is cut; fp64."""
+    deviation = inputs**-0.5 / 0.87962566103423978  # that of a standard normal cut off at 2
+    x = torch.empty(shape, dtype=torch.float64)
+    return nn.init.trunc_normal_(x, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
 def _divide(re: Tensor, im: Tensor, by_re: Tensor, by_im: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,14 @@
 
 Each has ``observation`` numbers a step, ``actions`` discrete actions and ``count`` copies; `reset` gives the first
 observations (count, observation), `step` takes actions (count) and returns observations, rewards (count), and whether
-the episode ended with this step (count). The observation after an end is already the next episode's first.
+the episode ended with this step (count). Where actions are ``continuous`` they are ``actions`` real numbers (count,
+actions). The observation after an end is already the next episode's first.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -29,6 +31,7 @@ class MemoryEnvironment(ABC):
 
     observation: int
     actions: int
+    continuous: bool = False
 
     def __init__(self, count: int, seed: int = 0) -> None:
         if count < 1:
@@ -244,8 +247,35 @@ def cart_pole(state: Tensor, actions: Tensor) -> Tensor:
     return torch.stack([x + step * speed, speed + step * pulling, angle + step * turn, turn + step * turning], 1)
 
 
+class PreviousAction(MemoryEnvironment):
+    """Another task with the action before in its observation, as agents of arXiv 2303.03982 (section 5) see it.
+
+    Appended are as many numbers as there are actions: 1 for the last one taken, or the action itself where it is
+    continuous; zeros at the first step of an episode.
+
+    Args:
+        task: whose episodes they are.
+    """
+
+    def __init__(self, task: MemoryEnvironment) -> None:
+        super().__init__(task.count)
+        self.task, self.continuous = task, task.continuous
+        self.observation, self.actions = task.observation + task.actions, task.actions
+
+    def best_actions(self) -> Tensor:
+        return self.task.best_actions()
+
+    def reset(self) -> Tensor:
+        return torch.cat([self.task.reset(), torch.zeros(self.count, self.actions)], 1)
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        observation, rewards, ends = self.task.step(actions)
+        before = actions if self.continuous else torch.nn.functional.one_hot(actions, self.actions)
+        return torch.cat([observation, before.float() * ~ends[:, None]], 1), rewards, ends
+
+
 class GymTask(MemoryEnvironment):
-    """Copies of a Gymnasium environment with discrete actions, of whose observation the agent sees a part.
+    """Copies of a Gymnasium environment, of whose observation the agent sees a part.
 
     ``GymTask(64, "CartPole-v1", keep=(0, 2))`` hides the velocities. Appended is whether the episode begins.
 
@@ -253,14 +283,18 @@ class GymTask(MemoryEnvironment):
         count, seed: as for every task.
         name: the environment's id.
         keep: indices of the observation that the agent sees; all when None.
+        continuous: its actions are a row of real numbers; those beyond its bounds are taken as the bounds.
 
     Raises:
         MissingExtraError: Gymnasium is not installed.
-        HastenError: no such environment, or one whose actions are not discrete.
+        HastenError: no such environment, or one whose actions are of the other kind.
     """
 
-    def __init__(self, count: int, name: str, keep: tuple[int, ...] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, count: int, name: str, keep: tuple[int, ...] | None = None, seed: int = 0, *, continuous: bool = False
+    ) -> None:
         super().__init__(count, seed)
+        self.continuous = continuous
         try:
             import gymnasium
         except ImportError:
@@ -273,10 +307,13 @@ class GymTask(MemoryEnvironment):
         except gymnasium.error.Error as error:
             raise HastenError(f"Gymnasium has no environment {name!r}: {str(error).splitlines()[0]}") from None
         space = self.environments.single_action_space
-        if not isinstance(space, gymnasium.spaces.Discrete):
-            raise HastenError(f"{name} has continuous actions: only discrete ones are learned here")
+        if not isinstance(space, gymnasium.spaces.Box if continuous else gymnasium.spaces.Discrete):
+            if continuous:
+                raise HastenError(f"{name} has other actions: continuous=True is for rows of real numbers, not {space}")
+            raise HastenError(f"{name} has continuous actions or several at once: say continuous=True for real numbers")
         self.keep = list(keep if keep is not None else range(self.environments.single_observation_space.shape[0]))
-        self.observation, self.actions = len(self.keep) + 1, int(space.n)
+        self.observation, self.actions = len(self.keep) + 1, math.prod(space.shape) if continuous else int(space.n)
+        self.bounds = (space.low, space.high) if continuous else None
         self.seed = seed
 
     def _observe(self, seen: Any, first: Tensor) -> Tensor:
@@ -287,7 +324,10 @@ class GymTask(MemoryEnvironment):
         return self._observe(seen, torch.ones(self.count))
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        seen, rewards, ended, cut, _ = self.environments.step(actions.numpy())
+        given: Any = actions.numpy()
+        if self.bounds is not None:
+            given = given.reshape(self.count, *self.bounds[0].shape).clip(*self.bounds)
+        seen, rewards, ended, cut, _ = self.environments.step(given)
         ends = torch.as_tensor(ended | cut)
         return self._observe(seen, ends.float()), torch.as_tensor(rewards, dtype=torch.float32), ends
 

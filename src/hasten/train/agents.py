@@ -53,7 +53,9 @@ def train_agent(
         progress: told the steps done and the mean return of the last rollout's finished episodes.
     """
     torch.manual_seed(seed)
-    policy = RecurrentPolicy(task.observation, task.actions, memory, width=width, hidden=hidden)
+    policy = RecurrentPolicy(
+        task.observation, task.actions, memory, width=width, hidden=hidden, continuous=task.continuous
+    )
     begun = time.perf_counter()
     history = learn(policy, task, total, settings or PPO(), seed=seed, progress=progress)
     seconds = time.perf_counter() - begun

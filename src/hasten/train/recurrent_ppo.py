@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,7 +49,9 @@ class GRUMemory(nn.Module):
 class RecurrentPolicy(nn.Module):
     """An actor and critic over a memory (arXiv 2303.03982, section 5).
 
-    Observations go through a layer with leaky ReLU, the memory, and one head each for actions and value.
+    Observations go through layers with leaky ReLU, the memory, and one head each for actions and value. Actions are
+    drawn from logits or, where they are continuous, from independent normal distributions whose deviations are learned
+    and the same in every state.
 
     Args:
         observation, actions: sizes of the task.
@@ -56,6 +60,12 @@ class RecurrentPolicy(nn.Module):
         states: complex states of an S5 layer; half the width when None.
         layers: of S5.
         hidden: of the GRU; the width when None.
+        encoder: widths of the layers in front of the memory, which takes ``width``; one of that width when None.
+        heads: widths of each head's inner layers; one of ``width`` when None.
+        continuous: whether an action is ``actions`` real numbers, not one of so many.
+
+    Raises:
+        ValueError: an unknown memory, or an encoder that does not end at the memory's width.
     """
 
     def __init__(
@@ -68,11 +78,20 @@ class RecurrentPolicy(nn.Module):
         states: int | None = None,
         layers: int = 2,
         hidden: int | None = None,
+        encoder: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        continuous: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = nn.Linear(observation, width)
-        nn.init.orthogonal_(self.encoder.weight, 2**0.5)
-        nn.init.zeros_(self.encoder.bias)
+        encoder, heads = tuple(encoder or (width,)), tuple(heads or (width,))
+        if encoder[-1] != width:
+            raise ValueError(f"the encoder ends at {encoder[-1]}, the memory takes {width}")
+        layers_before = [nn.Linear(a, b) for a, b in itertools.pairwise((observation, *encoder))]
+        for layer in layers_before:
+            nn.init.orthogonal_(layer.weight, 2**0.5)
+            nn.init.zeros_(layer.bias)
+        between = [part for layer in layers_before for part in (nn.LeakyReLU(), layer)][1:]
+        self.encoder: nn.Module = between[0] if len(between) == 1 else nn.Sequential(*between)
         last = width
         self.memory: nn.ModuleList
         if memory == "s5":
@@ -85,13 +104,63 @@ class RecurrentPolicy(nn.Module):
         else:
             raise ValueError(f"the memory is s5, gru or none, not {memory!r}")
         self.actor, self.critic = (
-            nn.Sequential(nn.Linear(last, width), nn.LeakyReLU(), nn.Linear(width, size)) for size in (actions, 1)
-        )
+            nn.Sequential(*[
+                part for a, b in itertools.pairwise((last, *heads)) for part in (nn.Linear(a, b), nn.LeakyReLU())
+            ], nn.Linear(heads[-1], size))
+            for size in (actions, 1)
+        )  # fmt: skip
         for head, gain in ((self.actor, 0.01), (self.critic, 1.0)):
-            for layer, scale in ((head[0], 2.0), (head[2], gain)):
-                assert isinstance(layer, nn.Linear)
-                nn.init.orthogonal_(layer.weight, scale)
+            inner = [layer for layer in head if isinstance(layer, nn.Linear)]
+            for layer in inner:
+                nn.init.orthogonal_(layer.weight, gain if layer is inner[-1] else 2.0)
                 nn.init.zeros_(layer.bias)
+        self.log_deviation = nn.Parameter(torch.zeros(actions)) if continuous else None
+
+    @classmethod
+    def published(
+        cls, observation: int, actions: int, memory: Memory = "s5", *, continuous: bool = False
+    ) -> RecurrentPolicy:
+        """The sizes of the released code's POPGym runs.
+
+        An encoder of 128 and 256, four S5 layers of 256 features and 128 complex states (or a GRU of 256), heads of 128
+        and 128. Its observations have the action before in them, see `hasten.tasks.control.PreviousAction`.
+        """
+        return cls(
+            observation, actions, memory, width=256, states=128, layers=4, encoder=(128, 256), heads=(128, 128),
+            continuous=continuous,
+        )  # fmt: skip
+
+    @property
+    def continuous(self) -> bool:
+        """Whether an action is a row of real numbers."""
+        return self.log_deviation is not None
+
+    def draw(self, answers: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Actions and the logarithms of their chances (batch), from what the actor says (batch, actions).
+
+        Actions are (batch) int64, or continuous (batch, actions).
+        """
+        if self.log_deviation is not None:
+            normal = torch.randn(answers.shape, generator=generator, device=answers.device)
+            chosen = answers + self.log_deviation.exp() * normal
+            return chosen, self.chance(answers, chosen)
+        chances = answers.log_softmax(-1)
+        chosen = torch.multinomial(chances.exp(), 1, generator=generator)[:, 0]
+        return chosen, chances.gather(1, chosen[:, None])[:, 0]
+
+    def chance(self, answers: Tensor, actions: Tensor) -> Tensor:
+        """Logarithms of the chances (densities, where continuous) of actions (...), answers (..., actions)."""
+        if self.log_deviation is not None:
+            away = (actions - answers) * (-self.log_deviation).exp()
+            return -(0.5 * away.square() + self.log_deviation + 0.5 * math.log(2 * math.pi)).sum(-1)
+        return answers.log_softmax(-1).gather(-1, actions[..., None])[..., 0]
+
+    def entropy(self, answers: Tensor) -> Tensor:
+        """Mean entropy of the distributions, nats."""
+        if self.log_deviation is not None:
+            return (self.log_deviation + 0.5 * math.log(2 * math.pi * math.e)).sum()
+        chances = answers.log_softmax(-1)
+        return -(chances.exp() * chances).sum(-1).mean()
 
     def new_state(self, batch: int) -> list[Tensor]:
         return [layer.new_state(batch) for layer in self.memory]  # type: ignore[operator]
@@ -99,7 +168,7 @@ class RecurrentPolicy(nn.Module):
     def forward(
         self, observations: Tensor, state: list[Tensor], resets: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Logits (batch, length, actions), values (batch, length), and the state behind the last step.
+        """Logits or means (batch, length, actions), values (batch, length), and the state behind the last step.
 
         Args:
             observations: (batch, length, observation).
@@ -189,8 +258,12 @@ def learn(
         (steps, mean return of finished episodes) for each rollout in which one finished.
 
     Raises:
-        ValueError: more minibatches than copies of the task.
+        ValueError: more minibatches than copies of the task; a policy of discrete actions for continuous ones, or the
+            other way round.
     """
+    if policy.continuous != task.continuous:
+        words = {True: "continuous", False: "discrete"}
+        raise ValueError(f"the task's actions are {words[task.continuous]}, the policy's {words[policy.continuous]}")
     if settings.minibatches > task.count:
         raise ValueError(f"{settings.minibatches} minibatches of whole trajectories need as many copies of the task")
     generator = torch.Generator().manual_seed(seed)
@@ -206,12 +279,11 @@ def learn(
             for _ in range(settings.steps):
                 resets = first[:, None] if settings.reset else None
                 logits, value, state = policy(observation[:, None], state, resets)
-                chances = logits[:, 0].log_softmax(-1)
-                actions = torch.multinomial(chances.exp(), 1, generator=generator)[:, 0]
+                actions, chances = policy.draw(logits[:, 0], generator)
                 kept["observations"].append(observation)
                 kept["firsts"].append(first)
                 kept["actions"].append(actions)
-                kept["chances"].append(chances.gather(1, actions[:, None])[:, 0])
+                kept["chances"].append(chances)
                 kept["values"].append(value[:, 0])
                 observation, rewards, first = task.step(actions)
                 kept["rewards"].append(rewards)
@@ -243,8 +315,7 @@ def _update(
             r = {name: tensor[part] for name, tensor in rollout.items()}
             resets = r["firsts"] if settings.reset else None
             logits, values, _ = policy(r["observations"], [s[part] for s in begun], resets)
-            chances = logits.log_softmax(-1)
-            chance = chances.gather(2, r["actions"][..., None])[..., 0]
+            chance = policy.chance(logits, r["actions"])
             gain = r["advantages"]
             targets = gain + r["values"]
             gain = (gain - gain.mean()) / (gain.std() + 1e-8)
@@ -253,6 +324,5 @@ def _update(
             actor = -torch.minimum(ratio * gain, clipped * gain).mean()
             near = r["values"] + (values - r["values"]).clamp(-settings.clip, settings.clip)
             critic = 0.5 * torch.maximum((values - targets).square(), (near - targets).square()).mean()
-            entropy = -(chances.exp() * chances).sum(-1).mean()
-            loss = actor + settings.value * critic - settings.entropy * entropy
+            loss = actor + settings.value * critic - settings.entropy * policy.entropy(logits)
             descend(optimizer, loss, parameters=policy.parameters(), clip=settings.norm)
