@@ -1,14 +1,107 @@
-"""Where hasten keeps files, and writing them whole or not at all."""
+"""Where hasten keeps files, reading what others wrote within bounds, and writing files whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hasten.errors import HastenError, MissingExtraError
+
+MOST_BYTES = 1 << 28
+"""A text or a description that is longer is none."""
+DEEPEST = 64
+"""Tables and lists in one another; what reads, checks or prints them calls itself once a level."""
+
+
+def named_path(given: str | Path, what: str = "the file") -> Path:
+    """A path that a user named, ``~`` replaced; whether something is there is not looked at.
+
+    Raises:
+        HastenError: no file can have this name: it is too long, holds a zero byte, or is of an unknown user.
+    """
+    try:
+        path = Path(given).expanduser()
+        os.lstat(path)
+    except RuntimeError as error:
+        raise HastenError(f"cannot read {what} {str(given)[:80]}: {error}") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno in (errno.ENAMETOOLONG, errno.EINVAL):
+            why = "its name is too long" if isinstance(error, OSError) else "its name holds a zero byte"
+            raise HastenError(f"cannot read {what} {str(given)[:80]!r}: {why}") from None
+    return path
+
+
+def read_bytes(path: str | Path, what: str = "the file", most: int = MOST_BYTES) -> bytes:
+    """All of a file, looked at while it is read: a device may have no end and say that it is empty.
+
+    Raises:
+        HastenError: it cannot be read, or is longer than ``most`` bytes.
+    """
+    path = named_path(path, what)
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise HastenError(f"cannot read {what} {path}: {error.strerror or error}") from None
+    if len(content) > most:
+        raise HastenError(f"cannot read {what} {path}: it is longer than {most:,} bytes: give a shorter one")
+    return content
+
+
+def read_text(path: str | Path, what: str = "the file", most: int = MOST_BYTES) -> str:
+    """A file of UTF-8 text.
+
+    Raises:
+        HastenError: as `read_bytes`, or it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, what, most).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise HastenError(f"{what} {path} is not UTF-8 text (byte {error.start}): convert it to UTF-8") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of TOML text.
+
+    Raises:
+        ValueError: it is not TOML, or nested deeper than `DEEPEST`.
+    """
+    try:
+        return _shallow(tomllib.loads(text))
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, or nested deeper than `DEEPEST`.
+    """
+    try:
+        return _shallow(json.loads(text))
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+
+
+_TOO_DEEP = f"it is nested deeper than {DEEPEST} levels"
+
+
+def _shallow(value: Any) -> Any:
+    """``value`` itself; a level at a time, so that depth costs no stack here."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        within = [v for v in level if isinstance(v, dict | list)]
+        level = [part for v in within for part in (v.values() if isinstance(v, dict) else v)]
+        if not within:
+            return value
+    raise ValueError(_TOO_DEEP)
 
 
 def write_aside(path: str | Path, content: str | bytes, what: str = "") -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from hasten.errors import HastenError
 from hasten.hardware import Curve, Device, Quantity, devices, load_device, read_device
+from hasten.hardware.chips.memory_part import memory_part
 from hasten.hardware.quantity import UNITS, parse
 
 TOY = """
@@ -204,6 +206,31 @@ def test_not_toml_names_the_file(tmp_path: Path):
     path.write_text("name = ")
     with pytest.raises(HastenError, match=r"bad.toml is not TOML"):
         load_device(path)
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 10_000, ".".join("a" * 10_000) + " = 1", "a = 1" + "0" * 5000])
+def test_what_no_parser_can_hold_is_one_line(tmp_path: Path, text: str):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(HastenError, match=r"bad.toml is not TOML") as told:
+        load_device(path)
+    assert "\n" not in str(told.value)
+    assert len(str(told.value)) < 300 + len(str(path))
+
+
+@pytest.mark.parametrize("use", [load_device, memory_part])
+def test_a_name_of_5000_letters_is_one_line(use: Callable[[str], object]):
+    with pytest.raises(HastenError, match="too long") as told:
+        use("a" * 5000)
+    assert len(str(told.value)) < 300
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 10_000, ".".join("a" * 10_000) + " = 1"])
+def test_a_memory_part_nested_deep_is_one_line(tmp_path: Path, text: str):
+    path = tmp_path / "part.toml"
+    path.write_text(text)
+    with pytest.raises(HastenError, match="not TOML: it is nested deeper"):
+        memory_part(path)
 
 
 def test_not_text_names_the_file(tmp_path: Path):

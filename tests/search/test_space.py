@@ -193,6 +193,14 @@ def test_files(tmp_path):
         ("no.py", "x = 1", "defines no 'space'"),
         ("other.py", "space = 1", "not a hasten.search.Space"),
         ("missing.py", None, "there is no file"),
+        ("deep.json", "[" * 10_000 + "]" * 10_000, "nested deeper"),
+        ("deep.toml", "a = " + "[" * 10_000 + "]" * 10_000, "nested deeper"),
+        ("keys.toml", ".".join("a" * 10_000) + " = 1", "nested deeper"),
+        ("exits.py", "import sys; sys.exit(3)", "fails when it is run: SystemExit: 3"),
+        ("odd.py", "class Odd(BaseException): pass\nraise Odd", "fails when it is run: Odd"),
+        ("made.py", "def space(): raise SystemExit", "space failed: SystemExit"),
+        ("a" * 5000 + ".toml", None, "too long"),
+        ("a" * 5000 + ".py", None, "too long"),
     ],
 )
 def test_bad_files_are_one_clear_line(tmp_path, name, text, message):

@@ -254,6 +254,14 @@ def described(**changes: Any) -> dict[str, Any]:
         (json.dumps(described(methods=[{"method": "weight-only", "bits": "4"}])), "bits is of type int"),
         (json.dumps(described(methods=[{"method": "weight-only", "bits": 5}])), "bits"),
         (json.dumps(described(methods=[{"method": "drop-layers", "layers": ["a"]}])), "numbers of the layers"),
+        (json.dumps(described(methods=[{"method": "drop-layers", "layers": [0, 0]}])), "names a layer twice"),
+        (json.dumps(described(methods=[{"method": "drop-layers", "layers": [True]}])), "numbers of the layers"),
+        (json.dumps(described(methods=[{"method": "drop-layers", "layers": [10**12]}])), "layers is 1000000000000"),
+        (json.dumps(described(methods=[{"method": "sliding-window", "window": 10**12}])), "window is 1000000000000"),
+        (json.dumps(described(methods=[{"method": "sliding-window", "sinks": 2**31}])), "sinks is 2147483648"),
+        (json.dumps(described(methods=[{"method": "prompt-lookup", "accepted": float("inf")}])), "accepted is inf"),
+        (json.dumps(described(source="a" * 5000)), "too long"),
+        (json.dumps(described())[:-1] + ', "x": ' + "[" * 10_000, "not a tuned model"),
         (json.dumps(described(methods=[{"method": "prompt-lookup", "draft": 2.5}])), "draft is of type int"),
         (json.dumps(described(methods=[{"method": "prompt-lookup", "accepted": -1}])), "drafted tokens"),
     ],
@@ -264,6 +272,7 @@ def test_a_foreign_or_damaged_file_is_refused_in_a_line(tmp_path: Path, content:
     with pytest.raises(HastenError, match=says) as caught:
         load(path)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(path))
 
 
 def test_another_model_is_not_taken_for_the_tuned_one(folder: Path, tmp_path: Path) -> None:
@@ -281,6 +290,9 @@ def test_another_model_is_not_taken_for_the_tuned_one(folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"seconds": float("nan")}, "budget must be positive"),
+        ({"seconds": float("inf")}, "budget must be positive"),
+        ({"floor": float("nan")}, "quality floor"),
         ({"prompt": 0}, "prompt must be at least 1"),
         ({"new_tokens": 0}, "new-tokens must be at least 1"),
         ({"floor": -0.1}, "floor"),

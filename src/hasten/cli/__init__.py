@@ -7,6 +7,7 @@ was found wrong (a check met an error), 2 bad input, 130 interrupted.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -16,7 +17,7 @@ import typer
 
 from hasten import __version__
 from hasten.cli import assets, check, estimate, measure, papers, probe, search, tune
-from hasten.cli.console import say
+from hasten.cli.console import keep_stdout_for_documents, say
 from hasten.errors import HastenError
 
 app = typer.Typer(
@@ -66,6 +67,8 @@ def _options(
 
 def main() -> None:
     """Entry point: every error is one line and an exit code."""
+    if "--json" in sys.argv[1:]:
+        keep_stdout_for_documents()
     code = _run()
     if code == 130:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # once more, while Python ends, changes nothing
@@ -81,12 +84,20 @@ def _run() -> int:
     except HastenError as error:
         if os.environ.get("HASTEN_DEBUG"):
             traceback.print_exc()
-        say(f"error: {' '.join(str(error).split())}")
+        say(f"error: {_line(error)}")
+        return 2
+    except SystemExit as error:  # only a user's code ends so: ours returns
+        say(f"error: code that hasten ran ended the program ({error.code}): take its exit out")
         return 2
     except BrokenPipeError:
         # Whoever read our output has gone: so do we, without a word.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            return _unexpected(error)
+        say(f"error: cannot use {str(error.filename)[:80]}: {error.strerror}")
+        return 2
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             message = error.format_message()
@@ -94,16 +105,28 @@ def _run() -> int:
             if not message or context is None or type(error).__name__ == "NoArgsIsHelpError":
                 error.show()  # type: ignore[attr-defined]
             else:
-                say(f"error: {' '.join(message.split())} (see {context.command_path} --help)")
+                say(f"error: {_line(message)} (see {context.command_path} --help)")
             return int(error.exit_code)
         if type(error).__name__ == "Abort":
             say("interrupted")
             return 130
-        if os.environ.get("HASTEN_DEBUG"):
-            traceback.print_exc()
-        what = " ".join(str(error).split())[:200]
-        say(f"error: unexpected {type(error).__name__}: {what} (please report it with what `hasten --debug` shows)")
-        return 1
+        return _unexpected(error)
+    except BaseException as error:  # a user's code may raise what is no Exception; it ends no differently
+        return _unexpected(error)
     if code == 130:
         say("interrupted")
     return code if isinstance(code, int) else 0
+
+
+def _line(message: object) -> str:
+    """A message in one line; a name that fills a screen is told by how it begins."""
+    return re.sub(r"\S{256,}", lambda word: f"{word[0][:80]}...", " ".join(str(message).split()))
+
+
+def _unexpected(error: BaseException) -> int:
+    """Says what nobody has foreseen."""
+    if os.environ.get("HASTEN_DEBUG"):
+        traceback.print_exc()
+    what = _line(error)[:200]
+    say(f"error: unexpected {type(error).__name__}: {what} (please report it with what `hasten --debug` shows)")
+    return 1

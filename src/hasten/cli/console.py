@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -27,19 +28,43 @@ def say(text: str) -> None:
 
 def document(data: Any) -> None:
     """The result as one JSON document."""
-    json.dump(data, sys.stdout, indent=1, default=str)
-    sys.stdout.write("\n")
+    file = _documents or sys.stdout
+    try:
+        json.dump(data, file, indent=1, default=str)
+        file.write("\n")
+        file.flush()
+    except BrokenPipeError:  # what is left in the buffer goes nowhere, or Python complains when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+        raise
+
+
+_documents: IO[str] | None = None
+
+
+def keep_stdout_for_documents() -> None:
+    """From here on nothing but `document` reaches this process's stdout; what else is written there goes to stderr.
+
+    That is so below Python too, and to the process's end: what a user's file or a library in C prints, and what
+    programs that they start print.
+    """
+    global _documents
+    sys.stdout.flush()
+    _documents = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
 
 
 def use_threads(threads: int | None) -> None:
     """Lets PyTorch use so many threads.
 
     Raises:
-        HastenError: fewer than one.
+        HastenError: fewer than one, or many more than the machine has cores: a program that starts them all dies.
     """
     if threads is not None:
+        most = max(64, 4 * (os.cpu_count() or 1))
         if threads < 1:
             raise HastenError("threads must be at least 1")
+        if threads > most:
+            raise HastenError(f"threads must be at most {most} on this machine of {os.cpu_count() or 1} cores")
         import torch
 
         torch.set_num_threads(threads)

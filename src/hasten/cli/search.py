@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import traceback
@@ -30,7 +31,7 @@ def search(
         typer.Option(help="SQLite file that keeps every trial, from which the same command goes on; NAME.db in --out."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for search.html, .parquet, .json and NAME.db.")] = Path(),
-    seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the sampler.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Points scored at the same time, each in its process.")] = 1,
     ray: Annotated[
         str | None, typer.Option(help="Score on a Ray cluster: its address, auto, or local to start one here.")
@@ -72,8 +73,8 @@ def search(
         _listing("space", {name: spaces.describe(name) for name in spaces.names()}, as_json)
         return
     check_name(sampler)
-    if budget is not None and not budget > 0:
-        raise HastenError("budget must be above 0 seconds")
+    if budget is not None and not 0 < budget < math.inf:
+        raise HastenError("budget must be a number of seconds above 0")
     if trials is None and budget is None:
         trials = 40
     with progress(f"preparing {space}") as tell:
@@ -101,9 +102,9 @@ def search(
             result = Study(study).run(
                 problem, sampler=sampler, trials=trials, seconds=budget, seed=seed, progress=advance, workers=team
             )
-        except HastenError:
+        except (HastenError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             if os.environ.get("HASTEN_DEBUG"):
                 traceback.print_exc()
             raise HastenError(

@@ -18,7 +18,6 @@ import sys
 import tarfile
 import tempfile
 import time
-import tomllib
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from typing import IO, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hasten.errors import HastenError
-from hasten.files import cache_folder
+from hasten.files import cache_folder, parse_toml
 
 Progress = Callable[[str], None]
 _CLIENTS = {"pip": "pip", "npm": "npm", "apt": "apt-get"}
@@ -115,8 +114,8 @@ def read_entry(text: str, origin: str) -> Asset:
         HastenError: not TOML, or a field missing, unknown or wrong.
     """
     try:
-        return Asset.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        return Asset.model_validate(parse_toml(text))
+    except ValueError as error:  # pydantic's is one too
         first = error.errors()[0] if isinstance(error, ValidationError) else None
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)
         raise HastenError(f"asset file {origin} is wrong: {what}") from None

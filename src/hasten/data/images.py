@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import chain
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from hasten.data import assets
 from hasten.errors import MissingExtraError
+from hasten.files import parse_json
 
 
 def fashion_mnist(progress: assets.Progress = lambda message: None) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ def _classes(name: str, progress: assets.Progress) -> tuple[Tensor, Tensor]:
     folder = assets.get(name, progress)
     images, labels = [], []
     for label in range(10):
-        data = json.loads((folder / f"{label}.json").read_bytes())["data"]
+        data = parse_json((folder / f"{label}.json").read_bytes())["data"]
         # One package keeps a list of images, the other one flat list; some rows of the first are empty.
         if isinstance(data[0], list):
             # Through bytes: a tensor from nested lists takes ten times as long.

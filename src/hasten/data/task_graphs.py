@@ -10,12 +10,12 @@ written, and ``after``, the tasks whose output it reads.
 from __future__ import annotations
 
 import math
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hasten.errors import HastenError
+from hasten.files import parse_toml, read_text
 
 GRAPHS = ("edge-detection", "spatial-audio", "head-tracking")
 KINDS = ("filter", "transform", "control")
@@ -153,11 +153,8 @@ def read_task_graph(path: str | Path) -> TaskGraph:
     """
     source = Path(path)
     try:
-        data = tomllib.loads(source.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise HastenError(f"cannot read the task graph {source}: {why}") from None
-    except tomllib.TOMLDecodeError as error:
+        data = parse_toml(read_text(source, "the task graph"))
+    except ValueError as error:
         raise HastenError(f"the task graph {source} is not TOML: {error}") from None
     tables = data.get("task")
     if not isinstance(tables, list) or not tables:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hasten import files
 from hasten.data import assets
 from hasten.errors import HastenError
 
@@ -82,15 +83,9 @@ def read_text(path: str | Path) -> str:
     """A user's text file.
 
     Raises:
-        HastenError: it is missing, unreadable, empty, or not UTF-8.
+        HastenError: it is missing, unreadable, empty, not UTF-8, or longer than `hasten.files.MOST_BYTES`.
     """
-    path = Path(path)
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise HastenError(f"cannot read text file {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise HastenError(f"{path} is not UTF-8 text (byte {error.start}): convert it to UTF-8") from None
+    text = files.read_text(path, "text file")
     if not text.strip():
         raise HastenError(f"{path} is empty: give a file with English text")
     return text

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Callable
 from functools import cached_property
 from importlib import resources
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hasten import dtypes
 from hasten.errors import HastenError
-from hasten.files import write_aside
+from hasten.files import named_path, parse_toml, read_text, write_aside
 from hasten.hardware.curve import Curve
 from hasten.hardware.quantity import (
     Bandwidth,
@@ -250,18 +249,13 @@ def load_device(name_or_path: str | Path) -> Device:
     if isinstance(name_or_path, str) and name in devices():
         found = resources.files("hasten.hardware") / "catalogue" / f"{name}.toml"
         return read_device(found.read_text(encoding="utf-8"), f"{name}.toml")
-    path = Path(name_or_path)
+    path = named_path(name_or_path, "device file")
     listed = ", ".join(devices())
     if not path.is_file():
         if path.suffix == ".toml" or os.sep in name:
             raise HastenError(f"no device file {name}: give a path to a TOML file, here, or one of {listed}")
         raise HastenError(f"no device is called {name!r}: give here, one of {listed}, or a .toml file")
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise HastenError(f"cannot read device file {name}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise HastenError(f"device file {name} is not UTF-8 text: {error.reason}") from error
+    text = read_text(path, "device file")
     return read_device(text, name)
 
 
@@ -272,8 +266,8 @@ def read_device(text: str, origin: str = "device") -> Device:
         HastenError: as `load_device`.
     """
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        data = parse_toml(text)
+    except ValueError as error:
         raise HastenError(f"device file {origin} is not TOML: {error}") from error
     try:
         return Device.model_validate(data)

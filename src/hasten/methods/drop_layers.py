@@ -39,9 +39,11 @@ class DropLayers(Method):
     layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.layers or any(not isinstance(i, int) or i < 0 for i in self.layers):
+        if not self.layers or any(type(i) is not int or i < 0 for i in self.layers):
             raise HastenError("drop-layers takes the numbers of the layers to drop, from 0")
-        object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+        if len(set(self.layers)) < len(self.layers):
+            raise HastenError(f"drop-layers names a layer twice: {', '.join(map(str, self.layers))[:80]}")
+        object.__setattr__(self, "layers", tuple(sorted(self.layers)))
 
     @property
     def title(self) -> str:

@@ -186,6 +186,8 @@ def from_dict(data: Any) -> Method:
             continue
         if key not in hints:
             raise HastenError(f"method {kind.name} has no setting {key!r}")
+        if (large := _too_large(value)) is not None:
+            raise HastenError(f"method {kind.name}: {key} is {large!r:.40}, which counts nothing: give less than 2^31")
         try:
             settings[key] = _typed(value, hints[key])
         except TypeError:
@@ -195,6 +197,14 @@ def from_dict(data: Any) -> Method:
         return kind(**settings)
     except (TypeError, ValueError) as error:
         raise HastenError(f"method {kind.name}: {error}") from None
+
+
+def _too_large(value: Any) -> float | None:
+    """A number within what JSON gave that no setting can mean: kernels count with 32 bits."""
+    if isinstance(value, list | tuple):
+        return next((found for part in value if (found := _too_large(part)) is not None), None)
+    number = isinstance(value, int | float)
+    return value if number and not abs(value) < 1 << 31 else None
 
 
 def _hints(kind: type[Method]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from dataclasses import dataclass
 from dataclasses import field as data_field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from hasten.errors import HastenError
+from hasten.files import parse_toml
 from hasten.papers.pieces import Piece, piece
 
 FIELDS = (
@@ -179,14 +179,13 @@ def read_card(file: Path, checks: Path | None = None) -> Paper:
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", file.stem):
         raise HastenError(f"{file} is no card: call it by small letters, digits and single hyphens")
     try:
-        data = CardData.model_validate(tomllib.loads(_text(file)))
-    except (ValueError, RecursionError) as error:  # tomllib raises plain ValueErrors too, of dates and long numbers
+        data = CardData.model_validate(parse_toml(_text(file)))
+    except ValueError as error:
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
             raise HastenError(f"{file} is no card ({where}: {first['msg']})") from None
-        why = "it is nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
-        raise HastenError(f"{file} is no TOML: {why}") from None
+        raise HastenError(f"{file} is no TOML: {str(error)[:200]}") from None
     found = checks if checks is not None and checks.is_file() else None
     return Paper(
         file.stem,

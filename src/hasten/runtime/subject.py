@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import sys
@@ -16,13 +17,15 @@ from torch import nn
 
 from hasten.cost import Measurement, measure
 from hasten.cost.measuring import spread
-from hasten.errors import HastenError, MissingExtraError
+from hasten.errors import HastenError, MissingExtraError, users_code
+from hasten.files import named_path
 from hasten.models import named
 from hasten.models.decoder import is_decoder
 from hasten.models.language.recurrent import RecurrentLM
 from hasten.workload import Workload, trace
 
 _T = TypeVar("_T")
+_LONGEST = 1 << 24
 _HELP = (
     "give a config.json, a model folder, a .gguf file, an asset, module.py:factory, a published model's name "
     "(mamba-2.8b), or a timm model's name"
@@ -58,6 +61,9 @@ def read_subject(text: str, prompt: int = 512, new_tokens: int = 64, batch: int 
     for label, value in (("prompt", prompt), ("new-tokens", new_tokens), ("batch", batch)):
         if value < 1:
             raise HastenError(f"{label} must be at least 1")
+        if value > _LONGEST:
+            raise HastenError(f"{label} must be at most {_LONGEST:,}")
+    named_path(text, "the model")  # what no file can be called is nothing else either
     file, _, factory = text.rpartition(":")
     if factory and file.endswith(".py"):
         return _from_factory(Path(file), factory, batch)
@@ -183,7 +189,7 @@ def time_generation(
 
 
 def _from_factory(path: Path, factory: str, batch: int) -> Subject:
-    if not path.is_file():
+    if not named_path(path).is_file():
         raise HastenError(f"cannot read {path}: no such file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
@@ -191,24 +197,21 @@ def _from_factory(path: Path, factory: str, batch: int) -> Subject:
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))
     try:
-        spec.loader.exec_module(module)
-        made = getattr(module, factory)()
-    except AttributeError as error:
-        raise HastenError(f"{path} has no usable {factory}: {error}") from error
-    except HastenError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise HastenError(f"{path}:{factory} failed: {type(error).__name__}: {error}") from error
+        with users_code(f"{path}:{factory} failed"):
+            spec.loader.exec_module(module)
+            made = getattr(module, factory)()
     finally:
-        sys.path.remove(str(path.parent.resolve()))
+        with contextlib.suppress(ValueError):  # the file may have changed the list
+            sys.path.remove(str(path.parent.resolve()))
     network, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(network, nn.Module):
         raise HastenError(
             f"{path}:{factory} must return a torch module, or (module, inputs), not {type(made).__name__}"
         )
     if inputs is None:
-        inputs = getattr(module, "inputs", None)
-        inputs = inputs() if callable(inputs) else inputs
+        with users_code(f"{path}:inputs failed"):
+            inputs = getattr(module, "inputs", None)
+            inputs = inputs() if callable(inputs) else inputs
     if inputs is None:
         raise HastenError(f"{path}:{factory} gives no inputs: return (module, inputs), inputs a tensor or a tuple")
     return _of_module(f"{path.stem}:{factory}", network.eval(), inputs)
@@ -229,11 +232,8 @@ def _on_inputs(name: str, use: Callable[[], _T]) -> _T:
     before = log.disabled
     log.disabled = True
     try:
-        return use()
-    except HastenError:
-        raise
-    except Exception as error:
-        raise HastenError(f"{name} fails on its inputs: {type(error).__name__}: {error}") from error
+        with users_code(f"{name} fails on its inputs"):
+            return use()
     finally:
         log.disabled = before
 

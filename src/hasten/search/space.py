@@ -7,7 +7,6 @@ import json
 import math
 import random
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -16,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hasten.errors import HastenError
+from hasten.errors import HastenError, users_code
+from hasten.files import named_path, parse_json, parse_toml, read_text
 
 Value = str | int | float | bool | None
 Params = dict[str, Value]
@@ -458,17 +458,14 @@ class Space:
         source = Path(file)
         if source.suffix == ".py":
             found = load_attribute(source, attribute or "space")
-            found = found() if callable(found) and not isinstance(found, Space) else found
+            with users_code(f"{source}:{attribute or 'space'} failed"):
+                found = found() if callable(found) and not isinstance(found, Space) else found
             if not isinstance(found, Space):
                 raise HastenError(f"{source}: {attribute or 'space'} is not a hasten.search.Space")
             return found
+        text = read_text(source, "the space")
         try:
-            text = source.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise HastenError(f"cannot read the space {source}: {why}") from None
-        try:
-            data = json.loads(text) if source.suffix == ".json" else tomllib.loads(text)
+            data = parse_json(text) if source.suffix == ".json" else parse_toml(text)
             return cls.from_dict(data)
         except ValueError as error:
             raise HastenError(f"the space {source} cannot be parsed: {error}") from None
@@ -511,7 +508,7 @@ def load_attribute(source: Path, attribute: str) -> Any:
     """
     import cloudpickle
 
-    if not source.is_file():
+    if not named_path(source).is_file():
         raise HastenError(f"there is no file {source}: check the path")
     spec = importlib.util.spec_from_file_location(f"_hasten_user_{source.stem}", source)
     assert spec is not None
@@ -520,12 +517,8 @@ def load_attribute(source: Path, attribute: str) -> Any:
     # Other processes cannot import the file under this name: what it defines goes to them whole.
     sys.modules[spec.name] = module
     cloudpickle.register_pickle_by_value(module)
-    try:
+    with users_code(f"{source} fails when it is run", from_error=False):
         spec.loader.exec_module(module)
-    except HastenError:
-        raise
-    except Exception as error:
-        raise HastenError(f"{source} fails when it is run: {type(error).__name__}: {error}") from None
     if not hasattr(module, attribute):
         raise HastenError(f"{source} defines no {attribute!r}: add it, or name another one as {source}:NAME")
     return getattr(module, attribute)

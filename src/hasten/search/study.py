@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hasten.errors import HastenError
+from hasten.files import named_path
 from hasten.search.problem import Objective, Problem, Trial, pareto
 from hasten.search.samplers import make_sampler
 from hasten.search.space import Params
@@ -137,6 +138,8 @@ class Study:
 
         if trials is None and seconds is None and order is None and problem.space.size == math.inf:
             raise HastenError("the space is infinite: give a budget of trials or seconds")
+        if seconds is not None and not 0 < seconds < math.inf:
+            raise HastenError(f"the budget is {seconds} seconds: give a number above 0")
         verbosity = logging.get_verbosity()
         logging.set_verbosity(logging.ERROR)
         try:
@@ -551,33 +554,105 @@ def _sqlite_storage(path: Path) -> Any:
 
 
 def check_file(path: Path) -> None:
-    """Raises a HastenError unless ``path`` is a study file or can become one."""
+    """Looks at a study file before anything is written to it: that it is whole, and that no trial in it is lost.
+
+    Raises:
+        HastenError: ``path`` is neither a study file nor can it become one; the file is left as it is.
+    """
     no_study = f"{path} is not a study file: give another path, or move it away"
+    path = named_path(path, "the study file")
     if path.is_dir() or not path.parent.is_dir():
         raise HastenError(f"cannot make the study file {path}: give a path in an existing folder")
     try:
+        if path.exists() and not path.is_file():
+            raise HastenError(no_study)
         if not path.exists() or path.stat().st_size == 0:
             return
         with path.open("rb") as file:
-            if file.read(16) != b"SQLite format 3\0":
-                raise HastenError(no_study)
+            head = file.read(100)
     except OSError as error:
         raise HastenError(f"cannot read the study file {path}: {error.strerror}") from None
+    if not head.startswith(b"SQLite format 3\0"):
+        raise HastenError(no_study)
     try:
         connection = sqlite3.connect(path, timeout=30)
         try:
-            tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            healthy = connection.execute("PRAGMA quick_check").fetchone()[0] == "ok"
+            what = _damage(connection, path, head)
         finally:
             connection.close()
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
+        if isinstance(error, sqlite3.OperationalError) and "no such" not in str(error):
             raise _explained(path, error) from None
-        healthy, tables = False, set()
-    if not healthy:
-        raise HastenError(f"the study file {path} is damaged: move it away and start again")
-    if tables and not tables & {"studies", "version_info", "alembic_version"}:
+        what = str(error)
+    if what == "another":
         raise HastenError(no_study)
+    if what:
+        raise HastenError(f"the study file {path} is damaged ({what}): move it away and start again")
+
+
+def _damage(connection: sqlite3.Connection, path: Path, head: bytes) -> str:
+    """What is wrong with a file that SQLite opens; "another" for a database that is no study, "" for nothing."""
+    pages = int.from_bytes(head[28:32], "big")
+    size = int.from_bytes(head[16:18], "big")
+    size = 1 << 16 if size == 1 else size
+    connection.execute("BEGIN IMMEDIATE")  # what a killed run left half written is taken back first
+    try:
+        if head[24:28] == head[92:96] and path.stat().st_size < pages * size:
+            return "it is cut short"
+        if connection.execute("PRAGMA quick_check").fetchone()[0] != "ok":
+            return "SQLite finds it inconsistent"
+        return _lost(connection)
+    finally:
+        connection.rollback()
+
+
+def _lost(connection: sqlite3.Connection) -> str:
+    """What of Optuna's tables is missing or does not agree; "another" when there are others alone."""
+    from optuna.storages._rdb.models import BaseModel
+
+    expected = {name: {c.name for c in t.columns} for name, t in BaseModel.metadata.tables.items()}
+    found = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not found:
+        return ""
+    if not found & {*expected, "alembic_version"}:
+        return "another"
+    for name in sorted(found & set(expected)):
+        columns = {row[1] for row in connection.execute(f"PRAGMA table_info({name})")}
+        if lacking := expected[name] - columns:
+            return f"its table {name} has no {min(lacking)}"
+    # A run that was killed while it made the file leaves some tables, all empty, and the next one makes the rest.
+    kept = [name for name in expected if name in found and name != "version_info"]
+    if not any(connection.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in kept):
+        return ""
+    for name in sorted({*expected, "alembic_version"} - found):
+        return f"its table {name} is missing"
+    for name in ("version_info", "alembic_version"):
+        if not connection.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone():
+            return f"its table {name} is empty"
+    for told, query in _LOSSES:
+        if connection.execute(query).fetchone():
+            return told
+    orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
+    return f"its table {orphan[0]} has lines of what is gone" if orphan else ""
+
+
+_LOSSES = (
+    (
+        "a study without directions",
+        "SELECT 1 FROM studies s WHERE NOT EXISTS (SELECT 1 FROM study_directions d WHERE d.study_id = s.study_id)",
+    ),
+    (
+        "trials are missing",
+        "SELECT 1 FROM trials GROUP BY study_id HAVING COUNT(*) != MAX(number) + 1",
+    ),
+    (
+        "finished trials have no values",
+        "SELECT 1 FROM trials t WHERE t.state = 'COMPLETE' AND"
+        " (SELECT COUNT(*) FROM trial_values v WHERE v.trial_id = t.trial_id) !="
+        " (SELECT COUNT(*) FROM study_directions d WHERE d.study_id = t.study_id)",
+    ),
+)
+"""What a file has lost, and a query that finds it."""
 
 
 def _explained(path: Path | None, error: BaseException) -> HastenError:

@@ -48,7 +48,9 @@ def evaluate(problem: Problem, params: Params, catch: bool = False) -> Evaluatio
         values, limits, details = problem.score(params)
     except Infeasible as error:
         return Evaluation(seconds=time.monotonic() - begun, reason=str(error) or "it cannot be had")
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # a user's code may end the process, or try to
         if not catch:
             raise
         if isinstance(error, HastenError):

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hasten.errors import HastenError
+from hasten.errors import HastenError, users_code
 from hasten.search.problem import Problem
 from hasten.search.space import load_attribute
 
@@ -53,12 +53,8 @@ def _module(name: str) -> Any:
 
 def _from_file(path: Path, attribute: str) -> Problem:
     found = load_attribute(path, attribute)
-    try:
+    with users_code(f"{path}:{attribute} failed"):
         made = found() if callable(found) and not isinstance(found, Problem) else found
-    except HastenError:
-        raise
-    except Exception as error:
-        raise HastenError(f"{path}:{attribute} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, Problem):
         raise HastenError(f"{path}:{attribute} is no problem: define a hasten.search.Problem or return one")
     return made

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
-from hasten.files import write_aside
+from hasten.files import parse_json, write_aside
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Checkpoint:
             return None
         try:
             with safe_open(self.path, "pt") as file:
-                told = json.loads((file.metadata() or {})["training"])
+                told = parse_json((file.metadata() or {})["training"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, ValueError):
             raise HastenError(f"{self.path} is not a training's checkpoint: delete it or name another file") from None

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_
 from hasten import __version__
 from hasten.cost import Estimate
 from hasten.errors import HastenError
-from hasten.files import write_aside
+from hasten.files import read_bytes, write_aside
 from hasten.hardware import Device
 from hasten.methods import apply_all, from_dict, rewrite_all
 from hasten.models.loading.network import load_network
@@ -204,9 +204,7 @@ def load(path: str | Path, *, progress: Callable[[str], None] = lambda message: 
     """
     path = Path(path)
     try:
-        tuned = TunedModel.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise HastenError(f"cannot read {path}: {error.strerror}") from None
+        tuned = TunedModel.model_validate_json(read_bytes(path, "the tuned model"))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,5 +64,6 @@ class Settings:
                 raise HastenError(f"{name.replace('_', '-')} must be at least 1")
         if not 0 <= self.floor < 100:
             raise HastenError("the quality floor is a share such as 0.03, not negative")
-        if (self.seconds is not None and self.seconds <= 0) or (self.trials is not None and self.trials < 1):
+        endless = self.seconds is not None and not (0 < self.seconds < math.inf)  # so is what is no number
+        if endless or (self.trials is not None and self.trials < 1):
             raise HastenError("the budget must be positive: give seconds above 0, or at least one trial")

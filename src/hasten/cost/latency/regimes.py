@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from hasten.cost.latency.tables import Arch, LatencyTables
 from hasten.errors import HastenError
+from hasten.files import parse_json
 
 # What each library calls an instruction set that it shall not exceed.
 _LIMITS: dict[str, dict[str, str]] = {
@@ -318,8 +319,8 @@ class _Log:
         rows: list[Any] = []
         for i, line in enumerate(lines):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                rows.append(parse_json(line))
+            except ValueError:
                 if i < len(lines) - 1:
                     raise HastenError(f"{path.name}, line {i + 1}, is no measurement: remove the line") from None
         if rows and rows[0] != self.head:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.errors import HastenError
-from hasten.files import write_aside
+from hasten.files import parse_json, write_aside
 
 Arch = tuple[int, ...]
 _FORMAT = "hasten latency tables 1"
@@ -169,7 +169,7 @@ def read_tables(path: str | Path) -> LatencyTables:
             return LatencyTables(archs, rows, {n: k for n, k in zip(names, kinds, strict=True) if k})
         text = path.read_text("utf-8")
         if path.suffix == ".json":
-            content = json.loads(text)
+            content = parse_json(text)
             if content["format"] != _FORMAT:
                 raise HastenError(f"{path.name} is of another format than {_FORMAT!r}")
             made = {
@@ -236,7 +236,7 @@ def read_help(folder: str | Path, devices: Sequence[str] | None = None) -> tuple
         names: dict[str, int] = _tensors(folder / "str_arch2idx.pt")
         archs = [_cell(name) for name in sorted(names, key=lambda n: names[n])]
     elif (folder / "ofa_archs.json").exists():
-        archs = [_ofa(a) for a in json.loads((folder / "ofa_archs.json").read_text("utf-8"))["arch"]]
+        archs = [_ofa(a) for a in parse_json((folder / "ofa_archs.json").read_text("utf-8"))["arch"]]
     else:
         raise HastenError(f"no metainfo.pt, str_arch2idx.pt or ofa_archs.json in {folder}")
     references = tuple(int(i) for i in _tensors(folder / "hardware_embedding_index.pt"))
@@ -289,11 +289,11 @@ def read_hw_nas_bench(path: str | Path, space: str = "nasbench201", dataset: str
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text("utf-8"))[space][dataset]
+        content = parse_json(path.read_text("utf-8"))[space][dataset]
         configs = content["config"]
     except OSError as error:
         raise HastenError(f"cannot read {path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except (UnicodeDecodeError, ValueError):
         raise HastenError(
             f"{path.name} is not JSON, and a pickle is not opened: write it as JSON from where you trust it"
         ) from None

@@ -15,6 +15,7 @@ from typing import Any
 
 from hasten.cost.serving.scaling import B200_INTENSITY, METHODS, QWEN3, QWEN3_MOE, Point, cost_of, coverage
 from hasten.errors import HastenError
+from hasten.files import parse_json
 from hasten.workload.decoder import DecoderSizes
 
 Count = Callable[[str], int]
@@ -157,7 +158,7 @@ def read_records(
         if not line.strip():
             continue
         try:
-            data = json.loads(line)
+            data = parse_json(line)
             key = (
                 _decoder(data.get("model", model), models),
                 str(data.get("method", method)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from importlib import resources
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pydantic import (
 )
 
 from hasten.errors import HastenError
+from hasten.files import named_path, parse_toml, read_text
 from hasten.kernels.dram_controller import check_times
 
 
@@ -140,17 +140,16 @@ def memory_part(name_or_path: str | Path) -> MemoryPart:
     if name in memory_parts():
         text = (resources.files("hasten.hardware.chips") / "memories" / f"{name}.toml").read_text("utf-8")
     else:
-        path = Path(name)
+        path = named_path(name, "the DRAM part")
         if not path.is_file():
             raise HastenError(f"no DRAM part is called {name!r}: give {', '.join(memory_parts())}, or a .toml file")
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise HastenError(f"cannot read the DRAM part {name}: {error}") from None
+        text = read_text(path, "the DRAM part")
     try:
-        return MemoryPart.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        data = parse_toml(text)
+    except ValueError as error:
         raise HastenError(f"the DRAM part {name} is not TOML: {error}") from None
+    try:
+        return MemoryPart.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"

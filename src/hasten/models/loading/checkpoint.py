@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
-from hasten.files import write_aside
+from hasten.files import parse_json, read_bytes, write_aside
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -37,10 +37,8 @@ def read_config(folder: str | Path) -> Any:
     """
     path = Path(folder) / CONFIG
     try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise HastenError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+        return parse_json(read_bytes(path))
+    except ValueError as error:
         raise HastenError(f"{path} is not JSON: {error}") from None
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +13,70 @@ from typing import Any
 import torch
 
 from hasten.errors import HastenError
+from hasten.files import parse_json, read_bytes
 
-# No model comes near these; a config beyond them would be built for hours, or into all memory.
 # What hasten loads: model types of transformers, and their configurations.
 FAMILIES = {"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
-_MOST_LAYERS, _WIDEST = 10_000, 1 << 27
+
+# No model comes near these; a config beyond them would be built for hours, or into all memory. By the names that the
+# families of transformers give one size: (names, least, most).
+_MOST_LAYERS, _WIDEST, _MOST_HEADS, _WIDEST_HEAD = 1024, 1 << 24, 1 << 14, 1 << 14
+_BOUNDS: tuple[tuple[tuple[str, ...], int, int], ...] = (
+    (("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1, _MOST_LAYERS),
+    (("encoder_layers", "decoder_layers"), 0, _MOST_LAYERS),
+    (("hidden_size", "n_embd", "d_model", "dim", "vocab_size"), 1, _WIDEST),
+    (("intermediate_size", "ffn_dim", "d_ff", "n_inner", "moe_intermediate_size", "d_inner", "q_lora_rank",
+      "kv_lora_rank", "shared_expert_intermediate_size", "state_size", "d_state", "conv_kernel"), 0, _WIDEST),
+    (("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads"), 1, _MOST_HEADS),
+    (("head_dim", "d_kv"), 1, _WIDEST_HEAD),
+    (("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "rotary_dim"), 0, _WIDEST_HEAD),
+    (("num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts", "num_experts_per_tok"), 0,
+     1 << 16),
+    (("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"), 1, 1 << 31),
+)  # fmt: skip
+_SIZES = {name: (least, most) for names, least, most in _BOUNDS for name in names}
+# Numbers that are divided by, or a root is taken of.
+_POSITIVE = ("rope_theta", "factor", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
+
+
+def check_sizes(data: Any, origin: str | Path) -> None:
+    """Refuses sizes that no model has, before anything is built from them.
+
+    Args:
+        data: settings as a ``config.json`` holds them, those of a model's parts (``text_config``) included.
+        origin: where they are from, for the message.
+
+    Raises:
+        HastenError: a size is no whole number, or out of its bounds; heads that do not share keys and values evenly.
+    """
+    if isinstance(data, list):
+        for value in data:
+            check_sizes(value, origin)
+    if not isinstance(data, dict):
+        return
+    for key, value in data.items():
+        if isinstance(value, dict) or (isinstance(value, list) and key not in _SIZES):
+            check_sizes(value, origin)
+        elif key in _SIZES:
+            least, most = _SIZES[key]
+            for one in value if isinstance(value, list) else [value]:  # some families give a size for each layer
+                whole = isinstance(one, int) and not isinstance(one, bool)
+                if one is not None and not (whole and least <= one <= most):
+                    raise HastenError(
+                        f"{origin} says {key} is {str(one)[:40]}, not {least} to {most:,}: fetch or copy it again"
+                    )
+        elif key in _POSITIVE and value is not None:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and value > 0):
+                raise HastenError(f"{origin} says {key} is {str(value)[:40]}, not above 0: fetch or copy it again")
+    heads, groups, width = (data.get(k) for k in ("num_attention_heads", "num_key_value_heads", "hidden_size"))
+    if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
+        raise HastenError(f"{origin} says {heads} heads share {groups} of keys and values: fetch or copy it again")
+    each = data.get("head_dim")
+    if isinstance(heads, int) and isinstance(width, int) and each is None and width < heads:
+        raise HastenError(f"{origin} says {heads} heads have {width} channels in all: fetch or copy it again")
+    if isinstance(heads, int) and isinstance(each, int) and heads * each > _WIDEST:
+        raise HastenError(f"{origin} says {heads} heads have {each} channels each: fetch or copy it again")
 
 
 def read_config(path: str | Path) -> Any:
@@ -31,10 +90,8 @@ def read_config(path: str | Path) -> Any:
 
 def json_object(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise HastenError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError):
+        data = parse_json(read_bytes(path))
+    except ValueError:
         raise HastenError(f"{path} is not JSON: give a model's config.json") from None
     if not isinstance(data, dict):
         raise HastenError(f"{path} is not a JSON object: give a model's config.json")
@@ -47,10 +104,7 @@ def config_of(data: dict[str, Any], path: Path) -> Any:
     kind = data.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise HastenError(f"{path} names the model type {str(kind)[:40]!r}, which this transformers does not know")
-    for key, most in (("num_hidden_layers", _MOST_LAYERS), ("hidden_size", _WIDEST), ("vocab_size", _WIDEST)):
-        size = data.get(key)
-        if isinstance(size, int | float) and not 0 < size <= most:
-            raise HastenError(f"{path} says {key} is {size}: fetch or copy it again")
+    check_sizes(data, path)
     data = {k: v for k, v in data.items() if k not in ("auto_map", "quantization_config")}
     try:
         with quiet():

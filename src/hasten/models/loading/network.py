@@ -11,6 +11,7 @@ import torch
 
 from hasten.data import assets
 from hasten.errors import HastenError
+from hasten.files import named_path
 from hasten.models.loading.gguf_network import from_gguf, from_gguf_packed
 from hasten.models.loading.loaded import Loaded
 from hasten.models.loading.safetensors_folder import from_folder
@@ -60,7 +61,7 @@ def load_packed(
     Raises:
         HastenError: not a GGUF file, or one that `load_network` refuses.
     """
-    path = Path(source).expanduser()
+    path = named_path(source, "the model")
     name, origin = path.stem, str(path.resolve())
     if any(a.name == str(source) for a in assets.assets()):
         name = origin = str(source)
@@ -72,7 +73,7 @@ def load_packed(
 
 
 def _load(source: str | Path, dtype: torch.dtype, progress: assets.Progress) -> Loaded:
-    path = Path(source).expanduser()
+    path = named_path(source, "the model")
     if path.is_dir():
         return from_folder(path, path.name, str(path.resolve()), dtype)
     if path.suffix in (".safetensors", ".json") and path.is_file():

@@ -7,7 +7,6 @@ attention begins (arXiv 2507.20984, section 3). The least recently used bundles 
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import threading
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from hasten.errors import HastenError
-from hasten.files import write_aside
+from hasten.files import parse_json, write_aside
 from hasten.models.language.smallthinker import HeadPredictor, SmallThinkerLM
 from hasten.nn.attention import LayerCache
 from hasten.nn.reglu_experts import Expert, route, sparse_rows
@@ -79,7 +78,7 @@ class ExpertFile:
             size = int.from_bytes(os.pread(self._file, 8, 0), "little")
             if not 0 < size <= min(self._end, 1 << 26):
                 raise ValueError("no header")
-            header = json.loads(os.pread(self._file, size, 8))
+            header = parse_json(os.pread(self._file, size, 8))
             self._sums = {_key(n): int(c) for n, c in header.pop("__metadata__").items()}
             self._places: dict[Key, tuple[int, int]] = {}
             shapes = set()

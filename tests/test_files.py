@@ -1,0 +1,73 @@
+"""Reading what others wrote: bounds of size, depth and names, each told in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from hasten import files
+from hasten.errors import HastenError, users_code
+
+
+def test_a_file_without_end_is_left_at_the_limit() -> None:
+    with pytest.raises(HastenError, match="longer than 1,000 bytes"):
+        files.read_bytes("/dev/zero", most=1000)
+
+
+def test_what_fits_is_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 1000)
+    assert len(files.read_bytes(tmp_path / "a", most=1000)) == 1000
+    assert files.read_text(tmp_path / "a") == "x" * 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("a" * 5000, "too long"), ("a\0b", "zero byte"), ("~no-such-user-here/x", "home directory")]
+)
+def test_names_that_no_file_can_have(name: str, why: str) -> None:
+    for use in (files.named_path, files.read_bytes):
+        with pytest.raises(HastenError, match=why) as told:
+            use(name)
+        assert "\n" not in str(told.value)
+        assert len(str(told.value)) < 300
+
+
+DEEP = 10_000
+NESTED = {
+    "json lists": ("[" * DEEP + "]" * DEEP, files.parse_json),
+    "json objects": ('{"a":' * DEEP + "1" + "}" * DEEP, files.parse_json),
+    "toml lists": ("a = " + "[" * DEEP + "]" * DEEP, files.parse_toml),
+    "toml keys": (".".join("a" * DEEP) + " = 1", files.parse_toml),
+    "toml tables": ("[" + ".".join("a" * DEEP) + "]", files.parse_toml),
+    "json just too deep": ("[" * (files.DEEPEST + 1) + "]" * (files.DEEPEST + 1), files.parse_json),
+}
+
+
+@pytest.mark.parametrize("case", NESTED)
+def test_deep_nesting_is_refused(case: str) -> None:
+    text, parse = NESTED[case]
+    with pytest.raises(ValueError, match="nested deeper"):
+        parse(text)
+
+
+def test_what_is_as_deep_as_allowed_is_read() -> None:
+    value = files.parse_json("[" * files.DEEPEST + "]" * files.DEEPEST)
+    for _ in range(files.DEEPEST - 1):
+        (value,) = value
+    assert value == []
+
+
+class Odd(BaseException):
+    """What a user's code may raise."""
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), Odd("a\nb"), ValueError("no"), RecursionError("deep")])
+def test_however_a_users_code_ends_is_one_line(error: BaseException) -> None:
+    with pytest.raises(HastenError, match=r"net\.py failed: ") as told, users_code("net.py failed"):
+        raise error
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), HastenError("own")])
+def test_ctrl_c_and_our_own_errors_come_through(error: BaseException) -> None:
+    with pytest.raises(type(error)) as told, users_code("net.py failed"):
+        raise error
+    assert told.value is error
