@@ -95,7 +95,14 @@ def test_a_check_of_no_claim_is_refused(shelf: Path) -> None:
         checks_of(papers.paper("doubling"))
 
 
-@pytest.mark.parametrize(("text", "said"), [("x = (", "SyntaxError"), ("raise SystemExit(3)", "SystemExit: 3")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = (", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise type('Odd', (BaseException,), {})", "Odd: "),
+    ],
+)
 def test_checks_that_cannot_be_imported_are_refused_in_one_line(shelf: Path, text: str, said: str) -> None:
     (shelf / "checks" / "doubling.py").write_text(text)
     with pytest.raises(HastenError, match=f"cannot be imported .{said}"):

@@ -280,7 +280,9 @@ def _guarded(home: tuple[str, str], sent: bytes) -> Any:
         import_file(*home)
         function, arguments = pickle.loads(sent)
         return function(*arguments)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # an arm fails alone, however it does
         return Failure(_line(error))
 
 
@@ -416,7 +418,9 @@ class Runner:
             verdict = f"not judged: {error}"
         except HastenError as error:
             verdict = f"not checkable here: {' '.join(str(error).split())}"
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a check fails alone, however it does
             verdict, detail = f"error: {_line(error)}", _place(error)
         else:
             if isinstance(result, Seen):

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from hasten.errors import HastenError, users_code
+from hasten.errors import HastenError
 from hasten.papers.card import FIELDS, Paper, read_card
 from hasten.papers.importing import OUTSIDE, import_file
 
@@ -111,8 +111,13 @@ def checks_of(card: Paper) -> ModuleType | None:
     inside = file.parent == Path(__file__).parent / "checks"
     digest = hashlib.sha256(f"{file.resolve()}\0".encode() + file.read_bytes()).hexdigest()[:12]  # edited: another one
     name = f"hasten.papers.checks.{file.stem}" if inside else f"{OUTSIDE}{digest}_{file.stem}"
-    with users_code(f"{file} cannot be imported"):
+    try:
         module = import_file(name, str(file))
+    except (HastenError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # it is a user's, and may raise what it likes
+        what = " ".join(str(error).split())[:200]
+        raise HastenError(f"{file} cannot be imported ({type(error).__name__}: {what})") from error
     from hasten.papers.experiment import Check
 
     found = {value.claim for value in vars(module).values() if isinstance(value, Check)}
