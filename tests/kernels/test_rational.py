@@ -167,6 +167,26 @@ def test_block_sums_round_less_than_shared_ones() -> None:
         assert (ours[i] - exact[i]).abs().mean() < 0.5 * (theirs[i] - exact[i]).abs().mean()
 
 
+@pytest.mark.skipif(not ISAS, reason="the compiled kernels are not installed")
+def test_shared_additions_are_pooled_per_group() -> None:
+    """48 sums for a numerator that eight groups share, as KAT has them, not 6; and repeats change time alone."""
+    x, _, b, grad = inputs(500, 8, 32, seed=6)
+    a = torch.tensor([[0.0, 0.5, 0.25, 0.053, 0.0058, 0.00027]])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        shared = kernel.naive_backward(grad, x, a, b, 8)
+        each = kernel.naive_backward(grad, x, a.repeat(8, 1), b, 8)
+        again = kernel.naive_backward(grad, x, a, b, 8, repeats=8)
+        alike = kernel.naive_backward(grad, x, a, b[:1], 8)
+        own = kernel.naive_backward(grad, x, a, b[:1].repeat(8, 1), 8)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(shared[1], each[1].sum(0, keepdim=True))
+    assert torch.equal(alike[2], own[2].sum(0, keepdim=True))
+    assert all(torch.equal(p, q) for p, q in zip(shared[:3], again[:3], strict=True))
+
+
 def test_other_degrees_run_in_plain_torch() -> None:
     x, a, b = torch.randn(5, 6), torch.randn(1, 3), torch.randn(2, 2)
     leaves = [t.double().requires_grad_() for t in (x, a, b)]

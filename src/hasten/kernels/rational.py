@@ -189,10 +189,12 @@ def _split(total: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tenso
 def naive_backward(
     grad: Tensor, x: Tensor, numerator: Tensor, denominator: Tensor, groups: int = 1, repeats: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """The gradient as KAT's kernel took it: every element adds its ten shares to shared addresses, atomically.
+    """The gradient as KAT's kernel took it: every element adds its ten shares to its group's addresses, atomically.
 
-    For comparison with what `rational` does; compiled, so the two differ in the order of the sums alone. With
-    ``repeats`` the polynomials are evaluated so often, to no other effect than their arithmetic's time.
+    Sums are pooled per group, those of a numerator that all groups share too (48 of them at eight groups), and the
+    groups' are added up at the end. For comparison with what `rational` does; compiled, so the two differ in the order
+    of the sums alone. With ``repeats`` the quotient is evaluated so often, P, Q and the division, to no other effect
+    than its arithmetic's time.
 
     Returns:
         Gradients of x, numerator and denominator, and the number of shared additions.
@@ -207,7 +209,9 @@ def naive_backward(
     assert module is not None
     x, grad = x.contiguous(), grad.to(x.dtype).contiguous()
     dx, sums = torch.empty_like(x), gate.zeros(groups, TOP + BOTTOM)
-    call, _kept = _call(x, numerator, denominator, groups, dx, grad, sums)
+    # Coefficients that groups share stand there once a group, so that each group has sums of its own.
+    own = [c.expand(groups, -1) if c.shape[0] == 1 else c for c in (numerator, denominator)]
+    call, _kept = _call(x, own[0], own[1], groups, dx, grad, sums)
     additions = module.rational_naive_backward(call, repeats, torch.get_num_threads())
     return dx, *_split(sums, numerator, denominator), additions
 

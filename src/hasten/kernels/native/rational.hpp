@@ -17,9 +17,9 @@ struct RationalArgs {
   const float *top = nullptr;                // (numerators, 6)
   const float *bottom = nullptr;             // (denominators, 4)
   void* y = nullptr;                         // forward: the value; backward: the gradient of x
-  // What each block adds up (blocks(), groups, 10); naive: (groups, 10), shared coefficients in the first row.
+  // What each block adds up (blocks(), groups, 10); naive: (groups, 10).
   float* sums = nullptr;
-  int64_t repeats = 1;  // naive: how often the polynomials are evaluated, to see whether arithmetic matters
+  int64_t repeats = 1;  // naive: how often the quotient is evaluated, to see whether arithmetic matters
   float nothing = 0;    // 0 that the compiler does not know
 
   int64_t blocks() const { return (rows + kRows - 1) / kRows; }
@@ -162,8 +162,7 @@ int64_t rational_naive_as(const RationalArgs& r, int64_t begin, int64_t end) {
       const int64_t at = row * r.channels + group.first;
       const T *x = static_cast<const T*>(r.x) + at, *grad = static_cast<const T*>(r.grad) + at;
       T* dx = static_cast<T*>(r.y) + at;
-      float* top = r.sums + (r.numerators > 1 ? g * RationalArgs::kSums : 0);
-      float* bottom = r.sums + (r.denominators > 1 ? g * RationalArgs::kSums : 0);
+      float* sums = r.sums + g * RationalArgs::kSums;  // KAT's kernel pools per group
       float shares[RationalArgs::kSums][kLanes];
       for (int64_t c = 0; c < group.width; c += kLanes) {
         const int64_t count = group.width - c;
@@ -171,7 +170,8 @@ int64_t rational_naive_as(const RationalArgs& r, int64_t begin, int64_t end) {
         vec again = v;
         for (int64_t i = 0; i < r.repeats; ++i) {
           f.at(again, abs(again));
-          again = fma(f.p, broadcast(r.nothing), v);
+          // P and the quotient both: neither polynomial nor the division can be left out.
+          again = fma(mul(f.p, f.q), broadcast(r.nothing), v);
         }
         const vec m = sub(zero(), mul(mul(f.p, f.q), f.q));
         store_part(dx + c, mul(o, f.slope(v, size, m)), count);
@@ -183,7 +183,7 @@ int64_t rational_naive_as(const RationalArgs& r, int64_t begin, int64_t end) {
           store(shares[RationalArgs::kTop + j], mul(share = mul(share, size), broadcast(group.sign[j])));
         for (int lane = 0; lane < kLanes && lane < count; ++lane)
           for (int i = 0; i < RationalArgs::kSums; ++i) {
-            add_shared((i < RationalArgs::kTop ? top : bottom) + i, shares[i][lane]);
+            add_shared(sums + i, shares[i][lane]);
             ++additions;
           }
       }
