@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from hasten.cost.chips.dataflow import ConvShape, conv_shapes
+from hasten.cost.chips.dataflow import ConvShape
+from hasten.cost.chips.module_layers import conv_shapes
 from hasten.errors import HastenError
 from hasten.models.vision.resnet9 import ResNet9
 from hasten.search.codesign.chips import ChipSpace, chip_problem
@@ -40,7 +41,7 @@ def problem(
     """The chip that runs one picture through each network: least time, energy and area.
 
     Args:
-        workload: one of `WORKLOADS`, or the layers of each network (`hasten.cost.chips.dataflow.conv_shapes`).
+        workload: one of `WORKLOADS`, or the layers of each network (`hasten.cost.chips.module_layers.conv_shapes`).
         deadline: seconds within which layers are assigned for the least energy; where none is within it, the soonest.
         chips: to choose from; NASAIC's two sub-accelerators with 4096 elements and 64 GB/s together when None.
 

@@ -1,10 +1,8 @@
 """Dataflow templates: bounds, symmetries, monotone costs, and which layers suit which."""
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
 from hasten.cost.chips.dataflow import (
     CLOCK,
@@ -13,11 +11,10 @@ from hasten.cost.chips.dataflow import (
     SubAccelerator,
     area,
     blocked_cost,
-    conv_shapes,
     layer_cost,
+    layer_costs,
 )
 from hasten.errors import HastenError
-from hasten.models.vision.resnet9 import ResNet9
 
 shapes = st.builds(
     ConvShape,
@@ -64,6 +61,29 @@ def test_symmetries(layer, pes):
     flat = ConvShape(k, c, r, s, y * x, 1, layer.stride)
     dla = SubAccelerator("dla", pes, 8)
     assert layer_cost(layer, dla) == layer_cost(flat, dla)
+
+
+@given(shapes, st.sampled_from(DATAFLOWS), st.integers(1, 500), st.floats(0.5, 32), st.floats(1, 4))
+def test_energy_within_a_deadline_never_grows_with_bandwidth(layer, dataflow, pes, bandwidth, times):
+    slow = layer_costs(layer, SubAccelerator(dataflow, pes, bandwidth))
+    fast = layer_costs(layer, SubAccelerator(dataflow, pes, bandwidth * times))
+    for ways in (slow, fast):
+        assert [c.cycles for c in ways] == sorted({c.cycles for c in ways})
+        assert [c.energy for c in ways] == sorted({c.energy for c in ways}, reverse=True)
+    assert fast[-1].energy == slow[-1].energy
+    for cost in slow:
+        assert min(c.energy for c in fast if c.cycles <= cost.cycles * (1 + 1e-9)) <= cost.energy
+
+
+def test_less_time_may_cost_many_times_the_energy():
+    """A way a few per cent sooner at nine times the energy is offered beside the other, not in its place."""
+    layer = ConvShape(128, 128, 3, 3, 28, 28)
+    narrow, wide = (layer_costs(layer, SubAccelerator("shi", 256, b)) for b in (16, 24))
+    soonest, least = wide
+    assert layer_cost(layer, SubAccelerator("shi", 256, 24)) == soonest
+    assert 0.95 < soonest.cycles / narrow[0].cycles < 1
+    assert soonest.energy > 9 * narrow[0].energy
+    assert least.energy == narrow[0].energy
 
 
 def test_pieces_that_move_less_are_chosen():
@@ -114,22 +134,3 @@ def test_area_and_errors():
             SubAccelerator(*wrong)
     with pytest.raises(HastenError):
         ConvShape(0, 1, 1, 1, 1, 1)
-
-
-def test_layers_of_a_module():
-    network = ResNet9(10, 1, 8, (16, 24), (1, 0)).train()
-    shapes = conv_shapes(network, (1, 1, 14, 14))
-    assert network.training
-    assert shapes == (
-        ConvShape(8, 1, 3, 3, 14, 14),
-        ConvShape(16, 8, 3, 3, 14, 14),
-        ConvShape(16, 16, 3, 3, 7, 7),
-        ConvShape(16, 16, 3, 3, 7, 7),
-        ConvShape(24, 16, 3, 3, 7, 7),
-        ConvShape(10, 24, 1, 1, 1, 1),
-    )
-    assert network(torch.zeros(2, 1, 14, 14)).shape == (2, 10)
-    with pytest.raises(HastenError, match="groups"):
-        conv_shapes(nn.Conv2d(4, 4, 3, groups=4), (1, 4, 8, 8))
-    with pytest.raises(HastenError, match="skips"):
-        ResNet9(10, 1, 8, (16,), (1, 0))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.cost.chips.dataflow import ConvShape
+from hasten.cost.chips.dataflow import ConvShape, SubAccelerator
 from hasten.errors import HastenError
 from hasten.search import Infeasible, Space, Study, categorical
 from hasten.search.codesign.chips import ChipSpace, Specs, chip_problem, map_chip, penalty
@@ -167,6 +167,20 @@ def test_finds_networks_and_a_chip_that_networks_first_cannot():
     layers = ours.layers(tuple(itertools.chain(*codec)))
     cost, _ = map_chip(layers, CHIPS.chip(found.chip), ours.limits.latency)
     assert Specs.of(cost) == found.cost
+
+
+def test_more_bandwidth_never_costs_the_mapper_energy():
+    layers = [(ConvShape(128, 128, 3, 3, 28, 28), ConvShape(64, 128, 3, 3, 28, 28))]
+    narrow, _ = map_chip(layers, [SubAccelerator("shi", 256, 16)])
+    for deadline in (math.inf, narrow.latency, 0.99 * narrow.latency):
+        seen = [map_chip(layers, [SubAccelerator("shi", 256, b)], deadline)[0] for b in (16, 24, 32, 64)]
+        within = [c.energy for c in seen if c.latency <= deadline]
+        assert within == sorted(within, reverse=True)
+        assert len(within) >= 3
+    # Sooner than the pieces of least energy: only as much more energy as that asks for.
+    tight, placed = map_chip(layers, [SubAccelerator("shi", 256, 24)], 0.0)
+    assert tight.latency < narrow.latency
+    assert placed.energy == tight.energy > narrow.energy
 
 
 def test_the_chip_alone_is_a_search_like_any_other():

@@ -8,12 +8,9 @@ equations are our own, from what each array keeps still and what it broadcasts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-
-import torch
-from torch import nn
 
 from hasten.cost.chips.chip_cost import ChipCost
 from hasten.errors import HastenError
@@ -36,7 +33,8 @@ CLOCK = 1e9
 class ConvShape:
     """A convolution of one image: K output and C input channels, an R x S kernel, Y x X outputs.
 
-    A fully connected layer is one with R = S = Y = X = 1.
+    A fully connected layer is one with R = S = X = 1 and a row for each token. ``stride`` is that along rows, and along
+    columns too where ``column_stride`` is None.
     """
 
     out_channels: int
@@ -46,12 +44,21 @@ class ConvShape:
     height: int
     width: int
     stride: int = 1
+    column_stride: int | None = None
 
     def __post_init__(self) -> None:
+        if self.column_stride is None:
+            object.__setattr__(self, "column_stride", self.stride)
         if min(self.out_channels, self.in_channels, self.kernel_rows, self.kernel_columns) < 1 or (
-            min(self.height, self.width, self.stride) < 1
+            min(self.height, self.width, *self.strides) < 1
         ):
             raise HastenError(f"every size of a convolution must be at least 1: {self}")
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Along rows and along columns."""
+        assert self.column_stride is not None
+        return self.stride, self.column_stride
 
     @property
     def macs(self) -> int:
@@ -66,7 +73,7 @@ class ConvShape:
     @property
     def inputs(self) -> int:
         """Bytes of 8-bit inputs that are used, the border of padding not counted."""
-        rows, columns = min(self.stride, self.kernel_rows), min(self.stride, self.kernel_columns)
+        rows, columns = min(self.strides[0], self.kernel_rows), min(self.strides[1], self.kernel_columns)
         return self.in_channels * self.height * self.width * rows * columns
 
     @property
@@ -180,36 +187,46 @@ def _moved(
     return best[0] + layer.outputs, best[1]
 
 
-def _cost(
-    layer: ConvShape, unit: SubAccelerator, compute: int, moved: float, accesses: float, ends: float,
-    blocking: Blocking,
-) -> LayerCost:  # fmt: skip
-    """``ends``: bytes that arrive before the first multiplication, and leave after the last."""
-    computing, moving = compute + ends / unit.bandwidth, moved / unit.bandwidth
+@dataclass(frozen=True)
+class _Way:
+    """A layer in given pieces, whatever the bandwidth.
+
+    Args:
+        compute: cycles in which the array computes.
+        moved, accesses: bytes from and to what is outside, and from and to the buffer.
+        ends: bytes that arrive before the first multiplication, and leave after the last.
+        blocking: the pieces.
+    """
+
+    compute: int
+    moved: float
+    accesses: float
+    ends: float
+    blocking: Blocking
+
+    @property
+    def spent(self) -> float:
+        """Energy that the pieces decide, in multiply-accumulates."""
+        return BUFFER_RATIO * self.accesses + OUTSIDE_RATIO * self.moved
+
+
+def _cost(layer: ConvShape, unit: SubAccelerator, way: _Way) -> LayerCost:
+    computing, moving = way.compute + way.ends / unit.bandwidth, way.moved / unit.bandwidth
     cycles = max(computing, moving)
     return LayerCost(
         latency=cycles / CLOCK,
-        energy=MAC_ENERGY * (layer.macs + BUFFER_RATIO * accesses + OUTSIDE_RATIO * moved),
-        bytes={"buffer": accesses, "memory": moved},
+        energy=MAC_ENERGY * (layer.macs + way.spent),
+        bytes={"buffer": way.accesses, "memory": way.moved},
         area=unit.area,
         bound="compute" if computing >= moving else "memory",
         cycles=cycles,
-        compute=compute,
-        blocking=blocking,
+        compute=way.compute,
+        blocking=way.blocking,
     )
 
 
-def _better(new: LayerCost, old: LayerCost | None) -> bool:
-    return old is None or (new.cycles, new.energy) < (old.cycles, old.energy)
-
-
-def _done(found: LayerCost | None, compute: int, least: float) -> bool:
-    """Whether nothing that computes at least so long, and moves at least so many cycles, can be sooner."""
-    return found is not None and found.cycles <= max(compute, least)
-
-
-def _dla_in(layer: ConvShape, unit: SubAccelerator, rounds: int, strips: int) -> LayerCost | None:
-    """Cost in so many pieces; None where their sums do not fit."""
+def _dla_in(layer: ConvShape, unit: SubAccelerator, rounds: int, strips: int) -> _Way | None:
+    """The way in so many pieces; None where their sums do not fit."""
     across = min(ATOMIC_CHANNELS, unit.pes)
     rounds_in = math.ceil(layer.in_channels / across)
     positions = layer.height * layer.width
@@ -225,27 +242,21 @@ def _dla_in(layer: ConvShape, unit: SubAccelerator, rounds: int, strips: int) ->
     accesses = layer.macs / filters + layer.weights * strips + layer.outputs * (2 * rounds_in - 1)
     # Weights of the first step come before; outputs leave, so many positions at once, as the last step ends their sums.
     ends = filters * (min(layer.in_channels, ATOMIC_CHANNELS) + min(positions, ATOMIC_CHANNELS))
-    return _cost(layer, unit, compute, way[0], accesses, ends, Blocking(rounds, strips, 1, way[1]))
+    return _Way(compute, way[0], accesses, ends, Blocking(rounds, strips, 1, way[1]))
 
 
-def _dla(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
-    across = min(ATOMIC_CHANNELS, unit.pes)
+def _dla(layer: ConvShape, unit: SubAccelerator) -> Iterator[_Way]:
     positions = layer.height * layer.width
-    steps = layer.kernel_rows * layer.kernel_columns * positions * math.ceil(layer.in_channels / across)
-    least = (layer.weights + layer.inputs + layer.outputs) / unit.bandwidth
-    found: LayerCost | None = None
     # Fewer filters at once than the array has room for leave room for their sums.
-    rounds = math.ceil(layer.out_channels / (unit.pes // across))
-    while rounds and not _done(found, steps * rounds, least):
+    rounds = math.ceil(layer.out_channels / (unit.pes // min(ATOMIC_CHANNELS, unit.pes)))
+    while rounds:
         strips = 1
         while strips == 1 or strips * ATOMIC_CHANNELS <= positions:  # weights stay while the next ones come
-            cost = _dla_in(layer, unit, rounds, strips)
-            if cost is not None and _better(cost, found):
-                found = cost
+            way = _dla_in(layer, unit, rounds, strips)
+            if way is not None:
+                yield way
             strips *= 2
         rounds = _next(layer.out_channels, rounds)
-    assert found is not None
-    return found
 
 
 def _next(size: int, pieces: int) -> int:
@@ -268,29 +279,20 @@ def _tiles(height: int, width: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(sorted((a * b, a, b) for a in cuts(height) for b in cuts(width)))
 
 
-def _shi(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
-    least = (layer.weights + layer.inputs + layer.outputs) / unit.bandwidth
-    found: LayerCost | None = None
+def _shi(layer: ConvShape, unit: SubAccelerator) -> Iterator[_Way]:
     for tiles, down, along in _tiles(layer.height, layer.width):
         rows, columns = math.ceil(layer.height / down), math.ceil(layer.width / along)
         if rows * columns > unit.pes:
             continue
-        compute = layer.weights * tiles
-        if _done(found, compute, least):
-            break
         bordered = tiles * layer.in_channels * _window(rows, layer.kernel_rows, layer.stride)
-        bordered *= _window(columns, layer.kernel_columns, layer.stride)
+        bordered *= _window(columns, layer.kernel_columns, layer.strides[1])
         way = _moved(layer, unit.buffer, layer.out_channels, tiles, 0, bordered)
         assert way is not None  # sums never leave their PE
         # A weight is broadcast to all outputs; inputs go from neighbour to neighbour, so that each is read once for a
         # filter and a column of the kernel.
         accesses = layer.weights * tiles + layer.inputs * layer.out_channels + layer.outputs
         blocking = Blocking(layer.out_channels, down, along, way[1])
-        cost = _cost(layer, unit, compute, way[0], accesses, 2 * rows * columns, blocking)
-        if _better(cost, found):
-            found = cost
-    assert found is not None
-    return found
+        yield _Way(layer.weights * tiles, way[0], accesses, 2 * rows * columns, blocking)
 
 
 def _window(outputs: int, kernel: int, stride: int) -> int:
@@ -298,7 +300,7 @@ def _window(outputs: int, kernel: int, stride: int) -> int:
     return outputs * min(stride, kernel) + max(kernel - stride, 0)
 
 
-def _rs(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
+def _rs(layer: ConvShape, unit: SubAccelerator) -> Iterator[_Way]:
     rows = layer.kernel_rows
     used = unit.pes // rows * rows if unit.pes >= rows else unit.pes
     pairs = layer.out_channels * rows * layer.height
@@ -307,7 +309,6 @@ def _rs(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
     together = min(layer.out_channels, max(1, used // (rows * layer.height)))  # filters in the array at once
     least = math.ceil(rows * layer.height / used)  # strips of the picture, where not even one filter fits
     rounds = math.ceil(layer.out_channels / together)
-    found: LayerCost | None = None
     strips = 1
     while strips < 2 * layer.height:
         if strips >= least or strips >= layer.height:
@@ -317,76 +318,60 @@ def _rs(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
             accesses = layer.inputs * rounds + layer.weights * strips
             accesses += 2 * layer.outputs * max(1, layer.in_channels // 4)
             # Outputs leave row by row while others are computed.
-            cost = _cost(layer, unit, compute, way[0], accesses, 0, Blocking(rounds, strips, 1, way[1]))
-            if _better(cost, found):
-                found = cost
+            yield _Way(compute, way[0], accesses, 0, Blocking(rounds, strips, 1, way[1]))
         strips *= 2
-    assert found is not None
-    return found
+
+
+@lru_cache(maxsize=100_000)
+def _ways(layer: ConvShape, dataflow: str, pes: int) -> tuple[_Way, ...]:
+    """The ways of a layer that no other beats in cycles, bytes and energy at once, the least energy first."""
+    # Its buffer goes with its elements: the ways are the same at any bandwidth.
+    found = {"dla": _dla, "shi": _shi, "rs": _rs}[dataflow](layer, SubAccelerator(dataflow, pes, 1))
+    kept: list[_Way] = []
+    for way in sorted(found, key=lambda w: (w.spent, w.compute, w.moved, w.ends)):
+        if not any(k.compute <= way.compute and k.moved <= way.moved and k.ends <= way.ends for k in kept):
+            kept.append(way)
+    return tuple(kept)
 
 
 @lru_cache(maxsize=200_000)
-def layer_cost(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
-    """What a layer costs on a sub-accelerator: the longer of computing and moving, as both overlap.
+def layer_costs(layer: ConvShape, unit: SubAccelerator) -> tuple[LayerCost, ...]:
+    """What a layer costs on a sub-accelerator in the ways to take it in pieces that no other beats, the soonest first.
 
-    Only what is needed for the first multiplication, and the last piece of outputs, cannot. Weights, inputs and
-    outputs cross its interface; what its buffer keeps crosses once, what it does not crosses as often as the dataflow
-    needs it again, in the best of the ways to take the layer in pieces. NASAIC, section II; the equations of each
-    template are ours.
+    Each takes the longer of computing and moving, as both overlap; only what is needed for the first multiplication,
+    and the last piece of outputs, cannot. Weights, inputs and outputs cross its interface; what its buffer keeps
+    crosses once, what it does not crosses as often as the dataflow needs it again. NASAIC, section II; the equations of
+    each template are ours.
+
+    With more bandwidth each takes no longer, and as much energy: so the least energy within a deadline never grows.
     """
-    return {"dla": _dla, "shi": _shi, "rs": _rs}[unit.dataflow](layer, unit)
+    found: list[LayerCost] = []
+    every = (_cost(layer, unit, way) for way in _ways(layer, unit.dataflow, unit.pes))
+    for cost in sorted(every, key=lambda c: (c.cycles, c.energy)):
+        if not found or cost.energy < found[-1].energy:
+            found.append(cost)
+    return tuple(found)
+
+
+def layer_cost(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
+    """The soonest of `layer_costs`."""
+    return layer_costs(layer, unit)[0]
 
 
 def blocked_cost(layer: ConvShape, unit: SubAccelerator, rounds: int, strips: int) -> LayerCost:
-    """What a layer costs on a ``dla`` in given pieces, with the better outer loop of both; `layer_cost` is the best.
+    """What a layer costs on a ``dla`` in given pieces, with the better outer loop of both.
 
     Raises:
         HastenError: another dataflow, more filters at once than the array has room for, or sums that do not fit.
     """
     if unit.dataflow != "dla" or math.ceil(layer.out_channels / rounds) > unit.pes // min(ATOMIC_CHANNELS, unit.pes):
         raise HastenError(f"{rounds} rounds of filters do not fit a {unit.dataflow} of {unit.pes} elements")
-    cost = _dla_in(layer, unit, rounds, strips)
-    if cost is None:
+    way = _dla_in(layer, unit, rounds, strips)
+    if way is None:
         raise HastenError(f"the sums of {strips} strips do not fit {unit.buffer} bytes: take more strips")
-    return cost
+    return _cost(layer, unit, way)
 
 
 def area(units: Iterable[SubAccelerator]) -> float:
     """Square metres of a chip of these sub-accelerators."""
     return sum(unit.area for unit in units)
-
-
-def conv_shapes(module: nn.Module, inputs: Sequence[int]) -> tuple[ConvShape, ...]:
-    """The convolutions and fully connected layers of a module, in the order they run on an input of shape ``inputs``.
-
-    Raises:
-        HastenError: one with groups, or a kernel that is not two-dimensional.
-    """
-    found: list[ConvShape] = []
-
-    def seen(layer: nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
-        if isinstance(layer, nn.Linear):
-            found.append(ConvShape(layer.out_features, layer.in_features, 1, 1, 1, 1))
-            return
-        assert isinstance(layer, nn.Conv2d)
-        if layer.groups != 1:
-            raise HastenError("a convolution with groups has no mapping to these dataflows")
-        rows, columns = layer.kernel_size
-        found.append(
-            ConvShape(
-                layer.out_channels, layer.in_channels, rows, columns, made.shape[-2], made.shape[-1],
-                int(layer.stride[0]),
-            )
-        )  # fmt: skip
-
-    hooks = [m.register_forward_hook(seen) for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    was = module.training
-    try:
-        with torch.no_grad():
-            device = next(module.parameters()).device
-            module.eval()(torch.zeros(tuple(inputs), device=device))
-    finally:
-        module.train(was)
-        for hook in hooks:
-            hook.remove()
-    return tuple(found)

@@ -89,7 +89,7 @@ class Nest:
 def convolution(shape: ConvShape) -> Nest:
     """A convolution of one image: ranks k, c, r, s, y, x; tensors W, I, O."""
     one = {rank: (rank, 1) for rank in "kcrsyx"}
-    window = (("y", shape.stride), one["r"]), (("x", shape.stride), one["s"])
+    window = (("y", shape.stride), one["r"]), (("x", shape.strides[1]), one["s"])
     sizes = (
         ("k", shape.out_channels), ("c", shape.in_channels), ("r", shape.kernel_rows), ("s", shape.kernel_columns),
         ("y", shape.height), ("x", shape.width),

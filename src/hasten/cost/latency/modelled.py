@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from hasten.cost.chips.dataflow import CLOCK, ConvShape, SubAccelerator, layer_cost
+from hasten.cost.chips.dataflow import CLOCK, SubAccelerator, layer_cost
+from hasten.cost.chips.module_layers import grouped_shapes
 from hasten.cost.latency.tables import Arch, LatencyTables
 from hasten.cost.roofline import Schedule, estimate
 from hasten.errors import HastenError
@@ -62,29 +63,8 @@ class ArrayDevice:
 
     def seconds(self, part: nn.Module, shape: tuple[int, ...]) -> float:
         """Seconds of a part for one image."""
-        cycles = 0.0
-
-        def seen(layer: nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
-            nonlocal cycles
-            if isinstance(layer, nn.Linear):
-                cycles += layer_cost(ConvShape(layer.out_features, layer.in_features, 1, 1, 1, 1), self.unit).cycles
-                return
-            assert isinstance(layer, nn.Conv2d)
-            rows, columns = layer.kernel_size
-            g = layer.groups
-            shape = ConvShape(
-                layer.out_channels // g, layer.in_channels // g, rows, columns, made.shape[-2], made.shape[-1],
-                int(layer.stride[0]),
-            )  # fmt: skip
-            cycles += g * layer_cost(shape, self.unit).cycles
-
-        hooks = [m.register_forward_hook(seen) for m in part.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        try:
-            with torch.no_grad():
-                part(torch.zeros(1, *shape))
-        finally:
-            for hook in hooks:
-                hook.remove()
+        found = grouped_shapes(part, (1, *shape))
+        cycles = sum(groups * layer_cost(layer, self.unit).cycles for layer, groups in found)
         return cycles / CLOCK
 
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hasten.cost.chips.chip_cost import ChipCost
-from hasten.cost.chips.dataflow import CLOCK, DATAFLOWS, ConvShape, SubAccelerator, area, layer_cost
+from hasten.cost.chips.dataflow import CLOCK, DATAFLOWS, ConvShape, LayerCost, SubAccelerator, area, layer_costs
 from hasten.errors import HastenError
-from hasten.search.codesign.assignment import Assignment, assign
+from hasten.search.codesign.assignment import Assignment, assign, makespan
 from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Params, Space, categorical
+
+_Costs = list[list[list[LayerCost]]]  # network -> layer -> unit
 
 MAPPER: Mapping[str, Any] = {"restarts": 0, "pairs": False}
 """Settings of `assign` with which chips are mapped: one costs milliseconds, and a search asks for thousands."""
@@ -126,14 +128,20 @@ def map_chip(
 ) -> tuple[ChipCost, Assignment]:
     """Cost of the networks on the chip, their layers assigned for the least energy within the deadline (seconds).
 
+    A layer is taken in the pieces that spend least energy, or, where it must be, in those that take less time: layers
+    are assigned with the former, and where that is not within the deadline with the soonest of all, after which each
+    goes back to pieces of less energy as long as the whole stays within.
+
     Past the deadline the soonest assignment that was found. The chip is bound by what bounds the layers that take most
     of the time: ``compute`` or ``memory``. The assignment's makespan is in cycles, in which a list schedule compares
     exactly.
     """
-    costs = [[[layer_cost(layer, unit) for unit in chip] for layer in network] for network in networks]
-    times = [[[c.cycles for c in row] for row in network] for network in costs]
-    energies = [[[c.energy for c in row] for row in network] for network in costs]
-    found = assign(times, energies, deadline * CLOCK, **MAPPER)
+    ways = [[[layer_costs(layer, unit) for unit in chip] for layer in network] for network in networks]
+    costs = [[[row[-1] for row in layer] for layer in network] for network in ways]
+    found = _assigned(costs, deadline * CLOCK) if deadline > 0 else None
+    if found is None or found.makespan > deadline * CLOCK:
+        costs = [[[row[0] for row in layer] for layer in network] for network in ways]
+        found = _saved(ways, costs, _assigned(costs, deadline * CLOCK), deadline * CLOCK)
     placed = zip(itertools.chain(*costs), itertools.chain(*found.units), strict=True)
     chosen = [row[unit] for row, unit in placed]
     waiting = sum(c.cycles for c in chosen if c.bound == "memory")
@@ -145,6 +153,40 @@ def map_chip(
         bound="memory" if 2 * waiting > sum(c.cycles for c in chosen) else "compute",
     )
     return cost, found
+
+
+def _assigned(costs: _Costs, deadline: float) -> Assignment:
+    times = [[[c.cycles for c in row] for row in network] for network in costs]
+    energies = [[[c.energy for c in row] for row in network] for network in costs]
+    return assign(times, energies, deadline, **MAPPER)
+
+
+def _saved(
+    ways: Sequence[Sequence[Sequence[Sequence[LayerCost]]]], costs: _Costs, found: Assignment, deadline: float
+) -> Assignment:
+    """The assignment with layers in pieces of less energy, in the order of energy saved for time added, where all are
+    still done within the deadline, or as soon as they are where they are not; ``costs`` are changed."""
+    limit = max(deadline, found.makespan)
+    times = [[[c.cycles for c in row] for row in network] for network in costs]
+    moves = []
+    for n, network in enumerate(found.units):
+        for i, unit in enumerate(network):
+            now = costs[n][i][unit]
+            for way in ways[n][i][unit][1:]:
+                saved = now.energy - way.energy
+                moves.append((saved / (way.cycles - now.cycles), saved, n, i, unit, way))
+    end = found.makespan
+    for _, _, n, i, unit, way in sorted(moves, key=lambda m: m[:2], reverse=True):
+        before = times[n][i][unit]
+        if way.energy >= costs[n][i][unit].energy:
+            continue
+        times[n][i][unit] = way.cycles
+        if (after := makespan(times, found.units)) <= limit:
+            costs[n][i][unit], end = way, after
+        else:
+            times[n][i][unit] = before
+    energy = sum(costs[n][i][u].energy for n, row in enumerate(found.units) for i, u in enumerate(row))
+    return Assignment(found.units, end, energy)
 
 
 def chip_problem(networks: Sequence[Sequence[ConvShape]], chips: ChipSpace, deadline: float = math.inf) -> Problem:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hasten.cost.chips.dataflow import conv_shapes
+from hasten.cost.chips.module_layers import conv_shapes
 from hasten.data import images
 from hasten.models.vision.resnet9 import ResNet9
 from hasten.search.codec import Codec
