@@ -212,3 +212,43 @@ def test_int8_activations_stand_before_the_layers_alone() -> None:
     assert len(rounded) == 2 * 7
     assert all(".layers." in name for name in rounded)
     assert 0 < float((after - before).abs().max()) < 0.1 * float(before.abs().max())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(TwoOfFour(by, 1, 32) for by in ("sparsegpt", "wanda", "magnitude")),
+        SparseLowBit(1, 32),
+        SparseLowBit(1, 32, recovery=0.5),
+    ],
+    ids=repr,
+)
+def test_a_bf16_network_is_compressed(method: TwoOfFour | SparseLowBit) -> None:
+    model, ids = tiny(), torch.randint(0, 211, (1, 40))
+    model.network.to(torch.bfloat16)
+    changed = method.apply(copy.deepcopy(model))
+    whole = {n: m for n, m in model.layers.named_modules() if isinstance(m, nn.Linear)}
+    for name, linear in whole.items():
+        known = changed.layers.get_submodule(name)
+        if isinstance(method, TwoOfFour):
+            assert known.weight.dtype is torch.bfloat16
+            assert int((known.weight.unflatten(1, (-1, 4)) != 0).sum(-1).max()) <= 2
+        else:
+            assert isinstance(known, SparseLinear)
+        inputs = torch.randn(3, linear.in_features, dtype=torch.bfloat16)
+        assert known(inputs).dtype is torch.bfloat16
+    said = changed.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    with torch.inference_mode():
+        assert int(changed(ids).logits[0, -1].argmax()) == int(said[0, 40])
+
+
+def test_recovery_of_a_bf16_network_brings_it_nearer() -> None:
+    torch.manual_seed(0)
+    model, ids = tiny(), torch.randint(0, 211, (4, 64))
+    model.network.to(torch.bfloat16)
+    states = last_states(model, ids)
+    trainable(model, ids)
+    before, after = recover(model, ids, states, steps=12)
+    assert after < before
+    pack(model)
+    assert model.generate(ids[:1], max_new_tokens=4, do_sample=False).shape == (1, 68)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import json
 import pkgutil
 import types
 import typing
@@ -162,7 +163,7 @@ def unwritable(method: Method) -> str | None:
     """Why ``method`` could not be read back from its `Method.to_dict`; None when it can."""
     try:
         hash(method)
-        same = from_dict(method.to_dict()) == method
+        same = from_dict(json.loads(json.dumps(method.to_dict(), allow_nan=False))) == method
     except (HastenError, TypeError, ValueError) as error:
         return f"its settings cannot be written and read back: {error}"
     return None if same else "its settings cannot be written and read back: give them plain types"

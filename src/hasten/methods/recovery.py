@@ -105,7 +105,7 @@ def recover(
     Raises:
         HastenError: states of another model or another text, or nothing to train.
     """
-    network, head = model.network, model.decoder.head
+    network, head, read = model.network, model.decoder.head, model.decoder.norm.weight.dtype
     modules = [m for m in network.modules() if isinstance(m, LowBitLinear)]
     if states.shape != (*ids.shape, int(model.config.hidden_size)):
         raise HastenError("recovery needs the whole model's states for the same text: make them by last_states")
@@ -120,7 +120,8 @@ def recover(
 
     def divergence(at: int) -> Tensor:
         with torch.no_grad():
-            target = head(wanted[at : at + 1]).float().log_softmax(-1)
+            # The head reads states in the network's own format.
+            target = head(wanted[at : at + 1].to(read)).float().log_softmax(-1)
         found = network(texts[at : at + 1], use_cache=False).logits.float().log_softmax(-1)
         return torch.nn.functional.kl_div(found, target, log_target=True, reduction="none").sum(-1).mean()
 

@@ -33,7 +33,7 @@ TREES = [
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("tree", TREES, ids=len)
 def test_greedy_text_stays(network: Any, dtype: str, tree: Tree) -> None:
     torch.manual_seed(3)
@@ -46,6 +46,35 @@ def test_greedy_text_stays(network: Any, dtype: str, tree: Tree) -> None:
     found = decode(model, heads, tree, ids, 60)
     assert torch.equal(found.ids, expected)
     assert found.steps <= found.made
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_right_guesses_change_nothing_over_a_rounded_cache(
+    network: Any, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several rows at once read what one by one would: no path goes on into the next block."""
+    model = LanguageModel(network, cache=CacheSpec(dtype))
+    for seed in range(8):
+        ids = torch.randint(0, 211, (1, 40), generator=torch.Generator().manual_seed(seed))
+        expected = model.generate(ids, max_new_tokens=60, min_new_tokens=60, do_sample=False)
+        session, text = LanguageModel.session, expected[0].tolist()
+        held: list[Any] = []
+
+        def watched(*given: Any, of: Any = session, held: list[Any] = held) -> Any:
+            held.append(of(*given))
+            return held[-1]
+
+        def right(*given: Any, text: list[int] = text, held: list[Any] = held) -> torch.Tensor:
+            at = held[-1][0].lengths[0] + 1
+            return torch.tensor([[(text[at + k :] or [0])[0], 5, 7] for k in range(3)])
+
+        monkeypatch.setattr(LanguageModel, "session", watched)
+        monkeypatch.setattr("hasten.runtime.decoding.medusa.guesses", right)
+        found = decode(model, MedusaHeads(128, 3), TREES[0], ids, 60)
+        monkeypatch.undo()
+        assert torch.equal(found.ids, expected)
+        assert found.steps < 30
 
 
 @needs_kernels

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hasten.errors import HastenError
 from hasten.files import write_aside
 from hasten.kernels.compiled import MOST_TREE_ROWS
-from hasten.kernels.kv_cache import MOST_NEW, RECENT
+from hasten.kernels.kv_cache import BLOCK, MOST_NEW, RECENT
 from hasten.runtime.cache import KVCache
 from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel
@@ -186,7 +186,7 @@ def accepted(
 
     Args:
         tree: of the step.
-        tokens: of its nodes.
+        tokens: of its nodes, or of the first of them.
         keeps: (node, token): whether the model, at a node, may go on with a token.
         likelihood: (node, token): log-likelihood of going on so; of equally long paths the one with the largest sum
             is taken, and the first of equals.
@@ -197,7 +197,8 @@ def accepted(
         path, value = stack.pop()
         if (len(path), value) > (len(best), most):
             best, most = path, value
-        going_on = [c for c in reversed(tree.children[path[-1]]) if keeps(path[-1], tokens[c])]
+        children = [c for c in tree.children[path[-1]] if c < len(tokens)]
+        going_on = [c for c in reversed(children) if keeps(path[-1], tokens[c])]
         stack += [([*path, c], value + likelihood(path[-1], tokens[c])) for c in going_on]
     return best
 
@@ -216,6 +217,15 @@ def _gather(cache: KVCache, base: int, nodes: Sequence[int]) -> None:
             else:
                 stored = layer.tensors[which]
                 stored[:, :, to] = stored[:, :, of]
+
+
+def _rows(tree: Tree, cache: KVCache, base: int) -> int:
+    """How many of the tree's rows a step behind ``base`` tokens takes: with a rounded cache none that would stand in
+    the next block, as it would read this one as it was before rounding, and token by token it is read as codes."""
+    if not cache.spec.quantized:
+        return len(tree)
+    # Nodes stand by their depth.
+    return sum(depth < BLOCK - base % BLOCK for depth in tree.depths)
 
 
 @torch.inference_mode()
@@ -254,14 +264,15 @@ def decode(
         base = cache.lengths[0]
         if drafts is None:
             rows = [token]
-            logits = numbers(step(rows, [0], [base], hidden=hidden))
+            logits = numbers(step(rows, [0], [base], hidden=hidden[:1]))
             path = [0]
         else:
-            rows = [token, *(int(drafts[len(p) - 1, p[-1]]) for p in tree.paths)]
-            count = len(rows)
+            count = _rows(tree, cache, base)
+            rows = [token, *(int(drafts[len(p) - 1, p[-1]]) for p in tree.paths[: count - 1])]
             places = list(range(base, base + count))
-            turns = [base + d for d in tree.depths]
-            logits = numbers(step(rows, [0] * count, places, turns=turns, masks=tree.masks, hidden=hidden))
+            turns = [base + d for d in tree.depths[:count]]
+            seen, state = tree.masks[:count], hidden[:count]
+            logits = numbers(step(rows, [0] * count, places, turns=turns, masks=seen, hidden=state))
             if temperature > 0:
                 shares = torch.softmax(logits / temperature, -1)
                 path = accepted(
