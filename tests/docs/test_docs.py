@@ -41,7 +41,7 @@ def run_page(page: Path, folder: Path, slow: bool) -> None:
         if mark in ("no-run", "not run") or (mark == "slow" and not slow):
             continue
         if language == "python":
-            exec(compile(text, f"{page.name}", "exec"), namespace)  # our own pages
+            exec(compile(text, f"{page.name}", "exec", dont_inherit=True), namespace)  # our own pages
             continue
         for line in text.splitlines():
             if line.startswith("$ "):
