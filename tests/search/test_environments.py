@@ -130,6 +130,17 @@ def test_the_reward_pays_for_hitting_the_target():
     assert fitness({"power": 3.0}) == fitness({"power": 1.0}) == 2.0
     assert fitness({"power": 2.0}) == CAP
     assert to_target(power=2.0, time=1.0)({"power": 3.0, "time": 3.0}) == pytest.approx(1.0)
+    # The whole is capped, not each factor: two hits are paid as one, and a hit does not hide a miss.
+    both = {"power": 2.0, "time": 1.0}
+    assert to_target(power=2.0, time=1.0)(both) == CAP
+    assert to_target(1.0, power=2.0)({"power": 2.1}) == 1
+    assert to_target(CAP, 1 / CAP, power=2.0, time=1.0)(both) == pytest.approx(1)
+    near = {"power": 2.0 + 2e-5, "time": 1.0 + 1e-5}
+    assert to_target(None, power=2.0, time=1.0)(near) == pytest.approx(1e10, rel=1e-6)
+    assert 1e30 < to_target(None, power=2.0, time=1.0)(both) < math.inf
+    for cap, scale in ((0, 1), (math.nan, 1), (1, 0), (1, -1)):
+        with pytest.raises(HastenError, match="above 0"):
+            to_target(cap, scale, power=2.0)
     budget = to_budget(power=2.0, area=4.0)
     assert budget({"power": 1.0, "area": 4.0}) == 0
     assert budget({"power": 3.0, "area": 6.0}) == -1.0

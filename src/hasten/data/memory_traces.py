@@ -42,8 +42,9 @@ def memory_trace(workload: str, requests: int = 1000, *, capacity: int = 1 << 30
     """A workload's requests of 64 bytes, one in each cycle.
 
     ``stream`` reads on and on; ``random`` reads anywhere; ``cloud-1`` alternates runs of 50 to 300 reads in a row with
-    50 to 100 anywhere; ``cloud-2`` is of two programs that take turns, each in runs of 10 to 80, with 20 to 60 anywhere
-    between, and three in ten are writes.
+    50 to 100 anywhere; ``cloud-2`` is of two programs that take turns, each going on in runs of 10 to 80, with 20 to 60
+    anywhere between. As in ArchGym's published traces none writes, and half of the steps of ``cloud-2`` are to the next
+    line.
 
     Args:
         workload: one of `WORKLOADS`.
@@ -60,23 +61,27 @@ def memory_trace(workload: str, requests: int = 1000, *, capacity: int = 1 << 30
         raise HastenError("a trace needs at least one request")
     rng = np.random.default_rng(seed)
     lines = capacity // _LINE
-    write = np.zeros(requests, np.uint8)
     if workload == "stream":
         places = np.arange(requests) % lines
     elif workload == "random":
         places = rng.integers(0, lines, requests)
     else:
         runs, jumps = ((50, 300), (50, 100)) if workload == "cloud-1" else ((10, 80), (20, 60))
+        programs = [0, lines // 2]  # where each goes on
         parts: list[NDArray[np.int64]] = []
         while sum(map(len, parts)) < requests:
             length = rng.integers(runs[0], runs[1] + 1)
-            starts = rng.integers(0, lines, 1 if workload == "cloud-1" else 2)
-            parts.append(((starts[None, :] + np.arange(length)[:, None]) % lines).reshape(-1))
+            if workload == "cloud-1":
+                start = int(rng.integers(0, lines))
+            else:
+                turn = len(parts) // 2 % 2
+                start, programs[turn] = programs[turn], programs[turn] + int(length)
+            parts.append((start + np.arange(length)) % lines)
             parts.append(rng.integers(0, lines, rng.integers(jumps[0], jumps[1] + 1)))
         places = np.concatenate(parts)[:requests]
-        if workload == "cloud-2":
-            write = (rng.random(requests) < 0.3).astype(np.uint8)
-    return MemoryTrace(workload, np.arange(requests, dtype=np.int64), places.astype(np.int64) * _LINE, write)
+    return MemoryTrace(
+        workload, np.arange(requests, dtype=np.int64), places.astype(np.int64) * _LINE, np.zeros(requests, np.uint8)
+    )
 
 
 def read_memory_trace(path: str | Path) -> MemoryTrace:

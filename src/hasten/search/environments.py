@@ -7,6 +7,7 @@ tried can be logged with who tried it, and written as Parquet.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,20 +29,31 @@ Fitness = Callable[[Mapping[str, float]], float]
 CAP = 1000.0
 
 
-def to_target(**targets: float) -> Fitness:
-    """ArchGym's reward: target / |target - value|, at most `CAP`, multiplied over the targets.
+def to_target(cap: float | None = CAP, scale: float = 1.0, /, **targets: float) -> Fitness:
+    """ArchGym's reward: target / |target - value| multiplied over the targets, the whole at most a cap.
 
     It pays for hitting a target, not for going below it: a value far below is paid less than one near it.
+
+    Args:
+        cap: the most that is paid; None for the form without one, where only rounding ends what a hit is paid.
+        scale: of what is paid, the cap applied: ``1 / CAP`` pays from 0 to 1.
+        targets: value -> target.
+
+    Raises:
+        HastenError: no target, or a target, cap or scale that is not above 0.
     """
+    if (cap is not None and not cap > 0) or not scale > 0:
+        raise HastenError("a target reward needs a cap and a scale above 0, or no cap")
     if not targets or not min(targets.values()) > 0:  # so that NaN is refused too
         raise HastenError("a target reward needs at least one target above 0")
 
     def fitness(values: Mapping[str, float]) -> float:
         paid = 1.0
         for name, target in targets.items():
-            off = abs(target - values[name])
-            paid *= min(CAP, target / off) if off else CAP
-        return paid
+            # A hit is a step of rounding off: what is paid stays finite, and a product with it too.
+            off = max(abs(target - values[name]), math.ulp(target))
+            paid *= target / off
+        return scale * (paid if cap is None else min(cap, paid))
 
     return fitness
 
