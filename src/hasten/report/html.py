@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from importlib import resources
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -193,24 +194,35 @@ _HEADINGS = (
 def _table(result: TuneResult) -> str:
     head = (
         '<tr><th colspan="2"></th><th colspan="2">predicted</th><th colspan="3">measured</th>'
-        '<th colspan="2">speed-up</th><th colspan="6">quality</th><th></th></tr><tr>'
-        + "".join(f'<th scope="col">{h}</th>' for h in _HEADINGS)
-        + "</tr>"
+        '<th colspan="2">speed-up</th><th colspan="6">quality</th><th></th></tr>' + headings(_HEADINGS)
     )
     body = "".join(_table_row(result, row) for row in findings.rows(result)) + _reference_row(result)
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
 def _ladder(rungs: list[findings.Rung]) -> str:
-    head = "".join(f'<th scope="col">{h}</th>' for h in ("method", "decode", "prefill", "memory", "perplexity"))
+    head = headings(("method", "decode", "prefill", "memory", "perplexity"), ("name",))
     body = "".join(
-        f"<tr><td>{escape(r.added)}</td>"
+        f'<tr><td class="name">{escape(r.added)}</td>'
         + "".join(_cell(value, q.times) for value in (r.decode, r.prefill, r.memory))
         + _cell(r.perplexity, q.percent)
         + "</tr>"
         for r in rungs
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
+def headings(titles: Iterable[str], kinds: Sequence[str] = ("mark", "name")) -> str:
+    """The row of a table's headings.
+
+    Args:
+        titles: of the columns.
+        kinds: what the first columns hold: ``mark``, a sign or a number that is centred, or ``name``, text; all others
+            hold numbers.
+    """
+    classes = [f' class="{kind}"' for kind in kinds]
+    cells = (f'<th scope="col"{c}>{escape(title)}</th>' for c, title in zip_longest(classes, titles, fillvalue=""))
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def _cell(value: float | None, show: Callable[[float], str], title: str = "", name: str = "") -> str:
@@ -250,8 +262,8 @@ def _table_row(result: TuneResult, row: Row) -> str:
     error = f"± {q.digits(meas.perplexity_error)}" if meas and meas.perplexity_error is not None else ""
     return (
         (f'<tr class="{classes}">' if classes else "<tr>")
-        + f'<td{" class=pareto" if mark == "●" else ""} data-value="{rank}">{mark}</td>'
-        + f"<td>{escape(one.title)}{reason}</td>"
+        + f'<td class="mark{" pareto" if mark == "●" else ""}" data-value="{rank}">{mark}</td>'
+        + f'<td class="name">{escape(one.title)}{reason}</td>'
         + _cell(pred.prefill, q.seconds)
         + _cell(pred.decode, q.seconds)
         + _measured_cells(meas)
@@ -269,7 +281,7 @@ def _reference_row(result: TuneResult) -> str:
     peer, before = result.reference, result.baseline.measured
     speedup = before.latency / peer.latency if before and peer.latency > 0 else None
     return (
-        f'<tr class="peer"><td data-value="3"></td><td>{findings.REFERENCE}</td>'
+        f'<tr class="peer"><td class="mark" data-value="3"></td><td class="name">{findings.REFERENCE}</td>'
         + _cell(None, q.seconds) * 2
         + _measured_cells(peer)
         + _cell(None, q.times)

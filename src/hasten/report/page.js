@@ -26,7 +26,9 @@
   function draw() {
     Object.keys(figures).forEach(function (id) {
       var figure = figures[id];
-      Plotly.react(id, figure.data, themed(figure.layout), { displaylogo: false, responsive: true });
+      // Where there is no room beside the legend, or no pointer to show them for, the buttons would lie over it.
+      var buttons = window.innerWidth >= 1000 ? "hover" : false;
+      Plotly.react(id, figure.data, themed(figure.layout), { displaylogo: false, responsive: true, displayModeBar: buttons });
     });
   }
 

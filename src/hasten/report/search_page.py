@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hasten import __version__
 from hasten.report import quantities
 from hasten.report import search_plots as plots
-from hasten.report.html import content_of, inert, pairs, section
+from hasten.report.html import content_of, headings, inert, pairs, section
 from hasten.search.problem import Problem, Trial
 from hasten.search.space import Parameter
 
@@ -159,16 +159,15 @@ def _front_table(problem: Problem, result: StudyResult) -> str:
     objectives, constraints = problem.objectives, problem.constraints
     first = objectives[0]
     front = sorted(result.pareto(), key=lambda t: first.sign * t.values[first.name])
-    headings = ["trial", "point", *map(plots.title_of, objectives), *constraints, "took", "chosen by"]
+    titles = ["trial", "point", *map(plots.title_of, objectives), *constraints, "took", "chosen by"]
     groups = f'<tr><th colspan="2"></th><th colspan="{len(objectives)}">objectives</th>'
     if constraints:
         groups += f'<th colspan="{len(constraints)}">constraints (met at 0 or less)</th>'
     groups += '<th colspan="2"></th></tr>'
-    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in headings)
     body = "".join(_row(problem, t) for t in front[:_MOST_ROWS])
     more = f" The first {_MOST_ROWS} of {len(front)}; all are in search.parquet." if len(front) > _MOST_ROWS else ""
     return _explained(f"Click a heading to sort.{more}") + (
-        f'<div class="scroll"><table><thead>{groups}<tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="scroll"><table><thead>{groups}{headings(titles)}</thead><tbody>{body}</tbody></table></div>'
     )
 
 
@@ -178,7 +177,8 @@ def _row(problem: Problem, t: Trial) -> str:
     numbers += [(f"{t.constraints[n]:.4g}", t.constraints[n]) for n in problem.constraints]
     numbers.append((quantities.seconds(t.seconds), t.seconds))
     cells = "".join(f'<td data-value="{raw!r}">{escape(text)}</td>' for text, raw in numbers)
-    return f'<tr><td data-value="{t.number}">{t.number}</td><td>{point}</td>{cells}<td>{escape(t.sampler)}</td></tr>'
+    head = f'<td class="mark" data-value="{t.number}">{t.number}</td><td class="name">{point}</td>'
+    return f"<tr>{head}{cells}<td>{escape(t.sampler)}</td></tr>"
 
 
 def _importance(
