@@ -112,3 +112,27 @@ def test_bad_input(tmp_path):
         path.write_text(text)
         with pytest.raises(HastenError, match=match):
             memory_part(path)
+
+
+def test_a_larger_bank_queue_is_slower_only_where_it_lets_one_bank_take_all_that_may_be_under_way():
+    """Not the queue's fault: a full one makes a reordering arbiter pass over a busy bank. Where it holds as many as may
+    be under way, it passes over none, the busiest bank's requests take all places, and the others wait."""
+    from hasten.spaces import dram
+
+    problem = dram.problem("cloud-1")
+    fixed = {
+        "page": "closed", "scheduler": "fifo", "buffer": "bankwise", "response": "reorder", "refresh": "all-bank",
+        "postponed": 1, "pulled": 1,
+    }  # fmt: skip
+
+    def times(arbiter, active):
+        points = ({**fixed, "arbiter": arbiter, "active": active, "size": size} for size in (8, 16, 32, 64, 128))
+        return [problem.score(p)[0]["time"] for p in points]
+
+    small, middle, *large = times("reorder", 32)
+    assert small > middle
+    assert min(large) > middle
+    assert len(set(large)) == 1  # from as many on as may be under way, the size changes nothing
+    for arbiter in ("simple", "fifo"):  # these take requests in order: a queue only lets more in
+        found = times(arbiter, 128)
+        assert all(b <= a * 1.01 for a, b in itertools.pairwise(found))
