@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,10 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hasten.kernels import associative_scan as kernel
-from hasten.kernels import native
 from hasten.workload import trace
-
-ISAS = native().isas() if native() is not None else []
 
 
 def inputs(
@@ -53,16 +48,6 @@ def close(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
     for one, other in zip(found, wanted, strict=True):
         scale = float(other.detach().float().abs().max()) + 1e-6
         torch.testing.assert_close(one.float() / scale, other.float() / scale, rtol=tolerance, atol=tolerance)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    module = native()
-    assert module is not None
-    best = module.isa()
-    module.use_isa(request.param)
-    yield request.param
-    module.use_isa(best)
 
 
 @pytest.mark.parametrize("complex", [False, True])

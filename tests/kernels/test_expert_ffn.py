@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,16 +32,6 @@ def inputs(
     on = torch.rand(tokens, experts, generator=generator) < density
     up, down = normal(experts * each, width) / width**0.5, normal(experts * each, width)
     return tuple(t.to(dtype).requires_grad_() for t in (normal(tokens, width), normal(tokens, experts) * on, up, down))
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    module = native()
-    assert module is not None
-    best = module.isa()
-    module.use_isa(request.param)
-    yield request.param
-    module.use_isa(best)
 
 
 def close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:

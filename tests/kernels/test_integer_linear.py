@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.kernels import native
 from hasten.kernels.packed_linear import packed_linear, quantize, reference, round_rows
-
-ISAS = native().isas() if native() is not None else []
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    module = native()
-    assert module is not None
-    best = module.isa()
-    module.use_isa(request.param)
-    yield request.param
-    module.use_isa(best)
 
 
 def compare(out: int, groups: int, rows: int, bits: int, seed: int = 0) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -33,16 +31,6 @@ def inputs(
 def close(one: Tensor, other: Tensor, tolerance: float = 2e-5) -> None:
     scale = float(other.detach().float().abs().max()) + 1e-6
     torch.testing.assert_close(one.float() / scale, other.float() / scale, rtol=tolerance, atol=tolerance)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    module = native()
-    assert module is not None
-    best = module.isa()
-    module.use_isa(request.param)
-    yield request.param
-    module.use_isa(best)
 
 
 @pytest.mark.parametrize("shared", [True, False])

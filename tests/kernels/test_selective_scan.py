@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -50,16 +48,6 @@ def value_and_gradients(function, given_inputs: dict[str, Tensor], **options) ->
     weight = torch.arange(y.numel(), dtype=y.dtype).view_as(y).sin()
     total = (y * weight).sum().to(last.dtype) + (last * last).sum()
     return [y, last, *torch.autograd.grad(total, list(given_inputs.values()))]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    module = native()
-    assert module is not None
-    best = module.isa()
-    module.use_isa(request.param)
-    yield request.param
-    module.use_isa(best)
 
 
 @pytest.mark.parametrize("discretization", ["euler", "zoh"])

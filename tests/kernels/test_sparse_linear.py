@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hasten.kernels import native
 from hasten.kernels import sparse_linear as kernel
-
-ISAS = native().isas() if native() is not None else []
 
 
 def packed(out: int, columns: int, seed: int = 0) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -27,16 +22,6 @@ def packed(out: int, columns: int, seed: int = 0) -> tuple[Tensor, tuple[Tensor,
     wide = [t.repeat_interleave(64, 1) for t in (scales, zeros)]
     weight = wide[0] * (codes - wide[1]) * mask
     return weight, kernel.pack(weight, scales, zeros)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    module = native()
-    assert module is not None
-    best = module.isa()
-    module.use_isa(request.param)
-    yield request.param
-    module.use_isa(best)
 
 
 @settings(max_examples=30, deadline=None)

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.kernels import native
 from hasten.kernels import ternary_linear as kernel
 from hasten.workload import trace
-
-ISAS = native().isas() if native() is not None else []
 
 
 def inputs(rows: int, out: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(-127, 128, (rows, columns), generator=generator, dtype=torch.int8)
     return x, torch.randint(-1, 2, (out, columns), generator=generator)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    module = native()
-    assert module is not None
-    best = module.isa()
-    module.use_isa(request.param)
-    yield request.param
-    module.use_isa(best)
 
 
 @settings(max_examples=40, deadline=None)

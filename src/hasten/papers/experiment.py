@@ -16,14 +16,14 @@ import pickle
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from dataclasses import field as data_field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from hasten.errors import HastenError
 from hasten.papers.importing import import_file
-from hasten.processes import run_arms
+from hasten.processes import one_thread, run_arms
 
 T = TypeVar("T")
 Progress: TypeAlias = Callable[[str, float], None]
@@ -286,19 +286,6 @@ def _guarded(home: tuple[str, str], sent: bytes) -> Any:
         return Failure(_line(error))
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """A quick run's products are small: threads that wait for each other would cost many times the work."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
@@ -412,7 +399,7 @@ class Runner:
         begun = time.perf_counter()
         detail, seen = "", ""
         try:
-            with _one_thread() if experiment.quick else contextlib.nullcontext():
+            with one_thread() if experiment.quick else contextlib.nullcontext():
                 result = one.function(experiment)
         except TooShort as error:
             verdict = f"not judged: {error}"

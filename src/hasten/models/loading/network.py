@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ from hasten.files import named_path
 from hasten.models.loading.gguf_network import from_gguf, from_gguf_packed
 from hasten.models.loading.loaded import Loaded
 from hasten.models.loading.safetensors_folder import from_folder
+from hasten.processes import one_thread
 
 __all__ = ["load_network", "load_packed"]
 
@@ -38,7 +37,7 @@ def load_network(
     Raises:
         HastenError: nothing is there, or it is broken, or of a family that hasten does not load.
     """
-    with _one_thread():
+    with one_thread():
         return _load(source, dtype, progress)
 
 
@@ -68,7 +67,7 @@ def load_packed(
         path = assets.get(origin, progress)
     if path.suffix != ".gguf":
         raise HastenError(f"{source} is not a GGUF file: only those come packed")
-    with _one_thread():
+    with one_thread():
         return from_gguf_packed(path, name, origin, bf16, int8)
 
 
@@ -99,14 +98,3 @@ def _cached_snapshot(name: str) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except Exception:
         raise HastenError(f"{known}; a hub id works once the model is in this machine's hub cache") from None
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Hundreds of small operations: on a busy machine threads that wait for each other cost ten times the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -15,6 +15,7 @@ from hasten.errors import HastenError
 from hasten.models.language.real_head import real_head
 from hasten.nn.plain_attention import online_attention, whole_attention
 from hasten.papers.experiment import Experiment, Seen, check, shared
+from hasten.processes import one_thread
 from hasten.workload.attention import attention, execute, padding, tiled
 from hasten.workload.einsum import Cascade
 from hasten.workload.passes import expected_loads, passes
@@ -191,11 +192,7 @@ def _in_torch(seed: int, queries: int, length: int) -> tuple[float, tuple[float,
     """Memory of three passes over that of one, beyond operands; and the seconds of one pass and three, one thread."""
     generator = torch.Generator().manual_seed(seed)
     given = [torch.randn(n, 64, generator=generator) / 3 for n in (queries, length, length)]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         one, three = (measure(module, *given, runs=3, warmup=1) for module in (_Online(), _Whole()))
-    finally:
-        torch.set_num_threads(threads)
     held = [allocated_bytes(lambda module=module: module(*given)) for module in (_Online(), _Whole())]  # type: ignore[misc]
     return held[1] / held[0], (one.phases["forward"].median, three.phases["forward"].median)

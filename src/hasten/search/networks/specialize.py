@@ -20,6 +20,7 @@ from hasten.cost import estimate
 from hasten.cost.latency.modelled import Part
 from hasten.errors import HastenError
 from hasten.hardware import Device
+from hasten.processes import one_thread
 from hasten.search.networks.architecture_space import ArchitectureSpace
 from hasten.train.loop import train
 from hasten.train.schedules import Cosine
@@ -301,17 +302,13 @@ def picks_within(
         random_ones: so many of them, in their order, are random search within a limit.
         seed, options: of `evolve`.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         table = measured(space)
         rest = [(table(a), value) for a, value in drawn.items()]
         ordered = sorted(t for t, _ in rest)
         limits = [ordered[min(len(rest) - 1, int(q * len(rest)))] for q in shares]
         found = [evolve(space, score, table, limit, seed=seed, **options).arch for limit in limits]
         over = [seconds_of(*_channels_last(space, a)) / limit - 1 for a, limit in zip(found, limits, strict=True)]
-    finally:
-        torch.set_num_threads(threads)
     best = [max([value for t, value in rest if t <= limit][:random_ones]) for limit in limits]
     return [Pick(*row) for row in zip(found, limits, over, best, strict=True)]
 
