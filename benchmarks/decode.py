@@ -28,11 +28,13 @@ from hasten.models import load_network, load_packed
 from hasten.runtime import CacheSpec, LanguageModel
 from hasten.runtime.quality import perplexity
 from hasten.tuning.tune import load
-from rows import Row, emit
+from rows import Row, compared, emit, told_missing
 
 MODEL = "smollm2-135m-instruct"
+PEERS = ("transformers-fp32", "transformers-bf16", "llama.cpp")
 PACKED = ("hasten", "hasten fp32 cache", "hasten int8 cache")
-
+HOW_TO_ADD = dict.fromkeys(PEERS, "it gave no rate")
+"""Why a peer is missing, and what helps."""
 
 Run = Callable[[], tuple[float, float]]
 
@@ -61,8 +63,9 @@ def hasten_run(model: LanguageModel, ids: torch.Tensor, new: int) -> tuple[float
 def llama_runner(path: str, ids: list[int], new: int, threads: int) -> Run | None:
     try:
         import llama_cpp
-    except ImportError:
-        print("llama.cpp is left out: pip install 'hasten[bench]' adds it", file=sys.stderr)
+    except ImportError as error:
+        # Perhaps a module that it needs in turn: the last line of the run says so.
+        HOW_TO_ADD["llama.cpp"] = f"pip install 'hasten[bench]' adds it ({error})"
         return None
     model = llama_cpp.Llama(path, n_ctx=len(ids) + new + 8, n_threads=threads, n_threads_batch=threads, verbose=False)
 
@@ -80,13 +83,17 @@ def llama_runner(path: str, ids: list[int], new: int, threads: int) -> Run | Non
     return run
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", default="16,512,4096", help="lengths of prompts, with commas")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--require", action="append", default=[], choices=PEERS, metavar="PEER",
+        help=f"exit with 1 when this peer could not run: {', '.join(PEERS)}; repeatable",
+    )  # fmt: skip
     parser.add_argument("--tuned", help="a tuned.json to show as hasten tuned")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -111,7 +118,7 @@ def main() -> None:
         models["hasten tuned"] = load(arguments.tuned)
     rows = [Row("loading the file's codes", "hasten", loading, "s")]
     weights = models["hasten"].weight_bytes
-    rows.append(Row("weights in memory", "hasten", weights, "B", "the file", path.stat().st_size / weights))
+    rows.append(compared("weights in memory", "hasten", weights, "B", "the file", path.stat().st_size))
     for prompt in prompts:
         rows += measured(arguments, prompt, tokens, str(path), loaded.network, half, models)
     for name in PACKED:
@@ -120,8 +127,13 @@ def main() -> None:
         seen = perplexity(models[name], tokens, context=context, scored=128, segments=4)
         case = f"perplexity after {context} tokens"
         plain = next((r.value for r in rows if r.case == case), None)
-        rows.append(Row(case, name, seen.value, "1", PACKED[0] if plain else None, plain and seen.value / plain))
+        rows.append(
+            Row(case, name, seen.value, "1")
+            if plain is None
+            else compared(case, name, seen.value, "1", PACKED[0], plain, less_is_better=True)
+        )
     emit(rows, arguments.json)
+    return told_missing(rows, HOW_TO_ADD, arguments.require)
 
 
 @functools.cache
@@ -159,10 +171,11 @@ def measured(
     rows = []
     for index, phase in enumerate(("prefill", "decode")):
         for name, rates in seen.items():
-            for peer in ("transformers-fp32", "transformers-bf16", "llama.cpp"):
-                if name.startswith("hasten") and peer in seen:
-                    ratio = rates[index] / seen[peer][index]
-                    rows.append(Row(f"{phase}, {case}", name, rates[index], "tokens/s", peer, ratio))
+            rows += [
+                compared(f"{phase}, {case}", name, rates[index], "tokens/s", peer, seen[peer][index])
+                for peer in PEERS
+                if name.startswith("hasten") and peer in seen
+            ]
             if not name.startswith("hasten"):
                 rows.append(Row(f"{phase}, {case}", name, rates[index], "tokens/s"))
     # Probed now: a kept figure may be of a busier hour.
@@ -173,9 +186,9 @@ def measured(
         cache = model.new_cache(1, ids.shape[1] + new // 2)
         limit = bandwidth / (model.weight_bytes + cache.nbytes)
         rows.append(Row(f"decode, {case}", f"limit of {name}", limit, "tokens/s"))
-        rows.append(Row(f"decode, {case}", name, seen[name][1], "tokens/s", f"limit of {name}", seen[name][1] / limit))
+        rows.append(compared(f"decode, {case}", name, seen[name][1], "tokens/s", f"limit of {name}", limit))
     return rows
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

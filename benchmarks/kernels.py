@@ -26,7 +26,10 @@ from hasten.kernels.expert_ffn import expert_ffn
 from hasten.kernels.rational import naive_backward, reference
 from hasten.kernels.selective_scan import selective_scan
 from hasten.kernels.ternary_linear import pack, quantize, ternary_linear
-from rows import Row, emit
+from rows import Row, compared, emit, told_missing
+
+PEERS = {"mambapy": "pip install 'hasten[bench]' adds it"}
+"""What may be missing, and what helps."""
 
 # Instructions of the forward scan that need a multiplier, for each (step, channel, state): delta A, five of the
 # exponential's polynomial, the input's product, and one multiply-add each for the state and the output. What else the
@@ -53,10 +56,10 @@ def _ours_again(calls: Sequence[Callable[[], object]]) -> list[float]:
 
 
 def against(case: str, names: Sequence[str], seconds: Sequence[float]) -> list[Row]:
-    """Rows of one case: the first is hasten's, the others its peers."""
-    ours = seconds[0]
-    rows = [Row(case, names[0], ours, "s")]
-    return rows + [Row(case, name, s, "s", names[0], ours / s) for name, s in zip(names[1:], seconds[1:])]
+    """Rows of one case, whose first name is hasten's: its own beside each peer, then the peers'."""
+    peers = list(zip(names[1:], seconds[1:]))
+    rows = [compared(case, names[0], seconds[0], "s", name, s) for name, s in peers]
+    return rows + [Row(case, name, s, "s") for name, s in peers]
 
 
 def scans(threads: int) -> list[Row]:
@@ -117,7 +120,8 @@ def scans(threads: int) -> list[Row]:
         computing = length * channels * states / 16 * SCAN_MULTIPLIES / module.vector_rate(threads)
         moving = 4 * (3 * length * channels + 2 * length * states) / probe().main_memory.bandwidth
         limit = max(computing, moving)
-        rows.append(Row("selective_scan forward", "limit", limit, "s", "hasten", ours / limit))
+        rows.append(compared("selective_scan forward", "hasten", ours, "s", "limit", limit))
+        rows.append(Row("selective_scan forward", "limit", limit, "s"))
     return rows
 
 
@@ -164,8 +168,8 @@ def ternaries() -> list[Row]:
     rows = against(f"{case}, quantization included", ["hasten", "torch bf16"], timed(calls, 30))
     return [
         *rows,
-        Row(f"{case}: weight", "hasten", packed.nbytes, "B"),
-        Row(f"{case}: weight", "torch bf16", half.nbytes, "B", "hasten", packed.nbytes / half.nbytes),
+        compared(f"{case}: weight", "hasten", packed.nbytes, "B", "torch bf16", half.nbytes),
+        Row(f"{case}: weight", "torch bf16", half.nbytes, "B"),
     ]
 
 
@@ -194,18 +198,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON on stdout")
     parser.add_argument("--threads", type=int, default=2, help="threads of every subject")
+    parser.add_argument(
+        "--require", action="append", default=[], choices=tuple(PEERS), metavar="PEER",
+        help=f"exit with 1 when this peer could not run: {', '.join(PEERS)}; repeatable",
+    )  # fmt: skip
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [*scans(options.threads), *recurrences(), *rationals(), *ternaries(), *experts()]
-    # A ratio is how many times faster hasten is; for the limit, how many times slower.
-    inverted = [
-        row
-        if row.ratio is None or row.subject == "limit"
-        else Row(row.case, row.subject, row.value, row.unit, row.peer, 1 / row.ratio)
-        for row in rows
-    ]
-    emit(inverted, options.json)
-    return 0
+    emit(rows, options.json)
+    return told_missing(rows, PEERS, options.require)
 
 
 if __name__ == "__main__":

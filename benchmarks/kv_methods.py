@@ -22,7 +22,7 @@ from hasten.models import load_network
 from hasten.runtime import CacheSpec, LanguageModel
 from hasten.runtime.policies import KeepEnds, SnapKVPolicy
 from hasten.tasks.questions import hidden_number
-from rows import Row, emit
+from rows import Row, compared, emit
 
 
 def told_positions(network: Any) -> None:
@@ -121,9 +121,9 @@ def main() -> None:
             seen[who] = [float(torch.stack(losses).mean().exp()), found / arguments.texts, made / seconds]
         case = f"{name}, {keep} of {length} tokens kept"
         ours, theirs = seen["hasten"], seen["kvpress"]
-        for i, (what, unit) in enumerate((("perplexity", ""), ("needles found", ""), ("decode", "tokens/s"))):
+        for i, (what, unit) in enumerate((("perplexity", "1"), ("needles found", "1"), ("decode", "tokens/s"))):
             rows.append(
-                Row(f"{case}: {what}", "hasten", ours[i], unit, "kvpress", ours[i] / theirs[i] if theirs[i] else None)
+                compared(f"{case}: {what}", "hasten", ours[i], unit, "kvpress", theirs[i], what == "perplexity")
             )
             rows.append(Row(f"{case}: {what}", "kvpress", theirs[i], unit))
     emit(rows, arguments.json)

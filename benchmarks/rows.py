@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
@@ -21,7 +21,8 @@ class Row:
         value: the figure, in ``unit``.
         unit: SI unit, or ``1`` for a pure number.
         peer: the subject it is compared with, or None.
-        ratio: subject over peer, above 1 when the subject is better; None without a peer.
+        ratio: how many times better the subject is than the peer: above 1 when the SUBJECT is better, whether the
+            figure is one to make small or large. None without a peer. `compared` fills it in; no script does.
     """
 
     case: str
@@ -30,6 +31,28 @@ class Row:
     unit: str
     peer: str | None = None
     ratio: float | None = None
+
+
+LESS_IS_BETTER = {"s": True, "B": True, "J": True, "cycles": True, "1/s": False, "tokens/s": False}
+"""By unit; what is a pure number says itself which way is better."""
+
+
+def compared(
+    case: str, subject: str, value: float, unit: str, peer: str, peers: float, less_is_better: bool | None = None
+) -> Row:
+    """A row of ``subject`` beside ``peer``, whose figure of the same case and unit is ``peers``.
+
+    Args:
+        less_is_better: must be given where the unit does not say it.
+
+    Raises:
+        ValueError: nobody says which way is better.
+    """
+    less = LESS_IS_BETTER.get(unit) if less_is_better is None else less_is_better
+    if less is None:
+        raise ValueError(f"say whether less is better in {case}: its unit, {unit}, does not")
+    above, below = (peers, value) if less else (value, peers)
+    return Row(case, subject, value, unit, peer, above / below if below else None)
 
 
 def emit(rows: Sequence[Row], json: bool = False) -> None:
@@ -41,6 +64,24 @@ def emit(rows: Sequence[Row], json: bool = False) -> None:
     Console(stderr=True).print(table)
     if json:
         _dump(rows)
+
+
+def told_missing(rows: Sequence[Row], peers: Mapping[str, str], required: Sequence[str] = ()) -> int:
+    """Says, as the last lines of a run, which peers have no row.
+
+    Args:
+        rows: of the whole run.
+        peers: every peer that the benchmark knows, with why it may be missing and what helps.
+        required: the peers without which the run has failed.
+
+    Returns:
+        The exit code: 1 when a required one is missing.
+    """
+    missing = [peer for peer in peers if not any(row.subject == peer for row in rows)]
+    for peer in sorted(missing, key=lambda peer: peer in required):
+        needed = "required, but " if peer in required else ""
+        print(f"{peer} is {needed}missing in these figures: {peers[peer]}", file=sys.stderr)
+    return int(any(peer in required for peer in missing))
 
 
 def _dump(rows: Sequence[Row]) -> None:
