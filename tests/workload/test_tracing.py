@@ -158,10 +158,11 @@ def test_a_large_model_takes_no_memory_and_little_time() -> None:
     config = LlamaConfig(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
-    started = time.perf_counter()
+    started = time.process_time()
     workload = trace(model, torch.zeros(1, 16, dtype=torch.int64), use_cache=False)
     assert workload.weight_bytes == sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
-    assert time.perf_counter() - started < 60  # the figure itself is benchmarks/estimate.py's
+    # Seconds of the processor, whatever else the machine does; the figure itself is benchmarks/estimate.py's.
+    assert time.process_time() - started < 60
 
 
 @pytest.mark.parametrize("name", ["DeepseekV3", "LongcatFlash"])
