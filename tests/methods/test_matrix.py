@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from hasten.methods import CacheFormat, LookupDecoding, Method, SlidingWindow, WeightOnly, registry
+from hasten.methods import CacheFormat, LookupDecoding, Method, SlidingWindow, SnapKV, WeightOnly, registry
 from hasten.methods.method import _REGISTRY
 from hasten.runtime import LanguageModel
 
@@ -51,6 +51,8 @@ def sample() -> list[Any]:
     generator, found = random.Random(1), []
     alone = [m for m in matrix.candidates(first=True) if m.name in matrix.SETTINGS]
     found += [matrix.Cell(*next(places), (method,)) for method in alone]
+    # The newest tokens of a rounded cache keep their room where others leave.
+    found += [matrix.Cell("llama", "fp32", (CacheFormat(dtype), SnapKV(40, 8))) for dtype in ("int8", "int4")]
     for size, count in ((2, 16), (3, 8)):
         some = [c.methods for c in every if len(c.methods) == size and matrix.clash(c.methods) is None]
         found += [matrix.Cell(*next(places), methods) for methods in generator.sample(some, count)]

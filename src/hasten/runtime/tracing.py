@@ -203,7 +203,10 @@ def _chosen(workload: Workload, policy: Policy) -> Workload:
     if policy.drops:
         # Buffers are made in whole blocks.
         kept = _blocks(policy.budget(prompt) + made + 1) / _blocks(prompt + made + 1)
-        state = {name: round(size * min(1.0, kept)) for name, size in state.items()}
+        # What is newest, and not rounded yet, has as much room in a small cache as in a large one.
+        state = {
+            name: size if ".recent_" in name else round(size * min(1.0, kept)) for name, size in state.items()
+        }  # fmt: skip
     return replace(workload, phases=phases, state=state, attributes=attributes)
 
 
