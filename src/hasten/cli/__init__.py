@@ -6,6 +6,7 @@ was found wrong (a check met an error), 2 bad input, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -86,13 +87,14 @@ def _run() -> int:
             traceback.print_exc()
         say(f"error: {_line(error)}")
         return 2
-    except SystemExit as error:  # only a user's code ends so: ours returns
+    except SystemExit as error:
+        if getattr(error.__context__, "errno", None) == errno.EPIPE:  # click's way to say that the reader has gone
+            return _unread()
+        # Only a user's code ends so: ours returns.
         say(f"error: code that hasten ran ended the program ({error.code}): take its exit out")
         return 2
     except BrokenPipeError:
-        # Whoever read our output has gone: so do we, without a word.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _unread()
     except OSError as error:
         if error.filename is None:
             return _unexpected(error)
@@ -116,6 +118,12 @@ def _run() -> int:
     if code == 130:
         say("interrupted")
     return code if isinstance(code, int) else 0
+
+
+def _unread() -> int:
+    """Whoever read our output has gone: so do we, without a word."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _line(message: object) -> str:

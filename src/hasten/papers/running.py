@@ -242,6 +242,8 @@ def _worker(outcomes: Connection, plan: _Plan) -> None:
         runner = plan.runner(_silent)
         for claim in list(plan.planned):
             outcomes.send(runner.run(claim))
+    except KeyboardInterrupt:
+        return  # who started this process is told, too, and says so
     except HastenError as error:
         for claim in list(plan.planned):
             outcomes.send(Outcome(claim, "", f"error: {' '.join(str(error).split())}", 0.0))

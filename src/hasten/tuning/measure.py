@@ -327,7 +327,8 @@ def measure(
             return None if title is None else order(params, title)
 
         most = trials if s.trials is None else min(trials, s.trials)
-        part = None if seconds is None else seconds * share
+        # Where the unchanged model took the whole budget, only what is stored is taken.
+        part = None if seconds is None else max(seconds * share, 1e-6)
         result = kept.run(problem, trials=most, seconds=part, order=score, progress=told)
         adopt(result.trials)
         over = result.stopped == "interrupted" and deadline.left == 0
