@@ -29,6 +29,8 @@ from hasten.methods.method import _REGISTRY
 from hasten.runtime import LanguageModel
 from hasten.workload import Workload
 
+from .conftest import small_llama
+
 METHODS = [
     WeightOnly(4, 8), CacheFormat("int8"), SlidingWindow(40, 4), HybridWindow(40, 4), BlockTopK(1, 2), SnapKV(40, 8),
     SparseWindow(0.4), DropLayers((0,)), DropLayers((1,)), LookupDecoding(3, 4, 0.5),
@@ -37,14 +39,7 @@ PAIRS = [p for p in itertools.permutations(METHODS, 2) if clash(p) is None]
 
 
 def tiny() -> LanguageModel:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=211, hidden_size=128, intermediate_size=160, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512,
-    )  # fmt: skip
-    return LanguageModel(LlamaForCausalLM(config))
+    return small_llama(3)
 
 
 def close(one: Workload, other: Workload) -> None:

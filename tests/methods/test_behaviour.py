@@ -27,17 +27,12 @@ from hasten.methods.prompt_lookup import acceptance
 from hasten.runtime import LanguageModel, PromptLookup
 from hasten.workload import trace
 
+from .conftest import small_llama
+
 
 @pytest.fixture
 def model() -> LanguageModel:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=211, hidden_size=128, intermediate_size=160, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512,
-    )  # fmt: skip
-    return LanguageModel(LlamaForCausalLM(config))
+    return small_llama(0)
 
 
 def logits(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:

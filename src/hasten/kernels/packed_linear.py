@@ -145,9 +145,7 @@ def _check(
 ) -> None:
     _, columns = check_weight(operator, packed, scales, mins, bits, group)
     gate.dtypes(operator, gate.FLOATS, x=x)
-    gate.sizes(operator, {"k": columns}, x=(x, "... k"), scales=(scales, "n g"))
-    if x.device != packed.device:
-        raise ValueError(f"{operator}: x is on {x.device}, the weight on {packed.device}")
+    gate.sizes(operator, {"k": columns}, packed=(packed, "n p"), x=(x, "... k"))
     if not columns:
         raise ValueError(f"{operator}: the weight has no columns")
 
