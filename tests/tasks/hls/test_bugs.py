@@ -14,6 +14,7 @@ from hasten.tasks.hls.bugs import (
     Case,
     build,
     check,
+    classify,
     designs,
     evaluate,
     mutants,
@@ -63,12 +64,13 @@ void routine(int a[24], int b[24], int n) {
 
 def test_rules_read_code_that_no_bug_was_put_into() -> None:
     assert check(ROUTINE.replace("mode=axis port=a", "mode=ap_memory port=a")) == []
-    assert check(ROUTINE) == ["IDAP"]  # in order after all, but through two loops: the rules stay careful
+    assert check(ROUTINE) == []  # in order, if through two loops
+    assert check(ROUTINE.replace("6 * t + s] + n", "6 * t + 5 - s] + n")) == ["IDAP"]
     block = ROUTINE.replace("mode=axis port=a", "mode=bram port=a").replace("type=cyclic", "type=block")
     assert check(block) == ["APT"]
     assert check(block.replace("UNROLL factor=3", "UNROLL factor=1")) == []
-    assert check(ROUTINE.replace("port=a", "port=n")) == ["AMS"]
-    assert check(ROUTINE.replace("mode=axis", "mode=s_axilite").replace("s < 6", "s < 7")) == ["FND", "SMA"]
+    assert check(ROUTINE.replace("port=a", "port=n")) == ["SMA"]
+    assert check(ROUTINE.replace("mode=axis", "mode=s_axilite").replace("s < 6", "s < 7")) == ["AMS", "FND"]
 
 
 @needs_compiler
@@ -120,8 +122,20 @@ def test_detectors_are_scored() -> None:
         evaluate(lambda source: True, designs())
 
 
+def test_classes_are_scored() -> None:
+    cases = [Case("a", "one", ""), Case("a", "two", ""), Case("a", "three", "", "APT"), Case("a", "four", "", "FND")]
+    said = {"one": [], "two": ["APT"], "three": ["APT", "FND"], "four": ["DID"]}
+    found = classify(lambda source: said[source], cases)
+    assert found.recall == {"APT": 1.0, "FND": 0.0}
+    assert found.precision == {"APT": 0.5, "FND": 0.0}
+    assert (found.false_alarms, found.found) == (0.5, 0.5)
+    assert classify(lambda source: [], cases).precision == {"APT": 1.0, "FND": 1.0}
+    with pytest.raises(HastenError, match="with and without"):
+        classify(lambda source: [], cases[:2])
+
+
 def test_scores_are_ranked() -> None:
-    cases = [*designs(), *[m for m in EVERY if m.bug in ("FND", "DID")]]
+    cases = [*designs(), *[m for m in EVERY if m.bug == "FND" or "dim=4" in m.source]]
     found = rank(lambda source: float("dim=4" in source), cases)
     assert found.by_class == {"DID": 1.0, "FND": 0.5}
     assert 0.5 < found.area < 1

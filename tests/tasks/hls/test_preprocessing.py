@@ -34,14 +34,14 @@ def test_pragmas_in_every_notation() -> None:
     made = preprocess(
         "#define F 2\n#pragma HLS UNROLL factor = F\n"
         "  # pragma hls array_partition variable=a, b \\\n   dim=1 cyclic factor=F*2\n"
-        'x;\n#pragma once\n#pragma omp parallel\n_Pragma("HLS interface mode=m_axi port=p bundle=\\"g\\"") y;\n'
+        'x;\n#pragma once\n#pragma omp parallel\n_Pragma("HLS interface mode=m_axi port=p bundle=\\"g\\" depth=F") y;\n'
     )
     unroll, partition, interface = [pragma for _, pragma in made.pragmas]
     assert (unroll.kind, unroll.options, unroll.line) == ("unroll", {"factor": "2"}, 2)
     assert partition.kind == "array_partition"
     assert partition.names("variable") == ["a", "b"]
     assert (partition.options["factor"], partition.options["dim"], partition.flags) == ("2*2", "1", ("cyclic",))
-    assert (interface.options, interface.line) == ({"mode": "m_axi", "port": "p", "bundle": "g"}, 8)
+    assert (interface.options, interface.line) == ({"mode": "m_axi", "port": "p", "bundle": "g", "depth": "2"}, 8)
     assert made.code.split("\n")[4] == "x;"
     assert "y;" in made.code
     assert "_Pragma" not in made.code

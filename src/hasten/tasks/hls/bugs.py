@@ -14,7 +14,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,31 +27,31 @@ from hasten.tasks.hls.rules import check
 FUNCTIONAL = {
     "OOB": "an index leaves its array",
     "INIT": "a variable is read before it has a value",
-    "SHFT": "a shift by a wrong amount",
+    "SHFT": "a shift by more bits than its operand has",
     "USE": "a sign is extended that should not be",
     "MLU": "a loop unrolled by hand misses an iteration",
-    "ZERO": "a buffer is not cleared before it is used again",
+    "ZERO": "a variable begins with zero that should not",
     "BUF": "the wrong half of a split buffer is used",
     "INF": "a loop does not end",
     "PTR": "the pointer moves where its value should (*p++)",
 }
 DIRECTIVE = {
     "APT": "an array is partitioned in a way that its accesses do not have",
-    "FND": "a factor does not divide the loop's trip count",
-    "DID": "a dimension that the array does not have",
+    "FND": "a factor does not divide the array, or the loop's trip count",
+    "DID": "a dimension that the array does not have, or that is not the one read at once",
     "DFP": "dataflow stands where no functions follow each other",
     "IDAP": "a streaming interface on an array that is not read in order",
     "RAMB": "a memory bus for accesses in random order",
-    "SMA": "a scalar's interface on an array",
-    "AMS": "an array's interface on a scalar",
+    "SMA": "a scalar on an array's interface",
+    "AMS": "an array on a scalar's interface",
     "MLP": "a loop around a pipelined loop is pipelined too",
     "ILNU": "an unrolled loop around one that cannot be",
 }
 
 
 __all__ = [
-    "DIRECTIVE", "FUNCTIONAL", "Case", "Detected", "Ran", "Ranked", "build", "check", "designs", "evaluate", "mutants",
-    "rank", "run", "run_all",
+    "DIRECTIVE", "FUNCTIONAL", "Case", "Classified", "Detected", "Ran", "Ranked", "build", "check", "classify",
+    "designs", "evaluate", "mutants", "rank", "run", "run_all",
 ]  # fmt: skip
 
 
@@ -92,12 +93,16 @@ def _other_dimension() -> list[Callable[[str], Iterator[str]]]:
 
 
 def _dataflow(source: str) -> Iterator[str]:
-    """The dataflow directive where no tasks are: in one of them, or in a function without any."""
+    """The dataflow directive where no tasks are: in a function without two loops or calls, or in an innermost loop."""
     directive = "#pragma HLS DATAFLOW\n"
     rest = source.replace(directive, "")
     for found in re.finditer(r"(?m)^(?:void|int) \w+\(.*\) \{\n", rest):
         body = rest[found.end() :].split("\n}\n", 1)[0]
-        if not re.search(r"(?m)^  \w+\([^()]*\);$", body):
+        if len(re.findall(r"(?m)^  (?:for \(|while \(|\w+\([^()]*\);$)", body)) < 2:
+            yield rest[: found.end()] + directive + rest[found.end() :]
+    for found in re.finditer(r"(?m)^( +)for \(.*\{\n", rest):
+        body = rest[found.end() :].split(f"\n{found[1]}}}\n", 1)[0]
+        if not re.search(r"\b(?:for|while) \(", body):
             yield rest[: found.end()] + directive + rest[found.end() :]
 
 
@@ -133,10 +138,10 @@ _MUTATIONS: dict[str, list[Callable[[str], Iterator[str]]]] = {
         _first(r"(\n +int \w+) = [^;{\[]+;", r"\1;"),
         _first(r"\n  for \(int i = 0; i < \d+; i\+\+\) \w+\[i\] = 0;", ""),
     ],
-    "SHFT": [_first(r"(<<|>>) (\w+)", r"\1 (\2 + 1)")],
+    "SHFT": [_first(r"(<<|>>) (\w+)", r"\1 (\2 + 32)")],
     "USE": [_first(r"\(unsigned char\)(?=\w)", "(signed char)"), _first(r"\(unsigned short\)", "(short)")],
     "MLU": [_first(r"\n    \w+ \+= [^;\n]*\+ \d\][^;\n]*;", "")],
-    "ZERO": [_first(r"\n    (for \(int i = 0; i < \d+; i\+\+\) \w+\[i\] = 0;)", r"\n    if (round == 0) \1")],
+    "ZERO": [_first(r"(\n +int \w+(?:\[\d+\])?) = (?!0;)(?:\{[^;]*\}|[^;{]+);", r"\1 = {0};")],
     "BUF": [
         _first(rf"(?<=[ (=]){one}(?=\[[^\]]*\](?! =[^=]|,|;))", other) for one, other in _HALVES.items()
     ] + [_first(rf"(?<=\) ){one}(?=\[i\] = )", other) for one, other in _HALVES.items()],
@@ -148,12 +153,17 @@ _MUTATIONS: dict[str, list[Callable[[str], Iterator[str]]]] = {
         _first(r"(?<=i < )(\w+)( - \d+)?; i\+\+\) \{", r"\1\2; i += 0) {"),
     ],
     "PTR": [_first(r"\(\*(\w+)\)\+\+", r"*\1++")],
-    "APT": [_first(r"type=cyclic factor", "type=block factor"), *_other_dimension()],
+    "APT": [
+        _first(r"type=cyclic factor", "type=block factor"),
+        _first(r"type=complete", "type=cyclic"),
+    ],
     "FND": [_first(r"UNROLL factor=\d+", "UNROLL factor=13"), _first(r"(type=\w+ factor)=\d+", r"\1=13")],
-    "DID": [_first(r"dim=\d", "dim=4")],
+    "DID": [_first(r"dim=\d", "dim=4"), *_other_dimension()],
     "DFP": [_dataflow],
-    "SMA": [_first(r"mode=(?:axis|ap_memory|bram) port=(\w+)", r"mode=s_axilite port=\1")],
-    "AMS": [_first(r"mode=s_axilite port=(\w+)", r"mode=ap_memory port=\1")],
+    "SMA": [_first(r"mode=s_axilite port=(\w+)", rf"mode={mode} port=\1") for mode in ("ap_memory", "axis")],
+    "AMS": [
+        _first(r"mode=(?:axis|ap_memory|bram) port=(\w+)", rf"mode={mode} port=\1") for mode in ("s_axilite", "ap_none")
+    ],
     "MLP": [_around("PIPELINE", "PIPELINE II=1")],
     "ILNU": [_around("", "UNROLL")],
 }  # fmt: skip
@@ -161,11 +171,13 @@ _MUTATIONS: dict[str, list[Callable[[str], Iterator[str]]]] = {
 
 def mutants(case: Case) -> list[Case]:
     """``case`` with one bug, once for each class and place; whether a functional one shows is not yet known."""
-    random = next((d.random for d in hls_designs.designs(3) if d.source == case.source), ())
+    design = next((d for d in hls_designs.designs(3) if d.source == case.source), None)
+    random, again = (design.random, design.again) if design is not None else ((), ())
     rules = dict(_MUTATIONS)
     # What an interface asks for depends on how a port is used: the designs say so.
     for bug, mode in (("IDAP", "axis"), ("RAMB", "m_axi")):
-        rules[bug] = [_first(rf"mode=ap_memory port={p}\b", f"mode={mode} port={p}") for p in random]
+        ports = random if bug == "IDAP" else [p for p in random if p not in again]
+        rules[bug] = [_first(rf"mode=ap_memory port={p}\b", f"mode={mode} port={p}") for p in ports]
     found: dict[tuple[str, str], Case] = {}
     for bug, changes in rules.items():
         for change in changes:
@@ -322,6 +334,49 @@ def evaluate(detector: Callable[[str], bool], cases: Sequence[Case]) -> Detected
         sum(hit for _, hit in bugs) / len(bugs),
         sum(clean) / len(clean),
         {bug: sum(hits) / len(hits) for bug, hits in classes.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Classified:
+    """How a checker that names classes did.
+
+    Args:
+        recall: by class, the share of its bugs that were called so.
+        precision: by class, the share of what was called so that was; 1 where nothing was.
+        false_alarms: the share of clean designs in which any bug was seen.
+    """
+
+    recall: dict[str, float]
+    precision: dict[str, float]
+    false_alarms: float
+
+    @property
+    def found(self) -> float:
+        """The mean of the classes' recalls."""
+        return sum(self.recall.values()) / len(self.recall)
+
+
+def classify(checker: Callable[[str], Iterable[str]], cases: Sequence[Case]) -> Classified:
+    """Asks a checker which bugs each case has; only the right class is a hit.
+
+    Args:
+        checker: from source text to classes, as `check`.
+        cases: with and without bugs.
+
+    Raises:
+        HastenError: no case with, or none without a bug.
+    """
+    said = [(case.bug, set(checker(case.source))) for case in cases]
+    made, clean = Counter(bug for bug, _ in said if bug), [named for bug, named in said if not bug]
+    if not made or not clean:
+        raise HastenError("a benchmark needs cases with and without bugs")
+    hits = Counter(bug for bug, named in said if bug in named)
+    called = Counter(name for _, named in said for name in named)
+    return Classified(
+        {bug: hits[bug] / made[bug] for bug in sorted(made)},
+        {bug: hits[bug] / called[bug] if called[bug] else 1.0 for bug in sorted(made)},
+        sum(map(bool, clean)) / len(clean),
     )
 
 

@@ -18,14 +18,18 @@ class Design:
         source: its text.
         bench: statements that call it and print.
         random: arguments whose elements are not read or written once each, in order.
+        again: those of them that are read in order after all, only more than once at a time.
     """
 
     name: str
     source: str
     bench: str
     random: tuple[str, ...] = ()
+    again: tuple[str, ...] = ()
 
 
+# Of designs that read an element twice before the next.
+_AGAIN = {"frames": ("in",)}
 _FILL = "for (int i = 0; i < $N; i++) a[i] = {}; "
 _SHOW = 'for (int i = 0; i < $N; i++) std::printf("%d ", (int)b[i]);'
 
@@ -751,7 +755,7 @@ def designs(sizes: int = 1) -> list[Design]:
     for name, (ns, random, source, bench) in _DESIGNS.items():
         for n in ns[:sizes]:
             text, called = (_sized(t, n) for t in (source.strip() + "\n", bench))
-            found.append(Design(name, text, called, random))
+            found.append(Design(name, text, called, random, _AGAIN.get(name, ())))
     return found
 
 

@@ -216,7 +216,7 @@ class _Reader:
                 _nest(statement)
         return made
 
-    def _variables(self, node: Any) -> list[Variable]:
+    def _variables(self, node: Any, *, local: bool = False) -> list[Variable]:
         """What a declaration, a parameter or a field declares."""
         described = node.child_by_field_name("type")
         if described is None:
@@ -225,7 +225,7 @@ class _Reader:
         words = {_text(c) for c in node.children if c.type in ("type_qualifier", "storage_class_specifier")}
         found = []
         for declarator in node.children_by_field_name("declarator"):
-            made = self._declarator(declarator)
+            made = self._declarator(declarator, local=local)
             if made is None:
                 continue
             default = node.child_by_field_name("default_value")
@@ -245,7 +245,7 @@ class _Reader:
         text = " ".join(_text(node).split())
         return self.aliases.get(text, (text, (), 0))
 
-    def _declarator(self, node: Any) -> Variable | None:
+    def _declarator(self, node: Any, *, local: bool = False) -> Variable | None:
         """Name, sizes, pointers and first value; None for a function's."""
         sizes: list[Expression | None] = []
         pointer, reference = 0, False
@@ -273,6 +273,8 @@ class _Reader:
                 pointer += 1
             elif kind == "reference_declarator":
                 reference = True
+            elif kind == "function_declarator" and local:
+                initialized = True  # within a function `task t(work, in)` is a variable
             elif kind != "parenthesized_declarator":
                 return None
             inner = node.child_by_field_name("declarator")
@@ -302,7 +304,7 @@ class _Reader:
         if kind == "expression_statement":
             return [Evaluate(self._expression(child), line) for child in node.named_children[:1]]
         if kind == "declaration":
-            return [Declare(variable, line) for variable in self._variables(node)]
+            return [Declare(variable, line) for variable in self._variables(node, local=True)]
         if kind in ("for_statement", "while_statement", "do_statement", "for_range_loop"):
             return [self._loop(node, below, label)]
         if kind == "if_statement":

@@ -92,6 +92,7 @@ def preprocess(source: str) -> Preprocessed:
     text = re.sub(r"[^\x00-\x7f]", "_", text)
     made = Preprocessed("")
     made.macros["__SYNTHESIS__"] = Macro(None, "1")
+    made.macros["hls_thread_local"] = Macro(None, "static")  # of the tools' own headers
     out: list[str] = []
     place, number = 0, 1
     taken: list[_Branch] = []
@@ -103,7 +104,7 @@ def preprocess(source: str) -> Preprocessed:
         if directive is None:
             if active:
                 code = _expand(line, made.macros)
-                code = _operators(code, place, number, made.pragmas)
+                code = _operators(code, place, number, made)
         elif not _condition(directive[1], directive[2].strip(), taken, made.macros) and active:
             if directive[1] == "pragma":
                 pragma = read_pragma(_expand(directive[2], made.macros), number)
@@ -273,13 +274,13 @@ def _substitute(macro: Macro, arguments: list[str]) -> str:
     return "".join(values.get(token, token) for token in _TOKEN.findall(body))
 
 
-def _operators(code: str, place: int, number: int, pragmas: list[tuple[int, Pragma]]) -> str:
+def _operators(code: str, place: int, number: int, made: Preprocessed) -> str:
     """``_Pragma("HLS ...")`` set apart, with blanks in its place."""
 
     def aside(found: re.Match[str]) -> str:
-        pragma = _read(found[1].replace('\\"', '"').strip(), number)
+        pragma = _read(_expand(found[1].replace('\\"', '"').strip(), made.macros), number)
         if pragma is not None:
-            pragmas.append((place + found.start(), pragma))
+            made.pragmas.append((place + found.start(), pragma))
         return " " * len(found[0])
 
     return _OPERATOR.sub(aside, code)

@@ -1,267 +1,464 @@
 """Rules by which directives for high-level synthesis contradict the code that they stand in.
 
-They read loops, arrays and accesses off the text, so they know nothing of which bug was put where.
+They read the parsed source alone, so they know nothing of which bug was put where. Classes are those of the published
+set of bugs (Chrysalis, in arXiv 2406.10903, section 4.3, and the specification beside its data).
 """
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
 
-# Elements of an array that count as read together, at most: enough to see which partition serves them.
-_MOST = 4096
+from hasten.tasks.hls.access_order import Followed, Touch, follow, together
+from hasten.tasks.hls.parsing import parse
+from hasten.tasks.hls.preprocessing import Pragma
+from hasten.tasks.hls.syntax import (
+    Assign,
+    Binary,
+    Branch,
+    Call,
+    Cases,
+    Declare,
+    Evaluate,
+    Expression,
+    Function,
+    Index,
+    Jump,
+    Loop,
+    Member,
+    Name,
+    Source,
+    Statement,
+    Step,
+    Unary,
+    Variable,
+    expressions,
+    inside,
+    number,
+    walk,
+    within,
+)
 
+# Interface modes that carry many values, and those that carry one.
+_ARRAY_MODES = {"ap_memory", "bram", "m_axi", "ap_fifo", "axis"}
+_SCALAR_MODES = {"ap_none", "ap_vld", "ap_ack", "ap_hs", "ap_ovld", "s_axilite"}
+_NUMBER = re.compile(
+    r"(?:unsigned|signed|char|short|int|long|float|double|bool|half|size_t|u?int\d+(?:_t)?"
+    r"|(?:\w+::)?ap_u?(?:int|fixed)\s*<.*>|\s)+"
+)  # fmt: skip
+# Calls that are no tasks of a dataflow region: of the language, and on channels.
+_NO_TASKS = {"assert", "printf", "static_assert", "read", "write", "read_nb", "write_nb", "empty", "full", "size"}
+# Of a memory block.
+_PORTS = 2
 
-@dataclass
-class Loop:
-    """A loop: nesting depth within its function, variable, the values that it takes if known, pragmas, outer loops."""
-
-    depth: int
-    variable: str
-    values: range | None
-    pragmas: list[str] = field(default_factory=list)
-    outer: list[Loop] = field(default_factory=list)
-
-    @property
-    def pipelined(self) -> bool:
-        return any("PIPELINE" in p for p in self.pragmas)
-
-    @property
-    def unrolled(self) -> bool:
-        """Whether wholly."""
-        return any(re.search(r"UNROLL\s*$", p) for p in self.pragmas)
-
-    @property
-    def together(self) -> list[int]:
-        """Values of the variable that are computed at once: unrolled by a pragma, or within a pipelined loop."""
-        if self.values is None:
-            return [0]
-        if self.unrolled or any(o.pipelined for o in self.outer):
-            return list(self.values)
-        factor = next((int(f[1]) for p in self.pragmas if (f := re.search(r"UNROLL factor=(\d+)", p))), 1)
-        return list(self.values[:factor])
-
-
-@dataclass
-class ArrayAccess:
-    """``name[index]...`` within its loops, outermost first."""
-
-    name: str
-    indices: list[str]
-    loops: list[Loop]
-
-
-@dataclass
-class Function:
-    """A function's name, arguments, arrays' shapes, pragmas outside loops, loops, accesses, calls."""
-
-    name: str
-    arguments: list[str] = field(default_factory=list)
-    scalars: set[str] = field(default_factory=set)
-    arrays: list[str] = field(default_factory=list)
-    shapes: dict[str, list[int]] = field(default_factory=dict)
-    pragmas: list[str] = field(default_factory=list)
-    loops: list[Loop] = field(default_factory=list)
-    accesses: list[ArrayAccess] = field(default_factory=list)
-    calls: list[tuple[str, list[str]]] = field(default_factory=list)
+_Element: TypeAlias = tuple[int, ...]
 
 
-def _number(text: str) -> int | None:
-    """The value of arithmetic on whole numbers; None for anything else."""
-    if not re.fullmatch(r"[\d+*/()\s-]+", text):
+@dataclass(frozen=True, order=True)
+class Finding:
+    """A directive that contradicts its code.
+
+    Args:
+        line: of the source.
+        bug: a class of `hasten.tasks.hls.bugs.DIRECTIVE`.
+        reason: one line for a person.
+    """
+
+    line: int
+    bug: str
+    reason: str
+
+
+def check(source: str) -> list[str]:
+    """Classes of `hasten.tasks.hls.bugs.DIRECTIVE` whose rules a source breaks; of a clean one none.
+
+    Raises:
+        HastenError: as `hasten.tasks.hls.parsing.parse`.
+    """
+    return sorted({finding.bug for finding in findings(source)})
+
+
+def findings(source: str) -> list[Finding]:
+    """What is wrong, by line.
+
+    Raises:
+        HastenError: as `hasten.tasks.hls.parsing.parse`.
+    """
+    parsed = parse(source)
+    return sorted({finding for function in parsed.functions for finding in _Checked(parsed, function).findings()})
+
+
+class _Checked:
+    """One function under the rules."""
+
+    def __init__(self, source: Source, function: Function) -> None:
+        self.source, self.function = source, function
+        self.variables = {**source.globals, **function.variables}
+        self.pragmas = function.every_pragma
+
+    @cached_property
+    def runs(self) -> list[Followed]:
+        """The order of its accesses where conditions on data hold, and where they do not."""
+        return [follow(self.source, self.function, taken=taken) for taken in (True, False)]
+
+    def findings(self) -> Iterator[Finding]:
+        yield from self._interfaces()
+        for pragma in self.pragmas:
+            if pragma.kind in ("array_partition", "array_reshape"):
+                for name in pragma.names("variable"):
+                    yield from self._partition(pragma, name)
+        yield from self._loops()
+        yield from self._dataflow()
+
+    # Interfaces.
+
+    def _interfaces(self) -> Iterator[Finding]:
+        modes: dict[str, set[str]] = {}
+        ports = []
+        for pragma in self.pragmas:
+            if pragma.kind == "interface":
+                mode = pragma.options.get("mode", pragma.flags[0] if pragma.flags else "").lower()
+                for port in pragma.names("port"):
+                    modes.setdefault(port, set()).add(mode)
+                    ports.append((pragma.line, mode, port))
+        for line, mode, port in ports:
+            found = self._interface(mode, port, modes[port])
+            if found is not None:
+                yield Finding(line, *found)
+
+    def _interface(self, mode: str, port: str, modes: set[str]) -> tuple[str, str] | None:
+        variable = next((p for p in self.function.parameters if p.name == port), None)
+        if variable is None:
+            return None
+        kind = self._kind(variable)
+        if kind == "scalar" and mode in _ARRAY_MODES:
+            return "SMA", f"{port} is one value, {mode} is for arrays"
+        if kind == "array" and mode in _SCALAR_MODES:
+            # An address register beside a memory bus, and elements that are ports of their own.
+            fits = "m_axi" in modes if mode == "s_axilite" else self._apart(port)
+            return None if fits else ("AMS", f"{port} is an array, {mode} is for one value")
+        if kind == "array" and mode in ("axis", "ap_fifo"):
+            why = self._out_of_order(variable)
+            return ("IDAP", f"{port} is a stream by {mode}, but {why}") if why else None
+        if kind == "array" and mode == "m_axi":
+            why = self._no_bursts(variable)
+            return ("RAMB", f"{port} is on a memory bus, but {why}") if why else None
         return None
-    try:
-        return int(eval(text.replace("/", "//"), {"__builtins__": {}}))
-    except (SyntaxError, ZeroDivisionError, TypeError):
-        return None
 
+    def _kind(self, variable: Variable) -> str:
+        """``array``, ``scalar``, or empty: a stream, or what the source does not say."""
+        if variable.stream:
+            return ""
+        if variable.sizes:
+            return "array"
+        uses = _uses(self.function, variable.name)
+        if variable.pointer:
+            return "array" if uses & {"many", "moved"} else ""
+        if _NUMBER.fullmatch(variable.type):
+            return "scalar"
+        known = "<" in variable.type or variable.type in self.source.structs
+        return "" if uses & {"many", "method", "channel"} or known or variable.reference else "scalar"
 
-def _index(text: str, values: dict[str, int]) -> int | None:
-    return _number(re.sub(r"[A-Za-z_]\w*", lambda m: str(values.get(m[0], m[0])), text))
-
-
-def _values(text: str) -> tuple[str, range | None] | None:
-    """(variable, values) of a ``for`` line; None if it is none."""
-    found = re.search(r"\bfor \(int (\w+) = ([^;]+); \w+ (<=?|>=?) ([^;]+); \w+ ?(\+\+|--|[+-]= ?(\d+))\)", text)
-    if not found:
-        return None
-    begin, end, step = _number(found[2]), _number(found[4]), int(found[6] or 1)
-    if begin is None or end is None or step == 0:
-        return found[1], None
-    down = found[5].startswith("-")
-    end += {"<": 0, "<=": 1, ">": 0, ">=": -1}[found[3]]
-    return found[1], range(begin, end, -step if down else step)
-
-
-def functions(source: str) -> list[Function]:
-    """The functions of a source, in order. Lines are laid out as in `hasten.tasks.hls.designs`."""
-    found: list[Function] = []
-    depth = 0
-    stack: list[tuple[int, Loop]] = []
-    for line in source.splitlines():
-        text = line.strip()
-        head = re.match(r"(?:void|int) (\w+)\((.*)\) \{$", text)
-        if head and depth == 0:
-            found.append(Function(head[1]))
-            for argument in head[2].split(", "):
-                name = re.search(r"(\w+)(?:\[|$)", argument)
-                assert name is not None
-                found[-1].arguments.append(name[1])
-                if "[" in argument:
-                    found[-1].arrays.append(name[1])
-                    found[-1].shapes[name[1]] = [_number(s) or 0 for s in re.findall(r"\[([^\]]*)\]", argument)]
-                elif "*" not in argument:
-                    found[-1].scalars.add(name[1])
-            depth = 1
-            continue
-        if not found:
-            continue
-        now = found[-1]
-        if text.startswith("#pragma"):
-            (stack[-1][1].pragmas if stack else now.pragmas).append(text)
-            continue
-        body, loops = text, [loop for _, loop in stack]
-        loop = _values(text)
-        if loop or text.startswith("while"):
-            variable, values = loop or ("", None)
-            made = Loop(len(stack), variable, values, outer=list(loops))
-            now.loops.append(made)
-            loops = [*loops, made]
-            body = text.split(") ", 1)[1] if loop else text
-            if text.endswith("{"):
-                stack.append((depth, made))
-        elif declared := re.match(r"(?:int|short|char) (\w+\[.*)", text):
-            for name, sizes in re.findall(r"(\w+)((?:\[[^\]]*\])+)(?= ?[=,;])", declared[1]):
-                now.shapes[name] = [_number(s) or 0 for s in re.findall(r"\[([^\]]*)\]", sizes)]
-            body = ""
-        now.accesses += [
-            ArrayAccess(array, indices, loops) for array, indices in _accessed(body) if array in now.shapes
-        ]
-        call = re.match(r"(\w+)\(([^()]*)\);$", text)
-        if call:
-            now.calls.append((call[1], call[2].split(", ")))
-        depth += text.count("{") - text.count("}")
-        while stack and depth <= stack[-1][0]:
-            stack.pop()
-    return found
-
-
-def _accessed(text: str) -> list[tuple[str, list[str]]]:
-    """(array, indices) of every access in a line, those within indices too."""
-    found = []
-    for start in re.finditer(r"\b([A-Za-z_]\w*)(?=\[)", text):
-        indices, at = [], start.end()
-        while at < len(text) and text[at] == "[":
-            depth, begin = 0, at + 1
-            while True:
-                depth += (text[at] == "[") - (text[at] == "]")
-                at += 1
-                if depth == 0:
-                    break
-            indices.append(text[begin : at - 1])
-        found.append((start[1], indices))
-    return found
-
-
-def _in_order(name: str, function: Function, every: dict[str, Function]) -> bool:
-    """Whether an array is read or written once each, from its first element on."""
-    passed = [(every[c], a.index(name)) for c, a in function.calls if c in every and name in a]
-    accesses = [a for a in function.accesses if a.name == name]
-    if len(passed) == 1 and not accesses:
-        callee, place = passed[0]
-        return _in_order(callee.arguments[place], callee, every)
-    if passed or len(accesses) != 1 or len(accesses[0].indices) != 1 or len(accesses[0].loops) != 1:
+    def _apart(self, name: str) -> bool:
+        """Whether every element of an array is a register of its own."""
+        for pragma in self.pragmas:
+            if pragma.kind == "array_partition" and name in pragma.names("variable"):
+                rank = len(self.variables[name].sizes)
+                dim = self._number(pragma.options.get("dim", "1"))
+                if _type(pragma) == "complete" and (dim == 0 or rank == 1):
+                    return True
         return False
-    loop = accesses[0].loops[0]
-    values = loop.values
-    return accesses[0].indices[0] == loop.variable and values is not None and values.start == 0 and values.step == 1
+
+    def _addresses(self, variable: Variable, run: Followed) -> list[tuple[Touch, int | None]]:
+        """Each touch of an array with its place in memory."""
+        sizes = variable.shape({**run.supposed, **self.function.constants})
+        found = []
+        for touch in run.touches:
+            if touch.array == variable.name:
+                place: int | None = 0
+                for index, size in zip(touch.element, (0, *sizes[1:]) if sizes else (0,)):
+                    known = place is not None and index is not None and size is not None
+                    place = (place or 0) * (size or 0) + (index or 0) if known else None
+                found.append((touch, place))
+        return found
+
+    def _out_of_order(self, variable: Variable) -> str:
+        """Why an array is not read or written once each, from its first element on; empty where it is."""
+        for run in self.runs:
+            touches = self._addresses(variable, run)
+            if variable.name in run.passed:
+                continue
+            if len({touch.write for touch, _ in touches}) == 2:
+                return "is read and written"
+            before: tuple[Touch, int] | None = None
+            for touch, place in touches:
+                if place is None:
+                    return f"its element in line {touch.line} depends on data"
+                if before is None:
+                    wrong = place != 0 and not run.supposed
+                else:
+                    again = place == before[1] and touch.part and before[0].part
+                    lost = before[0].nest in run.cut and before[0].nest != touch.nest
+                    wrong = place != before[1] + 1 and not again and not lost
+                if wrong:
+                    after = f"element {before[1]}" if before else "nothing"
+                    return f"element {place} follows {after} in line {touch.line}"
+                before = touch, place
+        return ""
+
+    def _no_bursts(self, variable: Variable) -> str:
+        """Why a loop's accesses to an array are not in a row; empty where they are."""
+        for run in self.runs:
+            if variable.name in run.passed:
+                continue
+            by_nest: dict[tuple[int, bool], list[tuple[Touch, int | None]]] = {}
+            for touch, place in self._addresses(variable, run):
+                if touch.loops:
+                    by_nest.setdefault((touch.nest, touch.write), []).append((touch, place))
+            for touches in by_nest.values():
+                seen: set[int] = set()
+                before: int | None = None
+                for touch, place in touches:
+                    if place is None:
+                        return f"its element in line {touch.line} depends on data"
+                    if before is not None and place - before not in (0, 1):
+                        if touch.turns[-1]:
+                            return f"element {place} follows element {before} in line {touch.line}"
+                        if place in seen:
+                            return f"element {place} is asked for again in line {touch.line}"
+                    seen.add(place)
+                    before = place
+        return ""
+
+    # Partitions.
+
+    def _number(self, text: str) -> int | None:
+        """The value of an option."""
+        try:
+            return int(text, 0)
+        except ValueError:
+            return _arithmetic(text, self.function.constants)
+
+    def _array(self, name: str) -> Variable | None:
+        if name in self.variables:
+            return self.variables[name]
+        owner, _, last = name.replace("->", ".").rpartition(".")
+        kind = self.variables[owner].type if owner in self.variables else ""
+        if kind in self.source.structs:
+            return self.source.structs[kind].get(last)
+        if owner not in ("", "this"):
+            return None
+        return next((fields[last] for fields in self.source.structs.values() if last in fields), None)
+
+    def _partition(self, pragma: Pragma, name: str) -> Iterator[Finding]:
+        array = self._array(name)
+        if array is None or not (array.sizes or array.pointer):
+            return
+        kind = _type(pragma)
+        factor = self._number(pragma.options["factor"]) if "factor" in pragma.options else None
+        if kind in ("cyclic", "block") and "factor" not in pragma.options:
+            yield Finding(pragma.line, "APT", f"{name}: {kind} takes a factor")
+            return
+        rank = len(array.sizes) + array.pointer
+        dim = self._number(pragma.options.get("dim", "1"))
+        if dim is None:
+            return
+        if not 0 <= dim <= rank:
+            yield Finding(pragma.line, "DID", f"{name} has no dimension {dim}")
+            return
+        if dim == 0 or dim > len(array.sizes):
+            return
+        shape = array.shape(self.function.constants)
+        size = shape[dim - 1]
+        if kind != "complete" and size is not None and factor and size % factor:
+            yield Finding(pragma.line, "FND", f"{name}: {factor} does not divide {size} elements")
+            return
+        if (kind != "complete" and not factor) or size is None:
+            return
+        if kind == "complete":
+            yield from self._other_dimension(pragma, name, dim - 1, shape)
+        elif factor:
+            yield from self._other_type(pragma, name, (kind, factor, dim - 1, size))
+
+    def _at_once(self, name: str, rank: int) -> list[set[_Element]]:
+        """Sets of elements of an array that are wanted at the same time, of those that can be told."""
+        touches = [t for t in self.runs[0].touches if t.array == name and len(t.element) == rank]
+        groups = together([t for t in touches if None not in t.element], self._parallel)
+        return [{tuple(i or 0 for i in t.element) for t in group} for group in groups]
+
+    def _other_type(self, pragma: Pragma, name: str, part: tuple[str, int, int, int]) -> Iterator[Finding]:
+        kind, factor, dim, size = part
+        for elements in self._at_once(name, len(self.variables[name].sizes) if name in self.variables else dim + 1):
+            crowd = _crowding(elements, [part])
+            for other in {"cyclic", "block"} - {kind}:
+                if _crowding(elements, [(other, factor, dim, size)]) < crowd:
+                    reason = f"{name}: {crowd} elements of one bank are wanted at once, with {other} fewer"
+                    yield Finding(pragma.line, "APT", reason)
+                    return
+
+    def _other_dimension(self, pragma: Pragma, name: str, dim: int, shape: tuple[int | None, ...]) -> Iterator[Finding]:
+        """Whether along a dimension that is not split yet fewer elements of a bank are wanted than it has ports."""
+        beside: list[tuple[str, int, int, int]] = []
+        for other in self.pragmas:
+            if other.kind == pragma.kind and name in other.names("variable") and other is not pragma:
+                along = self._number(other.options.get("dim", "1"))
+                factor = self._number(other.options.get("factor", "1"))
+                if not along or along > len(shape) or shape[along - 1] is None or not factor:
+                    return
+                beside.append((_type(other), factor, along - 1, shape[along - 1] or 1))
+        free = [d for d, size in enumerate(shape) if size is not None and d != dim and d not in {p[2] for p in beside}]
+        for elements in self._at_once(name, len(shape)):
+            crowd = _crowding(elements, [*beside, ("complete", 1, dim, 1)])
+            for along in free if crowd > _PORTS else ():
+                fewer = _crowding(elements, [*beside, ("complete", 1, along, 1)])
+                if fewer <= _PORTS:
+                    reason = (
+                        f"{name}: {crowd} elements of one bank are wanted at once, by dimension {along + 1} {fewer}"
+                    )
+                    yield Finding(pragma.line, "DID", reason)
+                    return
+
+    @cached_property
+    def _parallel(self) -> dict[Loop, int | None]:
+        """As `together` takes it, for loops of every function of the source."""
+        found: dict[Loop, int | None] = {}
+        for function in self.source.functions:
+            whole = _pipelined(function.pragmas)
+            for loop in function.loops:
+                factor = _unrolled(loop, function)
+                found[loop] = None if whole else 0 if _pipelined(loop.pragmas) else 1 if factor == 0 else factor
+        return found
+
+    # Loops.
+
+    def _loops(self) -> Iterator[Finding]:
+        whole = _pipelined(self.function.pragmas)
+        for loop in self.function.loops:
+            around = next((o for o in reversed(loop.outer) if _pipelined(o.pragmas)), None)
+            if _pipelined(loop.pragmas) and (whole or around is not None):
+                where = f"the loop in line {around.line}" if around is not None else "its function"
+                yield Finding(loop.line, "MLP", f"{where} is pipelined too, which unrolls this loop")
+            factor = _unrolled(loop, self.function)
+            values = loop.values(self.function.constants)
+            if factor and values is not None and len(values) % factor:
+                yield Finding(
+                    loop.line, "FND", f"unrolled {factor} times, which does not divide {len(values)} iterations"
+                )
+            if whole or around is not None:
+                continue  # everything in a pipeline is unrolled
+            outer = next((o for o in loop.outer if _unrolled(o, self.function) not in (0, 1)), None)
+            if outer is None or not factor:
+                continue  # wholly, or as many times as another file says
+            if values is None or factor < len(values):
+                yield Finding(outer.line, "ILNU", f"unrolled around the loop in line {loop.line}, which is not wholly")
+
+    # Dataflow.
+
+    def _dataflow(self) -> Iterator[Finding]:
+        owners: list[tuple[list[Pragma], list[Statement]]] = [(self.function.pragmas, self.function.body)]
+        owners += [(loop.pragmas, loop.body) for loop in self.function.loops]
+        for pragmas, body in owners:
+            for pragma in pragmas:
+                if pragma.kind == "dataflow" and "off" not in pragma.flags:
+                    loops, calls = self._tasks(body)
+                    if not calls and loops < 2:
+                        reason = "only a loop is here" if loops else "no loops or calls are here"
+                        yield Finding(pragma.line, "DFP", f"{reason}, nothing runs beside another")
+
+    def _tasks(self, statements: list[Statement]) -> tuple[int, int]:
+        """Loops and calls that stand directly in a region, in its branches too."""
+        loops = calls = 0
+        for statement in statements:
+            value: Expression | None = None
+            if isinstance(statement, Loop):
+                loops += 1
+            elif isinstance(statement, Branch | Cases):
+                inner = self._tasks(inside(statement))
+                loops, calls = loops + inner[0], calls + inner[1]
+            elif isinstance(statement, Declare):
+                calls += "task" in statement.variable.type
+                value = statement.variable.value
+            elif isinstance(statement, Evaluate | Jump):
+                value = statement.expression if isinstance(statement, Evaluate) else statement.value
+                if isinstance(value, Call):
+                    calls += value.name not in _NO_TASKS
+                    value = None
+                elif isinstance(value, Assign):
+                    value = value.value
+            if isinstance(value, Call) and value.receiver is None:
+                calls += self.source.function(value.name) is not None
+        return loops, calls
 
 
-def _crowding(elements: set[tuple[int, ...]], dim: int, size: int, kind: str, factor: int) -> int:
-    """The most elements that are wanted of one bank at once."""
-    width = -(-size // factor) if factor else 1
+def _type(pragma: Pragma) -> str:
+    named = pragma.options.get("type", "").lower()
+    return named or next((f for f in pragma.flags if f in ("complete", "cyclic", "block")), "complete")
 
-    def bank(element: tuple[int, ...]) -> int:
-        at = element[dim]
-        return at if kind == "complete" else at % factor if kind == "cyclic" else at // width
+
+def _pipelined(pragmas: list[Pragma]) -> bool:
+    return any(p.kind == "pipeline" and "off" not in p.flags for p in pragmas)
+
+
+def _unrolled(loop: Loop, function: Function) -> int | None:
+    """How many iterations at once: None for all, 0 where it is not known, 1 without a directive."""
+    for pragma in loop.pragmas:
+        if pragma.kind == "unroll" and "off" not in pragma.flags and pragma.options.get("off") is None:
+            text = pragma.options.get("factor")
+            if text is None:
+                return None
+            value = _arithmetic(text, function.constants)
+            return 0 if value is None or value < 1 else value
+    return 1
+
+
+def _arithmetic(text: str, names: dict[str, int]) -> int | None:
+    """The value of an option's text."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        pass
+    if not re.fullmatch(r"[\w\s+*/%():<>-]+", text) or len(text) > 500:
+        return None
+    made = parse(f"int option() {{ return {text}; }}").functions
+    body = made[0].body
+    return number(body[0].value, names) if body and isinstance(body[0], Jump) and body[0].value is not None else None
+
+
+def _crowding(elements: set[_Element], parts: list[tuple[str, int, int, int]]) -> int:
+    """The most elements wanted of one bank at once, of an array split by (type, factor, dimension, its size)."""
+
+    def bank(element: _Element) -> _Element:
+        found = []
+        for kind, factor, dim, size in parts:
+            at = element[dim]
+            found.append(at if kind == "complete" else at % factor if kind == "cyclic" else at // -(-size // factor))
+        return tuple(found)
 
     return max(Counter(bank(e) for e in elements).values(), default=0)
 
 
-def _wanted(name: str, function: Function) -> list[set[tuple[int, ...]]]:
-    """For each innermost loop the elements of an array that it touches at once, where they can be told."""
-    groups: dict[int, set[tuple[int, ...]]] = {}
-    for access in function.accesses:
-        if access.name != name or not access.loops:
-            continue
-        choices = [loop.together for loop in access.loops if loop.variable]
-        names = [loop.variable for loop in access.loops if loop.variable]
-        # Loops that are unrolled within one another belong to the outermost of them.
-        owner = next((i for i, loop in enumerate(access.loops) if len(loop.together) > 1), len(access.loops) - 1)
-        for number, point in enumerate(itertools.product(*choices)):
-            element = tuple(_index(i, dict(zip(names, point, strict=True))) for i in access.indices)
-            if number >= _MOST or any(e is None for e in element):
-                break
-            groups.setdefault(id(access.loops[owner]), set()).add(element)  # type: ignore[arg-type]
-    return list(groups.values())
-
-
-def check(source: str) -> list[str]:
-    """Classes of `hasten.tasks.hls.bugs.DIRECTIVE` whose rules a source breaks; of a clean one none."""
-    known = functions(source)
-    every = {f.name: f for f in known}
-    found: set[str] = set()
-    for function in known:
-        pragmas = [*function.pragmas, *(p for loop in function.loops for p in loop.pragmas)]
-        for pragma in pragmas:
-            port = re.search(r"INTERFACE mode=(\w+) port=(\w+)", pragma)
-            if port:
-                found |= _interface(port[1], port[2], function, every)
-            part = re.search(r"ARRAY_PARTITION variable=(\w+) type=(\w+)(?: factor=(\d+))? dim=(\d+)", pragma)
-            if part:
-                found |= _partition(part[1], part[2], int(part[3] or 0), int(part[4]), function)
-        for loop in function.loops:
-            inner = [other for other in function.loops if any(o is loop for o in other.outer)]
-            for pragma in loop.pragmas:
-                factor = re.search(r"UNROLL factor=(\d+)", pragma)
-                if factor and loop.values is not None and len(loop.values) % int(factor[1]):
-                    found.add("FND")
-            if loop.pipelined and any(other.pipelined for other in inner):
-                found.add("MLP")
-            if loop.unrolled and any(not other.unrolled for other in inner):
-                found.add("ILNU")
-        if any("DATAFLOW" in p for p in pragmas) and sum(c in every for c, _ in function.calls) < 2:
-            found.add("DFP")
-    return sorted(found)
-
-
-def _interface(mode: str, port: str, function: Function, every: dict[str, Function]) -> set[str]:
-    if port in function.scalars:
-        return {"AMS"} if mode in ("ap_memory", "bram", "axis", "m_axi") else set()
-    if port not in function.arrays:
-        return set()
-    if mode == "s_axilite":
-        return {"SMA"}
-    if mode in ("axis", "m_axi") and not _in_order(port, function, every):
-        return {"IDAP" if mode == "axis" else "RAMB"}
-    return set()
-
-
-def _partition(name: str, kind: str, factor: int, dim: int, function: Function) -> set[str]:
-    shape = function.shapes.get(name, [])
-    if dim > len(shape):
-        return {"DID"}
-    size = shape[dim - 1]
-    found = {"FND"} if factor and size % factor else set()
-    for elements in _wanted(name, function):
-        crowded = _crowding(elements, dim - 1, size, kind, factor)
-        # The same number of banks another way, or the same way along another dimension.
-        if kind == "complete":
-            others = [_crowding(elements, d, shape[d], kind, factor) for d in range(len(shape))]
-        else:
-            others = [_crowding(elements, dim - 1, size, k, factor) for k in ("cyclic", "block")]
-        if not found and crowded > min(others):
-            found.add("APT")
+def _uses(function: Function, name: str) -> set[str]:
+    """How a parameter is used: as ``many`` values, ``moved`` as a pointer is, through a ``method``, as a channel."""
+    found = set()
+    me = Name(name)
+    for statement in walk(function.body):
+        for top in expressions(statement):
+            for expression in within(top):
+                match expression:
+                    case Index(base, _) if base == me:
+                        found.add("many")
+                    case Unary("*", Binary("+" | "-", left, right)) if me in (left, right):
+                        found.add("many")
+                    case Step(_, target, _) | Assign("+=", target, _) if target == me:
+                        found.add("moved")
+                    case Call(_, _, receiver) if receiver == me:
+                        found.add("method")
+                    case Member(operand, _) if operand == me:
+                        found.add("method")
+                    case Binary("<<" | ">>", left, _) if left == me and expression is top:
+                        found.add("channel")
     return found
