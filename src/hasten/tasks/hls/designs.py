@@ -18,7 +18,7 @@ class Design:
         source: its text.
         bench: statements that call it and print.
         random: arguments whose elements are not read or written once each, in order.
-        again: those of them that are read in order after all, only more than once at a time.
+        again: those of them that are read in order after all, only more than once.
     """
 
     name: str
@@ -28,8 +28,15 @@ class Design:
     again: tuple[str, ...] = ()
 
 
-# Of designs that read an element twice before the next.
-_AGAIN = {"frames": ("in",)}
+# Of designs that go over an array more than once, or read an element twice before the next: bursts after all.
+_AGAIN = {
+    "histogram": ("counts",),
+    "image": ("kernel",),
+    "buckets": ("keys",),
+    "frames": ("in",),
+    "tally": ("votes",),
+    "distance": ("a",),
+}
 _FILL = "for (int i = 0; i < $N; i++) a[i] = {}; "
 _SHOW = 'for (int i = 0; i < $N; i++) std::printf("%d ", (int)b[i]);'
 

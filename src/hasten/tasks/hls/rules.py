@@ -45,13 +45,14 @@ from hasten.tasks.hls.syntax import (
 
 # Interface modes that carry many values, and those that carry one.
 _ARRAY_MODES = {"ap_memory", "bram", "m_axi", "ap_fifo", "axis"}
-_SCALAR_MODES = {"ap_none", "ap_vld", "ap_ack", "ap_hs", "ap_ovld", "s_axilite"}
+_SCALAR_MODES = {"ap_none", "ap_vld", "ap_ack", "ap_ovld", "s_axilite"}
 _NUMBER = re.compile(
     r"(?:unsigned|signed|char|short|int|long|float|double|bool|half|size_t|u?int\d+(?:_t)?"
     r"|(?:\w+::)?ap_u?(?:int|fixed)\s*<.*>|\s)+"
 )  # fmt: skip
-# Calls that are no tasks of a dataflow region: of the language, and on channels.
-_NO_TASKS = {"assert", "printf", "static_assert", "read", "write", "read_nb", "write_nb", "empty", "full", "size"}
+# Calls that are no tasks of a dataflow region: of the language, and methods of channels.
+_NO_TASKS = {"assert", "printf", "static_assert"}
+_CHANNELS = {"read", "write", "read_nb", "write_nb", "empty", "full", "size"}
 # Of a memory block.
 _PORTS = 2
 
@@ -144,7 +145,7 @@ class _Checked:
         if kind == "array" and mode in ("axis", "ap_fifo"):
             why = self._out_of_order(variable)
             return ("IDAP", f"{port} is a stream by {mode}, but {why}") if why else None
-        if kind == "array" and mode == "m_axi":
+        if kind == "array" and mode == "m_axi" and not self._kept(port):
             why = self._no_bursts(variable)
             return ("RAMB", f"{port} is on a memory bus, but {why}") if why else None
         return None
@@ -173,16 +174,23 @@ class _Checked:
                     return True
         return False
 
+    def _kept(self, name: str) -> bool:
+        """Whether what a window needs again of an array is kept beside it."""
+        return any(p.kind in ("array_stencil", "cache") and name in p.names("variable", "port") for p in self.pragmas)
+
     def _addresses(self, variable: Variable, run: Followed) -> list[tuple[Touch, int | None]]:
-        """Each touch of an array with its place in memory."""
-        sizes = variable.shape({**run.supposed, **self.function.constants})
-        found = []
+        """Each touch of an array with its place in memory, None where that depends on data."""
+        sizes = (0, *variable.shape({**run.supposed, **self.function.constants})[1:])
+        found: list[tuple[Touch, int | None]] = []
         for touch in run.touches:
-            if touch.array == variable.name:
-                place: int | None = 0
-                for index, size in zip(touch.element, (0, *sizes[1:]) if sizes else (0,)):
-                    known = place is not None and index is not None and size is not None
-                    place = (place or 0) * (size or 0) + (index or 0) if known else None
+            if touch.array != variable.name:
+                continue
+            if None in touch.element:
+                found.append((touch, None))
+            elif None not in sizes:  # else a size of another file says what lies beside what
+                place = 0
+                for index, size in zip(touch.element, sizes):
+                    place = place * (size or 0) + (index or 0)
                 found.append((touch, place))
         return found
 
@@ -221,15 +229,18 @@ class _Checked:
                     by_nest.setdefault((touch.nest, touch.write), []).append((touch, place))
             for touches in by_nest.values():
                 seen: set[int] = set()
+                starts: set[int] = set()
                 before: int | None = None
                 for touch, place in touches:
                     if place is None:
                         return f"its element in line {touch.line} depends on data"
-                    if before is not None and place - before not in (0, 1):
-                        if touch.turns[-1]:
+                    if before is None or place - before not in (0, 1):
+                        if before is not None and touch.turns[-1]:
                             return f"element {place} follows element {before} in line {touch.line}"
-                        if place in seen:
+                        # A pass that is made again is a burst again; one that begins within another is none of its own.
+                        if place in seen and place not in starts:
                             return f"element {place} is asked for again in line {touch.line}"
+                        starts.add(place)
                     seen.add(place)
                     before = place
         return ""
@@ -385,7 +396,7 @@ class _Checked:
             elif isinstance(statement, Evaluate | Jump):
                 value = statement.expression if isinstance(statement, Evaluate) else statement.value
                 if isinstance(value, Call):
-                    calls += value.name not in _NO_TASKS
+                    calls += value.name not in (_NO_TASKS if value.receiver is None else _CHANNELS)
                     value = None
                 elif isinstance(value, Assign):
                     value = value.value

@@ -42,7 +42,7 @@ class _Nest:
 
 @dataclass
 class _Port:
-    """A parameter: an ``array``, a ``scalar`` or a ``stream``; ``use`` is ``once`` in order or ``random``."""
+    """An ``array``, ``scalar`` or ``stream`` that is given; ``use`` is ``once`` in order, ``again``, or ``random``."""
 
     name: str
     kind: str = "array"
@@ -245,7 +245,7 @@ def _channels(draw: random.Random) -> _Function:
         "mix_channels",
         [
             _Port("cube", sizes=(height, width, depth)),
-            _Port("mixing", sizes=(depth,), use="random"),
+            _Port("mixing", sizes=(depth,), use="again"),
             _Port("made", sizes=(height, width)),
         ],
         [_Nest("h", height, [columns])],
@@ -431,10 +431,10 @@ _BUGS: dict[str, _Bug] = {
     "FND": _wrong_factor,
     "DID": _wrong_dimension,
     "DFP": _misplaced_dataflow,
-    "IDAP": _interface({"random"}, "array", ["axis", "ap_fifo"]),
+    "IDAP": _interface({"again", "random"}, "array", ["axis", "ap_fifo"]),
     "RAMB": _interface({"random"}, "array", ["m_axi"]),
     "SMA": _interface({"once"}, "scalar", ["bram", "ap_memory", "m_axi", "ap_fifo", "axis"]),
-    "AMS": _interface({"once", "random"}, "array", ["ap_none", "ap_vld", "s_axilite"]),
+    "AMS": _interface({"once", "again", "random"}, "array", ["ap_none", "ap_vld", "s_axilite"]),
     "MLP": _around_pipeline,
     "ILNU": _around_rolled,
 }
@@ -594,7 +594,7 @@ class _Hand:
                 modes = ["axis"]
             elif port.kind == "scalar":
                 modes = ["s_axilite", "ap_none", "ap_vld"]
-            elif port.use == "random" or port.name in split:
+            elif port.use != "once" or port.name in split:
                 modes = ["bram", "ap_memory"]
             else:
                 modes = ["axis", "ap_fifo", "m_axi", "bram", "ap_memory"]
