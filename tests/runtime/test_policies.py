@@ -18,10 +18,13 @@ from hasten.runtime.policies import (
     LocalWindow,
     Policy,
     RandomKeep,
+    RandomTokens,
     SnapKVPolicy,
     SparseWindowPolicy,
     Strided,
+    StridedBlocks,
     TopK,
+    attend,
 )
 from hasten.runtime.step import CompiledStep
 
@@ -29,11 +32,13 @@ IDS = torch.randint(0, 211, (1, 120), generator=torch.Generator().manual_seed(3)
 EVERYTHING = [
     BlockTopKPolicy(50, 2), TopK(500), SparseWindowPolicy(1.0), SparseWindowPolicy(1.0, history=-1), Strided(1.0),
     LocalShare(1.0), LocalWindow(500), SnapKVPolicy(500), RandomKeep(500), KeepEnds(500),
+    BlockTopKPolicy(30, 1, 4, sinks=4), StridedBlocks(30, 1, 4), RandomTokens(500), RandomTokens(500, weighted=True),
 ]  # fmt: skip
 PARTS = [
     BlockTopKPolicy(1, 2, block=16), BlockTopKPolicy(3, 2, block=8), TopK(16, 8, 2), SparseWindowPolicy(0.3),
     SparseWindowPolicy(0.3, history=-1), Strided(0.3), LocalShare(0.3, 2), LocalWindow(20, 2), SnapKVPolicy(40, 8),
-    RandomKeep(40, 8), KeepEnds(40, 4),
+    RandomKeep(40, 8), KeepEnds(40, 4), BlockTopKPolicy(3, 2, 8, sinks=4), StridedBlocks(3, 2, 8),
+    RandomTokens(16, 8, 2), RandomTokens(16, 8, 2, weighted=True),
 ]  # fmt: skip
 
 
@@ -85,6 +90,90 @@ def test_block_scores_are_means_of_token_scores() -> None:
         expected = {int(b) * 8 + t for b in best for t in range(8)} | set(range(8)) | set(range(local * 8, 100))
         assert set(chosen[0, head].tolist()) == expected
         assert chosen.shape[-1] == len(expected)
+
+
+@pytest.mark.parametrize("length", [30, 44, 45, 51, 52, 100])
+@pytest.mark.parametrize("sinks", [0, 4])
+def test_blocks_behind_sinks_and_the_rest_of_a_block_is_local(length: int, sinks: int) -> None:
+    """As the paper cuts a cache: sinks, whole blocks from there on, and behind them at least the local tokens."""
+    torch.manual_seed(0)
+    query, keys = torch.randn(1, 4, 1, 8), torch.randn(1, 2, length, 8)
+    scored, strided = BlockTopKPolicy(3, 2, 8, sinks=sinks), StridedBlocks(3, 2, 8, sinks)
+    whole = max(0, length - sinks - 16) // 8  # blocks in the middle
+    end = sinks + whole * 8
+    for policy in (scored, strided):
+        chosen = policy.choose(_Layer(), query, keys, 1.0)  # type: ignore[arg-type]
+        if length <= sinks + 3 * 8 + 2 * 8 or whole <= 3:
+            assert chosen is None
+            assert policy.budget(length) == length
+            continue
+        assert chosen is not None
+        tokens = (query.reshape(1, 2, 2, 8).mean(2, keepdim=True) @ keys.transpose(-1, -2))[:, :, 0]
+        for head in range(2):
+            means = tokens[0, head, sinks:end].unflatten(-1, (-1, 8)).mean(-1)
+            blocks = means.topk(3).indices.tolist() if policy is scored else [0, whole // 3, 2 * whole // 3]
+            read = {sinks + b * 8 + t for b in blocks for t in range(8)} | {*range(sinks)} | {*range(end, length)}
+            assert set(chosen[0, head].tolist()) == read
+            assert chosen.shape[-1] == len(read) == policy.budget(length)
+        assert 16 <= length - end < 24, "local tokens, and what a whole block has no room for"
+
+
+def test_only_whole_first_blocks_run_compiled() -> None:
+    assert BlockTopKPolicy().compiled
+    assert not BlockTopKPolicy(sinks=4).compiled
+    assert not BlockTopKPolicy(block=16).compiled
+
+
+def test_random_tokens_are_drawn_anew_and_again() -> None:
+    keys, query = torch.zeros(2, 2, 300, 8), torch.zeros(2, 4, 1, 8)
+    policy, layer = RandomTokens(40, 8, 4), _Layer()
+    drawn = policy.choose(layer, query, keys, 1.0)  # type: ignore[arg-type]
+    assert drawn is not None
+    assert drawn.shape == (2, 2, 52)
+    for row in drawn.flatten(0, 1).tolist():
+        assert len(set(row)) == 52
+        assert {*range(4), *range(292, 300)} <= {*row}
+    assert len({tuple(sorted(row)) for row in drawn.flatten(0, 1).tolist()}) == 4, "each head draws its own"
+    assert torch.equal(drawn, policy.choose(layer, query, keys, 1.0)), "a step made again reads the same"  # type: ignore[arg-type]
+    longer = torch.zeros(2, 2, 301, 8)
+    other = policy.choose(layer, query, longer, 1.0)  # type: ignore[arg-type]
+    assert other is not None
+    assert {*drawn[0, 0, :40].tolist()} != {*other[0, 0, :40].tolist()}
+    seen = torch.zeros(300)
+    for length in range(300, 500):
+        found = policy.choose(layer, query, torch.zeros(2, 2, length, 8), 1.0)  # type: ignore[arg-type]
+        assert found is not None
+        seen[found[found < 292]] += 1
+    assert (seen[4:200] > 0).all(), "every token of the middle is drawn now and then"
+
+
+def test_a_weighted_draw_stands_for_the_middle() -> None:
+    """With equal logits the drawn tokens weigh as much as the whole middle does; unweighted ones less."""
+    keys, query = torch.zeros(1, 2, 300, 8), torch.zeros(1, 4, 1, 8)
+    values = torch.zeros(1, 2, 300, 8)
+    values[:, :, 4:292] = 1.0
+    layer = _Layer()
+    rows = [
+        float(RandomTokens(40, 8, 4, weighted=w).row(layer, query, keys, values, 1.0)[0, 0, 0, 0])  # type: ignore[arg-type]
+        for w in (True, False)
+    ]
+    assert rows == [pytest.approx(288 / 300), pytest.approx(40 / 52)]
+    # Far below a window of the model's own nothing is seen, whatever stands for it.
+    least = RandomTokens(40, 8, 4, weighted=True).row(layer, query, keys, values, 1.0, 292)  # type: ignore[arg-type]
+    assert torch.equal(least, torch.zeros_like(least))
+
+
+def test_a_weighted_draw_is_nearer_to_all_than_an_unweighted_one() -> None:
+    torch.manual_seed(0)
+    keys, values, query = torch.randn(1, 2, 2000, 8), torch.randn(1, 2, 2000, 8), torch.randn(1, 4, 1, 8)
+    whole, off = attend(query, keys, values, 0.35), {}
+    for weighted in (True, False):
+        draws = [
+            RandomTokens(200, 200, 4, weighted, seed).row(_Layer(), query, keys, values, 0.35)  # type: ignore[arg-type]
+            for seed in range(40)
+        ]
+        off[weighted] = float((torch.stack(draws).mean(0) - whole).norm())
+    assert off[True] < 0.5 * off[False]
 
 
 @pytest.mark.parametrize("history", [0, -1, 5])
@@ -226,6 +315,10 @@ def test_what_does_not_go_together() -> None:
         CacheSpec(full_layers=(1,))
     for wrong in (
         lambda: BlockTopKPolicy(0),
+        lambda: BlockTopKPolicy(4, 1),
+        lambda: BlockTopKPolicy(4, 2, sinks=-1),
+        lambda: StridedBlocks(0),
+        lambda: RandomTokens(0),
         lambda: SparseWindowPolicy(0.0),
         lambda: SnapKVPolicy(8, 8),
         lambda: SnapKVPolicy(8, 2, pooling="sum"),

@@ -11,7 +11,10 @@ from hasten.cost.serving.recorded_trials import read_records
 from hasten.runtime.recorded_answers import ASKED, PROMPT, answers, policy_of, record, train_follower
 
 
-@pytest.mark.parametrize(("method", "budget"), [("top-k", 16), ("block top-k", 16), ("local", 16), ("block top-k", 64)])
+@pytest.mark.parametrize(
+    ("method", "budget"),
+    [("top-k", 16), ("block top-k", 16), ("local", 16), ("block top-k", 64), ("strided blocks", 16), ("random", 32)],
+)
 def test_a_policy_reads_as_many_keys_as_its_budget(method: str, budget: int) -> None:
     policy = policy_of(method, budget)
     assert policy is not None

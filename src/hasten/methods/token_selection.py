@@ -37,7 +37,7 @@ class PolicyMethod(Reading, Policy):
 
 @dataclass(frozen=True)
 class BlockTopK(PolicyMethod, BlockTopKPolicy):
-    """Reads the first block, the newest, and those whose mean key fits the query best, at every step.
+    """Reads the first block or some sinks, the newest, and those whose mean key fits the query best, at every step.
 
     The whole cache stays in memory. The first layer reads everything. Settings and defaults are those of
     `BlockTopKPolicy`.
@@ -48,7 +48,8 @@ class BlockTopK(PolicyMethod, BlockTopKPolicy):
 
     @property
     def title(self) -> str:
-        return f"top {self.top}+{self.local} blocks"
+        behind = "" if self.sinks is None else f" behind {self.sinks} sinks"
+        return f"top {self.top}+{self.local} blocks{behind}"
 
     @classmethod
     def variants(cls, model: Any) -> list[Self]:

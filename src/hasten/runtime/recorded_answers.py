@@ -10,7 +10,7 @@ for so many steps is a question, and an answer has that many tokens.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,23 @@ from hasten.models.language.llama import small_llama
 from hasten.processes import run_arms
 from hasten.runtime.cache import CacheSpec
 from hasten.runtime.language_model import LanguageModel
-from hasten.runtime.policies import BlockTopKPolicy, LocalWindow, Policy, TopK
+from hasten.runtime.policies import BlockTopKPolicy, LocalWindow, Policy, RandomTokens, StridedBlocks, TopK
 from hasten.tasks.recall import iterated_map
 from hasten.train.fitting import fit
 from hasten.workload.decoder import DecoderSizes
 
 # Steps end before the cycle closes: from there on an answer could be copied from a few tokens back.
 SYMBOLS, FILLER, STEPS, LAYERS, BLOCK = 16, 64, 15, 3, 2
+# Tokens that every sparse method reads: the first, and the newest.
+SINKS, LOCAL = 4, 2 * BLOCK
 PROMPT = 2 * SYMBOLS + FILLER + 1
 ASKED = (4, 8, 12, 15)
 WIDTHS, BUDGETS = (32, 64, 96), (16, 32, 64)
 # Kinds of attention, and the keys that a token reads; 0 for all.
-METHODS = (("dense", 0), *itertools.product(("top-k", "block top-k", "local"), BUDGETS))
+METHODS = (
+    ("dense", 0),
+    *itertools.product(("top-k", "block top-k", "strided blocks", "random", "local"), BUDGETS),
+)
 
 Weights = dict[str, Tensor]
 
@@ -70,11 +75,15 @@ def policy_of(method: str, budget: int) -> Policy | None:
     """What reads ``budget`` keys by one of `hasten.cost.serving.scaling.METHODS`; None for dense attention."""
     if method == "dense":
         return None
-    if method == "top-k":
-        return TopK(budget - 2 * BLOCK - 1, local=2 * BLOCK, sinks=1)
-    if method == "block top-k":
-        return BlockTopKPolicy(budget // BLOCK - 3, local=2, block=BLOCK)
-    return LocalWindow(budget, sinks=1)
+    chosen = budget - SINKS - LOCAL
+    found: dict[str, Callable[[], Policy]] = {
+        "top-k": lambda: TopK(chosen, LOCAL, SINKS),
+        "block top-k": lambda: BlockTopKPolicy(chosen // BLOCK, LOCAL // BLOCK, BLOCK, SINKS),
+        "strided blocks": lambda: StridedBlocks(chosen // BLOCK, LOCAL // BLOCK, BLOCK, SINKS),
+        "random": lambda: RandomTokens(chosen, LOCAL, SINKS),
+        "local": lambda: LocalWindow(budget, SINKS),
+    }
+    return found[method]()
 
 
 def answers(

@@ -66,6 +66,25 @@ def test_a_long_shared_prompt_favours_dense() -> None:
     assert dense(SMALL, **few).equivalent() < block_top_k(SMALL, budget=4096, **few).equivalent()
 
 
+@pytest.mark.parametrize("trials", [1, 3, 16])
+def test_each_trial_searches_the_whole_blocks_of_its_own_context(trials: int) -> None:
+    """FLOPs of the search: floor((2 prompt + made) / block) made Dq a trial, so exactly so many times one trial's."""
+    prompt, made, block = 101, 77, 16
+    found = block_top_k(SMALL, prompt, made, 32, trials, block)
+    plain = top_k(SMALL, prompt, made, 32, trials)
+    each = (2 * prompt + made) // block * made * SMALL.layers * SMALL.query_width
+    assert (2 * prompt + made) % block, "or the floor would do nothing"
+    assert found.flops - plain.flops == trials * each
+    # Bytes: the mean keys of the prompt are read once for all trials.
+    read = (2 * prompt + trials * made) // block * made * SMALL.layers * SMALL.kv_width
+    assert found.bytes - plain.bytes == read
+
+
+def test_what_chooses_blindly_searches_for_nothing() -> None:
+    for method in ("local", "strided blocks", "random"):
+        assert cost_of(method, SMALL, 30, 200, 32, 3) == top_k(SMALL, 30, 200, 32, 3)
+
+
 def test_intensity_is_the_hardware_s() -> None:
     assert intensity_of(load_device("v100"), "fp16") == pytest.approx(125e12 / 900e9)
     assert dense(SMALL, 10, 10).equivalent(0.0) == dense(SMALL, 10, 10).flops

@@ -10,7 +10,7 @@ import torch
 
 from hasten.errors import HastenError
 from hasten.models.language.smallthinker import HeadPredictor, SmallThinkerConfig, SmallThinkerLM, hybrid
-from hasten.runtime.storage.expert_store import ExpertCache, ExpertEngine, ExpertFile, predicted_step, write_experts
+from hasten.runtime.storage.expert_store import ExpertCache, ExpertEngine, ExpertFile, write_experts
 
 CONFIG = SmallThinkerConfig(
     width=32, layers=4, head_dim=8, inner=24, experts=6, used=2, rotary=hybrid(4)[0], windowed=hybrid(4)[1], window=9
@@ -181,11 +181,6 @@ def test_late_routers_cannot_prefetch(path: Path) -> None:
     file = ExpertFile(path)
     with pytest.raises(HastenError, match="routes after attention"):
         ExpertEngine(late, ExpertCache(file, 24 * file.bundle_bytes))
-
-
-def test_the_timeline() -> None:
-    assert predicted_step(2.0, 3.0, 1.0, prefetch=True) == 4.0
-    assert predicted_step(2.0, 3.0, 1.0, prefetch=False) == 6.0
 
 
 @pytest.mark.parametrize("softmax", [False, True])

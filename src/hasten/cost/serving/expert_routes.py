@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
+from bisect import bisect
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -20,24 +23,31 @@ def lasting_routes(
         skew: the i-th most popular expert of a layer is drawn in proportion to i to the minus this.
     """
     rng = random.Random(seed)
-    weights = [[1 / (1 + i) ** skew for i in rng.sample(range(experts), experts)] for _ in range(layers)]
+    weights = [
+        [*itertools.accumulate(1 / (1 + i) ** skew for i in rng.sample(range(experts), experts))] for _ in range(layers)
+    ]
+    random_ = rng.random
     now = [rng.sample(range(experts), used) for _ in range(layers)]
     for step in range(steps):
         for layer in range(layers):
-            chosen = [e for e in now[layer] if rng.random() < stays]
+            chosen = [e for e in now[layer] if random_() < stays]
+            rising = weights[layer]
             while len(chosen) < used:
-                drawn = rng.choices(range(experts), weights[layer])[0]
+                drawn = bisect(rising, random_() * rising[-1], 0, experts - 1)
                 if drawn not in chosen:
                     chosen.append(drawn)
             now[layer] = chosen
             yield step, layer, chosen
 
 
-def share_held(experts: int, used: int, layers: int, capacity: int, steps: int, seed: int) -> float:
+@functools.lru_cache(maxsize=256)
+def share_held(
+    experts: int, used: int, layers: int, capacity: int, steps: int, seed: int, *, stays: float = 0.6, skew: float = 0.7
+) -> float:
     """Share of the experts of `lasting_routes` found among the ``capacity`` used last, after a quarter of the steps."""
     held: OrderedDict[tuple[int, int], None] = OrderedDict()
     found = asked = 0
-    for step, layer, chosen in lasting_routes(experts, used, layers, steps, seed):
+    for step, layer, chosen in lasting_routes(experts, used, layers, steps, seed, stays=stays, skew=skew):
         for expert in chosen:
             key = (layer, expert)
             if step >= steps // 4:

@@ -114,14 +114,17 @@ def block_top_k(
     block: int = 16,
     batch: int | None = None,
 ) -> Cost:
-    """As `top_k`, with the search over one mean key for each block."""
+    """As `top_k`, with the search over one mean key for each block.
+
+    Each trial scores the whole blocks of its own context; the mean keys of the prompt are read once for all trials.
+    """
     plain = top_k(model, prompt, made, budget, trials, batch)
-    flops = trials * (2 * prompt + made) // block * made * _queries(model)
+    flops = trials * ((2 * prompt + made) // block) * made * _queries(model)
     moved = (2 * prompt + trials * made) // block * made * _keys(model)
     return Cost(plain.flops + flops, plain.bytes + moved)
 
 
-METHODS = ("dense", "top-k", "block top-k", "local")
+METHODS = ("dense", "top-k", "block top-k", "strided blocks", "random", "local")
 
 
 def cost_of(
@@ -135,7 +138,7 @@ def cost_of(
     block: int = 16,
     dense_layers: int = 0,
 ) -> Cost:
-    """The cost of ``method``, one of `METHODS`; ``local`` reads a window, and so searches for nothing.
+    """The cost of ``method``, one of `METHODS`; those that do not look at keys before they choose search for nothing.
 
     Args:
         method: how a token attends.

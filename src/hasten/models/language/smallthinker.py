@@ -135,7 +135,7 @@ class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
         self.model = _Decoder(config)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
+            if parameter.ndim == 2 and not parameter.is_meta:
                 # The released models start at 0.02; narrower ones need more.
                 nn.init.normal_(parameter, std=0.02 if config.width >= 1024 else config.width**-0.5)
             del name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,8 +10,6 @@ from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 from hasten.papers.language_models import fresh_model, real_model, real_tokens
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from hasten.runtime import LanguageModel
 
 CONTEXT = 4096
@@ -21,80 +18,55 @@ FINAL = "2:4, W2, KV4, window 2048"
 
 @check("X1")
 def rate(experiment: Experiment) -> Seen:
-    """Tokens a second of the FPGA's engine, by its model."""
-    from hasten.cost.chips.fpga import LLAMA_2_7B, PLANS, DspEngine, Plan, run, without_packing
+    """Tokens a second of the FPGA's engine, by its model, over the bandwidth that it may get."""
+    from hasten.cost.chips.fpga import EFFICIENCIES, LLAMA_2_7B, PLANS, DspEngine, Plan, StepCost, run, without_packing
 
     engine, sizes = DspEngine(), LLAMA_2_7B
-    rates = {
-        n: [tokens / run(engine, p, sizes, c).latency for tokens, c in ((1, 4096), (1, 32768))]
-        for n, p in PLANS.items()
-    }
-    plan = PLANS[FINAL]
-    final = run(engine, plan, sizes, CONTEXT)
-    bound = engine.bandwidth / final.bytes["memory"]
-    prompt = run(engine, plan, sizes, 0, 512)
-    single = run(engine, plan, sizes, 0, 512, without_packing)
-    packed = single.products / prompt.products
-    steps = ", ".join(f"{n} {r[0]:.0f} / {r[1]:.0f}" for n, r in rates.items())
-    reached = rates[FINAL][0]
-    # Dense 8-bit weights and cache on the same engine: what the stack itself gains, free of the published baseline.
-    eight = 1 / run(engine, Plan(8, 0.0, 8, 0, False, 8), sizes, CONTEXT).latency
-    least = 164 / bound
-    value = (
-        f"tokens/s at 4K / 32K: {steps}; bytes at 460 GB/s allow {bound:.0f}, so the published 164 need {least:.0%} of the"
-        f" bandwidth, assumed are {engine.efficiency:.0%}; {reached / 55:.2f}x FlightLLM's published 55 (2.98x published),"
-        f" {reached / eight:.2f}x a dense 8-bit model on the same engine; packing {packed:.1f}x the 2-bit products a cycle;"
-        f" decode bound by {final.bound}, prompt by {prompt.bound}"
+
+    def said(cost: StepCost) -> str:
+        return f"{1 / cost.latency:.0f}" + ("" if cost.fits else f" (does not fit: {', '.join(cost.misfits)})")
+
+    steps = ", ".join(
+        f"{n} {' / '.join(said(run(engine, p, sizes, c)) for c in (CONTEXT, 32768))}" for n, p in PLANS.items()
     )
-    within = 164 <= reached <= bound and abs(bound - 205) < 3
-    holds = within and final.bound == "memory" and prompt.bound == "compute" and abs(packed - 3) < 0.01
-    return experiment.judge(value, holds, bound >= 164)
+    plan = PLANS[FINAL]
+    final, prompt = run(engine, plan, sizes, CONTEXT), run(engine, plan, sizes, 0, 4 * 512)
+    bound = engine.bandwidth / final.bytes["memory"]
+    packed = run(engine, plan, sizes, 0, 4 * 512, without_packing).products / prompt.products
+    # Dense 8-bit weights and cache on the same engine: what the stack itself gains, free of the published baseline.
+    eight = final.latency / run(engine, Plan(8, 0.0, 8, 0, False, 8), sizes, CONTEXT).latency
+    reached = {e: 1 / run(replace(engine, efficiency=e), plan, sizes, CONTEXT).latency for e in EFFICIENCIES}
+    met = {e: 164 <= r <= bound for e, r in reached.items()}
+    verdicts = ", ".join(f"{e:.0%} {r:.1f} ({'met' if met[e] else 'NOT met'})" for e, r in reached.items())
+    value = (
+        f"bytes at 460 GB/s allow {bound:.0f} tokens/s, so the published 164 need {164 / bound:.1%} of the bandwidth; with"
+        f" {verdicts}; at {engine.efficiency:.0%}, 4K / 32K: {steps}; {1 / final.latency / 55:.2f}x FlightLLM's published 55"
+        f" (2.98x published), {1 / eight:.2f}x a dense 8-bit model on the same engine; packing {packed:.1f}x the 2-bit"
+        f" products a cycle; decode bound by {final.bound}, prompt by {prompt.bound}; {final.needs.slices} slices,"
+        f" {final.needs.luts} LUTs (estimated), {final.needs.memory / 1e9:.1f} GB"
+    )
+    stands = final.bound == "memory" and prompt.bound == "compute" and abs(packed - 3) < 0.01 and final.fits
+    holds = all(met.values()) and abs(bound - 205) < 3 and stands
+    # What about 0.8 of the bandwidth gives is not known well enough where only a part of its range reaches the figure.
+    return experiment.judge(value, holds, bound >= 164 and stands)
 
 
 @check("X2")
 def energy(experiment: Experiment) -> Seen:
     """Tokens a joule of it, and how far that moves with constants that are estimates."""
-    from hasten.cost.chips.fpga import LLAMA_2_7B, PLANS, DspEngine, run
+    from hasten.cost.chips.fpga import LLAMA_2_7B, PLANS, DspEngine, joules_a_token, run
 
-    def joules(engine: DspEngine) -> tuple[float, float]:
-        phase = run(engine, PLANS[FINAL], LLAMA_2_7B, CONTEXT)
-        return 1 / phase.energy, phase.power
-
-    engine = DspEngine()
-    each, watts = joules(engine)
-    # The constants are estimates: what the answer is worth is how far it moves with them.
-    ranges = [
-        joules(replace(engine, static=engine.static * a, per_slice=engine.per_slice * b, per_byte=engine.per_byte * c))[
-            0
-        ]
-        for a, b, c in itertools.product((0.7, 1.3), repeat=3)
-    ]
-    low, high = min(ranges), max(ranges)
+    cost = run(DspEngine(), PLANS[FINAL], LLAMA_2_7B, CONTEXT)
+    each, watts = 1 / cost.energy, cost.power
+    low, high = (1 / joules for joules in reversed(joules_a_token(DspEngine(), PLANS[FINAL], LLAMA_2_7B, CONTEXT)))
     value = (
         f"{each:.2f} tokens/J at {watts:.0f} W (published 4.96 at 33 W; 164 / 33 = {164 / 33:.2f}), {each / 1.22:.2f}x"
-        f" FlightLLM's 1.22 (4.07x published); the energy constants are estimates, 30 % either way give {low:.1f} to"
-        f" {high:.1f} tokens/J"
+        f" FlightLLM's 1.22 (4.07x published); the energy constants are estimates: 30 % either way, over the same range of"
+        f" bandwidth, give {low:.1f} to {high:.1f} tokens/J"
     )
     near = abs(each / 4.96 - 1) < 0.15 and abs(watts / 33 - 1) < 0.15
     # Near with estimated constants is no proof: it holds only if the comparison stands wherever they lie.
     return experiment.judge(value, near and low > 0.85 * 4.96, low > 1.22)
-
-
-def character_model(steps: int, seed: int) -> tuple[LanguageModel, Tensor]:
-    """A small character model trained at a length of 128, and the text that it has not seen."""
-    import torch
-
-    from hasten.models.language.llama import small_llama
-    from hasten.runtime import LanguageModel
-    from hasten.tasks.text import Text
-    from hasten.train import fit
-
-    torch.manual_seed(seed)
-    task = Text("sources", 128, splits=(0.9, 0.1))
-    network = small_llama(task.classes, width=96, layers=4, heads=4, positions=4096)
-    batches = task.batches("training", 16, seed)
-    fit(network, lambda step: task.loss(lambda ids: network(ids).logits, next(batches)), steps=steps, peak=3e-3)
-    return LanguageModel(network), task.parts["test"]
 
 
 @check("X4", weight=90)
@@ -102,14 +74,16 @@ def long_texts(experiment: Experiment) -> Seen:
     """A text read far beyond the trained length: everything, a window, a window with sinks and capped positions."""
     import torch
 
-    from hasten.runtime import CacheSpec
+    from hasten.runtime import CacheSpec, LanguageModel
     from hasten.runtime.policies import LocalShare
     from hasten.runtime.quality import losses_by_position, perplexities
+    from hasten.train.text_llama import text_llama
 
     experiment.require(300)
     steps = experiment.at(quick=3, normal=experiment.steps(450, most=4000))
     length = experiment.at(quick=256, normal=2048)
-    model, held = character_model(steps, experiment.seed)
+    network, held = text_llama(steps, experiment.seed)
+    model = LanguageModel(network)
     rows = torch.stack([held[s : s + length + 1] for s in range(0, 4 * length, length)])
     arms = {
         "everything": CacheSpec(),
@@ -171,9 +145,13 @@ def perplexities_of_parts(experiment: Experiment) -> dict[str, float]:
     experiment.require(300)
     quick = experiment.quick
     found = {"dense": score(fresh_model(quick), quick)}
-    quantized = fresh_model(quick)
-    quantized.cache = CacheSpec("int4")
-    found["KV4"] = score(quantized, quick)
+    # 4 sinks and the newest tokens, fewer than the text that is scored has.
+    newest = experiment.at(quick=60, normal=252)
+    window = CacheSpec("int4", newest, 4, capped=True)
+    for name, spec in {"KV4": CacheSpec("int4"), "window": replace(window, dtype="fp32")}.items():
+        model = fresh_model(quick)
+        model.cache = spec
+        found[name] = score(model, quick)
     found["A8"] = score(int8_activations(fresh_model(quick)), quick)
     # The slow ones first: a solver's sweep over columns takes one thread, so that two run at once.
     names = ("sparsegpt", "gptq", "prune, then round", "wanda", "magnitude", "round")
@@ -186,9 +164,9 @@ def perplexities_of_parts(experiment: Experiment) -> dict[str, float]:
     found["joint"] = score(solved, quick)
     recover(solved, text, states, seconds=experiment.at(quick=0.1, normal=36.0, long=180.0))
     found["recovered"] = score(solved, quick)
-    # The stack as it would be used: packed, int8 activations, a cache of four bits, recovered.
+    # The stack as it would be used: packed, int8 activations, a window of a cache of four bits, recovered.
     pack(solved)
-    solved.cache = CacheSpec("int4")
+    solved.cache = window
     return found | solvers | {"whole stack": score(solved, quick)}
 
 
@@ -212,8 +190,8 @@ def stack(experiment: Experiment) -> Seen:
     }  # fmt: skip
     listed = "; ".join(name if met else f"NOT {name}" for name, met in parts.items())
     value = (
-        f"perplexity of SmolLM2-135M {seen['dense']:.1f}: {listed}; the whole packed stack {seen['whole stack']:.0f}: usable"
-        " quality is a claim about 7B"
+        f"perplexity of SmolLM2-135M {seen['dense']:.1f}: {listed}; a Λ-shaped window of 256 alone {seen['window']:.1f}; the"
+        f" whole packed stack with it {seen['whole stack']:.0f}: usable quality is a claim about 7B"
     )
     # The paper's claim is a small loss; the orderings are what a small model can show of it.
     return experiment.judge(value, seen["whole stack"] < 1.1 * seen["dense"], all(parts.values()))

@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
-    """Attention of (batch, heads, new, d) queries to (batch, kv heads, n, d) keys; mask (..., new, n), True: seen."""
+    """Attention of (batch, heads, new, d) queries to (batch, kv heads, n, d) keys.
+
+    The mask (..., new, n) is True for what is seen, or a float that is added to the logits.
+    """
     return torch.nn.functional.scaled_dot_product_attention(
         query, keys, values, mask, scale=scaling, enable_gqa=query.shape[1] != keys.shape[1]
     )
@@ -30,6 +33,21 @@ def grouped(scores: Tensor, kv_heads: int) -> Tensor:
 def taken(tensor: Tensor, chosen: Tensor) -> Tensor:
     """Rows (batch, kv heads, k) of (batch, kv heads, n, d)."""
     return tensor.gather(2, chosen[..., None].expand(*chosen.shape, tensor.shape[-1]))
+
+
+def middle(length: int, sinks: int, local: int, block: int = 1) -> tuple[int, int]:
+    """The tokens from the first to before the second that are neither sinks nor local, in whole blocks.
+
+    What is left of the last block belongs to the local tokens.
+    """
+    first = min(sinks, length)
+    return first, first + max(0, length - local - first) // block * block
+
+
+def beside(chosen: Tensor, length: int, first: int, end: int) -> Tensor:
+    """Positions (batch, kv heads, k) chosen from a `middle`, with all that lie before and behind it."""
+    fixed = torch.cat((torch.arange(first), torch.arange(end, length)))
+    return torch.cat((chosen, fixed.expand(*chosen.shape[:2], -1)), -1)
 
 
 def widened(tensor: Tensor, length: int) -> Tensor:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from hasten.runtime.policies.attending import grouped
+from hasten.runtime.policies.attending import beside, grouped, middle
 from hasten.runtime.policies.policy import PolicyLayer, Selecting
 
 
@@ -32,10 +31,8 @@ class TopK(Selecting):
 
     def choose(self, layer: PolicyLayer, query: Tensor, keys: Tensor, scaling: float) -> Tensor | None:
         length = keys.shape[2]
-        end = length - self.local
-        if length <= self.budget(length):
+        first, end = middle(length, self.sinks, self.local)
+        if end - first <= self.top:
             return None
-        middle = grouped(query.float(), keys.shape[1]) @ keys[:, :, self.sinks : end].float().transpose(-1, -2)
-        chosen = middle[:, :, 0].topk(self.top, -1).indices + self.sinks
-        fixed = torch.cat((torch.arange(self.sinks), torch.arange(end, length)))
-        return torch.cat((chosen, fixed.expand(*chosen.shape[:2], -1)), -1)
+        scores = grouped(query.float(), keys.shape[1]) @ keys[:, :, first:end].float().transpose(-1, -2)
+        return beside(scores[:, :, 0].topk(self.top, -1).indices + first, length, first, end)

@@ -1,6 +1,7 @@
 """Running a mixture of experts whose experts stay on storage: read while attention computes, kept under a RAM budget.
 
-Each expert is one contiguous bundle (gate, up, down transposed) of a safetensors file, so one read brings it.
+Each expert is one contiguous bundle (gate, up, down transposed) of a safetensors file, so one read brings it, in fp32
+or in the paper's Q4_0 (`hasten.runtime.storage.expert_forms`), and is held in memory as the file has it.
 SmallThinker's router reads the residual before attention: the experts of a layer are known, and asked for, before its
 attention begins (arXiv 2507.20984, section 3). The least recently used bundles make room.
 """
@@ -14,12 +15,11 @@ import time
 import weakref
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,27 +27,37 @@ from hasten.errors import HastenError
 from hasten.files import parse_json, write_aside
 from hasten.models.language.smallthinker import HeadPredictor, SmallThinkerLM
 from hasten.nn.attention import LayerCache
-from hasten.nn.reglu_experts import Expert, route, sparse_rows
+from hasten.nn.reglu_experts import Expert, route
+from hasten.runtime.storage.expert_forms import expert_form
 
 Key = tuple[int, int]
+_FORM = "form"  # in a file's metadata, beside the bundles' checksums
 # Replaces the router's choice: (layer, tokens' chosen experts) to those to use; for replaying recorded routes.
 Replay = Callable[[int, Tensor], Tensor]
 
 
-def write_experts(model: SmallThinkerLM, path: str | Path) -> None:
-    """Writes all experts of a model as bundles (3, inner, width) in fp32, each with a checksum.
+def write_experts(model: SmallThinkerLM, path: str | Path, form: str = "fp32") -> None:
+    """Writes all experts of a model as bundles (3, inner, width), each with a checksum.
+
+    Args:
+        model: whose experts.
+        path: of the file.
+        form: ``fp32``, or ``q4_0``, as SmallThinker was run: 18 bytes for 32 values.
 
     Raises:
-        HastenError: the file cannot be written.
+        HastenError: another form, a width that it cannot hold, or the file cannot be written.
     """
     from safetensors.torch import save
 
-    tensors, sums = {}, {}
+    kept = expert_form(form)
+    tensors, sums = {}, {_FORM: form}
     for number, layer in enumerate(model.blocks):
         for index, expert in enumerate(layer.block_sparse_moe.experts):
             assert isinstance(expert, Expert)
             weights = (expert.gate.weight, expert.up.weight, expert.down.weight.t())
-            bundle = torch.stack([w.detach().float() for w in weights]).contiguous()
+            plain = torch.stack([w.detach().float() for w in weights])
+            kept.stored(tuple(plain.shape))  # before anything is made of them
+            bundle = kept.encode(plain).contiguous()
             name = f"{number}.{index}"
             tensors[name] = bundle
             sums[name] = str(zlib.crc32(bundle.numpy().tobytes()))
@@ -56,6 +66,8 @@ def write_experts(model: SmallThinkerLM, path: str | Path) -> None:
 
 class ExpertFile:
     """Bundles in a file, read one by one past the page cache.
+
+    ``form`` and ``shape`` say how the bundles are kept, and the shape (3, inner, width) of what they hold.
 
     Args:
         path: what `write_experts` wrote.
@@ -79,14 +91,20 @@ class ExpertFile:
             if not 0 < size <= min(self._end, 1 << 26):
                 raise ValueError("no header")
             header = parse_json(os.pread(self._file, size, 8))
-            self._sums = {_key(n): int(c) for n, c in header.pop("__metadata__").items()}
+            metadata = header.pop("__metadata__")
+            # Files of before have no form, and are plain.
+            self.form = expert_form(metadata.pop(_FORM, "fp32"))
+            self._sums = {_key(n): int(c) for n, c in metadata.items()}
             self._places: dict[Key, tuple[int, int]] = {}
             shapes = set()
             for name, entry in header.items():
                 begin, end = entry["data_offsets"]
                 shape = tuple(int(s) for s in entry["shape"])
-                if entry["dtype"] != "F32" or len(shape) != 3 or end - begin != 4 * int(np.prod(shape)):
+                if entry["dtype"] != self.form.dtype or len(shape) != 3 or shape[0] != 3 or min(shape) < 1:
                     raise ValueError(f"expert {name} has a wrong shape")
+                shape = self.form.shape(shape)
+                if end - begin != self.form.nbytes(shape):
+                    raise ValueError(f"expert {name} has a wrong size")
                 if not 0 <= begin <= end or 8 + size + end > self._end:
                     raise ValueError("it ends too early")
                 shapes.add(shape)
@@ -94,7 +112,7 @@ class ExpertFile:
             if len(shapes) != 1 or set(self._sums) != set(self._places):
                 raise ValueError("its experts differ")
             self.shape = shapes.pop()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (HastenError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise HastenError(f"{path} is not a whole file of experts ({error}): write it again") from None
         if drop:
             # Pages that were written and not yet stored cannot be forgotten.
@@ -110,12 +128,17 @@ class ExpertFile:
     def __len__(self) -> int:
         return len(self._places)
 
+    def __iter__(self) -> Iterator[Key]:
+        """(layer, expert) of every bundle."""
+        return iter(self._places)
+
     @property
     def bundle_bytes(self) -> int:
-        return 4 * int(np.prod(self.shape))
+        """Bytes of a bundle, in the file as in memory."""
+        return self.form.nbytes(self.shape)
 
     def read(self, key: Key) -> Tensor:
-        """One bundle (3, inner, width).
+        """One bundle: (3, inner, width) in fp32, or the bytes of the file's form.
 
         Raises:
             HastenError: the storage fails, or what it gives is not what was written.
@@ -140,7 +163,7 @@ class ExpertFile:
                 self._free_at = max(self._free_at, begun) + size / self.bandwidth
                 until = self._free_at
             time.sleep(max(0.0, until - time.perf_counter()))
-        return torch.from_numpy(np.frombuffer(data, np.float32).reshape(self.shape))
+        return self.form.held(data, self.shape)
 
 
 def _key(name: str) -> Key:
@@ -332,17 +355,18 @@ class ExpertEngine:
         else:
             # Asked for before; those that are here by now go first.
             order = [(number, int(e)) for e in chosen.unique()]
+        form, shape = self.cache.file.form, self.cache.file.shape
         out: dict[int, Tensor] = {}
         waiting = order
         while waiting:
             key = self.cache.nearest(waiting)
-            gate, up, down = self.cache.get(key)
+            bundle = self.cache.get(key)
             rows, _ = (chosen == key[1]).nonzero(as_tuple=True)
             if len(rows) == 1:
-                out[key[1]] = sparse_rows(gate, up, down, h[rows[0]])[None]
+                out[key[1]] = form.one_token(bundle, shape, h[rows[0]])[None]
             else:
-                out[key[1]] = (torch.relu(h[rows] @ gate.t()) * (h[rows] @ up.t())) @ down
-            del gate, up, down  # the next may need its place
+                out[key[1]] = form.tokens(bundle, shape, h[rows])
+            del bundle  # the next may need its place
             waiting = [k for k in waiting if k != key]
         # Summed in the order of choice, so that no figure depends on which expert came first.
         total = torch.zeros_like(h)
@@ -350,8 +374,3 @@ class ExpertEngine:
             rows, slot = (chosen == expert).nonzero(as_tuple=True)
             total = total.index_add(0, rows, weights[rows, slot, None] * out[expert])
         return total
-
-
-def predicted_step(attention: float, read: float, experts: float, *, prefetch: bool) -> float:
-    """Seconds of one layer: reads hide behind attention where they are known before it (the paper's timeline)."""
-    return (max(attention, read) if prefetch else attention + read) + experts
