@@ -48,6 +48,7 @@ METHODS = [
     HybridWindow(40, 4),
     LambdaWindow(40, 4),
     BlockTopK(1, 2),
+    BlockTopK(2, 1, 16, 4),
     SnapKV(40, 8),
     SparseWindow(0.4),
     WeightOnly(4, 8, int8=True),

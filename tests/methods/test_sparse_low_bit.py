@@ -11,7 +11,7 @@ from torch import nn
 
 from hasten.errors import HastenError
 from hasten.kernels import sparse_linear as kernel
-from hasten.methods import SparseLowBit, TwoOfFour, WeightOnly, from_dict
+from hasten.methods import CacheFormat, LambdaWindow, SparseLowBit, TwoOfFour, WeightOnly, apply_all, from_dict
 from hasten.methods.editing import outline
 from hasten.methods.recovery import LowBitLinear, last_states, recover
 from hasten.methods.solvers import Rounding
@@ -26,7 +26,7 @@ from hasten.methods.sparse_low_bit import (
     trainable,
 )
 from hasten.models.loading.tiny import tiny_model
-from hasten.runtime import LanguageModel
+from hasten.runtime import CacheSpec, LanguageModel
 
 
 class Letters:
@@ -48,6 +48,26 @@ def tiny(inner: int = 192) -> LanguageModel:
 
 
 METHOD = SparseLowBit(2, 32)
+
+
+def test_the_whole_stack_of_the_paper_goes_together() -> None:
+    """2:4 weights of two bits with int8 activations, a cache of four bits, and a capped window of it."""
+    model = apply_all(tiny(), [METHOD, CacheFormat("int4"), LambdaWindow(60, 4)])
+    spec = model.cache
+    assert (spec.dtype, spec.window, spec.sinks, spec.capped) == ("int4", 60, 4, True)
+    ids = torch.randint(0, 211, (1, 200), generator=torch.Generator().manual_seed(1))
+    cache = model.new_cache(1, 300)
+    whole = METHOD.apply(tiny())
+    whole.cache = CacheSpec("int4")
+    all_of_it = whole.new_cache(1, 300)
+    with torch.inference_mode():
+        for at in range(0, 200, 25):
+            found = model(ids[:, at : at + 25], past_key_values=cache).logits
+            expected = whole(ids[:, at : at + 25], past_key_values=all_of_it).logits
+            if at < 50:
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found, expected, atol=1e-3), "what has left the window is not seen"
+    assert model.new_cache(1, 2000).nbytes == model.new_cache(1, 500).nbytes, "however long the text"
 
 
 def test_weights_are_really_packed() -> None:

@@ -22,8 +22,12 @@ def test_a_small_budget_does_not_judge(outcome: Callable[..., Outcome], claim: s
 
 
 @needs_kernels
-@pytest.mark.parametrize("claim", ["K4", "K5", "K6"])
+@pytest.mark.parametrize("claim", ["K3", "K4", "K5", "K6"])
 def test_a_quick_run(outcome: Callable[..., Outcome], claim: str) -> None:
     found = outcome("kinetics", claim, length="quick")
     assert found.verdict == "not judged: quick run"
     assert found.seen
+    if claim in ("K3", "K4", "K5") and "fewer than three points" not in found.seen:
+        assert found.seen.count("at a B200") == found.seen.count("at an H100") == 1, "each device is seen"
+    if claim == "K4":
+        assert found.seen.count("the law alone up to") == 3
