@@ -401,8 +401,12 @@ def joules_a_token(
     found = []
     for a, b, c in itertools.product((1 - spread, 1 + spread), repeat=3):
         for efficiency in efficiencies:
-            constants = {
-                "static": engine.static * a, "per_slice": engine.per_slice * b, "per_byte": engine.per_byte * c
-            }  # fmt: skip
-            found.append(run(replace(engine, efficiency=efficiency, **constants), plan, sizes, context).energy)
+            other = replace(
+                engine,
+                efficiency=efficiency,
+                static=engine.static * a,
+                per_slice=engine.per_slice * b,
+                per_byte=engine.per_byte * c,
+            )
+            found.append(run(other, plan, sizes, context).energy)
     return min(found), max(found)

@@ -99,9 +99,10 @@ def exponents(experiment: Experiment) -> Seen:
     from hasten.cost.serving.scaling import envelope
     from hasten.runtime.recorded_answers import ASKED
 
+    records = experiment.once(family)
     grown, parts = [], []
     for name, intensity in experiment.once(devices).items():
-        every = envelope(spent(experiment.once(family), "block top-k", ASKED, intensity))
+        every = envelope(spent(records, "block top-k", ASKED, intensity))
         front = [p for p in every if p.accuracy > 0]
         if len(front) < 3:
             return experiment.judge(f"at {name} fewer than three points on the frontier", False, None)
