@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import shutil
+import subprocess
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +57,24 @@ def test_rules_find_what_was_put_in_and_nothing_in_clean_ones() -> None:
 def test_no_rounds() -> None:
     with pytest.raises(HastenError, match="at least 1"):
         varied(0)
+
+
+HEADERS = """
+template <int N> using ap_int = long;
+template <int N> using ap_uint = unsigned long;
+namespace hls { template <typename T> struct stream { T read(); void write(const T &); }; }
+using hls::stream;
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_circuits_are_cpp(tmp_path: Path) -> None:
+    (tmp_path / "types.h").write_text("typedef short sample_t;\n")
+    (tmp_path / "synthesis.h").write_text(HEADERS)
+    sources = random.Random(0).sample([case.source for case in SOME], 24)
+    for number, source in enumerate(sources):
+        file = tmp_path / f"{number}.cpp"
+        file.write_text(source)
+        command = ["g++", "-fsyntax-only", "-w", "-std=c++17", "-include", str(tmp_path / "synthesis.h"), str(file)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr + source

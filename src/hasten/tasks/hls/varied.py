@@ -470,9 +470,10 @@ class _Hand:
         self.labels = draw.random() < 0.5
         self.bare = draw.random() < 0.5
         self.shape = draw.choice(["one line", "lines", "own line"])
-        self.around = draw.choice(["", "", "namespace", "class", "extern"])
+        self.around = draw.choice(["", "", "namespace", "class", "namespace" if self.type == "T" else "extern"])
         self.operators = draw.random() < 0.2
         self.used: set[int] = set()
+        self.declared: list[set[str]] = []
         self.labelled = 0
 
     def size(self, value: int) -> str:
@@ -521,10 +522,12 @@ class _Hand:
         rolled = self.counter == "outside" and not self.labels and len(whole) == len(nest.pragmas)
         if rolled and self.draw.random() < 0.4:
             inner = self.body([*nest.body, f"{name}++;"], depth + 1, nest.pragmas)
-            return f"{indent}{kind} {name} = {first};\n{indent}while ({name} < {bound}) {{\n{inner}{indent}}}\n"
+            begin = f"{indent}{self.declare(kind, name)}{name} = {first};\n"
+            return f"{begin}{indent}while ({name} < {bound}) {{\n{inner}{indent}}}\n"
         if self.counter == "outside" and self.draw.random() < 0.7:
             header = f"{indent}for ({name} = {first}; {until}; {step})"
-            out = f"{indent}{kind} {name};\n" + out
+            new = self.declare(kind, name)
+            out = (f"{indent}{new}{name};\n" if new else "") + out
         else:
             header = f"{indent}for ({kind} {name} = {first}; {until}; {step})"
         only = nest.body[0] if len(nest.body) == 1 and self.bare else None
@@ -537,12 +540,20 @@ class _Hand:
 
     def body(self, parts: list[_Nest | str], depth: int, pragmas: list[_Pragma]) -> str:
         out = "".join(self.pragma(p, depth) for p in pragmas)
+        self.declared.append(set())
         for part in parts:
             if isinstance(part, _Nest):
                 out += self.nest(part, depth)
             else:
                 out += "  " * depth + part.replace("{T}", self.type) + "\n"
+        self.declared.pop()
         return out
+
+    def declare(self, kind: str, name: str) -> str:
+        """A counter's type where it is new in its block."""
+        new = name not in self.declared[-1]
+        self.declared[-1].add(name)
+        return f"{kind} " if new else ""
 
     def port(self, port: _Port) -> str:
         if port.kind == "stream":
