@@ -202,6 +202,12 @@ def test_loops_unrolled_around_others() -> None:
     assert nest("", whole, "") == []
     assert nest(pragma("unroll factor=3"), whole) == ["FND"]
     assert nest("", pragma("unroll factor=5")) == ["FND"]
+    helper = (
+        "int sum(int a[4][4]) {\nfor (int i = 0; i < 4; i++) {\n#pragma HLS unroll\nfor (int j = 0; j < 4; j++) ; } }\n"
+    )
+    caller = "void f(int a[4][4], int n) {{ for (int i = 0; i < 9; i++) {{\n{}\nif (n) n += sum(a); }} }}"
+    assert check(helper + caller.format(whole.replace("unroll", "pipeline"))) == []
+    assert check(helper + caller.format("")) == ["ILNU"]
     # How often it goes round, or is unrolled, another file says.
     assert nest(whole, pragma("unroll factor=TRIP"), trip="CONFIG_T::n_in") == []
     assert nest(whole, "", trip="CONFIG_T::n_in") == ["ILNU"]

@@ -334,6 +334,20 @@ class _Checked:
                     return
 
     @cached_property
+    def _called_in_pipeline(self) -> bool:
+        """Whether a function of the source calls this one from a pipeline."""
+        for function in self.source.functions:
+            if function is self.function:
+                continue
+            bodies = [function.body] if _pipelined(function.pragmas) else []
+            bodies += [loop.body for loop in function.loops if _pipelined(loop.pragmas)]
+            for statement in (s for body in bodies for s in walk(body)):
+                for expression in (e for top in expressions(statement) for e in within(top)):
+                    if isinstance(expression, Call) and expression.name == self.function.name:
+                        return True
+        return False
+
+    @cached_property
     def _parallel(self) -> dict[Loop, int | None]:
         """As `together` takes it, for loops of every function of the source."""
         found: dict[Loop, int | None] = {}
@@ -359,7 +373,7 @@ class _Checked:
                 yield Finding(
                     loop.line, "FND", f"unrolled {factor} times, which does not divide {len(values)} iterations"
                 )
-            if whole or around is not None:
+            if whole or around is not None or self._called_in_pipeline:
                 continue  # everything in a pipeline is unrolled
             outer = next((o for o in loop.outer if _unrolled(o, self.function) not in (0, 1)), None)
             if outer is None or not factor:
@@ -411,7 +425,7 @@ def _type(pragma: Pragma) -> str:
 
 
 def _pipelined(pragmas: list[Pragma]) -> bool:
-    return any(p.kind == "pipeline" and "off" not in p.flags for p in pragmas)
+    return any(p.kind == "pipeline" and "off" not in p.flags and "off" not in p.options for p in pragmas)
 
 
 def _unrolled(loop: Loop, function: Function) -> int | None:
