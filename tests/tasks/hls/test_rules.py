@@ -45,6 +45,12 @@ def test_what_is_no_wrong_interface() -> None:
     both = "#pragma HLS INTERFACE s_axilite port=a bundle=control"
     assert interface("m_axi port=a offset=slave", signature, COPY, both) == []
     assert interface("ap_none port=a", signature, COPY, "#pragma HLS array_partition variable=a complete") == []
+    # What has an interface that fits no channel; local variables.
+    channel = "void top(hls::stream<int> &n) {{\n#pragma HLS interface {} port=n\n n.read(); int k; int t[4];\n{}\n}}"
+    for mode, bugs in {"ap_none": ["AMS"], "bram": ["IDAP"], "axis": [], "register ap_fifo": []}.items():
+        assert check(channel.format(mode, "")) == bugs
+    assert check(channel.format("axis", "#pragma HLS interface bram port=k")) == ["SMA"]
+    assert check(channel.format("axis", "#pragma HLS interface ap_vld port=t")) == ["AMS"]
     # Channels, structures, bursts under control of their own, a single value behind a pointer.
     for kind in ("hls::stream<int> &n", "point n", "hls::burst_maxi<int> n", "channel_t &n", "int *n"):
         body = "struct point {{ int x; }};\nvoid top({}) {{\n#pragma HLS interface axis port=n\n  {}; }}"
@@ -129,6 +135,11 @@ EACH = "for (int i = 0; i < 12; i++) {\n#pragma HLS unroll factor=4\n t[i] = x[i
         ("block factor=3", ["APT"]),
         ("cyclic dim=1", ["APT"]),
         ("block", ["APT"]),
+        ("complete factor=4", ["APT"]),
+        ("type=cyclical factor=4", ["APT"]),
+        ("factor=4 dim=1", []),
+        ("factor=7 dim=1", ["FND"]),
+        ("cyclic factor=7 dim=0", ["FND"]),
         ("cyclic factor=5", ["FND"]),
         ("factor=24 block", ["FND"]),
         ("complete dim=2", ["DID"]),
@@ -147,6 +158,9 @@ def test_partitions_along_the_dimension_that_is_read_at_once() -> None:
     assert partition("complete dim=1", body, square) == ["DID"]
     both = "complete dim=1\n#pragma HLS array_partition variable=t complete dim=2"
     assert partition(both, body, square) == []
+    # Too few dimensions are no wrong one.
+    more = "for (int i = 0; i < 6; i++) {\n#pragma HLS unroll\n for (int j = 0; j < 6; j++) {\n#pragma HLS unroll\n"
+    assert partition("complete dim=1", more + "n += t[i][j]; } }", square) == []
     # Two at once are what a memory's two ports give.
     two = "for (int i = 0; i < 6; i++) {\n#pragma HLS pipeline\n n += t[i][0] + t[i][1]; }"
     assert partition("complete dim=1", two, square) == []
@@ -232,6 +246,12 @@ def test_loops_unrolled_around_others() -> None:
 def test_dataflow_stands_where_tasks_are(body: str, expected: list[str]) -> None:
     assert check(f"void f(int x[4], int y[4], int z[4], int n) {{\n#pragma HLS dataflow\n{body} }}") == expected
     assert check(f"void f(int x[4], int n) {{ while (n) {{\n#pragma HLS DATAFLOW\n{body} }} }}") == expected
+
+
+def test_directives_right_before_a_function_are_its_own() -> None:
+    before = "#pragma HLS interface bram port=n\n{}template <int N>\nvoid f(int n) {{ }}"
+    assert check(before.format("")) == ["SMA"]
+    assert check(before.format("int other;\n")) == []
 
 
 def test_findings_say_where_and_why() -> None:

@@ -41,7 +41,7 @@ from hasten.tasks.hls.syntax import (
 # What a size is taken for that a source does not say.
 _SUPPOSED = (6, 5, 7, 4, 9, 8, 11, 10)
 # Statements followed in one statement of the function's own, and in all.
-_MOST_IN_ONE, _MOST = 6_000, 60_000
+_MOST_IN_ONE, _MOST = 2_500, 25_000
 # Iterations of a loop whose end is not known; calls within calls.
 _TURNS, _DEEPEST = 2, 8
 

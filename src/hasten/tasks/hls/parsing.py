@@ -7,6 +7,7 @@ included are not read, so names of theirs stay names. A part that is no C++ is l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _DEEPEST_STATEMENT = 100
 _DEEPEST_EXPRESSION = 200
 
+_TEMPLATE = re.compile(r"template\s*<[^;{}]*>")
 _CASTS = {"static_cast", "reinterpret_cast", "const_cast", "dynamic_cast"}
 _SCOPES = {"struct_specifier", "class_specifier", "union_specifier", "namespace_definition"}
 
@@ -64,7 +66,7 @@ def parse(source: str) -> Source:
     if not found.functions:
         where = f"; line {found.errors[0]} is no C++" if found.errors else ""
         raise HastenError(f"no function with a body is in this source{where}: give C or C++ for synthesis")
-    _place(found.functions, made.pragmas)
+    _place(made.code, found.functions, made.pragmas)
     return found
 
 
@@ -522,11 +524,14 @@ def _nest(loop: Loop) -> None:
             pending += [s for part in now.parts for s in part]
 
 
-def _place(functions: list[Function], pragmas: list[tuple[int, Pragma]]) -> None:
-    """Gives each pragma to the innermost loop or function that it stands in."""
+def _place(code: str, functions: list[Function], pragmas: list[tuple[int, Pragma]]) -> None:
+    """Gives each pragma to the innermost loop or function that it stands in, or else right before."""
     for place, pragma in pragmas:
         around = [f for f in functions if f.span[0] <= place < f.span[1]]
         if not around:
+            after = min((f for f in functions if f.span[0] >= place), key=lambda f: f.span[0], default=None)
+            if after is not None and not _TEMPLATE.sub("", code[place : after.span[0]]).strip():
+                after.pragmas.append(pragma)
             continue
         function = min(around, key=lambda f: f.span[1] - f.span[0])
         loops = [loop for loop in function.loops if loop.span[0] < place < loop.span[1]]

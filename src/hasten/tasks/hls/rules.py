@@ -100,11 +100,13 @@ class _Checked:
         self.source, self.function = source, function
         self.variables = {**source.globals, **function.variables}
         self.pragmas = function.every_pragma
+        self._runs: dict[bool, Followed] = {}
 
-    @cached_property
-    def runs(self) -> list[Followed]:
-        """The order of its accesses where conditions on data hold, and where they do not."""
-        return [follow(self.source, self.function, taken=taken) for taken in (True, False)]
+    def _run(self, taken: bool) -> Followed:
+        """The order of its accesses where conditions on data hold, or where they do not."""
+        if taken not in self._runs:
+            self._runs[taken] = follow(self.source, self.function, taken=taken)
+        return self._runs[taken]
 
     def findings(self) -> Iterator[Finding]:
         yield from self._interfaces()
@@ -122,7 +124,8 @@ class _Checked:
         ports = []
         for pragma in self.pragmas:
             if pragma.kind == "interface":
-                mode = pragma.options.get("mode", pragma.flags[0] if pragma.flags else "").lower()
+                said = next((f for f in pragma.flags if f in _ARRAY_MODES | _SCALAR_MODES), "")
+                mode = pragma.options.get("mode", said).lower()
                 for port in pragma.names("port"):
                     modes.setdefault(port, set()).add(mode)
                     ports.append((pragma.line, mode, port))
@@ -132,10 +135,14 @@ class _Checked:
                 yield Finding(line, *found)
 
     def _interface(self, mode: str, port: str, modes: set[str]) -> tuple[str, str] | None:
-        variable = next((p for p in self.function.parameters if p.name == port), None)
+        variable = self.variables.get(port)
         if variable is None:
             return None
         kind = self._kind(variable)
+        if kind == "channel" and mode in _SCALAR_MODES:
+            return "AMS", f"{port} is a channel, {mode} is for one value"
+        if kind == "channel" and mode in _ARRAY_MODES - {"axis", "ap_fifo"}:
+            return "IDAP", f"{port} is a channel, {mode} is for any order"
         if kind == "scalar" and mode in _ARRAY_MODES:
             return "SMA", f"{port} is one value, {mode} is for arrays"
         if kind == "array" and mode in _SCALAR_MODES:
@@ -151,9 +158,9 @@ class _Checked:
         return None
 
     def _kind(self, variable: Variable) -> str:
-        """``array``, ``scalar``, or empty: a stream, or what the source does not say."""
+        """``array``, ``scalar``, ``channel``, or empty for what the source does not say."""
         if variable.stream:
-            return ""
+            return "channel"
         if variable.sizes:
             return "array"
         uses = _uses(self.function, variable.name)
@@ -196,7 +203,7 @@ class _Checked:
 
     def _out_of_order(self, variable: Variable) -> str:
         """Why an array is not read or written once each, from its first element on; empty where it is."""
-        for run in self.runs:
+        for run in map(self._run, (True, False)):
             touches = self._addresses(variable, run)
             if variable.name in run.passed:
                 continue
@@ -220,7 +227,7 @@ class _Checked:
 
     def _no_bursts(self, variable: Variable) -> str:
         """Why a loop's accesses to an array are not in a row; empty where they are."""
-        for run in self.runs:
+        for run in map(self._run, (True, False)):
             if variable.name in run.passed:
                 continue
             by_nest: dict[tuple[int, bool], list[tuple[Touch, int | None]]] = {}
@@ -266,14 +273,17 @@ class _Checked:
         return next((fields[last] for fields in self.source.structs.values() if last in fields), None)
 
     def _partition(self, pragma: Pragma, name: str) -> Iterator[Finding]:
+        kind, given = _type(pragma), "factor" in pragma.options
+        if kind not in ("complete", "cyclic", "block"):
+            yield Finding(pragma.line, "APT", f"{name}: there is no type {kind}")
+            return
+        if given != (kind in ("cyclic", "block")) and (given is False or _said(pragma)):
+            yield Finding(pragma.line, "APT", f"{name}: {kind} takes {'no' if given else 'a'} factor")
+            return
         array = self._array(name)
         if array is None or not (array.sizes or array.pointer):
             return
-        kind = _type(pragma)
-        factor = self._number(pragma.options["factor"]) if "factor" in pragma.options else None
-        if kind in ("cyclic", "block") and "factor" not in pragma.options:
-            yield Finding(pragma.line, "APT", f"{name}: {kind} takes a factor")
-            return
+        factor = self._number(pragma.options["factor"]) if given else None
         rank = len(array.sizes) + array.pointer
         dim = self._number(pragma.options.get("dim", "1"))
         if dim is None:
@@ -281,14 +291,13 @@ class _Checked:
         if not 0 <= dim <= rank:
             yield Finding(pragma.line, "DID", f"{name} has no dimension {dim}")
             return
-        if dim == 0 or dim > len(array.sizes):
-            return
         shape = array.shape(self.function.constants)
-        size = shape[dim - 1]
-        if kind != "complete" and size is not None and factor and size % factor:
-            yield Finding(pragma.line, "FND", f"{name}: {factor} does not divide {size} elements")
-            return
-        if (kind != "complete" and not factor) or size is None:
+        for size in shape if dim == 0 else shape[dim - 1 : dim]:
+            if size is not None and factor and size % factor:
+                yield Finding(pragma.line, "FND", f"{name}: {factor} does not divide {size} elements")
+                return
+        size = None if dim == 0 or dim > len(shape) else shape[dim - 1]
+        if size is None:
             return
         if kind == "complete":
             yield from self._other_dimension(pragma, name, dim - 1, shape)
@@ -297,7 +306,7 @@ class _Checked:
 
     def _at_once(self, name: str, rank: int) -> list[set[_Element]]:
         """Sets of elements of an array that are wanted at the same time, of those that can be told."""
-        touches = [t for t in self.runs[0].touches if t.array == name and len(t.element) == rank]
+        touches = [t for t in self._run(True).touches if t.array == name and len(t.element) == rank]
         groups = together([t for t in touches if None not in t.element], self._parallel)
         return [{tuple(i or 0 for i in t.element) for t in group} for group in groups]
 
@@ -324,11 +333,13 @@ class _Checked:
         free = [d for d, size in enumerate(shape) if size is not None and d != dim and d not in {p[2] for p in beside}]
         for elements in self._at_once(name, len(shape)):
             crowd = _crowding(elements, [*beside, ("complete", 1, dim, 1)])
-            for along in free if crowd > _PORTS else ():
+            # Only where its own dimension does nothing: else one more may be missing, which is no bug.
+            useless = crowd > _PORTS and crowd == _crowding(elements, beside)
+            for along in free if useless else ():
                 fewer = _crowding(elements, [*beside, ("complete", 1, along, 1)])
                 if fewer <= _PORTS:
                     reason = (
-                        f"{name}: {crowd} elements of one bank are wanted at once, by dimension {along + 1} {fewer}"
+                        f"{name}: {crowd} of one bank are wanted at once, {fewer} if split along dimension {along + 1}"
                     )
                     yield Finding(pragma.line, "DID", reason)
                     return
@@ -419,9 +430,14 @@ class _Checked:
         return loops, calls
 
 
-def _type(pragma: Pragma) -> str:
+def _said(pragma: Pragma) -> str:
+    """The type of a partition, where it is written."""
     named = pragma.options.get("type", "").lower()
-    return named or next((f for f in pragma.flags if f in ("complete", "cyclic", "block")), "complete")
+    return named or next((f for f in pragma.flags if f in ("complete", "cyclic", "block")), "")
+
+
+def _type(pragma: Pragma) -> str:
+    return _said(pragma) or "complete"
 
 
 def _pipelined(pragmas: list[Pragma]) -> bool:
