@@ -80,7 +80,7 @@ class Functions(TorchFunctionMode):
         else:
             output = self._empty((*lead, *middle, length, width), query)
         name = "aten::scaled_dot_product_attention" + ("(causal)" if is_causal else "")
-        arguments = {"query": query, "key": key, "value": value, "attn_mask": attn_mask}
+        arguments = {"query": query, "key": key, "value": value, "attn_mask": attn_mask, "scale": scale}
         call = Call(self.tracer.recorder, name, arguments, [output])
         attention(call, query, key, value, attn_mask, output)
         return output

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
+from typing import Any, NamedTuple
 
 from hasten import dtypes
 
@@ -59,6 +60,14 @@ class Tensor:
         return dtypes.nbytes(self.elements, self.dtype)
 
 
+class StridedView(NamedTuple):
+    """Where a view's elements lie in its tensor's storage, in elements."""
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """How one Einsum reads or writes one tensor.
@@ -66,11 +75,13 @@ class Access:
     ``ranks`` names the ranks of the Einsum that index the tensor; over the others it is broadcast.
     ``elements`` is the number of distinct elements touched where the ranks' sizes do not give it (a
     gather touches only some rows, a convolution's windows overlap); None means their product.
+    ``view`` is what was traced of the tensor's layout, for who makes loops of it; no part of what is equal.
     """
 
     tensor: str
     ranks: tuple[str, ...]
     elements: int | None = None
+    view: StridedView | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,7 @@ class Einsum:
         kernel: Einsums that one launched operator computes share this number; an eager framework
             pays one launch for each distinct number, and keeps what lies between them on chip.
         source: name of the operator it was traced from, for people.
+        constants: that operator's arguments that are no tensors, by name; no part of what is equal.
     """
 
     name: str
@@ -103,6 +115,7 @@ class Einsum:
     module: str = ""
     kernel: int = -1
     source: str = ""
+    constants: tuple[tuple[str, Any], ...] = field(default=(), compare=False, repr=False)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -148,6 +161,8 @@ class Cascade:
     einsums: tuple[Einsum, ...]
     tensors: Mapping[str, Tensor]
     unknown: tuple[str, ...] = ()  # operators the tracer does not know, each listed once
+    # What the traced call returned, in order, as views of the cascade's tensors; no part of what is equal.
+    results: tuple[Access, ...] = field(default=(), compare=False, repr=False)
 
     def __iter__(self) -> Iterator[Einsum]:
         return iter(self.einsums)

@@ -15,7 +15,7 @@ from torch import Tensor as TorchTensor
 
 from hasten import dtypes
 from hasten.errors import HastenError
-from hasten.workload.einsum import Access, Cascade, Einsum, Op, Role, Tensor
+from hasten.workload.einsum import Access, Cascade, Einsum, Op, Role, StridedView, Tensor
 
 
 @dataclass
@@ -123,6 +123,7 @@ class Recorder:
         iterative: tuple[str, ...],
         kernel: int,
         source: str,
+        constants: tuple[tuple[str, Any], ...] = (),
     ) -> None:
         """Adds an Einsum; sizes become plain ints and redundant element counts are dropped."""
         ranks = tuple((name, int(size)) for name, size in ranks)
@@ -134,8 +135,8 @@ class Recorder:
         def plain(access: Access) -> Access:
             product = math.prod(sizes[r] for r in access.ranks)
             if access.elements is None or int(access.elements) == product:
-                return Access(access.tensor, access.ranks)
-            return Access(access.tensor, access.ranks, int(access.elements))
+                return Access(access.tensor, access.ranks, None, access.view)
+            return Access(access.tensor, access.ranks, int(access.elements), access.view)
 
         self.einsums.append(
             Einsum(
@@ -143,13 +144,14 @@ class Recorder:
                 op=op,
                 ranks=ranks,
                 inputs=tuple(plain(a) for a in inputs),
-                output=plain(Access(name, output_ranks, elements)),
+                output=plain(Access(name, output_ranks, elements, view_of(output))),
                 map=map,
                 reduce=reduce,
                 iterative=iterative,
                 module=self.path,
                 kernel=kernel,
                 source=source,
+                constants=constants,
             )
         )
 
@@ -163,7 +165,7 @@ class Recorder:
         kernels: dict[int, int] = {}
 
         def renamed(access: Access) -> Access:
-            return Access(names.get(access.tensor, access.tensor), access.ranks, access.elements)
+            return Access(names.get(access.tensor, access.tensor), access.ranks, access.elements, access.view)
 
         for e in einsums:
             inputs = tuple(renamed(a) for a in e.inputs)
@@ -189,6 +191,7 @@ class Recorder:
                     path(e.module),
                     kernels[e.kernel],
                     e.source,
+                    e.constants,
                 )
             )
 
@@ -211,7 +214,15 @@ class Recorder:
                 self.tensors[name] = Tensor(name, t.shape, t.dtype, Role.OUTPUT)
         used = {a.tensor for e in self.einsums for a in (*e.inputs, e.output)}
         tensors = {name: t for name, t in self.tensors.items() if name in used}
-        return Cascade(tuple(self.einsums), tensors, tuple(sorted(self.unknown)))
+        returned = tuple(Access(self.name_of(t), (), None, view_of(t)) for t in results if self.known(t))
+        return Cascade(tuple(self.einsums), tensors, tuple(sorted(self.unknown)), returned)
+
+
+def view_of(tensor: TorchTensor | str) -> StridedView | None:
+    """How a traced tensor lies in its storage; None for one that has only a name."""
+    if isinstance(tensor, str) or tensor.layout is not torch.strided:
+        return None
+    return StridedView(tuple(map(int, tensor.shape)), tuple(map(int, tensor.stride())), int(tensor.storage_offset()))
 
 
 def _dtype(dtype: torch.dtype) -> str:

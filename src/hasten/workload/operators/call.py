@@ -7,14 +7,16 @@ A handler receives one `Call` and emits the Einsums that it stands for. Everythi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor as TorchTensor
 
 from hasten.workload.einsum import Access, Op
-from hasten.workload.recorder import Recorder
+from hasten.workload.recorder import Recorder, view_of
 
+_PLAIN = (int, float, str, type(None))
 Ranks = tuple[tuple[str, int], ...]
 
 
@@ -52,9 +54,18 @@ class Call:
                 found.extend(v for v in value if isinstance(v, TorchTensor))
         return found
 
+    @cached_property
+    def constants(self) -> tuple[tuple[str, Any], ...]:
+        """The arguments that are numbers, words, None or lists of those, by name."""
+        return tuple(
+            (name, tuple(value) if isinstance(value, list) else value)
+            for name, value in self.arguments.items()
+            if all(isinstance(v, _PLAIN) for v in (value if isinstance(value, list | tuple) else [value]))
+        )
+
     def read(self, tensor: TorchTensor | str, ranks: Sequence[str], elements: int | None = None) -> Access:
         """Reading ``tensor`` (or a named temporary) by ``ranks``."""
-        return Access(self.recorder.name_of(tensor), tuple(ranks), elements)
+        return Access(self.recorder.name_of(tensor), tuple(ranks), elements, view_of(tensor))
 
     def temporary(self, shape: Sequence[int], dtype: torch.dtype) -> str:
         """The name of a new intermediate that has no tensor of its own in the traced program."""
@@ -94,6 +105,7 @@ class Call:
             iterative=tuple(iterative),
             kernel=self.kernel if kernel is None else kernel,
             source=self.name,
+            constants=self.constants,
         )
 
 
