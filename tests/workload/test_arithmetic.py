@@ -46,5 +46,4 @@ def test_layouts_are_those_of_the_views() -> None:
 def test_what_has_no_expression_is_refused_by_name(function: object) -> None:
     cascade = trace_cascade(function, (torch.zeros(3),)).cascade  # type: ignore[arg-type]
     with pytest.raises(HastenError, match=r"aten::(cumsum|sort|remainder|lgamma) in module 'forward'"):
-        for einsum in cascade.einsums:
-            arithmetic(einsum)
+        arithmetic(cascade.einsums[0])

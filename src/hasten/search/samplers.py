@@ -129,3 +129,10 @@ def _gp(space: Space, seed: int | None, **options: Any) -> Any:
     from optuna.samplers import GPSampler
 
     return GPSampler(seed=seed, **options)
+
+
+@register("front", "neighbours of the points that none dominates: ScaleHLS's search of designs")
+def _front(space: Space, seed: int | None, **options: Any) -> Any:
+    from hasten.search.front_neighbours import FrontNeighbours
+
+    return FrontNeighbours(space, seed, **options)

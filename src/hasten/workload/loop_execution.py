@@ -87,7 +87,7 @@ def _run(stage: LoopStage, program: LoopProgram, values: Values) -> None:
     made = np.broadcast_to(evaluate(stage.value, reads, ranks=where), grid.shape[1:])
     folding = tuple(i for i, (r, _) in enumerate(stage.loops) if r in stage.reduced)
     if stage.reduce is not None:
-        made = {"sum": np.sum, "max": np.max, "min": np.min}[stage.reduce](made, axis=folding, keepdims=True)
+        made = np.asarray(getattr(np, stage.reduce)(made, axis=folding, keepdims=True))
     # What is finished stands where folded ranks are 0.
     first = tuple(slice(0, 1) if i in folding else slice(None) for i in range(len(stage.loops)))
     kept = {r: g[first] for r, g in ranks.items()}

@@ -167,6 +167,21 @@ def snapkv(experiment: Experiment) -> Seen:
     return experiment.judge(value, holds, better and rates[1] > rates[0])
 
 
+@check("L4", weight=40)
+def compiler(experiment: Experiment) -> Seen:
+    """Networks as circuits by HIDA's rule, beside pipelines alone and equal copies; run as C++, their cycles counted."""
+    from hasten.search.codesign.hls_comparison import published_error
+    from hasten.spaces.hls import NETWORKS, compared
+
+    cases = [(n, b) for n in NETWORKS for b in ("zu3eg", "u280")][: experiment.at(quick=1, normal=4)]
+    seen = [compared(*c, most=experiment.at(quick=64, normal=1 << 14), seed=experiment.seed) for c in cases]
+    error = published_error()
+    value = "; ".join(f"{n} on {b}: {s}" for (n, b), s in zip(cases, seen, strict=True)) + f"; {error}"
+    right = error.right and all(s.right for s in seen)
+    alone, equal = (min(s.gain(arm) for s in seen) for arm in ("pipelined", "equal"))
+    return experiment.judge(value, right and alone > 3 and equal > 1, right and alone > 3)
+
+
 @check("L5", weight=70)
 def circuits(experiment: Experiment) -> Seen:
     """Bugs planted in designs, found by rules and by what the language model thinks of the code."""

@@ -1,0 +1,1 @@
+"""Circuits from loops: directives for high-level synthesis, the C++ that carries them, and running it as plain C++."""

@@ -1,0 +1,101 @@
+"""Looking beside what is best so far, as an Optuna sampler: the design-space search of ScaleHLS.
+
+A first sample of points anywhere; then, again and again, one of the points that no other dominates is drawn, and its
+nearest neighbour that nobody has tried is tried (ScaleHLS, in arXiv 2406.10903, section 4).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from optuna.samplers import BaseSampler
+
+from hasten.errors import HastenError
+from hasten.search.codec import Codec
+from hasten.search.problem import Objective, Trial, pareto
+from hasten.search.space import Params, Space
+
+_TRIES = 64
+
+
+class FrontNeighbours(BaseSampler):
+    """Tries neighbours of the front.
+
+    Args:
+        space: of the problem.
+        seed: of every choice.
+        first: points tried anywhere before. Until one of them is feasible, neighbours are those of the point that
+            misses the constraints least.
+
+    Raises:
+        HastenError: no first points.
+    """
+
+    def __init__(self, space: Space, seed: int | None = None, first: int = 16) -> None:
+        if first < 1:
+            raise HastenError("the search of neighbours begins with at least 1 point: raise first")
+        self.space, self.codec, self.first = space, Codec(space), first
+        self._rng = random.Random(seed)
+        self._known: set[str] = set()
+        self._read: set[int] = set()
+        self._trials: list[Trial] = []
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        return self.space.to_optuna()
+
+    def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> Params:
+        from optuna.trial import TrialState
+
+        for known in study.get_trials(deepcopy=False):
+            if known.params:
+                self._known.add(self.space.key(known.params))
+            if known.state == TrialState.COMPLETE and known.number not in self._read and known.params:
+                self._read.add(known.number)
+                values = {str(i): float(v) for i, v in enumerate(known.values)}
+                limits = dict(getattr(known, "constraints", None) or {})
+                self._trials.append(Trial(known.number, dict(known.params), values, limits))
+        signs = [Objective(str(i), "maximize" if d.name == "MAXIMIZE" else "minimize")
+                 for i, d in enumerate(study.directions)]  # fmt: skip
+        point = self._beside(signs) if len(self._trials) >= self.first else None
+        point = point or self._anywhere()
+        self._known.add(self.space.key(point))
+        return point
+
+    def _anywhere(self) -> Params:
+        for _ in range(_TRIES):
+            point = self.space.sample(self._rng.randrange(2**31))
+            if self.space.key(point) not in self._known:
+                break
+        return point
+
+    def _beside(self, objectives: list[Objective]) -> Params | None:
+        """The nearest point to one of the front that is not known."""
+        front = pareto(self._trials, objectives)
+        if not front:
+            front = [min(self._trials, key=lambda t: sum(max(0.0, c) for c in t.constraints.values()))]
+        for chosen in self._rng.sample(front, len(front)):
+            for point in self._around(self.codec.encode(chosen.params)):
+                if self.space.key(point) not in self._known:
+                    return point
+        return None
+
+    def _around(self, indices: tuple[int, ...]) -> Iterator[Params]:
+        """Points at growing distance: one parameter by a step, then by more, then several by a step."""
+        sizes = self.codec.sizes
+        places = list(range(len(sizes)))
+        for far in range(1, max(sizes)):
+            moves = [(i, s * far) for i in places for s in (1, -1) if 0 <= indices[i] + s * far < sizes[i]]
+            self._rng.shuffle(moves)
+            for i, by in moves:
+                yield self.codec.decode([n + by if j == i else n for j, n in enumerate(indices)])
+            for _ in range(len(places)):
+                chosen = set(self._rng.sample(places, min(len(places), far + 1)))
+                yield self.codec.decode([
+                    min(sizes[j] - 1, max(0, n + self._rng.choice((-1, 1)))) if j in chosen else n
+                    for j, n in enumerate(indices)
+                ])  # fmt: skip
+
+    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+        raise HastenError(f"parameter {name!r} is not in the searched space: use one space for a study")
