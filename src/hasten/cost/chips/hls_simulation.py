@@ -29,7 +29,6 @@ class StageCount:
         interval: the least number of cycles between iterations at which no bank is asked for too much and no sum is
             read before it is there.
         trips: iterations.
-        started: cycles from the first to the last iteration's start.
     """
 
     interval: int
@@ -37,6 +36,7 @@ class StageCount:
 
     @property
     def started(self) -> int:
+        """Cycles from the first to the last iteration's start."""
         return (self.trips - 1) * self.interval
 
 
@@ -131,10 +131,10 @@ def _busiest(
 
 @dataclass(frozen=True)
 class DataflowCount:
-    """Cycles until the first result, and between the last two."""
+    """Cycles until the first result, and between results, mean over the later half of the inputs."""
 
     first: int
-    interval: int
+    interval: float
 
 
 def count_dataflow(
@@ -151,7 +151,7 @@ def count_dataflow(
         depths: array between stages -> blocks of it.
         inputs: that are run; enough for the interval to settle when 0.
     """
-    inputs = inputs or 4 * len(program.stages) + 4
+    inputs = max(3, inputs or 4 * len(program.stages) + 4)
     ended: dict[str, list[int]] = {s.name: [] for s in program.stages}
     makers = {u.array: s.name for s in program.stages for u in s.writes}
     readers = {u.array: s.name for s in program.stages for u in s.reads}
@@ -165,4 +165,5 @@ def count_dataflow(
                     ready = max(ready, ended[readers[use.array]][before])
             ended[stage.name].append(ready + latencies[stage.name])
     results = [max(ended[makers[n]][i] for n in program.outputs) for i in range(inputs)]
-    return DataflowCount(results[0], results[-1] - results[-2])
+    half = inputs // 2
+    return DataflowCount(results[0], (results[-1] - results[half]) / (inputs - 1 - half))

@@ -83,26 +83,33 @@ class _Choice:
     cost: StageCost
 
 
-def _choices(program: LoopProgram, stage: LoopStage, most: int, number: str) -> list[_Choice]:
-    """Ways to unroll a stage with at most ``most`` copies, the fastest first."""
-    found: list[_Choice] = []
-    least = max(1, most // 4)
-    for unroll in _unrollings(stage.loops, most):
-        copies = math.prod(unroll.values())
-        if copies < least and copies < stage.points:
-            # Far fewer copies than there may be; the full stage is the exception.
-            best = max((math.prod(c.directives.unroll.values()) for c in found), default=0)
-            if best >= least:
-                continue
-        directives = hidden(stage, unroll, number)
-        plan = schedule(stage, directives)
-        banks: Banks = {}
-        for use in (*stage.reads, *stage.writes):
-            mine = wanted_banks(use, plan, program.arrays[use.array].shape)
-            banks[use.array] = tuple(map(max, banks.get(use.array, mine), mine))
-        alone = HlsDesign(program, {stage.name: directives}, banks, number=number)
-        found.append(_Choice(directives, banks, stage_cost(stage, alone)))
-    return sorted(found, key=lambda c: (c.cost.latency, c.cost.dsp, sum(map(math.prod, c.banks.values()))))
+class _Choices:
+    """Ways to unroll the stages of a program, each looked at once."""
+
+    def __init__(self, program: LoopProgram, number: str) -> None:
+        self.program, self.number = program, number
+        self._known: dict[tuple[str, tuple[int, ...]], _Choice] = {}
+
+    def of(self, stage: LoopStage, most: int) -> list[_Choice]:
+        """Those with at most ``most`` copies, and not many fewer, the fastest first."""
+        ways = {tuple(u.values()): u for u in _unrollings(stage.loops, most)}
+        copies = {way: math.prod(way) for way in ways}
+        least = max(copies.values()) // 4
+        found = [self._choice(stage, ways[way]) for way, n in copies.items() if n >= least]
+        return sorted(found, key=lambda c: (c.cost.latency, c.cost.dsp, sum(map(math.prod, c.banks.values()))))
+
+    def _choice(self, stage: LoopStage, unroll: dict[str, int]) -> _Choice:
+        key = (stage.name, tuple(unroll.values()))
+        if key not in self._known:
+            directives = hidden(stage, unroll, self.number)
+            plan = schedule(stage, directives)
+            banks: Banks = {}
+            for use in (*stage.reads, *stage.writes):
+                mine = wanted_banks(use, plan, self.program.arrays[use.array].shape)
+                banks[use.array] = tuple(map(max, banks.get(use.array, mine), mine))
+            alone = HlsDesign(self.program, {stage.name: directives}, banks, number=self.number)
+            self._known[key] = _Choice(directives, banks, stage_cost(stage, alone))
+        return self._known[key]
 
 
 def _agree(banks: Banks, taken: Banks) -> bool:
@@ -129,6 +136,11 @@ def parallelized(
     Raises:
         HastenError: no copies, or an unknown number format.
     """
+    return _parallelized(_Choices(program, number), copies, balanced, aware)
+
+
+def _parallelized(choices: _Choices, copies: int, balanced: bool, aware: bool) -> HlsDesign:
+    program, number = choices.program, choices.number
     if copies < 1:
         raise HastenError("a design has at least 1 copy of its units")
     work = sum(s.points for s in program.stages)
@@ -138,7 +150,7 @@ def parallelized(
     taken: Banks = {}
     for stage in sorted(program.stages, key=lambda s: (-neighbours[s.name], -s.points)):
         share = 1 + copies * stage.points // work if balanced else max(1, copies // len(program.stages))
-        options = _choices(program, stage, share, number)
+        options = choices.of(stage, share)
         fitting = [c for c in options if _agree(c.banks, taken)] if aware else options
         best = (fitting or options)[0]
         chosen[stage.name] = best.directives
@@ -184,8 +196,9 @@ def explore(
     """
     best: Found | None = None
     copies, failed = 1, 0
+    choices = _Choices(program, number)
     while copies <= most and failed < 3:
-        design = parallelized(program, copies, balanced=balanced, aware=aware, number=number)
+        design = _parallelized(choices, copies, balanced, aware)
         cost = design_cost(design, board)
         if cost.fits(board):
             failed = 0
