@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -23,3 +25,12 @@ def test_a_quick_run(outcome: Callable[..., Outcome], claim: str) -> None:
     if claim == "L1":
         assert found.seen.startswith("text identical to greedy")
         assert found.detail.startswith("early exit: ")
+
+
+def test_networks_become_circuits_in_a_quick_run(outcome: Callable[..., Outcome]) -> None:
+    if not any(map(shutil.which, ("g++", "c++", "clang++"))):
+        pytest.skip("no C++ compiler is here")
+    found = outcome("llm-acceleration", "L4", length="quick")
+    assert found.verdict == "not judged: quick run"
+    assert re.match(r"lenet on zu3eg: an input every [\d,]+ cycles .*equal copies, the C\+\+ within", found.seen)
+    assert found.seen.endswith("flip-flops")

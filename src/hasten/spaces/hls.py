@@ -22,7 +22,7 @@ def lenet() -> tuple[nn.Module, torch.Tensor]:
     return net.eval(), torch.rand(1, 1, 28, 28)
 
 
-def transformer_block(width: int = 64, heads: int = 4, tokens: int = 32) -> tuple[nn.Module, torch.Tensor]:
+def transformer_block(width: int = 64, heads: int = 4, tokens: int = 16) -> tuple[nn.Module, torch.Tensor]:
     """A block of attention and a feed-forward part four times as wide, normalised before, and some tokens."""
     block = nn.TransformerEncoderLayer(
         width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True

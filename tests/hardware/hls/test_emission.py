@@ -15,6 +15,7 @@ from hasten.errors import HastenError
 from hasten.hardware.hls.directives import HlsDesign, StageDirectives, divisors, partitioned
 from hasten.hardware.hls.emission import TYPES, bench, emit, parameters, pragmas
 from hasten.hardware.hls.running import run_design
+from hasten.search.codesign.hls import parallelized
 from hasten.workload.loops import LoopProgram, loop_program
 
 needs_compiler = pytest.mark.skipif(
@@ -140,3 +141,17 @@ def test_what_does_not_compile_or_end_is_told_in_a_line(tmp_path: Path, monkeypa
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HastenError, match=r"install g\+\+"):
         run_design(HlsDesign(program), module, torch.randn(4))
+
+
+@pytest.mark.parametrize("make", [small, encoder])
+def test_the_rules_for_bugs_find_none_until_one_is_put_in(make: object) -> None:
+    pytest.importorskip("tree_sitter_cpp")
+    from hasten.tasks.hls.rules import check
+
+    module, x = make()  # type: ignore[operator]
+    program = loop_program(module, x)
+    for copies in (1, 16):
+        source = emit(parallelized(program, copies))
+        assert check(source) == []
+    assert "factor=2" in source
+    assert check(source.replace("type=cyclic factor=2", "type=cyclic factor=7", 1)) == ["FND"]

@@ -147,5 +147,6 @@ def test_a_comparison_runs_the_code_and_counts_the_cycles() -> None:
     stages, exact = seen.stages
     assert stages >= 12
     assert exact == stages
-    assert seen.lower == 1.0
+    assert (seen.lower, seen.upper) == (1.0, 1.0)
+    assert seen.right
     assert seen.interval == pytest.approx(1.0)

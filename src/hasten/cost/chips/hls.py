@@ -20,7 +20,7 @@ from typing import NamedTuple
 from hasten.cost.chips.chip_cost import ChipCost
 from hasten.errors import HastenError
 from hasten.hardware.chips.fpga_board import RESOURCES, FpgaBoard
-from hasten.hardware.hls.directives import HlsDesign, Schedule, crowding, schedule
+from hasten.hardware.hls.directives import HlsDesign, NestSchedule, crowding, schedule
 from hasten.workload.arithmetic import FOLD, Expression
 from hasten.workload.einsum import Role
 from hasten.workload.loops import ArrayUse, LoopProgram, LoopStage
@@ -164,7 +164,7 @@ def _path(expression: Expression, cores: Mapping[str, OperatorCost]) -> int:
     return own + max((_path(p, cores) for p in parts if isinstance(p, tuple)), default=0)
 
 
-def folding_latency(stage: LoopStage, plan: Schedule, number: str) -> int:
+def folding_latency(stage: LoopStage, plan: NestSchedule, number: str) -> int:
     """Cycles from reading an element that is folded into until it can be read again; 0 where nothing is folded."""
     if stage.reduce is None:
         return 0
@@ -229,7 +229,7 @@ def stage_cost(stage: LoopStage, design: HlsDesign) -> StageCost:
     )
 
 
-def _crowded(stage: LoopStage, plan: Schedule, design: HlsDesign) -> int:
+def _crowded(stage: LoopStage, plan: NestSchedule, design: HlsDesign) -> int:
     """The most elements of one bank in an iteration, over all arrays of a stage."""
     uses: dict[str, list[ArrayUse]] = {}
     for use in (*stage.reads, *stage.writes):
@@ -248,7 +248,7 @@ def _memory(banks: int, elements: int, bits: int) -> tuple[int, int, int]:
     return banks * math.ceil(each / BLOCK_BITS), 0, 0
 
 
-def _accumulators(stage: LoopStage, plan: Schedule, finished: int, bits: int) -> tuple[int, int, int]:
+def _accumulators(stage: LoopStage, plan: NestSchedule, finished: int, bits: int) -> tuple[int, int, int]:
     """What a stage folds into."""
     if stage.reduce is None or not plan.distance:
         return 0, 0, 0

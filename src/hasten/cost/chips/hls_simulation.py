@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hasten.cost.chips.hls import PORTS, folding_latency
 from hasten.errors import HastenError
-from hasten.hardware.hls.directives import HlsDesign, Schedule, schedule
+from hasten.hardware.hls.directives import HlsDesign, NestSchedule, schedule
 from hasten.workload.loops import ArrayUse, LoopProgram, LoopStage
 
 MOST_POINTS = 4_000_000
@@ -81,7 +81,7 @@ def count_stage(stage: LoopStage, design: HlsDesign) -> StageCount:
     return StageCount(interval, trips)
 
 
-def _positions(plan: Schedule) -> dict[str, NDArray[np.int64]]:
+def _positions(plan: NestSchedule) -> dict[str, NDArray[np.int64]]:
     """Rank -> where it stands in each iteration, before its copies."""
     grid = np.indices([level.trips for level in plan.levels]).reshape(len(plan.levels), -1)
     found: dict[str, NDArray[np.int64]] = {}
@@ -92,7 +92,7 @@ def _positions(plan: Schedule) -> dict[str, NDArray[np.int64]]:
 
 def _busiest(
     uses: list[tuple[ArrayUse, NDArray[np.bool_]]],
-    plan: Schedule,
+    plan: NestSchedule,
     at: Mapping[str, NDArray[np.int64]],
     design: HlsDesign,
     name: str,

@@ -105,7 +105,7 @@ class LoopLevel:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class NestSchedule:
     """The nest of one stage as it runs.
 
     Args:
@@ -126,7 +126,7 @@ class Schedule:
         return math.prod(level.trips for level in self.levels)
 
 
-def schedule(stage: LoopStage, directives: StageDirectives) -> Schedule:
+def schedule(stage: LoopStage, directives: StageDirectives) -> NestSchedule:
     """The loops of a stage under its directives.
 
     Raises:
@@ -139,7 +139,7 @@ def schedule(stage: LoopStage, directives: StageDirectives) -> Schedule:
 @lru_cache(maxsize=65536)
 def _schedule(
     stage: LoopStage, order: tuple[str, ...], tiles: tuple[tuple[str, int], ...], unrolls: tuple[tuple[str, int], ...]
-) -> Schedule:
+) -> NestSchedule:
     sizes, tile, unroll = stage.sizes, dict(tiles), dict(unrolls)
     if unknown := [r for r in (*order, *tile, *unroll) if r not in sizes]:
         raise HastenError(f"stage {stage.name} has no rank {unknown[0]!r}: it has {', '.join(sizes)}")
@@ -158,7 +158,7 @@ def _schedule(
     folding = [i for i, level in enumerate(levels) if level.rank in stage.reduced]
     kept = folding[0] if folding else len(levels)
     distance = math.prod(level.trips for level in levels[folding[-1] + 1 :]) if folding else 0
-    return Schedule(tuple(levels), tuple((r, unroll[r]) for r in ranks if unroll.get(r, 1) > 1), kept, distance)
+    return NestSchedule(tuple(levels), tuple((r, unroll[r]) for r in ranks if unroll.get(r, 1) > 1), kept, distance)
 
 
 @lru_cache(maxsize=65536)
@@ -184,7 +184,7 @@ def known_banks(use: ArrayUse, levels: Sequence[LoopLevel], dimension: int, bank
     return math.gcd(banks, *(factors.get(level.rank, 0) * level.step for level in levels))
 
 
-def crowding(uses: Sequence[ArrayUse], plan: Schedule, banks: Sequence[int], shape: Sequence[int]) -> int:
+def crowding(uses: Sequence[ArrayUse], plan: NestSchedule, banks: Sequence[int], shape: Sequence[int]) -> int:
     """The most elements that one bank must give or take in an iteration.
 
     A bank that changes from one iteration to the next is unknown to a schedule that is made once: elements that may be
@@ -215,7 +215,7 @@ def divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def wanted_banks(use: ArrayUse, plan: Schedule, shape: Sequence[int]) -> tuple[int, ...]:
+def wanted_banks(use: ArrayUse, plan: NestSchedule, shape: Sequence[int]) -> tuple[int, ...]:
     """Banks of each dimension with which the copies of one stage do not meet: the fewest that divide it.
 
     One where more would not help, as a copy's bank would change from iteration to iteration.

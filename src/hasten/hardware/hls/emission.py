@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from hasten.hardware.hls.directives import HlsDesign, Schedule, schedule
+from hasten.hardware.hls.directives import HlsDesign, NestSchedule, schedule
 from hasten.workload.arithmetic import FOLD, Expression
 from hasten.workload.loops import ArrayUse, LoopArray, LoopProgram, LoopStage, Subscript
 
@@ -126,7 +126,7 @@ class _Function:
     def __init__(self, stage: LoopStage, design: HlsDesign, names: _Names) -> None:
         self.stage, self.design, self.names = stage, design, names
         self.directives = design.of(stage)
-        self.plan: Schedule = schedule(stage, self.directives)
+        self.plan: NestSchedule = schedule(stage, self.directives)
         self.copies = dict(self.plan.unrolled)
         # Copies of what is folded away, and of what is made.
         self.folded = [(r, n) for r, n in self.plan.unrolled if r in stage.reduced]
