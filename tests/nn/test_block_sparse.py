@@ -27,6 +27,8 @@ PATTERNS = [
     SinkWindow(0, 1),
     VerticalStride(1, 3, heads=2),
     VerticalStride(2, 4, heads=2, rotate=False),
+    VerticalStride(1, 3, heads=2, offset=2),
+    VerticalStride(1, 5, heads=2, dense=(1,)),
 ]
 
 
@@ -82,6 +84,74 @@ def test_counts_and_unions() -> None:
     assert len(SinkWindow(1, 16).blocks(0, 100)) == 17
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        SinkWindow(0, 1), SinkWindow(3, 2), SinkWindow(1, 16), VerticalStride(3, 5),
+        VerticalStride(1, 7, heads=3, offset=3),
+        VerticalStride(2, 4, heads=4, offset=-1, dense=(0, 2)), VerticalStride(4, 3, heads=2, rotate=False, offset=1),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_blocks_are_those_that_are_read(pattern: Pattern) -> None:
+    """What a pattern lists and promises is what it answers for each block: built in shortcuts change nothing."""
+    for head in range(4):
+        for i in range(40):
+            assert pattern.blocks(head, i) == Pattern.blocks(pattern, head, i)
+    assert pattern.droppable(4)
+    assert Pattern.droppable(pattern, 4, 150)
+
+
+def test_offset_and_dense_heads() -> None:
+    """By the definition: blocks j with (j + head * step + offset) % stride == 0 and the newest; dense heads: all."""
+    pattern = VerticalStride(2, 8, heads=4, offset=3, dense=(2,))
+    for head in range(4):
+        for i in range(30):
+            wanted = {j for j in range(i + 1) if i - j < 2 or (j + head * 2 + 3) % 8 == 0 or head == 2}
+            assert set(pattern.blocks(head, i)) == wanted
+    for wrong in ((4,), (-1,)):
+        with pytest.raises(HastenError, match="numbers from 0 to 3"):
+            VerticalStride(2, 8, heads=4, dense=wrong)
+
+
+def test_dense_heads_are_computed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dense head among sparse ones does not make these read everything too."""
+    read = []
+    attend = F.scaled_dot_product_attention
+
+    def counted(q: torch.Tensor, k: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        read.append(q.shape[1] * q.shape[2] * k.shape[2])
+        return attend(q, k, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    query, key, value = (t.detach() for t in tensors(1, 8, 4, 400))
+    pattern = VerticalStride(1, 100, heads=4, dense=(1,))
+    block_sparse_attention(query, key, value, pattern, block=4)
+    dense, others = 2 * 400 * 202, 6 * 400 * 8
+    assert sum(read) < 1.1 * (dense + others)
+
+
+def test_a_pattern_that_comes_back_late() -> None:
+    """After the 65th block, or the 150th: found out before, when as many are asked for, or when it comes."""
+
+    class Late(Pattern):
+        def __init__(self, block: int) -> None:
+            self.block = block
+
+        def reads(self, head: int, query: int, key: int) -> bool:
+            return key == query or (query == self.block and key == 3)
+
+    for block in (65, 150):
+        assert not Late(block).droppable(1, block + 1)
+        assert Late(block).droppable(1, block)
+        with pytest.raises(HastenError, match="comes back"):
+            BlockCache(Late(block), 1, count=block + 1)
+        cache = BlockCache(Late(block), 1, block=2)
+        cache.append(*torch.zeros(2, 1, 1, 2 * block, 4))
+        with pytest.raises(HastenError, match="comes back"):
+            cache.append(*torch.zeros(2, 1, 1, 1, 4))
+
+
 def test_a_pattern_that_comes_back_cannot_drop() -> None:
     class Back(Pattern):
         def reads(self, head: int, query: int, key: int) -> bool:
@@ -131,6 +201,85 @@ def test_packed_documents_do_not_see_each_other(pattern: Pattern) -> None:
     found = model(packed, position_ids=positions, use_cache=False).logits
     alone = [torch.cat([model(d, use_cache=False).logits for d in row], 1) for row in documents]
     torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+MASKS = {
+    "left": [[0] * 20 + [1] * 20, [1] * 40],
+    "right": [[1] * 13 + [0] * 27, [1] * 30 + [0] * 10],
+    "holes": [[1] * 9 + [0] * 5 + [1] * 26, [0] * 3 + [1, 0] * 18 + [1]],
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("side", MASKS)
+def test_padding_is_as_if_it_were_not_there(pattern: Pattern, side: str) -> None:
+    """Each text has the logits that it has alone, and they do not change with what stands under the mask."""
+    model = convert(network(), pattern, (1,), block=8)
+    ids, mask = torch.randint(0, 50, (2, 40)), torch.tensor(MASKS[side])
+    others = torch.where(mask.bool(), ids, torch.randint(0, 50, (2, 40)))
+    # Positions are those of the columns, as transformers counts them where none are given.
+    found, again = (model(x, attention_mask=mask, use_cache=False).logits for x in (ids, others))
+    assert torch.equal(found[mask.bool()], again[mask.bool()])
+    for row in range(2):
+        at = mask[row].nonzero()[:, 0]
+        alone = model(ids[row : row + 1, at], position_ids=at[None], use_cache=False).logits[0]
+        torch.testing.assert_close(found[row, at], alone, atol=1e-5, rtol=0)
+
+
+def test_no_gradient_comes_from_padding() -> None:
+    model = convert(network(), SinkWindow(1, 2), (1,), block=8).train()
+    mask = torch.tensor(MASKS["left"])
+    states = torch.randn(2, 40, 32, requires_grad=True)
+    out = model(inputs_embeds=states, attention_mask=mask, use_cache=False).logits
+    out[mask.bool()].square().sum().backward()
+    assert states.grad is not None
+    assert states.grad[0, :20].abs().max() == 0
+    assert states.grad[mask.bool()].abs().min(-1).values.max() > 0
+
+
+def test_packed_and_padded() -> None:
+    """Two documents, padding before, between and behind, with positions as transformers counts them."""
+    model = convert(network(), VerticalStride(1, 3, heads=2), (1,), block=8)
+    one, other = torch.randint(0, 50, (1, 17)), torch.randint(0, 50, (1, 11))
+    fill = torch.zeros(1, 4, dtype=torch.int64)
+    ids = torch.cat((fill, one, fill, other, fill), 1)
+    mask = torch.cat([t.new_tensor([[int(t is not fill)]]).expand_as(t) for t in (fill, one, fill, other, fill)], 1)
+    positions = torch.cat((fill, torch.arange(17)[None], fill, torch.arange(11)[None], fill), 1)
+    found = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[mask.bool()]
+    alone = torch.cat([model(t, use_cache=False).logits[0] for t in (one, other)])
+    torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)
+
+
+def test_what_the_layers_cannot_do_is_refused() -> None:
+    model = convert(network(), SinkWindow(1, 2), (1,), block=8)
+    ids = torch.randint(0, 50, (1, 20))
+    with pytest.raises(HastenError, match="none of four dimensions"):
+        model(ids, attention_mask=torch.ones(1, 1, 20, 20, dtype=torch.bool), use_cache=False)
+    import transformers
+
+    windowed = transformers.MistralForCausalLM(
+        transformers.MistralConfig(
+            vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=2, sliding_window=8,
+        )
+    ).eval()  # fmt: skip
+    with pytest.raises(HastenError, match="no sliding_window"):
+        convert(windowed, SinkWindow(1, 2), (), block=8)(ids, use_cache=False)
+
+
+def test_dropout_reaches_the_weights() -> None:
+    torch.manual_seed(0)
+    model = convert(network(attention_dropout=0.5), SinkWindow(1, 2), (1,), block=8)
+    ids = torch.randint(0, 50, (1, 40))
+    calm = model(ids, use_cache=False).logits
+    torch.testing.assert_close(model(ids, use_cache=False).logits, calm)
+    model.train()
+    assert not torch.allclose(model(ids, use_cache=False).logits, calm, atol=1e-3)
+    given_tensors = [t.detach() for t in tensors(64, 2, 2, 24)]
+    plain, dropped = (
+        block_sparse_attention(*given_tensors, SinkWindow(1, 1), block=8, dropout=d).mean() for d in (0.0, 0.3)
+    )
+    torch.testing.assert_close(plain, dropped, atol=0.02, rtol=0)
 
 
 def test_training_with_checkpoints_has_the_same_gradients() -> None:

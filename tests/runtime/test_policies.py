@@ -208,6 +208,43 @@ def test_the_sparse_window_against_brute_force(history: int) -> None:
             rows[head, n - 1, chosen[0, head]] = torch.softmax(scores, -1).mean(0)
 
 
+@pytest.mark.parametrize("history", [0, 5])
+def test_the_first_step_after_any_prompt_in_any_pieces(history: int) -> None:
+    """As many rows count as the step has local tokens, one more than the prompt has after 19, 29, ... at 0.2."""
+    torch.manual_seed(3)
+    policy = SparseWindowPolicy(0.2, history)
+    keys, queries = torch.randn(1, 2, 61, 8), torch.randn(1, 4, 61, 8)
+    scores = queries @ keys.repeat_interleave(2, 1).transpose(-1, -2) * 0.5
+    hidden = ~torch.ones(61, 61, dtype=torch.bool).tril()
+    rows = torch.softmax(scores.masked_fill(hidden, -torch.inf), -1).reshape(2, 2, 61, 61).mean(1)
+    for n in range(12, 61):
+        local, others = policy.split(n + 1)
+        wanted = (
+            rows[:, max(0, n - (history or local)) : n, : n + 1 - local].sum(1).topk(others).indices.sort(-1).values
+        )
+        for cuts in ([n], [n - 1, n], [*range(7, n, 7), n], list(range(1, n + 1))):
+            layer, begin = _Layer(), 0
+            for end in cuts:
+                policy.prompt(layer, queries[:, :, begin:end], keys[:, :, :end], 0.5, begin)  # type: ignore[arg-type]
+                begin = end
+            chosen = policy.choose(layer, queries[:, :, n : n + 1], keys[:, :, : n + 1], 0.5)  # type: ignore[arg-type]
+            assert chosen is not None
+            assert torch.equal(chosen[0, :, :others].sort(-1).values, wanted), (n, cuts)
+            assert torch.equal(chosen[0, :, others:], torch.arange(n + 1 - local, n + 1).expand(2, -1))
+
+
+@pytest.mark.parametrize("prompt", [19, 20, 29, 39, 49, 63])
+def test_a_sparse_window_reads_the_same_after_one_piece_or_many(
+    llama: Any, prompt: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, found = LanguageModel(llama, cache=CacheSpec(policy=SparseWindowPolicy(0.2))), []
+    for chunk in (1024, 16, 7):
+        monkeypatch.setattr("hasten.runtime.language_model.CHUNK", chunk)
+        found.append(model.generate(IDS[:, :prompt], max_new_tokens=16, min_new_tokens=16, do_sample=False))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 def test_snapkv_keeps_its_window_and_the_best() -> None:
     torch.manual_seed(0)
     policy, layer = SnapKVPolicy(24, window=8, kernel=1), _Layer()
@@ -338,3 +375,15 @@ def test_batches_of_different_lengths(llama: Any) -> None:
         model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False)
     blocks = LanguageModel(llama, cache=CacheSpec(policy=BlockTopKPolicy(1, 2)))
     assert blocks.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False).shape == (2, 54)
+
+
+@pytest.mark.parametrize("policy", [SparseWindowPolicy(0.4), SnapKVPolicy(16, 4)], ids=repr)
+def test_a_mask_that_the_layers_would_not_follow_is_refused(llama: Any, policy: Policy) -> None:
+    model = LanguageModel(llama, cache=CacheSpec(policy=policy))
+    mask = torch.ones(1, 20, dtype=torch.int64)
+    same = model(IDS[:, :20], past_key_values=model.new_cache(1, 30), attention_mask=mask).logits
+    torch.testing.assert_close(same, llama(IDS[:, :20]).logits, atol=1e-5, rtol=1e-5)
+    mask[0, :5] = 0
+    for wrong in (mask, torch.ones(1, 1, 20, 20, dtype=torch.bool).tril(-1)):
+        with pytest.raises(HastenError, match="take no attention_mask"):
+            model(IDS[:, :20], past_key_values=model.new_cache(1, 30), attention_mask=wrong)

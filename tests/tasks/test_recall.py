@@ -66,3 +66,14 @@ def test_a_map_around_text_leaves_the_text_between() -> None:
     for row in ids.tolist():
         pairs = dict(zip(row[:12:2], row[1:12:2], strict=True))
         assert all(pairs[a - 6] == b for a, b in itertools.pairwise(row[-21:]))
+    places = torch.tensor([0, 67, 13, 50, 1])
+    ids, _ = map_around_text(text, 50, symbols=6, steps=20, place=places, generator=torch.Generator().manual_seed(1))
+    for row, place, old in zip(ids.tolist(), places.tolist(), text.tolist(), strict=True):
+        listed = row[place : place + 12]
+        pairs = dict(zip(listed[::2], listed[1::2], strict=True))
+        assert all(pairs[a - 6] == b for a, b in itertools.pairwise(row[-21:]))
+        assert row[:place] == old[:place]
+        assert row[place + 12 : -21] == old[place + 12 : -21]
+    for wrong in (-1, 68, torch.tensor([0, 0, 0, 0, 68])):
+        with pytest.raises(ValueError, match="do not fit"):
+            map_around_text(text, 50, symbols=6, steps=20, place=wrong)

@@ -7,8 +7,9 @@ patterns here let a cache drop blocks for good: what a later query block still r
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,12 +37,17 @@ class Pattern(ABC):
         return torch.tensor(rows)
 
     def droppable(self, heads: int, count: int = 64) -> bool:
-        """Whether a block that a query block does not read is never read again: then a cache may drop it."""
-        whole = self.mask(heads, count)
-        for i in range(count - 1):
-            again = whole[:, i + 1, : i + 1] & ~whole[:, i, : i + 1]
-            if again.any():
-                return False
+        """Whether no query block among the first ``count`` reads what an earlier one, behind it, has not read.
+
+        Then a cache may drop what is not read. A pattern that can say so of all blocks at once overrides this.
+        """
+        for head in range(heads):
+            before: set[int] = set()
+            for query in range(count):
+                read = set(self.blocks(head, query))
+                if not read <= before | {query}:
+                    return False
+                before = read
         return True
 
 
@@ -64,6 +70,14 @@ class SinkWindow(Pattern):
     def reads(self, head: int, query: int, key: int) -> bool:
         return key < self.sinks or query - key < self.local
 
+    def blocks(self, head: int, query: int) -> list[int]:
+        first = max(0, query + 1 - self.local)
+        return [*range(min(self.sinks, first)), *range(first, query + 1)]
+
+    def droppable(self, heads: int, count: int = 64) -> bool:
+        # What falls out of the window only moves further away from it.
+        return True
+
 
 @dataclass(frozen=True)
 class VerticalStride(Pattern):
@@ -74,25 +88,49 @@ class VerticalStride(Pattern):
         stride: distance of the others.
         heads: kv heads that the pattern turns over.
         rotate: whether heads differ.
+        offset: how many blocks before each multiple of the stride the first head's blocks stand.
+        dense: kv heads that read everything.
     """
 
     local: int = 16
     stride: int = 8
     heads: int = 1
     rotate: bool = True
+    offset: int = 0
+    dense: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.local < 1 or self.stride < 1 or self.heads < 1:
             raise HastenError("a stride pattern has local, stride and heads >= 1")
+        if any(not 0 <= h < self.heads for h in self.dense):
+            raise HastenError(f"dense heads are kv heads, numbers from 0 to {self.heads - 1}: give heads= all that are")
+
+    def _turned(self, head: int) -> int:
+        return self.offset + (head * max(1, self.stride // self.heads) if self.rotate else 0)
 
     def reads(self, head: int, query: int, key: int) -> bool:
-        step = max(1, self.stride // self.heads)
-        turned = head * step if self.rotate else 0
-        return query - key < self.local or (key + turned) % self.stride == 0
+        return head in self.dense or query - key < self.local or (key + self._turned(head)) % self.stride == 0
+
+    def blocks(self, head: int, query: int) -> list[int]:
+        if head in self.dense:
+            return list(range(query + 1))
+        first = max(0, query + 1 - self.local)
+        return [*range(-self._turned(head) % self.stride, first, self.stride), *range(first, query + 1)]
+
+    def droppable(self, heads: int, count: int = 64) -> bool:
+        # Whether a block behind the window is read depends on the block alone.
+        return True
 
 
 def block_sparse_attention(
-    query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, *, block: int = 64, scaling: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern,
+    *,
+    block: int = 64,
+    scaling: float | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention of every query block to the key blocks that ``pattern`` names; no score outside them is computed.
 
@@ -102,39 +140,76 @@ def block_sparse_attention(
         pattern: per kv head.
         block: tokens of a block.
         scaling: of the scores; 1 / sqrt(d) when None.
+        dropout: share of the weights that are set to zero.
 
     Returns:
         (batch, heads, length, d), differentiable.
     """
     heads, length = key.shape[1], query.shape[2]
     shared = query.shape[1] // heads
+    # Of each group of heads its own queries, keys and values.
+    parts: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = {tuple(range(heads)): (query, key, value)}
     out = []
     for i in range(-(-length // block)):
         rows = slice(i * block, min(length, (i + 1) * block))
         chosen = [pattern.blocks(h, i) for h in range(heads)]
-        most = max(map(len, chosen))
-        own = torch.ones(rows.stop - rows.start, rows.stop - rows.start, dtype=torch.bool, device=query.device).tril()
-        if all(c == chosen[0] for c in chosen):
-            places = torch.cat([torch.arange(j * block, min(length, (j + 1) * block)) for j in chosen[0]])
-            keys, values = key[:, :, places], value[:, :, places]
-            mask = torch.cat((own.new_ones(own.shape[0], len(places) - own.shape[1]), own), 1)
-        else:
-            # Heads of fewer blocks are filled up in front with the first, which the mask hides; the own block stays
-            # last.
-            filled = torch.tensor([[0] * (most - len(c)) + c for c in chosen])
-            places = (filled[..., None] * block + torch.arange(block)).flatten(1)[
-                :, : (most - 1) * block + own.shape[1]
-            ]
-            index = places[None, :, :, None].expand(key.shape[0], -1, -1, key.shape[-1])
-            keys, values = key.gather(2, index), value.gather(2, index)
-            seen = torch.tensor([[False] * (most - len(c)) + [True] * len(c) for c in chosen])
-            wide = seen.repeat_interleave(block, 1)[:, : places.shape[1] - own.shape[1]]
-            mask = torch.cat((wide[:, None].expand(-1, own.shape[0], -1), own.expand(heads, -1, -1)), 2)
-            mask = mask.repeat_interleave(shared, 0)
-        out.append(
-            F.scaled_dot_product_attention(query[:, :, rows], keys, values, mask, scale=scaling, enable_gqa=shared != 1)
-        )
+        groups = _alike(chosen)
+        found = []
+        for group in groups:
+            if group not in parts:
+                every = [h * shared + s for h in group for s in range(shared)]
+                parts[group] = query[:, every], key[:, list(group)], value[:, list(group)]
+            q, k, v = parts[group]
+            some, their_values, mask = _gathered(k, v, [chosen[h] for h in group], rows, block)
+            if mask.ndim == 4:
+                mask = mask.repeat_interleave(shared, 1)
+            found.append(
+                F.scaled_dot_product_attention(
+                    q[:, :, rows], some, their_values, mask, dropout, scale=scaling, enable_gqa=shared != 1
+                )
+            )
+        if len(found) > 1:
+            order = torch.tensor([h * shared + s for group in groups for h in group for s in range(shared)])
+            found = [torch.cat(found, 1)[:, order.argsort()]]
+        out += found
     return torch.cat(out, 2)
+
+
+def _alike(chosen: list[list[int]]) -> list[tuple[int, ...]]:
+    """Heads that are computed together: those that read far more blocks than the fewest stand apart."""
+    fewest = min(map(len, chosen))
+    few = tuple(h for h, c in enumerate(chosen) if len(c) <= fewest + 1 + fewest // 4)
+    many = tuple(h for h in range(len(chosen)) if h not in few)
+    return [g for g in (few, many) if g]
+
+
+def _gathered(
+    key: Tensor, value: Tensor, chosen: list[list[int]], rows: slice, block: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``rows``, a block, read of kv heads: keys and values (batch, kv heads, n, d), mask (..., rows, n)."""
+    heads, new = key.shape[1], rows.stop - rows.start
+    own = torch.ones(new, new, dtype=torch.bool, device=key.device).tril()
+    if all(c == chosen[0] for c in chosen):
+        first, count = chosen[0][0], len(chosen[0])
+        mask = torch.cat((own.new_ones(new, (count - 1) * block), own), 1)
+        if chosen[0][-1] - first == count - 1:
+            all_of_it = slice(first * block, rows.stop)
+            return key[:, :, all_of_it], value[:, :, all_of_it], mask
+        places = torch.cat([torch.arange(j * block, min(rows.stop, (j + 1) * block)) for j in chosen[0]])
+        return key[:, :, places], value[:, :, places], mask
+    # Heads of fewer blocks are filled up in front with the first, which the mask hides; the own block stays last.
+    most = max(map(len, chosen))
+    filled = torch.tensor([[0] * (most - len(c)) + c for c in chosen])
+    places = (filled[..., None] * block + torch.arange(block)).flatten(1)[:, : (most - 1) * block + new]
+    index = places[None, :, :, None].expand(key.shape[0], -1, -1, key.shape[-1])
+    seen = torch.tensor([[False] * (most - len(c)) + [True] * len(c) for c in chosen])
+    wide = seen.repeat_interleave(block, 1)[:, : places.shape[1] - new]
+    mask = torch.cat((wide[:, None].expand(-1, new, -1), own.expand(heads, -1, -1)), 2)
+    # With a dimension for the batch, or torch takes its slow way.
+    return key.gather(2, index), value.gather(2, index), mask[None]
+
+
+_COMES_BACK = "this pattern comes back to blocks it has left: its cache cannot drop any"
 
 
 class BlockCache:
@@ -144,14 +219,16 @@ class BlockCache:
         pattern: of the layer; for each kv head other blocks may stay.
         heads: kv heads.
         block: tokens of a block.
+        count: blocks of which it is found out at once whether the pattern leaves them for good; of those behind, when
+            they come.
 
     Raises:
-        HastenError: a pattern that comes back to blocks it has left.
+        HastenError: a pattern that comes back to blocks it has left; from `append` where it is behind ``count``.
     """
 
-    def __init__(self, pattern: Pattern, heads: int, block: int = 64) -> None:
-        if not pattern.droppable(heads):
-            raise HastenError("this pattern comes back to blocks it has left: its cache cannot drop any")
+    def __init__(self, pattern: Pattern, heads: int, block: int = 64, count: int = 64) -> None:
+        if not pattern.droppable(heads, count):
+            raise HastenError(_COMES_BACK)
         self.pattern, self.heads, self.block = pattern, heads, block
         self.length = 0
         self._kept: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in range(heads)]
@@ -169,7 +246,10 @@ class BlockCache:
                     k, v = torch.cat((old[0], k), 1), torch.cat((old[1], v), 1)
                 self._kept[h][block] = (k.clone(), v.clone())
                 if not inside:
-                    self._kept[h] = {j: p for j, p in self._kept[h].items() if self.pattern.reads(h, block, j)}
+                    read = self.pattern.blocks(h, block)
+                    if not self._kept[h].keys() >= set(read):
+                        raise HastenError(_COMES_BACK)
+                    self._kept[h] = {j: self._kept[h][j] for j in read}
             self.length += count
             at += count
 
@@ -183,6 +263,13 @@ class BlockCache:
             out.append(F.scaled_dot_product_attention(rows, keys, values, scale=scaling))
         return torch.cat(out, 1)[:, :, None]
 
+    def taken(self, rows: Tensor) -> BlockCache:
+        """A cache of these rows of the batch, some of them perhaps several times."""
+        found = BlockCache(self.pattern, self.heads, self.block, 0)
+        found.length = self.length
+        found._kept = [{j: (k[rows], v[rows]) for j, (k, v) in head.items()} for head in self._kept]
+        return found
+
     @property
     def nbytes(self) -> int:
         """Bytes of what is kept."""
@@ -192,46 +279,109 @@ class BlockCache:
 _NAME = "hasten-block-sparse"
 
 
+def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """What the layers are given of a mask (batch, all tokens so far), True: a token; None where all are tokens."""
+    return None if attention_mask is None or bool(attention_mask.all()) else attention_mask
+
+
 def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **kwargs: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
+    for name in ("sliding_window", "softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise HastenError(f"block-sparse layers have no {name}, and this model's attention has: convert another")
+    if mask is not None and mask.ndim != 2:
+        raise HastenError("block-sparse layers take a mask of padding (batch, length), none of four dimensions")
+    positions = kwargs.get("position_ids")
     layers = getattr(module.pattern_cache, "layers", None)
     if layers and hasattr(layers[module.layer_idx], "attend"):
-        found = layers[module.layer_idx].attend(query, key, value, scaling)
+        real = mask if mask is None else mask[:, mask.shape[1] - query.shape[2] :]
+        if query.shape[2] > 1 and len(documents_of(query, real, positions)) > query.shape[0]:
+            raise HastenError("a cache goes on with one text a row: read several documents in a row without one")
+        found = layers[module.layer_idx].attend(query, key, value, scaling, real)
     elif key.shape[2] != query.shape[2]:
         raise HastenError("block-sparse layers drop what they do not read: generate with a PatternCache")
     else:
-        found = _by_document(module, query, key, value, scaling, kwargs.get("position_ids"))
+
+        def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return whole_attention(
+                q, k, v, module.block_pattern, block=module.pattern_block, scaling=scaling, dropout=dropout
+            )
+
+        found = _by_document(whole, query, key, value, mask, positions)
     return found.transpose(1, 2).contiguous(), None
 
 
-def _by_document(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, positions: Tensor | None
-) -> Tensor:
-    def whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return whole_attention(q, k, v, module.block_pattern, block=module.pattern_block, scaling=scaling)
+def documents_of(query: Tensor, real: Tensor | None, positions: Tensor | None) -> list[tuple[int, Tensor]]:
+    """(row, its columns) of every text in a batch of queries (batch, heads, length, d).
 
-    # A row holds several documents, one behind the other, where positions (batch, length) begin anew.
-    if positions is None or not (positions[:, 1:] <= positions[:, :-1]).any():
+    Args:
+        query: for its sizes.
+        real: (batch, length), True for tokens and False for padding; None: all are tokens.
+        positions: (1 or batch, length); a row holds several texts, one behind the other, where they begin anew.
+    """
+    found = []
+    for row in range(query.shape[0]):
+        columns = torch.arange(query.shape[2], device=query.device)
+        if real is not None:
+            columns = columns[real[row]]
+        starts = [0]
+        if positions is not None:
+            turns = positions[row if positions.shape[0] > 1 else 0][columns]
+            starts += ((turns[1:] <= turns[:-1]).nonzero()[:, 0] + 1).tolist()
+        found += [(row, columns[a:b]) for a, b in itertools.pairwise([*starts, len(columns)]) if a < b]
+    return found
+
+
+def _by_document(
+    whole: Callable[[Tensor, Tensor, Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    positions: Tensor | None,
+) -> Tensor:
+    """Attention within each text of each row; where there is padding, zeros or what nothing reads."""
+    # Padding behind a text is seen by nothing before it.
+    padded = mask is not None and not bool((mask[:, 1:] <= mask[:, :-1]).all())
+    packed = positions is not None and bool((positions[:, 1:] <= positions[:, :-1]).any())
+    if not padded and not packed:
         return whole(query, key, value)
-    rows = []
-    for row, turns in enumerate(positions.expand(query.shape[0], -1)):
-        starts = [0, *((turns[1:] <= turns[:-1]).nonzero()[:, 0] + 1).tolist()]
-        documents = zip(starts, [*starts[1:], query.shape[2]], strict=True)
-        own = [t[row : row + 1] for t in (query, key, value)]
-        parts = [whole(*(t[:, :, a:b] for t in own)) for a, b in documents]
-        rows.append(torch.cat(parts, 2))
-    return torch.cat(rows)
+    batch, heads, length, _ = query.shape
+    texts = documents_of(query, mask, positions)
+    if not texts:
+        return query.new_zeros(batch, heads, length, value.shape[-1])
+    parts = [whole(*(t[row : row + 1, :, columns] for t in (query, key, value)))[0] for row, columns in texts]
+    places = torch.cat([row * length + columns for row, columns in texts])
+    found = torch.cat(parts, 1)
+    out = found.new_zeros(heads, batch * length, value.shape[-1]).index_copy(1, places, found)
+    return out.unflatten(1, (batch, length)).transpose(0, 1)
 
 
 def whole_attention(
-    query: Tensor, key: Tensor, value: Tensor, pattern: Pattern | None, *, block: int, scaling: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern | None,
+    *,
+    block: int,
+    scaling: float | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Attention within one whole text: `block_sparse_attention`, or full and causal where ``pattern`` is None."""
     if pattern is not None:
-        return block_sparse_attention(query, key, value, pattern, block=block, scaling=scaling)
+        return block_sparse_attention(query, key, value, pattern, block=block, scaling=scaling, dropout=dropout)
     shared = query.shape[1] != key.shape[1]
-    return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
+    return F.scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=shared
+    )
 
 
 def _enter(module: Any, args: Any, kwargs: Any) -> None:
@@ -248,7 +398,8 @@ def convert(
     """Gives a transformers causal LM sparse layers, and its rotary positions a longer reach; weights stay.
 
     It is trained and read as any other. Several documents packed into a row do not see each other when ``position_ids``
-    begins anew with each; it generates with a `hasten.runtime.pattern_cache.PatternCache`.
+    begins anew with each; padding of an ``attention_mask`` (batch, length) is left out, so that every text has its own
+    blocks from its first token on. It generates with a `hasten.runtime.pattern_cache.PatternCache`.
 
     Args:
         network: a Llama-like one, changed in place.
@@ -267,7 +418,7 @@ def convert(
     if any(not 0 <= i < len(layers) for i in full_layers):
         raise HastenError(f"full layers are numbers from 0 to {len(layers) - 1}")
     AttentionInterface.register(_NAME, _attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, lambda *a, **k: None)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, _mask)
     for i, layer in enumerate(layers):
         layer.self_attn.block_pattern = None if i in full_layers else pattern
         layer.self_attn.pattern_block = block

@@ -11,21 +11,29 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from hasten.errors import HastenError
 from hasten.runtime.cache import KVCache
 
 NAME = "hasten"
+_NO_MASK = (
+    "this cache's layers follow rules of their own and take no attention_mask: give rows of one length, or"
+    " call the LanguageModel's generate"
+)
 _ACTIVE: ContextVar[KVCache] = ContextVar("the cache of the forward pass under way")
 
 
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **kwargs: Any
 ) -> tuple[Tensor, None]:
+    if mask is not None:
+        raise HastenError(_NO_MASK)
     layer = _ACTIVE.get().layers[module.layer_idx]
     return layer.attend(query, key, value, scaling).transpose(1, 2).contiguous(), None
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None
+def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
+    if attention_mask is not None and not bool(attention_mask.all()):
+        raise HastenError(_NO_MASK)
 
 
 AttentionInterface.register(NAME, _attention)

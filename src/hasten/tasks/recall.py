@@ -106,21 +106,36 @@ def iterated_map(
 
 
 def map_around_text(
-    text: Tensor, alphabet: int, *, symbols: int, steps: int, generator: torch.Generator | None = None
+    text: Tensor,
+    alphabet: int,
+    *,
+    symbols: int,
+    steps: int,
+    place: int | Tensor = 0,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Text whose beginning lists an `iterated_map` and whose end follows it: recall over everything between (LongGen).
+    """Text that somewhere lists an `iterated_map` and whose end follows it: recall over all that is between (LongGen).
 
     Args:
-        text: (batch, length) ids below ``alphabet``; the length has room for 2 symbols + steps + 1.
+        text: (batch, length) ids below ``alphabet``; the length has room for 2 symbols + steps + 1 behind the place.
         alphabet: ids of the text; those of the map lie above, 2 symbols of them.
         symbols, steps: of the map.
+        place: where the list begins, for all texts or for each (batch).
 
     Returns:
         ids (batch, length), and True at the steps of the first turn through the cycle, which a window cannot copy.
+
+    Raises:
+        ValueError: the list would reach into the steps, or begins before the text.
     """
+    begins = torch.as_tensor(place).expand(text.shape[0])
+    if int(begins.min()) < 0 or int(begins.max()) + 2 * symbols + steps + 1 > text.shape[1]:
+        raise ValueError(
+            f"a map of {symbols} symbols at {place} and {steps} steps do not fit into {text.shape[1]} tokens"
+        )
     task, _ = iterated_map(text.shape[0], symbols=symbols, longest=steps, generator=generator)
     ids = text.clone()
-    ids[:, : 2 * symbols] = task[:, : 2 * symbols] + alphabet
+    ids.scatter_(1, begins[:, None] + torch.arange(2 * symbols), task[:, : 2 * symbols] + alphabet)
     ids[:, -steps - 1 :] = task[:, 2 * symbols :] + alphabet
     asked = torch.zeros_like(ids, dtype=torch.bool)
     asked[:, -steps : -steps + symbols - 1] = True

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.cost.serving.tiers import MODELS, Job, Schedule, Tiers, best_schedule, sparse, speedups, static_split, waves
+from hasten.cost.serving.tiers import (
+    MODELS,
+    ExpectedReads,
+    Job,
+    Schedule,
+    Tiers,
+    best_schedule,
+    sparse,
+    speedups,
+    static_split,
+    waves,
+    window_split,
+)
 from hasten.errors import HastenError
 from hasten.hardware.device import load_device
 from hasten.workload.decoder import DecoderSizes
@@ -128,3 +141,112 @@ def test_speedups_are_of_the_ways_by_themselves() -> None:
     assert found.three == sparse(job, tiers, best_schedule(job, tiers, 0.2), 0.2).seconds <= found.two
     assert found.over_split == static_split(job, tiers).seconds / found.three
     assert found.over_waves == waves(job, tiers).seconds / found.three
+
+
+@given(shares, shares, st.integers(0, 60), st.floats(0, 1), st.booleans(), st.sampled_from([0, 16]))
+def test_what_is_held_is_within_the_budget(
+    alpha: float, beta: float, start: int, room: float, prefix: bool, group: int
+) -> None:
+    sizes = DecoderSizes(
+        "small", layers=2, hidden=8, heads=4, kv_heads=4, head_dim=16, dtype="fp32", cache_dtype="int8"
+    )
+    job = Job(sizes if group else replace(sizes, cache_dtype=""), 3, 50, 60, group)
+    fast, schedule = job.least_bytes + room * 60 * job.token_bytes, Schedule(alpha, beta, start, prefix)
+    before = (0, 0)
+    for length, away, deleted in job.placements(schedule, fast):
+        assert 0 <= deleted <= away <= length
+        assert (away, deleted) >= before
+        assert job.held(schedule, length, away, deleted) <= fast * (1 + 1e-9)
+        before = (away, deleted)
+
+
+def test_scales_and_the_incomplete_group_are_held() -> None:
+    """Of 37 tokens in groups of 16, 5 are plain; 32 are codes of which 20 are away; two groups have scales."""
+    sizes = DecoderSizes("small", layers=1, hidden=8, heads=1, dtype="fp32", cache_dtype="int8")
+    job = Job(sizes, 1, 30, 30, 16)
+    plain = 2 * 8 * 4
+    assert job.held(Schedule(), 37, 20, 0) == 12 * plain // 4 + 5 * plain + 2 * 2 * plain
+    assert job.held(Schedule(0.5, 0.5), 37, 20, 3) == job.held(Schedule(), 37, 20, 0) + 3 * 8 * 4
+
+
+@pytest.mark.parametrize("ratio", [0.07, 0.2, 0.5, 0.93, 1.0])
+@pytest.mark.parametrize("prompt", [1, 19, 128])
+def test_expected_reads_are_of_the_budget(ratio: float, prompt: int) -> None:
+    for lasting in (0.0, 0.3, 1.0):
+        reads = ExpectedReads(prompt, ratio, lasting)
+        for length in range(prompt + 1, prompt + 300, 7):
+            below = [reads.oldest(length, count) for count in range(length + 1)]
+            assert below[0] == 0
+            assert below[-1] == pytest.approx(sum(window_split(ratio, length)))
+            each = [b - a for a, b in itertools.pairwise(below)]
+            assert all(-1e-9 <= share <= 1 + 1e-9 for share in each)
+            assert each[length - window_split(ratio, length)[0] :] == pytest.approx(
+                [1] * window_split(ratio, length)[0]
+            )
+
+
+def test_expected_reads_are_those_of_choices_that_give_way_at_random() -> None:
+    """Tokens that have been read stay until the token that leaves the newest takes the place of any of them."""
+    import random
+
+    random.seed(0)
+    prompt, ratio, last, runs = 40, 0.3, 90, 3000
+    counts = [0.0] * last
+    for _ in range(runs):
+        local, others = window_split(ratio, prompt + 1)
+        older = prompt + 1 - local
+        chosen = random.sample(range(older), others)
+        for length in range(prompt + 2, last + 1):
+            local, others = window_split(ratio, length)
+            chosen += range(older, length - local)
+            older = length - local
+            chosen = random.sample(chosen, others)
+        for j in chosen:
+            counts[j] += 1 / runs
+    reads = ExpectedReads(prompt, ratio, 0.0)
+    older = last - window_split(ratio, last)[0]
+    for count in range(0, older + 1, 5):
+        assert reads.oldest(last, count) == pytest.approx(sum(counts[:count]), abs=0.2)
+
+
+def test_a_long_text_of_few_choices_does_not_overflow() -> None:
+    reads = ExpectedReads(10, 0.001, 0.0)
+    assert reads.oldest(3000, 3000) == pytest.approx(sum(window_split(0.001, 3000)))
+    assert reads.oldest(3000, 10) == pytest.approx(0, abs=1e-6)
+
+
+class _Dense:
+    """Reads everything."""
+
+    def oldest(self, length: int, count: int) -> float:
+        return count
+
+
+def test_bytes_by_hand() -> None:
+    """Four tokens fit, the prompt has six, two more are fed: 2 go away, then 1 and 1; steps fetch 2, then 3."""
+    job = Job(DecoderSizes("small", layers=1, hidden=8, heads=2, dtype="fp32"), 1, 6, 3)
+    tiers = Tiers(4 * job.token_bytes, 1.0, 1e12, 1e12, step=1e-9)
+    found = sparse(job, tiers, Schedule(), 1.0, reads=_Dense())
+    assert found.moved == (2 + (2 + 1) + (3 + 1)) * job.token_bytes
+    assert found.seconds == pytest.approx(found.moved)
+    assert found.prompt_seconds == 2 * job.token_bytes
+    assert found.phases == (0, 3, 0)
+    assert found.most_fast == 4 * job.token_bytes
+    # Inputs are half of keys and values. Away and deleted go from 3 and 1 to 4 and 2 and to 6 and 3: the inputs of the
+    # first token stay, those of two others are written, and read one by one.
+    assert job.input_bytes * 2 == job.token_bytes
+    deleting = Schedule(0.0, 0.5, 0)
+    assert [p[1:] for p in job.placements(deleting, 4 * job.token_bytes)] == [(3, 1), (4, 2), (6, 3)]
+    found = sparse(job, tiers, deleting, 1.0, reads=_Dense())
+    tokens = 3 + (2 + 1) + (2 + 2)
+    inputs = 2 + 1 + 1
+    assert found.moved == tokens * job.token_bytes + inputs * job.input_bytes
+    assert found.recomputed == 1 + 2
+
+
+def test_a_static_split_is_one_from_the_first_token_on() -> None:
+    job = Job(DecoderSizes("small", layers=1, hidden=8, heads=2, dtype="fp32"), 1, 6, 4)
+    found = static_split(job, Tiers(8 * job.token_bytes, 1.0, 1e12, 1e12, step=1e-9))
+    # A fifth of 6, 7, 8 and 9 tokens, rounded up: all would fit until the ninth.
+    assert found.moved == (2 + 2 + 2 + 2) * job.token_bytes
+    assert found.phases == (0, 4, 0)

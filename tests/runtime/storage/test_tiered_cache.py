@@ -86,6 +86,45 @@ def test_recomputed_keys_are_the_dropped_ones(network: Any, prefix: bool) -> Non
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
+def tensors_of(layer: Any) -> list[torch.Tensor]:
+    """All that a layer of the cache holds but the policy's memory, whatever it is called."""
+    found, left = [], [v for n, v in vars(layer).items() if n not in ("_cache", "memory")]
+    while left:
+        value = left.pop()
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            left += value
+        elif isinstance(value, dict):
+            left += value.values()
+    return found
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("tokens", [21, 30, 47])
+def test_all_that_is_held_is_counted_and_within_the_budget(llama: Any, schedule: Schedule, tokens: int) -> None:
+    """After every step: keys, values and inputs, by the bytes that are really allocated."""
+    cache = tiered(LanguageModel(llama), SparseWindowPolicy(0.4), schedule, tokens)
+    seen = []
+
+    def count(module: Any, args: Any, output: Any) -> None:
+        storages = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for x in cache.layers for t in tensors_of(x)
+        }
+        seen.append(sum(storages.values()))
+        assert seen[-1] == cache.fast_bytes
+        first = cache.layers[0]
+        assert seen[-1] == cache.job.held(schedule, first.length, first.away, first.deleted)
+        assert first.inputs.shape[1] == (0 if schedule.prefix else first.deleted)
+        assert cache._beginning.hidden.numel() == 0
+
+    handle = llama.model.register_forward_hook(count)
+    *_, most = generate(LanguageModel(llama), IDS, cache, NEW)
+    handle.remove()
+    assert len(seen) == NEW
+    assert most == max(seen) <= tokens * cache.token_bytes
+
+
 LONG = 150
 LONG_IDS = torch.randint(0, 211, (BATCH, LONG), generator=torch.Generator().manual_seed(6))
 
@@ -225,6 +264,8 @@ def test_texts_that_cannot_be(llama: Any) -> None:
     with pytest.raises(HastenError, match="for 2 prompts"):
         generate(model, IDS[:1], cache, NEW)
     generate(model, IDS, cache, 2)
+    with pytest.raises(HastenError, match="for prompts of 24 tokens: make it with prompt=20"):
+        generate(model, IDS[:, :20], cache, NEW)
     with pytest.raises(HastenError, match="another text"):
         generate(model, IDS, cache, 2)
     long = torch.zeros(BATCH, 500, dtype=torch.int64)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from hasten.cost.serving.tiers import window_split
 from hasten.errors import HastenError
 from hasten.runtime.policies.attending import grouped, weights, widened
 from hasten.runtime.policies.policy import PolicyLayer, Selecting
@@ -37,17 +37,15 @@ class SparseWindowPolicy(Selecting):
             raise HastenError("a sparse window reads a share in (0, 1] of the cache")
 
     def budget(self, length: int) -> int:
-        return max(2, math.floor(self.ratio * length)) if length > 2 else length
+        return sum(self.split(length))
 
     def split(self, length: int) -> tuple[int, int]:
         """(local, global) tokens of a budget."""
-        budget = self.budget(length)
-        local = max(1, budget // 2)
-        return local, budget - local
+        return window_split(self.ratio, length)
 
     def prompt(self, layer: PolicyLayer, query: Tensor, keys: Tensor, scaling: float, start: int) -> None:
         length = keys.shape[2]
-        rows = query.shape[2] if self.history == -1 else min(query.shape[2], self._rows(length))
+        rows = query.shape[2] if self.history == -1 else min(query.shape[2], self._rows(length + 1))
         mask = torch.arange(length) <= torch.arange(length - rows, length)[:, None]
         found = grouped(weights(query[:, :, -rows:], keys, scaling, mask), keys.shape[1])
         if self.history == -1:
@@ -59,9 +57,10 @@ class SparseWindowPolicy(Selecting):
             held = layer.memory.get("rows") if start else None
             if held is not None:
                 found = torch.cat((widened(held, length), found), 2)
-            layer.memory["rows"] = found[:, :, -self._rows(length) :]
+            layer.memory["rows"] = found[:, :, -self._rows(length + 1) :].clone()
 
     def _rows(self, length: int) -> int:
+        """Steps whose weights count for the token that makes ``length``: those of the tokens before it."""
         return self.history or self.split(length)[0]
 
     def choose(self, layer: PolicyLayer, query: Tensor, keys: Tensor, scaling: float) -> Tensor | None:
@@ -94,5 +93,6 @@ class SparseWindowPolicy(Selecting):
         if rows is None:
             layer.memory["rows"] = found[:, :, None]
             return
-        kept = rows[:, :, -(self._rows(length + 1) - 1) :] if self._rows(length + 1) > 1 else rows[:, :, :0]
+        wanted = self._rows(length + 1) - 1
+        kept = rows[:, :, -wanted:] if wanted else rows[:, :, :0]
         layer.memory["rows"] = torch.cat((widened(kept, length), found[:, :, None]), 2)

@@ -1,9 +1,10 @@
 """A key-value cache in two tiers: memory under a budget, and a file for what does not fit (ALISA, arXiv 2403.17312).
 
 Tokens are placed one by one: the oldest are written to the slow tier, of those again the oldest are deleted and
-computed again when they are needed. Which tokens a step needs the sparse window decides, for each sequence and kv head,
-before any of them is read. In int8 both tiers hold codes of 8 bits: every channel of a group of 64 tokens has a range
-of its own, and only the newest group, not complete yet, stays in fp32.
+computed again when they are needed. Of a deleted token memory holds the layer inputs that it is computed from; until it
+is deleted they wait in the slow tier. Which tokens a step needs the sparse window decides, for each sequence and kv
+head, before any of them is read. In int8 both tiers hold codes of 8 bits: every channel of a group of 64 tokens has a
+range of its own, and only the newest group, not complete yet, stays in fp32.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,15 +23,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from hasten.cost.serving.tiers import Schedule
+from hasten.cost.serving.tiers import Job, Schedule
 from hasten.errors import HastenError
 from hasten.nn.attention import half, turned
 from hasten.runtime.cache import CacheSpec
 from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel
 from hasten.runtime.policies import SparseWindowPolicy, attend
+from hasten.workload.decoder import DecoderSizes
 
-_NUMBER = 4  # bytes of fp32
 GROUP = 64  # tokens whose channels share a scale in int8
 
 
@@ -54,13 +56,14 @@ def _codes(x: Tensor, step: Tensor, least: Tensor) -> Tensor:
 
 
 class SlowTier:
-    """Keys and values of all layers in a file, read and written no faster than ``bandwidth``.
+    """Keys and values of all layers in a file, read and written no faster than ``bandwidth``, and layer inputs.
 
     Args:
         shape: (layers, batch, kv heads, tokens, 2, head_dim).
         bandwidth: B/s; None for what the disk does.
         folder: where the file is made; a temporary one when None.
-        dtype: of the numbers, ``float32`` or ``uint8``.
+        dtype: of keys and values, ``float32`` or ``uint8``.
+        inputs: (layers, batch, tokens, hidden) of layer inputs, in fp32.
 
     Raises:
         HastenError: no room for the file.
@@ -72,16 +75,20 @@ class SlowTier:
         bandwidth: float | None = None,
         folder: Path | None = None,
         dtype: Literal["float32", "uint8"] = "float32",
+        inputs: tuple[int, ...] = (0, 0, 0, 0),
     ) -> None:
         self.bandwidth = bandwidth
         self.moved = 0
-        self._bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        # The inputs stand first, where their numbers are aligned.
+        behind = int(np.prod(inputs)) * 4
+        self._bytes = behind + int(np.prod(shape)) * np.dtype(dtype).itemsize
         try:
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed with this object
             weakref.finalize(self, self._file.close)
             # All of it now: a disk that fills up later would kill the process at a write to memory.
             os.posix_fallocate(self._file.fileno(), 0, self._bytes)
-            self._map = np.memmap(self._file, dtype, "r+", shape=shape)
+            self._map = np.memmap(self._file, dtype, "r+", behind, shape)
+            self._inputs = np.memmap(self._file, "float32", "r+", 0, inputs) if behind else np.zeros(inputs, "float32")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise HastenError(f"no slow tier of {self._bytes} bytes ({reason}): free some space") from None
@@ -102,6 +109,22 @@ class SlowTier:
         part = self._map[layer, :, :, first : first + keys.shape[2]]
         part[..., 0, :], part[..., 1, :] = keys.numpy(), values.numpy()
         self._throttle(begun, part.nbytes)
+
+    def write_inputs(self, layer: int, first: int, inputs: Tensor) -> None:
+        """Layer inputs (batch, n, hidden) of tokens at positions from ``first`` on."""
+        self._check()
+        begun = time.perf_counter()
+        part = self._inputs[layer, :, first : first + inputs.shape[1]]
+        part[:] = inputs.numpy()
+        self._throttle(begun, part.nbytes)
+
+    def read_inputs(self, layer: int, first: int, end: int) -> Tensor:
+        """Layer inputs (batch, n, hidden) of the tokens at positions from ``first`` to before ``end``."""
+        self._check()
+        begun = time.perf_counter()
+        found = torch.from_numpy(self._inputs[layer, :, first:end].copy())
+        self._throttle(begun, found.nbytes)
+        return found
 
     def read(self, layer: int, sequences: Tensor, heads: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (n, head_dim) of n single tokens of heads."""
@@ -238,21 +261,38 @@ class _Layer(CacheLayerMixin):
         if cache.quantized:
             self._quantize()
         away, deleted = cache.placed(self.length)
+        away, deleted = max(away, self.away), max(deleted, self.deleted)
         if away > self.away:
             count = away - self.away
+            held = self.codes if cache.quantized else (self.keys, self.values)
+            cache.slow.write(self.index, self.away, *(t[:, :, :count] for t in held))
+            rest = [t[:, :, count:].clone() for t in held]
             if cache.quantized:
-                cache.slow.write(self.index, self.away, *(c[:, :, :count] for c in self.codes))
-                self.codes = [c[:, :, count:].clone() for c in self.codes]
+                self.codes = rest
             else:
-                cache.slow.write(self.index, self.away, self.keys[:, :, :count], self.values[:, :, :count])
-                self.keys, self.values = self.keys[:, :, count:].clone(), self.values[:, :, count:].clone()
-                self.first = away
+                (self.keys, self.values), self.first = rest, away
             self.away = away
-        self.deleted = max(self.deleted, min(deleted, away))
-        # Inputs are kept for what is deleted or may be.
-        most = cache.may_delete(self.length)
-        entered = cache.entered.pop(self.index)
-        self.inputs = torch.cat((self.inputs, entered), 1)[:, : max(most, self.deleted * cache.keeps_inputs)]
+        self._keep_inputs(deleted)
+        self.deleted = deleted
+        if self.index == len(cache.layers) - 1:
+            cache.step_done()
+
+    def _keep_inputs(self, deleted: int) -> None:
+        """Holds the inputs of tokens that now are deleted, and writes those of new ones that are deleted later."""
+        cache, entered = self._cache, self._cache.entered.pop(self.index)
+        if not cache.may_delete:
+            return
+        begun = self.length - entered.shape[1]
+        later = slice(max(begun, deleted), min(self.length, cache.may_delete))
+        if later.start < later.stop:
+            cache.slow.write_inputs(self.index, later.start, entered[:, later.start - begun : later.stop - begun])
+        found = [self.inputs]
+        if self.deleted < min(deleted, begun):
+            found.append(cache.slow.read_inputs(self.index, self.deleted, min(deleted, begun)))
+        if deleted > begun:
+            found.append(entered[:, max(0, self.deleted - begun) : deleted - begun])
+        if len(found) > 1:
+            self.inputs = torch.cat(found, 1)
 
     def _quantize(self) -> None:
         """Turns groups that are complete into codes."""
@@ -270,8 +310,8 @@ class _Layer(CacheLayerMixin):
     @property
     def fast_bytes(self) -> int:
         """Bytes held in memory for keys, values, their scales, and the inputs of deleted tokens."""
-        held = [self.keys, self.values, *self.codes, *self.scales[0], *self.scales[1]]
-        return sum(t.nbytes for t in held) + self.inputs[:, : self.deleted].numel() * _NUMBER
+        held = [self.keys, self.values, *self.codes, *self.scales[0], *self.scales[1], self.inputs]
+        return sum(t.untyped_storage().nbytes() for t in held)
 
 
 class _Beginning:
@@ -293,7 +333,7 @@ class TieredCache(Cache):
         batch, capacity: sequences, and tokens of each.
         fast_bytes: budget for keys, values and kept inputs of all layers.
         bandwidth: B/s of the slow tier; None for the disk's own.
-        prompt: tokens of the prompt, after which the schedule counts.
+        prompt: tokens of the prompts, after which the schedule counts.
         folder: where the slow tier's file is made.
         dtype: ``fp32``, or ``int8`` for a quarter of the bytes in both tiers, to half a step of a channel's range.
 
@@ -323,24 +363,28 @@ class TieredCache(Cache):
         self.spec = CacheSpec(policy=policy)
         # Every layer follows the policy: no mask by position serves it.
         self.uniform = False
-        self.batch, self.capacity, self._prompt = batch, capacity, prompt
+        self.batch, self.capacity = batch, capacity
         self.heads, self.hidden = config.num_key_value_heads, config.hidden_size
         self.head_dim = int(model.decoder.layer(0).attention.head_dim)
         count = len(model.layers)
         self.quantized = dtype == "int8"
-        channels = 2 * count * batch * self.heads * self.head_dim
-        self.token_bytes = channels * (1 if self.quantized else _NUMBER)
+        sizes = replace(
+            DecoderSizes.of(config, dtype="fp32", cache_dtype=dtype), head_dim=self.head_dim, value_dim=self.head_dim
+        )
+        self.job = Job(sizes, batch, prompt, capacity - prompt, group=GROUP if self.quantized else 0)
+        self.token_bytes, self.fast_budget = self.job.token_bytes, fast_bytes
         self.keeps_inputs = not schedule.prefix
-        self.input_share = self.keeps_inputs * count * batch * self.hidden * _NUMBER / self.token_bytes
-        self._budget, self._plain_bytes, self._scale_bytes = fast_bytes, channels * _NUMBER, 2 * channels * _NUMBER
-        least = self.token_bytes
-        if self.quantized:
-            least = GROUP * self._plain_bytes + capacity // GROUP * self._scale_bytes
-        if fast_bytes < least:
+        if fast_bytes < self.job.least_bytes:
             what = f"group of {GROUP} tokens and scales of this batch" if self.quantized else "token of this batch"
-            raise HastenError(f"a budget of {fast_bytes:.0f} bytes holds no {what} ({least} bytes): raise it")
+            raise HastenError(
+                f"a budget of {fast_bytes:.0f} bytes holds no {what} ({self.job.least_bytes} bytes): raise it"
+            )
+        # Tokens whose inputs are needed sometime.
+        ever = max((deleted for *_, deleted in self.job.placements(schedule, fast_bytes)), default=0)
+        self.may_delete = ever if self.keeps_inputs else 0
         shape = (count, batch, self.heads, capacity, 2, self.head_dim)
-        self.slow = SlowTier(shape, bandwidth, folder, "uint8" if self.quantized else "float32")
+        inputs = (count, batch, self.may_delete, self.hidden)
+        self.slow = SlowTier(shape, bandwidth, folder, "uint8" if self.quantized else "float32", inputs)
         self._decoder = model.decoder
         self.entered: dict[int, Tensor] = {}
         self.ids = torch.zeros(batch, 0, dtype=torch.int64)
@@ -354,22 +398,7 @@ class TieredCache(Cache):
 
     def placed(self, length: int) -> tuple[int, int]:
         """(away, deleted) tokens at this length."""
-        if not self.quantized:
-            return self.schedule.placed(length, self._prompt, self._budget / self.token_bytes, self.input_share)
-        # The incomplete group is larger than its codes would be, and the scales stay.
-        coded = length // GROUP * GROUP
-        beside = (length - coded) * (self._plain_bytes - self.token_bytes) + coded // GROUP * self._scale_bytes
-        room = (self._budget - beside) / self.token_bytes
-        away, deleted = self.schedule.placed(length, self._prompt, room, self.input_share)
-        if self.keeps_inputs:
-            # What is deleted stays so, also when the incomplete group is at its largest.
-            fixed = (GROUP - 1) * self._plain_bytes + self.capacity // GROUP * self._scale_bytes
-            deleted = min(deleted, int((self._budget - fixed) / (self.input_share * self.token_bytes)))
-        return min(away, coded), deleted
-
-    def may_delete(self, length: int) -> int:
-        """Tokens whose inputs must be kept, for now or a later step."""
-        return length if self.schedule.beta and self.keeps_inputs else 0
+        return self.job.placed(self.schedule, length, self.fast_budget)
 
     def recompute(self, index: int, inputs: Tensor, positions: Tensor, deleted: int) -> tuple[Tensor, Tensor]:
         """Keys and values (batch, kv heads, n, head_dim) of deleted positions (n) at a layer.
@@ -422,6 +451,10 @@ class TieredCache(Cache):
             known.hidden = hidden + layer.feed_forward(layer.feed_forward_norm(hidden))
             known.layer += 1
 
+    def step_done(self) -> None:
+        """Forgets the hidden states of a step that ran the text's beginning again."""
+        self._beginning = _Beginning()
+
     @property
     def row_bytes(self) -> int:
         """Bytes of attention rows that the sparse window remembers; not in the budget, as the paper counts none."""
@@ -457,6 +490,8 @@ def generate(
         raise HastenError(
             f"the cache is for {cache.batch} prompts of at least one token, and makes at least one new one"
         )
+    if ids.shape[1] != cache.job.prompt:
+        raise HastenError(f"the cache is for prompts of {cache.job.prompt} tokens: make it with prompt={ids.shape[1]}")
     if cache.get_seq_length():
         raise HastenError("the cache holds tokens of another text: make a new one")
     if ids.shape[1] + new_tokens > cache.capacity:
