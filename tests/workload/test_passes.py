@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from hasten.errors import HastenError
 from hasten.workload import Access, Cascade, Einsum, Op, Role, Tensor, fuse, language_model, trace, traffic
-from hasten.workload.attention import attention, execute, padding, tiled
+from hasten.workload.attention import attention, padding, tiled
+from hasten.workload.execution import execute
 from hasten.workload.passes import expected_loads, passes
 
 COUNTS = {"three-pass": 3, "two-pass": 2, "local-max": 2, "one-pass": 1}

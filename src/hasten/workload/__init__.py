@@ -2,7 +2,9 @@
 
 from hasten.workload.decoder import DecoderSizes
 from hasten.workload.einsum import Access, Cascade, Einsum, Group, Op, Phase, Role, Tensor, Workload
+from hasten.workload.index import Index
 from hasten.workload.language import language_model
+from hasten.workload.notation import format_cascade, format_einsum, parse_cascade
 from hasten.workload.operators import Call, register
 from hasten.workload.passes import FusedGroup, PassReport, fuse, traffic
 from hasten.workload.recorder import Recorder
@@ -16,6 +18,7 @@ __all__ = [
     "Einsum",
     "FusedGroup",
     "Group",
+    "Index",
     "Op",
     "PassReport",
     "Phase",
@@ -24,8 +27,11 @@ __all__ = [
     "Tensor",
     "Traced",
     "Workload",
+    "format_cascade",
+    "format_einsum",
     "fuse",
     "language_model",
+    "parse_cascade",
     "register",
     "trace",
     "trace_cascade",

@@ -16,6 +16,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from hasten import dtypes
+from hasten.errors import HastenError
+from hasten.workload.index import Index, distinct
 
 
 class Role(StrEnum):
@@ -72,16 +74,58 @@ class StridedView(NamedTuple):
 class Access:
     """How one Einsum reads or writes one tensor.
 
-    ``ranks`` names the ranks of the Einsum that index the tensor; over the others it is broadcast.
-    ``elements`` is the number of distinct elements touched where the ranks' sizes do not give it (a
-    gather touches only some rows, a convolution's windows overlap); None means their product.
-    ``view`` is what was traced of the tensor's layout, for who makes loops of it; no part of what is equal.
+    Args:
+        tensor: its name.
+        ranks: ranks of the Einsum that index the tensor; over the others it is broadcast.
+        elements: distinct elements touched, where neither the ranks' sizes nor ``index`` give it (a gather
+            touches only some rows); None means that they do.
+        view: what was traced of the tensor's layout, for who makes loops of it; no part of what is equal.
+        index: an index of each dimension, where a dimension is more than the rank of the same place:
+            ``i-1``, ``2*i+k``, ``0``. See `Access.at`.
+        outside: what is read where the index leaves the tensor; None means that it must not.
+
+    Raises:
+        HastenError: ``ranks`` are not those of ``index``.
     """
 
     tensor: str
     ranks: tuple[str, ...]
     elements: int | None = None
     view: StridedView | None = field(default=None, compare=False, repr=False)
+    index: tuple[Index, ...] | None = None
+    outside: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.index is None:
+            return
+        if self.ranks != tuple(dict.fromkeys(r for i in self.index for r in i.ranks)):
+            raise HastenError(f"ranks of an access of {self.tensor} are not those of its index: use Access.at")
+        if self.outside is None and tuple(i.plain for i in self.index) == self.ranks:
+            object.__setattr__(self, "index", None)  # one form only, so that equal accesses are equal
+
+    @classmethod
+    def at(cls, tensor: str, *index: str | Index, elements: int | None = None, outside: float | None = None) -> Access:
+        """An access by an index of each dimension.
+
+        Raises:
+            HastenError: an index that is no sum of ranks and whole numbers.
+
+        >>> Access.at("A", "2*i+k", "j").ranks
+        ('i', 'k', 'j')
+        >>> Access.at("A", "i", "j") == Access("A", ("i", "j"))
+        True
+        """
+        try:
+            found = tuple(Index.of(i) if isinstance(i, str) else i for i in index)
+        except ValueError as error:
+            raise HastenError(f"an access of {tensor} has {error.args[0]}: give ranks and whole numbers") from None
+        ranks = tuple(dict.fromkeys(r for i in found for r in i.ranks))
+        return cls(tensor, ranks, elements, index=found, outside=outside)
+
+    @property
+    def indices(self) -> tuple[Index, ...]:
+        """The index of each dimension."""
+        return self.index if self.index is not None else tuple(Index(((rank, 1),)) for rank in self.ranks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,23 +190,38 @@ class Einsum:
             return 0
         return self.points
 
-    def touched(self, access: Access) -> int:
-        """Distinct elements of ``access`` that this Einsum touches."""
+    def touched(self, access: Access, shape: tuple[int, ...] | None = None) -> int:
+        """Distinct elements of ``access`` that this Einsum touches, those of a tensor of ``shape`` alone if given."""
         if access.elements is not None:
             return access.elements
         sizes = self.sizes
+        if access.index is not None:
+            return distinct(access.index, sizes, shape if access.outside is not None else None)
         return math.prod(sizes[rank] for rank in access.ranks)
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """An ordered graph of Einsums: each reads inputs of the cascade or outputs of earlier Einsums."""
+    """An ordered graph of Einsums: each reads inputs of the cascade or outputs of earlier Einsums.
+
+    Along an iterative rank it may also read what it or a later Einsum wrote a step before: ``S[i+1]`` from ``S[i]``.
+
+    Raises:
+        HastenError: an index leaves its tensor without a value to read there, has another number of
+            dimensions, or writes an element twice.
+    """
 
     einsums: tuple[Einsum, ...]
     tensors: Mapping[str, Tensor]
     unknown: tuple[str, ...] = ()  # operators the tracer does not know, each listed once
     # What the traced call returned, in order, as views of the cascade's tensors; no part of what is equal.
     results: tuple[Access, ...] = field(default=(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for einsum in self.einsums:
+            for access in (einsum.output, *einsum.inputs):
+                if access.index is not None:
+                    check_index(einsum, access, self.tensors[access.tensor])
 
     def __iter__(self) -> Iterator[Einsum]:
         return iter(self.einsums)
@@ -180,7 +239,8 @@ class Cascade:
 
     def access_bytes(self, einsum: Einsum, access: Access) -> int:
         """Bytes of the distinct elements that ``einsum`` touches through ``access``."""
-        return dtypes.nbytes(einsum.touched(access), self.tensors[access.tensor].dtype)
+        tensor = self.tensors[access.tensor]
+        return dtypes.nbytes(einsum.touched(access, tensor.shape), tensor.dtype)
 
     def with_role(self, role: Role) -> list[Tensor]:
         return [t for t in self.tensors.values() if t.role is role]
@@ -216,7 +276,7 @@ class Cascade:
                 name = names.setdefault(name, f"%{len(names)}")
             if name not in tensors:
                 tensors[name] = Tensor(name, known.shape, known.dtype, known.role)
-            return access if name == access.tensor else Access(name, access.ranks, access.elements)
+            return access if name == access.tensor else replace(access, tensor=name)
 
         einsums = []
         for index, e in enumerate(self.einsums):
@@ -287,12 +347,40 @@ class Cascade:
         signature = []
         for index in indices:
             e = self.einsums[index]
-            accesses = tuple((named(a.tensor), a.ranks, a.elements) for a in (*e.inputs, e.output))
+            accesses = tuple((named(a.tensor), a.ranks, a.elements, a.index, a.outside) for a in (*e.inputs, e.output))
             key = e.kernel if e.kernel >= 0 else -1 - index
             kernel = kernels.setdefault(key, len(kernels))
             path = e.module.removeprefix(layer)
             signature.append((e.op, e.ranks, accesses, e.map, e.reduce, e.iterative, path, kernel, e.source))
         return tuple(signature)
+
+
+def check_index(einsum: Einsum, access: Access, tensor: Tensor) -> None:
+    """Whether an access by an index of each dimension stays within its tensor.
+
+    Raises:
+        HastenError: it does not, see `Cascade`.
+    """
+    where = f"{tensor.name}[{', '.join(map(str, access.indices))}]"
+    if len(access.indices) != len(tensor.shape):
+        raise HastenError(
+            f"{where} has {len(access.indices)} dimensions where {tensor.name} has {len(tensor.shape)}: index each one"
+        )
+    sizes = einsum.sizes
+    for rank in access.ranks:
+        if rank not in sizes:
+            raise HastenError(f"{where} is indexed by {rank}, which its Einsum lacks: give the rank a size")
+    writes = access is einsum.output
+    if access.outside is None or writes:
+        for index, size in zip(access.indices, tensor.shape, strict=True):
+            low, high = index.bounds(sizes)
+            if low < 0 or high >= size:
+                raise HastenError(
+                    f"{where} runs from {low} to {high} in a dimension of {size}: "
+                    + ("make the tensor larger" if writes else "make it larger, or say what is read outside")
+                )
+    if writes and distinct(access.indices, sizes) < math.prod(sizes[r] for r in access.ranks):
+        raise HastenError(f"{where} writes elements twice: index what is read by the difference instead")
 
 
 def _layer(path: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -133,6 +133,8 @@ class Recorder:
         self._outputs.add(name)
 
         def plain(access: Access) -> Access:
+            if access.index is not None:
+                return access
             product = math.prod(sizes[r] for r in access.ranks)
             if access.elements is None or int(access.elements) == product:
                 return Access(access.tensor, access.ranks, None, access.view)
@@ -165,7 +167,7 @@ class Recorder:
         kernels: dict[int, int] = {}
 
         def renamed(access: Access) -> Access:
-            return Access(names.get(access.tensor, access.tensor), access.ranks, access.elements, access.view)
+            return replace(access, tensor=names.get(access.tensor, access.tensor))
 
         for e in einsums:
             inputs = tuple(renamed(a) for a in e.inputs)

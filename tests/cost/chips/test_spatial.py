@@ -21,7 +21,8 @@ from hasten.cost.chips.spatial import (
 )
 from hasten.errors import HastenError
 from hasten.hardware.chips.spatial import OPERATIONS
-from hasten.workload.attention import attention, exp_macs
+from hasten.workload.attention import attention
+from hasten.workload.execution import exp_macs
 
 with (Path(__file__).parent / "fusemax_published.csv").open() as file:
     PUBLISHED = list(csv.DictReader(file))

@@ -107,7 +107,8 @@ def product(einsum: Einsum) -> Nest:
     if einsum.op is not Op.MATMUL or len(einsum.inputs) != 2:
         raise HastenError(f"{einsum.name} is no product of two tensors: map those of op {Op.MATMUL.value}")
     left, right, out = (
-        Operand(a.tensor, tuple(((rank, 1),) for rank in a.ranks)) for a in (*einsum.inputs, einsum.output)
+        Operand(a.tensor, tuple(tuple((rank, abs(factor)) for rank, factor in index.terms) for index in a.indices))
+        for a in (*einsum.inputs, einsum.output)
     )
     return Nest(einsum.ranks, (left, right), out)
 

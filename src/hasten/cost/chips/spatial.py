@@ -18,9 +18,9 @@ from hasten.workload.attention import attention
 from hasten.workload.einsum import Cascade, Einsum, Op
 
 # The primitive operations of a map or a reduction that an element takes one after the other.
-_MAPS = {"sub-exp": ("sub", "exp"), "previous-sub-exp": ("sub", "exp"), "decay-add": ("times", "add"),
-         "running-max": ("max",), "div": ("div",), "times": ("times",), "add": ("add",), "identity": ()}  # fmt: skip
-_REDUCTIONS = {"sum": ("add",), "max": ("max",), "last": ()}
+_MAPS = {"sub-exp": ("sub", "exp"), "max": ("max",), "div": ("div",), "times": ("times",), "mul": ("times",),
+         "add": ("add",), "sub": ("sub",), "identity": ()}  # fmt: skip
+_REDUCTIONS = {"sum": ("add",), "max": ("max",)}
 
 
 def operations(einsum: Einsum) -> tuple[str, ...]:
@@ -31,6 +31,8 @@ def operations(einsum: Einsum) -> tuple[str, ...]:
     """
     if einsum.op is Op.MATMUL:
         return ("mac",)
+    if not einsum.inputs:
+        return ()  # what a running value begins with
     if einsum.map not in _MAPS or (einsum.reduce or "sum") not in _REDUCTIONS:
         raise HastenError(f"no operations are known for {einsum.map!r} with {einsum.reduce!r}: use another cascade")
     return (*_MAPS[einsum.map], *(_REDUCTIONS[einsum.reduce] if einsum.reduce else ()))
@@ -41,7 +43,7 @@ class Stage:
     """What runs side by side.
 
     Args:
-        grid, lanes: names of the tensors computed there; ``RD.add`` means that operation of it alone.
+        grid, lanes: names of the tensors computed there.
         stall: cycles that the grid waits for each of its tiles, times its side.
     """
 
@@ -74,7 +76,7 @@ class AttentionAccelerator:
 
 
 _ROWS = (Stage(("QK", "AV"), ("GM", "SN", "SD", "A")),)
-_ONE = ("RM", "PRM", "RD", "RNV", "AV")
+_ONE = ("RM", "PRM", "SPD", "RD", "SPNV", "RNV", "AV")
 
 DESIGNS = {
     "unfused": AttentionAccelerator(
@@ -89,11 +91,11 @@ DESIGNS = {
         FUSEMAX,
         "one-pass",
         (
-            Stage(("BQK", "LM"), ("RD.add", "AV")),
+            Stage(("BQK", "LM"), ("RD", "AV")),
             Stage(stall=1),
             Stage((), ("RM",)),
-            Stage(("SLN", "SLD"), ("PRM", "RD.times")),
-            Stage(("SLNV",), ("RNV",)),
+            Stage(("SLN", "SLD"), ("PRM", "SPD")),
+            Stage(("SLNV",), ("SPNV", "RNV")),
         ),
     ),
     "fusemax": AttentionAccelerator(
@@ -101,10 +103,10 @@ DESIGNS = {
         FUSEMAX,
         "one-pass",
         (
-            Stage(("BQK", "LM"), ("RD.add", "RNV.add", "AV")),
+            Stage(("BQK", "LM"), ("RD", "RNV", "AV")),
             Stage((), ("RM",)),
-            Stage(("SLN", "SLD"), ("PRM", "RD.times")),
-            Stage(("SLNV",), ("RNV.times",)),
+            Stage(("SLN", "SLD"), ("PRM", "SPD")),
+            Stage(("SLNV",), ("SPNV",)),
         ),
     ),
 }
@@ -257,22 +259,17 @@ def model_cost(design: AttentionAccelerator, model: Transformer, tokens: int) ->
     return part, linear_cost(design.chip, model, tokens)
 
 
-def _work(design: AttentionAccelerator, einsum: Einsum, part: str) -> int:
+def _work(design: AttentionAccelerator, einsum: Einsum) -> int:
     """Cycles that the points of an Einsum take on one element."""
     names = operations(einsum)
-    chosen = [o for o in names if part in ("", o)]
-    cycles = sum(design.chip.cycles(o) for o in chosen)
-    if not design.serial_exp and "exp" in chosen:
+    cycles = sum(design.chip.cycles(o) for o in names)
+    if not design.serial_exp and "exp" in names:
         cycles -= design.chip.cycles("sub")
     return einsum.points * cycles
 
 
 def _busy(design: AttentionAccelerator, made: dict[str, Einsum], names: Sequence[str], elements: int) -> float:
-    total = 0
-    for name in names:
-        tensor, _, part = name.partition(".")
-        total += _work(design, made[tensor], part)
-    return total / elements
+    return sum(_work(design, made[name]) for name in names) / elements
 
 
 def query_tile(design: AttentionAccelerator, p: int, e: int, f: int) -> int:

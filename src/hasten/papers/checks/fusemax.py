@@ -16,8 +16,9 @@ from hasten.models.language.real_head import real_head
 from hasten.nn.plain_attention import online_attention, whole_attention
 from hasten.papers.experiment import Experiment, Seen, check, shared
 from hasten.processes import one_thread
-from hasten.workload.attention import attention, execute, padding, tiled
+from hasten.workload.attention import attention, padding, tiled
 from hasten.workload.einsum import Cascade
+from hasten.workload.execution import execute
 from hasten.workload.passes import expected_loads, passes
 
 Head: TypeAlias = tuple[Tensor, Tensor, Tensor]
