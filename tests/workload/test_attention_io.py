@@ -23,8 +23,11 @@ from hasten.workload.attention_io import (
     flash2_trace,
     lower_bound,
     lru_moved,
+    output_tile,
     program_words,
     regime,
+    small_cache,
+    small_cache_tile,
     strassen,
     strassen_words,
     upper_bound,
@@ -50,7 +53,7 @@ def reference(q, k, v, causal):
 def test_every_program_is_right_and_moves_what_its_form_says(program, n, d, m, causal):
     given = tensors(n, d)
     try:
-        expected = program_words(program, n, d, m)
+        expected = program_words(program, n, d, m, causal=causal)
     except HastenError:
         with pytest.raises(HastenError, match=r"fit|small"):
             PROGRAMS[program](*given, m)
@@ -58,8 +61,8 @@ def test_every_program_is_right_and_moves_what_its_form_says(program, n, d, m, c
     run = PROGRAMS[program](*given, m, causal=causal)
     np.testing.assert_allclose(run.output, reference(*given, causal), atol=1e-10)
     assert run.peak <= m
-    assert run.moved == expected or (causal and program in ("flash1", "flash2") and run.moved <= expected)
-    assert run.moved >= lower_bound(n, d, m, causal=causal) * (0.5 if causal else 1.0)
+    assert run.moved == expected
+    assert run.moved >= lower_bound(n, d, m, causal=causal)
 
 
 def test_no_program_is_below_the_floor_on_a_grid():
@@ -195,6 +198,43 @@ def test_causal_masks_save_flash1_reads() -> None:
     scores = q @ k.T + np.triu(np.full((64, 64), -np.inf), 1)
     weights = np.exp(scores - scores.max(1, keepdims=True))
     assert np.allclose(causal.output, weights / weights.sum(1, keepdims=True) @ v)
+
+
+@pytest.mark.parametrize(("program", "m"), [(p, m) for p in PROGRAMS for m in (300, 1000)])
+def test_a_causal_mask_saves_close_to_half(program: str, m: int) -> None:
+    n, d = 512, 16
+    whole, causal = program_words(program, n, d, m), program_words(program, n, d, m, causal=True)
+    # What is moved once whatever is hidden: queries, keys, values, outputs, and the statistics of rows.
+    once = 4 * n * d + 4 * n
+    assert 0.8 * (whole - once) / 2 <= causal <= 1.2 * (whole - once) / 2 + once
+    assert best_program(n, d, m, causal=True)[1] <= causal
+
+
+def test_what_a_causal_mask_hides_is_neither_computed_nor_moved() -> None:
+    """A count of the words by hand, one by one: tiles of 3 queries and keys, b^2 + 4 b = 21 words."""
+    n, d, m = 8, 4, 21
+    assert small_cache_tile(m) == 3
+    tall, across = output_tile(n, n, d, m, causal=True)
+    words = 0
+    for rows in ([0, 1, 2], [3, 4, 5], [6, 7]):
+        for cols in ([0, 1, 2], [3, 4, 5], [6, 7]):
+            if cols[0] <= rows[-1]:
+                words += d * (len(rows) + len(cols))
+                words += sum(j <= i for i in rows for j in cols)
+        words += 2 * len(rows)  # statistics
+    for start in range(0, n, tall):
+        rows = range(start, min(n, start + tall))
+        for left in range(0, d, across):
+            width = min(d, left + across) - left
+            words += 2 * len(rows) + len(rows) * width
+            words += sum(width + sum(i >= j for i in rows) for j in range(rows[-1] + 1))
+    assert small_cache(*tensors(n, d), m, causal=True).moved == words
+    assert program_words("small-cache", n, d, m, causal=True) == words
+
+
+def test_a_causal_mask_over_other_keys_is_refused() -> None:
+    with pytest.raises(HastenError, match="as many keys as queries, not 5 and 4"):
+        program_words("flash2", 4, 2, 100, keys=5, causal=True)
 
 
 def test_temporaries_of_fast_products_take_room_from_tiles() -> None:

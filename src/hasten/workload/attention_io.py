@@ -155,30 +155,34 @@ def _spans(n: int, size: int) -> list[slice]:
 
 
 def naive(q: Array, k: Array, v: Array, m: int, *, causal: bool = False) -> Counted:
-    """Scores written, read and turned into probabilities, those read again: three products and passes, unfused."""
+    """Scores written, read and turned into probabilities, those read again: three products and passes, unfused.
+
+    With ``causal``, scores of keys after their query are neither computed nor written nor read.
+    """
     (n, d), memory = q.shape, FastMemory(m)
     b = max(1, math.isqrt(m + 1) - 1)  # b^2 + 2 b words
-    scores, output = np.empty((n, n)), np.empty((n, d))
+    scores, output = np.full((n, n), math.nan), np.empty((n, d))
     _tiled_scores(memory, q, k, scores, b, causal, None)
     per_row = max(1, m - 2)
     for i in range(n):
+        seen = i + 1 if causal else n
         with memory.room(2):
-            if n <= per_row:
-                with memory.load(scores[i]) as row:
+            if seen <= per_row:
+                with memory.load(scores[i, :seen]) as row:
                     weights = np.exp(row - row.max())
-                    memory.store(scores[i], weights / weights.sum())
+                    memory.store(scores[i, :seen], weights / weights.sum())
                 continue
             top, total = -math.inf, 0.0
-            for span in _spans(n, per_row):
+            for span in _spans(seen, per_row):
                 with memory.load(scores[i, span]) as part:
                     highest = max(top, float(part.max()))
                     if highest > -math.inf:
                         total = total * math.exp(top - highest) + float(np.exp(part - highest).sum())
                     top = highest
-            for span in _spans(n, per_row):
+            for span in _spans(seen, per_row):
                 with memory.load(scores[i, span]) as part:
                     memory.store(scores[i, span], np.exp(part - top) / total)
-    _tiled_outputs(memory, scores, v, output, (b, b), None)
+    _tiled_outputs(memory, scores, v, output, (b, b), causal, None)
     return Counted(output, memory.moved, memory.peak)
 
 
@@ -279,34 +283,43 @@ def flash2_rows(d: int, m: int, block: int = 1, workspace: Workspace | None = No
 def small_cache(q: Array, k: Array, v: Array, m: int, *, causal: bool = False) -> Counted:
     """The program for M < d^2: both products by square tiles whose sums stay, operands passing by in columns.
 
-    Scores are written once with the maximum and sum of their rows, and become probabilities when they are read.
+    Scores are written once with the maximum and sum of their rows, and become probabilities when they are read. With
+    ``causal``, those of keys after their query are neither computed nor written nor read.
     """
     (n, d), memory = q.shape, FastMemory(m)
     b = small_cache_tile(m)
-    scores, output = np.empty((n, n)), np.empty((n, d))
+    scores, output = np.full((n, n), math.nan), np.empty((n, d))
     statistics = np.empty((2, n))
     _tiled_scores(memory, q, k, scores, b, causal, statistics)
-    _tiled_outputs(memory, scores, v, output, output_tile(n, n, d, m), statistics)
+    _tiled_outputs(memory, scores, v, output, output_tile(n, n, d, m, causal=causal), causal, statistics)
     return Counted(output, memory.moved, memory.peak)
 
 
-def output_tile(n: int, keys: int, d: int, m: int) -> tuple[int, int]:
+def output_tile(n: int, keys: int, d: int, m: int, *, causal: bool = False) -> tuple[int, int]:
     """(queries, channels) of a tile of the second product: of all that fit, the one that moves the fewest words.
 
     Beside the tile there are a row's statistics and the column and row that pass by.
     """
     best, chosen = math.inf, (1, 1)
+    scores = n * (n + 1) // 2 if causal else n * keys
     for wide in range(1, d + 1):
         columns = -(-d // wide)
         rows = (m - columns) // (columns + 3)
         if rows < 1:
             continue
-        words = wide * n * keys + keys * d * -(-n // rows) + 2 * n * wide
+        passed = _passed(n, rows) if causal else keys * -(-n // rows)
+        words = wide * scores + passed * d + 2 * n * wide
         if words < best:
             best, chosen = words, (min(rows, n), columns)
-        if wide * n * keys > best:
+        if wide * scores > best:
             break
     return chosen
+
+
+def _passed(n: int, rows: int) -> int:
+    """Keys that pass by tiles of ``rows`` queries, each tile up to its last query: the sum of where the tiles end."""
+    tiles = -(-n // rows)
+    return rows * tiles * (tiles + 1) // 2 - (tiles * rows - n)
 
 
 def small_cache_tile(m: int) -> int:
@@ -329,7 +342,7 @@ def _tiled_scores(
         size = rows.stop - rows.start
         with memory.room(2 * size if statistics is not None else 0):
             top, total = np.full(size, -math.inf), np.zeros(size)
-            for cols in _spans(n, b):
+            for cols in _spans(rows.stop if causal else n, b):
                 with memory.room(size * (cols.stop - cols.start)):
                     tile = np.zeros((size, cols.stop - cols.start))
                     for c in range(d):
@@ -341,15 +354,21 @@ def _tiled_scores(
                         safe = np.where(np.isneginf(high), 0.0, high)
                         total = total * np.exp(top - safe) + np.exp(tile - safe[:, None]).sum(1)
                         top = high
-                    memory.store(scores[rows, cols], tile)
+                    if causal and cols.stop > rows.start:  # on the diagonal: a row as far as it is seen
+                        for i in range(rows.start, rows.stop):
+                            seen = slice(cols.start, max(cols.start, min(cols.stop, i + 1)))
+                            memory.store(scores[i, seen], tile[i - rows.start, : seen.stop - seen.start])
+                    else:
+                        memory.store(scores[rows, cols], tile)
             if statistics is not None:
                 memory.store(statistics[0, rows], top)
                 memory.store(statistics[1, rows], total)
 
 
 def _tiled_outputs(
-    memory: FastMemory, weights: Array, v: Array, output: Array, tile_of: tuple[int, int], statistics: Array | None
-) -> None:
+    memory: FastMemory, weights: Array, v: Array, output: Array, tile_of: tuple[int, int], causal: bool,
+    statistics: Array | None,
+) -> None:  # fmt: skip
     n, d = v.shape
     for rows in _spans(n, tile_of[0]):
         size = rows.stop - rows.start
@@ -359,11 +378,15 @@ def _tiled_outputs(
                     memory.loads += 2 * size
                     top, total = statistics[0, rows].copy(), statistics[1, rows].copy()
                 tile = np.zeros((size, cols.stop - cols.start))
-                for j in range(n):
-                    with memory.load(weights[rows, j]) as column, memory.load(v[j, cols]) as row:
+                for j in range(rows.stop if causal else n):
+                    first = max(0, j - rows.start) if causal else 0  # the first query that sees the key
+                    with (
+                        memory.load(weights[rows.start + first : rows.stop, j]) as column,
+                        memory.load(v[j, cols]) as row,
+                    ):
                         if statistics is not None:
-                            column = np.exp(column - top) / total
-                        tile += np.outer(column, row)
+                            column = np.exp(column - top[first:]) / total[first:]
+                        tile[first:] += np.outer(column, row)
                 memory.store(output[rows, cols], tile)
 
 
@@ -384,39 +407,51 @@ PROGRAMS: dict[str, Callable[..., Counted]] = {
 }
 
 
-def program_words(program: str, n: int, d: int, m: int, *, keys: int | None = None) -> int:
-    """Words that a program of `PROGRAMS` moves, in closed form; exact for all sizes, without a causal mask.
+def program_words(program: str, n: int, d: int, m: int, *, keys: int | None = None, causal: bool = False) -> int:
+    """Words that a program of `PROGRAMS` moves, in closed form; exact for all sizes, with a causal mask or without.
 
     Args:
         program: its name.
         n, d: queries and channels.
         m: words of fast memory.
         keys: as many as queries when None.
+        causal: keys after a query are hidden.
 
     Raises:
-        HastenError: an unknown program, or one that does not fit.
+        HastenError: an unknown program, one that does not fit, or a causal mask over more or fewer keys than queries.
     """
     keys = keys or n
+    if causal and keys != n:
+        raise HastenError(f"a causal mask is over as many keys as queries, not {keys} and {n}: leave it out")
     if program == "flash1":
-        columns, _ = flash1_tiles(d, m)
-        return 2 * keys * d + -(-keys // columns) * n * (3 * d + 4)
+        columns, rows = flash1_tiles(d, m)
+        # Of each tile of keys: the queries that pass by it, whole tiles of them from the first that sees a key.
+        starts = np.arange(0, keys, columns)
+        return 2 * keys * d + int((n - (starts // rows * rows if causal else 0 * starts)).sum()) * (3 * d + 4)
     if program == "flash2":
-        return 2 * n * d + -(-n // flash2_rows(d, m)) * 2 * keys * d
+        rows = flash2_rows(d, m)
+        return 2 * n * d + 2 * d * (_passed(n, rows) if causal else -(-n // rows) * keys)
     if program not in PROGRAMS:
         raise HastenError(f"there is no program {program!r}: choose one of {', '.join(PROGRAMS)}")
     plain = program == "naive"
     b = max(1, math.isqrt(m + 1) - 1) if plain else small_cache_tile(m)
-    tall, wide = (b, b) if plain else output_tile(n, keys, d, m)
-    rows, cols = -(-n // b), -(-keys // b)
-    words = n * d * cols + keys * d * rows + n * keys  # scores
-    high, wide = -(-n // tall), -(-d // wide)
-    words += n * keys * wide + keys * d * high + n * d  # outputs
-    if plain:
-        return words + n * keys * (2 if keys <= max(1, m - 2) else 3)
-    return words + 2 * n + 2 * n * wide
+    tall, across = (b, b) if plain else output_tile(n, keys, d, m, causal=causal)
+    rows, cols, wide = -(-n // b), -(-keys // b), -(-d // across)
+    if causal:
+        scores, longest = n * (n + 1) // 2, min(n, max(1, m - 2))
+        # A tile of queries meets as many tiles of keys as it has before it, and its own.
+        words = d * (b * rows * (rows + 1) // 2 - rows * (rows * b - n) + _passed(n, b))
+        words += wide * scores + d * _passed(n, tall)
+        again = 3 * scores - longest * (longest + 1) // 2  # rows that fit are read once, others twice
+    else:
+        scores = n * keys
+        words = n * d * cols + keys * d * rows + wide * scores + keys * d * -(-n // tall)
+        again = scores * (2 if keys <= max(1, m - 2) else 3)
+    words += scores + n * d  # written
+    return words + (again if plain else 2 * n + 2 * n * wide)
 
 
-def best_program(n: int, d: int, m: int, *, keys: int | None = None) -> tuple[str, int]:
+def best_program(n: int, d: int, m: int, *, keys: int | None = None, causal: bool = False) -> tuple[str, int]:
     """The program that moves the fewest words, and how many: all of it once where everything fits.
 
     Raises:
@@ -428,7 +463,7 @@ def best_program(n: int, d: int, m: int, *, keys: int | None = None) -> tuple[st
     found: dict[str, int] = {}
     for name in PROGRAMS:
         try:
-            found[name] = program_words(name, n, d, m, keys=keys)
+            found[name] = program_words(name, n, d, m, keys=keys, causal=causal)
         except HastenError:
             continue
     if not found:
