@@ -28,7 +28,7 @@ from hasten.models import load_network, load_packed
 from hasten.runtime import CacheSpec, LanguageModel
 from hasten.runtime.quality import perplexity
 from hasten.tuning.tune import load
-from rows import Row, compared, emit, told_missing
+from rows import Row, compared, emit, takes_required, told_missing
 
 MODEL = "smollm2-135m-instruct"
 PEERS = ("transformers-fp32", "transformers-bf16", "llama.cpp")
@@ -104,10 +104,7 @@ def main() -> int:
     parser.add_argument("--prompt", default="16,512,4096", help="lengths of prompts, with commas")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument(
-        "--require", action="append", default=[], choices=PEERS, metavar="PEER",
-        help=f"exit with 1 when this peer could not run: {', '.join(PEERS)}; repeatable",
-    )  # fmt: skip
+    takes_required(parser, PEERS)
     parser.add_argument("--tuned", help="a tuned.json to show as hasten tuned")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -9,7 +9,7 @@ stores after; hasten overlaps all three, and so is sooner where a short layer fi
 that other programs matter less. zigzag-dse wants other versions of packages than hasten:
 
     python -m venv zigzag-venv && zigzag-venv/bin/pip install zigzag-dse six
-    python benchmarks/dse.py --zigzag-python zigzag-venv/bin/python [--json] [--part cost,dram,samplers]
+    python benchmarks/dse.py --zigzag-python zigzag-venv/bin/python [--json] [--require zigzag] [--part cost,dram]
 
 The samplers look for a DRAM controller and for a chip of two sub-accelerators, each with the same samples, several
 seeds and its settings as they come; Optuna's count different points only, which favours them.
@@ -45,7 +45,13 @@ from hasten.search.agents.registry import make_agent
 from hasten.search.codec import Codec
 from hasten.search.environments import Fitness
 from hasten.search.exploring import Explorer
-from rows import Row, compared, emit
+from rows import Row, compared, emit, takes_required, told_missing
+
+PEERS = {
+    "zigzag": "python -m venv zigzag-venv && zigzag-venv/bin/pip install zigzag-dse six, then give --zigzag-python "
+    "zigzag-venv/bin/python"
+}
+"""What may be missing, and what helps."""
 
 LAYERS = {
     "ResNet-18 first": ConvShape(64, 3, 7, 7, 112, 112, 2),
@@ -114,22 +120,19 @@ def as_case(layer: ConvShape, unit: SubAccelerator, cost: LayerCost) -> dict[str
 
 
 def zigzag(python: str | None, request: dict[str, Any]) -> dict[str, Any] | None:
-    """zigzag's answers; None, with a line that says what to do, where it cannot be had."""
+    """zigzag's answers; None where it cannot be had, and `PEERS` says why."""
     if python is None and importlib.util.find_spec("zigzag") is None:
-        print(
-            "zigzag-dse is left out: python -m venv zigzag-venv && zigzag-venv/bin/pip install zigzag-dse six, then "
-            "give --zigzag-python zigzag-venv/bin/python",
-            file=sys.stderr,
-        )
         return None
     command = [python or sys.executable, str(Path(__file__).with_name("zigzag_peer.py"))]
     try:
         done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
     except OSError as error:
-        raise HastenError(f"cannot run {command[0]}: {error.strerror}: give --zigzag-python PATH") from None
+        PEERS["zigzag"] = f"cannot run {command[0]}: {error.strerror}: give --zigzag-python PATH"
+        return None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise HastenError(f"zigzag-dse failed in {command[0]}: {last}")
+        PEERS["zigzag"] = f"zigzag-dse failed in {command[0]}: {last}"
+        return None
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -287,6 +290,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON on stdout")
     parser.add_argument("--zigzag-python", help="Python of an environment with zigzag-dse; this one when missing")
+    takes_required(parser, PEERS)
     parser.add_argument("--part", default="cost,dram,samplers", help="what to run, of these three")
     options = parser.parse_args()
     parts: dict[str, Callable[[], list[Row]]] = {
@@ -304,7 +308,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     emit(rows, options.json)
-    return 0
+    # Who asks for other parts alone asked for no peer.
+    return told_missing(rows, PEERS if "cost" in wanted or options.require else {}, options.require)
 
 
 if __name__ == "__main__":

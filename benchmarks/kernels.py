@@ -26,7 +26,7 @@ from hasten.kernels.expert_ffn import expert_ffn
 from hasten.kernels.rational import naive_backward, reference
 from hasten.kernels.selective_scan import selective_scan
 from hasten.kernels.ternary_linear import pack, quantize, ternary_linear
-from rows import Row, compared, emit, told_missing
+from rows import Row, compared, emit, takes_required, told_missing
 
 PEERS = {"mambapy": "pip install 'hasten[bench]' adds it"}
 """What may be missing, and what helps."""
@@ -198,10 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON on stdout")
     parser.add_argument("--threads", type=int, default=2, help="threads of every subject")
-    parser.add_argument(
-        "--require", action="append", default=[], choices=tuple(PEERS), metavar="PEER",
-        help=f"exit with 1 when this peer could not run: {', '.join(PEERS)}; repeatable",
-    )  # fmt: skip
+    takes_required(parser, PEERS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [*scans(options.threads), *recurrences(), *rationals(), *ternaries(), *experts()]

@@ -5,7 +5,7 @@ are found again; speed is decoding after it. kvpress runs transformers' own loop
 in its own.
 
     pip install kvpress   # brings datasets and pandas; the pinned transformers may be newer than it asks for
-    python benchmarks/kv_methods.py [--json] [--prompt 2048] [--keep 512]
+    python benchmarks/kv_methods.py [--json] [--require kvpress] [--prompt 2048] [--keep 512]
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from hasten.models import load_network
 from hasten.runtime import CacheSpec, LanguageModel
 from hasten.runtime.policies import KeepEnds, SnapKVPolicy
 from hasten.tasks.questions import hidden_number
-from rows import Row, compared, emit
+from rows import Row, compared, emit, takes_required, told_missing
+
+PEERS = {"kvpress": "pip install kvpress"}
+"""What may be missing, and what helps."""
 
 
 def told_positions(network: Any) -> None:
@@ -67,37 +70,47 @@ def by_hasten(network: Any, policy: Any, ids: torch.Tensor, following: torch.Ten
         return torch.cat(logits), time.perf_counter() - begin
 
 
-def main() -> None:
+def presses(ratio: float) -> dict[str, Any]:
+    """kvpress's own by name; empty where it cannot be imported, and `PEERS` says why."""
+    try:
+        from kvpress import SnapKVPress, StreamingLLMPress
+    except ImportError as error:
+        # Perhaps a module that it needs in turn.
+        PEERS["kvpress"] = f"pip install kvpress adds it ({error})"
+        return {}
+    return {
+        "SnapKV": SnapKVPress(ratio, window_size=16, kernel_size=7),
+        "StreamingLLM": StreamingLLMPress(ratio, n_sink=4),
+    }
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=2048)
     parser.add_argument("--keep", type=int, default=512)
     parser.add_argument("--texts", type=int, default=4)
+    takes_required(parser, PEERS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    try:
-        from kvpress import SnapKVPress, StreamingLLMPress
-    except ImportError as error:
-        sys.exit(f"this benchmark compares with kvpress ({error}): pip install kvpress")
+    length, keep = arguments.prompt, arguments.keep
+    theirs = presses(1 - keep / length)
     loaded = load_network()
     network, tokenizer = loaded.network, loaded.tokenizer
-    theirs_network = load_network().network
-    told_positions(theirs_network)
+    theirs_network = load_network().network if theirs else network
+    if theirs:
+        told_positions(theirs_network)
     tokens = tokenizer(default_text()[:120000], add_special_tokens=False, verbose=False)["input_ids"]
-    length, keep = arguments.prompt, arguments.keep
-    ratio = 1 - keep / length
-    arms: dict[str, tuple[Any, Any]] = {
-        "SnapKV": (
-            SnapKVPolicy(keep, window=16, kernel=7, pooling="mean"),
-            SnapKVPress(ratio, window_size=16, kernel_size=7),
-        ),
-        "StreamingLLM": (KeepEnds(keep, sinks=4), StreamingLLMPress(ratio, n_sink=4)),
+    arms: dict[str, Any] = {
+        "SnapKV": SnapKVPolicy(keep, window=16, kernel=7, pooling="mean"),
+        "StreamingLLM": KeepEnds(keep, sinks=4),
     }
     rows = []
-    for name, (policy, press) in arms.items():
+    for name, policy in arms.items():
         seen: dict[str, list[float]] = {}
-        for who in ("hasten", "kvpress"):
+        press = theirs.get(name)
+        for who in ("hasten",) if press is None else ("hasten", "kvpress"):
             print(f"{name} by {who}", file=sys.stderr)
             losses, found, seconds, made = [], 0, 0.0, 0
             for text in range(arguments.texts):
@@ -120,14 +133,18 @@ def main() -> None:
                 found += bool((logits.argmax(-1) == torch.tensor(answer)).all())
             seen[who] = [float(torch.stack(losses).mean().exp()), found / arguments.texts, made / seconds]
         case = f"{name}, {keep} of {length} tokens kept"
-        ours, theirs = seen["hasten"], seen["kvpress"]
         for i, (what, unit) in enumerate((("perplexity", "1"), ("needles found", "1"), ("decode", "tokens/s"))):
-            rows.append(
-                compared(f"{case}: {what}", "hasten", ours[i], unit, "kvpress", theirs[i], what == "perplexity")
-            )
-            rows.append(Row(f"{case}: {what}", "kvpress", theirs[i], unit))
+            told, ours = f"{case}: {what}", seen["hasten"][i]
+            if "kvpress" not in seen:
+                rows.append(Row(told, "hasten", ours, unit))
+                continue
+            peers = seen["kvpress"][i]
+            less = what == "perplexity"
+            rows.append(compared(told, "hasten", ours, unit, "kvpress", peers, less_is_better=less))
+            rows.append(Row(told, "kvpress", peers, unit))
     emit(rows, arguments.json)
+    return told_missing(rows, PEERS, arguments.require)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

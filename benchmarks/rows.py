@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
@@ -64,6 +65,15 @@ def emit(rows: Sequence[Row], json: bool = False) -> None:
     Console(stderr=True).print(table)
     if json:
         _dump(rows)
+
+
+def takes_required(parser: argparse.ArgumentParser, peers: Iterable[str]) -> None:
+    """Adds ``--require PEER`` to a script that has peers."""
+    names = tuple(peers)
+    parser.add_argument(
+        "--require", action="append", default=[], choices=names, metavar="PEER",
+        help=f"exit with 1 when this peer could not run: {', '.join(names)}; repeatable",
+    )  # fmt: skip
 
 
 def told_missing(rows: Sequence[Row], peers: Mapping[str, str], required: Sequence[str] = ()) -> int:

@@ -100,6 +100,56 @@ def test_a_required_peer_that_is_missing_is_told_last_and_fails_the_run(
     assert rows.told_missing([*seen, rows.Row("a", "llama.cpp", 1.0, "s")], decode.HOW_TO_ADD, ["llama.cpp"]) == 0
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_with_a_peer_takes_require_and_says_last_what_is_missing(script: str) -> None:
+    """A peer is what is no part of hasten, torch or this script: it may be missing."""
+    tree = ast.parse((FOLDER / script).read_text("utf-8"))
+    peers = [n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "PEERS"]
+    outside = {"llama_cpp", "mambapy", "kvpress", "zigzag"} & set(_imported(tree))
+    assert bool(peers) == bool(outside or "zigzag_peer.py" in ast.dump(tree)) or script == "zigzag_peer.py"
+    if peers:
+        assert calls(script, "takes_required")
+        (end,) = calls(script, "told_missing")
+        # What it returns is the script's exit code, and nothing is printed after it.
+        (main,) = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main"]
+        assert isinstance(main.body[-1], ast.Return)
+        assert ast.dump(main.body[-1].value) == ast.dump(end)  # type: ignore[arg-type]
+        assert "sys.exit(main())" in ast.unparse(tree.body[-1])
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name.split(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0]
+
+
+def test_zigzag_that_cannot_run_is_missing_with_what_is_wrong(
+    module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dse = module("dse")
+    monkeypatch.setattr(dse, "LAYERS", {"small": dse.ConvShape(8, 4, 1, 1, 4, 4)})
+    monkeypatch.setattr(dse, "rate", lambda calls, seconds=0.0: 1.0)
+    fails = tmp_path / "python"
+    fails.write_text("#!/bin/sh\necho no zigzag in here >&2\nexit 1\n")
+    fails.chmod(0o755)
+    for python, why in (("/no/such/python", "cannot run"), (str(fails), "no zigzag in here")):
+        for required, code in (([], 0), (["--require", "zigzag"], 1)):
+            monkeypatch.setattr(sys, "argv", ["dse.py", "--part", "cost", "--zigzag-python", python, *required])
+            assert dse.main() == code
+            last = capsys.readouterr().err.splitlines()[-1]
+            assert why in last
+            assert ("required, but missing" in last) == bool(code)
+
+
+def test_kvpress_that_cannot_be_imported_is_missing(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = module("kv_methods")
+    monkeypatch.setitem(sys.modules, "kvpress", None)
+    assert methods.presses(0.5) == {}
+    assert methods.told_missing([], methods.PEERS, ["kvpress"]) == 1
+
+
 def test_llama_cpp_without_a_module_that_it_needs_is_missing_with_its_name(
     module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
