@@ -181,7 +181,7 @@ def both_actions(experiment: Experiment) -> Seen:
         f" also trade places {right['reorder']} and {short['reorder']}"
     )
     best = max(right["skip"], right["repeat"])
-    return experiment.judge(value, right["tree"] > best, right["tree"] >= best)
+    return experiment.judge(value, right["tree"] > best, right["tree"] >= max(1, best))
 
 
 @check("C4", weight=0.1)
@@ -196,7 +196,7 @@ def tree_against_random(experiment: Experiment) -> Seen:
         f"a shorter right chain for {tree} inputs, random search {chance}, at equal evaluations;"
         f" mean length of the best {mean[0]:.1f} against {mean[1]:.1f}"
     )
-    return experiment.judge(value, tree >= chance and mean[0] < mean[1], tree >= chance)
+    return experiment.judge(value, tree >= chance and mean[0] < mean[1], tree >= max(1, chance))
 
 
 @check("C5", weight=5)
