@@ -6,6 +6,7 @@ their checks are in `hasten.papers`.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -65,3 +66,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES, *_PARTS})
+
+
+if hasattr(sys.modules.get("gymnasium"), "register"):  # so that gymnasium.make("hasten:hasten/dram-v0") finds it
+    import_module("hasten.gym")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -63,8 +65,7 @@ def test_known_spaces_are_registered(name):
     assert f"hasten/{name}-v0" in register_environments()
     env = gymnasium.make(f"hasten/{name}-v0").unwrapped
     env.action_space.seed(0)
-    env.reset(seed=0)
-    seen = [env.step(env.action_space.sample()) for _ in range(20)]
+    seen = [(env.reset(seed=0), env.step(env.action_space.sample()))[1] for _ in range(20)]
     assert all(s[0].shape == env.observation_space.shape and np.isfinite(s[0]).all() for s in seen)
 
 
@@ -106,6 +107,174 @@ def test_what_cannot_be_had_is_paid_the_penalty():
     _, reward, _, _, info = env.step([2, 1, 2])
     assert info["params"] == {"x": 2, "kind": "b", "y": 3}
     assert reward == -3.0
+
+
+@pytest.mark.parametrize("name", [n for n in spaces.names() if n in ("asic", "dram", "mapper", "soc")])
+@pytest.mark.parametrize("scale", [1.0, 1e9, -1e9])
+def test_what_cannot_be_had_is_paid_less_than_anything_before_it(name, scale):
+    """By default, whatever fitness pays: designs that cannot be built are no way out for an agent."""
+    problem = spaces.build(name)
+    first = problem.objectives[0]
+    env = environment(problem, fitness=lambda v: -scale * first.sign * v[first.name])
+    env.action_space.seed(0)
+    worst, seen = math.inf, 0
+    for _ in range(150):
+        env.reset()
+        _, reward, _, _, info = env.step(env.action_space.sample())
+        assert math.isfinite(reward)
+        if info["feasible"]:
+            worst = min(worst, reward)
+        else:
+            seen += 1
+            assert reward < min(worst, 0)
+    assert seen or name in ("dram", "asic")
+
+
+@pytest.mark.parametrize("name", ["mapper", "soc"])
+def test_random_actions_are_paid_more_for_any_design_that_can_be_built(name):
+    env = environment(spaces.build(name))
+    env.action_space.seed(0)
+    paid = {True: [], False: []}
+    for _ in range(300):
+        env.reset()
+        _, reward, _, _, info = env.step(env.action_space.sample())
+        paid[info["feasible"]].append(reward)
+    assert max(paid[False]) < min(paid[True])
+
+
+def _limited() -> Problem:
+    def evaluate(params):
+        if params["x"] == 9:
+            raise Infeasible("too far")
+        return {"y": -1e6 if params["x"] == 8 else float(params["x"]), "over": 5.0 - params["x"]}
+
+    return Problem("c", Space([integer("x", 0, 9)]), (Objective("y", "maximize"),), evaluate, constraints=("over",))
+
+
+def test_a_broken_constraint_is_not_feasible_and_paid_by_how_far_it_is_broken():
+    env = environment(_limited())
+
+    def paid(x):
+        env.reset()
+        _, reward, _, _, info = env.step([x])
+        return reward, info["feasible"]
+
+    assert paid(5) == (5.0, True)
+    broken = [paid(x) for x in range(5)]
+    assert not any(feasible for _, feasible in broken)
+    rewards = [reward for reward, _ in broken]
+    assert rewards == sorted(rewards)
+    assert paid(9)[0] < rewards[0] < rewards[-1] < 0
+    # A worse design that can be built takes all of them further down.
+    assert paid(8) == (-1e6, True)
+    assert paid(4)[0] < -1e6
+    fixed = environment(_limited(), penalty=-3.0)
+    for x in (0, 4, 9):
+        fixed.reset()
+        assert fixed.step([x])[1] == -3.0
+
+
+def test_agents_are_paid_as_environments_pay():
+    problem = _limited()
+    explorer, env = Explorer(problem, lambda v: v["y"]), environment(problem, fitness=lambda v: v["y"])
+    for x in (3, 7, 9, 8, 0, 9):
+        env.reset()
+        assert explorer.reward((x,)) == env.step([x])[1]
+
+
+def test_agents_learn_to_build_what_can_be_built():
+    """With the default payment a policy ends at designs that can be had, where one paid 0 for others learned those."""
+    problem = spaces.build("mapper")
+    explorer = Explorer(problem, lambda v: -v[problem.objectives[0].name])
+    rewards = explorer.run(make_agent("ppo", explorer.codec.sizes, 0, batch=32), 1500)
+    feasible = rewards > -1
+    assert feasible[-300:].mean() > feasible[:300].mean()
+
+
+@pytest.mark.parametrize("actions", FORMS)
+def test_a_limit_of_steps_cuts_off_and_what_ends_by_itself_terminates(memory, actions):
+    limited = environment(memory, actions=actions, steps=3)
+    limited.reset(seed=0)
+    ends = [limited.step(limited.action_space.sample())[2:4] for _ in range(3)]
+    assert ends == [(False, False)] * 2 + [(False, True)]
+    whole = environment(memory, actions=actions)
+    whole.reset(seed=0)
+    ends = [whole.step(whole.action_space.sample())[2:4] for _ in range(10 if actions == "turns" else 1)]
+    assert ends == [(False, False)] * (len(ends) - 1) + [(True, False)]
+    for env in (limited, whole):
+        with pytest.raises(HastenError, match="episode is over: call reset"):
+            env.step(env.action_space.sample())
+        env.reset()
+        env.step(env.action_space.sample())
+    with pytest.raises(HastenError, match="has not begun: call reset"):
+        environment(memory, actions=actions).step(whole.action_space.sample())
+
+
+OUTSIDE = {
+    "indices": [
+        np.full(10, -1),
+        np.full(10, 0.7),
+        np.full(10, 99),
+        np.zeros(3, int),
+        None,
+        "no",
+        [None] * 10,
+        [2**70] * 10,
+    ],
+    "box": [np.full(10, 1.5), np.full(10, math.nan), np.full(10, -math.inf), np.zeros(9), None, ["a"] * 10],
+    "turns": [np.array([1.5]), np.array([math.nan]), np.zeros(10), 0.5, None],
+}
+OUTSIDE["box-rounded"] = OUTSIDE["box"]
+
+
+@pytest.mark.parametrize("actions", FORMS)
+def test_actions_outside_of_the_space_are_refused_in_one_line(memory, actions):
+    env = environment(memory, actions=actions)
+    for action in OUTSIDE[actions]:
+        env.reset()
+        with pytest.raises(HastenError, match=r"outside of .*: take one from it") as told:
+            env.step(action)
+        assert "\n" not in str(told.value)
+    env.reset()  # lists and other types of numbers that name the same action are taken
+    env.step(env.action_space.sample().tolist())
+
+
+def test_every_agent_must_act_within_its_space(memory):
+    env = parallel_environment(memory)
+    env.reset()
+    whole = {a: env.action_space(a).sample() for a in env.agents}
+    with pytest.raises(HastenError, match="has no action: give one for each of 10 agents"):
+        env.step({a: whole[a] for a in list(whole)[:3]})
+    with pytest.raises(HastenError, match="outside of Discrete"):
+        env.step(whole | {env.agents[0]: 99})
+    env.step(whole)
+    assert env.agents == []
+    with pytest.raises(HastenError, match="call reset"):
+        env.step(whole)
+
+
+MADE = """
+import sys
+ours = sys.argv[2:]
+for name in ours:
+    __import__(name)
+import gymnasium
+env = gymnasium.make(sys.argv[1])
+env.reset(seed=0)
+env.step(env.action_space.sample())
+spec = gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json())
+print(gymnasium.make(spec).spec.id)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [("hasten", []), ("hasten.gym", []), ("hasten.gym", ["hasten.spaces"])],
+)
+def test_an_environment_is_made_in_any_process_by_its_name_alone(name, before):
+    command = [sys.executable, "-c", MADE, f"{name}:hasten/dram-v0", *before]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip().endswith("hasten/dram-v0"), done.stderr[-500:]
 
 
 def test_in_turns_each_step_sets_one_parameter(memory):
@@ -302,6 +471,57 @@ def test_an_environment_is_searched():
     ]  # fmt: skip
     result = Study().run(problem, sampler="random", trials=40, seed=0)
     assert result.best().values["reward"] > result.trials[0].values["reward"]
+
+
+SPACES = {
+    "a start below 0": gymnasium.spaces.Discrete(5, start=-2),
+    "starts": gymnasium.spaces.MultiDiscrete([3, 3], start=[1, -1]),
+    "a matrix": gymnasium.spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])),
+    "bits": gymnasium.spaces.MultiBinary(3),
+    "a matrix of bits": gymnasium.spaces.MultiBinary((2, 2)),
+    "single precision": gymnasium.spaces.Box(-0.1, 0.1, (2,), np.float32),
+    "one number": gymnasium.spaces.Box(-1, 1, (), np.float64),
+    "bytes": gymnasium.spaces.Box(0, 3, (2,), np.uint8),
+    "whole numbers": gymnasium.spaces.Box(np.array([-3, 2]), np.array([-1, 9]), dtype=np.int64),
+    "a pair": gymnasium.spaces.Tuple((gymnasium.spaces.Discrete(2), gymnasium.spaces.Box(0, 1, (1,), np.float32))),
+    "within another": gymnasium.spaces.Dict(
+        {"a": gymnasium.spaces.Dict({"b": gymnasium.spaces.Discrete(3)}), "c": gymnasium.spaces.MultiBinary(1)}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_actions_of_every_kind_stay_within_their_space_and_reach_all_of_it(kind):
+    seen = []
+
+    class Any(Lever):
+        action_space = SPACES[kind]
+
+        def step(self, action):
+            assert self.action_space.contains(action), action
+            seen.append(repr(action))
+            return np.zeros(1, np.float32), 0.0, True, False, {}
+
+    problem = as_problem(Any)
+    for i in range(300):
+        problem.score(problem.space.sample(random.Random(i)))
+    if problem.space.size <= 200:
+        every = {repr(p) for p in problem.space.enumerate()}
+        assert len(set(seen)) > 0.7 * len(every)
+
+
+@pytest.mark.parametrize("kind", ["too many", "unbounded", "text"])
+def test_what_cannot_be_searched_is_refused_in_one_line(kind):
+    class Other(Lever):
+        action_space = {
+            "too many": gymnasium.spaces.Discrete(2**60),
+            "unbounded": gymnasium.spaces.Box(-np.inf, 1, (1,)),
+            "text": gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(2)),
+        }[kind]
+
+    with pytest.raises(HastenError) as told:
+        as_problem(Other)
+    assert "\n" not in str(told.value)
 
 
 def test_there_and_back(memory):

@@ -463,3 +463,48 @@ def test_who_chose_what_counts_points_that_another_had_tried():
     assert set(own) <= set(result.chosen["random"])
     assert set(result.chosen["random"]) & set(result.chosen["exhaustive"])
     assert all(len(set(numbers)) == len(numbers) for numbers in result.chosen.values())
+
+
+TINY = Space([categorical("c", ["a", "b"]), integer("n", 1, 4)])
+
+
+def _tiny(space=TINY):
+    return Problem("tiny", space, (Objective("e"),), lambda params: {"e": float((params["n"] - 2) ** 2)})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optuna.samplers.GridSampler({"c": ["a", "b"], "n": [1, 2, 3, 4]}, seed=0),
+        lambda: optuna.samplers.BruteForceSampler(seed=0),
+    ],
+)
+def test_optunas_samplers_that_run_out_of_points_end_a_study(make, path):
+    study = Study(path)
+    result = study.run(_tiny(), sampler=make())
+    assert (len(result.trials), result.stopped) == (8, "exhausted")
+    assert len(study.read(_tiny()).trials) == 8
+    # A part of a space too: the sampler has no more, whatever the space has.
+    wide = _tiny(Space([categorical("c", ["a", "b"]), integer("n", 1, 9)]))
+    part = Study().run(wide, sampler=optuna.samplers.GridSampler({"c": ["a"], "n": [3, 5]}, seed=0))
+    assert (sorted(t.params["n"] for t in part.trials), part.stopped) == ([3, 5], "exhausted")
+
+
+@pytest.mark.parametrize("sampler", [n for n in samplers() if n != "gp"])
+def test_a_point_of_which_somebody_fixed_a_part_is_completed(sampler, tmp_path):
+    file, problem = tmp_path / "s.db", _tiny(Space([categorical("c", ["a", "b"]), integer("n", 1, 40)]))
+    Study(file).run(problem, sampler=sampler, trials=3)
+    optuna.load_study(study_name="tiny", storage=f"sqlite:///{file}").enqueue_trial({"n": 7})
+    for _ in range(2):
+        result = Study(file).run(problem, sampler=sampler, trials=8)
+        assert len(result.trials) == 8
+        assert any(t.params["n"] == 7 for t in result.trials)
+
+
+def test_large_whole_numbers_that_are_listed_come_back_as_they_are(tmp_path):
+    seeds = [2**60 + 137, 2**60 + 138, 2**63 - 1]
+    space = Space([categorical("seed", seeds)])
+    problem = Problem("p", space, (Objective("y"),), lambda params: {"y": float(params["seed"] % 7)})
+    Study(tmp_path / "s.db").run(problem, sampler="exhaustive")
+    read = Study(tmp_path / "s.db").read(problem)
+    assert sorted(t.params["seed"] for t in read.trials) == seeds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,33 @@ from hasten.tasks.control import (
     cart_pole,
 )
 from hasten.train.recurrent_ppo import PPO, RecurrentPolicy, advantages, learn
+
+
+def test_gymnasiums_actions_begin_where_they_say_and_every_reset_is_new():
+    gymnasium = pytest.importorskip("gymnasium")
+
+    class Button(gymnasium.Env):
+        """Actions that do not begin at 0, and an observation by chance."""
+
+        action_space = gymnasium.spaces.Discrete(3, start=5)
+        observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float64)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return self.np_random.random(1), {}
+
+        def step(self, action):
+            assert self.action_space.contains(action)
+            return self.np_random.random(1), float(action), True, False, {}
+
+    gymnasium.register("hasten-test/button-v0", entry_point=Button)
+    task = GymTask(2, "hasten-test/button-v0", seed=3)
+    first, second = task.reset(), task.reset()
+    assert not torch.equal(first, second)
+    assert torch.equal(GymTask(2, "hasten-test/button-v0", seed=3).reset(), first)
+    assert task.step(torch.tensor([0, 2]))[1].tolist() == [5.0, 7.0]
+    with pytest.raises(HastenError, match="wrap it so that it shows a row of numbers"):
+        GymTask(1, "FrozenLake-v1")
 
 
 def test_advantages_stop_at_ends() -> None:

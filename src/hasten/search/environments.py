@@ -131,6 +131,39 @@ def _scored(problem: Problem, params: Params) -> dict[str, float] | None:
     return values | limits
 
 
+class Payment:
+    """What a point is paid: its fitness, and less than any fitness so far where it cannot be had.
+
+    Such a point is paid one less than the worst of all before, 0 among them, and a thousandth of that where it is
+    large; up to 1 less by how far it breaks constraints, 1 less where nothing is known of it. So the better paid of
+    two is the better one, whatever fitness pays.
+
+    Args:
+        problem: whose constraints count.
+        fitness: of values.
+        penalty: paid instead for all that cannot be had.
+    """
+
+    def __init__(self, problem: Problem, fitness: Fitness, penalty: float | None = None) -> None:
+        self.constraints, self.fitness, self.penalty = problem.constraints, fitness, penalty
+        self.worst = 0.0
+
+    def feasible(self, values: Mapping[str, float] | None) -> bool:
+        """Whether a point can be had: it has values, and breaks no constraint, which are among them."""
+        return values is not None and all(values[c] <= 0 for c in self.constraints)
+
+    def __call__(self, values: Mapping[str, float] | None) -> float:
+        if values is not None and self.feasible(values):
+            paid = float(self.fitness(values))
+            if math.isfinite(paid):
+                self.worst = min(self.worst, paid)
+                return paid
+        if self.penalty is not None:
+            return self.penalty
+        over = math.inf if values is None else sum(max(0.0, values[c]) for c in self.constraints)
+        return self.worst - max(1.0, 1e-3 * abs(self.worst)) - (1 - 1 / (1 + over))
+
+
 _Cache = dict[str, "dict[str, float] | None"]
 _ACTIONS = ("indices", "box", "box-rounded", "turns")
 
@@ -141,7 +174,7 @@ def environment(
     fitness: Fitness | None = None,
     actions: str = "indices",
     steps: int | None = None,
-    penalty: float = 0.0,
+    penalty: float | None = None,
     log: Log | None = None,
     provenance: Mapping[str, Any] | None = None,
     cache: _Cache | None = None,
@@ -154,14 +187,17 @@ def environment(
         actions: ``indices`` (MultiDiscrete), ``box`` (coordinates in [-1, 1], binned evenly), ``box-rounded`` (as
             ArchGym's public code bins them) or ``turns`` (time division: each step sets one parameter, by a coordinate,
             and tries what then stands; observed are also the coordinates that stand, and whose turn it is).
-        steps: tries of an episode; when None one, or in turns as many as there are parameters.
-        penalty: reward of a point that cannot be had.
+        steps: tries after which an episode is cut off (``truncated``). When None it ends by itself (``terminated``)
+            after one try, or in turns after one of each parameter.
+        penalty: reward of a point that cannot be had or breaks a constraint; less than any fitness so far when None
+            (`Payment`).
         log: where tries are kept.
         provenance: kept beside each.
         cache: of values by point, for problems whose values do not change.
 
     Raises:
-        HastenError: gymnasium is missing, or unknown actions.
+        HastenError: gymnasium is missing, or unknown actions. Of a step: an action outside of the action space, or an
+            episode that is over or has not begun.
     """
     if actions not in _ACTIONS:
         raise HastenError(f"actions are {', '.join(_ACTIONS[:-1])} or {_ACTIONS[-1]}, not {actions!r}")
@@ -175,7 +211,7 @@ def environment(
 
     codec = Codec(problem.space)
     names = _values(problem)
-    pay = fitness or default_fitness(problem)
+    pay = Payment(problem, fitness or default_fitness(problem), penalty)
     kept: _Cache = {} if cache is None else cache
     size = len(names)
     last = steps or (len(codec.sizes) if actions == "turns" else 1)
@@ -195,6 +231,7 @@ def environment(
             )
             self.tried = 0
             self.stands = [0] * count
+            self.over = "has not begun"
 
         def _seen(self, values: Mapping[str, float] | None) -> Any:
             metrics = [values[n] for n in names] if values else [0.0] * size
@@ -206,9 +243,13 @@ def environment(
             super().reset(seed=seed)
             self.tried = 0
             self.stands = [0] * len(codec.sizes)
+            self.over = ""
             return self._seen(None), {}
 
         def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            if self.over:
+                raise HastenError(f"this episode {self.over}: call reset before the next step")
+            action = allowed(self.action_space, action)
             if self.turns:
                 turn = self.tried % len(self.stands)
                 coordinates = codec.center(self.stands)
@@ -225,13 +266,33 @@ def environment(
                 kept[key] = _scored(problem, params)
             values = kept[key]
             self.tried += 1
-            reward = penalty if values is None else float(pay(values))
+            reward = pay(values)
             if log is not None:
                 log.add(params, values or {}, reward, **(provenance or {}))
-            info = {"params": params, "values": dict(values or {}), "feasible": values is not None}
-            return self._seen(values), reward, self.tried >= last, False, info
+            info = {"params": params, "values": dict(values or {}), "feasible": pay.feasible(values)}
+            ends = self.tried >= last
+            self.over = "is over" if ends else ""
+            return self._seen(values), reward, ends and steps is None, ends and steps is not None, info
 
     return ProblemEnvironment()
+
+
+def allowed(space: Any, action: Any) -> Any:
+    """An action as an array of its space: whole numbers, or coordinates.
+
+    Raises:
+        HastenError: it lies outside of the space.
+    """
+    try:
+        given = np.asarray(action)
+        whole = np.issubdtype(space.dtype, np.integer)
+        fits = given.shape == space.shape and given.dtype.kind in ("iu" if whole else "iuf")
+        made = given.astype(space.dtype) if fits else given
+        if fits and space.contains(made):
+            return made
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise HastenError(f"the action {' '.join(repr(action).split())[:80]} is outside of {space}: take one from it, each a number")
 
 
 def as_problem(make: Callable[[], Any], name: str = "environment", *, seed: int = 0) -> Problem:
@@ -239,7 +300,7 @@ def as_problem(make: Callable[[], Any], name: str = "environment", *, seed: int 
 
     Args:
         make: makes a Gymnasium environment with actions Discrete, MultiDiscrete, MultiBinary, a bounded Box, or a Dict
-            of these.
+            or Tuple of these.
         name: of the problem.
         seed: of each reset.
 
@@ -254,25 +315,33 @@ def as_problem(make: Callable[[], Any], name: str = "environment", *, seed: int 
         if isinstance(space, spaces.Discrete):
             return [integer(prefix, int(space.start), int(space.start + space.n) - 1)]
         if isinstance(space, spaces.MultiDiscrete):
-            return [integer(f"{prefix}{i}", 0, int(n) - 1) for i, n in enumerate(space.nvec.reshape(-1))]
+            ends = zip(space.start.reshape(-1), space.nvec.reshape(-1), strict=True)
+            return [integer(f"{prefix}{i}", int(start), int(start) + int(n) - 1) for i, (start, n) in enumerate(ends)]
         if isinstance(space, spaces.MultiBinary):
             return [categorical(f"{prefix}{i}", [0, 1]) for i in range(int(np.prod(space.shape)))]
-        if isinstance(space, spaces.Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all():
-            ends = zip(space.low.reshape(-1), space.high.reshape(-1), strict=True)
-            return [real(f"{prefix}{i}", float(a), float(b)) for i, (a, b) in enumerate(ends)]
-        if isinstance(space, spaces.Dict):
-            return [p for key, one in space.items() for p in parameters(f"{prefix}.{key}" if prefix else key, one)]
-        raise HastenError(f"actions of {type(space).__name__} cannot be searched: use Discrete, Box or a Dict of them")
+        if isinstance(space, spaces.Box):
+            if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+                raise HastenError(f"actions of {space} have no bounds and cannot be searched: wrap it in a bounded Box")
+            ends = zip(space.low.reshape(-1).tolist(), space.high.reshape(-1).tolist(), strict=True)
+            make = integer if np.issubdtype(space.dtype, np.integer) else real
+            return [make(f"{prefix}{i}", low, high) for i, (low, high) in enumerate(ends)]
+        if isinstance(space, spaces.Dict | spaces.Tuple):
+            return [p for key, one in _parts(space) for p in parameters(f"{prefix}.{key}" if prefix else str(key), one)]
+        raise HastenError(
+            f"actions of {type(space).__name__} cannot be searched: use Discrete, MultiDiscrete, MultiBinary, a "
+            "bounded Box, or a Dict or Tuple of them"
+        )
 
     def action(prefix: str, space: Any, params: Params) -> Any:
         if isinstance(space, spaces.Discrete):
             return params[prefix]
-        if isinstance(space, spaces.Dict):
-            return {k: action(f"{prefix}.{k}" if prefix else k, one, params) for k, one in space.items()}
+        if isinstance(space, spaces.Dict | spaces.Tuple):
+            parts = {k: action(f"{prefix}.{k}" if prefix else str(k), one, params) for k, one in _parts(space)}
+            return parts if isinstance(space, spaces.Dict) else tuple(parts.values())
         flat = [params[f"{prefix}{i}"] for i in range(int(np.prod(space.shape)))]
         return np.array(flat, dtype=space.dtype).reshape(space.shape)
 
-    root = "" if isinstance(env.action_space, spaces.Dict) else "action"
+    root = "" if isinstance(env.action_space, spaces.Dict | spaces.Tuple) else "action"
 
     def evaluate(params: Params) -> dict[str, Any]:
         env.reset(seed=seed)
@@ -282,9 +351,14 @@ def as_problem(make: Callable[[], Any], name: str = "environment", *, seed: int 
     return Problem(name, Space(parameters(root, env.action_space)), (Objective("reward", "maximize"),), evaluate)
 
 
+def _parts(space: Any) -> list[tuple[Any, Any]]:
+    """A Dict's or a Tuple's own spaces, with the key or number of each."""
+    return list(space.items()) if hasattr(space, "items") else list(enumerate(space.spaces))
+
+
 def parallel_environment(
     problem: Problem, *, fitness: Fitness | None = None, actions: str = "indices", steps: int | None = None,
-    penalty: float = 0.0, cache: _Cache | None = None,
+    penalty: float | None = None, cache: _Cache | None = None,
 ) -> pettingzoo.ParallelEnv[str, Any, Any]:  # fmt: skip
     """A problem as a PettingZoo environment with an agent for each parameter.
 
@@ -328,15 +402,17 @@ def parallel_environment(
             return {a: seen.copy() for a in agents}, {a: {} for a in agents}
 
         def step(self, actions: dict[str, Any]) -> tuple[Any, Any, Any, Any, Any]:
-            chosen = [np.asarray(actions[a]).reshape(()) for a in agents]
-            seen, reward, done, _, info = single.step(np.array(chosen))
-            if done:
+            if missing := [a for a in agents if a not in actions]:
+                raise HastenError(f"{missing[0]} has no action: give one for each of {len(agents)} agents")
+            chosen = [allowed(own[a], actions[a]).reshape(()) for a in agents]
+            seen, reward, done, cut, info = single.step(np.array(chosen))
+            if done or cut:
                 self.agents = []
             return (
                 {a: seen.copy() for a in agents},
                 {a: float(reward) for a in agents},
                 dict.fromkeys(agents, done),
-                dict.fromkeys(agents, False),
+                dict.fromkeys(agents, cut),
                 {a: dict(info) for a in agents},
             )
 

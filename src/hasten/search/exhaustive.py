@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from optuna.samplers import BaseSampler
@@ -33,7 +34,7 @@ class ExhaustiveSampler(BaseSampler):
             states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
             for known in study.get_trials(deepcopy=False, states=states):
                 params = known.params or known.system_attrs.get("fixed_params", {})
-                if params:
+                with suppress(HastenError):  # somebody fixed some of the parameters only
                     self._given.add(self.space.key(params))
         for _ in range(2):
             for params in self._points:
@@ -45,4 +46,7 @@ class ExhaustiveSampler(BaseSampler):
         return dict(next(self.space.enumerate()))
 
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
-        raise HastenError(f"parameter {name!r} is not in the searched space: use one space for a study")
+        if name not in self.space.parameters:
+            raise HastenError(f"parameter {name!r} is not in the searched space: use one space for a study")
+        # It exists only because somebody fixed another.
+        return next(self.space.parameters[name].values())

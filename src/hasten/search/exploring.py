@@ -14,7 +14,7 @@ from hasten.errors import HastenError, MissingExtraError
 from hasten.search.agents.agent import Agent, Indices
 from hasten.search.agents.registry import make_agent
 from hasten.search.codec import Codec
-from hasten.search.environments import Fitness, Log
+from hasten.search.environments import Fitness, Log, Payment
 from hasten.search.problem import Infeasible, Problem
 from hasten.search.space import Params, Space
 
@@ -56,18 +56,20 @@ class Explorer:
     Args:
         problem: what is tried.
         fitness: values to reward.
-        penalty: reward of a point that cannot be had.
+        penalty: reward of a point that cannot be had or breaks a constraint; less than any fitness so far when None
+            (`hasten.search.environments.Payment`).
         scores: what is known already, by indices.
     """
 
     problem: Problem
     fitness: Fitness
-    penalty: float = 0.0
+    penalty: float | None = None
     scores: Scores = field(default_factory=dict)
     codec: Codec = field(init=False)
 
     def __post_init__(self) -> None:
         self.codec = Codec(self.problem.space)
+        self._pay = Payment(self.problem, self.fitness, self.penalty)
         self._names = [o.name for o in self.problem.objectives]
 
     def values(self, point: Indices) -> dict[str, float] | None:
@@ -82,8 +84,7 @@ class Explorer:
 
     def reward(self, point: Indices) -> float:
         """What a point is paid."""
-        values = self.values(point)
-        return self.penalty if values is None else float(self.fitness(values))
+        return self._pay(self.values(point))
 
     def run(
         self, agent: Agent, samples: int, log: Log | None = None, provenance: Mapping[str, Any] | None = None
@@ -93,7 +94,7 @@ class Explorer:
         for i in range(samples):
             point = agent.ask()
             values = self.values(point)
-            rewards[i] = self.penalty if values is None else float(self.fitness(values))
+            rewards[i] = self._pay(values)
             agent.tell(point, rewards[i], [values[n] for n in self._names] if values else ())
             if log is not None:
                 log.add(self.codec.decode(point), values or {}, rewards[i], **(provenance or {}))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.errors import HastenError, users_code
-from hasten.files import named_path, parse_json, parse_toml, read_text
+from hasten.files import checked_file, named_path, parse_json, parse_toml, read_text
 
 Value = str | int | float | bool | None
 Params = dict[str, Value]
@@ -510,6 +510,7 @@ def load_attribute(source: Path, attribute: str) -> Any:
 
     if not named_path(source).is_file():
         raise HastenError(f"there is no file {source}: check the path")
+    source = checked_file(source)
     spec = importlib.util.spec_from_file_location(f"_hasten_user_{source.stem}", source)
     assert spec is not None
     assert spec.loader is not None

@@ -255,12 +255,18 @@ class _Loop:
         # A resumed run with the first one's seed would draw the first one's points again.
         self.seed = None if seed is None else seed + started
         study.sampler = make_sampler(sampler, self.space, self.seed) if isinstance(sampler, str) else sampler
+        # A sampler that has no point left says so by Optuna's `Study.stop`, which knows `Study.optimize` alone.
+        self.ended = False
+        study.stop = self._end
         self.done = {self.space.key(t.params): t for t in self.trials}
         self.queue = self._ordered(order) if order else None
         self.rng = random.Random(self.seed)
         self.name = sampler if isinstance(sampler, str) else type(sampler).__name__
         # Points that a worker is at: key -> the trial, the point, how often it was handed out.
         self.running: dict[str, tuple[Any, Params, int]] = {}
+
+    def _end(self) -> None:
+        self.ended = True
 
     def run(
         self,
@@ -282,7 +288,7 @@ class _Loop:
                     over = over or "trials"
                 elif seconds is not None and time.monotonic() - self.begun >= seconds:
                     over = over or "seconds"
-                elif known >= self.space.size or (self.queue is not None and not self._feed_queue()):
+                elif self.ended or known >= self.space.size or (self.queue is not None and not self._feed_queue()):
                     over = over or "exhausted"
                 elif repeats >= _REPEATS_BEFORE_STOP:
                     over = over or "repeating"
@@ -409,7 +415,8 @@ class _Loop:
 
         waiting = set()
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            waiting.add(self.space.key(trial.system_attrs.get("fixed_params", {})))
+            with suppress(HastenError):  # of a point of which some parameters are fixed, the sampler chooses the rest
+                waiting.add(self.space.key(trial.system_attrs.get("fixed_params", {})))
         again = [
             trial.params
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))

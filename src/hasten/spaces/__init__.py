@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -63,21 +63,12 @@ def _from_file(path: Path, attribute: str) -> Problem:
 def register_environments() -> list[str]:
     """Registers the spaces known by name as ``hasten/NAME-v0`` with Gymnasium, and says which they are.
 
+    Importing `hasten.gym` does this, so that ``gymnasium.make("hasten.gym:hasten/dram-v0")`` needs nothing before.
     ``gymnasium.make("hasten/dram-v0", problem={"workload": "stream"}, actions="box")`` hands ``problem`` to the space
     and the rest to `environment`. What a space needs and has not got is an error of one line when it is made, and
     nothing is trained unless ``problem`` asks for it.
     """
     import gymnasium
-
-    from hasten.search.environments import environment
-
-    def maker(name: str) -> Callable[..., Any]:
-        def make(problem: Mapping[str, Any] | None = None, **options: Any) -> Any:
-            return environment(
-                build(name, **{**getattr(_module(name), "ENVIRONMENT", {}), **(problem or {})}), **options
-            )
-
-        return make
 
     made = []
     for name in names():
@@ -85,6 +76,25 @@ def register_environments() -> list[str]:
             continue  # a try trains a network: no environment to explore in thousands of steps
         label = f"hasten/{name}-v0"
         if label not in gymnasium.registry:
-            gymnasium.register(label, entry_point=maker(name))
+            # By its name alone, so that the specification can be written down and read by another process.
+            gymnasium.register(label, entry_point=f"{__name__}:make_environment", kwargs={"space": name})
         made.append(label)
     return made
+
+
+def make_environment(space: str, problem: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """A space known by name as a Gymnasium environment.
+
+    Args:
+        space: its name.
+        problem: options of the space.
+        options: of `hasten.search.environments.environment`.
+
+    Raises:
+        HastenError: no such space, or what it needs is not here.
+    """
+    from hasten.search.environments import environment
+
+    if space not in names():
+        build(space)  # says what there is
+    return environment(build(space, **{**getattr(_module(space), "ENVIRONMENT", {}), **(problem or {})}), **options)

@@ -311,20 +311,25 @@ class GymTask(MemoryEnvironment):
             if continuous:
                 raise HastenError(f"{name} has other actions: continuous=True is for rows of real numbers, not {space}")
             raise HastenError(f"{name} has continuous actions or several at once: say continuous=True for real numbers")
-        self.keep = list(keep if keep is not None else range(self.environments.single_observation_space.shape[0]))
+        seen = self.environments.single_observation_space
+        if not isinstance(seen, gymnasium.spaces.Box) or len(seen.shape) != 1:
+            raise HastenError(f"{name} shows {seen}: wrap it so that it shows a row of numbers")
+        self.keep = list(keep if keep is not None else range(seen.shape[0]))
+        self.start = 0 if continuous else int(space.start)
         self.observation, self.actions = len(self.keep) + 1, math.prod(space.shape) if continuous else int(space.n)
         self.bounds = (space.low, space.high) if continuous else None
-        self.seed = seed
+        self.seed: int | None = seed
 
     def _observe(self, seen: Any, first: Tensor) -> Tensor:
         return torch.cat([torch.as_tensor(seen, dtype=torch.float32)[:, self.keep], first[:, None]], 1)
 
     def reset(self) -> Tensor:
         seen, _ = self.environments.reset(seed=self.seed)
+        self.seed = None  # the same seed again would begin the same episodes
         return self._observe(seen, torch.ones(self.count))
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        given: Any = actions.numpy()
+        given: Any = actions.numpy() + self.start
         if self.bounds is not None:
             given = given.reshape(self.count, *self.bounds[0].shape).clip(*self.bounds)
         seen, rewards, ended, cut, _ = self.environments.step(given)

@@ -56,7 +56,12 @@ class AgentSampler(BaseSampler):
         return self.codec.decode(point)
 
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
-        raise HastenError(f"parameter {name!r} is not in the searched space: use one space for a study")
+        if name not in self.space.parameters:
+            raise HastenError(f"parameter {name!r} is not in the searched space: use one space for a study")
+        # It exists only because somebody fixed another: the agent has chosen it with the rest.
+        at = list(self.space.parameters).index(name)
+        asked = self._asked.get(trial.number)
+        return self.codec.values[at][asked[at]] if asked else self.codec.values[at][0]
 
     def after_trial(self, study: Any, trial: Any, state: Any, values: Sequence[float] | None) -> None:
         from optuna.trial import TrialState
@@ -67,7 +72,18 @@ class AgentSampler(BaseSampler):
             self._tell(study, trial, values)
         elif state == TrialState.FAIL and trial.number in self._asked:
             self._told.add(trial.number)
-            self.agent.tell(self._asked.pop(trial.number), self._worst - 1)
+            self.agent.tell(self._tried(trial, whole=False), self._worst - 1)
+
+    def _tried(self, trial: Any, whole: bool = True) -> Indices:
+        """The point that a trial was of: what was asked for, unless somebody had fixed some of its parameters.
+
+        One that failed may have ended before its parameters were chosen, and is not ``whole``.
+        """
+        asked = self._asked.pop(trial.number, None)
+        if asked is not None and all(trial.params.get(n, v) == v for n, v in self.codec.decode(asked).items()):
+            return asked
+        chosen = {} if asked is None or whole else self.codec.decode(asked)
+        return self.codec.encode({**chosen, **trial.params})
 
     def _tell(self, study: Any, trial: Any, values: Sequence[float] | None = None) -> None:
         import numpy as np
@@ -85,5 +101,4 @@ class AgentSampler(BaseSampler):
         else:
             reward = float(self._values.scaled(better).mean()) if len(better) > 1 else float(better[0])
             self._worst = min(self._worst, reward)
-        point = self._asked.pop(trial.number, None) or self.codec.encode(trial.params)
-        self.agent.tell(point, reward, values)
+        self.agent.tell(self._tried(trial), reward, values)
