@@ -1,5 +1,7 @@
 """Reading what others wrote: bounds of size, depth and names, each told in one line."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,26 @@ def test_ctrl_c_and_our_own_errors_come_through(error: BaseException) -> None:
     with pytest.raises(type(error)) as told, users_code("net.py failed"):
         raise error
     assert told.value is error
+
+
+def test_json_has_no_number_that_is_none() -> None:
+    value = {"a": [1.0, math.inf, (-math.inf,)], math.nan: {"b": math.nan}, "c": Path("x"), "d": None, "e": "NaN"}
+    text = files.to_json(value)
+
+    def refuse(token: str) -> None:
+        raise ValueError(token)
+
+    assert json.loads(text, parse_constant=refuse) == {
+        "a": [1.0, "Infinity", ["-Infinity"]], "NaN": {"b": "NaN"}, "c": "x", "d": None, "e": "NaN",
+    }  # fmt: skip
+
+
+def test_a_file_that_others_read_is_plain_and_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"123")
+    assert files.checked_file(path, most=3) == path
+    for wrong, most, why in ((path, 2, "longer than 2 bytes"), (tmp_path, 0, "no plain"), ("/dev/zero", 0, "no plain")):
+        with pytest.raises(HastenError, match=why):
+            files.checked_file(wrong, most=most)
+    with pytest.raises(HastenError, match="No such file"):
+        files.checked_file(tmp_path / "none")

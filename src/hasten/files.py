@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
+import stat
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,24 +39,53 @@ def named_path(given: str | Path, what: str = "the file") -> Path:
     return path
 
 
-def read_bytes(path: str | Path, what: str = "the file", most: int = MOST_BYTES) -> bytes:
+def read_bytes(path: str | Path, what: str = "the file", most: int | None = None) -> bytes:
     """All of a file, looked at while it is read: a device may have no end and say that it is empty.
+
+    Args:
+        path: the file.
+        what: kind of file, for the error.
+        most: bytes; `MOST_BYTES` when None.
 
     Raises:
         HastenError: it cannot be read, or is longer than ``most`` bytes.
     """
-    path = named_path(path, what)
+    path, most = named_path(path, what), MOST_BYTES if most is None else most
     try:
         with path.open("rb") as file:
-            content = file.read(most + 1)
+            long = os.fstat(file.fileno()).st_size > most
+            content = b"" if long else file.read(most + 1)
     except OSError as error:
         raise HastenError(f"cannot read {what} {path}: {error.strerror or error}") from None
-    if len(content) > most:
+    if long or len(content) > most:
         raise HastenError(f"cannot read {what} {path}: it is longer than {most:,} bytes: give a shorter one")
     return content
 
 
-def read_text(path: str | Path, what: str = "the file", most: int = MOST_BYTES) -> str:
+def checked_file(path: str | Path, what: str = "the file", most: int | None = None) -> Path:
+    """The path of a file that somebody else will open by its name, looked at before: a plain file of bounded size.
+
+    Args:
+        path: the file.
+        what: kind of file, for the error.
+        most: bytes; `MOST_BYTES` when None. 0 for one that is read in parts, and may be as long as it likes.
+
+    Raises:
+        HastenError: there is none, it is a device, a pipe or a folder, or it is longer than ``most`` bytes.
+    """
+    path, most = named_path(path, what), MOST_BYTES if most is None else most
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise HastenError(f"cannot read {what} {path}: {error.strerror or error}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise HastenError(f"cannot read {what} {path}: it is no plain file")
+    if most and found.st_size > most:
+        raise HastenError(f"cannot read {what} {path}: it is longer than {most:,} bytes: give a shorter one")
+    return path
+
+
+def read_text(path: str | Path, what: str = "the file", most: int | None = None) -> str:
     """A file of UTF-8 text.
 
     Raises:
@@ -102,6 +133,26 @@ def _shallow(value: Any) -> Any:
         if not within:
             return value
     raise ValueError(_TOO_DEEP)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Plain data as JSON that every parser takes (RFC 8259); what JSON does not have is written as its text.
+
+    >>> to_json({"a": [1.5, float("inf"), float("nan")]})
+    '{"a": [1.5, "Infinity", "NaN"]}'
+    """
+    return json.dumps(_finite(value), indent=indent, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """The same with the texts ``Infinity``, ``-Infinity`` and ``NaN``, which `float` reads, in place of those."""
+    if isinstance(value, dict):
+        return {_finite(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def write_aside(path: str | Path, content: str | bytes, what: str = "") -> None:
@@ -175,13 +226,20 @@ def read_parquet(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a Parquet table.
 
     Raises:
-        HastenError: pyarrow is missing, no such file, or another one.
+        HastenError: pyarrow is missing, no such file, another one, or one of more than `MOST_BYTES`, packed or not.
     """
     parquet = _parquet()
     import pyarrow
 
+    path = checked_file(path)
     try:
-        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+        with parquet.ParquetFile(path) as file:
+            about = file.metadata
+            packed = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+            # What is said once may stand for millions of rows, of which each value takes a place of its own here.
+            if max(packed, 8 * about.num_rows * about.num_columns) > MOST_BYTES:
+                raise HastenError(f"cannot read {path}: its rows take more than {MOST_BYTES:,} bytes: give fewer")
+            rows: list[dict[str, Any]] = file.read().to_pylist()
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise HastenError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
     return rows

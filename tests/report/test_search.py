@@ -1,6 +1,7 @@
 """What a search leaves: a table, Parquet that reads back, and a page with front, convergence and importances."""
 
 import json
+import math
 import re
 
 import pytest
@@ -125,3 +126,26 @@ def test_importances_name_what_matters():
     assert next(iter(shares)) == "matters"
     assert sum(shares.values()) == pytest.approx(1)
     assert importances(problem, Study().run(problem, sampler="random", trials=5)) == {}
+
+
+def test_search_json_is_strict_whatever_is_found(tmp_path):
+    """RFC 8259 has no NaN and no Infinity: such values are texts that say what they are."""
+
+    def evaluate(point):
+        if point["n"] == 0:
+            return {"e": math.inf, "extra": math.nan}
+        return {"e": float(point["n"]), "extra": -math.inf, "list": [1.5, math.nan, {"deep": math.inf}]}
+
+    problem = Problem("finite", Space([integer("n", 0, 3)]), (Objective("e", unit="J"),), evaluate)
+    result = Study().run(problem, sampler="exhaustive")
+    write_search(problem, result, tmp_path)
+
+    def refuse(token):
+        raise ValueError(token)
+
+    read = json.loads((tmp_path / "search.json").read_text(), parse_constant=refuse)
+    first, second = read["trials"][:2]
+    assert (first["values"]["e"], first["details"]["extra"]) == ("Infinity", "NaN")
+    assert float(first["values"]["e"]) == math.inf
+    assert second["values"]["e"] == 1.0
+    assert second["details"] == {"extra": "-Infinity", "list": [1.5, "NaN", {"deep": "Infinity"}]}

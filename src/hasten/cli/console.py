@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from hasten.errors import HastenError
+from hasten.files import to_json
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all else goes to stderr.")]
 Prompt = Annotated[int, typer.Option(help="Tokens of the prompt.")]
@@ -30,8 +30,7 @@ def document(data: Any) -> None:
     """The result as one JSON document."""
     file = _documents or sys.stdout
     try:
-        json.dump(data, file, indent=1, default=str)
-        file.write("\n")
+        file.write(to_json(data, indent=1) + "\n")
         file.flush()
     except BrokenPipeError:  # what is left in the buffer goes nowhere, or Python complains when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import HastenError
+from hasten.files import named_path, read_text
 from hasten.kernels.dram_controller import LATEST
 
 WORKLOADS = ("stream", "random", "cloud-1", "cloud-2")
@@ -90,12 +91,8 @@ def read_memory_trace(path: str | Path) -> MemoryTrace:
     Raises:
         HastenError: no such file, a line that is none of these, or cycles that go back.
     """
-    source = Path(path)
-    try:
-        text = source.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise HastenError(f"cannot read the trace {source}: {why}") from None
+    source = named_path(path, "the trace")
+    text = read_text(source, "the trace")
     cycles: list[int] = []
     addresses: list[int] = []
     writes: list[int] = []

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hasten.data import assets
 from hasten.errors import HastenError, MissingExtraError
+from hasten.files import checked_file
 
 CLIPS = {"bigbuckbunny": "bigbuckbunny.mp4", "bikes": "bikes.mp4", "carphone": "carphone_pristine.mp4"}
 
@@ -37,7 +38,7 @@ def frames(path: str | Path) -> Iterator[Tensor]:
         import av
     except ImportError:
         raise MissingExtraError("av", "video") from None
-    return _decoded(av, Path(path))
+    return _decoded(av, checked_file(path, "video", 0))
 
 
 def _decoded(av: Any, path: Path) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from hasten.errors import HastenError
-from hasten.files import parse_toml
+from hasten.files import parse_toml, read_text
 from hasten.papers.pieces import Piece, piece
 
 FIELDS = (
@@ -109,14 +109,14 @@ class Paper:
         """
         if self.checks_file is None:
             return frozenset()
-        return frozenset(_CHECK.findall(_text(self.checks_file)))
+        return frozenset(_CHECK.findall(read_text(self.checks_file, "the checks", _MOST_BYTES)))
 
     @property
     def code(self) -> str:
         """A digest of its checks' source, which tells whether they have changed; empty when it has none."""
         if self.checks_file is None:
             return ""
-        return hashlib.sha256(_text(self.checks_file).encode("utf-8")).hexdigest()[:16]
+        return hashlib.sha256(read_text(self.checks_file, "the checks", _MOST_BYTES).encode("utf-8")).hexdigest()[:16]
 
     def found_pieces(self) -> list[Piece]:
         """Its pieces: each with the file and line that define it, found without running anything."""
@@ -152,20 +152,6 @@ class Paper:
         }
 
 
-def _text(file: Path) -> str:
-    """What a file of at most `_MOST_BYTES` says."""
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise HastenError(f"{file} is longer than {_MOST_BYTES:,} bytes: shorten it")
-        return content.decode("utf-8")
-    except OSError as error:
-        raise HastenError(f"cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise HastenError(f"{file} is not UTF-8 text: save it as such") from None
-
-
 def read_card(file: Path, checks: Path | None = None) -> Paper:
     """The card in a TOML file, whose name is its slug.
 
@@ -179,7 +165,7 @@ def read_card(file: Path, checks: Path | None = None) -> Paper:
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", file.stem):
         raise HastenError(f"{file} is no card: call it by small letters, digits and single hyphens")
     try:
-        data = CardData.model_validate(parse_toml(_text(file)))
+        data = CardData.model_validate(parse_toml(read_text(file, "the card", _MOST_BYTES)))
     except ValueError as error:
         if isinstance(error, ValidationError):
             first = error.errors()[0]

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from hasten.errors import HastenError
+from hasten.files import read_bytes
 from hasten.papers.card import FIELDS, Paper, read_card
 from hasten.papers.importing import OUTSIDE, import_file
 
@@ -109,7 +110,8 @@ def checks_of(card: Paper) -> ModuleType | None:
     if file is None:
         return None
     inside = file.parent == Path(__file__).parent / "checks"
-    digest = hashlib.sha256(f"{file.resolve()}\0".encode() + file.read_bytes()).hexdigest()[:12]  # edited: another one
+    content = f"{file.resolve()}\0".encode() + read_bytes(file, "the checks")
+    digest = hashlib.sha256(content).hexdigest()[:12]  # edited: another one
     name = f"hasten.papers.checks.{file.stem}" if inside else f"{OUTSIDE}{digest}_{file.stem}"
     try:
         module = import_file(name, str(file))

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hasten import __version__
 from hasten.errors import HastenError
+from hasten.files import read_bytes
 from hasten.papers.experiment import BUDGETS, Length
 
 _MOST_BYTES = 100_000_000
@@ -106,14 +107,9 @@ def read_results(file: Path) -> list[Result]:
 
 def _read(file: Path) -> tuple[list[Result], int]:
     """Results, and how many bytes of the file they are: less than all when its last line was cut short."""
-    try:
-        if not file.is_file() and file.exists():
-            raise HastenError(f"cannot read {file}: it is no file")
-        if file.stat().st_size > _MOST_BYTES:
-            raise HastenError(f"cannot read {file}: it is larger than {_MOST_BYTES:,} bytes, and no file of results")
-        content = file.read_bytes()
-    except OSError as error:
-        raise HastenError(f"cannot read {file}: {error.strerror}") from None
+    if not file.is_file() and file.exists():
+        raise HastenError(f"cannot read {file}: it is no file")
+    content = read_bytes(file, "the results", _MOST_BYTES)
     found: dict[tuple[Any, ...], Result] = {}
     lines = content.split(b"\n")
     for number, line in enumerate(lines, 1):

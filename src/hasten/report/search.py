@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten.errors import MissingExtraError
-from hasten.files import write_aside, write_parquet
+from hasten.files import to_json, write_aside, write_parquet
 from hasten.report.search_page import search_page
 from hasten.report.tables import Table
 
@@ -58,6 +57,8 @@ def trials_document(problem: Problem, result: StudyResult) -> dict[str, Any]:
 def write_search(problem: Problem, result: StudyResult, folder: Path) -> list[Path]:
     """Writes ``search.json``, ``search.html``, which opens without a network, and ``search.parquet`` where pyarrow is.
 
+    A value that is not finite is in the JSON as a text: ``"Infinity"``, ``"-Infinity"`` or ``"NaN"``.
+
     Returns:
         The files written.
 
@@ -66,7 +67,7 @@ def write_search(problem: Problem, result: StudyResult, folder: Path) -> list[Pa
     """
     document = trials_document(problem, result)
     files = [folder / "search.html", folder / "search.json", folder / "search.parquet"]
-    write_aside(files[1], json.dumps(document, indent=1, default=str) + "\n", "the trials")
+    write_aside(files[1], to_json(document, indent=1) + "\n", "the trials")
     write_aside(files[0], search_page(problem, result, importances(problem, result)), "the page")
     try:
         write_parquet([_row(t) for t in document["trials"]], files[2])
@@ -80,7 +81,7 @@ def _row(trial: dict[str, Any]) -> dict[str, Any]:
     flat = {k: trial[k] for k in ("number", "sampler", "seconds", "reason", "front")}
     for label, key in (("param", "params"), ("value", "values"), ("constraint", "constraints")):
         flat |= {f"{label}.{k}": v for k, v in trial[key].items()}
-    return flat | {"details": json.dumps(trial["details"], default=str)}
+    return flat | {"details": to_json(trial["details"])}
 
 
 def importances(problem: Problem, result: StudyResult) -> dict[str, dict[str, float]]:

@@ -18,7 +18,7 @@ from torch import nn
 from hasten.cost import Measurement, measure
 from hasten.cost.measuring import spread
 from hasten.errors import HastenError, MissingExtraError, users_code
-from hasten.files import named_path
+from hasten.files import checked_file, named_path
 from hasten.models import named
 from hasten.models.decoder import is_decoder
 from hasten.models.language.recurrent import RecurrentLM
@@ -189,8 +189,7 @@ def time_generation(
 
 
 def _from_factory(path: Path, factory: str, batch: int) -> Subject:
-    if not named_path(path).is_file():
-        raise HastenError(f"cannot read {path}: no such file")
+    path = checked_file(path)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

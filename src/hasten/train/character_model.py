@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from hasten.data.text import characters, sources
 from hasten.errors import HastenError
-from hasten.files import cache_folder, parse_json, write_aside
+from hasten.files import cache_folder, parse_json, read_text, write_aside
 from hasten.models.language.smallthinker import SmallThinkerConfig, SmallThinkerLM, hybrid
 from hasten.models.loading.checkpoint import WEIGHTS
 from hasten.nn.moe import balance_loss
@@ -88,9 +88,9 @@ def character_model(
 
 def _whole(folder: Path) -> bool:
     try:
-        record = parse_json((folder / _RECORD).read_text("utf-8"))
+        record = parse_json(read_text(folder / _RECORD))
         return bool(record["weights"] == _sha256(folder / WEIGHTS))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (HastenError, OSError, ValueError, KeyError, TypeError):
         return False
 
 

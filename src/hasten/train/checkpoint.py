@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
-from hasten.files import parse_json, write_aside
+from hasten.files import checked_file, parse_json, write_aside
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            with safe_open(self.path, "pt") as file:
+            with safe_open(checked_file(self.path, "the checkpoint", 0), "pt") as file:
                 told = parse_json((file.metadata() or {})["training"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, ValueError):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hasten.cost.latency.tables import Arch, LatencyTables
 from hasten.errors import HastenError
-from hasten.files import parse_json
+from hasten.files import parse_json, read_bytes, read_text
 
 # What each library calls an instruction set that it shall not exceed.
 _LIMITS: dict[str, dict[str, str]] = {
@@ -312,10 +312,7 @@ class _Log:
             self._read(self.path)
 
     def _read(self, path: Path) -> None:
-        try:
-            lines = path.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise HastenError(f"cannot read {path}: {error}") from None
+        lines = read_text(path, "the measurements").splitlines()
         rows: list[Any] = []
         for i, line in enumerate(lines):
             try:
@@ -339,7 +336,7 @@ class _Log:
         if self.path is not None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                whole = self.path.read_bytes() if self.path.exists() else b""
+                whole = read_bytes(self.path, "the measurements") if self.path.exists() else b""
                 self._file = self.path.open("ab")
                 if whole and not whole.endswith(b"\n"):
                     self._file.truncate(whole.rfind(b"\n") + 1)

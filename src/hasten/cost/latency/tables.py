@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hasten import files
 from hasten.errors import HastenError
-from hasten.files import parse_json, write_aside
+from hasten.files import named_path, parse_json, read_bytes, read_text, write_aside
 
 Arch = tuple[int, ...]
 _FORMAT = "hasten latency tables 1"
@@ -157,17 +159,17 @@ def read_tables(path: str | Path) -> LatencyTables:
     Raises:
         HastenError: no such file, another one, or latencies that are no positive numbers.
     """
-    path = Path(path)
+    path = named_path(path, "the latency table")
     if path.suffix not in (".json", ".csv", ".npz"):
         raise HastenError(f"{path.name} is no latency table: give a .json, .csv or .npz file")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as data:
+            with np.load(_unpacked(path, "the latency table"), allow_pickle=False) as data:
                 names, kinds = [str(n) for n in data["devices"]], [str(k) for k in data["kinds"]]
                 rows = dict(zip(names, data["seconds"], strict=True))
                 archs = tuple(map(tuple, data["archs"].tolist()))
             return LatencyTables(archs, rows, {n: k for n, k in zip(names, kinds, strict=True) if k})
-        text = path.read_text("utf-8")
+        text = read_text(path, "the latency table")
         if path.suffix == ".json":
             content = parse_json(text)
             if content["format"] != _FORMAT:
@@ -186,8 +188,6 @@ def read_tables(path: str | Path) -> LatencyTables:
         return LatencyTables(tuple(tuple(map(int, line[0].split())) for line in lines), columns)
     except HastenError:
         raise
-    except OSError as error:
-        raise HastenError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # whatever a broken file makes the readers say
         raise HastenError(f"{path.name} is no latency table: {type(error).__name__}: {_line(error)}") from None
 
@@ -196,12 +196,29 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 
+def _unpacked(path: Path, what: str) -> io.BytesIO:
+    """The bytes of a file, of which an archive's members together are no longer than a file may be.
+
+    Raises:
+        HastenError: it cannot be read, or is too long, packed or not.
+    """
+    content = io.BytesIO(read_bytes(path, what))
+    if zipfile.is_zipfile(content):
+        with zipfile.ZipFile(content) as archive:
+            if sum(member.file_size for member in archive.infolist()) > files.MOST_BYTES:
+                raise HastenError(f"cannot read {what} {path}: unpacked it is longer than {files.MOST_BYTES:,} bytes")
+    content.seek(0)
+    return content
+
+
 def _tensors(path: Path) -> Any:
     """What ``torch.save`` wrote, if it is plain numbers, lists and dicts."""
+    if not path.exists():
+        raise HastenError(f"no file {path}: give the folder of one space of HELP's published data")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise HastenError(f"no file {path}: give the folder of one space of HELP's published data") from None
+        return torch.load(_unpacked(path, "HELP's data"), map_location="cpu", weights_only=True)
+    except HastenError:
+        raise
     except Exception:
         raise HastenError(
             f"{path} holds more than plain numbers, or is no file of torch.save, and is not unpickled: "
@@ -224,7 +241,7 @@ def read_help(folder: str | Path, devices: Sequence[str] | None = None) -> tuple
     Raises:
         HastenError: a missing file, one that would have to be unpickled, or other content.
     """
-    folder = Path(folder)
+    folder = named_path(folder)
     found = sorted(p.stem for p in (folder / "latency").glob("*.pt"))
     if not found:
         raise HastenError(f"no latency/*.pt in {folder}: give the folder of one space of HELP's published data")
@@ -236,7 +253,7 @@ def read_help(folder: str | Path, devices: Sequence[str] | None = None) -> tuple
         names: dict[str, int] = _tensors(folder / "str_arch2idx.pt")
         archs = [_cell(name) for name in sorted(names, key=lambda n: names[n])]
     elif (folder / "ofa_archs.json").exists():
-        archs = [_ofa(a) for a in parse_json((folder / "ofa_archs.json").read_text("utf-8"))["arch"]]
+        archs = _ofa_archs(folder / "ofa_archs.json")
     else:
         raise HastenError(f"no metainfo.pt, str_arch2idx.pt or ofa_archs.json in {folder}")
     references = tuple(int(i) for i in _tensors(folder / "hardware_embedding_index.pt"))
@@ -267,6 +284,13 @@ def _cell(name: str) -> Arch:
         raise HastenError(f"{name!r} is no cell of NAS-Bench-201") from None
 
 
+def _ofa_archs(path: Path) -> list[Arch]:
+    try:
+        return [_ofa(a) for a in parse_json(read_text(path, "HELP's data"))["arch"]]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise HastenError(f"{path} holds no networks of OFA ({type(error).__name__}: {_line(error)})") from None
+
+
 def _ofa(arch: Mapping[str, Any]) -> Arch:
     """Twenty kernels, twenty expansions, five depths, one resolution."""
     size = arch["r"][0] if isinstance(arch["r"], list) else arch["r"]
@@ -289,10 +313,8 @@ def read_hw_nas_bench(path: str | Path, space: str = "nasbench201", dataset: str
     """
     path = Path(path)
     try:
-        content = parse_json(path.read_text("utf-8"))[space][dataset]
+        content = parse_json(read_bytes(path).decode("utf-8"))[space][dataset]
         configs = content["config"]
-    except OSError as error:
-        raise HastenError(f"cannot read {path}: {error.strerror or error}") from None
     except (UnicodeDecodeError, ValueError):
         raise HastenError(
             f"{path.name} is not JSON, and a pickle is not opened: write it as JSON from where you trust it"

@@ -15,7 +15,7 @@ from typing import Any
 
 from hasten.cost.serving.scaling import B200_INTENSITY, METHODS, QWEN3, QWEN3_MOE, Point, cost_of, coverage
 from hasten.errors import HastenError
-from hasten.files import parse_json
+from hasten.files import parse_json, read_text
 from hasten.workload.decoder import DecoderSizes
 
 Count = Callable[[str], int]
@@ -148,10 +148,7 @@ def read_records(
     Raises:
         HastenError: no such file, or a line that is not as described; the message names it.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise HastenError(f"cannot read trials from {path}: {error}") from error
+    lines = read_text(path, "trials").splitlines()
     found: dict[tuple[Any, ...], dict[Any, tuple[int, list[Answer]]]] = {}
     models = {d.name: d for d in (*QWEN3, QWEN3_MOE)}
     for number, line in enumerate(lines, 1):

@@ -7,13 +7,13 @@ tables have them; and ``net.config``, a list of blocks, beside ``run.config`` wi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hasten.errors import HastenError
+from hasten.files import named_path, parse_json, read_bytes
 from hasten.models.vision.once_for_all import Architecture, OFAConfig
 from hasten.nn.elastic import make_divisible
 
@@ -31,7 +31,7 @@ def read_sub_network(path: str | Path, resolution: int | None = None) -> tuple[O
     Raises:
         HastenError: no such file, or it describes no sub-network of the MobileNetV3 space.
     """
-    path = Path(path)
+    path = named_path(path)
     if path.is_dir():
         resolution = resolution or _read(path / "run.config").get("image_size")
         path = path / "net.config"
@@ -40,10 +40,8 @@ def read_sub_network(path: str | Path, resolution: int | None = None) -> tuple[O
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise HastenError(f"cannot read {path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        found = parse_json(read_bytes(path))
+    except ValueError:
         raise HastenError(f"{path} is not JSON: give a published net.config, or lists of ks, e, d and r") from None
     if not isinstance(found, Mapping):
         raise HastenError(f"{path} holds no description of a network: it begins with {str(found)[:40]!r}")

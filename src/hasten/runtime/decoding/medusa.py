@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
-from hasten.files import write_aside
+from hasten.files import checked_file, write_aside
 from hasten.kernels.compiled import MOST_TREE_ROWS
 from hasten.kernels.kv_cache import BLOCK, MOST_NEW, RECENT
 from hasten.runtime.cache import KVCache
@@ -69,7 +69,7 @@ class MedusaHeads(nn.Module):
         from safetensors.torch import load_file
 
         try:
-            tensors = load_file(path)
+            tensors = load_file(checked_file(path, "the heads", 0))
             heads = cls(tensors["layers.0.weight"].shape[0], len(tensors) // 2)
             heads.load_state_dict(tensors)
         except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
