@@ -23,6 +23,7 @@ from hasten.data.text import read_text
 from hasten.data.video import frames
 from hasten.errors import HastenError
 from hasten.hardware import load_device
+from hasten.hardware.chips.fpga_board import fpga_board
 from hasten.hardware.chips.memory_part import memory_part
 from hasten.models.loading.checkpoint import read_tensors
 from hasten.models.loading.config import read_config
@@ -86,6 +87,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "task graph": ("graph.toml", read_task_graph),
     "device": ("device.toml", load_device),
     "DRAM part": ("part.toml", memory_part),
+    "FPGA board": ("board.toml", fpga_board),
     "sub-network": ("net.json", read_sub_network),
     "sub-network's folder": ("run.config", lambda p: read_sub_network(p.parent)),
     "configuration": ("config.json", read_config),
@@ -183,6 +185,7 @@ OWN = {
     "papers/results.py": "writes, and the kernel's own",
     "hardware/device.py": "the package's own catalogue",
     "hardware/chips/memory_part.py": "the package's own catalogue",
+    "hardware/chips/fpga_board.py": "the package's own catalogue",
     "data/assets.py": "downloads, of the size that the catalogue expects, and the package's own catalogue",
     "data/text.py": "an asset, whose hash is checked, and the standard library's sources",
     "data/images.py": "an asset, whose hash is checked",

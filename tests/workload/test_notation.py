@@ -32,7 +32,8 @@ def accesses(draw: st.DrawFn, ranks: list[str], name: str, output: bool) -> Acce
         return Access(name, tuple(own), elements)
     index = [f"{draw(st.integers(1, 3))}*{format_rank(rank)}+{draw(st.integers(0, 3))}" for rank in own]
     outside = None if output else draw(st.none() | st.floats(allow_nan=False))
-    return Access.at(name, *index, *(["2"] if not index or draw(st.booleans()) else []), elements=elements, outside=outside)
+    index += ["2"] if not index or draw(st.booleans()) else []
+    return Access.at(name, *index, elements=elements, outside=outside)
 
 
 def format_rank(rank: str) -> str:

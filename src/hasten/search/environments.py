@@ -292,7 +292,8 @@ def allowed(space: Any, action: Any) -> Any:
             return made
     except (TypeError, ValueError, OverflowError):
         pass
-    raise HastenError(f"the action {' '.join(repr(action).split())[:80]} is outside of {space}: take one from it, each a number")
+    told = " ".join(repr(action).split())[:80]
+    raise HastenError(f"the action {told} is outside of {space}: take one from it, each a number")
 
 
 def as_problem(make: Callable[[], Any], name: str = "environment", *, seed: int = 0) -> Problem:

@@ -2,7 +2,7 @@
 
 from hasten.workload.decoder import DecoderSizes
 from hasten.workload.einsum import Access, Cascade, Einsum, Group, Op, Phase, Role, Tensor, Workload
-from hasten.workload.index import Index
+from hasten.workload.index import AffineIndex
 from hasten.workload.language import language_model
 from hasten.workload.notation import format_cascade, format_einsum, parse_cascade
 from hasten.workload.operators import Call, register
@@ -12,13 +12,13 @@ from hasten.workload.tracing import Traced, trace, trace_cascade, weight_bytes
 
 __all__ = [
     "Access",
+    "AffineIndex",
     "Call",
     "Cascade",
     "DecoderSizes",
     "Einsum",
     "FusedGroup",
     "Group",
-    "Index",
     "Op",
     "PassReport",
     "Phase",

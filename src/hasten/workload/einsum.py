@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from hasten import dtypes
 from hasten.errors import HastenError
-from hasten.workload.index import Index, distinct
+from hasten.workload.index import AffineIndex, distinct
 
 
 class Role(StrEnum):
@@ -92,7 +92,7 @@ class Access:
     ranks: tuple[str, ...]
     elements: int | None = None
     view: StridedView | None = field(default=None, compare=False, repr=False)
-    index: tuple[Index, ...] | None = None
+    index: tuple[AffineIndex, ...] | None = None
     outside: float | None = None
 
     def __post_init__(self) -> None:
@@ -104,7 +104,9 @@ class Access:
             object.__setattr__(self, "index", None)  # one form only, so that equal accesses are equal
 
     @classmethod
-    def at(cls, tensor: str, *index: str | Index, elements: int | None = None, outside: float | None = None) -> Access:
+    def at(
+        cls, tensor: str, *index: str | AffineIndex, elements: int | None = None, outside: float | None = None
+    ) -> Access:
         """An access by an index of each dimension.
 
         Raises:
@@ -116,16 +118,16 @@ class Access:
         True
         """
         try:
-            found = tuple(Index.of(i) if isinstance(i, str) else i for i in index)
+            found = tuple(AffineIndex.of(i) if isinstance(i, str) else i for i in index)
         except ValueError as error:
             raise HastenError(f"an access of {tensor} has {error.args[0]}: give ranks and whole numbers") from None
         ranks = tuple(dict.fromkeys(r for i in found for r in i.ranks))
         return cls(tensor, ranks, elements, index=found, outside=outside)
 
     @property
-    def indices(self) -> tuple[Index, ...]:
+    def indices(self) -> tuple[AffineIndex, ...]:
         """The index of each dimension."""
-        return self.index if self.index is not None else tuple(Index(((rank, 1),)) for rank in self.ranks)
+        return self.index if self.index is not None else tuple(AffineIndex(((rank, 1),)) for rank in self.ranks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from torch import Tensor as TorchTensor
 
 from hasten.errors import HastenError
 from hasten.workload.einsum import Access, Cascade, Einsum, Role
-from hasten.workload.index import Index
+from hasten.workload.index import AffineIndex
 from hasten.workload.passes import passes
 from hasten.workload.recurrence import Unit, lag, units
 
@@ -308,7 +308,7 @@ class _Tiles:
         return None
 
 
-def _values(einsum: Einsum, index: Index, without: str = "") -> set[int]:
+def _values(einsum: Einsum, index: AffineIndex, without: str = "") -> set[int]:
     """All values of an index, ``without`` what one rank adds."""
     found = {index.offset}
     for rank, factor in index.terms:

@@ -21,7 +21,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z_]\w*\Z", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class AffineIndex:
     """The sum of ranks, each times a whole number, and of an offset: ``i``, ``i-1``, ``2*i+k``, ``0``.
 
     Args:
@@ -40,13 +40,13 @@ class Index:
             raise HastenError(f"the index {self} names a rank twice or not at all: add its factors up")
 
     @classmethod
-    def of(cls, text: str) -> Index:
+    def of(cls, text: str) -> AffineIndex:
         """From its text.
 
         Raises:
             ValueError: it is no sum of ranks and numbers; the second argument is where it stops being one.
 
-        >>> str(Index.of("2*i + k - 1"))
+        >>> str(AffineIndex.of("2*i + k - 1"))
         '2*i+k-1'
         """
         factors: dict[str, int] = {}
@@ -92,7 +92,7 @@ class Index:
         return "".join(parts).removeprefix("+")
 
 
-def distinct(index: Sequence[Index], sizes: Mapping[str, int], shape: Sequence[int] | None = None) -> int:
+def distinct(index: Sequence[AffineIndex], sizes: Mapping[str, int], shape: Sequence[int] | None = None) -> int:
     """How many elements of a tensor an index of every dimension names, each counted once.
 
     Args:
@@ -120,7 +120,7 @@ def distinct(index: Sequence[Index], sizes: Mapping[str, int], shape: Sequence[i
     return found
 
 
-def _together(index: list[Index], sizes: Mapping[str, int], shape: list[int] | None) -> int:
+def _together(index: list[AffineIndex], sizes: Mapping[str, int], shape: list[int] | None) -> int:
     bounds = [i.bounds(sizes) for i in index]
     if shape is not None and all(low >= 0 and high < size for (low, high), size in zip(bounds, shape, strict=True)):
         shape = None
@@ -142,7 +142,7 @@ def _together(index: list[Index], sizes: Mapping[str, int], shape: list[int] | N
     return np.unique(values, axis=1).shape[1] if values.size else 0
 
 
-def _one_dimension(index: Index, sizes: Mapping[str, int], size: int | None) -> int:
+def _one_dimension(index: AffineIndex, sizes: Mapping[str, int], size: int | None) -> int:
     """Distinct values of one index, of those in [0, size) where one is given."""
     low, high = index.bounds(sizes)
     steps = sorted((abs(factor), sizes[rank]) for rank, factor in index.terms if sizes[rank] > 1)

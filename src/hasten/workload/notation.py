@@ -29,7 +29,7 @@ from typing import NoReturn
 from hasten import dtypes
 from hasten.errors import HastenError
 from hasten.workload.einsum import Access, Cascade, Einsum, Op, Role, Tensor, check_index
-from hasten.workload.index import Index
+from hasten.workload.index import AffineIndex
 
 _NAME = re.compile(r"[A-Za-z_%][\w.%-]*", re.ASCII)
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -127,7 +127,7 @@ def _quoted(name: str) -> str:
 
 
 def _quoted_rank(name: str) -> str:
-    return str(Index(((name, 1),)))
+    return str(AffineIndex(((name, 1),)))
 
 
 def _format_access(access: Access) -> str:
@@ -338,7 +338,7 @@ class _Reader:
             line.fail(f"there is no number format {dtype[:20]!r}: use one of {', '.join(dtypes.BITS)}", at)
         self.declared[name] = Tensor(name, tuple(shape), dtype, role), replace(line, at=start)
 
-    def _indices(self, line: _Line, text: str, start: int) -> list[tuple[Index, int]]:
+    def _indices(self, line: _Line, text: str, start: int) -> list[tuple[AffineIndex, int]]:
         """Each index of a bracket and where it begins."""
         if not text.strip():
             return []
@@ -346,7 +346,7 @@ class _Reader:
         for part in _PART.finditer(text):
             at = start + part.start()
             try:
-                found.append((Index.of(part[0]), at))
+                found.append((AffineIndex.of(part[0]), at))
             except ValueError as error:
                 line.fail(
                     f"{part[0].strip()[:20]!r} is no index: write a sum of ranks and whole numbers, as in 2*i+k-1",
