@@ -147,6 +147,8 @@ def test_what_is_no_circuit_is_refused_in_one_line(source: str, said: str) -> No
 def test_long_and_deep_expressions_are_read() -> None:
     source = "int f(int a) { return " + "(" * 3000 + "a" + ")" * 3000 + " + a" * 3000 + "; }"
     assert parse(source).functions[0].name == "f"
+    for begin, end in (("h(", ")"), ("a[", "]"), ("-", ""), ("a ? 1 : ", "")):
+        assert parse("int f(int a) { return " + begin * 3000 + "a" + end * 3000 + "; }").functions[0].body
     chain = " else ".join(f"if (a == {i}) a = {i + 1};" for i in range(400))
     assert len(parse(f"void f(int a) {{ {chain} }}").functions[0].body) == 1
 

@@ -58,6 +58,9 @@ def test_what_grows_or_nests_without_end_is_refused() -> None:
         preprocess(laughs + "\nA0\n")
     with pytest.raises(HastenError, match="nested over 64 deep"):
         preprocess("#if 1\n" * 100)
+    with pytest.raises(HastenError, match="calls of macros are nested over 64 deep"):
+        preprocess("#define f(x) x\n" + "f(" * 3000 + "1" + ")" * 3000)
+    assert preprocess("#define f(x) x\n" + "f(" * 60 + "1" + ")" * 60).code.strip() == "1"
     with pytest.raises(HastenError, match="at most 1,000,000"):
         preprocess(" " * 1_000_001)
 

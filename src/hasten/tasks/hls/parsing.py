@@ -8,6 +8,7 @@ included are not read, so names of theirs stay names. A part that is no C++ is l
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 _DEEPEST_STATEMENT = 100
 _DEEPEST_EXPRESSION = 200
 
+# Characters between a directive and the function that it precedes.
+_NEAR = 2_000
 _TEMPLATE = re.compile(r"template\s*<[^;{}]*>")
 _CASTS = {"static_cast", "reinterpret_cast", "const_cast", "dynamic_cast"}
 _SCOPES = {"struct_specifier", "class_specifier", "union_specifier", "namespace_definition"}
@@ -526,14 +529,16 @@ def _nest(loop: Loop) -> None:
 
 def _place(code: str, functions: list[Function], pragmas: list[tuple[int, Pragma]]) -> None:
     """Gives each pragma to the innermost loop or function that it stands in, or else right before."""
+    functions = sorted(functions, key=lambda f: f.span)
+    begins = [f.span[0] for f in functions]
     for place, pragma in pragmas:
-        around = [f for f in functions if f.span[0] <= place < f.span[1]]
-        if not around:
-            after = min((f for f in functions if f.span[0] >= place), key=lambda f: f.span[0], default=None)
-            if after is not None and not _TEMPLATE.sub("", code[place : after.span[0]]).strip():
-                after.pragmas.append(pragma)
+        after = bisect_right(begins, place)
+        function = functions[after - 1]
+        if after == 0 or place >= function.span[1]:
+            between = code[place : begins[after]] if after < len(functions) and begins[after] - place < _NEAR else "far"
+            if not _TEMPLATE.sub("", between).strip():
+                functions[after].pragmas.append(pragma)
             continue
-        function = min(around, key=lambda f: f.span[1] - f.span[0])
         loops = [loop for loop in function.loops if loop.span[0] < place < loop.span[1]]
         owner: Function | Loop = min(loops, key=lambda o: o.span[1] - o.span[0]) if loops else function
         owner.pragmas.append(pragma)

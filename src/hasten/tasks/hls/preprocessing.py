@@ -210,12 +210,14 @@ def _define(text: str, macros: dict[str, Macro]) -> None:
     macros[found[1]] = Macro(parameters, found[4].strip())
 
 
-def _expand(text: str, macros: dict[str, Macro], within: frozenset[str] = frozenset()) -> str:
+def _expand(text: str, macros: dict[str, Macro], within: frozenset[str] = frozenset(), depth: int = 0) -> str:
     """``text`` with macros replaced; a macro within itself stays, as in the language.
 
     Raises:
-        HastenError: it grows beyond `MOST_TEXT`.
+        HastenError: it grows beyond `MOST_TEXT`, or calls of macros are nested over 64 deep.
     """
+    if depth > _DEEPEST:
+        raise HastenError(f"calls of macros are nested over {_DEEPEST} deep")
     if not any(name in text for name in macros):
         return text
     tokens = _TOKEN.findall(text)
@@ -233,8 +235,8 @@ def _expand(text: str, macros: dict[str, Macro], within: frozenset[str] = frozen
                     out.append(token)
                     continue
                 at = end
-                body = _substitute(macro, [_expand(a, macros, within) for a in arguments])
-            token = _expand(re.sub(r"\s*##\s*", "", body), macros, within | {tokens[at - 1], token})
+                body = _substitute(macro, [_expand(a, macros, within, depth + 1) for a in arguments])
+            token = _expand(re.sub(r"\s*##\s*", "", body), macros, within | {token}, depth)
         out.append(token)
         size += len(token)
         if size > MOST_TEXT:
