@@ -1,8 +1,9 @@
 """What an Einsum computes at a point, as an expression: the operators that Einsums name, in a handful of functions.
 
 An expression is a nested tuple: ``("read", i)`` is the value of the i-th tensor read, ``("acc",)`` the folded value,
-``("const", c)`` a number, ``("upto", a, b, x)`` is x where rank a is at most rank b and minus infinity elsewhere, and
-anything else a function of `FUNCTIONS` with its arguments. What this module has no expression for is refused by name.
+``("const", c)`` a number, ``("upto", a, b, x)`` is x where rank a is at most rank b and minus infinity elsewhere,
+``("below", a, n, x, y)`` is x where rank a is below n and y elsewhere, and anything else a function of `FUNCTIONS` with
+its arguments. What this module has no expression for is refused by name.
 """
 
 from __future__ import annotations
@@ -70,6 +71,11 @@ def const(value: float) -> Expression:
     return ("const", float(value))
 
 
+def ranks_of(expression: Expression) -> set[str]:
+    """Ranks whose places an expression asks for."""
+    return {r for part in walk(expression) if part[0] in ("upto", "below") for r in part[1:3] if isinstance(r, str)}
+
+
 def walk(expression: Expression) -> Iterator[Expression]:
     """An expression and all its parts."""
     yield expression
@@ -110,6 +116,10 @@ def evaluate(
         low, high, inner = parts
         assert ranks is not None
         return np.where(ranks[low] <= ranks[high], evaluate(inner, reads, acc, ranks), -np.inf)
+    if kind == "below":
+        rank, limit, *either = parts
+        assert ranks is not None
+        return np.where(ranks[rank] < limit, *(evaluate(e, reads, acc, ranks) for e in either))
     return np.asarray(FUNCTIONS[kind](*(evaluate(p, reads, acc, ranks) for p in parts)))
 
 
@@ -196,6 +206,8 @@ def arithmetic(einsum: Einsum) -> Arithmetic:
         return _norm(einsum, constants)
     if "scaled_dot_product" in source or source.endswith("softmax"):
         return _softened(einsum)
+    if source == "aten::cat":
+        return Arithmetic(_joined(einsum))
     if einsum.op is Op.REDUCE:
         return _reduction(einsum, constants)
     if einsum.op in (Op.ELEMENTWISE, Op.COPY):
@@ -219,6 +231,28 @@ def _contraction(einsum: Einsum, constants: Mapping[str, Any]) -> Arithmetic:
     elif constants.get("alpha", 1) != 1:
         finish = ("mul", ACC, const(constants["alpha"]))
     return Arithmetic(("mul", read(0), read(1)), finish)
+
+
+def joins(einsum: Einsum) -> list[tuple[str, int, int]]:
+    """Of an Einsum that joins tensors, for each of them the rank along which it lies, and its first and last place."""
+    along = einsum.output.ranks[int(dict(einsum.constants)["dim"])]
+    found, at = [], 0
+    for access in einsum.inputs:
+        if access.view is None:
+            raise _refused(einsum, "was not traced with its layout")
+        size = access.view.sizes[int(dict(einsum.constants)["dim"])]
+        found.append((along, at, at + size))
+        at += size
+    return found
+
+
+def _joined(einsum: Einsum) -> Expression:
+    *first, _ = joins(einsum)
+    expression: Expression = read(len(first))
+    for i in reversed(range(len(first))):
+        rank, _, end = first[i]
+        expression = ("below", rank, end, read(i), expression)
+    return expression
 
 
 def _softened(einsum: Einsum) -> Arithmetic:

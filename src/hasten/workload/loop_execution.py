@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hasten.errors import HastenError
-from hasten.workload.arithmetic import evaluate
+from hasten.workload.arithmetic import evaluate, ranks_of
 from hasten.workload.loops import ArrayUse, LoopProgram, LoopStage, weight_source
 
 MOST_POINTS = 20_000_000
@@ -83,7 +83,7 @@ def _run(stage: LoopStage, program: LoopProgram, values: Values) -> None:
 
     early = set(stage.used(stage.value))
     reads = [taken(u, ranks) if i in early else None for i, u in enumerate(stage.reads)]
-    where = {**_still(stage.value), **ranks}
+    where = {**dict.fromkeys(ranks_of(stage.value), 0), **ranks}
     made = np.broadcast_to(evaluate(stage.value, reads, ranks=where), grid.shape[1:])
     folding = tuple(i for i, (r, _) in enumerate(stage.loops) if r in stage.reduced)
     if stage.reduce is not None:
@@ -93,18 +93,9 @@ def _run(stage: LoopStage, program: LoopProgram, values: Values) -> None:
     kept = {r: g[first] for r, g in ranks.items()}
     late = set(stage.used(stage.finish))
     reads = [taken(u, kept) if i in late else None for i, u in enumerate(stage.reads)]
-    result = np.broadcast_to(evaluate(stage.finish, reads, made, {**_still(stage.finish), **kept}), made.shape)
+    result = np.broadcast_to(
+        evaluate(stage.finish, reads, made, {**dict.fromkeys(ranks_of(stage.finish), 0), **kept}), made.shape
+    )
     for use in stage.writes:
         out = values.setdefault(use.array, np.full(program.arrays[use.array].shape, np.nan))
         out[tuple(places(use, kept))] = result
-
-
-def _still(expression: object) -> dict[str, int]:
-    """Ranks of one place that ``upto`` names though no loop is left of them."""
-    found: dict[str, int] = {}
-    if isinstance(expression, tuple):
-        if expression and expression[0] == "upto":
-            found.update({expression[1]: 0, expression[2]: 0})
-        for part in expression:
-            found.update(_still(part))
-    return found

@@ -16,7 +16,18 @@ import torch
 from torch import nn
 
 from hasten.errors import HastenError
-from hasten.workload.arithmetic import ACC, FOLD, Arithmetic, Expression, arithmetic, read, substitute, walk
+from hasten.workload.arithmetic import (
+    ACC,
+    FOLD,
+    Arithmetic,
+    Expression,
+    arithmetic,
+    joins,
+    ranks_of,
+    read,
+    substitute,
+    walk,
+)
 from hasten.workload.einsum import Access, Cascade, Einsum, Op, Role, StridedView
 from hasten.workload.tracing import trace_cascade
 
@@ -242,6 +253,7 @@ class _Raw:
     offset: int
     dimensions: list[Subscript] | None = None  # of a window, dimension by dimension
     outside: float | None = None
+    joined: tuple[str, int, int] | None = None  # the rank along which it is a part of what is joined, from and to
 
 
 class _Lowering:
@@ -272,11 +284,11 @@ class _Lowering:
         kept = [r for r, _ in einsum.ranks if r in einsum.output.ranks]
         loops = [(r, sizes[r]) for r in (*kept, *einsum.reduced) if sizes[r] > 1] or [("once", 1)]
         accesses = [*einsum.inputs, einsum.output]
-        raw = [self._raw(einsum, a, sizes, i == len(einsum.inputs)) for i, a in enumerate(accesses)]
+        raw = [self._raw(einsum, i, a, sizes) for i, a in enumerate(accesses)]
         uses, loops = self._subscripts(raw, loops)
-        for part in (*walk(computed.value), *walk(computed.finish)):
-            if part[0] == "upto" and any(sizes[r] > 1 and r not in dict(loops) for r in part[1:3]):
-                raise HastenError(f"{einsum.source} with a causal mask reads across rows: call .contiguous()")
+        asked = ranks_of(computed.value) | ranks_of(computed.finish)
+        if any(sizes[r] > 1 and r not in dict(loops) for r in asked):
+            raise HastenError(f"{einsum.source} joins or masks across rows: call .contiguous() on what it is given")
         title = f"{einsum.module or 'forward'} {einsum.source.removeprefix('aten::')}"
         base = _identifier(f"{einsum.module.rpartition('.')[2]}_{_short(einsum.source)}_{einsum.map.replace('-', '_')}")
         self.names[base] = self.names.get(base, 0) + 1
@@ -286,16 +298,20 @@ class _Lowering:
             name, tuple(loops), tuple(uses[:-1]), (uses[-1],), computed.value, reduce, computed.finish, einsum.op, title
         )
 
-    def _raw(self, einsum: Einsum, access: Access, sizes: Mapping[str, int], written: bool) -> _Raw:
+    def _raw(self, einsum: Einsum, at: int, access: Access, sizes: Mapping[str, int]) -> _Raw:
+        written = at == len(einsum.inputs)
         windowed = einsum.op is Op.CONV or "_pool" in einsum.source
-        if windowed and not written and access is einsum.inputs[0]:
+        if windowed and at == 0:
             return self._window(einsum, access, sizes)
         view = access.view or _contiguous(self.cascade.tensors[access.tensor].shape)
+        joined = joins(einsum)[at] if einsum.source == "aten::cat" and not written else None
+        if joined is not None:
+            sizes = {**sizes, joined[0]: joined[2] - joined[1]}
         terms = _matched(access.ranks, sizes, view)
         if terms is None:
             where = f"{einsum.source} in module {einsum.module or 'forward'!r}"
             raise HastenError(f"{where} reads {access.tensor} otherwise than by a sum of its ranks: no loops say so")
-        return _Raw(access.tensor, [(r, s) for r, s in terms if sizes[r] > 1], view.offset)
+        return _Raw(access.tensor, [(r, s) for r, s in terms if sizes[r] > 1], view.offset, joined=joined)
 
     def _window(self, einsum: Einsum, access: Access, sizes: Mapping[str, int]) -> _Raw:
         """The input of a convolution or a pooling."""
@@ -362,12 +378,20 @@ class _Lowering:
             for access in raw:
                 shape = self.arrays[access.tensor].shape
                 found = access.dimensions if access.dimensions is not None else _delinearized(access, shape, sizes)
+                if isinstance(found, tuple) and access.joined is not None and found[0] == access.joined[0]:
+                    found = None  # the place of what is joined must stay one rank
                 if found is None:
                     raise _Across(access.tensor)
                 if isinstance(found, tuple):
                     split = found
                     break
-                uses.append(ArrayUse(access.tensor, tuple(found), access.outside))
+                outside = access.outside
+                if access.joined is not None:
+                    found, outside = [_moved_back(s, *access.joined[:2]) for s in found], 0.0
+                    spans = [s.span(sizes) for s in found]
+                    within = all(low >= 0 and high < n for (low, high), n in zip(spans, shape, strict=True))
+                    outside = None if within else outside
+                uses.append(ArrayUse(access.tensor, tuple(found), outside))
             if split is None:
                 return uses, loops
             rank, inner = split
@@ -457,6 +481,9 @@ def _delinearized(
 ) -> list[Subscript] | tuple[str, int] | None:
     """Subscripts of the dimensions of an array; or the rank to split, and the size of its inner part; or neither."""
     steps = _contiguous(shape).strides
+    if access.joined is not None:
+        rank, begin, end = access.joined
+        sizes = {**sizes, rank: end - begin}
     offsets, rest = [], access.offset
     for step in steps:
         offsets.append(rest // step)
@@ -479,6 +506,11 @@ def _delinearized(
                 return rank, inner
         return None
     return found
+
+
+def _moved_back(subscript: Subscript, rank: str, begin: int) -> Subscript:
+    """The subscript where the rank counts from the beginning of what is joined, not of its part."""
+    return Subscript(subscript.terms, subscript.offset - begin * dict(subscript.terms).get(rank, 0))
 
 
 def merge_pointwise(program: LoopProgram) -> LoopProgram:
@@ -538,6 +570,8 @@ def _merged(
             return inner if places[part[1]] is ACC else read(base + others.index(part[1]))
         if part[0] == "upto":
             return ("upto", renamed[part[1]], renamed[part[2]], substitute(part[3], change))
+        if part[0] == "below":
+            return ("below", renamed[part[1]], part[2], *(substitute(p, change) for p in part[3:]))
         return None
 
     # `later` folds nothing: its value, then its finish, which is of nothing but the value.

@@ -66,6 +66,9 @@ def test_copies_divide_the_iterations_and_multiply_the_units_which_an_interval_s
     assert cost(8) == (12, 8 * each)
     assert cost(8, 2) == (12, 4 * each)
     assert cost(8, 3) == (12, 3 * each)
+    alone = HlsDesign(program, {stage.name: StageDirectives(unroll={"d0": 8}, pipeline=False)})
+    assert stage_cost(stage, partitioned(alone)).dsp == 8 * each, "what is no pipeline shares no units"
+    assert stage_cost(stage, alone).depth == stage_cost(stage, partitioned(alone)).depth + 3, "one bank, read by twos"
 
 
 def test_the_interval_is_what_folding_and_banks_allow() -> None:

@@ -35,6 +35,22 @@ def encoder() -> tuple[nn.Module, torch.Tensor]:
     return nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=True).eval(), torch.randn(1, 6, 8)
 
 
+class Turned(nn.Module):
+    """Halves traded, as rotary positions do, before a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.product(x)
+        return y + torch.cat([-y[..., 4:], y[..., :4], x[..., :2]], -1)[..., 1:9]
+
+
+def turned() -> tuple[nn.Module, torch.Tensor]:
+    return Turned(), torch.randn(3, 8)
+
+
 def anyhow(program: LoopProgram, rng: np.random.Generator, dataflow: bool = True) -> HlsDesign:
     """A design with directives drawn at random."""
     stages = {}
@@ -47,7 +63,7 @@ def anyhow(program: LoopProgram, rng: np.random.Generator, dataflow: bool = True
 
 
 @needs_compiler
-@pytest.mark.parametrize("make", [small, encoder])
+@pytest.mark.parametrize("make", [small, encoder, turned])
 @pytest.mark.parametrize("seed", range(3))
 def test_emitted_code_computes_what_the_module_computes_under_any_directives(make: object, seed: int) -> None:
     torch.manual_seed(seed)

@@ -79,7 +79,7 @@ OPERATORS: Mapping[str, Mapping[str, OperatorCost]] = {
 """Number format -> function of expressions -> its core."""
 BITS = {"fp32": 32, "fixed16": 16, "fixed8": 8, "fixed6": 6}
 # Functions that are another's core, or wires.
-_ALIKE = {"sub": "add", "min": "max", "neg": "", "abs": "", "select": "", "upto": ""}
+_ALIKE = {"sub": "add", "min": "max", "neg": "", "abs": "", "select": "", "upto": "", "below": ""}
 # Of a stage's control: counters of its loops and its state machine; an estimate.
 _STAGE_LUT, _STAGE_FF, _LEVEL_LUT, _LEVEL_FF = 60, 40, 40, 32
 _READ, _WRITE = 1, 1  # cycles to reach a block RAM
@@ -197,7 +197,8 @@ def stage_cost(stage: LoopStage, design: HlsDesign) -> StageCost:
     bound = next(name for name, value in reasons.items() if value == interval)
 
     units = operator_counts(stage.value, copies)
-    depth = _READ + _path(stage.value, cores) + _WRITE
+    # Where a bank is asked for much, the last copy begins that much later.
+    depth = max(_READ, reasons["banks"]) + _path(stage.value, cores) + _WRITE
     if stage.reduce is not None:
         core = _ALIKE.get(FOLD[stage.reduce], FOLD[stage.reduce])
         across = plan.distance > 0
@@ -207,12 +208,11 @@ def stage_cost(stage: LoopStage, design: HlsDesign) -> StageCost:
         units += operator_counts(stage.finish, finished)
         depth += _path(stage.finish, cores)
     trips = plan.trips
+    # In a pipeline a unit works for as many copies as there are cycles between iterations.
+    shared = {name: math.ceil(count / interval) if directives.pipeline else count for name, count in units.items()}
     if not directives.pipeline:
-        latency, interval, bound = trips * depth, depth, "directive"
-        trips_shared = depth
-    else:
-        latency, trips_shared = (trips - 1) * interval + depth, interval
-    shared = {name: math.ceil(count / trips_shared) for name, count in units.items()}
+        interval, bound = depth, "directive"
+    latency = (trips - 1) * interval + depth
     levels = len(plan.levels)
     bram, lut, ff = _accumulators(stage, plan, finished, bits)
     return StageCost(

@@ -223,6 +223,10 @@ class _Function:
             return (
                 f"({self._index(low)} <= {self._index(high)} ? {self._expression(inner, acc)} : {_number(-math.inf)})"
             )
+        if kind == "below":
+            rank, limit, *either = parts
+            yes, no = (self._expression(e, acc) for e in either)
+            return f"({self._index(rank)} < {limit} ? {yes} : {no})"
         given = [self._expression(p, acc) for p in parts]
         if kind in _SIGNS:
             return f"({given[0]} {_SIGNS[kind]} {given[1]})"
