@@ -29,10 +29,49 @@ def test_sums_are_exact(rows: int, out: int, columns: int, seed: int) -> None:
 
 
 @pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 255), (16, 256), (2, 1030)])
-def test_every_instruction_set_is_exact(rows: int, columns: int) -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 255), (16, 256), (2, 1030), (7, 512), (4, 8192)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_instruction_set_is_exact(rows: int, columns: int, threads: int) -> None:
     x, weight = inputs(rows, 13, columns)
     x[0] = 127
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(kernel.ternary_linear(x, kernel.pack(weight)), (x.long() @ weight.T).float())
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("value", [-128, 127])
+def test_the_largest_sums_are_exact(value: int) -> None:
+    """All x and all weights at their ends, in the widest matrix that is taken: sums of up to 2^24."""
+    columns = 131072
+    x, weight = torch.full((2, columns), value, dtype=torch.int8), torch.ones(3, columns, dtype=torch.long)
+    weight[1] = -1
+    weight[2, ::2] = -1
+    x[1, ::2] = 127
+    assert torch.equal(kernel.ternary_linear(x, kernel.pack(weight)), (x.long() @ weight.T).float())
+
+
+@pytest.mark.usefixtures("isa")
+def test_every_byte_of_codes_is_read_as_the_reference_reads_it() -> None:
+    """The code 3, which nothing packs, stands for nothing."""
+    packed = torch.arange(256, dtype=torch.uint8).repeat(2, 1)
+    x = torch.randint(-128, 128, (5, 1024), dtype=torch.int8)
+    assert torch.equal(kernel.ternary_linear(x, packed), kernel.reference(x, packed))
+
+
+def test_rows_and_weights_that_are_parts_of_others() -> None:
+    x, weight = inputs(6, 8, 512)
+    packed = kernel.pack(weight)
+    assert torch.equal(kernel.ternary_linear(x[::2], packed[::3]), (x[::2].long() @ weight[::3].T).float())
+    assert torch.equal(kernel.ternary_linear(x.T.contiguous().T, packed), (x.long() @ weight.T).float())
+
+
+@pytest.mark.usefixtures("isa")
+def test_a_single_row_and_column() -> None:
+    x, weight = inputs(1, 1, 1)
     assert torch.equal(kernel.ternary_linear(x, kernel.pack(weight)), (x.long() @ weight.T).float())
 
 

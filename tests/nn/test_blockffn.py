@@ -10,6 +10,7 @@ import torch
 from hasten.nn import BlockFFN
 from hasten.nn.blockffn import (
     AdaptiveFactor,
+    Routed,
     activation_locality,
     chunk_sparsification,
     chunk_sparsity,
@@ -127,3 +128,13 @@ def test_experts_by_the_share_of_tokens_that_use_them() -> None:
     assert expert_histogram([logits], 4) == [1, 1, 0, 1]
     assert expert_histogram([logits, logits], 2) == [4, 2]
     assert expert_histogram([]) == [0] * 10
+
+
+def test_what_routers_chose_together() -> None:
+    one, other = (torch.randn(2, 16, 5, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    found = Routed.of([one, other], (1, 4))
+    assert found.sparsity == pytest.approx((token_sparsity(one) + token_sparsity(other)) / 2)
+    assert found.chunks == {n: pytest.approx((chunk_sparsity(one, n) + chunk_sparsity(other, n)) / 2) for n in (1, 4)}
+    assert found.reuse == pytest.approx((expert_reuse(one) + expert_reuse(other)) / 2)
+    assert sum(found.fired) == 10
+    assert Routed.of([]) == Routed(0.0, {1: 0.0, 8: 0.0, 64: 0.0}, 0.0, [0] * 10)

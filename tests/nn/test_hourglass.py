@@ -97,6 +97,19 @@ def test_training_leaves_the_frozen_lift_alone() -> None:
     assert torch.equal(network.lift, before)
 
 
+def test_blocks_of_several_widths() -> None:
+    network = Hourglass(20, hidden=[5, 4, 4], layers=3)
+    assert [block.up.out_features for block in network.blocks] == [5, 4, 4]
+    assert network.sizes().trainable == sum(p.numel() for p in network.parameters()) == 2 * 20 * 13
+    assert network.hidden == 5
+    x = torch.randn(4, 20)
+    torch.testing.assert_close(network(x), x)
+    with pytest.raises(ValueError, match="2 inner widths are not of 3 blocks"):
+        Hourglass(20, hidden=[5, 4], layers=3)
+    with pytest.raises(ValueError, match="at least 1"):
+        Hourglass(20, hidden=[5, 0], layers=2)
+
+
 def test_latent_and_lift_go_together() -> None:
     for options in ({"latent": 30}, {"lift": "frozen"}):
         with pytest.raises(ValueError, match="go together"):

@@ -117,6 +117,14 @@ def quantized_after(start: int, new: int) -> int:
     return start // BLOCK if new <= MOST_NEW else (start + new) // BLOCK
 
 
+def _rounded(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """In another dtype; what fp16 cannot reach is cut off at its largest number, as the compiled step does."""
+    if dtype is torch.float16 and numbers.dtype is not torch.float16:
+        most = torch.finfo(dtype).max
+        numbers = numbers.clamp(-most, most)
+    return numbers.to(dtype)
+
+
 def _store_blocks(
     blocks: Tensor, places: Tensor, codes: Tensor, scales: Tensor, mins: Tensor | None, bits: int, keys: bool
 ) -> None:
@@ -223,11 +231,11 @@ def _append(
             # Later positions of a long prompt take earlier ones' places: only the last holders are written.
             slots = ring.slots(positions)
             kept = _last_holders(slots)
-            codes[:, :, slots[kept]] = new[:, :, kept].to(codes.dtype)
+            codes[:, :, slots[kept]] = _rounded(new[:, :, kept], codes.dtype)
         elif not ring_blocks:
-            codes[:, :, start : start + count] = new.to(codes.dtype)
+            codes[:, :, start : start + count] = _rounded(new, codes.dtype)
         else:
-            codes[:, :, ring.slots(positions)] = new.to(codes.dtype)
+            codes[:, :, ring.slots(positions)] = _rounded(new, codes.dtype)
         return
     assert scales is not None
     final = quantized_after(start, count)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hasten.kernels import gate
 from hasten.kernels.compiled import FORMATS, native
-from hasten.kernels.groups import decode, encode
+from hasten.kernels.groups import check_range, decode, encode
 from hasten.workload.einsum import Op
 from hasten.workload.operators import Call, axes, register, whole
 
@@ -48,10 +48,13 @@ def quantize(weight: Tensor, bits: int, group: int = GROUP) -> tuple[Tensor, Ten
 
     Raises:
         ValueError: sizes or a bit width that no format has.
+        HastenError: a weight is not finite, or larger than the format's numbers or scales reach
+            (`hasten.kernels.groups.LARGEST`).
     """
     out, columns = weight.shape
     if bits not in (4, 8, 16):
         raise ValueError(f"a weight has 4, 8 or 16 bits, not {bits}")
+    check_range(weight, bits)
     if bits == 16:
         return weight.to(torch.bfloat16).contiguous(), None, None
     if group % GROUP or columns % group:

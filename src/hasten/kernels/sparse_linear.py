@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hasten.kernels import gate
 from hasten.kernels.compiled import native
+from hasten.kernels.groups import check_range, half_scales
 from hasten.workload.einsum import Op
 from hasten.workload.operators import Call, register
 
@@ -33,7 +34,10 @@ def pack(weight: Tensor, scales: Tensor, zeros: Tensor, group: int = GROUP) -> t
 
     Raises:
         ValueError: more than two of four are not zero, or a width that does not divide.
+        HastenError: a weight or a scale is not finite, or beyond what fp16 holds.
     """
+    for numbers in (weight, scales):
+        check_range(numbers, 2)
     out, columns = weight.shape
     if columns % group or group % 4:
         raise ValueError(f"groups of {group} do not divide {columns} columns")
@@ -43,7 +47,8 @@ def pack(weight: Tensor, scales: Tensor, zeros: Tensor, group: int = GROUP) -> t
     # The two kept places, rising; where fewer are not zero, any others fill up with the code that means zero.
     order = (fours != 0).int().argsort(dim=-1, descending=True, stable=True)[..., :2].sort(-1).values
     kept = fours.gather(2, order).reshape(out, -1, group // 4 * 2)
-    scale = scales.half().float()[..., None]
+    scales = half_scales(scales)
+    scale = scales.float()[..., None]
     codes = (
         (torch.round(kept / scale.clamp(min=1e-12)) + zeros[..., None])
         .clamp(0, 3)
@@ -54,7 +59,7 @@ def pack(weight: Tensor, scales: Tensor, zeros: Tensor, group: int = GROUP) -> t
     packed = codes[..., 0] | codes[..., 1] << 2 | order[..., 0] << 4 | order[..., 1] << 6
     padded = torch.nn.functional.pad(zeros.to(torch.uint8), (0, -zeros.shape[1] % 4)).reshape(out, -1, 4)
     small = padded[..., 0] | padded[..., 1] << 2 | padded[..., 2] << 4 | padded[..., 3] << 6
-    return packed, scales.half(), small
+    return packed, scales, small
 
 
 def unpack_codes(packed: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,12 @@
-"""int8 activations times ternary weights of 2 bits each, by additions alone.
+"""int8 activations times ternary weights of 2 bits each, in whole numbers.
 
 A matrix (out, columns) of -1, 0 and 1 is packed in blocks of 256 columns, 64 bytes each: byte j of a block holds the
 codes of its columns j, 64 + j, 128 + j and 192 + j, two bits each from the low end; 1 stands for +1, 2 for -1, 0 for
 nothing. Columns that are missing in the last block are nothing.
 
-The compiled kernel selects x, -x or neither for each code and adds: there is no multiplication. Sums are whole numbers
-and exact, for many rows as for few: these are taken `FEW_ROWS` at a time, so that no product is made. Without the
+The compiled kernel turns codes into bytes 0, 1 and 2 in registers, the weight plus 1, and leaves adding x as often as
+a byte says to the processor's byte dot products; the sum of x goes out again at the end. Nothing is unpacked to memory
+and nothing is a float: sums are exact, for many rows as for few, which are taken `FEW_ROWS` at a time. Without the
 compiled kernel the weights are unpacked to fp32 and multiplied by the platform's matrix product, which is exact too:
 every partial sum is a whole number below 2^24.
 """
@@ -116,18 +117,11 @@ def _ternary_linear(x: Tensor, packed: Tensor) -> Tensor:
 def _multiply(module: Any, flat: Tensor, packed: Tensor, y: Tensor) -> None:
     """Writes the product of few rows to y."""
     (rows, columns), out = flat.shape, packed.shape[0]
-    lowest = flat == -128
-    if lowest.any():  # 128 - x has no place in a byte there: -127, and once more what is left
-        _multiply(module, flat.clamp(min=-127), packed, y)
-        left = gate.buffer(rows, out)
-        _multiply(module, -lowest.to(torch.int8), packed, left)
-        y += left
-        return
-    padded = torch.nn.functional.pad(flat, (0, -columns % BLOCK)).to(torch.int16)
-    plus, minus = (128 + padded).to(torch.uint8), (128 - padded).to(torch.uint8)
-    blocks, width = packed.shape[1] // BLOCK_BYTES, plus.shape[1]
+    blocks = packed.shape[1] // BLOCK_BYTES
+    missing = BLOCK * blocks - columns
+    flat = torch.nn.functional.pad(flat, (0, missing)) if missing else flat.contiguous()
     module.ternary_multiply(
-        gate.address(plus, torch.uint8, rows, BLOCK * blocks), gate.address(minus, torch.uint8, rows, width), rows,
+        gate.address(flat, torch.int8, rows, BLOCK * blocks), rows,
         gate.address(packed, torch.uint8, out, BLOCK_BYTES * blocks), out, blocks,
         gate.address(y, torch.float32, rows, out), torch.get_num_threads(),
     )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.kernels import sparse_linear as kernel
+from hasten.kernels.groups import half_scales
 from hasten.runtime.language_model import LanguageModel
 from hasten.train.loop import train
 from hasten.train.schedules import Linear
@@ -42,8 +43,8 @@ class LowBitLinear(nn.Module):
     @property
     def half_scales(self) -> Tensor:
         """Scales as fp16 keeps them, with a gradient."""
-        scales = self.scales.clamp(min=1e-7)
-        return scales + (scales.half().float() - scales).detach()
+        scales = self.scales.clamp(min=2.0**-24)
+        return scales + (half_scales(scales).float() - scales).detach()
 
     @property
     def weight(self) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hasten.errors import HastenError
+from hasten.kernels.groups import half_scales
 
 DAMPING = 0.01
 
@@ -39,7 +40,7 @@ class Rounding:
         best = torch.full_like(low, torch.inf)
         kept = (torch.ones_like(low), torch.zeros_like(low))
         for shrink in torch.linspace(1.0, 0.4, 13).tolist():
-            scale = ((high - low) * shrink / levels).half().float().clamp(min=1e-8)
+            scale = half_scales((high - low) * shrink / levels).float().clamp(min=2.0**-24)
             zero = torch.round(-low * shrink / scale).clamp(0, levels)
             error = (self.apply(part, scale, zero) - part).square().sum(1, keepdim=True)
             better = error < best

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.kernels import sparse_linear as kernel
+from hasten.kernels.groups import check_range
 from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Method
 from hasten.methods.recovery import LowBitLinear, last_states, recover
@@ -71,6 +72,9 @@ def compress(
         ids: (n, length) calibration tokens.
         change: from a weight (out, in) and H = X^T X to the new weight.
         finish: what replaces a changed layer, given where its rows were in what was solved; itself when None.
+
+    Raises:
+        HastenError: a weight is not finite, or beyond what scales of fp16 reach.
     """
     decoder = model.decoder
     states = list(decoder.embedding(ids).split(2))
@@ -101,7 +105,9 @@ def compress(
             handle.remove()
         for names, gram in grams.items():
             modules = [linears[name] for name in names]
-            solved = change(torch.cat([m.weight.detach().float() for m in modules]), gram)
+            weights = torch.cat([m.weight.detach().float() for m in modules])
+            check_range(weights, 2)
+            solved = change(weights, gram)
             first = 0
             for name, module in zip(names, modules, strict=True):
                 rows = slice(first, first + module.out_features)

@@ -82,27 +82,33 @@ class WeightOnly(Method):
 
     def apply(self, model: Any) -> Any:
         self.check(model)
-        # A layer that stands in several places is packed once, and stays shared.
+        # A layer that stands in several places is packed once, and stays shared. All are packed before one is replaced:
+        # a weight that no scale reaches leaves the model as it was.
         packed: dict[nn.Module, PackedLinear] = {}
-        for parent in list(model.modules()):
-            for name, child in list(parent._modules.items()):
+        places: list[tuple[nn.Module, str, nn.Module]] = []
+        for path, parent in model.named_modules():
+            for name, child in parent._modules.items():
                 if not isinstance(child, nn.Linear) or name == "lm_head" or _own_forward(child):
                     continue
                 if child not in packed:
-                    packed[child] = PackedLinear.from_linear(child, self.bits, self.group, self.bf16, self.int8)
-                setattr(parent, name, packed[child])
-        for network in _with_heads(model) if self.head_bits else ():
-            self._pack_head(network)
+                    packed[child] = self._pack(child, self.bits, f"{path}.{name}" if path else name)
+                places.append((parent, name, child))
+        heads = [(n, self._pack(n.lm_head, self.head_bits, "lm_head")) for n in _with_heads(model) if self.head_bits]
+        for parent, name, child in places:
+            setattr(parent, name, packed[child])
+        for network, head in heads:
+            table = network.get_input_embeddings()
+            tied = table.weight is network.lm_head.weight
+            network.lm_head = head
+            if tied:
+                network.set_input_embeddings(_like(table, head))
         return model
 
-    def _pack_head(self, network: Any) -> None:
-        table = network.get_input_embeddings()
-        tied = table.weight is network.lm_head.weight
-        network.lm_head = PackedLinear.from_linear(
-            network.lm_head, self.head_bits, self.group, self.bf16, self.int8 and self.head_bits < 16
-        )
-        if tied:
-            network.set_input_embeddings(_like(table, network.lm_head))
+    def _pack(self, linear: nn.Linear, bits: int, name: str) -> PackedLinear:
+        try:
+            return PackedLinear.from_linear(linear, bits, self.group, self.bf16, self.int8 and bits < 16)
+        except HastenError as error:
+            raise HastenError(f"{name}: {error}") from error
 
     def rewrite(self, workload: Workload) -> Workload:
         weights = dict(workload.weights)

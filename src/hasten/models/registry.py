@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from hasten.exports import Exports
 
-Builder = Callable[[str], Any]
+Builder = Callable[..., Any]
 Registered = TypeVar("Registered")
 
 _BUILDERS: dict[str, Builder] = {}

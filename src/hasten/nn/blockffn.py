@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +125,34 @@ def expert_histogram(routers: Sequence[Tensor], bins: int = 10) -> list[int]:
         for share in active(logits).float().mean((0, 1)).tolist():
             counts[min(bins - 1, int(share * bins))] += 1
     return counts
+
+
+@dataclass(frozen=True)
+class Routed:
+    """How routers chose, on average over a network's layers.
+
+    Args:
+        sparsity: `token_sparsity`.
+        chunks: `chunk_sparsity` by the length of a chunk.
+        reuse: `expert_reuse`.
+        fired: `expert_histogram`, over all layers: a few experts that all tokens use are no sparsity to want.
+    """
+
+    sparsity: float
+    chunks: dict[int, float]
+    reuse: float
+    fired: list[int]
+
+    @classmethod
+    def of(cls, routers: Sequence[Tensor], chunks: Sequence[int] = (1, 8, 64)) -> Routed:
+        """Of raw logits (batch, length, experts) of each layer; zeros for none."""
+        count = max(1, len(routers))
+        return cls(
+            sum(token_sparsity(r) for r in routers) / count,
+            {size: sum(chunk_sparsity(r, size) for r in routers) / count for size in chunks},
+            sum(expert_reuse(r) for r in routers) / count,
+            expert_histogram(routers),
+        )
 
 
 def activation_locality(logits: Tensor, documents: Tensor | None = None, sharpness: float = 100.0) -> Tensor:

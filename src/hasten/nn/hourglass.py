@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,7 +72,8 @@ class Hourglass(nn.Module):
     Args:
         inputs: width of the input.
         outputs: of the output; as the input when None.
-        hidden: inner width of the blocks.
+        hidden: inner width of the blocks; a number for each where they differ, as when a number of parameters does not
+            divide evenly.
         layers: blocks.
         latent: width of the skips; needs a lift.
         lift: ``frozen`` (random, made from the seed, which the state holds in its place), ``trained``, or ``none``.
@@ -83,7 +85,8 @@ class Hourglass(nn.Module):
         (..., inputs) to (..., outputs).
 
     Raises:
-        ValueError: a latent without a lift, or the other way round; a seed of more than 64 bits.
+        ValueError: a latent without a lift, or the other way round; a seed of more than 64 bits; inner widths for
+            another number of blocks.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class Hourglass(nn.Module):
         inputs: int,
         outputs: int | None = None,
         *,
-        hidden: int,
+        hidden: int | Sequence[int],
         layers: int,
         latent: int | None = None,
         lift: Lift = "none",
@@ -101,11 +104,15 @@ class Hourglass(nn.Module):
         super().__init__()
         if (latent is None) != (lift == "none"):
             raise ValueError("a latent width and a lift go together: give both or neither")
-        if min(inputs, hidden, latent or 1) < 1 or layers < 0:
+        inner = (hidden,) * layers if isinstance(hidden, int) else tuple(hidden)
+        if len(inner) != layers:
+            raise ValueError(f"{len(inner)} inner widths are not of {layers} blocks")
+        if min(inputs, latent or 1, *inner) < 1 or (isinstance(hidden, int) and hidden < 1) or layers < 0:
             raise ValueError("widths are at least 1, layers at least 0")
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"a seed has 64 bits, not {seed}")
-        self.inputs, self.outputs, self.hidden, self.latent = inputs, outputs or inputs, hidden, latent or inputs
+        self.inputs, self.outputs, self.latent = inputs, outputs or inputs, latent or inputs
+        self.inner = inner
         self.lifting: Lift = lift
         self.seed = seed
         self.lift: Tensor | None
@@ -120,7 +127,7 @@ class Hourglass(nn.Module):
                 self.register_buffer("lift_from", torch.tensor([seed, inputs]))
             else:
                 self.lift = nn.Parameter(matrix)
-        self.blocks = nn.ModuleList(_Block(self.latent, hidden) for _ in range(layers))
+        self.blocks = nn.ModuleList(_Block(self.latent, width) for width in inner)
         plain = lift == "none" and self.outputs == inputs
         self.read = None if plain else nn.Linear(self.latent, self.outputs, bias=False)
         if project and self.lift is not None and self.read is not None and self.outputs == inputs:
@@ -165,12 +172,17 @@ class Hourglass(nn.Module):
         return z if self.read is None else self.read(z)
 
     def sizes(self) -> Sizes:
-        """By formula: 2 L d_z d_h + d_z d_y, and d_z d_x more for a lift that learns."""
-        inner = 2 * len(self.blocks) * self.latent * self.hidden
+        """By formula: 2 d_z d_h a block, d_z d_y, and d_z d_x more for a lift that learns."""
+        inner = 2 * self.latent * sum(self.inner)
         read = self.latent * self.outputs if self.read is not None else 0
         lift = self.latent * self.inputs if self.lift is not None else 0
         learned = inner + read + (lift if self.lifting == "trained" else 0)
         return Sizes(learned, learned + (2 if self.lifting == "frozen" else 0), 2 * (inner + read + lift))
+
+    @property
+    def hidden(self) -> int:
+        """The inner width of the blocks, of the widest where they differ; 0 without blocks."""
+        return max(self.inner, default=0)
 
     def extra_repr(self) -> str:
         return f"{self.inputs}, {self.outputs}, hidden={self.hidden}, latent={self.latent}, lift={self.lifting}"

@@ -83,6 +83,7 @@ class PackedLinear(_Packed):
 
         Raises:
             ValueError: ``in_features`` is not a multiple of ``group``.
+            HastenError: a weight is not finite, or larger than the format reaches.
         """
         device = linear.weight.device
         with torch.device("meta"):

@@ -12,39 +12,45 @@ from torch.nn import functional as F
 from hasten.nn.hourglass import Hourglass
 from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Params, Space, categorical
-from hasten.tasks.restoration import NOISE, SIDE, Denoise, Restoration, SuperResolution
+from hasten.tasks.restoration import NOISE, SIDE, Denoise, DenoiseDigits, Restoration, SuperResolution
 from hasten.train import fit
 
-Kind = Literal["denoise", "superres"]
-_KINDS: dict[Kind, type[Restoration]] = {"denoise": Denoise, "superres": SuperResolution}
+Kind = Literal["denoise", "superres", "digits"]
+TASKS: dict[Kind, type[Restoration]] = {"denoise": Denoise, "superres": SuperResolution, "digits": DenoiseDigits}
 WIDTH = SIDE * SIDE
 
 
-def shape(params: Mapping[str, Any], parameters: int) -> Hourglass:
+def shape(params: Mapping[str, Any], parameters: int, width: int = WIDTH) -> Hourglass:
     """The network of a point that has as many trainable parameters as asked, or just fewer.
 
-    An Hourglass takes the largest inner width at its ratio, and what that leaves over widens the latent.
+    An Hourglass takes the largest inner width at its ratio, and what that leaves over widens the latent; the others'
+    first blocks have one inner unit more.
+
+    Args:
+        params: of the point.
+        parameters: at most so many.
+        width: pixels of input and output.
 
     Raises:
         Infeasible: no inner width fits, or a conventional block would be narrower inside than outside.
     """
     layers = int(params["layers"])
     if params["shape"] == "hourglass":
-        latent = WIDTH * int(params["ratio"])
-        hidden = (parameters - latent * WIDTH) // (2 * layers * latent)
+        latent = width * int(params["ratio"])
+        hidden = (parameters - latent * width) // (2 * layers * latent)
         if hidden < 1:
             raise Infeasible("the read-out takes all parameters")
-        latent = parameters // (WIDTH + 2 * layers * hidden)
-        return Hourglass(WIDTH, hidden=hidden, layers=layers, latent=latent, lift=params.get("lift", "frozen"))
-    hidden = parameters // (2 * layers * WIDTH)
-    if hidden < 1 or (params["shape"] == "conventional") != (hidden >= WIDTH):
+        latent = parameters // (width + 2 * layers * hidden)
+        return Hourglass(width, hidden=hidden, layers=layers, latent=latent, lift=params.get("lift", "frozen"))
+    hidden, more = divmod(parameters // (2 * width), layers)
+    if hidden < 1 or (params["shape"] == "conventional") != (hidden >= width):
         raise Infeasible(f"{layers} blocks of {hidden} inside are not {params['shape']}")
-    return Hourglass(WIDTH, hidden=hidden, layers=layers)
+    return Hourglass(width, hidden=[hidden + (i < more) for i in range(layers)], layers=layers)
 
 
 def psnr(network: Hourglass, seed: int, task: Kind = "denoise") -> float:
     """Peak signal-to-noise ratio on the test patches, dB: -10 log10 of the mean squared error."""
-    restoration = _KINDS[task]()
+    restoration = TASKS[task]()
     test = restoration.parts["test"]
     given = restoration.spoil(test, torch.Generator().manual_seed(seed + 1000))
     with torch.no_grad():
@@ -53,7 +59,7 @@ def psnr(network: Hourglass, seed: int, task: Kind = "denoise") -> float:
 
 def restore(network: Hourglass, steps: int, rate: float, seed: int, task: Kind = "denoise") -> float:
     """Trains on freshly spoiled patches and gives the PSNR on the test patches, dB."""
-    restoration = _KINDS[task]()
+    restoration = TASKS[task]()
     batches = restoration.batches("training", 256, seed)
     fit(
         network,
@@ -73,8 +79,10 @@ def problem(seed: int = 0, steps: int = 1000, task: Kind = "denoise") -> Problem
     Args:
         seed: of weights, batches and noise.
         steps: of each training.
-        task: ``denoise``, or ``superres``: from half the resolution.
+        task: ``denoise``, or ``superres``: from half the resolution; ``digits``: small digits to be cleaned of noise.
     """
+    width = TASKS[task].width
+    side = round(width**0.5)
     space = Space(
         [
             categorical("parameters", [50_000, 100_000, 300_000]),
@@ -88,7 +96,7 @@ def problem(seed: int = 0, steps: int = 1000, task: Kind = "denoise") -> Problem
     def evaluate(params: Params) -> dict[str, Any]:
         torch.manual_seed(seed)
         chosen: dict[str, Any] = dict(params)
-        network = shape(chosen, int(chosen["parameters"]))
+        network = shape(chosen, int(chosen["parameters"]), width)
         found = restore(network, steps, float(chosen["rate"]), seed, task)
         sizes = network.sizes()
         return {
@@ -97,9 +105,9 @@ def problem(seed: int = 0, steps: int = 1000, task: Kind = "denoise") -> Problem
         }  # fmt: skip
 
     return Problem(
-        "hourglass" if task == "denoise" else "hourglass-superres",
+        "hourglass" if task == "denoise" else f"hourglass-{task}",
         space,
         (Objective("psnr", "maximize", "dB"), Objective("trainable", "minimize", "parameters")),
         evaluate,
-        identity={"seed": str(seed), "steps": str(steps), "task": f"{task} {SIDE}x{SIDE}, noise {NOISE}"},
+        identity={"seed": str(seed), "steps": str(steps), "task": f"{task} {side}x{side}, noise {NOISE}"},
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hasten.data.images import patches, photographs
+from hasten.data.images import digits, patches, photographs
 from hasten.errors import HastenError
 from hasten.tasks.task import Batch, Better, Model, Split, Task, registered
 
@@ -26,22 +26,34 @@ def clean_patches() -> tuple[Tensor, Tensor]:
     return training, test
 
 
+@functools.cache
+def clean_digits() -> tuple[Tensor, Tensor]:
+    """Training and test digits (count, 64) within 0 and 1, the first 1400 and the others."""
+    images = digits()[0].float().flatten(1) / 16
+    return images[:1400], images[1400:]
+
+
 class Restoration(Task):
-    """Flat patches (count, 144) that something was taken from; the answer is what they were."""
+    """Flat patches (count, width) that something was taken from; the answer is what they were."""
 
     given = "spoiled patches (batch, 144), fp32; a clean one is within 0 and 1"
     answered = "the clean patches (batch, 144)"
+    width: ClassVar[int] = SIDE * SIDE
     metric = "dB of signal to noise"
     splits: tuple[Split, ...] = ("training", "test")
     better: ClassVar[Better] = "higher"
     best = math.inf
 
     def __init__(self) -> None:
-        self.parts: dict[Split, Tensor] = dict(zip(self.splits, clean_patches(), strict=True))
+        self.parts: dict[Split, Tensor] = dict(zip(self.splits, self.clean(), strict=True))
         self._spoiled: dict[Split, Tensor] = {}
 
+    def clean(self) -> tuple[Tensor, Tensor]:
+        """Training and test patches (count, width)."""
+        return clean_patches()
+
     def spoil(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """What a model is given for clean patches (count, 144)."""
+        """What a model is given for clean patches (count, width)."""
         raise NotImplementedError
 
     @functools.cached_property
@@ -99,6 +111,19 @@ class Denoise(Restoration):
 
     def spoil(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         return clean + torch.randn(clean.shape, generator=generator) * self.noise
+
+
+@registered("denoise-digits")
+class DenoiseDigits(Denoise):
+    """As `Denoise`, on the 1,797 digits that scikit-learn carries: data, not parameters, is what lacks here."""
+
+    description = "handwritten digits of 8 x 8 pixels, to be cleaned of noise"
+    given = "spoiled digits (batch, 64), fp32; a clean one is within 0 and 1"
+    answered = "the clean digits (batch, 64)"
+    width = 64
+
+    def clean(self) -> tuple[Tensor, Tensor]:
+        return clean_digits()
 
 
 @registered("superres")

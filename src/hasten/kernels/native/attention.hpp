@@ -397,16 +397,29 @@ inline void choose(const Model& m, const Cache& c, const LayerCache& l, int64_t 
   chosen[0] = int32_t(n - 1);
 }
 
+// A scale in fp16: a positive one is never 0, so that no small number is lost beside larger ones.
+HASTEN_INLINE uint16_t scale_fp16(float scale) {
+  const uint16_t half = to_fp16(scale);
+  return half == 0 && scale > 0 ? uint16_t(1) : half;
+}
+
+// 0, or NaN where one of `count` values `step` apart is not finite: such a group reads as NaN.
+HASTEN_INLINE float spoiled(const float* x, int64_t count, int64_t step) {
+  float found = 0;
+  for (int64_t i = 0; i < count; ++i) found += 0 * x[i * step];
+  return found;
+}
+
 // Codes of `count` values `step` apart: symmetric int8, or asymmetric int4 with a minimum.
 HASTEN_INLINE float scale_int8(const float* x, int64_t count, int64_t step) {
   float largest = 0;
   for (int64_t i = 0; i < count; ++i) largest = std::fmax(largest, std::fabs(x[i * step]));
-  return from_fp16(to_fp16(largest / 127));
+  return from_fp16(scale_fp16(largest / 127 + spoiled(x, count, step)));
 }
 
+// Cut off before it becomes an integer: a number beyond those has no defined one.
 HASTEN_INLINE int round_to(float x, int low, int high) {
-  const int code = int(std::nearbyint(x));
-  return code < low ? low : code > high ? high : code;
+  return int(std::nearbyint(x >= float(high) ? float(high) : x > float(low) ? x : float(low)));
 }
 
 HASTEN_INLINE void range_int4(const float* x, int64_t count, int64_t step, uint16_t& scale, uint16_t& min) {
@@ -415,8 +428,9 @@ HASTEN_INLINE void range_int4(const float* x, int64_t count, int64_t step, uint1
     low = std::fmin(low, x[i * step]);
     high = std::fmax(high, x[i * step]);
   }
-  min = to_fp16(low);
-  scale = to_fp16((high - from_fp16(min)) / 15);
+  const float wrong = spoiled(x, count, step);
+  min = to_fp16(low + wrong);
+  scale = scale_fp16((high - from_fp16(min)) / 15 + wrong);
 }
 
 // Moves one complete block of 32 tokens from the recent part into codes.

@@ -16,7 +16,8 @@ HASTEN_INLINE void encode_group(const float* x, const Codes& to, int64_t row, in
   store(largest, max(abs(a), abs(b)));
   float most = 0;
   for (int i = 0; i < kLanes; ++i) most = largest[i] > most ? largest[i] : most;
-  const float scale = most / 127;
+  // Not a number where a value is not finite: a maximum alone would pass over it.
+  const float scale = most / 127 + sum(add(mul(a, zero()), mul(b, zero())));
   const vec inverse = broadcast(scale > 0 ? 127 / most : 0.0f);
   const vec first = round(mul(a, inverse)), second = round(mul(b, inverse));
   int8_t* codes = to.codes + row * to.width + kGroup * g;

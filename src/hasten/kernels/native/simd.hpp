@@ -69,6 +69,9 @@ HASTEN_INLINE uint16_t to_fp16(float f) {
   return uint16_t(sign | (bits >> 13));
 }
 
+// The weights, plus 1, of the ternary codes 0 to 3, a byte each: nothing, +1, -1, nothing.
+constexpr uint32_t kTernaryLower = 0x01000201;
+
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 
 struct vec {
@@ -194,21 +197,46 @@ HASTEN_INLINE vec spread(vec p, int part) {
   return {_mm512_permutexvar_ps(_mm512_add_epi32(from, _mm512_set1_epi32(part * 16 / Times)), p.v)};
 }
 
-// Sums of bytes selected by 2-bit codes: bit 0 takes the first operand's byte, bit 1 the second's, none 128.
-struct byte_sums {
-  __m512i v;
+// The 256 ternary weights of a block, plus 1 each: part i has columns 64 i to 64 i + 63.
+struct ternaries {
+  __m512i v[4];
 };
-HASTEN_INLINE byte_sums no_bytes() { return {_mm512_setzero_si512()}; }
-HASTEN_INLINE void add_selected(byte_sums& to, const uint8_t* codes, int position, const uint8_t* plus,
-                                const uint8_t* minus) {
-  const __m512i p = _mm512_loadu_si512(codes);
-  const __mmask64 first = _mm512_test_epi8_mask(p, _mm512_set1_epi8(char(1 << 2 * position)));
-  const __mmask64 second = _mm512_test_epi8_mask(p, _mm512_set1_epi8(char(2 << 2 * position)));
-  __m512i chosen = _mm512_mask_loadu_epi8(_mm512_set1_epi8(char(128)), first, plus);
-  chosen = _mm512_mask_loadu_epi8(chosen, second, minus);
-  to.v = _mm512_add_epi64(to.v, _mm512_sad_epu8(chosen, _mm512_setzero_si512()));
+// Whole numbers of a sum that `total` adds up.
+struct ternary_sum {
+  __m512i v[4];
+};
+HASTEN_INLINE ternaries load_ternaries(const uint8_t* p) {
+  // A nibble holds two codes: one table has the lower one's weight for it, the other the upper one's.
+  const __m512i lower = _mm512_set1_epi32(int(kTernaryLower)), nibble = _mm512_set1_epi8(15);
+  const __m512i upper = _mm512_broadcast_i32x4(_mm_setr_epi32(0x01010101, 0x02020202, 0, 0x01010101));
+  const __m512i b = _mm512_loadu_si512(p);
+  const __m512i low = _mm512_and_si512(b, nibble), high = _mm512_and_si512(_mm512_srli_epi16(b, 4), nibble);
+  return {{_mm512_shuffle_epi8(lower, low), _mm512_shuffle_epi8(upper, low), _mm512_shuffle_epi8(lower, high),
+           _mm512_shuffle_epi8(upper, high)}};
 }
-HASTEN_INLINE int64_t total(byte_sums a) { return _mm512_reduce_add_epi64(a.v); }
+HASTEN_INLINE ternary_sum no_products() {
+  const __m512i none = _mm512_setzero_si512();
+  return {{none, none, none, none}};
+}
+#if defined(__AVX512VNNI__)
+HASTEN_INLINE void add_products(ternary_sum& to, const ternaries& w, const int8_t* x) {
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) to.v[i] = _mm512_dpbusd_epi32(to.v[i], w.v[i], _mm512_loadu_si512(x + 64 * i));
+}
+HASTEN_INLINE int32_t total(const ternary_sum& a) {
+  return _mm512_reduce_add_epi32(_mm512_add_epi32(_mm512_add_epi32(a.v[0], a.v[1]), _mm512_add_epi32(a.v[2], a.v[3])));
+}
+#else
+HASTEN_INLINE void add_products(ternary_sum& to, const ternaries& w, const int8_t* x) {
+  // A sum of two products is within 512, so that four of them stay within 16 bits.
+  __m512i pairs = _mm512_maddubs_epi16(w.v[0], _mm512_loadu_si512(x));
+#pragma GCC unroll 3
+  for (int i = 1; i < 4; ++i)
+    pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16(w.v[i], _mm512_loadu_si512(x + 64 * i)));
+  to.v[0] = _mm512_add_epi32(to.v[0], _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+HASTEN_INLINE int32_t total(const ternary_sum& a) { return _mm512_reduce_add_epi32(a.v[0]); }
+#endif
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
@@ -372,27 +400,44 @@ HASTEN_INLINE vec spread(vec p, int part) {
           _mm256_permutevar8x32_ps(from, _mm256_add_epi32(step, _mm256_set1_epi32(first + groups / 2)))};
 }
 
-struct byte_sums {
-  __m256i v;
+struct ternaries {
+  __m256i v[4][2];
 };
-HASTEN_INLINE byte_sums no_bytes() { return {_mm256_setzero_si256()}; }
-HASTEN_INLINE void add_selected(byte_sums& to, const uint8_t* codes, int position, const uint8_t* plus,
-                                const uint8_t* minus) {
-  const __m256i one = _mm256_set1_epi8(char(1 << 2 * position)), two = _mm256_set1_epi8(char(2 << 2 * position));
-  for (int half = 0; half < 64; half += 32) {
-    const auto at = [half](const uint8_t* q) HASTEN_LAMBDA {
-      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + half));
-    };
-    const __m256i p = at(codes);
-    __m256i chosen = _mm256_set1_epi8(char(128));
-    chosen = _mm256_blendv_epi8(chosen, at(plus), _mm256_cmpeq_epi8(_mm256_and_si256(p, one), one));
-    chosen = _mm256_blendv_epi8(chosen, at(minus), _mm256_cmpeq_epi8(_mm256_and_si256(p, two), two));
-    to.v = _mm256_add_epi64(to.v, _mm256_sad_epu8(chosen, _mm256_setzero_si256()));
+struct ternary_sum {
+  __m256i v[2];
+};
+HASTEN_INLINE ternaries load_ternaries(const uint8_t* p) {
+  const __m256i lower = _mm256_set1_epi32(int(kTernaryLower)), nibble = _mm256_set1_epi8(15);
+  const __m256i upper = _mm256_broadcastsi128_si256(_mm_setr_epi32(0x01010101, 0x02020202, 0, 0x01010101));
+  ternaries w;
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const __m256i b = load_32(p + 32 * half);
+    const __m256i low = _mm256_and_si256(b, nibble), high = _mm256_and_si256(_mm256_srli_epi16(b, 4), nibble);
+    w.v[0][half] = _mm256_shuffle_epi8(lower, low);
+    w.v[1][half] = _mm256_shuffle_epi8(upper, low);
+    w.v[2][half] = _mm256_shuffle_epi8(lower, high);
+    w.v[3][half] = _mm256_shuffle_epi8(upper, high);
+  }
+  return w;
+}
+HASTEN_INLINE ternary_sum no_products() { return {{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
+HASTEN_INLINE void add_products(ternary_sum& to, const ternaries& w, const int8_t* x) {
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    // A sum of two products is within 512, so that four of them stay within 16 bits.
+    __m256i pairs = _mm256_maddubs_epi16(w.v[0][half], load_32(x + 32 * half));
+#pragma GCC unroll 3
+    for (int i = 1; i < 4; ++i)
+      pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w.v[i][half], load_32(x + 64 * i + 32 * half)));
+    to.v[half] = _mm256_add_epi32(to.v[half], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
 }
-HASTEN_INLINE int64_t total(byte_sums a) {
-  const __m128i s = _mm_add_epi64(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
-  return _mm_cvtsi128_si64(s) + _mm_extract_epi64(s, 1);
+HASTEN_INLINE int32_t total(const ternary_sum& a) {
+  const __m256i both = _mm256_add_epi32(a.v[0], a.v[1]);
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
 #else
@@ -564,20 +609,25 @@ HASTEN_INLINE vec spread(vec p, int part) {
   return r;
 }
 
-struct byte_sums {
-  int64_t v;
+struct ternaries {
+  uint8_t v[256];
 };
-HASTEN_INLINE byte_sums no_bytes() { return {0}; }
-HASTEN_INLINE void add_selected(byte_sums& to, const uint8_t* codes, int position, const uint8_t* plus,
-                                const uint8_t* minus) {
+struct ternary_sum {
+  int32_t v;
+};
+HASTEN_INLINE ternaries load_ternaries(const uint8_t* p) {
+  ternaries w;
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 64; ++j) w.v[64 * i + j] = uint8_t(1 + (p[j] >> 2 * i & 1) - (p[j] >> (2 * i + 1) & 1));
+  return w;
+}
+HASTEN_INLINE ternary_sum no_products() { return {0}; }
+HASTEN_INLINE void add_products(ternary_sum& to, const ternaries& w, const int8_t* x) {
   int32_t sum = 0;
-  for (int j = 0; j < 64; ++j) {
-    const int code = codes[j] >> 2 * position & 3;
-    sum += code == 1 ? plus[j] : code == 2 ? minus[j] : 128;
-  }
+  for (int k = 0; k < 256; ++k) sum += w.v[k] * x[k];
   to.v += sum;
 }
-HASTEN_INLINE int64_t total(byte_sums a) { return a.v; }
+HASTEN_INLINE int32_t total(const ternary_sum& a) { return a.v; }
 
 #endif
 

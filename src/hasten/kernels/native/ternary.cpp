@@ -7,11 +7,9 @@
 namespace hasten {
 namespace {
 
-void multiply(uintptr_t plus, uintptr_t minus, int64_t rows, uintptr_t packed, int64_t out, int64_t blocks, uintptr_t y,
-              int threads) {
+void multiply(uintptr_t x, int64_t rows, uintptr_t packed, int64_t out, int64_t blocks, uintptr_t y, int threads) {
   TernaryArgs t;
-  t.plus = pointer<const uint8_t>(plus);
-  t.minus = pointer<const uint8_t>(minus);
+  t.x = pointer<const int8_t>(x);
   t.rows = rows;
   t.packed = pointer<const uint8_t>(packed);
   t.out = out;

@@ -1,5 +1,7 @@
-// int8 activations times a ternary matrix of 2-bit codes, by selection and addition alone: a code takes x, -x or
-// nothing, no product is formed. Layout in hasten/kernels/ternary_linear.py.
+// int8 activations times a ternary matrix of 2-bit codes, in whole numbers. Layout in hasten/kernels/ternary_linear.py.
+//
+// A code becomes a byte 0, 1 or 2, its weight plus 1, by a look-up in registers; the processor's byte dot products then
+// add each x as often as the byte says, and the sum of x, which the 1s have brought in, goes out again at the end.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +12,7 @@ struct TernaryArgs {
   static constexpr int64_t kBlock = 256, kBytes = 64;  // columns of a block, and its bytes
   int64_t rows = 0, out = 0, blocks = 0;
   const uint8_t* packed = nullptr;  // (out, blocks, 64)
-  const uint8_t* plus = nullptr;    // (rows, blocks * 256): 128 + x, 128 in the padding
-  const uint8_t* minus = nullptr;   // 128 - x
+  const int8_t* x = nullptr;        // (rows, blocks * 256), 0 in the padding
   float* y = nullptr;               // (rows, out): whole numbers
 };
 
@@ -27,23 +28,43 @@ struct TernaryKernels {
 namespace hasten {
 namespace {
 
-void ternary_multiply(const TernaryArgs& t, int64_t begin, int64_t end) {
-  const int64_t columns = t.blocks * TernaryArgs::kBlock, stride = t.blocks * TernaryArgs::kBytes;
-  for (int64_t row = 0; row < t.rows; ++row) {
-    const uint8_t *plus = t.plus + row * columns, *minus = t.minus + row * columns;
-    for (int64_t n = begin; n < end; ++n) {
-      byte_sums sums = no_bytes(), others = no_bytes();
-      const uint8_t* codes = t.packed + n * stride;
-      for (int64_t block = 0; block < t.blocks; ++block) {
-        const int64_t at = block * TernaryArgs::kBlock;
-        __builtin_prefetch(codes + 16 * TernaryArgs::kBytes);
-        for (int part = 0; part < 4; ++part)
-          add_selected(part & 1 ? others : sums, codes, part, plus + at + TernaryArgs::kBytes * part, minus + at + TernaryArgs::kBytes * part);
-        codes += TernaryArgs::kBytes;
-      }
-      // Every byte carries 128, so that all are positive: it goes out again here.
-      t.y[row * t.out + n] = float(total(sums) + total(others) - 128 * columns);
+// Codes are asked for so many bytes ahead: what is small enough for the cache is there already, what is not streams.
+constexpr int64_t kTernaryAhead = 2048;
+
+// `Rows` rows of x from `row` on: a block of codes is looked up once for all of them.
+template <int Rows>
+HASTEN_INLINE void ternary_rows(const TernaryArgs& t, int64_t row, int64_t begin, int64_t end) {
+  const int64_t columns = t.blocks * TernaryArgs::kBlock;
+  const int8_t* x = t.x + row * columns;
+  int32_t extra[Rows];
+  for (int r = 0; r < Rows; ++r) {
+    extra[r] = 0;
+    for (int64_t k = 0; k < columns; ++k) extra[r] += x[r * columns + k];
+  }
+  const uint8_t* codes = t.packed + begin * t.blocks * TernaryArgs::kBytes;
+  for (int64_t n = begin; n < end; ++n) {
+    ternary_sum sums[Rows];
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) sums[r] = no_products();
+    for (int64_t block = 0; block < t.blocks; ++block, codes += TernaryArgs::kBytes) {
+      __builtin_prefetch(codes + kTernaryAhead);
+      const ternaries w = load_ternaries(codes);
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) add_products(sums[r], w, x + r * columns + block * TernaryArgs::kBlock);
     }
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) t.y[(row + r) * t.out + n] = float(total(sums[r]) - extra[r]);
+  }
+}
+
+inline void ternary_multiply(const TernaryArgs& t, int64_t begin, int64_t end) {
+  int64_t row = 0;
+  for (; t.rows - row >= 4; row += 4) ternary_rows<4>(t, row, begin, end);
+  switch (t.rows - row) {
+    case 1: return ternary_rows<1>(t, row, begin, end);
+    case 2: return ternary_rows<2>(t, row, begin, end);
+    case 3: return ternary_rows<3>(t, row, begin, end);
+    default: return;
   }
 }
 

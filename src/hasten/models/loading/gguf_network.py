@@ -60,8 +60,10 @@ def from_gguf_packed(path: Path, name: str, source: str, bf16: bool, int8: bool)
             weight = file.dequantize(found[target])
             if weight.shape[-1] % 32:
                 raise HastenError(f"{path}: {target} has {weight.shape[-1]} columns, which do not pack")
-            codes, scales, mins = quantize(weight, 8)
-            packed = Packed(codes, scales, mins, 8)
+            try:
+                packed = Packed(*quantize(weight, 8), 8)
+            except HastenError as error:
+                raise HastenError(f"{path}: {target}: {error}") from error
         if not all(bool(torch.isfinite(t.sum(dtype=torch.float32))) for t in packed[1:3] if t is not None):
             raise HastenError(f"{path}: {target} holds values that are not finite: fetch or copy it again")
         order = unpermuted(torch.arange(len(packed.packed)), target, file, config)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hasten.errors import HastenError
 from hasten.models.registry import published
 from hasten.nn.rational import GroupRationalMLP, Start
 
 # Width, layers, heads (arXiv 2409.10594, table 2).
 PUBLISHED = {"kat-tiny": (192, 12, 3), "kat-small": (384, 12, 6), "kat-base": (768, 12, 12)}
+# The same sizes' names in timm's way of writing, as the released checkpoints and training scripts have them.
+TIMM = {f"{name.replace('-', '_')}{start}_patch16_224": name for name in PUBLISHED for start in ("", "_swish")}
 
 
 @dataclass(frozen=True)
@@ -101,15 +104,18 @@ class _Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-@published(PUBLISHED)
+@published((*PUBLISHED, *TIMM))
 class KAT(nn.Module):
     """A vision transformer whose feed-forward layers are GR-KAN (arXiv 2409.10594; FlashKAT, arXiv 2505.13813).
 
+    It has what code for timm's models asks of one: `num_classes`, `num_features`, `forward_features`, `forward_head`,
+    `get_classifier`, `reset_classifier` and `no_weight_decay`.
+
     Args:
-        config: sizes.
+        config: sizes; no ``classes`` leaves the head out.
 
     Shape:
-        images (batch, channels, image, image) to logits (batch, classes).
+        images (batch, channels, image, image) to logits (batch, classes), or to features (batch, width) without a head.
 
     Raises:
         ValueError: patches that do not divide the image, or heads that do not divide the width.
@@ -125,23 +131,89 @@ class KAT(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, (config.image // config.patch) ** 2 + 1, config.width))
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.head = nn.Linear(config.width, config.classes)
+        self.head: nn.Module = self._new_head()
         self.reset_parameters()
+
+    def _new_head(self) -> nn.Module:
+        """On the device and in the dtype of the rest."""
+        if not self.config.classes:
+            return nn.Identity()
+        like = self.norm.weight
+        return nn.Linear(self.config.width, self.config.classes, device=like.device, dtype=like.dtype)
+
+    @torch.no_grad()
+    def _start_head(self) -> None:
+        if isinstance(self.head, nn.Linear):
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self._start_head()
         for block in cast("list[_Block]", list(self.blocks)):
             if self.config.attention_start == "mimetic" and not self.pos_embed.is_meta:
                 block.attn.mimetic()
 
     @classmethod
-    def named(cls, name: str, feed_forward: Literal["rational", "mlp"] = "rational") -> KAT:
-        """A published size for images of 224 pixels, with weights at their start."""
-        width, layers, heads = PUBLISHED[name]
-        return cls(KATConfig(width=width, layers=layers, heads=heads, feed_forward=feed_forward))
+    def named(
+        cls,
+        name: str,
+        feed_forward: Literal["rational", "mlp"] = "rational",
+        *,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        img_size: int = 224,
+    ) -> KAT:
+        """A published size, by its own name or timm's, with weights at their start.
+
+        Args:
+            name: such as ``kat-tiny`` or ``kat_tiny_patch16_224``.
+            feed_forward: as of `KATConfig`.
+            num_classes: logits; 0 for features.
+            in_chans: channels of the image.
+            img_size: its side, in pixels.
+
+        Raises:
+            HastenError: a size that no model has.
+        """
+        width, layers, heads = PUBLISHED[TIMM.get(name, name)]
+        if num_classes < 0 or in_chans < 1 or img_size < 16 or img_size % 16:
+            raise HastenError(
+                f"{name} takes num_classes from 0, in_chans from 1 and an img_size of a multiple of 16, not "
+                f"{num_classes}, {in_chans} and {img_size}"
+            )
+        return cls(
+            KATConfig(
+                image=img_size, channels=in_chans, classes=num_classes, width=width, layers=layers, heads=heads,
+                feed_forward=feed_forward,
+            )
+        )  # fmt: skip
+
+    @property
+    def num_classes(self) -> int:
+        """Logits; 0 where it gives features."""
+        return self.config.classes
+
+    @property
+    def num_features(self) -> int:
+        """Width of the features that a head reads."""
+        return self.config.width
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that training shall not shrink: positions, class token, rational coefficients."""
+        own = {name for name, p in self.named_parameters() if getattr(p, "no_decay", False)}
+        return own | {"pos_embed", "cls_token"}
+
+    def get_classifier(self) -> nn.Module:
+        """The head; an identity where there is none."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Puts a new head in the old one's place; none for 0 classes."""
+        self.config = replace(self.config, classes=num_classes)
+        self.head = self._new_head().train(self.training)
+        self._start_head()
 
     def example_inputs(self, batch: int = 1) -> Tensor:
         """Images of the size that it takes."""
@@ -155,9 +227,18 @@ class KAT(nn.Module):
                 block.mlp.first = make(block.mlp.first)  # type: ignore[assignment]
                 block.mlp.second = make(block.mlp.second)  # type: ignore[assignment]
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Normed states of all tokens, the class token first: (batch, 1 + patches, width)."""
         x = self.patch_embed(images).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x[:, 0]))
+        return self.norm(x)
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits of what `forward_features` gave; with ``pre_logits`` what the head would read."""
+        pooled = features[:, 0]
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
