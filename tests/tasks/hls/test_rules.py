@@ -292,6 +292,12 @@ def test_sources_cut_anywhere_are_checked_or_refused() -> None:
         "a[1 << 1000] = a[-5] / 0 % 0;",
         "int a; a[0] = 0; a = *a++;",
         "".join(f"if (a[{i}]) " for i in range(90)) + "a[0] = 0;",
+        "int b[0]; int c[0 - 3];\n#pragma HLS array_partition variable=b,c cyclic factor=2\n b[0] = c[0] = b[1];",
+        "int b[8];\n#pragma HLS array_partition variable=b block factor=-200\n b[a[0]] = b[1];",
+        "int b[4][4];\n#pragma HLS array_partition variable=b cyclic factor=-200 dim=2\n"
+        "#pragma HLS array_partition variable=b complete\n#pragma HLS unroll factor=((\n"
+        "b[0][1] = b[1][0] + b[1][1] + b[1][2];",
+        "#pragma HLS array_partition variable=a dim=(1+\n#pragma HLS unroll factor=<\n#pragma HLS interface\n",
         "int *p = &a[0]; while (p != a + 5) *p++ = *(p - 1);",
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
+from hasten.errors import HastenError
 from hasten.tasks.hls.access_order import Followed, Touch, follow, together
 from hasten.tasks.hls.parsing import parse
 from hasten.tasks.hls.preprocessing import Pragma
@@ -301,7 +302,7 @@ class _Checked:
             return
         if kind == "complete":
             yield from self._other_dimension(pragma, name, dim - 1, shape)
-        elif factor:
+        elif factor and factor > 0:
             yield from self._other_type(pragma, name, (kind, factor, dim - 1, size))
 
     def _at_once(self, name: str, rank: int) -> list[set[_Element]]:
@@ -327,7 +328,7 @@ class _Checked:
             if other.kind == pragma.kind and name in other.names("variable") and other is not pragma:
                 along = self._number(other.options.get("dim", "1"))
                 factor = self._number(other.options.get("factor", "1"))
-                if not along or along > len(shape) or shape[along - 1] is None or not factor:
+                if not along or along > len(shape) or shape[along - 1] is None or not factor or factor < 1:
                     return
                 beside.append((_type(other), factor, along - 1, shape[along - 1] or 1))
         free = [d for d, size in enumerate(shape) if size is not None and d != dim and d not in {p[2] for p in beside}]
@@ -464,8 +465,10 @@ def _arithmetic(text: str, names: dict[str, int]) -> int | None:
         pass
     if not re.fullmatch(r"[\w\s+*/%():<>-]+", text) or len(text) > 500:
         return None
-    made = parse(f"int option() {{ return {text}; }}").functions
-    body = made[0].body
+    try:
+        body = parse(f"int option() {{ return {text}; }}").functions[0].body
+    except HastenError:  # parentheses that do not close
+        return None
     return number(body[0].value, names) if body and isinstance(body[0], Jump) and body[0].value is not None else None
 
 

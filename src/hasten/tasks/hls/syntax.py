@@ -150,8 +150,9 @@ class Variable:
         return "stream" in self.type.rsplit("::", 1)[-1].split("<")[0] or "::stream<" in self.type
 
     def shape(self, values: Mapping[str, int]) -> tuple[int | None, ...]:
-        """Sizes of dimensions, None where they are not known."""
-        return tuple(None if size is None else number(size, values) for size in self.sizes)
+        """Sizes of dimensions, None where they are not known, or are none."""
+        found = (None if size is None else number(size, values) for size in self.sizes)
+        return tuple(size if size is not None and size > 0 else None for size in found)
 
 
 @dataclass
