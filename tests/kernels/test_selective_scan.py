@@ -269,3 +269,13 @@ def test_the_exact_hold_keeps_its_gradient_where_steps_are_small() -> None:
     (fast,) = value_and_gradients(kernel.selective_scan, given_inputs, discretization="zoh")[4:5]
     (plain,) = value_and_gradients(kernel.reference, exact_inputs, discretization="zoh")[4:5]
     torch.testing.assert_close(fast, plain.float(), rtol=1e-5, atol=1e-12)
+
+
+def test_random_inputs_are_a_sequence_that_decays() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, delta, A, B, C = leaves = kernel.random_inputs(7, 5, 3, generator)
+    assert [tuple(t.shape) for t in leaves] == [(1, 7, 5), (1, 7, 5), (5, 3), (1, 7, 3), (1, 7, 3)]
+    assert float(delta.min()) >= 0
+    assert float(A.max()) <= 0
+    kernel.reference(x, delta, A, B, C)[0].sum().backward()
+    assert all(t.grad is not None and t.is_leaf for t in leaves)

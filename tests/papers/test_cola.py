@@ -9,6 +9,7 @@ import torch
 
 from hasten.papers.checks import cola
 from hasten.papers.experiment import DIRECTION, FAILS, HOLDS, Outcome, Runner, shared
+from hasten.search.chain_samples import ChainSample
 from hasten.search.layer_chains import ChainResult, Comparison, Path
 
 WHOLE = tuple(range(6))
@@ -21,14 +22,14 @@ def found(*right: Path) -> ChainResult:
 
 def sample(
     *right: Path, control: tuple[Path, ...] = (), chance: tuple[Path, ...] = (), state: torch.Tensor | None = None
-) -> cola.Sample:
+) -> ChainSample:
     says: Callable[[Path], bool] = lambda path: path in right  # noqa: E731
     tree = found(*right)
     arms = Comparison(tree, found(*chance), tree, tree, tree, found(*control))
-    return cola.Sample(True, says, torch.zeros(4) if state is None else state, arms, 4)
+    return ChainSample(True, says, torch.zeros(4) if state is None else state, arms, 4)
 
 
-def judge(monkeypatch: pytest.MonkeyPatch, claim: str, samples: list[cola.Sample]) -> tuple[str, str]:
+def judge(monkeypatch: pytest.MonkeyPatch, claim: str, samples: list[ChainSample]) -> tuple[str, str]:
     monkeypatch.setattr(cola, "samples", shared()(lambda experiment: samples))
     monkeypatch.setattr(cola, "real_model", shared()(lambda experiment, form: None))
     monkeypatch.setattr(cola, "one_for_all", lambda samples, model, trials: "one for all")
@@ -72,20 +73,3 @@ def test_the_tree_against_random(monkeypatch: pytest.MonkeyPatch) -> None:
     assert judge(monkeypatch, "C4", [better] * 4)[0] == HOLDS
     worse = sample(WHOLE, chance=(WHOLE, SHORT))
     assert judge(monkeypatch, "C4", [worse] * 4)[0] == FAILS
-
-
-def test_the_predictor_is_asked_about_other_questions() -> None:
-    torch.manual_seed(0)
-    samples = []
-    for i in range(40):
-        sign = 1.0 if i // 2 % 2 else -1.0
-        state = torch.tensor([sign * 3, *torch.randn(3).tolist()])
-        samples.append(sample(SHORT if sign > 0 else OTHER, state=state))
-    assert "20 of 20 others right with 5.0 layers, the whole model 0" in cola.predicted(samples)
-    assert "too few" in cola.predicted([sample()] * 4)
-
-
-def test_what_the_best_chains_are_made_of() -> None:
-    text = cola.made_of([sample(SHORT), sample(OTHER)])
-    assert "skipped by 25%, 0%, 25%" in text
-    assert "5: 50%" in text

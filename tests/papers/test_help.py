@@ -57,8 +57,3 @@ def test_h3_is_judged_by_what_reaches_help(
     }
     monkeypatch.setattr(checks, "_curves", shared()(lambda experiment: curves))
     assert Runner("help", vars(checks)).run("H3").verdict == verdict
-
-
-def test_h3_is_not_judged_to_hold_by_short_curves() -> None:
-    """Where nobody asked beyond 400 measurements, nobody knows of 900."""
-    assert checks.reached_from({"modelled": {"HELP": {10: 0.9}, "MLP": {10: 0.1, 400: 0.2}}}) == 401

@@ -11,7 +11,7 @@ import torch
 from hasten.errors import HastenError
 from hasten.search.agents.registry import make_agent
 from hasten.search.environments import Log, environment, to_target
-from hasten.search.exploring import SETTINGS, Explorer, Proxy, Sweep, sweep
+from hasten.search.exploring import SETTINGS, Explorer, Proxy, Sweep, better_setting, sweep
 from hasten.search.space import Space, integer
 from hasten.spaces import dram
 
@@ -156,3 +156,12 @@ def test_a_proxy_learns_from_a_log():
         Proxy(problem.space, ("time",)).fit([problem.space.sample(0)], [{"time": float("nan")}])
     with pytest.raises(HastenError, match="needs points"):
         Proxy(problem.space, ("time",)).fit_log(Log())
+
+
+def test_the_setting_counts_whose_last_samples_pay_most(explorer):
+    settings = ({"mutation": 0.05}, {"mutation": 0.9})
+    found = better_setting(explorer, "genetic", settings, 40, (0, 1), last=10, population=8)
+    each = [better_setting(explorer, "genetic", [one], 40, (0, 1), population=8) for one in settings]
+    assert found.shape == (2, 40)
+    best = max(each, key=lambda rewards: rewards[:, -10:].mean())
+    np.testing.assert_array_equal(found, best)

@@ -13,7 +13,18 @@ from hasten.data import assets
 from hasten.errors import HastenError
 from hasten.models.vision.once_for_all import OFAConfig, OnceForAll, from_params
 from hasten.search import Study
-from hasten.spaces.once_for_all import SMALL, images, part_accuracies, problem, space, trained_corners
+from hasten.spaces.once_for_all import (
+    SMALL,
+    Corners,
+    by_kind,
+    corner_means,
+    images,
+    part_accuracies,
+    problem,
+    space,
+    trained_corners,
+    trainings,
+)
 from hasten.train.shrinking import SHRINKING, corners
 
 TINY = OFAConfig(
@@ -94,3 +105,23 @@ def test_corners_are_trained_together_or_alone() -> None:
     assert (len(together.accuracies), len(alone.accuracies)) == (2, 1)
     assert alone.state is None
     assert all(0 <= a <= 100 for a in (*together.accuracies, *alone.accuracies))
+
+
+def test_sub_networks_are_drawn_once_each() -> None:
+    drawn = TINY.different(random.Random(0), 20)
+    assert len(set(drawn)) == len(drawn) == 20
+    assert drawn[:5] == TINY.different(random.Random(0), 5)
+
+
+def test_trainings_have_equal_time_and_are_averaged_by_kind() -> None:
+    arms = trainings(8.0, [0, 1], 100, "digits")
+    assert list(arms) == [f"{kind} {s}" for s in (0, 1) for kind in ("shrinking", "joint", "small", "large")]
+    assert {seconds for _, _, seconds, *_ in arms.values()} == {8.0}
+    assert [seed for *_, seed, _, _ in arms.values()] == [0] * 4 + [1] * 4
+    corners_of = {n: len(range(8)[which]) for n, (_, which, *_) in arms.items()}
+    assert corners_of["shrinking 0"] == 8
+    assert corners_of["small 0"] + corners_of["large 0"] == 8
+    found = {name: Corners([float(name[-1])] * count, None) for name, count in corners_of.items()}
+    means = corner_means(by_kind(found, [0, 1]))
+    assert set(means) == {"shrinking", "joint", "small", "large", "alone"}
+    assert means["alone"] == means["shrinking"] == [0.5] * 8

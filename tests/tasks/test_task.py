@@ -200,3 +200,12 @@ def test_only_what_is_asked_counts() -> None:
     batch = next(copying.batches("test", 5))
     whole = torch.randn(5, 72, 10)
     assert copying.count(whole, batch.targets) == copying.count(whole[:, -8:], batch.targets)
+
+
+def test_one_batch_is_evaluated_as_all_are() -> None:
+    task = tasks.make("selective-copying")
+    batch = task.draw("test", 4, torch.Generator().manual_seed(1))
+    assert task.evaluate_batch(lambda inputs: task.right(batch), batch) == 1.0
+    blind = task.blind(batch, torch.Generator().manual_seed(2))
+    found, counted = task.count(blind, batch.targets)
+    assert task.evaluate_batch(lambda inputs: blind, batch) == found / counted

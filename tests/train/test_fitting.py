@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hasten.train.fitting import fit, parameter_groups, windows
+from hasten import tasks
+from hasten.train.fitting import fit, fit_task, parameter_groups, windows
 
 
 def test_it_fits_a_line() -> None:
@@ -41,3 +42,18 @@ def test_windows_are_pieces_of_the_text() -> None:
     assert first.shape == (4, 9)
     assert torch.equal(first - first[:, :1], torch.arange(9).expand(4, 9))
     assert torch.equal(first, next(windows(ids, 8, 4, seed=1)))
+
+
+def test_a_task_is_fitted_by_its_own_batches() -> None:
+    task = tasks.make("selective-copying", noise=8, tokens=2)
+
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(16, 16), nn.Linear(16, task.classes))
+
+    one, doubled, plain = model(), model(), model()
+    losses = fit_task(one, task, size=4, seed=1, steps=3, peak=1e-2)
+    asked = fit_task(doubled, task, size=4, seed=1, answer=lambda ids: 2 * doubled(ids), steps=3, peak=1e-2)
+    batches = task.batches("training", 4, 1)
+    assert losses == fit(plain, lambda step: task.loss(plain, next(batches)), steps=3, peak=1e-2)
+    assert asked != losses

@@ -390,6 +390,18 @@ def _selective_scan_backward(
     )  # fmt: skip
 
 
+def random_inputs(length: int, channels: int, states: int, generator: torch.Generator) -> list[Tensor]:
+    """x, delta, A, B and C of one random sequence, which gradients are asked of: for timing."""
+    found = [
+        torch.randn(1, length, channels, generator=generator),
+        torch.rand(1, length, channels, generator=generator) * 0.1,
+        -torch.rand(channels, states, generator=generator) * 16,
+        torch.randn(1, length, states, generator=generator),
+        torch.randn(1, length, states, generator=generator),
+    ]
+    return [tensor.requires_grad_() for tensor in found]
+
+
 @gate.register_fake("hasten::selective_scan_backward")
 def _(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,

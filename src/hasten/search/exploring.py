@@ -192,6 +192,28 @@ def sweep(
     return Sweep(agent, best, tuple(budgets))
 
 
+def better_setting(
+    explorer: Explorer, agent: str, settings: Sequence[Mapping[str, Any]], samples: int, seeds: Sequence[int],
+    *, last: int = 200, **options: Any,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Rewards (seeds, samples) of an agent with that of some settings whose last samples pay most on average.
+
+    Args:
+        explorer: what is explored.
+        agent: its name.
+        settings: hyper-parameters to choose from.
+        samples: of each run.
+        seeds: of each setting.
+        last: samples that are averaged.
+        options: hyper-parameters that all settings have.
+    """
+    tried = [
+        np.array([explorer.run(make_agent(agent, explorer.codec.sizes, s, **options, **one), samples) for s in seeds])
+        for one in settings
+    ]
+    return max(tried, key=lambda rewards: rewards[:, -last:].mean())
+
+
 class Proxy:
     """A model of a simulator, learned from a log: a random forest for each value.
 

@@ -32,7 +32,7 @@ from hasten.search.problem import Objective, Problem
 from hasten.search.space import Params, Space, categorical
 from hasten.tasks.images import Digits, FashionMNIST
 from hasten.train.classifying import accuracy
-from hasten.train.shrinking import ShrinkingPhase, corners, train, train_alone
+from hasten.train.shrinking import JOINT_TAUGHT, SHRINKING, ShrinkingPhase, corners, train, train_alone
 
 # The paper's space at the scale of 28 x 28 grey images and minutes: three stages of one to three blocks.
 SMALL = OFAConfig(
@@ -127,6 +127,40 @@ def trained_corners(
         # As arrays: tensors would come from another process by shared memory, a file each.
         state = {k: v.numpy() for k, v in network.state_dict().items()}
     return Corners([100 * judged(n, data.held, data.held_labels) for n in parts], state)
+
+
+# Kind -> phases of a training, and the corners whose accuracies it gives. Corners trained alone are two arms of half
+# the length, so that two cores end together.
+_KINDS: dict[str, tuple[Sequence[ShrinkingPhase] | None, slice]] = {
+    "shrinking": (SHRINKING, slice(8)),
+    "joint": (JOINT_TAUGHT, slice(8)),
+    "small": (None, slice(4)),
+    "large": (None, slice(4, 8)),
+}
+
+
+def trainings(seconds: float, seeds: Sequence[int], count: int, source: str) -> dict[str, tuple[Any, ...]]:
+    """Name -> arguments of `trained_corners`, for processes of their own.
+
+    ``shrinking``, ``joint`` with the same teacher, and the ``small`` and ``large`` corners alone in an eighth of the
+    time each, with each seed, in equal processor time, the teacher's training and passes included.
+
+    Args:
+        seconds, count, source: of `trained_corners`.
+        seeds: of each kind.
+    """
+    return {f"{kind} {s}": (*one, seconds, s, count, source) for s in seeds for kind, one in _KINDS.items()}
+
+
+def by_kind(found: Mapping[str, Corners], seeds: Sequence[int]) -> dict[str, list[Corners]]:
+    """Kind -> what `trainings` with these seeds gave."""
+    return {kind: [found[f"{kind} {s}"] for s in seeds] for kind in _KINDS}
+
+
+def corner_means(arms: Mapping[str, Sequence[Corners]]) -> dict[str, list[float]]:
+    """Of ``shrinking``, ``joint`` and ``alone``: percent of each of the eight corners, a mean over seeds."""
+    means = {k: [sum(c) / len(row) for c in zip(*(a.accuracies for a in row), strict=True)] for k, row in arms.items()}
+    return {**means, "alone": means["small"] + means["large"]}
 
 
 def part_accuracies(

@@ -145,6 +145,15 @@ class Task(ABC):
             for batch in asked:
                 found, counted = self.count(model(batch.inputs), batch.targets)
                 total, number = total + found, number + counted
+        return self._scored(total, number)
+
+    @torch.no_grad()
+    def evaluate_batch(self, model: Model, batch: Batch) -> float:
+        """The metric of a model on one batch, such as one drawn from a generator of one's own."""
+        found, counted = self.count(model(batch.inputs), batch.targets)
+        return self._scored(found, counted)
+
+    def _scored(self, total: float, number: int) -> float:
         if not number:
             raise HastenError(f"nothing of {self.name} was asked: give at least one batch")
         return self.score(total / number)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
+from hasten.tasks.task import Model, Task
 from hasten.tasks.text import windows
 from hasten.train.loop import Loss, train
 from hasten.train.schedules import WarmupCosine
 
-__all__ = ["fit", "parameter_groups", "windows"]
+__all__ = ["fit", "fit_task", "parameter_groups", "windows"]
 
 Progress = Callable[[int, float], None]
 
@@ -81,3 +83,21 @@ def fit(
     if trained.broken is not None:
         raise FloatingPointError(f"the loss is {trained.broken} at step {trained.steps}: lower the learning rate")
     return trained.losses
+
+
+def fit_task(
+    module: nn.Module, task: Task, *, size: int, seed: int, answer: Model | None = None, **options: Any
+) -> list[float]:
+    """`fit` on a task's training batches.
+
+    Args:
+        module: what to train, in place.
+        task: its loss, and its batches.
+        size: of a batch.
+        seed: of the batches.
+        answer: what the task is given in the module's place: a batch's inputs to answers, by the module's weights.
+        options: of `fit`.
+    """
+    batches = task.batches("training", size, seed)
+    asked = module if answer is None else answer
+    return fit(module, lambda step: task.loss(asked, next(batches)), **options)

@@ -16,6 +16,17 @@ IMAGENET = 1_281_167
 """Images of an epoch."""
 PUBLISHED = ((180, 1), (125, 1), (25, 2), (125, 2), (25, 4), (125, 4))
 """Epochs, and sub-networks of a step, of each phase of `SHRINKING` as published (arXiv 1908.09791, section 4.1)."""
+SEARCH_HOURS = {"MnasNet": 40_000, "ProxylessNAS": 200 + 300}
+"""V100 hours of searches that are paid for each device, as published (the same, table 1)."""
+PREDICTOR_HOURS = 40
+"""V100 hours for the accuracies that its predictor learns from."""
+PUBLISHED_HOURS = 1200
+"""V100 hours of the published training."""
+
+
+def cheaper_from(hours: float, each: float) -> int:
+    """From how many devices on ``hours`` once are less than ``each`` for every device."""
+    return 1 + int(hours / each)
 
 
 def schedule_hours(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from hasten.errors import HastenError
 from hasten.models import MambaConfig, MambaLM, named
+from hasten.models.language.mamba_lm import small_mamba
 
 SMALL = MambaConfig(d_model=32, n_layer=2, vocab_size=61)
 
@@ -150,3 +151,14 @@ def test_workload_has_constant_decode_state() -> None:
     decode = [w.phases[1].cascade.flops for w in (short, long)]
     assert decode[0] == decode[1]
     assert long.phases[0].cascade.flops > 15 * short.phases[0].cascade.flops
+
+
+def test_a_small_one_is_selective_as_asked() -> None:
+    torch.manual_seed(0)
+    model = small_mamba(10, width=32, layers=3, states=4, selective=("B",), tied=True)
+    assert len(model.backbone.layers) == 3
+    assert model.lm_head.weight is model.backbone.embedding.weight
+    assert abs(float(model.backbone.embedding.weight.std()) - 1) < 0.1
+    full = small_mamba(10, width=32, layers=3, states=4)
+    assert sum(p.numel() for p in model.parameters()) != sum(p.numel() for p in full.parameters())
+    assert model(torch.zeros(2, 5, dtype=torch.int64)).shape[:2] == (2, 5)

@@ -111,6 +111,8 @@ def test_the_predictor_learns_an_order() -> None:
     error = sum((a - b) ** 2 for a, b in zip(found, truth[200:], strict=True)) / len(found)
     spread = torch.tensor(truth).var().item()
     assert error < 0.1 * spread
+    judged = predictor.judged(dict(zip(archs[200:], truth[200:], strict=True)))
+    assert judged == (pytest.approx(error**0.5), pytest.approx(kendall(found, truth[200:])))
 
 
 def test_the_predictor_needs_something_to_learn_from() -> None:

@@ -13,6 +13,16 @@ from hasten.cost.latency.meta_settings import quick_settings
 from hasten.cost.latency.regimes import MeasuredRegimes, Regime
 from hasten.errors import HastenError
 from hasten.search.networks.architecture_space import latency_predictor, modelled_latencies, open_space
+from hasten.search.networks.new_device import (
+    NewDeviceCost,
+    TargetsMet,
+    largest_within,
+    measured_against,
+    new_device_cost,
+    seconds_of_part_table,
+    seconds_to_measure,
+    targets_met,
+)
 from hasten.search.networks.unseen_devices import (
     DevicePool,
     Learned,
@@ -20,14 +30,15 @@ from hasten.search.networks.unseen_devices import (
     array,
     comparable,
     estimated,
+    few_roles,
     held_out_ranks,
-    largest_within,
+    learned_from,
     learning_curves,
-    measured_against,
     measurements_needed,
     meta_trained,
-    seconds_of_part_table,
-    seconds_to_measure,
+    meta_trainings,
+    reach,
+    reached_from,
     this_machine_and_others,
     well_measured,
 )
@@ -59,7 +70,12 @@ def learned() -> Learned:
     made, names = pool().references(6), ("HELP", "MAML")
     given = (pool().to_learn(pool().train, made), pool().to_learn(pool().valid, made))
     trained = {name: meta_trained(pool().space, name, 1, 0, made, *given) for name in names}
-    return Learned.loaded(pool().space, made, 1, 0, trained)
+    arms = meta_trainings(pool(), names, 1, {0: made})
+    assert arms == {f"{name} 0": (pool().space, name, 1, 0, made, *given) for name in names}
+    (loaded,) = learned_from(pool(), names, 1, {0: made}, {f"{name} 0": state for name, state in trained.items()})
+    assert loaded.references == tuple(made)
+    assert set(loaded.predictors) == set(names)
+    return loaded
 
 
 def test_a_device_has_one_role() -> None:
@@ -72,6 +88,8 @@ def test_a_device_has_one_role() -> None:
     for regime in (d for d in roles.test if isinstance(d, Regime)):
         assert regime.dtype not in {r.dtype for r in known} or regime.isa not in {r.isa for r in known}
     assert len(roles.train) >= 9
+    assert len(few_roles().all) == 5
+    assert len(few_roles().regimes) == 2
     assert estimated("pi5").name == "pi5-b1-fused"
 
 
@@ -127,6 +145,14 @@ def test_curves_of_learning() -> None:
 def test_what_a_predictor_alone_needs() -> None:
     curve = {"HELP": {10: 0.9, 20: 0.99}, "MLP": {10: 0.5, 50: 0.91, 100: 0.95}, "GNN": {10: 0.2, 50: 0.3}}
     assert measurements_needed(curve) == {"MLP": 50, "GNN": None}
+    assert reach(curve) == "HELP 0.900 at 10, reached by MLP at 50, GNN not at 50"
+
+
+def test_where_no_predictor_alone_reaches_nobody_knows_beyond_the_curves() -> None:
+    """Where nobody asked beyond 400 measurements, nobody knows of 900."""
+    assert reached_from({"modelled": {"HELP": {10: 0.9}, "MLP": {10: 0.1, 400: 0.2}}}) == 401
+    both = {"modelled": {"HELP": {10: 0.9}, "MLP": {50: 0.95}}, "measured": {"HELP": {10: 0.5}, "GNN": {20: 0.6}}}
+    assert reached_from(both) == 20
 
 
 def test_the_largest_within_a_limit_and_how_far_it_is() -> None:
@@ -149,3 +175,21 @@ def test_seconds_to_know_a_device() -> None:
     seconds, parts = seconds_of_part_table(space, archs, Regime(), rounds=2, runs=1)
     assert seconds > 0
     assert parts == len({key for a in archs for key, _, _ in space.parts(a)})
+
+
+def test_targets_are_met_or_not_on_held_out_regimes() -> None:
+    told: list[str] = []
+    found = targets_met(pool(), learned(), pool().learn, (0.2, 0.8), progress=told.append, rounds=2, runs=1)
+    assert list(found) == told == ["cpu-1t-b2-fp32"]  # modelled devices cannot be measured
+    low, high = found["cpu-1t-b2-fp32"].targets
+    assert low < high
+    assert len(found["cpu-1t-b2-fp32"].hits()) == 2
+    assert TargetsMet((1.0, 1.0, 1.0), (0.1, -0.2, 0.0), 1.0).hits() == [True, False, True]
+
+
+def test_what_a_new_device_costs() -> None:
+    cost = new_device_cost(pool(), learned(), Regime(batch=2), pool().learn[:2], rounds=2, runs=1)
+    assert cost.references == 6
+    assert min(cost.measuring, cost.adapting, cost.table) > 0
+    assert NewDeviceCost(10, 2.0, 0.5, 30.0, 4).predictor == 2.5
+    assert NewDeviceCost(10, 2.0, 0.5, 30.0, 4).network == 0.2

@@ -204,3 +204,29 @@ class MambaLM(RecurrentLM[list[MambaState]]):
         if config.tie_embeddings:
             model.lm_head.weight = model.backbone.embedding.weight
         return model
+
+
+def small_mamba(
+    vocabulary: int,
+    *,
+    width: int = 64,
+    layers: int = 2,
+    states: int = 16,
+    selective: tuple[str, ...] = ("B", "C", "delta"),
+    tied: bool = False,
+) -> MambaLM:
+    """A Mamba behind an embedding of unit variance, of the size of the paper's synthetic tasks: to train in minutes.
+
+    Args:
+        vocabulary: tokens.
+        width: of the hidden state.
+        layers: blocks.
+        states: of a channel.
+        selective: which maps depend on the token, see `hasten.nn.Mamba`.
+        tied: whether embedding and head share their weights.
+    """
+    model = MambaLM(MambaConfig(width, layers, vocabulary, tie_embeddings=tied))
+    nn.init.normal_(model.backbone.embedding.weight)
+    for layer in model.backbone.layers:
+        layer.mixer = Mamba(width, states=states, selective=selective)
+    return model

@@ -177,6 +177,14 @@ class OFAConfig:
             rng.choice(options["resolutions"]),
         )
 
+    def different(self, rng: random.Random, count: int) -> list[Architecture]:
+        """So many sub-networks drawn by `sample`, each once; there must be as many."""
+        archs: list[Architecture] = []
+        while len(archs) < count:
+            if (drawn := self.sample(rng)) not in archs:
+                archs.append(drawn)
+        return archs
+
     def encode(self, arch: Architecture) -> list[float]:
         """One-hot kernel and expansion of each block, zeros past a stage's depth, and one-hot resolution."""
         row: list[float] = []

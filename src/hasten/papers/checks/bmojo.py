@@ -16,6 +16,7 @@ from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 from hasten.tasks.associative_recall import IGNORED, associative_recall
 from hasten.tasks.text import Text
 from hasten.train import fit
+from hasten.train.fitting import fit_task
 
 # Pattern and store of each arm; its width is chosen so that all have about as many parameters.
 RECALL = {
@@ -102,8 +103,7 @@ def _text(pattern: str, positions: Any, steps: int, windows: int, seed: int) -> 
     model = BMojoLM(
         BMojoConfig(pattern, 64, vocabulary=task.classes, window=32, memory=16, ratio=ratio, positions=positions)
     )
-    batches = task.batches("training", 8, seed)
-    fit(model, lambda step: task.loss(model, next(batches)), steps=steps, peak=3e-3, weight_decay=0.01)
+    fit_task(model, task, size=8, seed=seed, steps=steps, peak=3e-3, weight_decay=0.01)
     fresh = next(Text(length=1024, splits=(0.9, 0.1)).batches("test", windows, 1))
     text = torch.cat([fresh.inputs, fresh.targets[:, -1:]], 1)
     with torch.no_grad():

@@ -2,126 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from hasten.papers.experiment import Experiment, Seen, check, shared
 from hasten.papers.language_models import real_model
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hasten.runtime import LanguageModel
-    from hasten.search.layer_chains import Comparison, Path, Rules
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One input and what each search for a chain saw.
-
-    Args:
-        fact: whether it is a question with four options; else a sum to be said exactly.
-        right: whether any other path answers rightly.
-        state: the prompt's mean state behind two layers.
-        found: by each search, at equal evaluations.
-        options: different answers that any path gave.
-    """
-
-    fact: bool
-    right: Callable[[Path], bool]
-    state: Tensor
-    found: Comparison
-    options: int
-
-
-def rules_of(layers: int) -> Rules:
-    """Chains of three fifths of the layers up to four more: 18 to 34 of 30."""
-    from hasten.search.layer_chains import Rules
-
-    return Rules(layers, round(0.6 * layers), layers + 4)
+from hasten.runtime.decoding.layer_chain import chain
+from hasten.search.chain_samples import ChainSample, chain_samples, made_of, one_for_all, predicted_chains
 
 
 @shared(weight=200)
-def samples(experiment: Experiment) -> list[Sample]:
+def samples(experiment: Experiment) -> list[ChainSample]:
     """Every search on facts with four options and on additions to be answered exactly."""
-    from hasten.runtime.decoding.layer_chain import Asked, ask_exactly, ask_options
-    from hasten.search.layer_chains import compare
-    from hasten.tasks.questions import additions, facts
-
     experiment.require(60)
     trials = experiment.at(quick=4, normal=60, long=200)
     questions, sums = experiment.at(quick=(2, 1), normal=(12, 6), long=(32, 24))
     model, seed = experiment.once(real_model), experiment.seed
-
-    def sample(fact: bool, asked: Asked) -> None:
-        found = compare(rules_of(len(model.layers)), asked.right, asked.wrong, trials=trials, seed=seed)
-        made.append(Sample(fact, asked.right, asked.answers.state, found, len(set(asked.answers.said.values()))))
-        experiment.tell(f"{len(made)} of {questions + sums} inputs", len(made) / (questions + sums))
-
-    made: list[Sample] = []
-    for question in facts(seed)[:questions]:
-        sample(True, ask_options(model, question))
-    for prompt, answer in additions(sums, seed):
-        sample(False, ask_exactly(model, prompt, answer, f" {int(answer) + 1}"))
-    return made
-
-
-def one_for_all(some: list[Sample], model: LanguageModel, trials: int) -> str:
-    """What chains do that are the same for every input: leaving early, dropping layers by influence, a searched one."""
-    import torch
-
-    from hasten.data.text import default_text
-    from hasten.search.layer_chains import search, static_chains
-
-    ids = torch.tensor(model.tokenizer(default_text()[:2000])["input_ids"])[None]
-    parts = [f"{name} {sum(s.right(path) for s in some)}" for name, path in static_chains(model, ids).items()]
-    if trials:
-        found = search(rules_of(len(model.layers)), lambda p: sum(s.right(p) for s in some) / len(some), trials=trials)
-        best = found.ranked[0]
-        parts.append(f"the best of {trials} static chains {found.seen[best] * len(some):.0f} with {len(best)} layers")
-    before = sum(s.found.tree.right_before for s in some)
-    return f"of {len(some)} answers the whole model has {before} right, one chain for all: " + ", ".join(parts)
-
-
-def predicted(some: list[Sample]) -> str:
-    """A predictor of the chain from the prompt alone, learned on half of the questions and asked on the others."""
-    import torch
-
-    from hasten.runtime.decoding.layer_chain import PathPredictor
-    from hasten.search.layer_chains import often_right
-
-    facts = [s for s in some if s.fact]
-    known, asked = facts[::2], facts[1::2]
-    whole = facts[0].found.tree.whole
-    paths = often_right([s.found.tree for s in known], 4)
-    if not paths or not asked:
-        return "too few chains to learn a predictor from"
-    torch.manual_seed(0)
-    predictor = PathPredictor(len(facts[0].state), paths)
-    predictor.fit(torch.stack([s.state for s in known]), torch.tensor([[s.right(p) for p in paths] for s in known]))
-    chosen = [predictor.choose(s.state) or whole for s in asked]
-    right = sum(s.right(p) for s, p in zip(asked, chosen, strict=True))
-    before = sum(s.found.tree.right_before for s in asked)
-    return (
-        f"a predictor of {len(paths)} chains, learned on {len(known)} questions: {right} of {len(asked)} others right with"
-        f" {sum(map(len, chosen)) / len(chosen):.1f} layers, the whole model {before}"
-    )
-
-
-def made_of(some: list[Sample]) -> str:
-    """Where the best chains skip and repeat, and how paths of each length do."""
-    from hasten.search.layer_chains import by_thirds, score_by_length, use_of_layers
-
-    chains = [s.found.tree.best for s in some if s.found.tree.best is not None]
-    used = zip(("skipped", "repeated"), use_of_layers(chains, len(some[0].found.tree.whole)), strict=True)
-    parts = [f"{name} by {', '.join(f'{m:.0%}' for m in by_thirds(shares))}" for name, shares in used]
-    lengths = score_by_length(s.found.tree for s in some)
-    listed = [(n, lengths[n]) for n in sorted(lengths)[:: max(1, len(lengths) // 5)]]
-    return (
-        f"layers of the first, middle and last third are {' and '.join(parts)} of the best chains;"
-        f" paths are right by length: {', '.join(f'{n}: {v:.0%}' for n, v in listed)}"
-    )
+    count = questions + sums
+    return chain_samples(
+        model, questions, sums, trials=trials, seed=seed,
+        progress=lambda done: experiment.tell(f"{done} of {count} inputs", done / count),
+    )  # fmt: skip
 
 
 @check("C1", weight=15)
@@ -139,8 +37,9 @@ def shorter_chains(experiment: Experiment) -> Seen:
         f" mean length of the best right chains {mean:.1f} of {depth}; an oracle: the search is told the answers"
     )
     static = experiment.at(quick=2, normal=0, long=100)
+    predicted = predicted_chains(every) or "too few chains to learn a predictor from"
     detail = "; ".join(
-        (made_of(every), one_for_all(every, experiment.once(real_model, "fp32"), static), predicted(every))
+        (made_of(every), one_for_all(every, experiment.once(real_model, "fp32"), static), str(predicted))
     )
     return experiment.judge(value, share > 0.75 and mean <= depth, share > 0.2, detail)
 
@@ -202,8 +101,6 @@ def tree_against_random(experiment: Experiment) -> Seen:
 @check("C5", weight=5)
 def compute_saved(experiment: Experiment) -> Seen:
     """A chain's described products and cache beside the whole model's."""
-    from hasten.runtime.decoding.layer_chain import chain
-
     model = experiment.once(real_model, "fp32")
     layers = len(model.layers)
     path = [*range(layers // 6), *range(layers // 6 + 3, 2 * layers // 3), *range(2 * layers // 3 - 2, layers)]

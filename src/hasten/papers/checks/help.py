@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import random
 import statistics
-import time
-from typing import TYPE_CHECKING
 
+from hasten.cost.latency.meta_settings import EPISODES, LEARNERS
+from hasten.cost.latency.regimes import Regime
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
-
-if TYPE_CHECKING:
-    from hasten.search.networks.unseen_devices import Curve, DevicePool, Learned, Roles
+from hasten.search.networks import architecture_space as spaces
+from hasten.search.networks.new_device import new_device_cost, targets_met
+from hasten.search.networks.unseen_devices import (
+    Curve,
+    DevicePool,
+    Learned,
+    Roles,
+    comparable,
+    few_roles,
+    held_out_ranks,
+    learned_from,
+    learning_curves,
+    measurements_needed,
+    meta_trained,
+    meta_trainings,
+    reach,
+    reached_from,
+    this_machine_and_others,
+)
 
 _NEEDS = 180.0  # seconds below which too little is measured and learned to compare anything
 _REFERENCES = 10
@@ -27,22 +43,13 @@ def _timing(experiment: Experiment) -> dict[str, int]:
 
 def roles(experiment: Experiment) -> Roles:
     """Held out: a number format and an instruction set that no regime of training has; an FPGA, a small board, an array."""
-    from hasten.cost.latency.regimes import Regime
-    from hasten.search.networks.unseen_devices import Roles, array, estimated, this_machine_and_others
-
-    if experiment.quick:  # an instruction set's limit takes a process of its own, and parts are traced for each batch
-        return Roles(
-            (Regime(), array("dla", 1024, 8)), (array("rs", 1024, 16),), (Regime(batch=2), estimated("pi5", 1, "fused"))
-        )
-    return this_machine_and_others()
+    # An instruction set's limit takes a process of its own, and parts are traced for each batch.
+    return few_roles() if experiment.quick else this_machine_and_others()
 
 
 @shared(weight=180)
 def _pool(experiment: Experiment, name: str) -> DevicePool:
     """Measures this machine, models other devices, and parts devices and networks."""
-    from hasten.search.networks import architecture_space as spaces
-    from hasten.search.networks.unseen_devices import DevicePool, comparable
-
     experiment.require(_NEEDS)
     space, devices = spaces.open_space(name), roles(experiment)
     count, seconds, _ = _MEASURED[name]
@@ -68,29 +75,16 @@ def _pool(experiment: Experiment, name: str) -> DevicePool:
 @shared(weight=120)
 def _learned(experiment: Experiment, name: str) -> list[Learned]:
     """For every set of references: each learner's predictor, and the seconds that its meta-training took."""
-    from hasten.cost.latency.meta_settings import EPISODES, LEARNERS
-    from hasten.search.networks.unseen_devices import Learned, meta_trained
-
     pool = experiment.once(_pool, name)
     normal = EPISODES["graphs" if pool.space.prefers_graphs else "vectors"]
     episodes = experiment.at(quick=1, normal=experiment.steps(normal, most=10 * normal))
     count = experiment.at(quick=4, normal=_REFERENCES)
     seeds = [experiment.seed + i for i in range(experiment.at(quick=1, normal=_MEASURED[name][2]))]
     sets = {seed: pool.references(count, seed) for seed in seeds}
-    arms = {
-        f"{learner} {seed}": (
-            pool.space, learner, episodes, seed, references,
-            pool.to_learn(pool.train, references), pool.to_learn(pool.valid, references),
-        )
-        for seed, references in sets.items()
-        for learner in LEARNERS
-    }  # fmt: skip
+    arms = meta_trainings(pool, LEARNERS, episodes, sets)
     experiment.tell(f"{name}: meta-learning", 0.4)
     found, _ = succeeded(experiment.arms(meta_trained, arms), needed=arms)
-    return [
-        Learned.loaded(pool.space, r, episodes, s, {learner: found[f"{learner} {s}"] for learner in LEARNERS})
-        for s, r in sets.items()
-    ]
+    return learned_from(pool, LEARNERS, episodes, sets, found)
 
 
 _RIVALS = ("Meta-SGD", "MAML", "MLP", "GNN", "layer-wise sum", "FLOPs", "best proxy", "mean device + ridge")
@@ -99,8 +93,6 @@ _RIVALS = ("Meta-SGD", "MAML", "MLP", "GNN", "layer-wise sum", "FLOPs", "best pr
 def _ranked(name: str, experiment: Experiment) -> Seen:
     """At least 0.9 on held-out devices; above Meta-SGD by 0.03, above a network trained on the ten alone by 0.2, and
     above all others."""
-    from hasten.search.networks.unseen_devices import held_out_ranks
-
     pool, learned = experiment.once(_pool, name), experiment.once(_learned, name)
     found = held_out_ranks(pool, learned, experiment.seed, steps=experiment.at(quick=2, normal=200))
     means = {m: statistics.mean(row[m] for row in found.values()) for m in ("HELP", *_RIVALS)}
@@ -136,20 +128,10 @@ _COUNTS = (10, 20, 50, 100, 200, 400, 900)
 @shared(weight=15)
 def _curves(experiment: Experiment) -> dict[str, Curve]:
     """Of the chains' held-out devices; up to 900 measurements where latencies are modelled."""
-    from hasten.search.networks.unseen_devices import learning_curves
-
     pool, learned = experiment.once(_pool, "chain"), experiment.once(_learned, "chain")[0]
     told = lambda device, share: experiment.tell(f"learning curves: {device}", share)  # noqa: E731
     counts, steps = experiment.at(quick=((4, 6), 2), normal=(_COUNTS, 200))
     return learning_curves(pool, learned, counts, experiment.seed, steps=steps, progress=told)
-
-
-def reached_from(curves: dict[str, Curve]) -> int:
-    """Measurements from which any predictor of one device reaches HELP; one more than the most where none does."""
-    from hasten.search.networks.unseen_devices import measurements_needed
-
-    needed = [n for curve in curves.values() for n in measurements_needed(curve).values() if n]
-    return min(needed, default=1 + max(n for curve in curves.values() for row in curve.values() for n in row))
 
 
 @check("H3", needs=_NEEDS)
@@ -158,16 +140,8 @@ def _fewer(experiment: Experiment) -> Seen:
 
     Few networks are measured: of those devices it is asked as far as their curves go, of modelled ones up to 900.
     """
-    from hasten.search.networks.unseen_devices import measurements_needed
-
     curves = experiment.once(_curves)
-    lines = []
-    for kind, curve in curves.items():
-        reach = ", ".join(
-            f"{m} at {n}" if n else f"{m} not at {max(curve[m])}" for m, n in measurements_needed(curve).items()
-        )
-        own = curve["HELP"]
-        lines.append(f"{kind} devices: HELP {own[min(own)]:.3f} at {min(own)}, reached by {reach}")
+    lines = [f"{kind} devices: {reach(curve)}" for kind, curve in curves.items()]
     detail = "; ".join(
         f"{kind}, {m}: " + ", ".join(f"{n}: {v:.3f}" for n, v in row.items())
         for kind, curve in curves.items()
@@ -183,24 +157,20 @@ def _constrained(experiment: Experiment) -> Seen:
 
     Operations stand for accuracy, which nobody has for these networks.
     """
-    from hasten.search.networks.unseen_devices import largest_within, measured_against
-
     pool, learned = experiment.once(_pool, "chain"), experiment.once(_learned, "chain")[0]
     rng = random.Random(experiment.seed + 7)
     candidates = list(dict.fromkeys(pool.space.sample(rng) for _ in range(experiment.at(quick=20, normal=3000))))
-    hits, lines = [], []
-    for regime in (r for r in pool.measured.regimes if r.name in pool.test):
-        known = sorted(pool.known(regime.name, pool.learn).values())
-        targets = [known[round(q * (len(known) - 1))] for q in (0.3, 0.5, 0.7)]
-        chosen = largest_within(pool.space, pool.adapted(regime.name, learned.predictors["HELP"]), candidates, targets)
-        experiment.tell(f"measuring what was found, {regime.name}", 0.9)
-        off, drift = measured_against(pool, regime, chosen, targets, learned.references, **_timing(experiment))
-        hits += [abs(o) <= 0.1 for o in off]
-        lines.append(
-            f"{regime.name}: "
-            + ", ".join(f"{o:+.0%} of {t * 1e3:.2f} ms" for o, t in zip(off, targets, strict=True))
-            + f", the machine at {drift:.2f} of its time before"
-        )
+    found = targets_met(
+        pool, learned, candidates, progress=lambda regime: experiment.tell(f"measuring what was found, {regime}", 0.9),
+        **_timing(experiment),
+    )  # fmt: skip
+    hits = [hit for met in found.values() for hit in met.hits()]
+    lines = [
+        f"{regime}: "
+        + ", ".join(f"{o:+.0%} of {t * 1e3:.2f} ms" for o, t in zip(met.off, met.targets, strict=True))
+        + f", the machine at {met.drift:.2f} of its time before"
+        for regime, met in found.items()
+    ]
     value = f"{sum(hits)} of {len(hits)} targets met within 10 % on regimes never learned from; " + "; ".join(lines)
     return experiment.judge(value, all(hits), sum(hits) > len(hits) / 2)
 
@@ -209,25 +179,18 @@ def _constrained(experiment: Experiment) -> Seen:
 def _cheaper(experiment: Experiment) -> Seen:
     """Seconds for a new device: ten networks and an adaptation, against every block of the space by itself, and
     against as many networks as a predictor of that device alone needs."""
-    from hasten.cost.latency.regimes import Regime
-    from hasten.search.networks.unseen_devices import measurements_needed, seconds_of_part_table, seconds_to_measure
-
     pool, learned = experiment.once(_pool, "chain"), experiment.once(_learned, "chain")[0]
-    space, regime, timing = pool.space, Regime(), _timing(experiment)
-    ten = seconds_to_measure(space, learned.references, regime, **timing)
-    begun = time.perf_counter()
-    pool.adapted(regime.name, learned.predictors["HELP"]).scores(pool.ask)
-    adapting = time.perf_counter() - begun
     operations = experiment.at(quick=range(1), normal=range(9))
-    table, blocks = seconds_of_part_table(space, [(o,) * len(pool.ask[0]) for o in operations], regime, **timing)
+    tabled = [(o,) * len(pool.ask[0]) for o in operations]
+    cost = new_device_cost(pool, learned, Regime(), tabled, **_timing(experiment))
     curve = experiment.once(_curves)["measured"]
     needed = [n for n in measurements_needed(curve).values() if n]
     alone = min(needed, default=max(n for row in curve.values() for n in row))
-    ours, each = ten + adapting, ten / len(learned.references)
-    ratio = table / ours
+    ours, each = cost.predictor, cost.network
+    ratio = cost.table / ours
     value = (
-        f"{len(learned.references)} networks and {adapting:.2f} s of adaptation: {ours:.2f} s; a table of {blocks} blocks "
-        f"{table:.2f} s ({ratio:.1f}x); a predictor of the device alone {'' if needed else 'over '}{alone} networks, "
+        f"{cost.references} networks and {cost.adapting:.2f} s of adaptation: {ours:.2f} s; a table of {cost.parts} blocks "
+        f"{cost.table:.2f} s ({ratio:.1f}x); a predictor of the device alone {'' if needed else 'over '}{alone} networks, "
         f"about {alone * each:.1f} s; meta-learning took {learned.seconds['HELP']:.0f} s once"
     )
     most = max(ratio, alone * each / ours)

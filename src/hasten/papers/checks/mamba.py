@@ -11,58 +11,45 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from hasten import estimate, load_device
-from hasten.cost.measuring import alternating, least_seconds, log_slope
+from hasten.cost.measuring import least_seconds, log_slope
 from hasten.errors import HastenError
 from hasten.kernels import native
-from hasten.kernels.selective_scan import reference, selective_scan
+from hasten.kernels.selective_scan import random_inputs, reference, selective_scan
 from hasten.models import named
 from hasten.models.language.llama import small_llama
-from hasten.models.language.mamba_lm import PUBLISHED, MambaConfig, MambaLM
+from hasten.models.language.mamba_lm import PUBLISHED, MambaConfig, MambaLM, small_mamba
 from hasten.models.matching import matching_width, parameters_of
-from hasten.nn import Mamba
 from hasten.nn.plain_attention import whole_attention
 from hasten.papers.experiment import Experiment, Seen, check, succeeded
+from hasten.runtime.far_tokens import token_seconds
 from hasten.tasks import make
 from hasten.tasks.text import Text
-from hasten.train import fit
+from hasten.train.fitting import fit_task
 from hasten.workload.language import language_model
 
 FULL = ("B", "C", "delta")
 FAST: dict[str, Any] = {"weight_decay": 0.01, "betas": (0.9, 0.999), "warmup": 0.3}
 
 
-def _model(
-    vocabulary: int, selective: tuple[str, ...] = FULL, width: int = 64, states: int = 16, tied: bool = False
-) -> MambaLM:
-    """Two layers behind a unit-variance embedding, of the size of the paper's synthetic tasks."""
-    model = MambaLM(MambaConfig(width, 2, vocabulary, tie_embeddings=tied))
-    torch.nn.init.normal_(model.backbone.embedding.weight)
-    for layer in model.backbone.layers:
-        layer.mixer = Mamba(width, states=states, selective=selective)
-    return model
-
-
 def _copying(selective: tuple[str, ...], width: int, steps: int, seed: int, fresh: int = 512) -> float:
     """Accuracy on fresh sequences after training on selective copying."""
     task = make("selective-copying")
     torch.manual_seed(seed)
-    model = _model(10, selective, width)
+    model = small_mamba(10, selective=selective, width=width)
     answer = functools.partial(model, logits_to_keep=8)
-    batches = task.batches("training", 32, seed)
-    fit(model, lambda step: task.loss(answer, next(batches)), steps=steps, peak=5e-3, **FAST)
-    asked_of = task.draw("test", fresh, torch.Generator().manual_seed(seed + 1000))
-    with torch.no_grad():
-        right, asked = task.count(answer(asked_of.inputs), asked_of.targets)
-    return right / asked
+    fit_task(model, task, size=32, seed=seed, answer=answer, steps=steps, peak=5e-3, **FAST)
+    return task.evaluate_batch(answer, task.draw("test", fresh, torch.Generator().manual_seed(seed + 1000)))
 
 
 @check("M1", weight=60, needs=120)
 def selective_copying(experiment: Experiment) -> Seen:
     """The full layer against the same one with constant step sizes and maps and more parameters."""
     steps = experiment.at(quick=3, normal=experiment.steps(1000, least=3))
-    counts = {"selective": parameters_of(lambda: _model(10))}
-    wider = matching_width(lambda w: _model(10, (), w), counts["selective"], range(64, 128), at_least=True)
-    counts["time-invariant"] = parameters_of(lambda: _model(10, (), wider))
+    counts = {"selective": parameters_of(lambda: small_mamba(10))}
+    wider = matching_width(
+        lambda w: small_mamba(10, selective=(), width=w), counts["selective"], range(64, 128), at_least=True
+    )
+    counts["time-invariant"] = parameters_of(lambda: small_mamba(10, selective=(), width=wider))
     plan = {"selective": (FULL, 64, steps, experiment.seed), "time-invariant": ((), wider, steps, experiment.seed)}
     found, failed = succeeded(experiment.arms(_copying, plan), plan)
     value = "; ".join(f"{name} ({counts[name]:,} parameters) {accuracy:.3f}" for name, accuracy in found.items())
@@ -77,11 +64,10 @@ def induction(experiment: Experiment) -> Seen:
     steps, length = experiment.at(quick=3, normal=experiment.steps(1500, least=3)), 64
     task = make("induction-heads", length=length)
     torch.manual_seed(experiment.seed)
-    model = _model(17)
+    model = small_mamba(17)
     answer = functools.partial(model, logits_to_keep=1)
-    batches = task.batches("training", 32, experiment.seed)
-    fit(
-        model, lambda step: task.loss(answer, next(batches)), steps=steps, peak=3e-3, **FAST,
+    fit_task(
+        model, task, size=32, seed=experiment.seed, answer=answer, steps=steps, peak=3e-3, **FAST,
         progress=lambda step, value: experiment.tell("", step / steps),
     )  # fmt: skip
     found = {}
@@ -89,9 +75,7 @@ def induction(experiment: Experiment) -> Seen:
         count = experiment.at(quick=16, normal=max(16, min(256, 2**19 // (length * times))))
         longer = make("induction-heads", length=length * times)
         fresh = longer.draw("test", count, torch.Generator().manual_seed(1))
-        with torch.no_grad():
-            right, asked = longer.count(answer(fresh.inputs)[..., :17], fresh.targets)
-        found[times] = right / asked
+        found[times] = longer.evaluate_batch(lambda ids: answer(ids)[..., :17], fresh)
     value = f"trained at {length}, accuracy at that length times " + ", ".join(
         f"{t}: {a:.3f}" for t, a in found.items()
     )
@@ -117,9 +101,8 @@ def _text(selective: tuple[str, ...], states: int, steps: int, seed: int) -> flo
     """Test loss of a character model of Python sources, nats."""
     task = Text(splits=(0.9, 0.1))
     torch.manual_seed(seed)
-    model = _model(task.classes, selective, states=states, tied=True)
-    batches = task.batches("training", 16, seed)
-    fit(model, lambda step: task.loss(model, next(batches)), steps=steps, peak=5e-3, warmup=0.2)
+    model = small_mamba(task.classes, selective=selective, states=states, tied=True)
+    fit_task(model, task, size=16, seed=seed, steps=steps, peak=5e-3, warmup=0.2)
     return task.evaluate(model, size=64, batches=1, seed=1)
 
 
@@ -149,21 +132,8 @@ def generation(experiment: Experiment) -> Seen:
     llama = small_llama(
         8192, width=512, layers=experiment.at(quick=1, normal=4), heads=8, inner=1408, positions=8192, tied=True
     ).eval()
-    one = torch.zeros(1, 1, dtype=torch.int64)
-    spent: dict[str, list[float]] = {"Mamba": [], "Transformer": []}
-    with torch.inference_mode():
-        for number, position in enumerate((near, far)):
-            experiment.tell(f"position {position}", number / 2)
-            prompt = torch.randint(0, 8192, (1, position))
-            state = mamba.new_state(1)
-            mamba(prompt, state, logits_to_keep=1)
-            cache = llama(prompt, use_cache=True, logits_to_keep=1).past_key_values
-            calls: dict[str, Callable[[], object]] = {
-                "Mamba": functools.partial(mamba, one, state),
-                "Transformer": functools.partial(llama, one, past_key_values=cache, use_cache=True),
-            }
-            for name, times in alternating(calls, experiment.at(quick=3, normal=80)).items():
-                spent[name].append(min(times))
+    rounds, models = experiment.at(quick=3, normal=80), {"Mamba": mamba, "Transformer": llama}
+    spent = token_seconds(models, (near, far), vocabulary=8192, rounds=rounds, progress=experiment.tell)
     # The paper's case: 1.4B, batch 128, prompt 2048, 128 new tokens on an A100.
     device = load_device("a100")
     published = named.build("mamba-1.4b").workload(2048, 128, 128)  # type: ignore[operator]
@@ -193,15 +163,7 @@ def scan_speed(experiment: Experiment) -> Seen:
     generator = torch.Generator().manual_seed(experiment.seed)
 
     def scan(length: int, function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[], None]:
-        leaves = [
-            torch.randn(1, length, channels, generator=generator),
-            torch.rand(1, length, channels, generator=generator) * 0.1,
-            -torch.rand(channels, states, generator=generator) * 16,
-            torch.randn(1, length, states, generator=generator),
-            torch.randn(1, length, states, generator=generator),
-        ]
-        for leaf in leaves:
-            leaf.requires_grad_()
+        leaves = random_inputs(length, channels, states, generator)
         return lambda: torch.autograd.backward(function(*leaves)[0].sum())
 
     def attention(length: int) -> Callable[[], None]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
-
-if TYPE_CHECKING:
-    import numpy as np
-
+from hasten.search.agents.registry import make_agent
+from hasten.search.codec import Codec
+from hasten.search.effects import explained
+from hasten.search.environments import to_target
+from hasten.search.exploring import Explorer, Scores, better_setting
+from hasten.search.separable import samples_until, separable
+from hasten.spaces import dram
 
 # Half of the least time of 1000 requests: out of reach, so that less time is always paid more.
 _TIME = 0.5 * 1000 * 4 / 800e6
@@ -36,13 +41,6 @@ Runs = dict[tuple[str, str], dict[str, "np.ndarray[Any, Any]"]]
 
 def _explored(trace: str, goals: list[str], samples: int, seeds: list[int]) -> dict[str, dict[str, Any]]:
     """An arm: goal -> method -> (seeds, samples) of rewards, at the better of two settings."""
-    import numpy as np
-
-    from hasten.search.agents.registry import make_agent
-    from hasten.search.environments import to_target
-    from hasten.search.exploring import Explorer, Scores
-    from hasten.spaces import dram
-
     problem, known = dram.problem(trace), Scores()
     found: dict[str, dict[str, Any]] = {}
     for goal in goals:
@@ -52,16 +50,8 @@ def _explored(trace: str, goals: list[str], samples: int, seeds: list[int]) -> d
             settings: list[dict[str, Any]] = [{"rate": rate} for rate in _RATES]
             if agent == "genetic":
                 settings = [{"mutation": chance} for chance in _MUTATIONS]
-            tried = [
-                np.array(
-                    [
-                        explorer.run(make_agent(agent, explorer.codec.sizes, s, **options, **setting), samples)
-                        for s in seeds
-                    ]
-                )
-                for setting in ([{}] if agent == "random-walk" else settings)
-            ]
-            rewards[label] = max(tried, key=lambda r: r[:, -200:].mean())
+            chosen = [{}] if agent == "random-walk" else settings
+            rewards[label] = better_setting(explorer, agent, chosen, samples, seeds, **options)
     return found
 
 
@@ -114,8 +104,6 @@ def _reward(experiment: Experiment) -> Seen:
 @check("c2")
 def _target(experiment: Experiment) -> Seen:
     """Whether the last 200 samples pay on average half of what the best point ever seen does."""
-    import numpy as np
-
     found = experiment.once(_runs)
     reached = dict.fromkeys(_METHODS, 0)
     for rewards in found.values():
@@ -152,12 +140,6 @@ def _objectives(experiment: Experiment) -> Seen:
 @check("c4")
 def _coupling(experiment: Experiment) -> Seen:
     """Variance of logarithms over 5000 random designs that sums of single parameters' effects explain, and pairs'."""
-    import numpy as np
-
-    from hasten.search.codec import Codec
-    from hasten.search.effects import explained
-    from hasten.spaces import dram
-
     rng = np.random.default_rng(experiment.seed)
     parts, alone, count = [], [], experiment.at(quick=500, normal=5000)
     for trace in experiment.at(quick=("random",), normal=("random", "cloud-2")):
@@ -176,24 +158,12 @@ def _coupling(experiment: Experiment) -> Seen:
 @check("c5")
 def _scale(experiment: Experiment) -> Seen:
     """Samples until the average of 100 is 95 % of the best, on separable spaces of 10 to 60 parameters of 8 values."""
-    import numpy as np
-
-    from hasten.search.agents.registry import make_agent
-
     knobs, most, needed = (10, 20, 40, 60), experiment.at(quick=110, normal=12_000), {}
     for agent in ("multi-agent", "ppo", "ppo-box"):
         for n in knobs:
             experiment.tell(f"{agent}, {n} parameters")
-            rng = np.random.default_rng(experiment.seed)
-            worth = rng.random((n, 8))
-            worth /= worth.max(1).sum()
             made = make_agent(agent, [8] * n, experiment.seed, rate=1e-2)
-            paid: list[float] = []
-            while len(paid) < most and (len(paid) < 100 or np.mean(paid[-100:]) < 0.95):
-                point = made.ask()
-                paid.append(float(worth[np.arange(n), list(point)].sum()))
-                made.tell(point, paid[-1], (paid[-1],))
-            needed[agent, n] = len(paid)
+            needed[agent, n] = samples_until(made, separable(n, 8, experiment.seed), most)
     value = "; ".join(
         f"{a}: " + ", ".join("never" if needed[a, n] >= most else str(needed[a, n]) for n in knobs)
         for a in ("multi-agent", "ppo", "ppo-box")

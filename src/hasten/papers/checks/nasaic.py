@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import random
-from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hasten.cost.chips.dataflow import ConvShape, SubAccelerator, layer_cost
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
-
-if TYPE_CHECKING:
-    from hasten.search.codesign.chips import Specs
-    from hasten.search.codesign.coexplore import Solution
-    from hasten.search.codesign.trained_networks import Accuracies
+from hasten.search.codesign.chips import MAPPER
+from hasten.search.codesign.coexplore import METHODS, Solution, mean_accuracy, meeting
+from hasten.search.codesign.random_assignments import near_best
+from hasten.search.codesign.trained_networks import (
+    Accuracies,
+    by_width,
+    every_network,
+    limits_of_the_best,
+    network_key,
+    network_task,
+    searched,
+    small_chips,
+    trained_accuracies,
+)
 
 _TASKS = ("digits", "fashion-mnist", "mnist")
 _PIECES = 12  # of a task's networks, each an arm
@@ -21,8 +30,6 @@ _PIECES = 12  # of a task's networks, each an arm
 def _table(experiment: Experiment) -> dict[str, Accuracies]:
     """Task -> network -> accuracy, of all 81 networks of each task, really trained; searches are charged for what
     they look up. A quick run trains one of each and gives the others its accuracy, less what they are wider."""
-    from hasten.search.codesign.trained_networks import every_network, network_key, trained_accuracies
-
     points = every_network()
     asked = experiment.at(quick=points[:1], normal=points)
     pieces = experiment.at(quick=1, normal=_PIECES)
@@ -37,24 +44,8 @@ def _table(experiment: Experiment) -> dict[str, Accuracies]:
     for label, (name, part, _, _) in arms.items():
         table[name] |= {network_key(p): a for p, a in zip(part, found[label], strict=True)}
     if experiment.quick:
-        return {
-            name: {network_key(p): max(row.values()) + sum(p.values()) / 1000 for p in points}
-            for name, row in table.items()
-        }
+        return {name: by_width(max(row.values())) for name, row in table.items()}
     return dict(table)
-
-
-def _searched(
-    names: tuple[str, ...], changed: dict[str, Any], limits: Specs, bounds: Specs, method: str, seed: int,
-    table: dict[str, Accuracies], budget: tuple[int, int],
-) -> Solution | None:  # fmt: skip
-    """One search: an arm. ``budget``: mapped chips, and trained networks a task."""
-    from hasten.search.codesign.coexplore import CoProblem, coexplore
-    from hasten.search.codesign.trained_networks import network_task, small_chips
-
-    tasks = tuple(network_task(n, table[n], f"{n} {i}") for i, n in enumerate(names))
-    problem = CoProblem(tasks, small_chips(**changed), limits, bounds, mapped=budget[0], trained=budget[1])
-    return coexplore(problem, method, seed=seed)
 
 
 _SEEDS = 3
@@ -77,9 +68,6 @@ _Found = dict[tuple[str, str], list["Solution | None"]]
 @shared(weight=100)
 def _searches(experiment: Experiment) -> _Found:
     """(workload, method) and (kind of chip, its number) -> the solution with each seed."""
-    from hasten.search.codesign.coexplore import METHODS
-    from hasten.search.codesign.trained_networks import limits_of_the_best, network_task, small_chips
-
     table = experiment.once(_table)
     rows: list[tuple[tuple[str, str], tuple[Any, ...]]] = []
     for label, names in _WORKLOADS.items():
@@ -93,26 +81,14 @@ def _searches(experiment: Experiment) -> _Found:
     seeds = experiment.seeds(_SEEDS)
     arms = {f"{key} {s}": (*arm, s, table, budget) for key, arm in rows for s in seeds}
     experiment.tell("searching")
-    found, _ = succeeded(experiment.arms(_searched, arms), arms)
+    found, _ = succeeded(experiment.arms(searched, arms), arms)
     return {key: [found[f"{key} {s}"] for s in seeds] for key, _ in rows}
-
-
-def _met(solutions: list[Solution | None]) -> list[Solution]:
-    return [s for s in solutions if s is not None and s.meets]
-
-
-def _mean(solutions: list[Solution | None]) -> float:
-    """Mean accuracy of those that meet the limits; 0 when none does."""
-    met = _met(solutions)
-    return sum(s.accuracy for s in met) / len(met) if met else 0.0
 
 
 @check("c1")
 def _specs(experiment: Experiment) -> Seen:
-    from hasten.search.codesign.coexplore import METHODS
-
     found = experiment.once(_searches)
-    met = {(w, m): len(_met(found[w, m])) for w in _WORKLOADS for m in METHODS}
+    met = {(w, m): len(meeting(found[w, m])) for w in _WORKLOADS for m in METHODS}
     value = "; ".join(
         f"{w}: " + ", ".join(f"{m} {met[w, m]} of {len(found[w, m])}" for m in METHODS) for w in _WORKLOADS
     )
@@ -148,7 +124,7 @@ def _loss(experiment: Experiment) -> Seen:
     losses = []
     for label, names in _WORKLOADS.items():
         best = sum(max(table[n].values()) for n in names) / len(names)
-        losses.append(100 * (best - _mean(found[label, "nasaic"])))
+        losses.append(100 * (best - mean_accuracy(found[label, "nasaic"])))
     value = f"{losses[0]:.2f} points for two tasks, {losses[1]:.2f} for three, at 0.6 of every cost"
     return experiment.judge(value, max(losses) <= 0.76, max(losses) <= 1.5)
 
@@ -159,15 +135,15 @@ def _better(experiment: Experiment) -> Seen:
     found = experiment.once(_searches)
     gains, parts = [], []
     for w in _WORKLOADS:
-        ours = 100 * _mean(found[w, "nasaic"])
+        ours = 100 * mean_accuracy(found[w, "nasaic"])
         others = {m: found[w, m] for m in ("chip-first", "monte-carlo")}
         each = ", ".join(
-            f"{ours - 100 * _mean(rows):+.2f} points over {m}" if _met(rows) else f"{m} meets no limits"
+            f"{ours - 100 * mean_accuracy(rows):+.2f} points over {m}" if meeting(rows) else f"{m} meets no limits"
             for m, rows in others.items()
         )
         parts.append(f"{w}: {ours:.2f} %, {each}")
-        if _met(others["chip-first"]):
-            gains.append(ours - 100 * _mean(others["chip-first"]))
+        if meeting(others["chip-first"]):
+            gains.append(ours - 100 * mean_accuracy(others["chip-first"]))
     return experiment.judge("; ".join(parts), bool(gains) and min(gains) >= 0.87, bool(gains) and min(gains) > 0)
 
 
@@ -176,7 +152,7 @@ def _heterogeneous(experiment: Experiment) -> Seen:
     """A single array, two of the same dataflow, and two of any, for one task twice. Of the homogeneous chips the best
     dataflow of three counts, each with a search of its own."""
     found = experiment.once(_searches)
-    reached = {kind: max(_mean(found[kind, str(i)]) for i in range(len(of))) for kind, of in _KINDS.items()}
+    reached = {kind: max(mean_accuracy(found[kind, str(i)]) for i in range(len(of))) for kind, of in _KINDS.items()}
     value = ", ".join(f"{k} {100 * a:.2f} %" if a else f"{k} none" for k, a in reached.items())
     rest = max(reached["single"], reached["homogeneous"])
     ours = reached["heterogeneous"]
@@ -187,8 +163,6 @@ def _heterogeneous(experiment: Experiment) -> Seen:
 @check("c6")
 def _suits(experiment: Experiment) -> Seen:
     """ResNet-18's convolutions on 1024 elements at 32 bytes a cycle."""
-    from hasten.cost.chips.dataflow import ConvShape, SubAccelerator, layer_cost
-
     layers = [ConvShape(64, 3, 7, 7, 112, 112, 2)]
     layers += [ConvShape(n, n, 3, 3, 3584 // n, 3584 // n) for n in (64, 128, 256, 512)]
     ratios = [
@@ -203,37 +177,16 @@ def _suits(experiment: Experiment) -> Seen:
 @check("hap")
 def _heuristic(experiment: Experiment) -> Seen:
     """With the settings that chips are mapped with, against the best of all placements in all orders."""
-    from hasten.search.codesign.assignment import assign, best_assignment, makespan
-    from hasten.search.codesign.chips import MAPPER
-
-    rng = random.Random(experiment.seed)
-    settings: dict[str, dict[str, Any]] = {"as chips are mapped": dict(MAPPER), "with restarts and pairs": {}}
-    ratios: dict[str, list[float]] = {name: [] for name in settings}
-    feasible = 0
-    for _ in range(experiment.at(quick=20, normal=200)):
-        units, networks = rng.choice((2, 3)), rng.choice((1, 2, 3))
-        count = rng.randint(6, 8 if units == 3 else 10)
-        lengths = [count // networks + (n < count % networks) for n in range(networks)]
-        times, energies = (
-            [[[rng.uniform(1, 10) for _ in range(units)] for _ in range(n)] for n in lengths] for _ in "te"
-        )
-        fastest = [[row.index(min(row)) for row in network] for network in times]
-        deadline = rng.uniform(0.6, 1.1) * makespan(times, fastest)
-        best = best_assignment(times, energies, deadline)
-        if best.makespan > deadline:
-            continue
-        feasible += 1
-        for name, changed in settings.items():
-            ours = assign(times, energies, deadline, **changed)
-            if ours.makespan <= deadline:
-                ratios[name].append(ours.energy / best.energy)
-    if not feasible:
+    mapped = "as chips are mapped"
+    settings: dict[str, dict[str, Any]] = {mapped: dict(MAPPER), "with restarts and pairs": {}}
+    found = near_best(settings, experiment.at(quick=20, normal=200), random.Random(experiment.seed))
+    if not found.feasible:
         return Seen("no instance can be done by its deadline", None, why="nothing to compare with")
     value = "; ".join(
-        f"{name} {len(rows)} of {feasible} feasible instances solved"
-        + (f", energy {mean(rows) - 1:.1%} over the least" if rows else "")
-        for name, rows in ratios.items()
+        f"{name} {found.solved(name)} of {found.feasible} feasible instances solved"
+        + (f", energy {found.mean(name) - 1:.1%} over the least" if found.solved(name) else "")
+        for name in settings
     )
-    solved = ratios["as chips are mapped"]
-    close = bool(solved) and mean(solved) <= 1.08  # of nothing solved no energy is near the least
-    return experiment.judge(value, len(solved) == feasible and close, close)
+    solved = found.solved(mapped)
+    close = solved > 0 and found.mean(mapped) <= 1.08  # of nothing solved no energy is near the least
+    return experiment.judge(value, solved == found.feasible and close, close)

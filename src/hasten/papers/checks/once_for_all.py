@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
 
+import torch
+
+from hasten.hardware import load_device
+from hasten.models.vision.once_for_all import Architecture, OFAConfig, SubNetwork, macs
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
-
-if TYPE_CHECKING:
-    from hasten.models.vision.once_for_all import Architecture
-    from hasten.search.networks.specialize import AccuracyPredictor
-    from hasten.spaces.once_for_all import Corners
+from hasten.search.networks.members.once_for_all import OnceForAllSpace
+from hasten.search.networks.specialize import AccuracyPredictor, picks_within
+from hasten.spaces.once_for_all import (
+    SMALL,
+    Corners,
+    by_kind,
+    corner_means,
+    part_accuracies,
+    trained_corners,
+    trainings,
+)
+from hasten.train.shrinking import corners
+from hasten.train.shrinking_hours import PREDICTOR_HOURS, PUBLISHED_HOURS, SEARCH_HOURS, cheaper_from, schedule_hours
 
 # Seconds of the budget from which the trainings are long enough to judge. Shrinking's six phases need time more than its
 # average needs repeating: a long run has three seeds. One is half a point up or down, which is as much as is claimed: of
@@ -20,8 +31,6 @@ _NEEDS = 300.0
 # 55,000 each would be seen 9 times, where every sub-network lacks steps, whatever the order of the phases.
 _IMAGES = 4000
 _SECONDS = 180.0  # processor time of a training
-# V100 hours of the baselines for each device, and of the paper's own schedule (table 1).
-_MNASNET, _PROXYLESS, _PAPER, _PREDICTOR = 40_000, 200 + 300, 1200, 40
 
 
 def _seeds(experiment: Experiment) -> list[int]:
@@ -36,45 +45,26 @@ def _source(experiment: Experiment) -> str:
 def _arms(experiment: Experiment) -> dict[str, list[Corners]]:
     """``shrinking``, ``joint`` with the same teacher, and the small and large corners alone in an eighth of the time
     each: an arm for a seed, in equal processor time, the teacher's training and passes included."""
-    from hasten.spaces.once_for_all import trained_corners
-    from hasten.train.shrinking import JOINT_TAUGHT, SHRINKING
-
     experiment.require(_NEEDS)
     seeds, source = _seeds(experiment), _source(experiment)
     seconds = experiment.at(quick=0.06, normal=_SECONDS * experiment.scale / len(seeds))
-    # Those trained alone are two arms of half the length, so that two cores end together.
-    kinds = {
-        "shrinking": (SHRINKING, slice(8)),
-        "joint": (JOINT_TAUGHT, slice(8)),
-        "small": (None, slice(4)),
-        "large": (None, slice(4, 8)),
-    }
-    arms = {f"{kind} {s}": (*one, seconds, s, _IMAGES, source) for s in seeds for kind, one in kinds.items()}
+    arms = trainings(seconds, seeds, _IMAGES, source)
     experiment.tell("training by shrinking, jointly, alone")
     found, _ = succeeded(experiment.arms(trained_corners, arms), needed=arms)
-    return {kind: [found[f"{kind} {s}"] for s in seeds] for kind in kinds}
+    return by_kind(found, seeds)
 
 
 def _corner_means(experiment: Experiment) -> dict[str, list[float]]:
     """Of ``shrinking``, ``joint`` and ``alone``: percent of each corner."""
-    means = {
-        kind: [sum(c) / len(arms) for c in zip(*(a.accuracies for a in arms), strict=True)]
-        for kind, arms in experiment.once(_arms).items()
-    }
-    return {**means, "alone": means["small"] + means["large"]}
+    return corner_means(experiment.once(_arms))
 
 
 @shared(weight=60)
 def _sampled(experiment: Experiment) -> tuple[dict[Architecture, float], dict[Architecture, float]]:
     """Different sub-networks of the first shrunk network and their accuracies: to learn from, and to be judged by."""
-    from hasten.spaces.once_for_all import SMALL, part_accuracies
-
     state = experiment.once(_arms)["shrinking"][0].state
     rng, count = random.Random(experiment.seed), experiment.at(quick=8, normal=experiment.steps(300, least=20))
-    archs: list[Architecture] = []
-    while len(archs) < count:
-        if (drawn := SMALL.sample(rng)) not in archs:
-            archs.append(drawn)
+    archs = SMALL.different(rng, count)
     pieces = 4
     arms = {str(i): (state, archs[i::pieces], _source(experiment)) for i in range(pieces)}
     experiment.tell("measuring sub-networks")
@@ -87,9 +77,6 @@ def _sampled(experiment: Experiment) -> tuple[dict[Architecture, float], dict[Ar
 @shared(weight=1)
 def _predictor(experiment: Experiment) -> AccuracyPredictor[Architecture]:
     """Learned from 70 % of the measured sub-networks."""
-    from hasten.search.networks.specialize import AccuracyPredictor
-    from hasten.spaces.once_for_all import SMALL
-
     known, _ = experiment.once(_sampled)
     steps = experiment.at(quick=5, normal=600)
     return AccuracyPredictor(SMALL, seed=experiment.seed).fit(list(known), list(known.values()), steps=steps)
@@ -98,12 +85,6 @@ def _predictor(experiment: Experiment) -> AccuracyPredictor[Architecture]:
 @check("c1", needs=_NEEDS)
 def _small_one(experiment: Experiment) -> Seen:
     """Multiply-accumulates of the paper's network; accuracy of its small sister against joint training."""
-    import torch
-
-    from hasten.models.vision.once_for_all import OFAConfig, SubNetwork, macs
-    from hasten.spaces.once_for_all import SMALL
-    from hasten.train.shrinking import corners
-
     config = OFAConfig()
     with torch.device("meta"):
         count = macs(SubNetwork(config, config.architecture(3, 3, 4)), 224)
@@ -138,8 +119,6 @@ def _shrinking(experiment: Experiment) -> Seen:
 
 @check("c3", weight=0.1)
 def _count(experiment: Experiment) -> Seen:
-    from hasten.models.vision.once_for_all import OFAConfig
-
     count = OFAConfig().count
     return experiment.judge(f"(9^2 + 9^3 + 9^4)^5 = {count:.4g} at each resolution", count > 1e19 and count == 7371**5)
 
@@ -148,32 +127,24 @@ def _count(experiment: Experiment) -> Seen:
 def _hours(experiment: Experiment) -> Seen:
     """The schedule's V100 hours by the analytic model, a training pass as three forward ones, beside the published
     hours of searches that are paid for each device."""
-    from hasten.hardware import load_device
-    from hasten.models.vision.once_for_all import OFAConfig
-    from hasten.spaces.once_for_all import SMALL
-    from hasten.train.shrinking_hours import schedule_hours
-
     config = experiment.at(quick=SMALL, normal=OFAConfig())
-    hours = sum(schedule_hours(load_device("v100"), config, seed=experiment.seed).values()) + _PREDICTOR
-    # From how many devices on it is cheaper.
-    from_mnasnet, from_proxyless = (1 + int(hours / each) for each in (_MNASNET, _PROXYLESS))
+    hours = sum(schedule_hours(load_device("v100"), config, seed=experiment.seed).values()) + PREDICTOR_HOURS
+    published, proxyless = PUBLISHED_HOURS + PREDICTOR_HOURS, SEARCH_HOURS["ProxylessNAS"]
+    from_mnasnet, from_proxyless = (cheaper_from(hours, each) for each in SEARCH_HOURS.values())
     value = (
-        f"{hours:.0f} V100 hours for any number of devices ({_PAPER + _PREDICTOR} published), less than MnasNet from "
-        f"{from_mnasnet} device on, than ProxylessNAS from {from_proxyless}; {40 * _PROXYLESS / hours:.0f}x less for 40"
+        f"{hours:.0f} V100 hours for any number of devices ({published} published), less than MnasNet from "
+        f"{from_mnasnet} device on, than ProxylessNAS from {from_proxyless}; {40 * proxyless / hours:.0f}x less for 40"
     )
-    near = 0.5 <= hours / (_PAPER + _PREDICTOR) <= 2
-    return experiment.judge(value, near and from_mnasnet == 1 and from_proxyless <= 3, hours < 40 * _PROXYLESS)
+    near = 0.5 <= hours / published <= 2
+    return experiment.judge(value, near and from_mnasnet == 1 and from_proxyless <= 3, hours < 40 * proxyless)
 
 
 @check("c7", needs=_NEEDS)
 def _predicted(experiment: Experiment) -> Seen:
     """Judged on the sub-networks that it has not learned from."""
-    from hasten.cost.latency.correlation import kendall
-
     known, rest = experiment.once(_sampled)
-    found, truth = experiment.once(_predictor).predict(list(rest)), list(rest.values())
-    error = (sum((a - b) ** 2 for a, b in zip(found, truth, strict=True)) / len(truth)) ** 0.5
-    order = kendall(found, truth)
+    truth = list(rest.values())
+    error, order = experiment.once(_predictor).judged(rest)
     value = (
         f"RMSE {error:.2f} points, Kendall's tau {order:.2f}, {len(known)} sub-networks learned and {len(truth)} judged, "
         f"{min(truth):.1f} to {max(truth):.1f} %"
@@ -185,10 +156,6 @@ def _predicted(experiment: Experiment) -> Seen:
 def _searched(experiment: Experiment) -> Seen:
     """Corners within 1.5 points of training alone; and under three latency limits the pick is as good as the best of
     50 random sub-networks less 0.3 points, and the whole network, measured, at most 10 % over the limit."""
-    from hasten.search.networks.members.once_for_all import OnceForAllSpace
-    from hasten.search.networks.specialize import picks_within
-    from hasten.spaces.once_for_all import SMALL, part_accuracies
-
     means = _corner_means(experiment)
     lead = sum(a - b for a, b in zip(means["shrinking"], means["alone"], strict=True)) / 8
     _, rest = experiment.once(_sampled)

@@ -61,6 +61,17 @@ class Solution:
     meets: bool
 
 
+def meeting(solutions: Sequence[Solution | None]) -> list[Solution]:
+    """Those of several searches' solutions that there are and that meet all limits."""
+    return [s for s in solutions if s is not None and s.meets]
+
+
+def mean_accuracy(solutions: Sequence[Solution | None]) -> float:
+    """Mean accuracy of those that meet the limits; 0 when none does."""
+    met = meeting(solutions)
+    return sum(s.accuracy for s in met) / len(met) if met else 0.0
+
+
 @dataclass
 class CoProblem:
     """Tasks and chips with their limits, and the account of what was asked.

@@ -18,7 +18,7 @@ from hasten.data import images
 from hasten.models.vision.resnet9 import ResNet9
 from hasten.search.codec import Codec
 from hasten.search.codesign.chips import ChipSpace, Specs
-from hasten.search.codesign.coexplore import NetworkTask, limits_from
+from hasten.search.codesign.coexplore import CoProblem, NetworkTask, Solution, coexplore, limits_from
 from hasten.search.space import Space, categorical
 from hasten.train.classifying import accuracy, classify
 
@@ -85,6 +85,11 @@ def trained_accuracies(name: str, points: Sequence[Mapping[str, int]], epochs: i
     return found
 
 
+def by_width(accuracy: float) -> dict[tuple[int, ...], float]:
+    """A table of all 81 networks where one was trained: each has its accuracy, and more the wider and deeper it is."""
+    return {network_key(p): accuracy + sum(p.values()) / 1000 for p in every_network()}
+
+
 def network_task(name: str, accuracies: Accuracies, label: str = "") -> NetworkTask:
     """A task of a co-exploration whose networks are looked up instead of trained again."""
     size = IMAGES[name][0]
@@ -119,3 +124,22 @@ def limits_of_the_best(tasks: Sequence[NetworkTask], chips: ChipSpace, share: fl
         points = [codec.decode(i) for i in itertools.product(*(range(n) for n in codec.sizes))]
         best.append(max(points, key=task.accuracy))
     return limits_from(list(tasks), chips, best, share)
+
+
+def searched(
+    names: Sequence[str], changed: Mapping[str, Any], limits: Specs, bounds: Specs, method: str, seed: int,
+    table: Mapping[str, Accuracies], budget: tuple[int, int],
+) -> Solution | None:  # fmt: skip
+    """One search for networks of these tasks and a small chip, for a process of its own; None where nothing was found.
+
+    Args:
+        names: of the tasks; one may stand there twice.
+        changed: of `small_chips`.
+        limits, bounds: as of `limits_of_the_best`.
+        method, seed: of `coexplore`.
+        table: task -> accuracies to look up.
+        budget: mapped chips, and trained networks a task.
+    """
+    tasks = tuple(network_task(n, table[n], f"{n} {i}") for i, n in enumerate(names))
+    problem = CoProblem(tasks, small_chips(**changed), limits, bounds, mapped=budget[0], trained=budget[1])
+    return coexplore(problem, method, seed=seed)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hasten.cost import estimate
+from hasten.cost.latency.correlation import kendall
 from hasten.cost.latency.modelled import Part
 from hasten.errors import HastenError
 from hasten.hardware import Device
@@ -100,6 +101,12 @@ class AccuracyPredictor(nn.Module, Generic[A]):
         """Accuracies of architectures."""
         found: list[float] = self(self.codes(archs)).tolist()
         return found
+
+    def judged(self, truth: Mapping[A, float]) -> tuple[float, float]:
+        """Root of the mean squared error on architectures of known accuracy, and Kendall's tau of their order."""
+        found, values = self.predict(list(truth)), list(truth.values())
+        error = sum((a - b) ** 2 for a, b in zip(found, values, strict=True)) / len(values)
+        return error**0.5, kendall(found, values)
 
 
 class HasParts(Protocol[A_contra]):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hasten.cost.chips.dataflow import SubAccelerator
@@ -21,12 +20,12 @@ from hasten.cost.latency.correlation import spearman
 from hasten.cost.latency.meta_settings import quick_settings
 from hasten.cost.latency.modelled import ArrayDevice, EstimatedDevice
 from hasten.cost.latency.predictor import AdaptedLatency, LatencyPredictor
-from hasten.cost.latency.regimes import MeasuredRegimes, Regime, time_regimes
+from hasten.cost.latency.regimes import MeasuredRegimes, Regime
 from hasten.cost.latency.tables import Arch, LatencyTables, middle
 from hasten.cost.roofline import Schedule
 from hasten.errors import HastenError
 from hasten.hardware import load_device
-from hasten.search.networks.architecture_space import ArchitectureSpace, latency_predictor, measured_latencies
+from hasten.search.networks.architecture_space import ArchitectureSpace, latency_predictor
 from hasten.search.networks.latency_baselines import all_baselines, of_one_device
 
 Space: TypeAlias = ArchitectureSpace[Any]
@@ -109,6 +108,12 @@ def this_machine_and_others() -> Roles:
         array("rs", 168, 1),
     )
     return Roles((*fast, *known), (Regime(isa="avx2"), estimated("h100", 64), array("rs", 1024, 16)), held_out)
+
+
+def few_roles() -> Roles:
+    """A device or two in each role, in one number format and instruction set: enough to run everything once."""
+    held_out = (Regime(batch=2), estimated("pi5", 1, "fused"))
+    return Roles((Regime(), array("dla", 1024, 8)), (array("rs", 1024, 16),), held_out)
 
 
 def well_measured(measured: MeasuredRegimes, share: float = 0.6) -> LatencyTables:
@@ -226,6 +231,38 @@ class Learned:
         return cls(tuple(references), made, {learner: seconds for learner, (_, seconds) in trained.items()})
 
 
+def meta_trainings(
+    pool: DevicePool, learners: Sequence[str], episodes: int, sets: Mapping[int, Sequence[Arch]]
+) -> dict[str, tuple[Any, ...]]:
+    """Name -> arguments of `meta_trained`: each learner with each set of references.
+
+    Args:
+        pool: devices and networks.
+        learners: by name.
+        episodes: of a meta-training.
+        sets: seed -> references.
+    """
+    return {
+        f"{learner} {seed}": (
+            pool.space, learner, episodes, seed, references,
+            pool.to_learn(pool.train, references), pool.to_learn(pool.valid, references),
+        )
+        for seed, references in sets.items()
+        for learner in learners
+    }  # fmt: skip
+
+
+def learned_from(
+    pool: DevicePool, learners: Sequence[str], episodes: int, sets: Mapping[int, Sequence[Arch]],
+    trained: Mapping[str, tuple[dict[str, Tensor], float]],
+) -> list[Learned]:  # fmt: skip
+    """The predictors of each set of references, of what `meta_trainings` of the same arguments gave."""
+    return [
+        Learned.loaded(pool.space, references, episodes, seed, {name: trained[f"{name} {seed}"] for name in learners})
+        for seed, references in sets.items()
+    ]
+
+
 def held_out_ranks(
     pool: DevicePool, learned: Sequence[Learned], seed: int = 0, *, steps: int = 200
 ) -> dict[str, dict[str, float]]:
@@ -307,55 +344,20 @@ def measurements_needed(curve: Curve, learner: str = "HELP") -> dict[str, int | 
     return {m: next((n for n, v in sorted(row.items()) if v >= goal), None) for m, row in curve.items() if m != learner}
 
 
-def largest_within(
-    space: Space, adapted: AdaptedLatency[Arch], candidates: Sequence[Arch], limits: Sequence[float]
-) -> list[Arch]:
-    """For each limit in seconds the candidate with the most products of those predicted within it; the one predicted
-    fastest where none is."""
-    predicted = adapted.predict(candidates)
-    products = [space.products(a) for a in candidates]
-    chosen = []
-    for limit in limits:
-        within = [i for i, s in enumerate(predicted) if s <= limit]
-        within = within or [min(range(len(predicted)), key=lambda i: predicted[i])]
-        chosen.append(candidates[max(within, key=lambda i: products[i])])
-    return chosen
+def reach(curve: Curve, learner: str = "HELP") -> str:
+    """In words: the learner's rank correlation at its fewest measurements, and where each other method reaches it."""
+    needed = measurements_needed(curve, learner).items()
+    others = ", ".join(f"{m} at {n}" if n else f"{m} not at {max(curve[m])}" for m, n in needed)
+    fewest = min(curve[learner])
+    return f"{learner} {curve[learner][fewest]:.3f} at {fewest}, reached by {others}"
 
 
-def measured_against(
-    pool: DevicePool, regime: Regime, chosen: Sequence[Arch], targets: Sequence[float], references: Sequence[Arch],
-    **timing: Any,
-) -> tuple[list[float], float]:  # fmt: skip
-    """How far chosen networks, measured now, are from their targets, and the machine's time over that of before.
-
-    A machine that others use is faster or slower by now than when the target was read from it: how much, the reference
-    networks beside tell, and the targets move with it.
+def reached_from(curves: Mapping[str, Curve], learner: str = "HELP") -> int:
+    """Measurements from which any predictor of one device reaches the learner; one more than the most where none does.
 
     Args:
-        pool: with the measurements of before.
-        regime: to measure in.
-        chosen, targets: networks, and the seconds that each should take.
-        references: measured before.
-        timing: options of `measure_regimes`.
+        curves: kind of device -> `Curve`.
+        learner: whose curve is in each.
     """
-    unique = list(dict.fromkeys((*chosen, *references)))
-    seen = measured_latencies(pool.space, unique, [regime], **timing).tables.known(regime.name)
-    drift = statistics.median(seen[a] / s for a, s in pool.known(regime.name, references).items())
-    return [seen[arch] / (drift * t) - 1 for t, arch in zip(targets, chosen, strict=True)], drift
-
-
-def seconds_to_measure(space: Space, archs: Sequence[Arch], regime: Regime, **timing: Any) -> float:
-    """Wall-clock seconds to build and measure networks, with options of `time_regimes`."""
-    begun = time.perf_counter()
-    for arch in archs:
-        time_regimes(*space.example(arch), [regime], **timing)
-    return time.perf_counter() - begun
-
-
-def seconds_of_part_table(space: Space, archs: Sequence[Arch], regime: Regime, **timing: Any) -> tuple[float, int]:
-    """Wall-clock seconds to build and measure every different part of networks by itself, and the number of parts."""
-    parts = {key: (make, shape) for arch in archs for key, make, shape in space.parts(arch)}
-    begun = time.perf_counter()
-    for make, shape in parts.values():
-        time_regimes(make().eval(), torch.zeros(1, *shape), [regime], **timing)
-    return time.perf_counter() - begun, len(parts)
+    needed = [n for curve in curves.values() for n in measurements_needed(curve, learner).values() if n]
+    return min(needed, default=1 + max(n for curve in curves.values() for row in curve.values() for n in row))
