@@ -36,8 +36,9 @@ from hasten.runtime.decoding.medusa import MedusaHeads
 from hasten.runtime.storage.expert_store import ExpertFile
 from hasten.runtime.subject import read_subject
 from hasten.search.environments import Log
+from hasten.search.parameter import integer
 from hasten.search.problem import Objective, Problem
-from hasten.search.space import Space, integer
+from hasten.search.space import Space
 from hasten.search.study import Study
 from hasten.train.checkpoint import Checkpoint
 from hasten.tuning.result import load

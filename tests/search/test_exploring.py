@@ -12,7 +12,8 @@ from hasten.errors import HastenError
 from hasten.search.agents.registry import make_agent
 from hasten.search.environments import Log, environment, to_target
 from hasten.search.exploring import SETTINGS, Explorer, Proxy, Sweep, better_setting, sweep
-from hasten.search.space import Space, integer
+from hasten.search.parameter import integer
+from hasten.search.space import Space
 from hasten.spaces import dram
 
 GOAL = to_target(power=1.0, time=2.5e-6)

@@ -115,7 +115,7 @@ def test_first_points_come_first_and_must_be_of_the_space():
 def test_budget_of_seconds_counts_earlier_runs(path, monkeypatch):
     now = [1000.0]  # a clock that trials alone move: what else a busy machine takes changes nothing here
     clock = types.SimpleNamespace(monotonic=lambda: now[0])
-    monkeypatch.setattr("hasten.search.study.time", clock)
+    monkeypatch.setattr("hasten.search.study_loop.time", clock)
     monkeypatch.setattr("hasten.search.workers.time", clock)
 
     def slow(params):

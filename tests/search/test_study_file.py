@@ -7,7 +7,7 @@ import pytest
 
 from hasten.errors import HastenError
 from hasten.search import Objective, Problem, Space, Study, integer
-from hasten.search.study import check_file
+from hasten.search.study_file import check_file
 
 PROBLEM = Problem(
     "toy", Space([integer("n", 1, 50)]), (Objective("cost"), Objective("gain")),

@@ -14,7 +14,7 @@ from hasten.report.tables import Table
 
 if TYPE_CHECKING:
     from hasten.search.problem import Problem, Trial
-    from hasten.search.study import StudyResult
+    from hasten.search.study_result import StudyResult
 
 
 def search_table(problem: Problem, result: StudyResult) -> Table:

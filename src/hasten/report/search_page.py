@@ -13,13 +13,13 @@ from hasten import __version__
 from hasten.report import quantities
 from hasten.report import search_plots as plots
 from hasten.report.html import content_of, headings, inert, pairs, section
+from hasten.search.parameter import Parameter
 from hasten.search.problem import Problem, Trial
-from hasten.search.space import Parameter
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from hasten.search.study import StudyResult
+    from hasten.search.study_result import StudyResult
 
 _MOST_ROWS = 200
 

@@ -15,7 +15,7 @@ from hasten.search.problem import Objective, Problem, Trial, pareto
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from hasten.search.study import StudyResult
+    from hasten.search.study_result import StudyResult
 
 # Units that take a prefix: 5.9 µs; a figure in decibels or parameters does not.
 _PREFIXED = {"s", "W", "J", "B", "B/s", "FLOP", "FLOP/s", "Hz", "V", "A", "m", "tokens/s"}

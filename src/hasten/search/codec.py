@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from hasten.errors import HastenError
-from hasten.search.space import Params, Space, Value
+from hasten.search.parameter import Params, Value
+from hasten.search.space import Space
 
 
 def bins(sizes: Sequence[int], coordinates: Sequence[float], rounded: bool = False) -> tuple[int, ...]:

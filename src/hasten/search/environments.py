@@ -18,8 +18,9 @@ import numpy as np
 from hasten.errors import HastenError, MissingExtraError
 from hasten.files import read_parquet, write_parquet
 from hasten.search.codec import Codec
+from hasten.search.parameter import Params, categorical, integer, real
 from hasten.search.problem import Infeasible, Objective, Problem
-from hasten.search.space import Params, Space, categorical, integer, real
+from hasten.search.space import Space
 
 if TYPE_CHECKING:
     import gymnasium

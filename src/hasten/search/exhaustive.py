@@ -9,7 +9,8 @@ from typing import Any
 from optuna.samplers import BaseSampler
 
 from hasten.errors import HastenError
-from hasten.search.space import Params, Space
+from hasten.search.parameter import Params
+from hasten.search.space import Space
 
 
 class ExhaustiveSampler(BaseSampler):

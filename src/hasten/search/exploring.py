@@ -15,8 +15,9 @@ from hasten.search.agents.agent import Agent, Indices
 from hasten.search.agents.registry import make_agent
 from hasten.search.codec import Codec
 from hasten.search.environments import Fitness, Log, Payment
+from hasten.search.parameter import Params
 from hasten.search.problem import Infeasible, Problem
-from hasten.search.space import Params, Space
+from hasten.search.space import Space
 
 Scores = dict[Indices, "dict[str, float] | None"]
 

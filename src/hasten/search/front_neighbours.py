@@ -14,8 +14,9 @@ from optuna.samplers import BaseSampler
 
 from hasten.errors import HastenError
 from hasten.search.codec import Codec
+from hasten.search.parameter import Params
 from hasten.search.problem import Objective, Trial, pareto
-from hasten.search.space import Params, Space
+from hasten.search.space import Space
 
 _TRIES = 64
 

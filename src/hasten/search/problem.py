@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from hasten.errors import HastenError
-from hasten.search.space import Params, Space
+from hasten.search.parameter import Params
+from hasten.search.space import Space
 
 
 class Infeasible(Exception):

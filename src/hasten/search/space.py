@@ -2,239 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import random
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hasten.errors import HastenError, users_code
-from hasten.files import checked_file, named_path, parse_json, parse_toml, read_text
+from hasten.files import parse_json, parse_toml, read_text
+from hasten.search.parameter import Parameter, Params, Value, categorical, from_entry, integer, real
+from hasten.search.user_file import load_attribute
 
-Value = str | int | float | bool | None
-Params = dict[str, Value]
-
-_EXACT = 2**53  # whole numbers up to here are doubles, each a different one
 _OTHER = object()  # stands for every value of a parameter that no condition mentions
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One thing to choose. Made by `categorical`, `integer` and `real`.
-
-    Args:
-        name: unique in its space.
-        kind: ``categorical``, ``int`` or ``float``.
-        choices: the values of a categorical parameter.
-        low, high: the range of a number, both ends included.
-        step: the grid of a number; 1 for an ``int`` unless said otherwise, None (continuous) for a ``float``.
-        log: sample the logarithm uniformly.
-        when: (name, values) of earlier parameters; this one exists only where each of them exists and takes
-            one of those values.
-
-    Raises:
-        HastenError: an empty or reversed range, a repeated choice, a grid on a logarithmic range.
-    """
-
-    name: str
-    kind: str
-    choices: tuple[Value, ...] = ()
-    low: float = 0
-    high: float = 0
-    step: float | None = None
-    log: bool = False
-    when: tuple[tuple[str, tuple[Value, ...]], ...] = ()
-
-    def __post_init__(self) -> None:
-        def wrong(why: str) -> HastenError:
-            return HastenError(f"parameter {self.name!r}: {why}")
-
-        if not isinstance(self.name, str) or not self.name:
-            raise HastenError("a parameter has no name: give each a name of its own")
-        if self.kind == "categorical":
-            if not self.choices:
-                raise wrong("no choices: give at least one")
-            for choice in self.choices:
-                if choice is not None and not isinstance(choice, str | int | float | bool):
-                    raise wrong(f"choice {choice!r} is not a string, number, bool or None: use a string")
-                if isinstance(choice, float) and math.isnan(choice):
-                    raise wrong("nan is not equal to itself, so no point would be known again: use a string or None")
-            if len(set(self.choices)) < len(self.choices):  # True and 1 are equal, to Optuna's storage too
-                raise wrong("two choices are equal: list each once")
-            return
-        if self.kind not in ("int", "float"):
-            raise wrong(f"kind {self.kind!r} is not known: use categorical, int or float")
-        numbers = [self.low, self.high] + ([] if self.step is None else [self.step])
-        whole = int if self.kind == "int" else int | float
-        if any(isinstance(n, bool) or not isinstance(n, whole) or not math.isfinite(n) for n in numbers):
-            raise wrong(f"low, high and step must be {'whole' if self.kind == 'int' else 'finite'} numbers")
-        if self.kind == "int" and max(abs(self.low), abs(self.high), abs(self.step or 1)) > _EXACT:
-            raise wrong(
-                "whole numbers beyond 2**53 would be kept as others, as studies hold doubles: choose from 0 on and add"
-                f" {self.low}, or list them with categorical"
-            )
-        if self.kind == "int" and self.step is None:
-            object.__setattr__(self, "step", 1)
-        if self.low > self.high:
-            raise wrong(f"low {self.low} is above high {self.high}: swap them")
-        if self.step is not None and self.step <= 0:
-            raise wrong(f"step {self.step} is not positive")
-        if self.log and (self.low <= 0 or self.step not in (None, 1) or (self.kind == "float" and self.step)):
-            raise wrong("a logarithmic range starts above 0 and takes no step")
-        if self.step is not None:  # the last grid point, so that `high` is a value
-            object.__setattr__(self, "high", self._grid(self._steps))
-
-    @property
-    def _steps(self) -> int:
-        """Grid points after the first; exact in decimal, as (0.3 - 0.0) / 0.1 is not 3 in binary."""
-        span = Fraction(Decimal(str(self.high))) - Fraction(Decimal(str(self.low)))
-        return int(span / Fraction(Decimal(str(self.step))))
-
-    def _grid(self, index: int) -> int | float:
-        if self.kind == "int":
-            return int(self.low) + index * int(self.step or 1)
-        return float(Decimal(str(self.low)) + index * Decimal(str(self.step)))
-
-    @property
-    def size(self) -> float:
-        """How many values: a whole number, or ``math.inf`` for a continuous one."""
-        if self.kind == "categorical":
-            return len(self.choices)
-        if self.low == self.high:
-            return 1
-        return math.inf if self.step is None else self._steps + 1
-
-    def values(self) -> Iterator[Value]:
-        """Every value, in order.
-
-        Raises:
-            HastenError: it is continuous.
-        """
-        if self.size == math.inf:
-            raise HastenError(f"parameter {self.name!r} is continuous: give it a step to enumerate it")
-        if self.kind == "categorical":
-            yield from self.choices
-        elif self.low == self.high:
-            yield self.low
-        else:
-            yield from (self._grid(i) for i in range(int(self.size)))
-
-    def canonical(self, value: Any) -> Value:
-        """``value`` in the one form it is stored in: of the right type, on the grid.
-
-        Raises:
-            HastenError: it is not a value of this parameter.
-        """
-        if self.kind == "categorical":
-            for choice in self.choices:
-                if type(choice) is type(value) and choice == value:
-                    return choice
-            raise HastenError(f"{self.name} = {value!r} is not among {list(self.choices)}")
-        noun = "a whole number" if self.kind == "int" else "a number"
-        outside = HastenError(f"{self.name} = {value!r} is not {noun} in {self}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise outside
-        # Whole numbers are compared exactly: a share of a large one is many.
-        slack = 0.0 if self.kind == "int" else 1e-8 * max(abs(self.low), abs(self.high), 1e-300)
-        if not self.low - slack <= value <= self.high + slack or (self.kind == "int" and value != int(value)):
-            raise outside
-        if self.step is None:
-            return float(min(max(value, self.low), self.high))
-        if self.kind == "int":
-            if (int(value) - int(self.low)) % int(self.step):
-                raise outside
-            return int(value)
-        index = round((value - self.low) / self.step)
-        snapped = self._grid(index)
-        if abs(snapped - value) > 1e-6 * self.step:
-            raise outside
-        return snapped
-
-    def sample(self, rng: random.Random) -> Value:
-        """A value drawn uniformly (of its logarithm with ``log``)."""
-        if self.kind == "categorical":
-            return rng.choice(self.choices)
-        if self.log:
-            if self.kind == "float":
-                drawn = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
-                return min(max(drawn, self.low), self.high)
-            drawn = math.exp(rng.uniform(math.log(self.low - 0.5), math.log(self.high + 0.5)))
-            return min(max(round(drawn), int(self.low)), int(self.high))
-        if self.step is None:
-            return rng.uniform(self.low, self.high)
-        return self._grid(rng.randint(0, self._steps))
-
-    def distribution(self) -> Any:
-        """The Optuna distribution of its values (conditions aside)."""
-        from optuna import distributions
-
-        if self.kind == "categorical":
-            return distributions.CategoricalDistribution(list(self.choices))
-        if self.kind == "int":
-            return distributions.IntDistribution(int(self.low), int(self.high), self.log, int(self.step or 1))
-        return distributions.FloatDistribution(float(self.low), float(self.high), self.log, self.step)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The parameter as plain data, as `Space.from_dict` reads it."""
-        data: dict[str, Any] = {"name": self.name, "kind": self.kind}
-        if self.kind == "categorical":
-            data["choices"] = list(self.choices)
-        else:
-            data |= {"low": self.low, "high": self.high}
-            if self.step is not None and (self.kind, self.step) != ("int", 1):
-                data["step"] = self.step
-            if self.log:
-                data["log"] = True
-        if self.when:
-            data["when"] = {name: list(values) for name, values in self.when}
-        return data
-
-    def __str__(self) -> str:
-        if self.kind == "categorical":
-            return "{" + ", ".join(map(str, self.choices)) + "}"
-        grid = f" by {self.step}" if self.step not in (None, 1) else ""
-        return f"[{self.low}, {self.high}]{grid}{' (log)' if self.log else ''}"
-
-
-def _conditions(when: Mapping[str, Any] | None) -> tuple[tuple[str, tuple[Value, ...]], ...]:
-    """``{"method": "int4"}`` and ``{"method": ["int4", "int8"]}`` alike."""
-    if when is None:
-        return ()
-    if not isinstance(when, Mapping):
-        raise HastenError(f"when = {when!r} is not a table: write when = {{ other = [values] }}")
-    return tuple((k, tuple(v) if isinstance(v, list | tuple | set | frozenset) else (v,)) for k, v in when.items())
-
-
-def categorical(name: str, choices: Sequence[Value], when: Mapping[str, Any] | None = None) -> Parameter:
-    """One of ``choices``."""
-    return Parameter(name, "categorical", choices=tuple(choices), when=_conditions(when))
-
-
-def integer(
-    name: str, low: int, high: int, *, step: int = 1, log: bool = False, when: Mapping[str, Any] | None = None
-) -> Parameter:
-    """A whole number from ``low`` to ``high``, both included."""
-    return Parameter(name, "int", low=low, high=high, step=step, log=log, when=_conditions(when))
-
-
-def real(
-    name: str,
-    low: float,
-    high: float,
-    *,
-    step: float | None = None,
-    log: bool = False,
-    when: Mapping[str, Any] | None = None,
-) -> Parameter:
-    """A number from ``low`` to ``high``, both included; on a grid when ``step`` is given."""
-    return Parameter(name, "float", low=low, high=high, step=step, log=log, when=_conditions(when))
 
 
 class Space:
@@ -441,7 +222,7 @@ class Space:
         entries = data.get("parameters") if isinstance(data, Mapping) else None
         if not isinstance(entries, list) or not entries:
             raise HastenError("a space needs a list named 'parameters' with at least one entry")
-        return cls([_from_entry(entry) for entry in entries])
+        return cls([from_entry(entry) for entry in entries])
 
     @classmethod
     def load(cls, path: str | Path) -> Space:
@@ -471,55 +252,3 @@ class Space:
             raise HastenError(f"the space {source} cannot be parsed: {error}") from None
         except HastenError as error:
             raise HastenError(f"{source}: {error}") from None
-
-
-_KEYS = {
-    "categorical": {"choices"},
-    "int": {"low", "high", "step", "log"},
-    "float": {"low", "high", "step", "log"},
-}
-
-
-def _from_entry(entry: Any) -> Parameter:
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
-        raise HastenError(f"{entry!r} is not a parameter: each needs a name and a kind")
-    name, kind = entry["name"], entry.get("kind")
-    if kind not in _KEYS:
-        raise HastenError(f"parameter {name!r}: kind {kind!r} is not known: use categorical, int or float")
-    unknown = set(entry) - _KEYS[kind] - {"name", "kind", "when"}
-    missing = {"choices", "low", "high"} & _KEYS[kind] - set(entry)
-    if unknown or missing:
-        what = f"{sorted(unknown)[0]!r} is not known" if unknown else f"{sorted(missing)[0]!r} is missing"
-        raise HastenError(f"parameter {name!r}: {what}: a {kind} takes {', '.join(sorted(_KEYS[kind]))}, when")
-    when = _conditions(entry.get("when"))
-    if kind == "categorical":
-        if not isinstance(entry["choices"], list | tuple):
-            raise HastenError(f"parameter {name!r}: choices must be a list")
-        return Parameter(name, kind, choices=tuple(entry["choices"]), when=when)
-    log = entry.get("log", False)
-    return Parameter(name, kind, low=entry["low"], high=entry["high"], step=entry.get("step"), log=log, when=when)
-
-
-def load_attribute(source: Path, attribute: str) -> Any:
-    """What the Python file ``source`` calls ``attribute``.
-
-    Raises:
-        HastenError: the file is missing, fails when run, or has no such name.
-    """
-    import cloudpickle
-
-    if not named_path(source).is_file():
-        raise HastenError(f"there is no file {source}: check the path")
-    source = checked_file(source)
-    spec = importlib.util.spec_from_file_location(f"_hasten_user_{source.stem}", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Other processes cannot import the file under this name: what it defines goes to them whole.
-    sys.modules[spec.name] = module
-    cloudpickle.register_pickle_by_value(module)
-    with users_code(f"{source} fails when it is run", from_error=False):
-        spec.loader.exec_module(module)
-    if not hasattr(module, attribute):
-        raise HastenError(f"{source} defines no {attribute!r}: add it, or name another one as {source}:NAME")
-    return getattr(module, attribute)

@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
 from hasten.errors import HastenError, MissingExtraError
+from hasten.search.parameter import Params
 from hasten.search.problem import Infeasible, Problem
-from hasten.search.space import Params
 
 # Seconds: between looks at actors that were given no core, and until that ends the run.
 _LOOK, _PATIENCE = 1.0, 120.0

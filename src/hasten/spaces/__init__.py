@@ -15,7 +15,7 @@ from typing import Any
 
 from hasten.errors import HastenError, users_code
 from hasten.search.problem import Problem
-from hasten.search.space import load_attribute
+from hasten.search.user_file import load_attribute
 
 
 def names() -> list[str]:

@@ -10,8 +10,9 @@ from hasten.data.memory_traces import WORKLOADS, MemoryTrace, memory_trace, read
 from hasten.errors import HastenError
 from hasten.hardware.chips.memory_part import memory_part
 from hasten.kernels import dram_controller as kernel
+from hasten.search.parameter import Params, categorical
 from hasten.search.problem import Objective, Problem
-from hasten.search.space import Params, Space, categorical
+from hasten.search.space import Space
 
 POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
 CODINGS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {

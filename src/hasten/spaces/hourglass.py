@@ -10,8 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from hasten.nn.hourglass import Hourglass
+from hasten.search.parameter import Params, categorical
 from hasten.search.problem import Infeasible, Objective, Problem
-from hasten.search.space import Params, Space, categorical
+from hasten.search.space import Space
 from hasten.tasks.restoration import NOISE, SIDE, Denoise, DenoiseDigits, Restoration, SuperResolution
 from hasten.train import fit
 

@@ -9,8 +9,9 @@ from typing import Any
 from hasten.cost.chips.dataflow import ConvShape
 from hasten.cost.chips.loop_nest import BufferedArray, LoopMapping, Nest, Operand, convolution, mapping_cost
 from hasten.errors import HastenError
+from hasten.search.parameter import Params, categorical
 from hasten.search.problem import Infeasible, Objective, Problem
-from hasten.search.space import Params, Space, categorical
+from hasten.search.space import Space
 
 
 def _matmul(rows: int, columns: int, inner: int) -> Nest:

@@ -28,8 +28,9 @@ from hasten.models.vision.once_for_all import (
     resized,
 )
 from hasten.search.networks.specialize import estimated, measured
+from hasten.search.parameter import Params, categorical
 from hasten.search.problem import Objective, Problem
-from hasten.search.space import Params, Space, categorical
+from hasten.search.space import Space
 from hasten.tasks.images import Digits, FashionMNIST
 from hasten.train.classifying import accuracy
 from hasten.train.shrinking import JOINT_TAUGHT, SHRINKING, ShrinkingPhase, corners, train, train_alone

@@ -8,8 +8,9 @@ from typing import Any
 from hasten.cost.chips.soc import MEMORIES, PROCESSORS, TOPOLOGIES, Chip, run_tasks
 from hasten.data.task_graphs import GRAPHS, TaskGraph, read_task_graph, task_graph
 from hasten.errors import HastenError
+from hasten.search.parameter import Params, categorical
 from hasten.search.problem import Infeasible, Objective, Problem
-from hasten.search.space import Params, Space, categorical
+from hasten.search.space import Space
 
 SLOTS = 4
 _NONE = "none"

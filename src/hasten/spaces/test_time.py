@@ -12,8 +12,9 @@ from hasten.cost.serving.recorded_trials import Record, powers_of_two, read_reco
 from hasten.cost.serving.scaling import B200_INTENSITY, intensity_of
 from hasten.errors import HastenError
 from hasten.hardware.device import load_device
+from hasten.search.parameter import Params, categorical
 from hasten.search.problem import Infeasible, Objective, Problem
-from hasten.search.space import Params, Space, categorical
+from hasten.search.space import Space
 
 # Three small models that follow a permutation: recorded by `hasten.runtime.recorded_answers.record`.
 CARRIED = Path(data.__file__).parent / "recorded_trials" / "iterated_map.jsonl"

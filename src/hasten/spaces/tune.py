@@ -10,8 +10,8 @@ from hasten.errors import HastenError
 from hasten.hardware import Device, probe
 from hasten.methods import Context, Method, rewrite_all
 from hasten.models.loading.network import DEFAULT_MODEL
+from hasten.search.parameter import Params
 from hasten.search.problem import Infeasible, Problem
-from hasten.search.space import Params
 from hasten.tuning.measure import objectives, tried, unchanged, values
 from hasten.tuning.predict import choices, estimated, prediction
 from hasten.tuning.prepare import prepare

@@ -19,8 +19,8 @@ from hasten.methods import Method, apply_all
 from hasten.runtime import LanguageModel
 from hasten.runtime.quality import agreement, needle, perplexity, recall
 from hasten.runtime.quality import choice as questions_right
+from hasten.search.parameter import Params
 from hasten.search.problem import Infeasible, Objective, Problem, Trial
-from hasten.search.space import Params
 from hasten.search.study import Study
 from hasten.tasks.questions import facts
 from hasten.tuning.outcome import Combination, Figures

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from hasten.cost import Estimate, estimate
 from hasten.hardware import Device
 from hasten.methods import Context, Method, clash, ordered, registry, unwritable
-from hasten.search.space import Params, Space, categorical
+from hasten.search.parameter import Params, categorical
+from hasten.search.space import Space
 from hasten.tuning.outcome import Combination, Prediction
 from hasten.tuning.prepare import Prepared
 from hasten.workload import Workload

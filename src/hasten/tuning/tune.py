@@ -11,7 +11,7 @@ from pathlib import Path
 from hasten.hardware import Device, probe, remember
 from hasten.methods import Context
 from hasten.models.loading.network import DEFAULT_MODEL
-from hasten.search.study import check_file
+from hasten.search.study_file import check_file
 from hasten.tuning.measure import Unchanged, measure, unchanged
 from hasten.tuning.outcome import Combination, TuneResult
 from hasten.tuning.predict import choices, corrected, estimated, predict, prediction

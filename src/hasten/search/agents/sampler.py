@@ -12,7 +12,8 @@ from hasten.search.agents.agent import Agent, Indices
 from hasten.search.agents.policies import Running
 from hasten.search.agents.registry import make_agent
 from hasten.search.codec import Codec
-from hasten.search.space import Params, Space
+from hasten.search.parameter import Params
+from hasten.search.space import Space
 
 Reward = Callable[[Mapping[str, float]], float]
 

@@ -15,8 +15,9 @@ from hasten.cost.chips.chip_cost import ChipCost
 from hasten.cost.chips.dataflow import CLOCK, DATAFLOWS, ConvShape, LayerCost, SubAccelerator, area, layer_costs
 from hasten.errors import HastenError
 from hasten.search.codesign.assignment import Assignment, assign, makespan
+from hasten.search.parameter import Params, categorical
 from hasten.search.problem import Infeasible, Objective, Problem
-from hasten.search.space import Params, Space, categorical
+from hasten.search.space import Space
 
 _Costs = list[list[list[LayerCost]]]  # network -> layer -> unit
 

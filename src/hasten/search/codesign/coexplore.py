@@ -20,8 +20,9 @@ from hasten.errors import HastenError
 from hasten.search.codec import Codec
 from hasten.search.codesign.chips import ChipSpace, Specs, map_chip, penalty
 from hasten.search.codesign.controller import Controller, Indices, PolicyGradient
+from hasten.search.parameter import Params
 from hasten.search.problem import Infeasible
-from hasten.search.space import Params, Space
+from hasten.search.space import Space
 
 METHODS = ("nasaic", "networks-first", "chip-first", "monte-carlo")
 

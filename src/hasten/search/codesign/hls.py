@@ -18,8 +18,9 @@ from hasten.cost.chips.published_syntheses import nearest_reuse
 from hasten.errors import HastenError
 from hasten.hardware.chips.fpga_board import RESOURCES, FpgaBoard
 from hasten.hardware.hls.directives import HlsDesign, StageDirectives, divisors, partitioned, schedule, wanted_banks
+from hasten.search.parameter import Params, categorical
 from hasten.search.problem import Objective, Problem
-from hasten.search.space import Params, Space, categorical
+from hasten.search.space import Space
 from hasten.workload.einsum import Op
 from hasten.workload.loops import LoopProgram, LoopStage
 

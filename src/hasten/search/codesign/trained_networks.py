@@ -19,7 +19,8 @@ from hasten.models.vision.resnet9 import ResNet9
 from hasten.search.codec import Codec
 from hasten.search.codesign.chips import ChipSpace, Specs
 from hasten.search.codesign.coexplore import CoProblem, NetworkTask, Solution, coexplore, limits_from
-from hasten.search.space import Space, categorical
+from hasten.search.parameter import categorical
+from hasten.search.space import Space
 from hasten.train.classifying import accuracy, classify
 
 WIDTHS, SKIPS = (4, 12, 32), (0, 1, 2)

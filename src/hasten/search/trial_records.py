@@ -1,0 +1,65 @@
+"""How a study's trials are written in Optuna's tables, and read from them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from optuna.trial import TrialState
+
+from hasten.errors import HastenError
+from hasten.search.problem import Problem, Trial
+
+# Attributes of hasten in Optuna's tables; a user's details stand beside them without the prefix.
+MARK = "hasten:"
+FINGERPRINT, DESCRIPTION = MARK + "fingerprint", MARK + "problem"
+SECONDS, REASON, REPEAT, BROKEN_OFF = (MARK + n for n in ("seconds", "reason", "repeat_of", "broken_off"))
+SAMPLER, ELAPSED = MARK + "sampler", MARK + "elapsed"
+
+
+def read_trials(study: Any, problem: Problem) -> list[Trial]:
+    """The different points that the study has tried, in order."""
+    found: list[Trial] = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
+        attributes = trial.user_attrs
+        if REPEAT in attributes or (trial.state == TrialState.FAIL and REASON not in attributes):
+            continue
+        values = dict(zip((o.name for o in problem.objectives), trial.values or ()))
+        found.append(
+            Trial(
+                trial.number,
+                problem.space.validate(trial.params),
+                values,
+                {name: trial.constraints[name] for name in problem.constraints if name in trial.constraints},
+                {k: v for k, v in attributes.items() if not k.startswith(MARK)},
+                attributes.get(SECONDS, 0.0),
+                attributes.get(REASON, ""),
+                attributes.get(SAMPLER, ""),
+            )
+        )
+    return found
+
+
+def read_chosen(study: Any) -> dict[str, list[int]]:
+    """Who chose which of the points tried, each once, in order."""
+    chosen: dict[str, dict[int, None]] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if SAMPLER in trial.user_attrs and trial.state.is_finished():
+            numbers = chosen.setdefault(trial.user_attrs[SAMPLER], {})
+            numbers[trial.user_attrs.get(REPEAT, trial.number)] = None
+    return {name: list(numbers) for name, numbers in chosen.items()}
+
+
+def plain(details: dict[str, Any]) -> dict[str, Any]:
+    """Details as the storage will give them back."""
+
+    def number(value: Any) -> Any:
+        if hasattr(value, "tolist"):  # NumPy and torch scalars and arrays
+            return value.tolist()
+        raise TypeError(f"{type(value).__name__} is not plain data")
+
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps({str(k): v for k, v in details.items()}, default=number))
+    except (TypeError, ValueError) as error:
+        raise HastenError(f"evaluate returned details that cannot be stored: {error}") from None
+    return plain
