@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hasten.exports import Exports
+from hasten.exports import Exports, Written, decorated
 
 
 @pytest.fixture
@@ -68,3 +68,12 @@ def test_asking_for_one_block_imports_no_other() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_what_a_decorator_registers_is_read_and_not_imported(package: str, tmp_path: Path) -> None:
+    (tmp_path / package / "inner" / "one.py").write_text(
+        "@registered('one', 'the first')\ndef one(): pass\n@other('no', 'not this')\nclass Other: pass\n"
+        "@registered\ndef bare(): pass\nraise RuntimeError('imported')\n"
+    )
+    assert decorated(package, "registered") == {"one": Written(f"{package}.inner.one", "the first")}
+    assert decorated(package, "unknown") == {}

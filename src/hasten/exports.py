@@ -1,4 +1,4 @@
-"""What a package offers under its own name, found in the files of its folder: nobody lists it."""
+"""What a package offers, found in the files of its folder: nobody lists it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _ALL = re.compile(r"^__all__(?:\s*:[^=]+)?\s*=\s*([\[(].*?[\])])", re.MULTILINE | re.DOTALL)
 _CLASS = re.compile(r"^class ([A-Za-z]\w*)", re.MULTILINE)
@@ -95,3 +95,30 @@ class Exports:
         """Imports every file: for packages whose files register something by being imported."""
         for module in self.modules:
             import_module(module)
+
+
+class Written(NamedTuple):
+    """What a decorator registers: the file it stands in, and what it says of it."""
+
+    module: str
+    about: str
+
+
+def decorated(package: str, decorator: str) -> dict[str, Written]:
+    """Name -> what the files of a package register by a decorator ``@decorator(name, about)``, by their source.
+
+    None of them is imported, so that names and what they mean are told without loading what they stand for.
+
+    Args:
+        package: its dotted name.
+        decorator: by its bare name; both of its arguments are written out as strings.
+    """
+    files = Exports(package)
+    found: dict[str, Written] = {}
+    for module in files.modules:
+        for node in ast.walk(ast.parse(files.source(module))):
+            for made in getattr(node, "decorator_list", ()):
+                if isinstance(made, ast.Call) and isinstance(made.func, ast.Name) and made.func.id == decorator:
+                    name, about = (ast.literal_eval(argument) for argument in made.args)
+                    found[name] = Written(module, about)
+    return found

@@ -5,27 +5,20 @@ What the folder holds is read from its source, so that names and what they mean 
 
 from __future__ import annotations
 
-import ast
 import importlib
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hasten.errors import HastenError
+from hasten.exports import Written, decorated
 
 if TYPE_CHECKING:
     from hasten.search.agents.agent import Agent
 
-_DECORATOR = "register_agent"
 _makers: dict[str, Callable[..., Agent]] = {}
 _about: dict[str, str] = {}
 M = TypeVar("M", bound="Callable[..., Agent]")
-
-
-class _Written(NamedTuple):
-    module: str
-    about: str
 
 
 def register_agent(name: str, about: str) -> Callable[[M], M]:
@@ -52,16 +45,9 @@ def register_agent(name: str, about: str) -> Callable[[M], M]:
 
 
 @cache
-def _folder() -> dict[str, _Written]:
+def _folder() -> dict[str, Written]:
     """Names that the files of this folder register, and by which file."""
-    found = {}
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            for made in getattr(node, "decorator_list", ()):
-                if isinstance(made, ast.Call) and isinstance(made.func, ast.Name) and made.func.id == _DECORATOR:
-                    name, about = (ast.literal_eval(argument) for argument in made.args)
-                    found[name] = _Written(f"{__package__}.{path.stem}", about)
-    return found
+    return decorated(str(__package__), register_agent.__name__)
 
 
 def agents() -> dict[str, str]:

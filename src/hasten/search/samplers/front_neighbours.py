@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
 
 from hasten.errors import HastenError
 from hasten.search.codec import Codec
 from hasten.search.parameter import Params
 from hasten.search.problem import Objective, Trial, pareto
+from hasten.search.samplers import register
 from hasten.search.space import Space
 
 _TRIES = 64
@@ -47,8 +49,6 @@ class FrontNeighbours(BaseSampler):
         return self.space.to_optuna()
 
     def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> Params:
-        from optuna.trial import TrialState
-
         for known in study.get_trials(deepcopy=False):
             if known.params:
                 self._known.add(self.space.key(known.params))
@@ -100,3 +100,8 @@ class FrontNeighbours(BaseSampler):
 
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
         raise HastenError(f"parameter {name!r} is not in the searched space: use one space for a study")
+
+
+@register("front", "neighbours of the points that none dominates: ScaleHLS's search of designs")
+def front(space: Space, seed: int | None, **options: Any) -> FrontNeighbours:
+    return FrontNeighbours(space, seed, **options)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
 
 from hasten.errors import HastenError
 from hasten.search.parameter import Params
+from hasten.search.samplers import register
 from hasten.search.space import Space
+
+EXHAUSTIVE_LIMIT = 10_000
 
 
 class ExhaustiveSampler(BaseSampler):
@@ -29,8 +34,6 @@ class ExhaustiveSampler(BaseSampler):
         return self.space.to_optuna()
 
     def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
-        from optuna.trial import TrialState
-
         if not self._given:  # what an earlier run has done, or another worker is doing
             states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
             for known in study.get_trials(deepcopy=False, states=states):
@@ -51,3 +54,14 @@ class ExhaustiveSampler(BaseSampler):
             raise HastenError(f"parameter {name!r} is not in the searched space: use one space for a study")
         # It exists only because somebody fixed another.
         return next(self.space.parameters[name].values())
+
+
+@register("exhaustive", "every point once, in order: spaces of at most 10,000 points")
+def exhaustive(space: Space, seed: int | None, limit: int = EXHAUSTIVE_LIMIT) -> ExhaustiveSampler:
+    if space.size > limit:
+        how_many = "infinitely many" if space.size == math.inf else f"{int(space.size):,}"
+        raise HastenError(
+            f"the space has {how_many} points and exhaustive search stops at {limit:,}:"
+            " use the sampler tpe or nsga2, or a smaller space"
+        )
+    return ExhaustiveSampler(space)
