@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hasten.exports import Exports, Written, decorated
+from hasten.exports import Exports, Written, decorated, typed_imports
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_one_name_has_one_place(package: str, tmp_path: Path) -> None:
         Exports(package).names()
 
 
-@pytest.mark.parametrize("room", ["nn", "models", "methods", "kernels"])
+@pytest.mark.parametrize("room", ["nn", "models", "methods", "kernels", "runtime"])
 def test_every_name_of_a_room_is_there(room: str) -> None:
     import importlib
 
@@ -77,3 +77,25 @@ def test_what_a_decorator_registers_is_read_and_not_imported(package: str, tmp_p
     )
     assert decorated(package, "registered") == {"one": Written(f"{package}.inner.one", "the first")}
     assert decorated(package, "unknown") == {}
+
+
+def test_what_type_checkers_are_told_is_the_list(tmp_path: Path) -> None:
+    file = tmp_path / "__init__.py"
+    file.write_text(
+        "from typing import TYPE_CHECKING, Any\nif TYPE_CHECKING:\n    from a.b import one as one, two\n"
+        "    import c\nif Any:\n    from d import three\n"
+    )
+    assert typed_imports(str(file)) == {"one": "a.b", "two": "a.b"}
+
+
+def test_hasten_itself_offers_the_verbs_and_the_rooms() -> None:
+    import hasten
+
+    assert {"tune", "load", "estimate", "measure", "probe", "trace", "__version__"} <= set(hasten.__all__)
+    assert {"cost", "nn", "papers", "tasks", "train"} <= set(dir(hasten))
+    names: dict[str, object] = {}
+    exec("from hasten import *", names)
+    assert set(hasten.__all__) <= set(names)
+    for unknown in ("nothing", "_homes_of", "__wrapped__"):
+        with pytest.raises(AttributeError, match="has no attribute"):
+            getattr(hasten, unknown)

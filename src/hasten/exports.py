@@ -97,6 +97,24 @@ class Exports:
             import_module(module)
 
 
+def typed_imports(file: str) -> dict[str, str]:
+    """Name -> module, of what a package's ``__init__`` imports for type checkers alone.
+
+    They must be told what a package offers; where it imports that only when it is asked for, this is its one list.
+
+    Args:
+        file: the package's ``__file__``.
+    """
+    return {
+        alias.asname or alias.name: node.module
+        for block in ast.parse(Path(file).read_text(encoding="utf-8")).body
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+
+
 class Written(NamedTuple):
     """What a decorator registers: the file it stands in, and what it says of it."""
 
