@@ -51,7 +51,7 @@ def test_one_name_has_one_place(package: str, tmp_path: Path) -> None:
         Exports(package).names()
 
 
-@pytest.mark.parametrize("room", ["nn", "models", "methods", "kernels", "runtime"])
+@pytest.mark.parametrize("room", ["nn", "models", "methods", "kernels", "runtime", "hardware", "report"])
 def test_every_name_of_a_room_is_there(room: str) -> None:
     import importlib
 
@@ -73,9 +73,10 @@ def test_asking_for_one_block_imports_no_other() -> None:
 def test_what_a_decorator_registers_is_read_and_not_imported(package: str, tmp_path: Path) -> None:
     (tmp_path / package / "inner" / "one.py").write_text(
         "@registered('one', 'the first')\ndef one(): pass\n@other('no', 'not this')\nclass Other: pass\n"
-        "@registered\ndef bare(): pass\nraise RuntimeError('imported')\n"
+        "@registered('two')\n@registered\ndef bare(): pass\nraise RuntimeError('imported')\n"
     )
-    assert decorated(package, "registered") == {"one": Written(f"{package}.inner.one", "the first")}
+    home = f"{package}.inner.one"
+    assert decorated(package, "registered") == {"one": Written(home, "the first"), "two": Written(home, "")}
     assert decorated(package, "unknown") == {}
 
 

@@ -115,6 +115,14 @@ def typed_imports(file: str) -> dict[str, str]:
     }
 
 
+class TypedExports(Exports):
+    """As `Exports`, of the names alone that the package imports for type checkers: see `typed_imports`."""
+
+    @cached_property
+    def homes(self) -> dict[str, str]:
+        return typed_imports(str(import_module(self.package).__file__))
+
+
 class Written(NamedTuple):
     """What a decorator registers: the file it stands in, and what it says of it."""
 
@@ -123,13 +131,13 @@ class Written(NamedTuple):
 
 
 def decorated(package: str, decorator: str) -> dict[str, Written]:
-    """Name -> what the files of a package register by a decorator ``@decorator(name, about)``, by their source.
+    """Name -> what the files of a package register by a decorator ``@decorator(name, about="")``, by their source.
 
     None of them is imported, so that names and what they mean are told without loading what they stand for.
 
     Args:
         package: its dotted name.
-        decorator: by its bare name; both of its arguments are written out as strings.
+        decorator: by its bare name; its arguments are written out as strings.
     """
     files = Exports(package)
     found: dict[str, Written] = {}
@@ -137,6 +145,6 @@ def decorated(package: str, decorator: str) -> dict[str, Written]:
         for node in ast.walk(ast.parse(files.source(module))):
             for made in getattr(node, "decorator_list", ()):
                 if isinstance(made, ast.Call) and isinstance(made.func, ast.Name) and made.func.id == decorator:
-                    name, about = (ast.literal_eval(argument) for argument in made.args)
-                    found[name] = Written(module, about)
+                    name, *about = (ast.literal_eval(argument) for argument in made.args)
+                    found[name] = Written(module, "".join(about))
     return found

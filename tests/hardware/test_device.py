@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from importlib import resources
@@ -253,4 +255,14 @@ def test_a_device_that_is_made_when_asked_for(monkeypatch: pytest.MonkeyPatch) -
     made = read_device(TOY)
     device.named("mine")(lambda: made)
     assert load_device("mine") is made
-    assert "here" in device._MADE
+    assert "here" in {*device._MADE, *device._folder()}
+
+
+def test_who_makes_this_machine_is_told_without_loading_torch() -> None:
+    code = (
+        "import sys; from hasten.hardware import load_device; load_device('h100')\n"
+        "from hasten.hardware.device import _folder\n"
+        "print(_folder()['here'].module, 'torch' in sys.modules, 'hasten.hardware.probing' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert told == ["hasten.hardware.probing", "False", "False"]

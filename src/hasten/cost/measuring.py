@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from hasten.cost.estimate import Measurement, Spread
@@ -120,8 +121,6 @@ def log_slope(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 def allocated_bytes(call: Callable[[], object]) -> int:
     """The most bytes that torch's allocator of the CPU holds at once for what ``call`` makes, by its own record."""
-    from torch.profiler import ProfilerActivity, profile
-
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
     recorder = profiled.profiler

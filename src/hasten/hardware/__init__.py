@@ -1,20 +1,27 @@
-"""What it runs on: devices as data files, a catalogue of them, and a probe of this machine."""
+"""What it runs on: devices as data files, a catalogue of them, and a probe of this machine.
 
-from hasten.hardware.curve import Curve
-from hasten.hardware.device import ComputeUnit, Device, Link, MemoryLevel, devices, load_device, read_device
-from hasten.hardware.probing import probe, remember
-from hasten.hardware.quantity import Quantity
+What this folder's files offer is here, imported when it is asked for: devices are read without loading torch.
+"""
 
-__all__ = [
-    "ComputeUnit",
-    "Curve",
-    "Device",
-    "Link",
-    "MemoryLevel",
-    "Quantity",
-    "devices",
-    "load_device",
-    "probe",
-    "read_device",
-    "remember",
-]
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hasten.exports import Exports
+
+if TYPE_CHECKING:
+    from hasten.hardware.curve import Curve as Curve
+    from hasten.hardware.device import ComputeUnit as ComputeUnit
+    from hasten.hardware.device import Device as Device
+    from hasten.hardware.device import Link as Link
+    from hasten.hardware.device import MemoryLevel as MemoryLevel
+    from hasten.hardware.device import devices as devices
+    from hasten.hardware.device import load_device as load_device
+    from hasten.hardware.device import read_device as read_device
+    from hasten.hardware.probing import probe as probe
+    from hasten.hardware.probing import remember as remember
+    from hasten.hardware.quantity import Quantity as Quantity
+
+_exports = Exports(__name__)
+__getattr__ = _exports.find
+__dir__ = _exports.names

@@ -6,10 +6,11 @@ to write one.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hasten import dtypes
 from hasten.errors import HastenError
+from hasten.exports import Written, decorated
 from hasten.files import named_path, parse_toml, read_text, write_aside
 from hasten.hardware.curve import Curve
 from hasten.hardware.quantity import (
@@ -31,6 +33,8 @@ from hasten.hardware.quantity import (
     Seconds,
     WeightRate,
 )
+
+__all__ = ["ComputeUnit", "Device", "Link", "MemoryLevel", "devices", "load_device", "read_device"]
 
 Kind = Literal["contraction", "vector"]
 _NOTHING = Quantity(0.0, "0 s", "not charged")
@@ -232,6 +236,12 @@ def named(name: str) -> Callable[[_Maker], _Maker]:
     return add
 
 
+@cache
+def _folder() -> dict[str, Written]:
+    """Names that the files of this folder make devices for, and which file: it is imported for its device alone."""
+    return decorated(str(__package__), named.__name__)
+
+
 def load_device(name_or_path: str | Path) -> Device:
     """A device of the catalogue, one described in a TOML file, or this machine.
 
@@ -249,6 +259,9 @@ def load_device(name_or_path: str | Path) -> Device:
     if isinstance(name_or_path, str) and name in devices():
         found = resources.files("hasten.hardware") / "catalogue" / f"{name}.toml"
         return read_device(found.read_text(encoding="utf-8"), f"{name}.toml")
+    if name in _folder():
+        importlib.import_module(_folder()[name].module)
+        return _MADE[name]()
     path = named_path(name_or_path, "device file")
     listed = ", ".join(devices())
     if not path.is_file():

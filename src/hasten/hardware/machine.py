@@ -8,6 +8,8 @@ import platform
 import re
 from pathlib import Path
 
+import torch
+
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 # Bumped when the probe measures something else, so that an old result is not taken for a new one.
 _REVISION = 6
@@ -22,8 +24,6 @@ def cores() -> int:
 
 def machine(threads: int) -> dict[str, str]:
     """What tells one machine, and one way of using it, from another."""
-    import torch
-
     info = _cpuinfo()
     name = info.get("model name") or info.get("Model") or platform.processor() or platform.machine()
     if "cpu family" in info:

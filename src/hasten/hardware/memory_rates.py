@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from hasten.hardware.device import MemoryLevel
 from hasten.hardware.machine import MIB, caches, cores, memory_size
 from hasten.hardware.quantity import Quantity
@@ -25,7 +27,6 @@ def cache_levels(threads: int) -> list[MemoryLevel]:
 
     One core streams, as small operators do, and the cores in use are taken to add up.
     """
-    import torch
 
     def rate(call: Callable[[], object], launch: float, moved: float) -> float:
         took = seconds(call, 0.02, 5)
@@ -59,8 +60,6 @@ def ordered(levels: list[MemoryLevel]) -> list[MemoryLevel]:
 
 def main_memory() -> tuple[float, float]:
     """Bytes per second of reading and of writing what no cache holds."""
-    import torch
-
     cached = sum(size for _, size, _ in caches())
     size = int(min(max(4 * cached, 128 * MIB), 384 * MIB, memory_size() // 8))
     matrix, vector = torch.ones(size // 4096, 1024), torch.ones(1024)
@@ -80,8 +79,6 @@ def packed_rates() -> tuple[dict[str, Quantity], dict[str, float]]:
 
     Measured where a ``packed_linear`` operator is registered with torch.
     """
-    import torch
-
     rates: dict[str, Quantity] = {}
     further: dict[str, float] = {}
     if not hasattr(torch.ops.hasten, "packed_linear"):

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from hasten.hardware.curve import Curve
 from hasten.hardware.machine import MIB, caches, memory_size
 from hasten.hardware.timing import MEASURED, filled, seconds
@@ -34,8 +36,6 @@ def _curve(
 
 
 def _elementwise() -> list[Curve]:
-    import torch
-
     def unary(function: Callable[[Any], object]) -> Callable[[int], Callable[[], object]]:
         def make(count: int) -> Callable[[], object]:
             x = filled(count)
@@ -74,8 +74,6 @@ def _elementwise() -> list[Curve]:
 
 
 def _rowwise() -> list[Curve]:
-    import torch
-
     def over(function: Callable[[Any], object]) -> Callable[[int, int], Callable[[], object]]:
         def make(rows: int, columns: int) -> Callable[[], object]:
             x = filled(rows, columns)
@@ -115,8 +113,6 @@ def _rowwise() -> list[Curve]:
 
 
 def _copies() -> list[Curve]:
-    import torch
-
     def transposed(count: int) -> Callable[[], object]:
         # What attention does to its heads: rows of 64 elements change places.
         x = filled(max(count // 512, 1), 8, 64).transpose(0, 1)
@@ -149,7 +145,6 @@ def _copies() -> list[Curve]:
 
 def _product(dtype: Any) -> Callable[[int, int, int], Callable[[], object]]:
     """x (1, m, k) times a weight stored (n, k), as a linear layer multiplies."""
-    import torch
 
     def make(m: int, n: int, k: int) -> Callable[[], object]:
         x, w = filled(1, m, k).to(dtype), filled(n, k).to(dtype)
@@ -159,8 +154,6 @@ def _product(dtype: Any) -> Callable[[int, int, int], Callable[[], object]]:
 
 
 def _products() -> list[Curve]:
-    import torch
-
     axes = {"m": (1, 4, 16, 64, 256), "n": (16, 64, 256, 1024, 4096), "k": (16, 64, 256, 1024, 4096)}
     return [_curve("mm", axes, _product(torch.float32))]
 
@@ -168,8 +161,6 @@ def _products() -> list[Curve]:
 def _cold_products() -> list[Curve]:
     """The same with weights that no cache holds, as in a model larger than the caches: the processor waits
     for them, and how long depends on how the product reads them."""
-    import torch
-
     found = []
     cached = sum(size for _, size, _ in caches())
     size = int(min(max(4 * cached, 96 * MIB), 256 * MIB, memory_size() // 8))
@@ -188,8 +179,6 @@ def _cold_products() -> list[Curve]:
 
 
 def _narrow_products() -> list[Curve]:
-    import torch
-
     axes = {"m": (1, 16, 256), "n": (64, 512, 4096), "k": (64, 512, 4096)}
     found = [_curve("mm", axes, _product(torch.bfloat16), "bf16")]
     try:
@@ -208,8 +197,6 @@ def _narrow_products() -> list[Curve]:
 
 
 def _batched() -> list[Curve]:
-    import torch
-
     def make(batch: int, m: int, n: int, k: int) -> Callable[[], object]:
         x, y = filled(batch, m, k), filled(batch, k, n)
         return lambda: torch.bmm(x, y)
@@ -219,8 +206,6 @@ def _batched() -> list[Curve]:
 
 
 def _attention() -> list[Curve]:
-    import torch
-
     def make(heads: int, queries: int, keys: int, size: int) -> Callable[[], object]:
         q = filled(1, heads, queries, size)
         k, v = filled(1, heads, keys, size), filled(1, heads, keys, size)
@@ -231,8 +216,6 @@ def _attention() -> list[Curve]:
 
 
 def _convolutions() -> list[Curve]:
-    import torch
-
     def dense(taps: int) -> Callable[[int, int, int], Callable[[], object]]:
         def make(inputs: int, outputs: int, pixels: int) -> Callable[[], object]:
             side = math.isqrt(pixels)
@@ -256,8 +239,6 @@ def _convolutions() -> list[Curve]:
 
 
 def _recurrent() -> list[Curve]:
-    import torch
-
     def layer(kind: Callable[..., Any]) -> Callable[[int, int, int], Callable[[], object]]:
         def make(steps: int, batch: int, size: int) -> Callable[[], object]:
             module, x = kind(size, size).eval(), filled(steps, batch, size)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hasten.errors import HastenError
 from hasten.files import cache_folder
 from hasten.hardware.curve import Curve
@@ -25,6 +27,8 @@ from hasten.hardware.memory_rates import HOROWITZ, cache_levels, main_memory, me
 from hasten.hardware.operator_curves import STEPS
 from hasten.hardware.quantity import Quantity, parse
 from hasten.hardware.timing import MEASURED, filled, seconds, using_threads
+
+__all__ = ["probe", "remember"]
 
 Progress = Callable[[str, float], None]
 # Seconds after which nothing is measured again.
@@ -49,8 +53,6 @@ def probe(
     Raises:
         HastenError: ``threads`` is not positive.
     """
-    import torch
-
     threads = torch.get_num_threads() if threads is None else threads
     if threads < 1:
         raise HastenError(f"cannot probe with {threads} threads: give at least 1")
@@ -101,8 +103,6 @@ def _least(first: Curve, second: Curve) -> Curve:
 
 
 def _measure(identity: dict[str, str], threads: int, progress: Progress) -> Device:
-    import torch
-
     started = time.perf_counter()
     total = len(STEPS) + 2
     with torch.random.fork_rng(devices=[]):
@@ -152,7 +152,6 @@ def _measure(identity: dict[str, str], threads: int, progress: Progress) -> Devi
 
 def _overheads(threads: int) -> tuple[Quantity, Quantity, Quantity, Quantity]:
     """Seconds to launch an operator on one element, to call a module, to make a view, to use the threads."""
-    import torch
 
     class Nothing(torch.nn.Module):
         def forward(self, x: Any, scale: float = 1.0) -> Any:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 MEASURED = "measured on this machine by hasten probe"
 
 
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -26,8 +26,6 @@ def using_threads(count: int) -> Iterator[None]:
 def filled(*shape: int) -> Any:
     """A tensor to compute with: its values do not matter to the time, and random ones take longer to make
     than most operators to run."""
-    import torch
-
     return torch.full(shape, 0.5)
 
 

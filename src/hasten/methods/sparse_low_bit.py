@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from hasten.data.text import default_text, documentation, sources
 from hasten.errors import HastenError
 from hasten.kernels import sparse_linear as kernel
 from hasten.kernels.groups import check_range
@@ -160,8 +161,6 @@ def calibration(model: LanguageModel, sequences: int, length: int) -> Tensor:
     Raises:
         HastenError: the model has no tokenizer.
     """
-    from hasten.data.text import default_text, documentation, sources
-
     if model.tokenizer is None:
         raise HastenError("calibration reads a text: give the model its tokenizer")
     tested = {*default_text()[:20000].split("\n\n")}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from hasten.errors import HastenError
@@ -313,8 +313,6 @@ def balance_loss(logits: Tensor, count: int, group: int = 1) -> Tensor:
     experts = logits.shape[-1]
     routed = load(logits.topk(count, -1).indices, experts).float()
     if group > 1:
-        from torch import distributed
-
         world = distributed.get_world_size()
         if world % group:
             raise ValueError(f"groups of {group} do not divide {world} ranks")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hasten.data.text import default_text
+from hasten.methods import WeightOnly, apply_all
+from hasten.models import load_network, load_packed
+from hasten.models.loading.tiny import tiny_model
 from hasten.papers.experiment import Experiment, shared
+from hasten.runtime import LanguageModel
 
 if TYPE_CHECKING:
     from hasten.runtime import LanguageModel
@@ -12,10 +17,6 @@ if TYPE_CHECKING:
 
 def fresh_model(quick: bool) -> LanguageModel:
     """SmolLM2-135M in fp32, or the tiny model, loaded anew: for arms, and for what changes its weights."""
-    from hasten.models import load_network
-    from hasten.models.loading.tiny import tiny_model
-    from hasten.runtime import LanguageModel
-
     loaded = tiny_model(layers=8) if quick else load_network()
     return LanguageModel(loaded.network, loaded.tokenizer)
 
@@ -27,10 +28,6 @@ def real_model(experiment: Experiment, form: str = "bf16") -> LanguageModel:
     Args:
         form: ``fp32``; ``bf16``, weights and products; or ``packed``, as its file packs it, with int8 activations.
     """
-    from hasten.methods import WeightOnly, apply_all
-    from hasten.models import load_packed
-    from hasten.runtime import LanguageModel
-
     if form == "packed" and not experiment.quick:
         packed = load_packed(bf16=True, int8=True)
         return LanguageModel(packed.network, packed.tokenizer)
@@ -42,10 +39,6 @@ def real_model(experiment: Experiment, form: str = "bf16") -> LanguageModel:
 @shared(weight=1)
 def real_tokens(experiment: Experiment, characters: int) -> list[int]:
     """Tokens of so many characters of `hasten.data.text.default_text`, by the tokenizer of `real_model`."""
-    from hasten.data.text import default_text
-    from hasten.models import load_packed
-    from hasten.models.loading.tiny import tiny_model
-
     loaded = tiny_model(layers=1) if experiment.quick else load_packed()
     text = default_text()[: experiment.at(quick=min(characters, 20000), normal=characters)]
     return list(loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

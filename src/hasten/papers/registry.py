@@ -20,6 +20,7 @@ from types import ModuleType
 from hasten.errors import HastenError
 from hasten.files import read_bytes
 from hasten.papers.card import FIELDS, Paper, read_card
+from hasten.papers.experiment import Check
 from hasten.papers.importing import OUTSIDE, import_file
 
 VARIABLE = "HASTEN_PAPERS"
@@ -120,7 +121,6 @@ def checks_of(card: Paper) -> ModuleType | None:
     except BaseException as error:  # it is a user's, and may raise what it likes
         what = " ".join(str(error).split())[:200]
         raise HastenError(f"{file} cannot be imported ({type(error).__name__}: {what})") from error
-    from hasten.papers.experiment import Check
 
     found = {value.claim for value in vars(module).values() if isinstance(value, Check)}
     if unknown := found - {c.id for c in card.claims}:

@@ -8,16 +8,15 @@ from html import escape
 from importlib import resources
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from plotly.graph_objects import Figure
+from plotly.offline import get_plotlyjs
 
 from hasten.files import write_aside
 from hasten.report import findings, plots
 from hasten.report import quantities as q
 from hasten.report.findings import Row
 from hasten.tuning.outcome import Figures, TuneResult
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 def write_html(result: TuneResult, path: str | Path) -> None:
@@ -31,8 +30,6 @@ def write_html(result: TuneResult, path: str | Path) -> None:
 
 def page(result: TuneResult) -> str:
     """The report as HTML: plotly.js, style and data inside; nothing is loaded from elsewhere."""
-    from plotly.offline import get_plotlyjs
-
     figures: dict[str, Figure] = {}
 
     def plot(name: str, make: Callable[[], Figure]) -> str:

@@ -7,14 +7,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from plotly.graph_objects import Bar, Figure, Scatter
+from plotly.subplots import make_subplots
 
 from hasten.report import findings
 from hasten.report import quantities as q
 from hasten.tuning.outcome import Combination, Kernel, Roof, TuneResult
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 # Okabe and Ito's palette: told apart by colour-blind readers, on light and dark ground.
 BLUE, ORANGE, GREEN, PURPLE, GREY, SKY, VERMILION = (
@@ -25,8 +25,6 @@ SERIES = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY, GREY)
 
 
 def new_figure(**layout: Any) -> Figure:
-    from plotly.graph_objects import Figure
-
     figure = Figure()
     figure.update_layout(
         template="none",
@@ -49,8 +47,6 @@ def escaped(value: str) -> str:
 
 def pareto(result: TuneResult) -> Figure:
     """Measured latency of the run against perplexity, the front joined by a line, the floor dashed."""
-    from plotly.graph_objects import Scatter
-
     figure = new_figure(
         xaxis={"title": {"text": "measured latency of the whole run"}, "type": "log"},
         yaxis={"title": {"text": f"perplexity on {escaped(result.text)}"}},
@@ -138,8 +134,6 @@ def _combination_hover(one: Combination) -> str:
 
 def speedups(result: TuneResult, limit: int = 20) -> Figure:
     """Predicted and measured speed-up over the unchanged model, the fastest ``limit`` that were measured."""
-    from plotly.graph_objects import Bar
-
     shown = [r for r in findings.rows(result) if r.measured_speedup is not None][:limit]
     shown.reverse()
     labels = [_short(r.combination.title) + (" ★" if r.best else "") for r in shown]
@@ -179,8 +173,6 @@ def _short(label: str, limit: int = 60) -> str:
 
 def predicted_measured(result: TuneResult) -> Figure:
     """Predicted against measured seconds, prefill and decode, on equal logarithmic axes."""
-    from plotly.graph_objects import Scatter
-
     axis = {"type": "log"}
     figure = new_figure(
         xaxis={**axis, "title": {"text": "measured"}},
@@ -238,8 +230,6 @@ def roofline(kernels: Sequence[Kernel], roof: Roof) -> Figure:
 
     The same place in every layer is one mark, whose size grows with its share of its phase's time.
     """
-    from plotly.graph_objects import Scatter
-
     figure = new_figure(
         xaxis={"title": {"text": "FLOP per byte of main memory"}, "type": "log", "tickformat": "~s", "dtick": 1},
         yaxis={"title": {"text": "FLOP/s"}, "type": "log", "tickformat": "~s", "dtick": 1},
@@ -350,9 +340,6 @@ def layer_of(module: str) -> tuple[str, str]:
 
 def layers(panels: Mapping[str, Sequence[Kernel]], phase: str = "decode") -> Figure:
     """Predicted time of each layer, stacked by part, one panel a model; of one execution of ``phase``."""
-    from plotly.graph_objects import Bar
-    from plotly.subplots import make_subplots
-
     shown = {n: [k for k in kernels if k.phase == phase] for n, kernels in panels.items()}
     shown = {n: kernels for n, kernels in shown.items() if kernels}
     totals = {n: sum(k.latency for k in kernels) for n, kernels in shown.items()}

@@ -7,6 +7,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optuna import create_study, logging
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import create_trial
+
 from hasten.errors import MissingExtraError
 from hasten.files import to_json, write_aside, write_parquet
 from hasten.report.search_page import search_page
@@ -89,10 +93,6 @@ def importances(problem: Problem, result: StudyResult) -> dict[str, dict[str, fl
 
     Of parameters that exist at every point tried, and vary; empty with fewer than ten feasible trials.
     """
-    from optuna import create_study, logging
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-    from optuna.trial import create_trial
-
     feasible = [t for t in result.trials if t.feasible and all(map(math.isfinite, t.values.values()))]
     if len(feasible) < 10:
         return {}

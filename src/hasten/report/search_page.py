@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
+from plotly.graph_objects import Figure
+from plotly.offline import get_plotlyjs
+
 from hasten import __version__
 from hasten.report import quantities
 from hasten.report import search_plots as plots
@@ -17,8 +20,6 @@ from hasten.search.parameter import Parameter
 from hasten.search.problem import Problem, Trial
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from hasten.search.study_result import StudyResult
 
 _MOST_ROWS = 200
@@ -41,8 +42,6 @@ def search_page(problem: Problem, result: StudyResult, shares: Mapping[str, Mapp
         result: what was tried.
         shares: objective -> parameter -> how much it matters (`hasten.report.search.importances`).
     """
-    from plotly.offline import get_plotlyjs
-
     figures: dict[str, Figure] = {}
 
     def plot(name: str, figure: Figure) -> str:

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from plotly.graph_objects import Bar, Figure, Scatter
+from plotly.subplots import make_subplots
+
 from hasten.report import quantities as q
 from hasten.report.plots import BLUE, GREY, SERIES, VERMILION, escaped, new_figure, staircase
 from hasten.search.hypervolume import hypervolume
 from hasten.search.problem import Objective, Problem, Trial, pareto
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
     from hasten.search.study_result import StudyResult
 
 # Units that take a prefix: 5.9 µs; a figure in decibels or parameters does not.
@@ -56,8 +57,6 @@ def _axis(objective: Objective, values: Sequence[float]) -> dict[str, Any]:
 
 def _grid(count: int, height: int) -> tuple[Figure, list[tuple[int, int]]]:
     """A figure of ``count`` panels, two in a row, and their places."""
-    from plotly.subplots import make_subplots
-
     columns = min(_COLUMNS, count)
     rows = math.ceil(count / columns)
     figure = make_subplots(
@@ -79,8 +78,6 @@ def tried(problem: Problem, result: StudyResult) -> Figure:
 
     With one objective: its value over the trials' numbers.
     """
-    from plotly.graph_objects import Scatter
-
     objectives = problem.objectives
     pairs: list[tuple[Objective | None, Objective]] = [(objectives[0], o) for o in objectives[1:]]
     if len(objectives) <= 3:
@@ -135,8 +132,6 @@ def convergence(problem: Problem, result: StudyResult) -> Figure:
     The volume is measured from the worst to the best value of each objective that anything feasible has, as a share
     of what all trials together reach.
     """
-    from plotly.graph_objects import Scatter
-
     objectives = problem.objectives
     known = {t.number: t for t in result.trials}
     chosen = result.chosen or _by_sampler(result.trials)
@@ -174,8 +169,6 @@ def _by_sampler(trials: Sequence[Trial]) -> dict[str, list[int]]:
 
 
 def _steps(name: str, values: Sequence[float | None], colour: str, legend: bool) -> Any:
-    from plotly.graph_objects import Scatter
-
     return Scatter(
         x=list(range(1, len(values) + 1)), y=list(values), mode="lines", name=escaped(name), legendgroup=name,
         showlegend=legend, line={"shape": "hv", "color": colour, "width": 2},
@@ -215,8 +208,6 @@ def _volumes(result: StudyResult, chosen: Mapping[str, Sequence[int]]) -> dict[s
 
 def importance(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     """Bars of `hasten.report.search.importances`, the parameter that matters most on top."""
-    from plotly.graph_objects import Bar
-
     names = list(dict.fromkeys(name for share in shares.values() for name in share))
     names.sort(key=lambda name: max(share.get(name, 0.0) for share in shares.values()))
     figure = new_figure(

@@ -17,12 +17,17 @@ from torch import nn
 
 from hasten.cost import Measurement, measure
 from hasten.cost.measuring import spread
+from hasten.data import assets
 from hasten.errors import HastenError, MissingExtraError, users_code
 from hasten.files import checked_file, named_path
-from hasten.models import named
+from hasten.models import load_network, named
 from hasten.models.decoder import is_decoder
 from hasten.models.language.recurrent import RecurrentLM
+from hasten.models.loading.config import build, read_config
+from hasten.runtime.language_model import LanguageModel
+from hasten.runtime.step import FAMILIES
 from hasten.workload import Workload, trace
+from hasten.workload.language import ARCHITECTURES, language_model
 
 _T = TypeVar("_T")
 _LONGEST = 1 << 24
@@ -77,17 +82,10 @@ def read_subject(text: str, prompt: int = 512, new_tokens: int = 64, batch: int 
 
 
 def _is_asset(text: str) -> bool:
-    from hasten.data import assets
-
     return any(a.name == text for a in assets.assets())
 
 
 def _from_config(path: Path, prompt: int, new_tokens: int, batch: int) -> Subject:
-    from hasten.models.loading.config import build, read_config
-    from hasten.runtime.language_model import LanguageModel
-    from hasten.runtime.step import FAMILIES
-    from hasten.workload.language import ARCHITECTURES, language_model
-
     config = read_config(path)
     name = path.parent.name or path.stem
 
@@ -108,9 +106,6 @@ def _from_config(path: Path, prompt: int, new_tokens: int, batch: int) -> Subjec
 
 
 def _from_weights(text: str, prompt: int, new_tokens: int, batch: int) -> Subject:
-    from hasten.models import load_network
-    from hasten.runtime.language_model import LanguageModel
-
     loaded = load_network(text)
     model = LanguageModel(loaded.network, name=loaded.name)
     model.check_fits(prompt + new_tokens)
@@ -133,8 +128,6 @@ def _from_name(name: str, prompt: int, new_tokens: int, batch: int) -> Subject:
 
         return Subject(name, lambda: model.workload(prompt, new_tokens, batch, name), run)
     if is_decoder(model):
-        from hasten.runtime.language_model import LanguageModel
-
         described = LanguageModel(model, name=name)
         described.check_fits(prompt + new_tokens)
         return Subject(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -328,8 +328,6 @@ class Proxy:
 
     def problem(self, original: Problem) -> Problem:
         """The problem with this model in the simulator's place."""
-        from dataclasses import replace
-
         return replace(
             original,
             name=f"{original.name}-proxy",

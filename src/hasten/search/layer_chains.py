@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from hasten.errors import HastenError
+from hasten.methods.drop_layers import least_important
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,8 +142,6 @@ def static_chains(model: LanguageModel, ids: Tensor, counts: Sequence[int] = (3,
     Returns:
         What is done, in words -> the chain.
     """
-    from hasten.methods.drop_layers import least_important
-
     layers = len(model.layers)
     found = {f"leaving at layer {layers - n}": tuple(range(layers - n)) for n in counts}
     for count in counts:

@@ -10,13 +10,17 @@ import logging
 import multiprocessing
 import pickle
 import signal
+import socket
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
+import cloudpickle
+
 from hasten.errors import HastenError, MissingExtraError
+from hasten.processes import end_with_parent
 from hasten.search.parameter import Params
 from hasten.search.problem import Infeasible, Problem
 
@@ -92,8 +96,6 @@ def pack(problem: Problem) -> bytes:
     Raises:
         HastenError: it holds something that cannot be sent, such as an open file.
     """
-    import cloudpickle
-
     try:
         packed: bytes = cloudpickle.dumps(problem)
     except Exception as error:
@@ -108,8 +110,6 @@ class _Unpacked:
     """A problem in a worker. One that cannot be unpacked there is wrong for every point, and ends the run."""
 
     def __init__(self, packed: bytes) -> None:
-        import cloudpickle
-
         self.problem: Problem | None = None
         try:
             self.problem = cloudpickle.loads(packed)
@@ -127,8 +127,6 @@ def _serve(connection: Connection, packed: bytes, threads: int) -> None:
     """A worker process: scores points until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the study's to handle
     import torch
-
-    from hasten.processes import end_with_parent
 
     end_with_parent()
     torch.set_num_threads(threads)
@@ -237,8 +235,6 @@ class Processes(Workers):
 
 def _reach(address: str | None) -> None:
     """Asks whether anything listens there at all: Ray itself tries for minutes."""
-    import socket
-
     host, separator, port = (address or "").partition(":")
     if not separator or not port.isdecimal():
         return

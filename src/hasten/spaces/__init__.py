@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.errors import HastenError, users_code
+from hasten.search.environments import environment
 from hasten.search.problem import Problem
 from hasten.search.user_file import load_attribute
 
@@ -93,7 +94,6 @@ def make_environment(space: str, problem: Mapping[str, Any] | None = None, **opt
     Raises:
         HastenError: no such space, or what it needs is not here.
     """
-    from hasten.search.environments import environment
 
     if space not in names():
         build(space)  # says what there is

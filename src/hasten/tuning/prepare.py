@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from hasten.data.text import default_text
 from hasten.errors import HastenError
 from hasten.models.loading.loaded import Loaded
 from hasten.models.loading.network import load_network
@@ -103,8 +104,6 @@ def prepare(
     base.check_fits(s.prompt + s.new_tokens + 1)
     text = s.text
     if not text:
-        from hasten.data.text import default_text
-
         text = default_text()
     tokens = loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     reading = reading_of(s.prompt, int(base.config.max_position_embeddings))

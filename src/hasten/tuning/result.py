@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy
+import optuna
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_validator
 
@@ -19,6 +21,7 @@ from hasten.cost import Estimate
 from hasten.errors import HastenError
 from hasten.files import read_bytes, write_aside
 from hasten.hardware import Device
+from hasten.kernels import compiled_isa
 from hasten.methods import apply_all, from_dict, rewrite_all
 from hasten.models.loading.network import load_network
 from hasten.runtime import LanguageModel
@@ -130,11 +133,7 @@ def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    import numpy
-    import optuna
     import transformers
-
-    from hasten.kernels import compiled_isa
 
     return {
         "hasten": __version__,

@@ -7,6 +7,7 @@ runs with a buffer that does not grow with that rank; one that needs more holds 
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -434,8 +435,6 @@ def _circle(
 
 def _ordered(groups: list[_Group], of: Mapping[int, int], producers: Mapping[int, set[int]]) -> list[int]:
     """Groups in dependence order, the earliest first Einsum first."""
-    import heapq
-
     needs: list[set[int]] = [set() for _ in groups]
     feeds: list[set[int]] = [set() for _ in groups]
     for index, sources in producers.items():

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hasten.cost.latency.tables import Arch, LatencyTables
 from hasten.errors import HastenError
@@ -102,8 +103,6 @@ class Regime:
 
 def _folded(module: nn.Module) -> nn.Module:
     """Batch norms that follow a convolution in an `nn.Sequential`, folded into it."""
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
     for part in module.modules():
         if isinstance(part, nn.Sequential):
             for i in range(len(part) - 1):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch
+
 from hasten.models.registry import published
 
 # Width, inner width, layers, heads, KV heads, vocabulary, positions (arXiv 2307.09288, table 1 and the releases'
@@ -46,8 +48,6 @@ def llama(name: str, positions: int | None = None) -> Any:
 @functools.cache
 def llama_7b(positions: int) -> Any:
     """Llama-2-7B in bf16 on the meta device, to be estimated: it has shapes and no weights."""
-    import torch
-
     with torch.device("meta"):
         return llama("llama-2-7b", positions).to(torch.bfloat16)
 

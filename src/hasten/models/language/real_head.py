@@ -8,6 +8,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch.overrides import TorchFunctionMode
+
+from hasten.data.text import default_text
+from hasten.models.loading.network import load_network
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -15,12 +20,6 @@ Array: TypeAlias = npt.NDArray[np.float64]
 @lru_cache(maxsize=2)
 def real_head(tokens: int = 512) -> tuple[Array, Array, Array]:
     """Scaled queries, keys and values of a head in the middle of SmolLM2, on real text."""
-    import numpy as np
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    from hasten.data.text import default_text
-    from hasten.models import load_network
 
     class Catch(TorchFunctionMode):
         def __init__(self) -> None:

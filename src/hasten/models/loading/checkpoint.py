@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as encode
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
@@ -21,8 +24,6 @@ def save(folder: str | Path, model: nn.Module, config: Mapping[str, Any]) -> Non
     Raises:
         HastenError: a file cannot be written.
     """
-    from safetensors.torch import save as encode
-
     # Tied tensors are written twice: the format has no sharing, and readers expect every name.
     tensors = {name: t.detach().clone().contiguous() for name, t in model.state_dict().items()}
     write_aside(Path(folder) / WEIGHTS, encode(tensors), "the weights")
@@ -48,9 +49,6 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
     Raises:
         HastenError: it is missing or broken.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise HastenError(f"cannot read {path}: no such file; weights load from safetensors alone")

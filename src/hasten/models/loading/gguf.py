@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType as Kind
+from gguf.quants import dequantize
 from torch import Tensor
 
 from hasten.errors import HastenError
@@ -165,8 +168,6 @@ class GGUFFile:
         return name, shape[::-1], self._read(_U32), self._read(_U64)
 
     def _bytes_of(self, name: str, shape: tuple[int, ...], kind: int) -> int:
-        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
         try:
             block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         except (ValueError, KeyError):
@@ -190,9 +191,6 @@ class GGUFFile:
         Raises:
             HastenError: a format that the ``gguf`` package cannot dequantize.
         """
-        from gguf.constants import GGMLQuantizationType as Kind
-        from gguf.quants import dequantize
-
         info = self.tensors[name]
         plain = {Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}
         if info.kind in plain:
@@ -217,8 +215,6 @@ class GGUFFile:
         Shape:
             packed (out, in), or (out, in / 2) at 4 bits; scales and mins (out, in / 32).
         """
-        from gguf.constants import GGMLQuantizationType as Kind
-
         info = self.tensors[name]
         out = math.prod(info.shape[:-1])
         if info.kind == Kind.F16:

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from hasten.errors import HastenError
+from hasten.kernels.packed_linear import quantize
 from hasten.models.loading.assemble import assemble
 from hasten.models.loading.config import build
 from hasten.models.loading.gguf import GGUFFile, Packed
 from hasten.models.loading.gguf_config import gguf_config
 from hasten.models.loading.gguf_names import NOT_WEIGHTS, gguf_name, unpermuted
 from hasten.models.loading.loaded import Loaded, fingerprint
+from hasten.nn.packed import PackedEmbedding, PackedLinear
 
 
 def from_gguf(path: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
@@ -42,9 +44,6 @@ def from_gguf(path: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
 
 
 def from_gguf_packed(path: Path, name: str, source: str, bf16: bool, int8: bool) -> Loaded:
-    from hasten.kernels.packed_linear import quantize
-    from hasten.nn.packed import PackedEmbedding, PackedLinear
-
     file = GGUFFile(path)
     config = gguf_config(file)
     network = build(config)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
 from hasten.errors import HastenError
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -78,8 +80,6 @@ def build_tokenizer(metadata: dict[str, Any]) -> Any:
 
 def _byte_level(metadata: dict[str, Any], tokens: list[str]) -> Any:
     """Byte-level BPE, as in GPT-2 and its descendants."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
     merges = metadata.get("tokenizer.ggml.merges")
     if not isinstance(merges, list) or not all(isinstance(m, str) and m.count(" ") == 1 for m in merges):
         raise HastenError("the file's tokenizer has no readable merges: fetch or copy the file again")
@@ -111,8 +111,6 @@ def _byte_level(metadata: dict[str, Any], tokens: list[str]) -> Any:
 
 def _sentencepiece(metadata: dict[str, Any], tokens: list[str]) -> Any:
     """SentencePiece BPE with bytes for what the vocabulary lacks, as in Llama 1 and 2 and early Mistral."""
-    from tokenizers import Tokenizer, decoders, models, normalizers
-
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, list) or len(scores) != len(tokens):
         raise HastenError("the file's tokenizer has no score for each token: fetch or copy the file again")
@@ -156,8 +154,6 @@ def _merges_of(indices: dict[str, int], scores: list[float]) -> list[tuple[str, 
 
 def _add_special(backend: Any, metadata: dict[str, Any], tokens: list[str]) -> None:
     """Tokens that stand for themselves in a text and are never cut."""
-    from tokenizers import AddedToken
-
     types = metadata.get("tokenizer.ggml.token_type") or []
     pairs = list(zip(tokens, types))
     special = [AddedToken(t, normalized=False, special=True) for t, type_ in pairs if type_ == _CONTROL]

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hasten.errors import HastenError
@@ -15,8 +16,6 @@ from hasten.models.loading.loaded import Loaded, fingerprint
 
 
 def from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
-    from safetensors import SafetensorError, safe_open
-
     data = json_object(folder / "config.json")
     if "quantization_config" in data:
         raise HastenError(f"{folder} holds quantized weights: give the model's unquantized folder, or a GGUF file")

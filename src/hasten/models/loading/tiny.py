@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from hasten.models.language.llama import small_llama
 from hasten.models.loading.loaded import Loaded
@@ -32,7 +33,6 @@ def tiny_model(seed: int = 0, *, layers: int = 6, positions: int = 4096) -> Load
 
 
 def _bytes_tokenizer() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+import random
+from typing import Any
 
+from hasten.cost.measuring import alternating
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
-
-if TYPE_CHECKING:
-    from hasten.search.exploring import Explorer, Sweep
-
+from hasten.search.agents.registry import make_agent
+from hasten.search.environments import Log, to_target
+from hasten.search.exploring import SETTINGS, Explorer, Proxy, Sweep, sweep
+from hasten.spaces import dram
 
 _TRACES = ("stream", "random", "cloud-1", "cloud-2")
 
 
 def _explorer(workload: str, small: bool = True) -> Explorer:
     """The controller's knobs for a trace of 1000 requests, paid for power near 1 W and time near half of the least."""
-    from hasten.search.environments import to_target
-    from hasten.search.exploring import Explorer
-    from hasten.spaces import dram
-
     knobs = dram.space((1, 8, 64), (1, 8), (1, 16, 128)) if small else dram.space()
     problem = dram.problem(workload, knobs=knobs)
     return Explorer(problem, to_target(power=1.0, time=0.5 * 1000 * 4 / 800e6))
@@ -27,8 +25,6 @@ def _explorer(workload: str, small: bool = True) -> Explorer:
 
 def _swept(trace: str, budgets: tuple[int, ...], seeds: list[int]) -> tuple[float, dict[str, Sweep]]:
     """An arm: the best reward there is (every point tried), and each agent's settings at equal samples."""
-    from hasten.search.exploring import SETTINGS, sweep
-
     explorer = _explorer(trace)
     best = explorer.everything()
     return best, {agent: sweep(explorer, agent, budgets, seeds=seeds) for agent in SETTINGS}
@@ -94,12 +90,6 @@ def _ranking(experiment: Experiment) -> Seen:
 @shared(weight=15)
 def _proxies(experiment: Experiment) -> dict[str, Any]:
     """A forest from 4000 points of ants, and one from as many of four agents; both tried on points drawn evenly."""
-    import random
-
-    from hasten.search.agents.registry import make_agent
-    from hasten.search.environments import Log
-    from hasten.search.exploring import Proxy
-
     explorer = _explorer("cloud-1", small=False)
     seed = experiment.seed
     names, size, asked = (
@@ -148,8 +138,6 @@ def _error(experiment: Experiment) -> Seen:
 @check("c5")
 def _speed(experiment: Experiment) -> Seen:
     """Against hasten's own simulator, whose 1000 requests take a tenth of a millisecond, and not DRAMSys's seconds."""
-    from hasten.cost.measuring import alternating
-
     found = experiment.once(_proxies)
     points, proxy, problem = found["points"], found["mixed"], found["problem"]
 

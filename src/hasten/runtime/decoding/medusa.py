@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
@@ -54,8 +56,6 @@ class MedusaHeads(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Writes the heads as safetensors."""
-        from safetensors.torch import save
-
         write_aside(Path(path), save({n: t.detach().contiguous() for n, t in self.state_dict().items()}), "the heads")
 
     @classmethod
@@ -65,9 +65,6 @@ class MedusaHeads(nn.Module):
         Raises:
             HastenError: the file is missing or holds something else.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
             tensors = load_file(checked_file(path, "the heads", 0))
             heads = cls(tensors["layers.0.weight"].shape[0], len(tensors) // 2)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from hasten.errors import HastenError
@@ -47,8 +48,6 @@ def write_experts(model: SmallThinkerLM, path: str | Path, form: str = "fp32") -
     Raises:
         HastenError: another form, a width that it cannot hold, or the file cannot be written.
     """
-    from safetensors.torch import save
-
     kept = expert_form(form)
     tensors, sums = {}, {_FORM: form}
     for number, layer in enumerate(model.blocks):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
 
 from hasten.errors import HastenError
 from hasten.search.agents.agent import Agent, Indices
@@ -46,8 +48,6 @@ class AgentSampler(BaseSampler):
         return self.space.to_optuna()
 
     def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> Params:
-        from optuna.trial import TrialState
-
         # What an earlier run, or another worker, has tried.
         for known in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if known.number not in self._told and known.params:
@@ -65,8 +65,6 @@ class AgentSampler(BaseSampler):
         return self.codec.values[at][asked[at]] if asked else self.codec.values[at][0]
 
     def after_trial(self, study: Any, trial: Any, state: Any, values: Sequence[float] | None) -> None:
-        from optuna.trial import TrialState
-
         if trial.number in self._told:
             return
         if state == TrialState.COMPLETE:
@@ -87,8 +85,6 @@ class AgentSampler(BaseSampler):
         return self.codec.encode({**chosen, **trial.params})
 
     def _tell(self, study: Any, trial: Any, values: Sequence[float] | None = None) -> None:
-        import numpy as np
-
         self._told.add(trial.number)
         values = list(values if values is not None else trial.values)
         signs = [1 if d.name == "MAXIMIZE" else -1 for d in study.directions]
