@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 from torch import Tensor
@@ -169,7 +169,7 @@ class GGUFFile:
 
     def _bytes_of(self, name: str, shape: tuple[int, ...], kind: int) -> int:
         try:
-            block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+            block, size = GGML_QUANT_SIZES[Kind(kind)]
         except (ValueError, KeyError):
             raise HastenError(f"{self.path} stores {name[:60]!r} in an unknown format ({kind}): update gguf") from None
         if min(shape) < 1 or shape[-1] % block:
