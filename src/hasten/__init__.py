@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 
 # What is offered, for type checkers and for `__getattr__` alike: nothing heavy is imported before it is asked for.
 if TYPE_CHECKING:
-    from hasten.cost import estimate as estimate
-    from hasten.cost import measure as measure
+    from hasten.cost.measuring import measure as measure
+    from hasten.cost.roofline import estimate as estimate
     from hasten.hardware import devices as devices
     from hasten.hardware import load_device as load_device
     from hasten.hardware import probe as probe

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from typing import Any
 
 from hasten.cost.latency.meta_settings import EPISODES, LEARNERS
 from hasten.cost.latency.regimes import Regime
@@ -36,7 +37,7 @@ _MODELLED = 3000  # networks with modelled latencies to learn from (the paper: 4
 _MEASURED = {"chain": (120, 110.0, 2), "cell": (110, 50.0, 1)}
 
 
-def _timing(experiment: Experiment) -> dict[str, int]:
+def _timing(experiment: Experiment) -> dict[str, Any]:
     """Of every measurement of a network in a regime, so that all are the least of as many."""
     return {"rounds": 2, "runs": experiment.at(quick=1, normal=5)}
 

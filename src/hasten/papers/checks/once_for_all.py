@@ -56,7 +56,8 @@ def _arms(experiment: Experiment) -> dict[str, list[Corners]]:
 
 def _corner_means(experiment: Experiment) -> dict[str, list[float]]:
     """Of ``shrinking``, ``joint`` and ``alone``: percent of each corner."""
-    return corner_means(experiment.once(_arms))
+    arms = experiment.once(_arms)
+    return corner_means(arms)
 
 
 @shared(weight=60)
