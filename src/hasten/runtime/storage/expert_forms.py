@@ -14,6 +14,8 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from gguf.constants import GGMLQuantizationType
+from gguf.quants import quantize
 from torch import Tensor
 
 from hasten.errors import HastenError
@@ -114,9 +116,6 @@ class PackedExperts(ExpertForm):
         return (*stored[:-1], stored[-1] // _BLOCK_BYTES * GROUP)
 
     def encode(self, weights: Tensor) -> Tensor:
-        from gguf.constants import GGMLQuantizationType
-        from gguf.quants import quantize
-
         blocks = quantize(weights.numpy(), GGMLQuantizationType.Q4_0).reshape(-1, _BLOCK_BYTES)
         planes = np.concatenate([blocks[:, :_SCALE_BYTES].ravel(), blocks[:, _SCALE_BYTES:].ravel()])
         return torch.from_numpy(planes.reshape(self.stored(tuple(weights.shape))))
