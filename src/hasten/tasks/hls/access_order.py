@@ -14,7 +14,7 @@ from hasten.tasks.hls.syntax import (
     Assign,
     Binary,
     Branch,
-    Call,
+    CallExpression,
     Cases,
     Cast,
     Choice,
@@ -22,7 +22,7 @@ from hasten.tasks.hls.syntax import (
     Evaluate,
     Expression,
     Function,
-    Index,
+    Indexing,
     Loop,
     Member,
     Name,
@@ -257,14 +257,14 @@ class _Walker:
                 return self._assign(operator, target, value)
             case Step(operator, target, before):
                 return self._change(target, operator[0], 1)[before]
-            case Index() | Member() | Unary("*", _):
+            case Indexing() | Member() | Unary("*", _):
                 return self._read(expression)
             case Unary("&", operand):
                 return self._address(operand)
             case Unary(operator, operand):
                 inner = self._value(operand)
                 return unary(operator, inner) if isinstance(inner, int) else None
-            case Call():
+            case CallExpression():
                 return self._call(expression)
         for part in parts(expression):
             self._value(part)
@@ -329,7 +329,7 @@ class _Walker:
                 self.found.passed.add(value.array)  # from here on nobody can tell where it points
         elif isinstance(target, Cast):
             self._store(target.operand, value)
-        elif isinstance(target, Index | Member) or (isinstance(target, Unary) and target.operator == "*"):
+        elif isinstance(target, Indexing | Member) or (isinstance(target, Unary) and target.operator == "*"):
             view = self._view(target)
             if view is not None:
                 self._touch(view, True, isinstance(target, Member))
@@ -353,7 +353,7 @@ class _Walker:
     def _view(self, expression: Expression) -> _View | None:
         """Where an expression points, after all in it was evaluated."""
         match expression:
-            case Index(base, index):
+            case Indexing(base, index):
                 view = self._inner(base)
                 at = self._value(index)
                 return None if view is None else self._within(view, at if isinstance(at, int) else None)
@@ -367,7 +367,7 @@ class _Walker:
                     # A field of a structure that a pointer points to.
                     return self._within(value, 0) if isinstance(value, _View) and value.rank == 1 else None
                 return _View(f"{owner}.{name}", len(variable.sizes))
-            case Member(Index() as operand, _):
+            case Member(Indexing() as operand, _):
                 inner = self._view(operand)
                 return inner if inner is not None and len(inner.fixed) >= inner.rank else None
         value = self._value(expression)
@@ -375,7 +375,7 @@ class _Walker:
 
     def _inner(self, base: Expression) -> _View | None:
         """What an index applies to."""
-        if isinstance(base, Index | Member):
+        if isinstance(base, Indexing | Member):
             view = self._view(base)
             if view is not None and len(view.fixed) >= view.rank:
                 # A bit of an element, or an element of a vector in it.
@@ -398,7 +398,7 @@ class _Walker:
         self.found.touches.append(touch)
 
     def _address(self, operand: Expression) -> _Value:
-        if isinstance(operand, Index):
+        if isinstance(operand, Indexing):
             view = self._inner(operand.base)
             at = self._value(operand.index)
             return None if view is None else self._binary("+", view, at)
@@ -409,7 +409,7 @@ class _Walker:
 
     # Calls.
 
-    def _call(self, call: Call) -> _Value:
+    def _call(self, call: CallExpression) -> _Value:
         values = [self._value(argument) for argument in call.arguments]
         if call.receiver is not None:
             self._value(call.receiver)

@@ -18,7 +18,7 @@ from hasten.tasks.hls.syntax import (
     Assign,
     Binary,
     Branch,
-    Call,
+    CallExpression,
     Cases,
     Cast,
     Choice,
@@ -26,7 +26,7 @@ from hasten.tasks.hls.syntax import (
     Evaluate,
     Expression,
     Function,
-    Index,
+    Indexing,
     Jump,
     Loop,
     Member,
@@ -432,7 +432,7 @@ class _Reader:
         if kind == "subscript_expression":
             listed = node.child_by_field_name("indices")
             indices = listed.named_children if listed is not None else ()
-            return Index(field("argument"), self._expression(indices[0], below) if indices else Other())
+            return Indexing(field("argument"), self._expression(indices[0], below) if indices else Other())
         if kind == "field_expression":
             name = node.child_by_field_name("field")
             return Member(field("argument"), "" if name is None else _text(name))
@@ -465,7 +465,7 @@ class _Reader:
         if called.type == "field_expression":
             name = called.child_by_field_name("field")
             receiver = called.child_by_field_name("argument")
-            return Call(
+            return CallExpression(
                 "" if name is None else _text(name),
                 arguments,
                 Other() if receiver is None else self._expression(receiver, depth),
@@ -476,13 +476,13 @@ class _Reader:
             if text in _CASTS and len(arguments) == 1:
                 kind = called.child_by_field_name("arguments")
                 return Cast("" if kind is None else _text(kind)[1:-1].strip(), arguments[0])
-            return Call(text, arguments)
+            return CallExpression(text, arguments)
         text = "".join(_text(called).split())
         if called.type in ("primitive_type", "sized_type_specifier", "template_type") and len(arguments) == 1:
             return Cast(text, arguments[0])
         if text.split("<")[0].rsplit("::", 1)[-1] in ("ap_int", "ap_uint") and len(arguments) == 1:
             return Cast(text, arguments[0])
-        return Call(text.split("<")[0].rsplit("::", 1)[-1], arguments)
+        return CallExpression(text.split("<")[0].rsplit("::", 1)[-1], arguments)
 
     def _names(self, node: Any) -> Iterator[Expression]:
         pending = [node]

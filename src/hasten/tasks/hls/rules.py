@@ -21,13 +21,13 @@ from hasten.tasks.hls.syntax import (
     Assign,
     Binary,
     Branch,
-    Call,
+    CallExpression,
     Cases,
     Declare,
     Evaluate,
     Expression,
     Function,
-    Index,
+    Indexing,
     Jump,
     Loop,
     Member,
@@ -355,7 +355,7 @@ class _Checked:
             bodies += [loop.body for loop in function.loops if _pipelined(loop.pragmas)]
             for statement in (s for body in bodies for s in walk(body)):
                 for expression in (e for top in expressions(statement) for e in within(top)):
-                    if isinstance(expression, Call) and expression.name == self.function.name:
+                    if isinstance(expression, CallExpression) and expression.name == self.function.name:
                         return True
         return False
 
@@ -421,12 +421,12 @@ class _Checked:
                 value = statement.variable.value
             elif isinstance(statement, Evaluate | Jump):
                 value = statement.expression if isinstance(statement, Evaluate) else statement.value
-                if isinstance(value, Call):
+                if isinstance(value, CallExpression):
                     calls += value.name not in (_NO_TASKS if value.receiver is None else _CHANNELS)
                     value = None
                 elif isinstance(value, Assign):
                     value = value.value
-            if isinstance(value, Call) and value.receiver is None:
+            if isinstance(value, CallExpression) and value.receiver is None:
                 calls += self.source.function(value.name) is not None
         return loops, calls
 
@@ -493,13 +493,13 @@ def _uses(function: Function, name: str) -> set[str]:
         for top in expressions(statement):
             for expression in within(top):
                 match expression:
-                    case Index(base, _) if base == me:
+                    case Indexing(base, _) if base == me:
                         found.add("many")
                     case Unary("*", Binary("+" | "-", left, right)) if me in (left, right):
                         found.add("many")
                     case Step(_, target, _) | Assign("+=", target, _) if target == me:
                         found.add("moved")
-                    case Call(_, _, receiver) if receiver == me:
+                    case CallExpression(_, _, receiver) if receiver == me:
                         found.add("method")
                     case Member(operand, _) if operand == me:
                         found.add("method")

@@ -28,7 +28,7 @@ class Name:
 
 
 @dataclass(frozen=True)
-class Index:
+class Indexing:
     """``base[index]``."""
 
     base: Expression
@@ -44,7 +44,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Call:
+class CallExpression:
     """``name(arguments)``, or with a receiver ``receiver.name(arguments)``."""
 
     name: str
@@ -112,7 +112,7 @@ class Other:
 
 
 Expression: TypeAlias = (
-    Number | Name | Index | Member | Call | Unary | Binary | Assign | Step | Cast | Choice | Other
+    Number | Name | Indexing | Member | CallExpression | Unary | Binary | Assign | Step | Cast | Choice | Other
 )  # fmt: skip
 
 
@@ -370,9 +370,9 @@ def expressions(statement: Statement) -> list[Expression]:
 def parts(expression: Expression) -> tuple[Expression, ...]:
     """The expressions directly in one."""
     match expression:
-        case Index(base, index):
+        case Indexing(base, index):
             return (base, index)
-        case Call(_, arguments, receiver):
+        case CallExpression(_, arguments, receiver):
             return arguments if receiver is None else (receiver, *arguments)
         case Unary(_, operand) | Member(operand, _) | Cast(_, operand):
             return (operand,)
