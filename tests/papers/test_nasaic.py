@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hasten.papers.experiment import Outcome
-from hasten.search.codesign import assignment
+from hasten.search.codesign import random_assignments
 from hasten.search.codesign.assignment import Assignment
 
 LATE, SOON = (Assignment(((0,),), at, 1.0) for at in (float("inf"), 0.0))
@@ -31,8 +31,8 @@ def test_nothing_solved_is_nothing_seen(
     def assign(*given: Any, **settings: Any) -> Assignment:
         return ours
 
-    monkeypatch.setattr(assignment, "best_assignment", best_assignment)
-    monkeypatch.setattr(assignment, "assign", assign)
+    monkeypatch.setattr(random_assignments, "best_assignment", best_assignment)
+    monkeypatch.setattr(random_assignments, "assign", assign)
     assert outcome("nasaic", "hap", budget=3600).verdict == verdict
 
 
@@ -40,6 +40,6 @@ def test_some_solved_near_the_least_is_the_direction(
     outcome: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = iter(range(10**6))
-    monkeypatch.setattr(assignment, "best_assignment", lambda *given: SOON)
-    monkeypatch.setattr(assignment, "assign", lambda *given, **settings: SOON if next(tries) % 3 else LATE)
+    monkeypatch.setattr(random_assignments, "best_assignment", lambda *given: SOON)
+    monkeypatch.setattr(random_assignments, "assign", lambda *given, **settings: SOON if next(tries) % 3 else LATE)
     assert outcome("nasaic", "hap", budget=3600).verdict == "direction holds"
