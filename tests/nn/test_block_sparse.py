@@ -120,7 +120,7 @@ def test_dense_heads_are_computed_apart(monkeypatch: pytest.MonkeyPatch) -> None
     attend = F.scaled_dot_product_attention
 
     def counted(q: torch.Tensor, k: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        read.append(q.shape[1] * q.shape[2] * k.shape[2])
+        read.append(q.shape[1] * q.shape[2] * k.shape[2] // (2 if kwargs.get("is_causal") else 1))
         return attend(q, k, *args, **kwargs)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)

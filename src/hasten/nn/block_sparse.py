@@ -145,68 +145,64 @@ def block_sparse_attention(
     Returns:
         (batch, heads, length, d), differentiable.
     """
-    heads, length = key.shape[1], query.shape[2]
-    shared = query.shape[1] // heads
-    # Of each group of heads its own queries, keys and values.
-    parts: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] = {tuple(range(heads)): (query, key, value)}
-    out = []
-    for i in range(-(-length // block)):
-        rows = slice(i * block, min(length, (i + 1) * block))
-        chosen = [pattern.blocks(h, i) for h in range(heads)]
-        groups = _alike(chosen)
-        found = []
-        for group in groups:
-            if group not in parts:
-                every = [h * shared + s for h in group for s in range(shared)]
-                parts[group] = query[:, every], key[:, list(group)], value[:, list(group)]
-            q, k, v = parts[group]
-            some, their_values, mask = _gathered(k, v, [chosen[h] for h in group], rows, block)
-            if mask.ndim == 4:
-                mask = mask.repeat_interleave(shared, 1)
-            found.append(
-                F.scaled_dot_product_attention(
-                    q[:, :, rows], some, their_values, mask, dropout, scale=scaling, enable_gqa=shared != 1
-                )
+    heads, shared = key.shape[1], query.shape[1] // key.shape[1]
+    count = -(-query.shape[2] // block)
+    chosen = [[pattern.blocks(h, i) for i in range(count)] for h in range(heads)]
+    # Heads that read everything are computed apart, so that the others need not.
+    dense = [h for h in range(heads) if all(len(c) == i + 1 for i, c in enumerate(chosen[h]))]
+    sparse = [h for h in range(heads) if h not in dense]
+    parts = []
+    for group in (g for g in (dense, sparse) if g):
+        q, k, v = query, key, value
+        if len(group) < heads:
+            q, k, v = query[:, [h * shared + s for h in group for s in range(shared)]], key[:, group], value[:, group]
+        if group is dense:
+            found = F.scaled_dot_product_attention(
+                q, k, v, None, dropout, is_causal=True, scale=scaling, enable_gqa=shared != 1
             )
-        if len(found) > 1:
-            order = torch.tensor([h * shared + s for group in groups for h in group for s in range(shared)])
-            found = [torch.cat(found, 1)[:, order.argsort()]]
-        out += found
+        else:
+            found = _by_block(q, k, v, [chosen[h] for h in group], block, scaling, dropout)
+        parts.append(found)
+    if len(parts) == 1:
+        return parts[0]
+    order = torch.tensor([h * shared + s for h in dense + sparse for s in range(shared)]).argsort()
+    return torch.cat(parts, 1)[:, order]
+
+
+def _by_block(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    chosen: list[list[list[int]]],
+    block: int,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """`block_sparse_attention` of heads whose blocks are chosen: kv head, query block -> key blocks."""
+    shared = query.shape[1] // key.shape[1]
+    # Split once: the gradient of a slice is as large as what it is a slice of.
+    queries, keys, values = (t.split(block, 2) for t in (query, key, value))
+    out = []
+    for i, q in enumerate(queries):
+        names = [head[i] for head in chosen]
+        most, new = max(map(len, names)), q.shape[2]
+        own = torch.ones(new, new, dtype=torch.bool, device=q.device).tril()
+        if all(n == names[0] for n in names):
+            k, v = (torch.cat([t[j] for j in names[0]], 2) for t in (keys, values))
+            mask = torch.cat((own.new_ones(new, k.shape[2] - new), own), 1)
+        else:
+            # Heads of fewer blocks are filled up in front with the first, which the mask hides; the own stays last.
+            filled = [[0] * (most - len(n)) + n for n in names]
+            k, v = (
+                torch.stack([torch.cat([t[j][:, h] for j in row], 1) for h, row in enumerate(filled)], 1)
+                for t in (keys, values)
+            )
+            seen = torch.tensor([[False] * (most - len(n)) + [True] * (len(n) - 1) for n in names], device=q.device)
+            wide = seen.repeat_interleave(block, 1)[:, None].expand(-1, new, -1)
+            # With a dimension for the batch, or torch takes its slow way.
+            mask = torch.cat((wide, own.expand(len(names), -1, -1)), 2).repeat_interleave(shared, 0)[None]
+        out.append(F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling, enable_gqa=shared != 1))
     return torch.cat(out, 2)
-
-
-def _alike(chosen: list[list[int]]) -> list[tuple[int, ...]]:
-    """Heads that are computed together: those that read far more blocks than the fewest stand apart."""
-    fewest = min(map(len, chosen))
-    few = tuple(h for h, c in enumerate(chosen) if len(c) <= fewest + 1 + fewest // 4)
-    many = tuple(h for h in range(len(chosen)) if h not in few)
-    return [g for g in (few, many) if g]
-
-
-def _gathered(
-    key: Tensor, value: Tensor, chosen: list[list[int]], rows: slice, block: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``rows``, a block, read of kv heads: keys and values (batch, kv heads, n, d), mask (..., rows, n)."""
-    heads, new = key.shape[1], rows.stop - rows.start
-    own = torch.ones(new, new, dtype=torch.bool, device=key.device).tril()
-    if all(c == chosen[0] for c in chosen):
-        first, count = chosen[0][0], len(chosen[0])
-        mask = torch.cat((own.new_ones(new, (count - 1) * block), own), 1)
-        if chosen[0][-1] - first == count - 1:
-            all_of_it = slice(first * block, rows.stop)
-            return key[:, :, all_of_it], value[:, :, all_of_it], mask
-        places = torch.cat([torch.arange(j * block, min(rows.stop, (j + 1) * block)) for j in chosen[0]])
-        return key[:, :, places], value[:, :, places], mask
-    # Heads of fewer blocks are filled up in front with the first, which the mask hides; the own block stays last.
-    most = max(map(len, chosen))
-    filled = torch.tensor([[0] * (most - len(c)) + c for c in chosen])
-    places = (filled[..., None] * block + torch.arange(block)).flatten(1)[:, : (most - 1) * block + new]
-    index = places[None, :, :, None].expand(key.shape[0], -1, -1, key.shape[-1])
-    seen = torch.tensor([[False] * (most - len(c)) + [True] * len(c) for c in chosen])
-    wide = seen.repeat_interleave(block, 1)[:, : places.shape[1] - new]
-    mask = torch.cat((wide[:, None].expand(-1, new, -1), own.expand(heads, -1, -1)), 2)
-    # With a dimension for the batch, or torch takes its slow way.
-    return key.gather(2, index), value.gather(2, index), mask[None]
 
 
 _COMES_BACK = "this pattern comes back to blocks it has left: its cache cannot drop any"
