@@ -310,9 +310,55 @@ def _partial_sums(draw: random.Random) -> _Function:
     )
 
 
+def _tiled(draw: random.Random) -> _Function:
+    tile, tiles = draw.choice([6, 8]), draw.choice([3, 4])
+    size = (tile * tiles,)
+    at = f"t * {tile} + u"
+    return _Function(
+        "tile_by_tile",
+        [_Port("given", sizes=size), _Port("made", sizes=size), _Port("weight", "scalar")],
+        [
+            _Nest(
+                "t",
+                tiles,
+                [
+                    _Nest("u", tile, [f"tile[u] = given[{at}];"], [_pipeline()]),
+                    _Nest("u", tile, [f"made[{at}] = tile[u] * weight;"], [_unroll(2)]),
+                ],
+            )
+        ],
+        [_split("tile", (tile,), "cyclic", 1, 2)],
+    )
+
+
+def _counted(draw: random.Random) -> _Function:
+    """Where an element goes is counted beside the loops."""
+    rows, columns = draw.choice([4, 6]), draw.choice([5, 8])
+    inner = _Nest("c", columns, ["made[filled++] = grid[r][c] - offset;"], [_pipeline()])
+    return _Function(
+        "flatten",
+        [_Port("grid", sizes=(rows, columns)), _Port("made", sizes=(rows * columns,)), _Port("offset", "scalar")],
+        ["int filled = 0;", _Nest("r", rows, [inner])],
+    )
+
+
+def _by_row(draw: random.Random) -> _Function:
+    """A function is given a row at a time."""
+    rows, columns = draw.choice([5, 7]), draw.choice([6, 9])
+    ports = [_Port("line", sizes=(columns,)), _Port("sums", sizes=(rows,)), _Port("row", "scalar")]
+    add = _Nest("c", columns, ["total += line[c];"], [_pipeline()])
+    callee = _Function("add_row", ports, ["{T} total = 0;", add, "sums[row] = total;"])
+    return _Function(
+        "sums_of_rows",
+        [_Port("image", sizes=(rows, columns)), _Port("sums", sizes=(rows,))],
+        [_Nest("r", rows, ["add_row(image[r], sums, r);"])],
+        callees=[callee],
+    )
+
+
 _KERNELS: tuple[Callable[[random.Random], _Function], ...] = (
     _matrix_vector, _halves, _window, _gather, _columns, _strided, _reversed_copy, _stages, _two_loops, _channels,
-    _channel_map, _pointers, _counts, _partial_sums,
+    _channel_map, _pointers, _counts, _partial_sums, _tiled, _counted, _by_row,
 )  # fmt: skip
 
 
@@ -370,7 +416,10 @@ def _wrong_dimension(draw: random.Random, function: _Function) -> Iterator[_Func
 
 
 def _misplaced_dataflow(draw: random.Random, function: _Function) -> Iterator[_Function]:
-    innermost = [i for i, nest in enumerate(function.nests()) if not nest.inner()]
+    # A call in a loop is a task, if a lonely one.
+    calls = tuple(f"{callee.name}(" for callee in function.callees)
+    bare = [not any(isinstance(part, _Nest) or part.startswith(calls) for part in n.body) for n in function.nests()]
+    innermost = [i for i, without in enumerate(bare) if without]
 
     def change(other: _Function, place: int) -> bool:
         for one in other.every():
