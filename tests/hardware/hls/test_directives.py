@@ -12,6 +12,7 @@ from torch import nn
 
 from hasten.errors import HastenError
 from hasten.hardware.hls.directives import (
+    PORTS,
     HlsDesign,
     LoopLevel,
     StageDirectives,
@@ -146,6 +147,20 @@ def test_an_array_has_the_banks_of_the_stage_with_the_most_copies() -> None:
     )  # fmt: skip
     assert design.banks(middle) == (4,)
     assert design.banks(first.reads[0].array) == (1,)
+
+
+def test_copies_share_banks_where_two_ports_serve_them() -> None:
+    program = loop_program(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6)), torch.randn(16, 4))
+    first, second = program.stages
+    middle = first.writes[0].array
+    stages = {first.name: StageDirectives(unroll={"n": 8}), second.name: StageDirectives(unroll={"k": 4})}
+    apart, shared = (partitioned(HlsDesign(program, stages), shared=s) for s in (False, True))
+    assert (apart.banks(middle), shared.banks(middle)) == ((1, 8), (1, 4))
+    for design in (apart, shared):
+        for stage in program.stages:
+            plan = schedule(stage, design.of(stage))
+            for use in (*stage.reads, *stage.writes):
+                assert crowding([use], plan, design.banks(use.array), program.arrays[use.array].shape) <= PORTS
 
 
 def test_a_block_is_held_for_every_stage_between_maker_and_reader() -> None:

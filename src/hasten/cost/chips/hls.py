@@ -20,13 +20,11 @@ from typing import NamedTuple
 from hasten.cost.chips.chip_cost import ChipCost
 from hasten.errors import HastenError
 from hasten.hardware.chips.fpga_board import RESOURCES, FpgaBoard
-from hasten.hardware.hls.directives import HlsDesign, NestSchedule, crowding, schedule
+from hasten.hardware.hls.directives import PORTS, HlsDesign, NestSchedule, crowding, schedule
 from hasten.workload.arithmetic import FOLD, Expression
 from hasten.workload.einsum import Role
 from hasten.workload.loops import ArrayUse, LoopProgram, LoopStage
 
-PORTS = 2
-"""Elements that a block RAM gives or takes in a cycle."""
 BLOCK_BITS = 18432
 """Of a block RAM."""
 SMALL_BITS = 1024

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.cost.chips.hls import PORTS, folding_latency
+from hasten.cost.chips.hls import folding_latency
 from hasten.errors import HastenError
-from hasten.hardware.hls.directives import HlsDesign, NestSchedule, schedule
+from hasten.hardware.hls.directives import PORTS, HlsDesign, NestSchedule, schedule
 from hasten.workload.loops import ArrayUse, LoopProgram, LoopStage
 
 MOST_POINTS = 4_000_000

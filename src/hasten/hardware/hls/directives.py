@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from hasten.errors import HastenError
 from hasten.workload.loops import ArrayUse, LoopProgram, LoopStage
 
+PORTS = 2
+"""Elements that a block RAM gives or takes in a cycle."""
 MOST_BANKS = 4096
 """Banks that one array is split into at most; a tool gives up long before."""
 
@@ -238,11 +240,15 @@ def wanted_banks(use: ArrayUse, plan: NestSchedule, shape: Sequence[int]) -> tup
     return tuple(found)
 
 
-def partitioned(design: HlsDesign) -> HlsDesign:
+def partitioned(design: HlsDesign, shared: bool = False) -> HlsDesign:
     """The design with each array in the banks that the stage with the most copies at it wants, dimension by dimension.
 
     A stage whose copies do not divide those of the other stage at an array finds its banks changing, and waits
     (`crowding`): that is what unrolling with regard to neighbours avoids.
+
+    Args:
+        design: its directives; what it has of partitions is replaced.
+        shared: whether copies share banks as far as their ports serve all: fewer block RAMs, and no longer intervals.
     """
     banks: dict[str, tuple[int, ...]] = {}
     for stage in design.program.stages:
@@ -253,4 +259,26 @@ def partitioned(design: HlsDesign) -> HlsDesign:
             known = banks.get(use.array, mine)
             both = tuple(map(max, known, mine))
             banks[use.array] = both if math.prod(both) <= MOST_BANKS else known
+    if shared:
+        banks = {name: _fewest(design, name, b) for name, b in banks.items()}
     return replace(design, partition={n: b for n, b in banks.items() if math.prod(b) > 1})
+
+
+def _fewest(design: HlsDesign, name: str, banks: tuple[int, ...]) -> tuple[int, ...]:
+    """The fewest banks of an array with which no stage waits for it longer than with ``banks``."""
+    shape = design.program.arrays[name].shape
+    users = []
+    for stage in design.program.stages:
+        uses = [u for u in (*stage.reads, *stage.writes) if u.array == name]
+        if uses:
+            plan = schedule(stage, design.of(stage))
+            users.append((uses, plan, max(1, math.ceil(crowding(uses, plan, banks, shape) / PORTS))))
+    for d, size in enumerate(shape):
+        for fewer in divisors(size):
+            tried = (*banks[:d], fewer, *banks[d + 1 :])
+            if fewer >= banks[d]:
+                break
+            if all(math.ceil(crowding(uses, plan, tried, shape) / PORTS) <= cycles for uses, plan, cycles in users):
+                banks = tried
+                break
+    return banks

@@ -28,7 +28,8 @@ Banks = dict[str, tuple[int, ...]]
 MOST_COPIES = 64
 """Of one rank, in the space."""
 INTERVALS = (1, 2, 4)
-WITHIN = (1, 2, 4, 8, 16)
+WITHIN = (1, 2, 5, 10, 20)
+"""Results in turn: 2 hide a largest value's wait for itself, 5 a sum's of floats."""
 
 
 def tiled(
@@ -236,8 +237,12 @@ def reused(program: LoopProgram, reuse: int, number: str = "fixed16") -> HlsDesi
 
 
 def space(program: LoopProgram) -> Space:
-    """What may be chosen: dataflow, and for each stage copies of every rank, results in turn, pipeline, interval."""
-    parameters = [categorical("dataflow", [True, False])]
+    """What may be chosen.
+
+    Dataflow, whether copies share banks, and for each stage the copies of every rank (unroll), results that are made in
+    turn (tile and order), the pipeline and its interval.
+    """
+    parameters = [categorical("dataflow", [True, False]), categorical("shared_banks", [False, True])]
     for stage in program.stages:
         for rank, size in stage.loops:
             choices = [n for n in divisors(size) if n <= MOST_COPIES]
@@ -258,12 +263,13 @@ def design_of(program: LoopProgram, params: Mapping[str, Any], number: str = "fp
         pipeline = bool(params[f"{stage.name}.pipeline"])
         interval = int(params.get(f"{stage.name}.interval", 1))
         stages[stage.name] = tiled(stage, unroll, int(params.get(f"{stage.name}.within", 1)), pipeline, interval)
-    return partitioned(HlsDesign(program, stages, dataflow=bool(params["dataflow"]), number=number))
+    design = HlsDesign(program, stages, dataflow=bool(params["dataflow"]), number=number)
+    return partitioned(design, bool(params["shared_banks"]))
 
 
 def point_of(design: HlsDesign) -> Params:
     """The point of the space nearest to a design: where a search may begin."""
-    params: Params = {"dataflow": design.dataflow}
+    params: Params = {"dataflow": design.dataflow, "shared_banks": False}
     for stage in design.program.stages:
         directives = design.of(stage)
         for rank, size in stage.loops:
