@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from hasten import spaces
 from hasten.errors import HastenError
 from hasten.search.agents.registry import make_agent
 from hasten.search.environments import Log, environment, to_target
 from hasten.search.exploring import SETTINGS, Explorer, Proxy, Sweep, better_setting, sweep
 from hasten.search.parameter import integer
+from hasten.search.problem import Infeasible
 from hasten.search.space import Space
 from hasten.spaces import dram
 
@@ -166,3 +168,76 @@ def test_the_setting_counts_whose_last_samples_pay_most(explorer):
     assert found.shape == (2, 40)
     best = max(each, key=lambda rewards: rewards[:, -10:].mean())
     np.testing.assert_array_equal(found, best)
+
+
+def _pipeline(space, names, seed, **forest):
+    """scikit-learn's own forest behind its own encoders: the same method, none of our code."""
+    compose, ensemble, preprocessing = (
+        pytest.importorskip(f"sklearn.{part}") for part in ("compose", "ensemble", "preprocessing")
+    )
+    pipeline = pytest.importorskip("sklearn.pipeline")
+    words = [i for i, p in enumerate(space) if any(isinstance(v, str | bool) for v in p.values())]
+    numbers = [i for i in range(len(names)) if i not in words]
+    return compose.TransformedTargetRegressor(
+        pipeline.make_pipeline(
+            compose.ColumnTransformer(
+                [("words", preprocessing.OneHotEncoder(handle_unknown="ignore"), words),
+                 ("numbers", preprocessing.MinMaxScaler(), numbers)]
+            ),
+            ensemble.RandomForestRegressor(40, random_state=seed, **forest),
+        ),
+        func=np.log, inverse_func=np.exp,
+    )  # fmt: skip
+
+
+def test_the_forest_of_a_memory_controller_explains_as_much_as_scikit_learns_own():
+    """The data of archgym's proxies: points that agents tried, judged on points drawn evenly."""
+    problem = dram.problem("cloud-1", requests=500)
+    explorer = Explorer(problem, to_target(power=1.0, time=2.5e-6))
+    mixed = Log()
+    for seed, agent in enumerate(("ants", "genetic", "random-walk")):
+        explorer.run(make_agent(agent, explorer.codec.sizes, seed), 500, mixed)
+    rng = random.Random(99)
+    points = [problem.space.sample(rng) for _ in range(800)]
+    truth = [problem.score(p)[0] for p in points]
+    names = [p.name for p in problem.space]
+    rows = [[p[n] for n in names] for p in points]
+
+    def explained(model, log, value):
+        x = np.array([[r[f"param.{n}"] for n in names] for r in log.rows], object)
+        y = np.array([r[f"value.{value}"] for r in log.rows])
+        true = np.array([t[value] for t in truth])
+        left = model.fit(x, y * 1e6).predict(np.array(rows, object)) / 1e6 - true
+        return float(1 - np.mean(left**2) / true.var())
+
+    values = ("time", "power", "energy")
+    ours = Proxy(problem.space, values, logarithm=values, trees=40).fit_log(mixed).determination(points, truth)
+    for value in values:
+        theirs = explained(_pipeline(problem.space, names, 0, max_features=0.7), mixed, value)
+        default = explained(_pipeline(problem.space, names, 0), mixed, value)
+        assert ours[value] == pytest.approx(theirs, abs=0.02)
+        assert ours[value] == pytest.approx(default, abs=0.02)
+        assert ours[value] > 0.9
+
+
+def test_the_forest_of_a_mapper_explains_far_more_than_one_tree():
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    problem = spaces.build("mapper")
+    rng, points, values = random.Random(0), [], []
+    while len(points) < 900:
+        point = problem.space.sample(rng)
+        try:
+            values.append(problem.score(point)[0])
+        except Infeasible:
+            continue
+        points.append(point)
+    proxy = Proxy(problem.space, ("energy",), trees=40)
+    ours = proxy.fit(points[:500], values[:500]).determination(points[500:], values[500:])["energy"]
+    x, y = proxy.features(points), np.array([v["energy"] for v in values]) * 1e6
+
+    def explained(**forest):
+        model = ensemble.RandomForestRegressor(40, random_state=1, **forest).fit(x[:500], y[:500])
+        return 1 - np.mean((model.predict(x[500:]) - y[500:]) ** 2) / y[500:].var()
+
+    assert ours == pytest.approx(np.mean([explained(max_features=0.7), explained()]), abs=0.06)
+    assert ours > explained(bootstrap=False) + 0.1
