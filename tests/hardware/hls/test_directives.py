@@ -41,7 +41,7 @@ def test_tiles_go_around_what_is_within_them_and_copies_inside_of_all() -> None:
     assert plan.trips * 2 == STAGE.points
 
 
-@pytest.mark.parametrize("order", itertools.permutations("mnk"))
+@pytest.mark.parametrize("order", list(itertools.permutations("mnk")))
 def test_every_point_is_computed_once(order: tuple[str, ...]) -> None:
     plan = schedule(STAGE, StageDirectives(order, {"k": 6, "n": 4}, {"k": 3, "m": 2}))
     copies = dict(plan.unrolled)
