@@ -46,6 +46,7 @@ def _tuned(folder: Path, model: Path) -> dict[str, Any]:
 
 # What makes a space small; a space that is not named here is made as it is.
 SMALL: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "autodistill": lambda folder, model: {"teacher_steps": 2, "flash": 1},
     "hourglass": lambda folder, model: {"steps": 1},
     "hourglass-superres": lambda folder, model: {"steps": 1},
     "once-for-all": _supernet,
@@ -81,14 +82,14 @@ def test_it_is_made_tried_and_stepped_in_seconds(name: str, tmp_path: Path, fold
     assert time.process_time() - before < 60, "its own work, whatever else the machine does"
 
 
-@pytest.mark.parametrize("name", ["once-for-all", "test-time"])
+@pytest.mark.parametrize("name", ["autodistill", "once-for-all", "test-time"])
 def test_what_is_not_there_is_told_in_one_line_and_nothing_is_trained(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gymnasium = pytest.importorskip("gymnasium")
     monkeypatch.chdir(tmp_path)
     spaces.register_environments()
-    with pytest.raises(HastenError, match=r"supernet=FOLDER|needs recorded answers") as told:
+    with pytest.raises(HastenError, match=r"supernet=FOLDER|needs recorded answers|teacher_steps=") as told:
         gymnasium.make(f"hasten/{name}-v0")
     assert "\n" not in str(told.value)
     assert not list(tmp_path.iterdir())

@@ -4,7 +4,7 @@ Positions are stored in blocks of `BLOCK` tokens. Without a window block b has p
 behind those of the attention sinks form a ring, so that memory stops growing.
 
 A plain cache (fp32, fp16, bf16) is one tensor (batch, heads, tokens, head_dim). A quantized one (int8, int4)
-keeps complete blocks as codes and the newest `RECENT` tokens in fp32. Keys share a scale along the tokens of
+keeps complete blocks as codes and the newest `RECENT` tokens, or more, in fp32. Keys share a scale along the tokens of
 a block, channel by channel, since a few of their channels are large throughout; values share it along `BLOCK`
 channels, token by token (KIVI, arXiv 2402.02750, section 3). Key codes are stored (channel, token) within a block.
 
@@ -68,9 +68,16 @@ class Ring:
 
 
 def layout(
-    dtype: str, batch: int, heads: int, head_dim: int, capacity: int, ring: Ring = Ring()
+    dtype: str, batch: int, heads: int, head_dim: int, capacity: int, ring: Ring = Ring(), recent: int = RECENT
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of each tensor of one layer's cache, by name.
+
+    Args:
+        dtype: of `BITS`.
+        batch, heads, head_dim, capacity: sizes.
+        ring: where blocks stand.
+        recent: newest tokens of a quantized cache that are no codes, whole blocks and at least `RECENT`: a step may
+            write a block fewer of one sequence.
 
     Raises:
         ValueError: an unknown dtype, or a head size that a quantized cache cannot group.
@@ -88,7 +95,7 @@ def layout(
     packing = 2 if dtype == "int4" else 1
     key_scales = ((batch, heads, blocks, head_dim), torch.float16)
     value_scales = ((batch, heads, tokens, head_dim // BLOCK), torch.float16)
-    recent = ((batch, heads, RECENT, head_dim), torch.float32)
+    newest = ((batch, heads, recent, head_dim), torch.float32)
     found = {
         "keys": ((batch, heads, blocks, head_dim, BLOCK // packing), stored),
         "values": ((batch, heads, tokens, head_dim // packing), stored),
@@ -97,7 +104,7 @@ def layout(
     }
     if dtype == "int4":
         found |= {"key_mins": key_scales, "value_mins": value_scales}
-    return found | {"recent_keys": recent, "recent_values": recent}
+    return found | {"recent_keys": newest, "recent_values": newest}
 
 
 def visible(length: int, new: int, window: int | None, sinks: int) -> tuple[int, int]:
@@ -108,13 +115,13 @@ def visible(length: int, new: int, window: int | None, sinks: int) -> tuple[int,
     return min(sinks, low), low
 
 
-def quantized_after(start: int, new: int) -> int:
+def quantized_after(start: int, new: int, recent: int = RECENT) -> int:
     """Complete blocks that are codes after ``new`` tokens were written behind ``start`` committed ones.
 
     A few tokens may still be taken back (speculative decoding), so they stay as they are; a long
-    prompt's are final.
+    prompt's are final. ``recent`` is the cache's, see `layout`.
     """
-    return start // BLOCK if new <= MOST_NEW else (start + new) // BLOCK
+    return start // BLOCK if new <= recent - BLOCK else (start + new) // BLOCK
 
 
 def _rounded(numbers: Tensor, dtype: torch.dtype) -> Tensor:
@@ -171,13 +178,15 @@ def _check_cache(
         found = gate.sizes(operator, codes=(codes, "b h t e"))
         blocks = found["t"] // BLOCK
     else:
-        found = gate.sizes(operator, recent=(recent, f"b h {RECENT} e"))
+        found = gate.sizes(operator, recent=(recent, "b h r e"))
+        if found["r"] < RECENT or found["r"] % BLOCK:
+            raise ValueError(f"{operator}: recent has {found['r']} tokens, not {RECENT} or more in blocks of {BLOCK}")
         packing = 2 if bits == 4 else 1
         known = found | {"p": found["e"] // packing, "g": found["e"] // BLOCK, "q": BLOCK // packing}
         shapes = ("b h n e q", "b h n e") if keys else ("b h t p", "b h t g")
         sized = gate.sizes(
             operator, known, codes=(codes, shapes[0]), scales=(scales, shapes[1]), mins=(mins, shapes[1]),
-            recent=(recent, f"b h {RECENT} e"),
+            recent=(recent, "b h r e"),
         )  # fmt: skip
         blocks = sized["n"] if keys else sized["t"] // BLOCK
         if found["e"] % BLOCK:
@@ -222,7 +231,7 @@ def _append(
     gate.sizes(
         "kv_append", {n: found[n] for n in "bhe"}, new=(new, "b h c e"), codes=(codes, " ".join("wxyzv"[: codes.ndim]))
     )
-    if start < 0 or (recent is not None and not 0 <= start - quantized * BLOCK <= RECENT):
+    if start < 0 or (recent is not None and not 0 <= start - quantized * BLOCK <= recent.shape[2]):
         raise ValueError(f"kv_append: {quantized} blocks of codes do not go with {start} positions")
     ring = Ring(sink_blocks, ring_blocks)
     positions = torch.arange(start, start + count, device=new.device)
@@ -238,10 +247,11 @@ def _append(
             codes[:, :, ring.slots(positions)] = _rounded(new, codes.dtype)
         return
     assert scales is not None
-    final = quantized_after(start, count)
+    size = recent.shape[2]
+    final = quantized_after(start, count, size)
     # What is to become codes: committed tokens in `recent`, and of a long prompt its own.
     first = quantized * BLOCK
-    old = recent[:, :, torch.arange(first, start, device=new.device) % RECENT]
+    old = recent[:, :, torch.arange(first, start, device=new.device) % size]
     pending = torch.cat((old, new.float()), 2)
     ready = (final - quantized) * BLOCK
     if ready > 0:
@@ -252,7 +262,7 @@ def _append(
         kept = _last_holders(places)
         _store_blocks(blocks[:, :, kept], places[kept], codes, scales, mins, bits, keys)
     rest = torch.arange(first + max(ready, 0), start + count, device=new.device)
-    recent[:, :, rest % RECENT] = pending[:, :, max(ready, 0) :]
+    recent[:, :, rest % size] = pending[:, :, max(ready, 0) :]
 
 
 def _last_holders(places: Tensor) -> Tensor:
@@ -347,7 +357,7 @@ def _read(
             grouped = chosen.reshape(*chosen.shape[:3], scales.shape[-1], -1)
             low_values = None if mins is None else mins[:, :, slots]
             parts.append(decode(grouped, scales[:, :, slots], low_values).flatten(3))
-    parts.append(recent[:, :, fresh % RECENT])
+    parts.append(recent[:, :, fresh % recent.shape[2]])
     return torch.cat(parts, 2)
 
 

@@ -12,6 +12,8 @@ from hasten.papers.experiment import Experiment, shared
 from hasten.runtime import LanguageModel
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hasten.runtime import LanguageModel
 
 
@@ -42,3 +44,22 @@ def real_tokens(experiment: Experiment, characters: int) -> list[int]:
     loaded = tiny_model(layers=1) if experiment.quick else load_packed()
     text = default_text()[: experiment.at(quick=min(characters, 20000), normal=characters)]
     return list(loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+@shared(weight=30)
+def character_llama(experiment: Experiment) -> tuple[LanguageModel, Tensor]:
+    """A small Llama trained here on the characters of Python's sources, in plain weights, and text it has not seen."""
+    import torch
+
+    from hasten.models.language.llama import small_llama
+    from hasten.runtime import LanguageModel
+    from hasten.tasks.text import Text
+    from hasten.train.fitting import fit
+
+    task = Text("sources", 64, characters=400_000)
+    torch.manual_seed(experiment.seed)
+    network = small_llama(task.classes, width=128, layers=3, heads=4, positions=512, tied=True)
+    batches = task.batches("training", 16, experiment.seed)
+    steps = experiment.at(quick=2, normal=400, long=3000)
+    fit(network, lambda step: task.loss(lambda ids: network(ids).logits, next(batches)), steps=steps, peak=3e-3)
+    return LanguageModel(network), task.parts["test"]

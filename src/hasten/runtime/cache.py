@@ -79,10 +79,10 @@ class CacheSpec:
         return kernel.Ring.of(self.window, self.sinks)
 
     def layout(
-        self, batch: int, heads: int, head_dim: int, capacity: int
+        self, batch: int, heads: int, head_dim: int, capacity: int, recent: int = kernel.RECENT
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor of one layer, by name; see `hasten.kernels.kv_cache.layout`."""
-        return kernel.layout(self.dtype, batch, heads, head_dim, capacity, self.ring)
+        return kernel.layout(self.dtype, batch, heads, head_dim, capacity, self.ring, recent)
 
 
 class CacheLayer(CacheLayerMixin):
@@ -154,7 +154,7 @@ class CacheLayer(CacheLayerMixin):
             return self._capped(query, keys, values, scaling, rows, columns, mask)
         if policy is None:
             return attend(query, keys, values, scaling, None if new == 1 and own is None else mask)
-        if new > kernel.MOST_NEW or not start or not self._cache.decoding:
+        if new > self._cache.most_new or not start or not self._cache.decoding:
             policy.prompt(self, query, keys, scaling, start)
             return attend(query, keys, values, scaling, mask)
         found = []
@@ -179,9 +179,9 @@ class CacheLayer(CacheLayerMixin):
             self._write(which, new, start)
             return stored[:, :, : start + count]
         sinks, low = kernel.visible(start + count, count, spec.window, spec.sinks)
-        if count <= kernel.MOST_NEW:
+        if count <= self._cache.most_new:
             self._write(which, new, start)
-            quantized = kernel.quantized_after(start, count)
+            quantized = kernel.quantized_after(start, count, self._cache.recent)
             return self._read(which, sinks, low, start + count, quantized).to(new.dtype)
         # A long chunk takes the place, in the ring or among the codes, of what it attends to: read first.
         old = self._read(which, min(sinks, start), min(low, start), start, self._cache.quantized_blocks)
@@ -278,6 +278,10 @@ class KVCache(Cache):
         head_dim: channels of a head.
         capacity: positions to make room for.
         device: where the buffers live.
+        recent: newest tokens of a quantized cache that are no codes, see `hasten.kernels.kv_cache.layout`.
+
+    Raises:
+        HastenError: more recent tokens in a cache with a window, whose ring has room for `MOST_NEW` new ones.
     """
 
     def __init__(
@@ -290,7 +294,11 @@ class KVCache(Cache):
         head_dim: int,
         capacity: int,
         device: torch.device | str = "cpu",
+        recent: int = kernel.RECENT,
     ) -> None:
+        if recent != kernel.RECENT and spec.window is not None:
+            raise HastenError(f"a cache with a window has {kernel.RECENT} recent tokens, not {recent}")
+        self.recent = recent
         self._made: dict[str, Any] = {
             "layers": layers, "batch": batch, "heads": heads, "head_dim": head_dim, "device": device
         }  # fmt: skip
@@ -302,7 +310,7 @@ class KVCache(Cache):
         batch, heads, dim, device = made["batch"], made["heads"], made["head_dim"], made["device"]
         found = []
         for index in range(made["layers"]):
-            shapes = spec.of_layer(index).layout(batch, heads, dim, capacity)
+            shapes = spec.of_layer(index).layout(batch, heads, dim, capacity, self.recent)
             tensors = {n: torch.zeros(shape, dtype=dtype, device=device) for n, (shape, dtype) in shapes.items()}
             if spec.policy is not None:
                 blocks = -(-capacity // kernel.BLOCK)
@@ -338,7 +346,7 @@ class KVCache(Cache):
     def sequence(self, index: int) -> KVCache:
         """The part of this cache that belongs to one sequence: shared memory, batch 1."""
         view = KVCache.__new__(KVCache)
-        view._made = {**self._made, "batch": 1}
+        view._made, view.recent = {**self._made, "batch": 1}, self.recent
         tensors = [{n: t[index : index + 1] for n, t in layer.tensors.items()} for layer in self.layers]
         view._open(self.spec, self.capacity, tensors, self.lengths, self.quantized, [self.members[index]])
         view.dropped, view.decoding, view.frequencies = self.dropped, self.decoding, self.frequencies
@@ -365,6 +373,11 @@ class KVCache(Cache):
     def uniform(self) -> bool:
         """Whether one mask by position serves all layers, see `CacheSpec.uniform`."""
         return self.spec.uniform and (self.spec.window is None or not any(self.own_windows))
+
+    @property
+    def most_new(self) -> int:
+        """Tokens of one sequence that may be written in one step without overwriting what the step still reads."""
+        return self.recent - kernel.BLOCK
 
     @property
     def nbytes(self) -> int:
@@ -405,7 +418,7 @@ class KVCache(Cache):
         """Commits ``counts`` new tokens of each sequence, all of whose keys and values are written."""
         for member, count in zip(self.members, counts, strict=True):
             if (self.spec.quantized or self.spec.policy is not None) and count:
-                self.quantized[member] = kernel.quantized_after(self.lengths[member], count)
+                self.quantized[member] = kernel.quantized_after(self.lengths[member], count, self.recent)
             self.lengths[member] += count
 
     def take_back(self, tokens: int) -> None:
@@ -470,5 +483,5 @@ class KVCache(Cache):
         for member in self.members:
             self.dropped[member] += length - count
             self.lengths[member] = count
-            self.quantized[member] = kernel.quantized_after(0, count) if spec.quantized else 0
+            self.quantized[member] = kernel.quantized_after(0, count, self.recent) if spec.quantized else 0
         self.version += 1

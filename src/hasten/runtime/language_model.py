@@ -93,8 +93,11 @@ class LanguageModel(nn.Module):
         tensors = {t.data_ptr(): t.nbytes for t in (*self.network.parameters(), *self.network.buffers())}
         return sum(tensors.values())
 
-    def new_cache(self, batch: int = 1, capacity: int = 0) -> KVCache:
-        """Empty buffers for ``batch`` sequences of up to ``capacity`` tokens (default: all its positions)."""
+    def new_cache(self, batch: int = 1, capacity: int = 0, recent: int = kv_cache.RECENT) -> KVCache:
+        """Empty buffers for ``batch`` sequences of up to ``capacity`` tokens (default: all its positions).
+
+        ``recent`` tokens of a quantized cache are no codes, see `hasten.kernels.kv_cache.layout`.
+        """
         config, decoder = self.config, self.decoder
         cache = KVCache(
             self.cache,
@@ -104,6 +107,7 @@ class LanguageModel(nn.Module):
             head_dim=int(decoder.layer(0).attention.head_dim),
             capacity=capacity or config.max_position_embeddings,
             device=self.device,
+            recent=recent,
         )
         if self.cache.capped:
             cache.frequencies = decoder.rotary.inv_freq
@@ -162,7 +166,9 @@ class LanguageModel(nn.Module):
             cache.spec.policy.prefilled(cache)
         return logits[:, -1].float()
 
-    def session(self, batch: int, capacity: int) -> tuple[KVCache, compiled.CompiledStep | None]:
+    def session(
+        self, batch: int, capacity: int, recent: int = kv_cache.RECENT
+    ) -> tuple[KVCache, compiled.CompiledStep | None]:
         """A cache and the compiled step over it, None without one; reused while nothing has changed."""
         capacity = -(-capacity // kv_cache.BLOCK) * kv_cache.BLOCK
         # Whoever changes weights (a method, an optimizer, load_state_dict, a merged adapter) puts another tensor in
@@ -171,13 +177,13 @@ class LanguageModel(nn.Module):
         weights = tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
         modules = tuple(self.network.modules())
         reason = self.why_not_compiled
-        key = (self.cache, batch, weights, tuple(map(id, modules)), reason)
+        key = (self.cache, batch, recent, weights, tuple(map(id, modules)), reason)
         if self._idle is not None and self._idle[0] == key and self._idle[1].capacity >= capacity:
             _, cache, step = self._idle
             cache.clear()
             return cache, step
         self._idle = None
-        cache = self.new_cache(batch, capacity)
+        cache = self.new_cache(batch, capacity, recent)
         step = None if reason else compiled.CompiledStep(self.network, cache)
         self._idle, self._held = (key, cache, step), (modules, tensors)
         return cache, step

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.kernels import gate
-from hasten.kernels.compiled import FORMATS, native
-from hasten.kernels.kv_cache import BLOCK, RECENT
+from hasten.kernels.compiled import FORMATS, MOST_TREE_ROWS, native
+from hasten.kernels.kv_cache import BLOCK
 from hasten.kernels.packed_linear import GROUP, native_matrix
 from hasten.models.decoder import DecoderLayer, decoder_of
 from hasten.nn.packed import PackedEmbedding, PackedLinear
@@ -184,7 +184,7 @@ class CompiledStep:
             cache.spec.bits,
             cache.layers[0].tensors["keys"].shape[0],
             BLOCK,
-            RECENT,
+            cache.recent,
             chosen.top if chosen else 0,
             chosen.local if chosen else 0,
             layers,
@@ -209,7 +209,8 @@ class CompiledStep:
             logits_from: rows before this one only enter the cache.
             turns: the rows' rotary positions, where tokens have left the cache or rows form a tree; None:
             ``positions``.
-            masks: of a tree, for each row the bits of the rows of its sequence that it sees; None: all before it.
+            masks: of a tree, for each row the bits of the rows of its sequence that it sees, the first one and itself
+                among them; None: all before it.
             hidden: (rows - logits_from or more, width) fp32, filled with the normed states that the head multiplies.
 
         Returns:
@@ -220,7 +221,7 @@ class CompiledStep:
         if self._version != cache.version:
             self._set_cache(cache)
         rows_in = torch.tensor((ids, sequences, positions, turns or positions), dtype=torch.int64)
-        seen = None if masks is None else torch.tensor(masks, dtype=torch.int64)
+        seen = None if masks is None else _bits(masks)
         state = torch.tensor((cache.lengths, cache.quantized), dtype=torch.int64)
         wanted = rows - logits_from
         if self._logits.shape[0] < wanted:
@@ -240,3 +241,17 @@ class CompiledStep:
             gate.address(None if hidden is None else hidden[:wanted], torch.float32, wanted, width),
         )
         return logits
+
+
+def _bits(masks: list[int]) -> Tensor:
+    """A tree's masks (rows,) as the compiled step reads them: without the root's bit, 64 bits each.
+
+    Raises:
+        ValueError: a row does not see the root, or there are more rows than bits.
+    """
+    if any(not mask & 1 for mask in masks):
+        raise ValueError("a row of a tree sees its root")
+    if any(mask >> MOST_TREE_ROWS for mask in masks):
+        raise ValueError(f"a tree has at most {MOST_TREE_ROWS} rows")
+    # The highest bit is the sign of a signed number.
+    return torch.tensor([m - (1 << 64) if m >> 63 else m for m in (mask >> 1 for mask in masks)], dtype=torch.int64)

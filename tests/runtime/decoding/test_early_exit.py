@@ -9,7 +9,7 @@ import torch
 
 from hasten.errors import HastenError
 from hasten.runtime import CacheSpec, LanguageModel
-from hasten.runtime.decoding.early_exit import generate
+from hasten.runtime.decoding.early_exit import generate, trade_off
 
 
 def test_never_leaving_is_greedy(network: Any) -> None:
@@ -26,6 +26,15 @@ def test_leaving_at_once(llama: Any) -> None:
     assert found.ids.shape == (1, 25)
     mixed = generate(model, ids, 30, threshold=0.03, exits=(1, 2)).layers
     assert min(mixed) < 3
+
+
+def test_what_is_kept_is_told_with_what_is_run(llama: Any) -> None:
+    model, ids = LanguageModel(llama), torch.randint(0, 211, (1, 11))
+    expected = model.generate(ids, max_new_tokens=14, min_new_tokens=14, do_sample=False)
+    found = trade_off(model, ids, expected, 14, (1.1, 0.0))
+    assert found[1.1] == (1.0, 1.0)
+    assert found[0.0][0] == pytest.approx(1 / 3)  # of three layers it may leave after the first
+    assert found[0.0][1] <= 1
 
 
 def test_what_it_does_not_do(llama: Any) -> None:

@@ -34,16 +34,17 @@ struct Place {
 struct View {
   int64_t pos, low, sinks, sink_end, first, count;
   const int32_t* list = nullptr;
-  // From here on the row's own path stands, scattered over the step's rows: the i-th token of it is at tree_from plus
-  // the place of the i-th set bit of `mask`. Reading it as a chain keeps every sum as it would be without the tree.
+  // From here on the row's own path stands, scattered over the step's rows: first the root, at tree_from, then its
+  // other tokens, each at tree_from + 1 plus the place of the next set bit of `mask`. Reading the path as a chain keeps
+  // every sum as it would be without the tree.
   int64_t tree_from = INT64_MAX;
   uint64_t mask = 0;
 
   int64_t place(int64_t token) const {
-    if (token < tree_from) return token;
+    if (token <= tree_from) return token;
     uint64_t left = mask;
-    for (int64_t i = tree_from; i < token; ++i) left &= left - 1;
-    return tree_from + __builtin_ctzll(left);
+    for (int64_t i = tree_from + 1; i < token; ++i) left &= left - 1;
+    return tree_from + 1 + __builtin_ctzll(left);
   }
 
   View(const Cache& c, const LayerCache& l, int64_t at, const int32_t* chosen) : pos(at) {
@@ -164,8 +165,9 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
   const float* recent_values = l.recent_values ? l.recent_values + place.head * c.recent * d : nullptr;
   int64_t base[kPart], at[kPart], tokens[kPart];
   const void *key_rows[kPart], *value_rows[kPart];  // of blocks that are not codes
-  // Copies of the blocks that a tree's path reaches into: at most two in a part of 64 rows and 32 tokens a block.
-  constexpr int64_t kCopied = 3;
+  // Copies of the blocks that a tree's path reaches into: a path is no longer than a step's rows, which may begin
+  // within a block and end within another.
+  constexpr int64_t kCopied = (kMostTreeRows + 2 * kBlock - 2) / kBlock;
   alignas(64) float copied[kCopied][2][kBlock * kMostTreeChannels];
   int64_t copies = 0;
   for (int64_t i = i0; i < i1; ++i) {

@@ -279,8 +279,9 @@ class Decoder {
         throw std::out_of_range("a position outside the model's");
       if (in.masks && (model_.head_dim > kMostTreeChannels || cache_.top || ring))
         throw std::out_of_range("a tree needs a cache that keeps everything");
-      if (in.masks && (in.pos[t] - from >= kMostTreeRows || !(in.masks[t] >> (in.pos[t] - from) & 1) || !(in.masks[t] & 1)))
-        throw std::out_of_range("a row of a tree sees its root and itself");
+      const int64_t place = in.pos[t] - from;
+      if (in.masks && place >= kMostTreeRows) throw std::out_of_range("too many rows of a tree in a step");
+      if (in.masks && place && !(in.masks[t] >> (place - 1) & 1)) throw std::out_of_range("a row of a tree sees itself");
       if (in.pos[t] - from >= slack || ((ring || cache_.top) && in.pos[t] - from >= cache_.block))
         throw std::out_of_range("too many tokens of one sequence in a step");
     }

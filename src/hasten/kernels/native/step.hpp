@@ -118,7 +118,7 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
       if (!in.masks) return View(c, cache, in.pos[t], chosen);
       // As many tokens as the row's path has: it is read as a chain.
       const int64_t from = in.committed[in.seq[t]];
-      View view(c, cache, from + __builtin_popcountll(in.masks[t]) - 1, chosen);
+      View view(c, cache, from + __builtin_popcountll(in.masks[t]), chosen);
       view.tree_from = from;
       view.mask = in.masks[t];
       return view;

@@ -11,7 +11,7 @@ namespace hasten {
 constexpr int kLanes = 16;  // numbers of a vector, whatever the instruction set
 constexpr int64_t kBlock = 32;  // tokens of a block of the cache, and channels of values that share a scale
 constexpr int64_t kGroup = 32;  // columns of x that share a scale in int8; a weight's groups are multiples
-constexpr int64_t kMostTreeRows = 64;  // of one sequence in a step: bits of a mask
+constexpr int64_t kMostTreeRows = 65;  // of one sequence in a step: bits of a mask, and the root that all rows see
 constexpr int64_t kMostTreeChannels = 256;  // of a head, where rows of a step form a tree
 
 enum Format : int { kFp32 = 32, kFp16 = 17, kBf16 = 16, kInt8 = 8, kInt4 = 4 };
@@ -100,7 +100,8 @@ struct Tokens {
   int rows = 0, logits_from = 0;
   const int64_t *ids = nullptr, *seq = nullptr, *pos = nullptr, *turn = nullptr;
   const int64_t *committed = nullptr, *quantized = nullptr;  // (batch)
-  // Where rows of a step form a tree: bit i of a row's mask says whether it sees its sequence's i-th row. Null: a chain.
+  // Where rows of a step form a tree: bit i of a row's mask says whether it sees its sequence's row i + 1; all see the
+  // first one, the root. Null: a chain.
   const uint64_t* masks = nullptr;
   float* hidden = nullptr;  // if not null: normed last states of the rows whose logits are computed
 };

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Any
-
-from hasten.errors import HastenError
-from hasten.papers.experiment import Experiment, Seen, check
-from hasten.papers.language_models import real_model, real_tokens
-
-if TYPE_CHECKING:
-    from hasten.runtime import LanguageModel
+from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
+from hasten.papers.language_models import character_llama, real_model, real_tokens
 
 TEXT = 250_000  # characters
 
@@ -20,98 +13,67 @@ def medusa(experiment: Experiment) -> Seen:
     """Heads trained on the model's own text, and trees of their drafts decoded."""
     import torch
 
-    from hasten.cost.measuring import alternating
+    from hasten.hardware import load_device
     from hasten.models.language.llama import llama_7b
     from hasten.models.loading.tiny import tiny_model
-    from hasten.runtime.decoding.medusa import MedusaHeads, Tree, best_size, decode, fit, own_text, rank_accuracy
+    from hasten.runtime import CacheSpec, LanguageModel
+    from hasten.runtime.decoding.early_exit import trade_off
+    from hasten.runtime.decoding.medusa_training import trained_heads, try_sizes, written
+    from hasten.tuning.accelerate import estimated_step
 
     experiment.require(60)
-    model, tokens = experiment.once(real_model, "packed"), experiment.once(real_tokens, TEXT)
+    model, tokens = experiment.once(real_model, "packed"), torch.tensor(experiment.once(real_tokens, TEXT))
     prompts, made = experiment.at(quick=(4, 8), normal=(96, 96), long=(256, 96))
-    length = 32
-    starts = torch.linspace(0, len(tokens) * 0.8 - length, prompts).long().tolist()
-    ids = torch.tensor([tokens[s : s + length] for s in starts])
-    parts = [own_text(model, part, made) for part in ids.split(16)]
-    text, states = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]).float()
-    held = max(2, prompts // 12)
-    heads = MedusaHeads(int(model.config.hidden_size), 3)
-    torch.manual_seed(experiment.seed)
-    fit(
-        heads,
-        model,
-        text[:-held],
-        states[:-held],
-        seconds=experiment.at(quick=0.2, normal=100.0, long=900.0),
-        seed=experiment.seed,
-        progress=lambda share: experiment.tell("training the heads", share),
-    )
-    accuracy = rank_accuracy(heads, model, text[-held:], states[-held:])
     # Test prompts are of the part of the text that the heads have not seen.
-    begin = int(len(tokens) * 0.85)
-    tests = [
-        torch.tensor([tokens[begin + 700 * i : begin + 700 * i + 64]]) for i in range(experiment.at(quick=1, normal=2))
-    ]
-    new = experiment.at(quick=8, normal=64)
-    expected = [model.generate(t, max_new_tokens=new, min_new_tokens=new, do_sample=False) for t in tests]
-    plain = sum(model.measure(64, new, 1, 1, ids=t).phases["decode"].low for t in tests) / (len(tests) * new)
-    sizes = experiment.at(quick=(4,), normal=(4, 8, 16, 31))
-    trees = {n: Tree.best(accuracy, n - 1) for n in sizes}
-    rates, steps, same = {}, {}, True
-    for n, tree in trees.items():
-        runs = [decode(model, heads, tree, t, new) for t in tests]
-        same &= all(torch.equal(r.ids, e) for r, e in zip(runs, expected, strict=True))
-        again = [decode(model, heads, tree, t, new) for t in tests]
-        fastest = sum(min(a.seconds, b.seconds) for a, b in zip(runs, again, strict=True))
-        rates[n] = sum(r.made for r in runs) / fastest * plain
-        steps[n] = sum(r.made for r in runs) / sum(r.steps for r in runs)
-    cache, step = model.session(1, 256)
-    if step is None:
-        raise HastenError(f"no step of several rows can be timed: {model.why_not_compiled}")
-    cache.lengths[:] = [64]
-    rows = {n: ([1] * n, [0] * n, list(range(64, 64 + n))) for n in sizes}
-    times = alternating({str(n): functools.partial(step, *rows[n]) for n in sizes}, 8)
-    cost = {n: min(times[str(n)]) for n in sizes}
-    cache.clear()
-    chosen = best_size([(n, t.expected(accuracy)) for n, t in trees.items()], lambda n: cost[n])
-    best = max(rates.values())
+    text = written(model, tokens[: len(tokens) * 8 // 10], prompts, 32, made)
+    heads, accuracy = trained_heads(
+        model, text, 3, seconds=experiment.at(quick=0.2, normal=100.0, long=900.0), seed=experiment.seed,
+        progress=lambda share: experiment.tell("training the heads", share),
+    )  # fmt: skip
+    begin, new = int(len(tokens) * 0.85), experiment.at(quick=8, normal=64)
+    tests = [tokens[None, begin + 700 * i : begin + 700 * i + 64] for i in range(experiment.at(quick=1, normal=2))]
+    sizes = experiment.at(quick=(4,), normal=(4, 8, 16, 31, 64))
+    tried = try_sizes(model, heads, accuracy, tests, new, sizes)
+    rates, steps = tried.rates, {n: speed.tokens_a_step for n, speed in tried.speeds.items()}
     large = experiment.at(quick=lambda: tiny_model(layers=1).network, normal=lambda: llama_7b(2048))()
-    single = gpu_step(large, 1)
-    modelled = {n: steps[n] * single / gpu_step(large, n) for n in sizes}
-    most = max(modelled, key=lambda n: modelled[n])
+    on_gpu = {
+        n: estimated_step(LanguageModel(large, cache=CacheSpec("bf16")), load_device("a100"), n, 64, 2)
+        for n in (1, *sizes)
+    }
+    modelled = {n: steps[n] * on_gpu[1] / on_gpu[n] for n in sizes}
+    best, most = max(rates.values()), max(modelled, key=lambda n: modelled[n])
     value = (
-        f"text {'identical to greedy' if same else 'DIFFERENT FROM GREEDY'}; heads right {accuracy[0][0]:.0%}, {accuracy[1][0]:.0%},"
+        f"text {'identical to greedy' if tried.exact else 'DIFFERENT FROM GREEDY'}; heads right {accuracy[0][0]:.0%}, {accuracy[1][0]:.0%},"
         f" {accuracy[2][0]:.0%}; " + ", ".join(f"{n} rows: {steps[n]:.2f} tokens a step, {rates[n]:.2f}x" for n in sizes)
-        + f"; {chosen} rows chosen from measured step times; with these heads' tokens a step a 7B on an A100 is estimated"
-        f" {modelled[most]:.2f}x as fast ({most} rows)"
+        + f"; {tried.chosen} rows chosen from measured step times; with these heads' tokens a step a 7B on an A100 is estimated"
+        f" {modelled[most]:.2f}x as fast ({most} rows); {experiment.once(joint)}"
     )  # fmt: skip
     # The drafts are right or wrong wherever they run: what a step of several rows costs is this machine's.
-    kept = same and max(steps.values()) >= 1.3 and rates[chosen] >= 0.9 * best
-    detail = early_exit(model, tests[0], expected[0], experiment.at(quick=4, normal=48))
-    return experiment.judge(value, kept and best >= 2.2, kept and max(best, modelled[most]) > 1, detail)
+    kept = tried.exact and max(steps.values()) >= 1.3 and rates[tried.chosen] >= 0.9 * best
+    expected = model.generate(tests[0], max_new_tokens=new, min_new_tokens=new, do_sample=False)
+    left = trade_off(model, tests[0], expected, experiment.at(quick=4, normal=48), (0.95, 0.8, 0.5))
+    detail = ", ".join(
+        f"{a:.0%} of layers run and {b:.0%} of greedy tokens kept at {t:g}" for t, (a, b) in left.items()
+    )
+    return experiment.judge(
+        value, kept and best >= 2.2, kept and max(best, modelled[most]) > 1, f"early exit: {detail}"
+    )
 
 
-def gpu_step(network: Any, rows: int) -> float:
-    """Seconds of a step of a network with a bf16 cache on an A100, estimated, where ``rows`` tokens go through."""
-    from hasten.cost import estimate
-    from hasten.hardware import load_device
-    from hasten.runtime import CacheSpec, LanguageModel
+@shared(weight=40)
+def joint(experiment: Experiment) -> str:
+    """Medusa-1 and Medusa-2 in as many steps, on a small Llama that reads characters."""
+    from hasten.runtime.decoding.medusa2 import JointRecipe, compare
 
-    workload = LanguageModel(network, cache=CacheSpec("bf16")).workload(64, 2, rows)
-    return estimate(workload, load_device("a100"), schedule="fused").phase("decode").latency
-
-
-def early_exit(model: LanguageModel, prompt: Any, expected: Any, new: int) -> str:
-    """What the survey's third way of decoding faster gives on the same model, which was not trained for it."""
-    from hasten.runtime.decoding.early_exit import generate
-    from hasten.runtime.quality import agreement
-
-    parts = []
-    for threshold in (0.95, 0.8, 0.5):
-        found = generate(model, prompt, new, threshold=threshold)
-        kept = agreement(found.ids[0, prompt.shape[1] :].tolist(), expected[0, prompt.shape[1] :][:new].tolist())
-        share = sum(found.layers) / len(found.layers) / len(model.layers)
-        parts.append(f"{share:.0%} of layers run and {kept:.0%} of greedy tokens kept at {threshold:g}")
-    return "early exit: " + ", ".join(parts)
+    model, text = experiment.once(character_llama)
+    recipes = {"Medusa-1": JointRecipe(alone=1.0), "Medusa-2": JointRecipe(rate=5e-4, head_rate=2e-3)}
+    rows, steps = experiment.at(quick=(4, 4), normal=(16, 300), long=(16, 1500))
+    found = compare(model, text, recipes, steps=steps, rows=rows, seed=experiment.seed)
+    return "on a small Llama " + ", ".join(
+        f"{name} {f.tokens_a_step:.2f} tokens a step ({f.nats - f.nats_before:+.3f} nats a character"
+        f"{'' if f.exact else ', DIFFERENT FROM ITS GREEDY TEXT'})"
+        for name, f in found.items()
+    )
 
 
 @check("L2", weight=90)
@@ -165,6 +127,32 @@ def snapkv(experiment: Experiment) -> Seen:
         and rates[1] > 1.5 * rates[0]
     )
     return experiment.judge(value, holds, better and rates[1] > rates[0])
+
+
+@check("L3", weight=150)
+def autodistill(experiment: Experiment) -> Seen:
+    """Students of a teacher of real text, searched for one device: does a flash distillation rank them, and is the
+    search worth it?"""
+    from hasten.spaces.autodistill import LONG, QUICK, Classroom, judge
+
+    experiment.require(200)
+    room = experiment.at(quick=QUICK, normal=Classroom(seed=experiment.seed), long=LONG)
+    flash, trials, start = experiment.at(quick=(1, 3, 2), normal=(30, 16, 4), long=(120, 40, 8))
+    seen = judge(
+        room, "pi5", flash, trials, start, experiment.seeds(2, long=4),
+        lambda function, arms: succeeded(experiment.arms(function, arms), needed=arms)[0],
+    )  # fmt: skip
+    gain, rank, volumes = seen.chosen - seen.hand_made, seen.ranking, seen.volumes
+    value = (
+        f"teacher right {seen.teacher:.1%}; {flash} steps rank {seen.students} students as {10 * flash} do with"
+        f" {rank['flash']:.2f} (as many without the teacher {rank['untaught']:.2f}, parameters {rank['parameters']:.2f});"
+        f" volume under the front after {trials} trials {volumes['gp']:.3f} by Bayesian search, {volumes['random']:.3f} by"
+        f" chance; the student chosen for a Raspberry Pi 5 is right {seen.chosen:.1%}, MobileBERT's proportions"
+        f" {seen.hand_made:.1%} ({gain:+.1%}), and estimated {seen.faster:.2f}x as fast"
+    )
+    better = gain >= 0 and seen.faster >= 1
+    holds = rank["flash"] >= 0.6 and volumes["gp"] >= volumes["random"] and better
+    return experiment.judge(value, holds, rank["flash"] > 0 and better, str(seen.student))
 
 
 @check("L4", weight=40)

@@ -18,6 +18,7 @@ from hasten.errors import HastenError
 from hasten.nn.attention import half, turned
 from hasten.runtime.generation import numbers
 from hasten.runtime.language_model import LanguageModel, own_windows
+from hasten.runtime.quality import agreement
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,24 @@ def generate(
         token = int(numbers(head(norm(state))[0, -1]).argmax())
         made.append(token)
     return Exited(torch.cat((ids, torch.tensor([made])), 1), used)
+
+
+def trade_off(
+    model: LanguageModel, prompt: Tensor, expected: Tensor, new_tokens: int, thresholds: Sequence[float]
+) -> dict[float, tuple[float, float]]:
+    """Threshold -> the share of layers that run, and the share of greedy tokens that are kept.
+
+    Args:
+        model: any that `generate` takes; it need not be trained for it.
+        prompt: (1, length).
+        expected: (1, length + at least new_tokens) the model's greedy text.
+        new_tokens: to make.
+        thresholds: of `generate`.
+    """
+    found = {}
+    for threshold in thresholds:
+        made = generate(model, prompt, new_tokens, threshold=threshold)
+        start = prompt.shape[1]
+        kept = agreement(made.ids[0, start:].tolist(), expected[0, start : start + new_tokens].tolist())
+        found[threshold] = sum(made.layers) / len(made.layers) / len(model.layers), kept
+    return found

@@ -2,7 +2,8 @@
 
 Head k guesses the token k + 1 places ahead from the last state. The best guesses of all heads form a tree under the
 model's own next token; one step computes every node, and the longest path that the model itself would have written
-stays: greedy text does not change, whatever the heads say.
+stays: greedy text does not change, whatever the heads say. Networks without a compiled step verify trees in plain
+torch. Heads are trained by `hasten.runtime.decoding.medusa_training`.
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ from torch import Tensor, nn
 from hasten.errors import HastenError
 from hasten.files import checked_file, write_aside
 from hasten.kernels.compiled import MOST_TREE_ROWS
-from hasten.kernels.kv_cache import BLOCK, MOST_NEW, RECENT
+from hasten.kernels.kv_cache import BLOCK, RECENT
 from hasten.runtime.cache import KVCache
 from hasten.runtime.generation import numbers
-from hasten.runtime.language_model import LanguageModel
-from hasten.train.loop import train
-from hasten.train.schedules import Linear
+from hasten.runtime.language_model import LanguageModel, own_windows
+from hasten.runtime.step import CompiledStep
 
 Path_ = tuple[int, ...]
 
@@ -134,6 +134,16 @@ class Tree:
                 frontier[(*path, 0)] = value * accuracy[depth][0]
         return cls(chosen)
 
+    @classmethod
+    def published(cls) -> Tree:
+        """The 63 paths that Medusa's authors chose for Vicuna-7B: four heads, up to ten ranks (their release's
+        ``mc_sim_7b_63``)."""
+        children: dict[Path_, int] = {
+            (): 10, (0,): 10, (1,): 7, (2,): 3, (3,): 2, **{(r,): 1 for r in range(4, 10)},
+            (0, 0): 10, (0, 1): 3, (0, 2): 2, **{(0, r): 1 for r in range(3, 8)}, (1, 0): 2, (2, 0): 1, (0, 0, 0): 2,
+        }  # fmt: skip
+        return cls([(*path, rank) for path, count in children.items() for rank in range(count)])
+
     def expected(self, accuracy: Sequence[Sequence[float]]) -> float:
         """Tokens a step is expected to make, its own one included."""
         return 1 + sum(math.prod(accuracy[d][r] for d, r in enumerate(path)) for path in self.paths)
@@ -151,7 +161,16 @@ class Decoded:
 
 def guesses(model: LanguageModel, heads: MedusaHeads, hidden: Tensor, ranks: int) -> Tensor:
     """The best ``ranks`` tokens of each head for one state (width): (heads, ranks)."""
-    return model.decoder.head(heads(hidden)).topk(ranks, -1).indices
+    return head_logits(model, heads(hidden)).topk(ranks, -1).indices
+
+
+def head_logits(model: LanguageModel, states: Tensor) -> Tensor:
+    """The model's own head on states (..., width), in the format that its weight has."""
+    head = model.decoder.head
+    weight = getattr(head, "weight", None)
+    if isinstance(weight, Tensor) and weight.is_floating_point():
+        states = states.to(weight.dtype)
+    return head(states).float()
 
 
 def typical(probabilities: Tensor, token: int, epsilon: float = 0.09, alpha: float = 0.3) -> bool:
@@ -210,7 +229,7 @@ def _gather(cache: KVCache, base: int, nodes: Sequence[int]) -> None:
         for which in ("keys", "values"):
             if cache.spec.quantized:
                 recent = layer.tensors[f"recent_{which}"]
-                recent[:, :, to % RECENT] = recent[:, :, of % RECENT]
+                recent[:, :, to % cache.recent] = recent[:, :, of % cache.recent]
             else:
                 stored = layer.tensors[which]
                 stored[:, :, to] = stored[:, :, of]
@@ -225,6 +244,54 @@ def _rows(tree: Tree, cache: KVCache, base: int) -> int:
     return sum(depth < BLOCK - base % BLOCK for depth in tree.depths)
 
 
+def why_not(model: LanguageModel) -> str | None:
+    """Why ``model`` does not decode trees; None when it does."""
+    policy = model.cache.policy
+    if model.cache.window is not None or (policy is not None and not policy.drops):
+        return "a new token reads a part of its cache only"
+    if any(own_windows(model.config, len(model.layers))):
+        return "its layers attend to a window of their own"
+    return None
+
+
+def _recent(tree: Tree) -> int:
+    """Tokens of a quantized cache that are no codes, so that a step's rows stand beside a block that becomes codes."""
+    return max(RECENT, BLOCK * (1 + -(-len(tree) // BLOCK)))
+
+
+def _compiled(step: CompiledStep, cache: KVCache, tree: Tree, rows: list[int], hidden: Tensor) -> Tensor:
+    """Logits of a step's first rows; their states go into ``hidden``. The cache's lengths stay."""
+    base, count = cache.lengths[0], len(rows)
+    # Tokens that have left the cache count for positions all the same.
+    places, turns = list(range(base, base + count)), [base + cache.dropped[0] + d for d in tree.depths[:count]]
+    return step(rows, [0] * count, places, turns=turns, masks=tree.masks[:count], hidden=hidden[:count])
+
+
+def _plain(model: LanguageModel, cache: KVCache, tree: Tree, rows: list[int], hidden: Tensor) -> Tensor:
+    """`_compiled` through the network's own forward: a mask of who sees whom, and positions by depth."""
+    base, count = cache.lengths[0], len(rows)
+    turns = [base + cache.dropped[0] + d for d in tree.depths[:count]]
+    seen = torch.ones(count, base + count, dtype=torch.bool)
+    seen[:, base:] = torch.tensor([[bool(mask >> i & 1) for i in range(count)] for mask in tree.masks[:count]])
+    mask = seen[None, None].to(model.device)
+    if model.config._attn_implementation == "eager":  # it adds the mask to the scores
+        mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+    read: list[Tensor] = []
+    hook = model.decoder.head.register_forward_pre_hook(lambda head, given: read.append(given[0]))
+    try:
+        out = model.network(
+            torch.tensor([rows], device=model.device),
+            attention_mask=mask,
+            position_ids=torch.tensor([turns], device=model.device),
+            past_key_values=cache,
+        )
+    finally:
+        hook.remove()
+    cache.retract(count)
+    hidden[:count] = read[0][0].float()
+    return out.logits[0].float().cpu()
+
+
 @torch.inference_mode()
 def decode(
     model: LanguageModel, heads: MedusaHeads, tree: Tree, ids: Tensor, new_tokens: int, *, temperature: float = 0.0
@@ -232,7 +299,8 @@ def decode(
     """Writes ``new_tokens`` behind one prompt, several a step.
 
     Args:
-        model: one that runs compiled, without a window or a policy.
+        model: one without a window; a policy may drop a part of the prompt, as SnapKV does. Steps run compiled where
+            they can (`LanguageModel.why_not_compiled`).
         heads: trained for it, or any: with temperature 0 the text is the model's greedy text all the same.
         tree: what a step tries.
         ids: (1, prompt) tokens.
@@ -240,45 +308,36 @@ def decode(
         temperature: above 0, guesses are kept by typical acceptance at this temperature.
 
     Raises:
-        HastenError: the model does not run compiled, a batch is given, or the output is no number.
+        HastenError: the model does not read all of its cache, a batch is given, or the output is no number.
     """
-    if reason := model.why_not_compiled:
-        raise HastenError(f"Medusa needs the compiled step: {reason}")
-    if ids.shape[0] != 1 or model.cache.window is not None or model.cache.policy is not None:
-        raise HastenError("Medusa decodes one sequence with a cache that keeps everything")
-    if len(tree) > MOST_NEW:
-        raise HastenError(f"with this cache a step takes {MOST_NEW} rows: a smaller tree, please")
+    if ids.shape[0] != 1:
+        raise HastenError(f"Medusa decodes one sequence, not {ids.shape[0]}: give one after the other")
+    if reason := why_not(model):
+        raise HastenError(f"Medusa needs a model that reads all of its cache: {reason}")
     length = ids.shape[1]
     model.check_fits(length + new_tokens + tree.depth)
-    cache, step = model.session(1, length + new_tokens + len(tree) + 1)
-    assert step is not None
-    ranks = 1 + max((max(p) for p in tree.paths), default=0)
+    cache, step = model.session(1, length + new_tokens + len(tree) + 1, _recent(tree))
     hidden = torch.empty(len(tree), int(model.config.hidden_size))
+    ranks = 1 + max((max(p) for p in tree.paths), default=0)
     token = int(numbers(model.prefill(ids, cache)).argmax())
     made, steps, drafts = [token], 0, None
     begun = time.perf_counter()
     while len(made) < new_tokens:
-        base = cache.lengths[0]
-        if drafts is None:
-            rows = [token]
-            logits = numbers(step(rows, [0], [base], hidden=hidden[:1]))
-            path = [0]
+        base, rows = cache.lengths[0], [token]
+        if drafts is not None:
+            rows += [int(drafts[len(p) - 1, p[-1]]) for p in tree.paths[: _rows(tree, cache, base) - 1]]
+        if step is not None:
+            logits = numbers(_compiled(step, cache, tree, rows, hidden))
         else:
-            count = _rows(tree, cache, base)
-            rows = [token, *(int(drafts[len(p) - 1, p[-1]]) for p in tree.paths[: count - 1])]
-            places = list(range(base, base + count))
-            turns = [base + d for d in tree.depths[:count]]
-            seen, state = tree.masks[:count], hidden[:count]
-            logits = numbers(step(rows, [0] * count, places, turns=turns, masks=seen, hidden=state))
-            if temperature > 0:
-                shares = torch.softmax(logits / temperature, -1)
-                path = accepted(
-                    tree, rows, functools.partial(_typical_at, shares), functools.partial(_likelihood_at, shares)
-                )
-            else:
-                best = logits.argmax(-1).tolist()
-                path = accepted(tree, rows, functools.partial(_best_at, best))
-            _gather(cache, base, path)
+            logits = numbers(_plain(model, cache, tree, rows, hidden))
+        if temperature > 0:
+            shares = torch.softmax(logits / temperature, -1)
+            path = accepted(
+                tree, rows, functools.partial(_typical_at, shares), functools.partial(_likelihood_at, shares)
+            )
+        else:
+            path = accepted(tree, rows, functools.partial(_best_at, logits.argmax(-1).tolist()))
+        _gather(cache, base, path)
         last = path[-1]
         if temperature > 0:
             token = int(torch.multinomial(torch.softmax(logits[last] / temperature, -1), 1))
@@ -287,105 +346,10 @@ def decode(
         made += [rows[node] for node in path[1:]] + [token]
         cache.advance([len(path)])
         steps += 1
-        drafts = guesses(model, heads, hidden[last], ranks)
+        drafts = guesses(model, heads, hidden[last].to(model.device), ranks)
     seconds = time.perf_counter() - begun
     text = torch.cat((ids, torch.tensor([made[:new_tokens]])), 1)
     return Decoded(text, steps, len(made) - 1, seconds)
-
-
-@torch.inference_mode()
-def own_text(model: LanguageModel, prompts: Tensor, new_tokens: int) -> tuple[Tensor, Tensor]:
-    """The model's greedy continuations and the states behind their tokens: what heads learn from.
-
-    Args:
-        model: any.
-        prompts: (n, length).
-        new_tokens: of each.
-
-    Returns:
-        ids (n, length + new_tokens) and normed last states (n, length + new_tokens, width).
-    """
-    ids = model.generate(prompts, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
-    states = [model.network.model(part, use_cache=False).last_hidden_state for part in ids.split(4)]
-    return ids, torch.cat(states)
-
-
-def fit(
-    heads: MedusaHeads,
-    model: LanguageModel,
-    ids: Tensor,
-    states: Tensor,
-    *,
-    seconds: float = 60.0,
-    rate: float = 1e-3,
-    discount: float = 0.8,
-    batch: int = 256,
-    seed: int = 0,
-    progress: Callable[[float], None] = lambda share: None,
-) -> float:
-    """Trains heads on a frozen model's states (Medusa-1); returns the last loss.
-
-    The loss of head k counts ``discount``^k. Only tokens that occur compete in the softmax, which makes a large
-    vocabulary affordable.
-
-    Args:
-        heads: in place.
-        model: whose output head is read.
-        ids, states: (n, length) and (n, length, width), as `own_text` gives.
-        seconds: to train for.
-        rate: AdamW's.
-        discount, batch, seed: of the loss, of a step, of the drawing.
-        progress: told the share done.
-
-    Raises:
-        HastenError: the loss became infinite or NaN.
-    """
-    head = model.decoder.head
-    weight = head.dequantize() if hasattr(head, "dequantize") else head.weight
-    known, where = torch.unique(ids, return_inverse=True)
-    table = weight[known].detach().float().clone()
-    count, reach = len(heads.layers), ids.shape[1] - len(heads.layers) - 1
-    generator = torch.Generator().manual_seed(seed)
-
-    def loss(step: int) -> Tensor:
-        rows = torch.randint(len(ids), (batch,), generator=generator)
-        at = torch.randint(reach, (batch,), generator=generator)
-        guessed = heads(states[rows, at].clone()) @ table.t()
-        each = [nn.functional.cross_entropy(guessed[:, k], where[rows, at + k + 2]) for k in range(count)]
-        return torch.stack([discount**k * value for k, value in enumerate(each)]).sum()
-
-    trained = train(
-        heads, loss, optimizer=torch.optim.AdamW(heads.parameters(), rate), seconds=seconds, schedule=Linear(0.02),
-        clock=time.perf_counter, progress=lambda moment, value: progress(moment.share),
-    )  # fmt: skip
-    return trained.finished("training Medusa's heads").loss
-
-
-@torch.inference_mode()
-def rank_accuracy(
-    heads: MedusaHeads, model: LanguageModel, ids: Tensor, states: Tensor, ranks: int = 10
-) -> list[list[float]]:
-    """How often each head's guess of each rank is the token: (heads, ranks), for `Tree.best`."""
-    count = len(heads.layers)
-    reach = ids.shape[1] - count - 1
-    found = torch.zeros(count, ranks)
-    total = 0
-    for row, state in zip(ids, states, strict=True):
-        best = model.decoder.head(heads(state[:reach])).topk(ranks, -1).indices
-        for k in range(count):
-            found[k] += (best[:, k] == row[k + 2 : k + 2 + reach, None]).sum(0)
-        total += reach
-    return (found / total).tolist()
-
-
-def best_size(expected: Sequence[tuple[int, float]], seconds: Callable[[int], float]) -> int:
-    """The number of rows whose expected tokens a second are the most.
-
-    Args:
-        expected: (rows, expected tokens a step) of some trees.
-        seconds: of a step of so many rows, measured.
-    """
-    return max(expected, key=lambda pair: pair[1] / seconds(pair[0]))[0]
 
 
 def chain_tree(depth: int) -> Tree:
