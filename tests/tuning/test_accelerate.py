@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from hasten.tuning.accelerate import (
     Accelerated,
     Acceleration,
     AccelerationStage,
+    Circuit,
     Distil,
     Goal,
     ParallelDecoding,
@@ -139,6 +141,21 @@ def test_a_student_takes_the_model_s_place(trained: Any) -> None:
     assert fast.after == pytest.approx(figures["seconds a token"])
     assert fast.perplexity < 64
     assert fast.generate(WORDS[None, :20], 5).shape == (1, 25)
+
+
+def test_for_an_fpga_the_feed_forward_part_becomes_a_circuit(trained: Any) -> None:
+    pytest.importorskip("tree_sitter_cpp")
+    if shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler")
+    fast = accelerate(model_of(trained), WORDS, load_device("u280"), stages=[Circuit(tokens=2, most=64)], goal=GOAL)
+    found = fast.stages[0]
+    assert found.kept, found.why_not
+    assert found.figures["cycles between inputs"] < found.figures["cycles undirected"]
+    assert found.figures["difference from the module"] < 1e-3
+    assert found.figures["bugs found"] == 0
+    assert "#pragma HLS" in found.source
+    other = accelerate(model_of(trained), WORDS, load_device("pi5"), stages=[Circuit()], goal=GOAL)
+    assert other.stages[0].why_not == "the device is no FPGA"
 
 
 @dataclass(frozen=True)

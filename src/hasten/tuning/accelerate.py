@@ -24,6 +24,9 @@ from torch import Tensor
 from hasten.cost import estimate
 from hasten.errors import HastenError
 from hasten.hardware import Device
+from hasten.hardware.chips.fpga_board import fpga_board, fpga_boards
+from hasten.hardware.hls.emission import emit
+from hasten.hardware.hls.running import run_design
 from hasten.methods.token_selection import SnapKV
 from hasten.models.loading.network import load_network
 from hasten.runtime.decoding import medusa, medusa2
@@ -33,11 +36,14 @@ from hasten.runtime.decoding.medusa_training import rank_accuracy, states_of, tr
 from hasten.runtime.language_model import LanguageModel
 from hasten.runtime.quality import perplexity
 from hasten.runtime.tracing import with_rows
+from hasten.search.codesign.hls import explore, naive
 from hasten.search.networks.autodistill import AutoDistill, quality
 from hasten.search.networks.students import DecoderSpace, StudentDecoder
+from hasten.tasks.hls.rules import findings
 from hasten.tasks.task import Batch
 from hasten.tasks.text import windows
 from hasten.train.distilling import ObservedDecoder, lessons
+from hasten.workload.loops import loop_program
 
 Progress = Callable[[str, float], None]
 
@@ -141,6 +147,7 @@ class StageResult:
         figures: what it measured or estimated, by name.
         why_not: why it is not kept.
         note: what else is to be said.
+        source: C++ that it emitted.
     """
 
     title: str
@@ -148,6 +155,7 @@ class StageResult:
     figures: Mapping[str, float] = field(default_factory=dict)
     why_not: str = ""
     note: str = ""
+    source: str = ""
 
 
 class AccelerationStage(ABC):
@@ -351,6 +359,54 @@ class ParallelDecoding(AccelerationStage):
 
 
 @dataclass(frozen=True)
+class Circuit(AccelerationStage):
+    """HIDA and Chrysalis: the feed-forward part of the layers as a circuit for an FPGA, emitted as C++ for synthesis.
+
+    Its directives are found within the board's resources, the C++ is compiled, run and compared with the module, and
+    the rules for bugs read it. The model itself stays as it is.
+
+    Args:
+        tokens: that go through together.
+        most: copies of units that are tried at most.
+    """
+
+    title: ClassVar[str] = "circuit of the feed-forward part"
+
+    tokens: int = 4
+    most: int = 1 << 10
+
+    def why_not(self, job: Acceleration) -> str | None:
+        if job.device is None or job.device.kind != "fpga":
+            return "the device is no FPGA"
+        if job.device.name not in fpga_boards():
+            return f"{job.device.name} is none of the boards {', '.join(fpga_boards())}"
+        return None
+
+    def run(self, job: Acceleration, progress: Callable[[float], None]) -> StageResult:
+        assert job.device is not None
+        board, module = fpga_board(job.device.name), job.model.decoder.layer(0).feed_forward
+        inputs = torch.randn(self.tokens, int(job.model.config.hidden_size))
+        try:
+            program = loop_program(module, inputs, name="feed_forward")
+            found, plain = explore(program, board, most=self.most), naive(program, board)
+            progress(0.5)
+            source, (made,) = emit(found.design), run_design(found.design, module, inputs)
+            with torch.no_grad():
+                difference = float((made - module(inputs)).abs().max())
+            bugs = findings(source)
+        except HastenError as error:
+            return StageResult(self.title, False, why_not=str(error))
+        figures = {
+            "cycles between inputs": float(found.cost.interval), "cycles undirected": float(plain.cost.interval),
+            "difference from the module": difference, "bugs found": float(len(bugs)),
+        }  # fmt: skip
+        why = f"the rules find {bugs[0].bug} in line {bugs[0].line}" if bugs else ""
+        if difference > 1e-3:
+            why = f"the C++ differs from the module by {difference:.2g}"
+        return StageResult(self.title, not why, figures, why, source=source)
+
+
+@dataclass(frozen=True)
 class Accelerated:
     """What `accelerate` made.
 
@@ -396,7 +452,7 @@ class Accelerated:
         return "\n".join([*lines, f"{self.speedup:.2f} times as fast, perplexity {self.perplexity:.4g}"])
 
 
-DEFAULT_STAGES: tuple[AccelerationStage, ...] = (ShorterCache(), ParallelDecoding())
+DEFAULT_STAGES: tuple[AccelerationStage, ...] = (ShorterCache(), ParallelDecoding(), Circuit())
 
 
 def accelerate(
@@ -414,7 +470,7 @@ def accelerate(
         model: changed in place; or what `hasten.models.load_network` takes.
         tokens: of a text to learn from and to judge by; `hasten.data.text.default_text` when None.
         device: what it is for, estimated; None: this machine, measured.
-        stages: in order. SnapKV and Medusa, unless others are asked for: `Distil` trains for long.
+        stages: in order. SnapKV, Medusa and, for an FPGA, a circuit, unless others are asked for: `Distil` trains long.
         goal: what it is made fast for.
         progress: told the stage and the share of it that is done.
 
