@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hasten.train.classifying import accuracy, classify
+from hasten.models.vision.kat import ACTIVATIONS, KATConfig, with_activation
+from hasten.train.classifying import accuracy, classify, fit_timed, noise_step
 
 
 def corners(count: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,3 +66,33 @@ def test_an_epoch_sees_each_image_once() -> None:
 def test_accuracy_is_a_share(batch: int) -> None:
     logits = torch.eye(4)[:, :, None, None]
     assert accuracy(nn.Flatten(), logits, torch.tensor([0, 1, 2, 0]), batch) == 0.75
+
+
+def test_a_timed_training_judges_by_images_that_it_has_not_seen() -> None:
+    x, y = corners(300)
+    wrong = torch.cat([(y[:100] + 1) % 4, y[100:]])
+    losses, seconds, right = fit_timed(linear(), x, y, 100, 40, 0, batch=50)
+    assert len(losses) == 40
+    assert losses[-1] < losses[0]
+    assert seconds > 0
+    assert fit_timed(linear(), x, wrong, 100, 40, 0, batch=50)[0] == losses
+    assert fit_timed(linear(), x, wrong, 100, 40, 0, batch=50)[2] < right
+
+
+def test_a_step_on_noise_changes_the_module() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, 4))
+    before = module[1].weight.detach().clone()
+    step = noise_step(module, 2, 4, 0)
+    step()
+    assert not torch.equal(before, module[1].weight)
+
+
+@pytest.mark.parametrize("arm", ACTIVATIONS)
+def test_transformers_differ_in_their_activation_alone(arm: str) -> None:
+    config = KATConfig(8, 4, 1, 10, 32, 1, 2, groups=4)
+    made = with_activation(arm, config)
+    assert made(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    names = {type(m).__name__ for m in made.modules()}
+    assert ("GELU" in names) == (arm == "GELU")
+    assert ("NaiveRational" in names) == (arm == "shared additions")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hasten.train.loop import train
+from hasten.train.fitting import fit
+from hasten.train.loop import descend, train
 from hasten.train.schedules import Cosine, Product, Warmup
 
 
@@ -65,3 +71,47 @@ def accuracy(module: nn.Module, images: Tensor, labels: Tensor, batch: int = 500
     for first in range(0, len(images), batch):
         right += int((module(images[first : first + batch]).argmax(1) == labels[first : first + batch]).sum())
     return right / len(images)
+
+
+def fit_timed(
+    module: nn.Module, images: Tensor, labels: Tensor, held: int, steps: int, seed: int, *, batch: int = 64
+) -> tuple[list[float], float, float]:
+    """Trains in place with AdamW on random batches, and times it: losses, median seconds of a step, and accuracy.
+
+    Args:
+        module: images to logits (batch, classes).
+        images: (count, channels, height, width), fp32.
+        labels: (count,), int64.
+        held: so many of the first images judge, and are not learned from.
+        steps: ten of them warm up.
+        seed: of the batches.
+        batch: images of a step.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(step: int) -> Tensor:
+        chosen = torch.randint(held, len(images), (batch,), generator=generator)
+        return F.cross_entropy(module(images[chosen]), labels[chosen])
+
+    marks = [time.perf_counter()]
+    losses = fit(
+        module, loss, steps=steps, peak=1e-3, warmup=10 / steps, final=1.0, weight_decay=0.05,
+        progress=lambda step, value: marks.append(time.perf_counter()),
+    )  # fmt: skip
+    with torch.no_grad():
+        right = torch.cat([module(part).argmax(1) for part in images[:held].split(500)]) == labels[:held]
+    return losses, statistics.median_high(b - a for a, b in itertools.pairwise(marks)), float(right.float().mean())
+
+
+def noise_step(module: nn.Module, batch: int, side: int, seed: int) -> Callable[[], object]:
+    """A call that makes a training step on one batch of noise: forward, backward and AdamW.
+
+    Args:
+        module: images (batch, 3, side, side) to at least ``batch`` logits.
+        batch, side: of the images.
+        seed: of the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(module.parameters(), 1e-3)
+    images, labels = torch.randn(batch, 3, side, side, generator=generator), torch.arange(batch)
+    return lambda: descend(optimizer, F.cross_entropy(module(images), labels))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from hasten.errors import HastenError
 from hasten.models.registry import published
+from hasten.nn.naive_rational import NaiveRational
 from hasten.nn.rational import GroupRationalMLP, Start
 
 # Width, layers, heads (arXiv 2409.10594, table 2).
@@ -242,3 +243,20 @@ class KAT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
+
+
+ACTIVATIONS = ("GELU", "shared additions", "block sums")
+
+
+def with_activation(arm: str, config: KATConfig) -> KAT:
+    """A transformer of these sizes with one of `ACTIVATIONS` in its feed-forward layers, whatever its config says.
+
+    Args:
+        arm: ``GELU``, a plain vision transformer; or rational functions whose gradients are summed by ``shared
+            additions``, one to each address after another as in KAT, or by ``block sums`` as in FlashKAT.
+        config: of the transformer.
+    """
+    model = KAT(replace(config, feed_forward="mlp" if arm == "GELU" else "rational"))
+    if arm == "shared additions":
+        model.replace_activations(NaiveRational)  # type: ignore[arg-type]
+    return model

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+import torch
+
+from hasten.cost.chips.fpga import (
+    EFFICIENCIES,
+    LLAMA_2_7B,
+    PLANS,
+    DspEngine,
+    Plan,
+    StepCost,
+    joules_a_token,
+    run,
+    without_packing,
+)
+from hasten.data.text import default_text
+from hasten.methods.recovery import last_states, recover
+from hasten.methods.solvers import Rounding
+from hasten.methods.sparse_low_bit import calibration, compress, int8_activations, pack, solver, trainable
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 from hasten.papers.language_models import fresh_model, real_model, real_tokens
-
-if TYPE_CHECKING:
-    from hasten.runtime import LanguageModel
+from hasten.runtime import CacheSpec, LanguageModel
+from hasten.runtime.policies import LocalShare
+from hasten.runtime.quality import losses_by_position, perplexities, perplexity
+from hasten.train.text_llama import text_llama
 
 CONTEXT = 4096
 FINAL = "2:4, W2, KV4, window 2048"
@@ -19,8 +36,6 @@ FINAL = "2:4, W2, KV4, window 2048"
 @check("X1")
 def rate(experiment: Experiment) -> Seen:
     """Tokens a second of the FPGA's engine, by its model, over the bandwidth that it may get."""
-    from hasten.cost.chips.fpga import EFFICIENCIES, LLAMA_2_7B, PLANS, DspEngine, Plan, StepCost, run, without_packing
-
     engine, sizes = DspEngine(), LLAMA_2_7B
 
     def said(cost: StepCost) -> str:
@@ -54,8 +69,6 @@ def rate(experiment: Experiment) -> Seen:
 @check("X2")
 def energy(experiment: Experiment) -> Seen:
     """Tokens a joule of it, and how far that moves with constants that are estimates."""
-    from hasten.cost.chips.fpga import LLAMA_2_7B, PLANS, DspEngine, joules_a_token, run
-
     cost = run(DspEngine(), PLANS[FINAL], LLAMA_2_7B, CONTEXT)
     each, watts = 1 / cost.energy, cost.power
     low, high = (1 / joules for joules in reversed(joules_a_token(DspEngine(), PLANS[FINAL], LLAMA_2_7B, CONTEXT)))
@@ -72,13 +85,6 @@ def energy(experiment: Experiment) -> Seen:
 @check("X4", weight=90)
 def long_texts(experiment: Experiment) -> Seen:
     """A text read far beyond the trained length: everything, a window, a window with sinks and capped positions."""
-    import torch
-
-    from hasten.runtime import CacheSpec, LanguageModel
-    from hasten.runtime.policies import LocalShare
-    from hasten.runtime.quality import losses_by_position, perplexities
-    from hasten.train.text_llama import text_llama
-
     experiment.require(300)
     steps = experiment.at(quick=3, normal=experiment.steps(450, most=4000))
     length = experiment.at(quick=256, normal=2048)
@@ -116,20 +122,12 @@ def long_texts(experiment: Experiment) -> Seen:
 
 def score(model: LanguageModel, quick: bool) -> float:
     """Perplexity on four pieces of text."""
-    from hasten.data.text import default_text
-    from hasten.runtime.quality import perplexity
-
     tokens = model.tokenizer(default_text()[:20000], add_special_tokens=False, verbose=False)["input_ids"]
     return perplexity(model, tokens, context=128, scored=16 if quick else 256, segments=1 if quick else 4).value
 
 
 def compressed(name: str, rows: list[list[int]], quick: bool) -> float:
     """Perplexity with every matrix compressed by one solver on rows of tokens: an arm."""
-    import torch
-
-    from hasten.methods.solvers import Rounding
-    from hasten.methods.sparse_low_bit import compress, solver
-
     model = fresh_model(quick)
     compress(model, torch.tensor(rows), solver(name, Rounding(2, 64)))
     return score(model, quick)
@@ -138,10 +136,6 @@ def compressed(name: str, rows: list[list[int]], quick: bool) -> float:
 @shared(weight=250)
 def perplexities_of_parts(experiment: Experiment) -> dict[str, float]:
     """Perplexity of the real model under each part of the stack, and under all of it."""
-    from hasten.methods.recovery import last_states, recover
-    from hasten.methods.sparse_low_bit import calibration, int8_activations, pack, trainable
-    from hasten.runtime import CacheSpec
-
     experiment.require(300)
     quick = experiment.quick
     found = {"dense": score(fresh_model(quick), quick)}

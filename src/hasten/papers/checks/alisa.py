@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
 
+import torch
+
+from hasten.cost.serving.tiers import MODELS, ExpectedReads, Job, Speedups, Tiers, speedups
+from hasten.errors import HastenError
+from hasten.hardware.device import load_device
+from hasten.models.language.llama import small_llama
 from hasten.papers.experiment import Experiment, Seen, TooShort, check, shared
 from hasten.papers.language_models import real_model, real_tokens
-
-if TYPE_CHECKING:
-    from hasten.cost.serving.tiers import Speedups, Tiers
-    from hasten.runtime.storage.tier_timing import TierTimes
+from hasten.runtime import CacheSpec, LanguageModel
+from hasten.runtime.policies import LocalShare, SparseWindowPolicy, Strided
+from hasten.runtime.quality import perplexities
+from hasten.runtime.storage.tier_timing import TierTimes, time_tiers
 
 
 @shared(weight=150)
 def perplexities_by_rule(experiment: Experiment) -> dict[str, float]:
     """Perplexity of the real model, a prompt and on through the cache, under each rule."""
-    from hasten.runtime import CacheSpec
-    from hasten.runtime.policies import LocalShare, SparseWindowPolicy, Strided
-    from hasten.runtime.quality import perplexities
-
     experiment.require(60)
     context, scored, segments = experiment.at(quick=(64, 8, 1), normal=(128, 256, 2), long=(128, 512, 4))
     policies = {
@@ -39,12 +40,6 @@ def perplexities_by_rule(experiment: Experiment) -> dict[str, float]:
 @shared(weight=120)
 def tiers_here(experiment: Experiment) -> TierTimes:
     """A batch really decoded over a throttled slow tier, beside the simulator's prediction."""
-    import torch
-
-    from hasten.models.language.llama import small_llama
-    from hasten.runtime import LanguageModel
-    from hasten.runtime.storage.tier_timing import time_tiers
-
     experiment.require(60)
     torch.manual_seed(experiment.seed)
     layers, batch, new, link = experiment.at(quick=(1, 4, 4, 20e9), normal=(4, 8, 96, 200e6))
@@ -54,15 +49,11 @@ def tiers_here(experiment: Experiment) -> TierTimes:
 
 def opt_in_16_gb(link: float = 20e9) -> Tiers:
     """What 16 GB leave to the cache beside the weights of OPT-6.7B."""
-    from hasten.cost.serving.tiers import Tiers
-
     return Tiers(fast_bytes=16 * 2**30 - 13.4e9, link=link, fast=900e9, compute=100e12)
 
 
 def opt(experiment: Experiment, batch: int, link: float = 20e9, *, evenly: bool = False) -> Speedups:
     """Simulated for OPT-6.7B in 16 GB; ``evenly``: older tokens are all read as often."""
-    from hasten.cost.serving.tiers import MODELS, ExpectedReads, Job, speedups
-
     job = Job(MODELS["opt-6.7b"], batch, new_tokens=new_tokens(experiment))
     return speedups(job, opt_in_16_gb(link), reads=ExpectedReads(job.prompt, 0.2, 1.0) if evenly else None)
 
@@ -75,10 +66,6 @@ def new_tokens(experiment: Experiment) -> int:
 @shared(weight=15)
 def published_sizes(experiment: Experiment) -> dict[str, Speedups]:
     """Device and model -> simulated at batch 64 over a 20 GB/s link, where the weights fit."""
-    from hasten.cost.serving.tiers import MODELS, Job, Tiers, speedups
-    from hasten.errors import HastenError
-    from hasten.hardware.device import load_device
-
     found = {}
     for name in ("v100", "h100"):
         device = load_device(name)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +14,9 @@ from hasten.hardware import load_device
 from hasten.kernels import native
 from hasten.kernels.expert_ffn import expert_ffn
 from hasten.models.language.blockffn_lm import PUBLISHED, BlockFFNConfig, BlockFFNLM
-from hasten.nn.blockffn import AdaptiveFactor, Routed, activation_locality, chunk_sparsification
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 from hasten.runtime.decoding.chunked import speculate
-from hasten.tasks.task import Batch
-from hasten.tasks.text import Text
-from hasten.train import fit
+from hasten.train.sparse_experts import SparseExperts, source_text, train_sparse_experts
 
 # Feed-forward, the weights of the loss of locality and of the one of chunks, and whether the latter adapts, from its
 # start in the paper to four times that; what does not adapt stays at either end.
@@ -35,59 +30,12 @@ ARMS = {
 }
 
 
-@dataclass(frozen=True)
-class Arm:
-    """A trained small model: test loss in nats a character, what the loss of chunks weighed at the end, its routers'
-    choices and its weights."""
-
-    loss: float
-    weight: float
-    routed: Routed
-    state: dict[str, Tensor]
-
-
-def _text() -> Text:
-    return Text(splits=(0.9, 0.1))
-
-
-def _arm(feed_forward: Any, locality: float, chunk: float, adapts: bool, steps: int, seed: int) -> Arm:
-    """Trains a character model of Python sources with the two losses at these weights."""
-    task = _text()
-    # The paper's constant first tenth; periods of a fortieth, where its hundredth would be four steps.
-    period = max(1, steps // 40)
-    factor = AdaptiveFactor(chunk, warmup=max(period, steps // 10), period=period)
-    weights = [chunk]
-    torch.manual_seed(seed)
-    model = BlockFFNLM(BlockFFNConfig(vocabulary=task.classes, feed_forward=feed_forward))
-
-    def loss(batch: Batch) -> Tensor:
-        total = task.loss(model, batch)
-        if not (locality or chunk):
-            return total
-        near, wide = (
-            torch.stack([of(r) for r in model.logits_of_routers()]).mean()
-            for of in (activation_locality, chunk_sparsification)
-        )
-        total = total + locality * near + weights[-1] * wide
-        if adapts:
-            weights.append(factor.step(wide.detach().item()))
-        return total
-
-    batches = task.batches("training", 16, seed)
-    fit(model, lambda step: loss(next(batches)), steps=steps, peak=3e-3, weight_decay=0.1)
-    value = task.evaluate(model, size=64, batches=1, seed=1)
-    with torch.no_grad():
-        routers = model.logits_of_routers()
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()} if chunk else {}
-    return Arm(value, weights[-1], Routed.of(routers), state)
-
-
 @shared(weight=300)
-def trained(experiment: Experiment) -> dict[str, Arm]:
+def trained(experiment: Experiment) -> dict[str, SparseExperts]:
     """Six small models of the same text."""
     steps = experiment.at(quick=2, normal=experiment.steps(400))
     plan = {name: (*arm, steps, experiment.seed) for name, arm in ARMS.items()}
-    return succeeded(experiment.arms(_arm, plan), plan)[0]
+    return succeeded(experiment.arms(train_sparse_experts, plan), plan)[0]
 
 
 @check("F1", weight=1, needs=120)
@@ -138,7 +86,7 @@ def losses(experiment: Experiment) -> Seen:
 @check("F4", weight=15, needs=120)
 def decoding(experiment: Experiment) -> Seen:
     """Bytes that a token reads on the paper's board, with and without the union over a speculative chunk."""
-    arms, task = experiment.once(trained), _text()
+    arms, task = experiment.once(trained), source_text()
     model = BlockFFNLM(BlockFFNConfig(vocabulary=task.classes))
     model.load_state_dict(arms["both losses"].state)
     model.eval()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,24 +14,13 @@ from hasten.errors import HastenError
 from hasten.kernels import native
 from hasten.kernels.rational import backward_reference, naive_backward, reference, shared_additions
 from hasten.models.matching import parameters_of
-from hasten.models.vision.kat import KAT, PUBLISHED, KATConfig
-from hasten.nn.naive_rational import NaiveRational
+from hasten.models.vision.kat import ACTIVATIONS, KAT, PUBLISHED, KATConfig, with_activation
 from hasten.nn.rational import start_coefficients
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
-from hasten.train import fit
-from hasten.train.loop import descend
+from hasten.train.classifying import fit_timed, noise_step
 
-ARMS = ("GELU", "shared additions", "block sums")
 # Images of a training step at a published size: the slowest arm takes seconds.
 BATCHES = {"kat-tiny": 8, "kat-small": 4, "kat-base": 2}
-
-
-def _with(arm: str, config: KATConfig) -> KAT:
-    """A vision transformer with an arm's feed-forward layers."""
-    model = KAT(replace(config, feed_forward="mlp" if arm == "GELU" else "rational"))
-    if arm == "shared additions":
-        model.replace_activations(NaiveRational)  # type: ignore[arg-type]
-    return model
 
 
 def _tensors(experiment: Experiment) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -141,21 +126,8 @@ def _trained(
 ) -> tuple[list[float], float, float]:
     """Losses, median seconds of a step and accuracy on the first ``held`` images of a small vision transformer."""
     torch.manual_seed(seed)
-    model = _with(arm, KATConfig(14, 2, 1, 10, 64, 4, 4))
-    generator = torch.Generator().manual_seed(seed)
-
-    def loss(step: int) -> Tensor:
-        chosen = torch.randint(held, len(images), (64,), generator=generator)
-        return F.cross_entropy(model(images[chosen]), labels[chosen])
-
-    marks = [time.perf_counter()]
-    losses = fit(
-        model, loss, steps=steps, peak=1e-3, warmup=10 / steps, final=1.0, weight_decay=0.05,
-        progress=lambda step, value: marks.append(time.perf_counter()),
-    )  # fmt: skip
-    with torch.no_grad():
-        right = torch.cat([model(part).argmax(1) for part in images[:held].split(500)]) == labels[:held]
-    return losses, statistics.median_high(b - a for a, b in itertools.pairwise(marks)), float(right.float().mean())
+    model = with_activation(arm, KATConfig(14, 2, 1, 10, 64, 4, 4))
+    return fit_timed(model, images, labels, held, steps, seed)
 
 
 @shared(weight=250)
@@ -163,7 +135,7 @@ def training(experiment: Experiment) -> dict[str, tuple[list[float], float, floa
     """Arm -> losses, seconds of a step and accuracy; each on the whole machine, as their times are compared."""
     steps = experiment.at(quick=2, normal=experiment.steps(500, least=5))
     # The slow arm needs no more steps than the comparison of the two curves and their times.
-    plan = {arm: min(steps, 60) if arm == "shared additions" else steps for arm in ARMS}
+    plan = {arm: min(steps, 60) if arm == "shared additions" else steps for arm in ACTIVATIONS}
     images, labels = _digits()
     held = experiment.at(quick=100, normal=2000)
     arms = {name: (name, images, labels, held, count, experiment.seed) for name, count in plan.items()}
@@ -171,12 +143,9 @@ def training(experiment: Experiment) -> dict[str, tuple[list[float], float, floa
 
 
 def _step(arm: str, config: KATConfig, batch: int, seed: int) -> Callable[[], object]:
-    """A training step: forward, backward and AdamW on a batch of noise."""
+    """A training step of an arm on a batch of noise."""
     torch.manual_seed(seed)
-    model = _with(arm, config)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    images, labels = torch.randn(batch, 3, config.image, config.image), torch.arange(batch)
-    return lambda: descend(optimizer, F.cross_entropy(model(images), labels))
+    return noise_step(with_activation(arm, config), batch, config.image, seed)
 
 
 @shared(weight=50)
@@ -188,7 +157,7 @@ def published_steps(experiment: Experiment) -> dict[str, dict[str, float]]:
         width, layers, heads = PUBLISHED[name]
         image, layers, batch = experiment.at(quick=(32, 1, 1), normal=(224, layers, batch))
         config = KATConfig(image, width=width, layers=layers, heads=heads, attention_start="normal")
-        calls = {arm: _step(arm, config, batch, experiment.seed) for arm in ARMS}
+        calls = {arm: _step(arm, config, batch, experiment.seed) for arm in ACTIVATIONS}
         found[name] = {arm: min(times) for arm, times in alternating(calls, experiment.at(quick=1, normal=2)).items()}
     return found
 

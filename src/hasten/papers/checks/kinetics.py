@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+import torch
+
+from hasten.cost.measuring import alternating, log_slope, measured_intensity
+from hasten.cost.serving.frontiers import by_the_law as law_of
+from hasten.cost.serving.frontiers import compared, spent
+from hasten.cost.serving.recorded_trials import Record
+from hasten.cost.serving.scaling import B200_INTENSITY, QWEN3, block_top_k, dense, envelope, intensity_of
+from hasten.hardware.device import load_device
+from hasten.models.language.llama import small_llama
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
-
-if TYPE_CHECKING:
-    from hasten.cost.serving.recorded_trials import Record
+from hasten.runtime import CacheSpec, LanguageModel
+from hasten.runtime.long_steps import steps_over
+from hasten.runtime.policies import BlockTopKPolicy
+from hasten.runtime.recorded_answers import ASKED, BUDGETS, METHODS, WIDTHS, answers, train_follower
+from hasten.workload.decoder import DecoderSizes
 
 
 @check("K1")
 def dominant(experiment: Experiment) -> Seen:
     """What attention costs of long answers, by the published sizes."""
-    from hasten.cost.serving.scaling import QWEN3, dense
-
     shares = [1 - 2 * model.active_parameters * 16384 / dense(model, 200, 16384).equivalent() for model in QWEN3]
     value = (
         f"attention is {min(shares):.1%} to {max(shares):.1%} of the equivalent FLOPs of six Qwen3 sizes at 16K tokens"
@@ -26,8 +34,6 @@ def dominant(experiment: Experiment) -> Seen:
 @shared(weight=250)
 def family(experiment: Experiment) -> list[Record]:
     """Three models, their answers recorded once under every kind of attention."""
-    from hasten.runtime.recorded_answers import BUDGETS, METHODS, WIDTHS, answers, train_follower
-
     experiment.require(300)
     steps, seed = experiment.at(quick=2, normal=experiment.steps(800, most=3000)), experiment.seed
     batch, questions, trials = experiment.at(quick=(4, 2, 1), normal=(64, 64, 16))
@@ -43,10 +49,6 @@ def family(experiment: Experiment) -> list[Record]:
 @shared(weight=0.1)
 def devices(experiment: Experiment) -> dict[str, float]:
     """Intensities of the paper's device, of one of the catalogue and of this machine: each has to agree."""
-    from hasten.cost.measuring import measured_intensity
-    from hasten.cost.serving.scaling import B200_INTENSITY, intensity_of
-    from hasten.hardware.device import load_device
-
     here = measured_intensity()
     return {"a B200": B200_INTENSITY, "an H100": intensity_of(load_device("h100")), f"{here:.0f} FLOP/B": here}
 
@@ -54,9 +56,6 @@ def devices(experiment: Experiment) -> dict[str, float]:
 @check("K3", weight=3)
 def sparse_against_dense(experiment: Experiment) -> Seen:
     """Block top-k beside dense at equal cost, on every device; and what the controls get right that do not look."""
-    from hasten.cost.serving.frontiers import compared
-    from hasten.runtime.recorded_answers import ASKED
-
     records = experiment.once(family)
     seen = {name: compared(records, "block top-k", ASKED, i) for name, i in experiment.once(devices).items()}
     parts = [
@@ -75,9 +74,6 @@ def sparse_against_dense(experiment: Experiment) -> Seen:
 @check("K4", weight=0.1)
 def by_the_law(experiment: Experiment) -> Seen:
     """Dense models chosen by FLOPs alone, beside dense ones chosen by all costs; sparse attention apart from it."""
-    from hasten.cost.serving.frontiers import by_the_law as law_of
-    from hasten.runtime.recorded_answers import ASKED
-
     records = experiment.once(family)
     seen = {name: law_of(records, "block top-k", ASKED, i) for name, i in experiment.once(devices).items()}
     parts = [
@@ -94,11 +90,6 @@ def by_the_law(experiment: Experiment) -> Seen:
 @check("K5", weight=0.1)
 def exponents(experiment: Experiment) -> Seen:
     """How a frontier's cache budget and generated tokens grow with its cost, on every device."""
-    from hasten.cost.measuring import log_slope
-    from hasten.cost.serving.frontiers import spent
-    from hasten.cost.serving.scaling import envelope
-    from hasten.runtime.recorded_answers import ASKED
-
     records = experiment.once(family)
     grown, parts = [], []
     for name, intensity in experiment.once(devices).items():
@@ -117,16 +108,6 @@ def exponents(experiment: Experiment) -> Seen:
 @check("K6", weight=30)
 def throughput(experiment: Experiment) -> Seen:
     """A decode step of one layer over long caches, dense and by blocks."""
-    import torch
-
-    from hasten.cost.measuring import alternating
-    from hasten.cost.serving.scaling import block_top_k, dense
-    from hasten.models.language.llama import small_llama
-    from hasten.runtime import CacheSpec, LanguageModel
-    from hasten.runtime.long_steps import steps_over
-    from hasten.runtime.policies import BlockTopKPolicy
-    from hasten.workload.decoder import DecoderSizes
-
     experiment.require(30)
     torch.manual_seed(experiment.seed)
     # SmolLM2-135M's attention; two layers, of which the first reads everything, so the difference is of one.

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
 
+from hasten.cost import estimate
+from hasten.hardware import load_device
+from hasten.methods import HybridWindow
 from hasten.models.language.llama import llama_7b
+from hasten.models.loading.tiny import tiny_model
+from hasten.nn.block_sparse import BlockCache, SinkWindow
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 from hasten.papers.language_models import real_model
-
-if TYPE_CHECKING:
-    from hasten.train.long_context import Recalled
+from hasten.runtime import CacheSpec, LanguageModel
+from hasten.train.long_context import NEAR, Recalled, first_stage, second_stage
+from hasten.train.partial_context import flops_ratio, layer_ratio
+from hasten.workload.decoder import DecoderSizes
 
 # Llama-2-7B with 12 of 32 layers full and a budget of 1024 tokens in the others, at 128K.
 LAYERS, FULL, BUDGET, LENGTH = 32, 12, 1024, 131072
@@ -17,10 +23,6 @@ LAYERS, FULL, BUDGET, LENGTH = 32, 12, 1024, 131072
 
 def allowed(backward: bool) -> float:
     """How many times fewer FLOPs the hybrid takes for a token at 128K, in training or in reading a prompt."""
-    from hasten.nn.block_sparse import SinkWindow
-    from hasten.train.partial_context import flops_ratio
-    from hasten.workload.decoder import DecoderSizes
-
     sizes = DecoderSizes.of(llama_7b(2 * LENGTH).config)
     return flops_ratio(sizes, SinkWindow(1, BUDGET // 64 - 1), FULL, LENGTH, backward=backward)
 
@@ -28,9 +30,6 @@ def allowed(backward: bool) -> float:
 @shared(weight=40)
 def step_ratio(experiment: Experiment) -> tuple[float, int]:
     """(full over hybrid, length) of a whole layer's training step, projected to 12 full layers of 30."""
-    from hasten.nn.block_sparse import SinkWindow
-    from hasten.train.partial_context import layer_ratio
-
     length = experiment.at(quick=512, normal=8192)
     pattern = SinkWindow(1, BUDGET // 64 - 1)
     return layer_ratio(length, pattern, 12 / 30, training=True, seed=experiment.seed), length
@@ -51,9 +50,6 @@ def training(experiment: Experiment) -> Seen:
 @check("G2")
 def memory(experiment: Experiment) -> Seen:
     """The caches that the runtime itself would make, on a device without memory."""
-    from hasten.methods import HybridWindow
-    from hasten.runtime import CacheSpec, LanguageModel
-
     model = LanguageModel(llama_7b(2 * LENGTH), cache=CacheSpec("bf16"))
     full = model.new_cache(1, LENGTH).nbytes
     hybrid = HybridWindow(BUDGET - 64, 64).apply(model).new_cache(1, LENGTH).nbytes
@@ -68,11 +64,6 @@ def memory(experiment: Experiment) -> Seen:
 @check("G3", weight=40)
 def prefill(experiment: Experiment) -> Seen:
     """Reading a prompt: by FLOPs, and measured on whole layers."""
-    import torch
-
-    from hasten.nn.block_sparse import BlockCache, SinkWindow
-    from hasten.train.partial_context import layer_ratio
-
     experiment.require(30)
     bound = allowed(backward=False)
     lengths = experiment.at(quick=(512, 1024), normal=(4096, 8192, 16384))
@@ -93,14 +84,6 @@ def prefill(experiment: Experiment) -> Seen:
 @check("G4", weight=40)
 def decode(experiment: Experiment) -> Seen:
     """Decoding: estimated for a 7B at 128K, and measured with the real model at what it reads."""
-    import torch
-
-    from hasten.cost import estimate
-    from hasten.hardware import load_device
-    from hasten.methods import HybridWindow
-    from hasten.models.loading.tiny import tiny_model
-    from hasten.runtime import CacheSpec, LanguageModel
-
     experiment.require(60)
     large = experiment.at(quick=lambda: tiny_model().network, normal=lambda: llama_7b(2 * LENGTH))()
     whole = LanguageModel(large, cache=CacheSpec("bf16")).workload(experiment.at(quick=2048, normal=LENGTH), 2)
@@ -137,8 +120,6 @@ ARMS = {
 @shared(weight=230)
 def recall(experiment: Experiment) -> tuple[dict[str, Recalled], float]:
     """What each arm recalls at the longer length, by distance, and the recall before at the trained one."""
-    from hasten.train.long_context import first_stage, second_stage
-
     experiment.require(300)
     first = experiment.at(quick=2, normal=experiment.steps(700, most=2500))
     second = experiment.at(quick=1, normal=experiment.steps(180, most=600))
@@ -154,8 +135,6 @@ def recall(experiment: Experiment) -> tuple[dict[str, Recalled], float]:
 @check("G5")
 def quality(experiment: Experiment) -> Seen:
     """Recall by distance: the hybrid beside full attention and two ways to be sparse that could see the answer too."""
-    from hasten.train.long_context import NEAR
-
     seen, formed = experiment.once(recall)
     full, ours = seen["full"].shares, seen["hybrid, middle full"].shares
     controls = [seen[name].shares for name in ("all sparse", "sparse at inference only")]

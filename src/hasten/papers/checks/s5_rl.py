@@ -7,33 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from hasten.cost.measuring import alternating, least_seconds, log_slope
 from hasten.nn import S5
-from hasten.nn.plain_attention import whole_attention
 from hasten.papers.experiment import Experiment, Seen, check, succeeded
 from hasten.tasks.control import MemoryEnvironment, MemoryLength, ProjectedCartPole, RepeatPrevious, RunningMajority
 from hasten.train.agents import train_agent, trial_lengths
-from hasten.train.recurrent_ppo import PPO, GRUMemory, Memory
-
-
-def _layer(kind: str, length: int, seed: int) -> Callable[[], object]:
-    """Forward and backward of one layer of width 256 on 8 sequences, 2 % of the steps resets where it knows them."""
-    torch.manual_seed(seed)
-    width, batch = 256, 8
-    x, resets = torch.randn(batch, length, width), torch.rand(batch, length) < 0.02
-    if kind.startswith("S5"):
-        s5 = S5(width, 128, gated="without" not in kind)
-        return lambda: s5(x, None, resets)[0].sum().backward()
-    if kind == "GRU":
-        gru = nn.GRU(width, width, batch_first=True)
-        return lambda: gru(x)[0].sum().backward()
-    if kind == "GRU with resets":
-        cell = GRUMemory(width)
-        return lambda: cell(x, cell.new_state(batch), resets)[0].sum().backward()
-    q, k, v = (torch.randn(1, 4, length, 64, requires_grad=True) for _ in range(3))
-    return lambda: whole_attention(q, k, v, scale=0.125, causal=True).sum().backward()
+from hasten.train.recurrent_ppo import PPO, Memory
+from hasten.train.sequence_layers import layer_step
 
 
 @check("S1", weight=10)
@@ -42,7 +23,7 @@ def speed(experiment: Experiment) -> Seen:
     experiment.require(30)
     length, rounds = experiment.at(quick=(64, 1), normal=(1024, 5))
     kinds = ("S5", "S5 without its gated unit", "GRU", "GRU with resets")
-    calls = {kind: _layer(kind, length, experiment.seed) for kind in kinds}
+    calls = {kind: layer_step(kind, length, experiment.seed) for kind in kinds}
     seconds = {kind: min(times) for kind, times in alternating(calls, rounds).items()}
     ratios = {kind: seconds[kind] / seconds["S5"] for kind in kinds[2:]}
     bare = seconds[kinds[1]]
@@ -62,10 +43,10 @@ def growth_with_length(experiment: Experiment) -> Seen:
     """Training time over the length, beside attention's; and an acting step early and late."""
     experiment.require(30)
     sizes = experiment.at(quick=[32, 64], normal=[256, 512, 1024, 2048, 4096])
-    ours = [least_seconds(_layer("S5", size, experiment.seed), 3) for size in sizes]
+    ours = [least_seconds(layer_step("S5", size, experiment.seed), 3) for size in sizes]
     experiment.tell("attention", 0.6)
     long = sizes[-3:]
-    theirs = [least_seconds(_layer("attention", size, experiment.seed), 2) for size in long]
+    theirs = [least_seconds(layer_step("attention", size, experiment.seed), 2) for size in long]
     slopes = log_slope(sizes, ours), log_slope(long, theirs)
     s5 = S5(256, 128)
     with torch.no_grad():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
 
+import torch
+
+from hasten.cost.serving.expert_storage import ROUTES, LittleMemory, carried_over
+from hasten.models import named
+from hasten.models.language.smallthinker import SmallThinkerConfig, SmallThinkerLM
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
-
-if TYPE_CHECKING:
-    from hasten.cost.serving.expert_storage import LittleMemory
-    from hasten.models.language.smallthinker import SmallThinkerLM
+from hasten.runtime.storage.expert_timing import time_experts, timeline
+from hasten.train.small_mixture import train_mixture
 
 GIB = 2**30
 # B/s of main memory of the devices that the paper names: dual-channel DDR5-5600, RK3588's LPDDR4X.
@@ -29,9 +31,6 @@ def q4(parameters: float) -> float:
 @shared(weight=5)
 def published(experiment: Experiment, name: str) -> SmallThinkerLM:
     """A model of the paper, on the meta device; in a quick run the small one, whichever is asked for."""
-    from hasten.models import named
-    from hasten.models.language.smallthinker import SmallThinkerLM
-
     model = named.build(experiment.at(quick="smallthinker-4b", normal=name))
     assert isinstance(model, SmallThinkerLM)
     return model
@@ -74,8 +73,6 @@ def rates_of_4b(experiment: Experiment) -> Seen:
 
 def little_memory(model: SmallThinkerLM, held: int) -> LittleMemory:
     """A model whose memory holds so many experts in Q4_0."""
-    from hasten.cost.serving.expert_storage import LittleMemory
-
     c, (_, read, expert) = model.config, sizes(model)
     return LittleMemory(c.layers, c.experts, c.used, q4(expert), held, 1 - c.layers * c.used * expert / read)
 
@@ -83,8 +80,6 @@ def little_memory(model: SmallThinkerLM, held: int) -> LittleMemory:
 @check("S2", weight=2)
 def storage_of_21b(experiment: Experiment) -> Seen:
     """The 21B in 8 GB, with the storage that the 4B's published rates imply for each device: no drive is assumed."""
-    from hasten.cost.serving.expert_storage import ROUTES, carried_over
-
     small, model = experiment.once(published, "smallthinker-4b"), experiment.once(published, "smallthinker-21b")
     known, ours = little_memory(small, 256), little_memory(model, 2048)
     parts, off, ahead = [], dict.fromkeys(ROUTES, 0.0), True
@@ -109,11 +104,6 @@ def storage_of_21b(experiment: Experiment) -> Seen:
 @check("S4", weight=30)
 def storage(experiment: Experiment) -> Seen:
     """Experts in Q4_0 really read from a file past the page cache, ahead and on demand, at an equal budget."""
-    import torch
-
-    from hasten.models.language.smallthinker import SmallThinkerConfig, SmallThinkerLM
-    from hasten.runtime.storage.expert_timing import time_experts, timeline
-
     experiment.require(60)
     torch.manual_seed(experiment.seed)
     layers, experts = experiment.at(quick=(2, 8), normal=(8, 32))
@@ -159,8 +149,6 @@ def cache_at_32k(experiment: Experiment) -> Seen:
 @check("S7", weight=250)
 def early_router(experiment: Experiment) -> Seen:
     """Every combination of router, gate and attention, at equal active parameters and steps; two seeds each."""
-    from hasten.train.small_mixture import train_mixture
-
     experiment.require(300)
     steps = experiment.at(quick=1, normal=experiment.steps(280, most=2800))
     plan = {
