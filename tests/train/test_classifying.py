@@ -70,13 +70,14 @@ def test_accuracy_is_a_share(batch: int) -> None:
 
 def test_a_timed_training_judges_by_images_that_it_has_not_seen() -> None:
     x, y = corners(300)
-    wrong = torch.cat([(y[:100] + 1) % 4, y[100:]])
-    losses, seconds, right = fit_timed(linear(), x, y, 100, 40, 0, batch=50)
+    module = linear()
+    losses, seconds, right = fit_timed(module, x, y, 100, 40, 0, batch=50)
     assert len(losses) == 40
     assert losses[-1] < losses[0]
     assert seconds > 0
-    assert fit_timed(linear(), x, wrong, 100, 40, 0, batch=50)[0] == losses
-    assert fit_timed(linear(), x, wrong, 100, 40, 0, batch=50)[2] < right
+    assert right == pytest.approx(accuracy(module, x[:100], y[:100]))
+    others = torch.cat([(y[:100] + 1) % 4, y[100:]])
+    assert fit_timed(linear(), x, others, 100, 40, 0, batch=50)[0] == losses
 
 
 def test_a_step_on_noise_changes_the_module() -> None:

@@ -175,6 +175,17 @@ def calibration(model: LanguageModel, sequences: int, length: int) -> Tensor:
     return torch.stack(mixed)
 
 
+def not_compressible(model: Any, columns: int, groups: str) -> str | None:
+    """Why a model's matrices cannot be compressed in groups of so many columns, which are called ``groups``."""
+    if not isinstance(model, LanguageModel):
+        return "it is not a language model"
+    linears = [m for m in model.layers.modules() if isinstance(m, nn.Linear)]
+    if not linears:
+        return "its weights are packed already"
+    odd = [m.in_features for m in linears if m.in_features % columns]
+    return f"a layer of {odd[0]} columns does not divide into {groups}" if odd else None
+
+
 @dataclass(frozen=True)
 class SparseLowBit(Method):
     """2:4 pruned weights of two bits and int8 activations, pruning and rounding solved together.
@@ -208,14 +219,8 @@ class SparseLowBit(Method):
         return "2:4 sparse 2-bit weights"
 
     def why_not(self, model: Any) -> str | None:
-        if not isinstance(model, LanguageModel):
-            return "it is not a language model"
-        linears = [m for m in model.layers.modules() if isinstance(m, nn.Linear)]
-        if not linears:
-            return "its weights are packed already"
-        odd = [m.in_features for m in linears if m.in_features % kernel.GROUP]
-        if odd:
-            return f"a layer of {odd[0]} columns does not divide into groups of {kernel.GROUP}"
+        if (why := not_compressible(model, kernel.GROUP, f"groups of {kernel.GROUP}")) is not None:
+            return why
         return "it has no tokenizer to calibrate with" if model.tokenizer is None else None
 
     def apply(self, model: Any) -> Any:

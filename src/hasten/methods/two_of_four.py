@@ -10,8 +10,7 @@ from torch import nn
 
 from hasten.errors import HastenError
 from hasten.methods.method import Method
-from hasten.methods.sparse_low_bit import calibration, compress, solver
-from hasten.runtime.language_model import LanguageModel
+from hasten.methods.sparse_low_bit import calibration, compress, not_compressible, solver
 from hasten.workload.einsum import Workload
 
 SOLVERS = ("sparsegpt", "wanda", "magnitude")
@@ -52,15 +51,9 @@ class TwoOfFour(Method):
         return f"2:4 sparse by {self.by}"
 
     def why_not(self, model: Any) -> str | None:
-        if not isinstance(model, LanguageModel):
-            return "it is not a language model"
-        linears = [m for m in model.layers.modules() if isinstance(m, nn.Linear)]
-        if not linears:
-            return "its weights are packed already"
-        odd = [m.in_features for m in linears if m.in_features % 4]
-        if odd:
-            return f"a layer of {odd[0]} columns does not divide into fours"
-        if all(_is_sparse(m.weight) for m in linears):
+        if (why := not_compressible(model, 4, "fours")) is not None:
+            return why
+        if all(_is_sparse(m.weight) for m in model.layers.modules() if isinstance(m, nn.Linear)):
             return "its weights are 2:4 sparse already"
         return "it has no tokenizer to calibrate with" if model.tokenizer is None else None
 

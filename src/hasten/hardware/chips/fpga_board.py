@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from hasten.errors import HastenError
-from hasten.files import named_path, parse_toml, read_text
+from hasten.hardware.chips.data_folder import DataFolder
 
 RESOURCES = ("dsp", "bram18", "lut", "ff")
 
@@ -36,10 +34,12 @@ class FpgaBoard(BaseModel):
     source: str
 
 
+_BOARDS = DataFolder("boards", FpgaBoard, "FPGA")
+
+
 def fpga_boards() -> list[str]:
     """Names of the boards that are here."""
-    folder = resources.files("hasten.hardware.chips") / "boards"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return _BOARDS.names()
 
 
 def fpga_board(name_or_path: str | Path) -> FpgaBoard:
@@ -48,21 +48,4 @@ def fpga_board(name_or_path: str | Path) -> FpgaBoard:
     Raises:
         HastenError: no such board or file, or a figure missing, misspelt or impossible.
     """
-    name = str(name_or_path)
-    if name in fpga_boards():
-        text = (resources.files("hasten.hardware.chips") / "boards" / f"{name}.toml").read_text("utf-8")
-    else:
-        path = named_path(name, "the FPGA")
-        if not path.is_file():
-            raise HastenError(f"no FPGA is called {name!r}: give {', '.join(fpga_boards())}, or a .toml file")
-        text = read_text(path, "the FPGA")
-    try:
-        data = parse_toml(text)
-    except ValueError as error:
-        raise HastenError(f"the FPGA {name} is not TOML: {error}") from None
-    try:
-        return FpgaBoard.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise HastenError(f"the FPGA {name}: {where}: {first['msg']}") from None
+    return _BOARDS.read(name_or_path)

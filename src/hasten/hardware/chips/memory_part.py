@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from pydantic import (
@@ -12,12 +11,10 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
-from hasten.errors import HastenError
-from hasten.files import named_path, parse_toml, read_text
+from hasten.hardware.chips.data_folder import DataFolder
 from hasten.kernels.dram_controller import check_times
 
 
@@ -124,10 +121,12 @@ class MemoryPart(_Data):
         return self.burst_bytes / self.timing.burst * self.clock
 
 
+_PARTS = DataFolder("memories", MemoryPart, "DRAM part")
+
+
 def memory_parts() -> list[str]:
     """Names of the parts that are here."""
-    folder = resources.files("hasten.hardware.chips") / "memories"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return _PARTS.names()
 
 
 def memory_part(name_or_path: str | Path) -> MemoryPart:
@@ -136,21 +135,4 @@ def memory_part(name_or_path: str | Path) -> MemoryPart:
     Raises:
         HastenError: no such part or file, or a figure missing, misspelt or impossible.
     """
-    name = str(name_or_path)
-    if name in memory_parts():
-        text = (resources.files("hasten.hardware.chips") / "memories" / f"{name}.toml").read_text("utf-8")
-    else:
-        path = named_path(name, "the DRAM part")
-        if not path.is_file():
-            raise HastenError(f"no DRAM part is called {name!r}: give {', '.join(memory_parts())}, or a .toml file")
-        text = read_text(path, "the DRAM part")
-    try:
-        data = parse_toml(text)
-    except ValueError as error:
-        raise HastenError(f"the DRAM part {name} is not TOML: {error}") from None
-    try:
-        return MemoryPart.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise HastenError(f"the DRAM part {name}: {where}: {first['msg']}") from None
+    return _PARTS.read(name_or_path)

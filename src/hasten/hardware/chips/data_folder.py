@@ -1,0 +1,58 @@
+"""Data files of one form: those of a folder of this package by name, and a user's own by path."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hasten.errors import HastenError
+from hasten.files import named_path, parse_toml, read_text
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class DataFolder(Generic[M]):
+    """A folder of TOML files, each checked against one form.
+
+    Args:
+        folder: in this package.
+        form: of every file.
+        what: a file describes, in messages, such as ``DRAM part``.
+    """
+
+    def __init__(self, folder: str, form: type[M], what: str) -> None:
+        self._folder, self._form, self._what = folder, form, what
+
+    def names(self) -> list[str]:
+        """Of the files that are here."""
+        folder = resources.files(__package__) / self._folder
+        return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+    def read(self, name_or_path: str | Path) -> M:
+        """What a file describes, by one of `names` or a path.
+
+        Raises:
+            HastenError: no such name or file, or a figure missing, misspelt or impossible.
+        """
+        name, what = str(name_or_path), f"the {self._what}"
+        if name in self.names():
+            text = (resources.files(__package__) / self._folder / f"{name}.toml").read_text("utf-8")
+        else:
+            path = named_path(name, what)
+            if not path.is_file():
+                known = ", ".join(self.names())
+                raise HastenError(f"no {self._what} is called {name!r}: give {known}, or a .toml file")
+            text = read_text(path, what)
+        try:
+            data = parse_toml(text)
+        except ValueError as error:
+            raise HastenError(f"{what} {name} is not TOML: {error}") from None
+        try:
+            return self._form.model_validate(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise HastenError(f"{what} {name}: {where}: {first['msg']}") from None
