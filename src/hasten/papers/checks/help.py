@@ -62,7 +62,7 @@ def _pool(experiment: Experiment, name: str) -> DevicePool:
         drawn[:some],
         devices.regimes,
         **_timing(experiment),
-        seconds=experiment.at(quick=8.0, normal=seconds * min(1.0, experiment.scale)),
+        seconds=experiment.at(quick=60.0, normal=seconds * min(1.0, experiment.scale)),
         progress=lambda message, done: experiment.tell(f"{name}: {message}", 0.3 * done),
     )
     if comparable(measured, devices) < least:  # a slow machine, or a busy one
