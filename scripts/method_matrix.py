@@ -285,23 +285,26 @@ def lossless(one: Examined) -> bool:
     return True
 
 
-def figures(workload: Workload) -> dict[str, float]:
-    """FLOPs and bytes moved by phase, bytes of weights and cache."""
+def figures(workload: Workload, whole: bool) -> dict[str, float]:
+    """FLOPs and bytes moved by phase, bytes of weights and cache; see `moved` for ``whole``."""
     found: dict[str, float] = {"weights": workload.weight_bytes, "cache": workload.state_bytes}
     for phase in workload.phases:
         found |= {
             f"{phase.name}, repeats": phase.repeats,
             f"{phase.name}, FLOP": phase.cascade.flops,
-            f"{phase.name}, bytes": moved(phase.cascade),
+            f"{phase.name}, bytes": moved(phase.cascade, whole),
         }
     return found
 
 
-def moved(cascade: Cascade) -> int:
-    """Bytes of weights and of the cache that are read or written; intermediates are torch's to arrange."""
+def moved(cascade: Cascade, whole: bool) -> int:
+    """Bytes that are read or written: of weights and of the cache, with ``whole`` of everything.
+
+    Intermediates are torch's to arrange where it casts what a cache gives, or makes the mask of a model's own window.
+    """
     lasting = (Role.WEIGHT, Role.STATE)
     accesses = ((e, a) for e in cascade for a in (*e.inputs, e.output))
-    return sum(cascade.access_bytes(e, a) for e, a in accesses if cascade.tensors[a.tensor].role in lasting)
+    return sum(cascade.access_bytes(e, a) for e, a in accesses if whole or cascade.tensors[a.tensor].role in lasting)
 
 
 @functools.lru_cache(maxsize=512)
@@ -316,13 +319,14 @@ def traced_of(cell: Cell) -> Workload:
 def described(one: Examined) -> bool:
     """Traced once changed, or traced before the last, the last two, ... changes and rewritten from there."""
     cell = one.cell
+    whole = cell.format == "fp32" and "sliding_window" not in FAMILIES[cell.family][1]
     workloads = []
     for i in range(len(cell.methods)):
         workload = traced_of(Cell(cell.family, cell.format, cell.methods[:i]))
         for later in cell.methods[i:]:
             workload = later.rewrite(workload)
-        workloads.append(figures(workload))
-    traced = figures(one.workload)
+        workloads.append(figures(workload, whole))
+    traced = figures(one.workload, whole)
     workloads.append(traced)
     for number, other in enumerate(workloads[:-1]):
         if other.keys() != traced.keys():

@@ -24,17 +24,16 @@ class Describable(Protocol):
         cache: how keys and values are kept; changed while it is traced, and put back.
         lookup: how drafts are found, or None.
         name: for people.
+        network: that reads tokens.
     """
 
     cache: CacheSpec
     lookup: PromptLookup | None
     name: str
+    network: Any
 
     def new_cache(self, batch: int = 1, capacity: int = 0) -> KVCache:
         """Empty buffers."""
-
-    def window_mask(self, start: int, new: int, device: torch.device) -> Tensor:
-        """(1, 1, new, seen): True where a row may look."""
 
 
 def workload(model: Describable, prompt: int, new_tokens: int, batch: int = 1) -> Workload:
@@ -72,13 +71,12 @@ def _whole(model: Describable, prompt: int, new_tokens: int, batch: int) -> Work
                 cache.lengths[:] = [filled] * batch
                 if model.cache.quantized:
                     cache.quantized[:] = [filled // kv_cache.BLOCK] * batch
-            elif model.cache.window is not None:
-                # Given, not made within the call: a mask is no part of the model's work.
-                arguments["attention_mask"] = model.window_mask(0, new, torch.device("cpu"))
             return (torch.zeros(batch, new, dtype=torch.int64),), arguments
 
         assert isinstance(model, nn.Module)
-        return trace_cascade(model, prepare=prepare, state=_buffers)
+        # The network itself: a window's mask, which the model makes for plain torch, is no part of the work, and with
+        # it torch would attend in another way than where the same window is a rewriting.
+        return trace_cascade(model.network, module=model, prepare=prepare, state=_buffers)
 
     prefill, weights, _ = call(prompt, 0)
     decode, _, state = call(1, prompt + new_tokens // 2)
