@@ -28,6 +28,7 @@ from hasten.hardware.chips.memory_part import memory_part
 from hasten.models.loading.checkpoint import read_tensors
 from hasten.models.loading.config import read_config
 from hasten.models.loading.gguf import GGUFFile
+from hasten.models.loading.loaded import check_descriptions
 from hasten.models.loading.network import load_network
 from hasten.models.vision.published_sub_networks import read_sub_network
 from hasten.papers.card import read_card
@@ -93,6 +94,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "sub-network's folder": ("run.config", lambda p: read_sub_network(p.parent)),
     "configuration": ("config.json", read_config),
     "hub folder": ("config.json", _hub),
+    "tokenizer": ("tokenizer.json", lambda p: check_descriptions(p.parent)),
     "paper's card": ("card.toml", read_card),
     "results": ("results.jsonl", read_results),
     "results to add to": ("results.jsonl", ResultFile),
@@ -191,7 +193,7 @@ OWN = {
     "data/text.py": "an asset, whose hash is checked, and the standard library's sources",
     "data/images.py": "an asset, whose hash is checked",
     "data/video.py": "decodes frame by frame",
-    "spaces/once_for_all.py": "what it wrote itself",
+    "spaces/once_for_all.py": "weights that were loaded before",
     "train/character_model.py": "what it wrote itself",
     "train/checkpoint.py": "checked before, read by tensor",
     "models/loading/checkpoint.py": "checked before, read by tensor",
@@ -200,7 +202,7 @@ OWN = {
     "models/loading/gguf.py": "mapped, and checked against its length",
     "runtime/decoding/medusa.py": "checked before, read by tensor",
     "runtime/storage/expert_store.py": "read by bundle, and checked against its length",
-    "search/study.py": "the first hundred bytes, and a lock",
+    "search/study_file.py": "the first hundred bytes, and a lock",
     "cost/latency/regimes.py": "writes",
     "cost/latency/tables.py": "from the bytes that were read within the limit",
     "cli/__init__.py": "/dev/null",

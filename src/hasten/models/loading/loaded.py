@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hasten.errors import HastenError
+from hasten.files import checked_file
 from hasten.models.loading.config import one_line, quiet
 from hasten.models.loading.gguf import GGUFFile, Packed
 from hasten.models.loading.gguf_names import gguf_name, unpermuted
@@ -52,6 +53,7 @@ class Loaded:
                 # Without any of these transformers makes an empty tokenizer and says nothing.
                 if not any((self._folder / name).is_file() for name in _TOKENIZER_FILES):
                     raise HastenError(f"none of {', '.join(_TOKENIZER_FILES)} is there")
+                check_descriptions(self._folder)
                 from transformers import AutoTokenizer
 
                 # Without an explicit no, a folder that brings its own code makes transformers ask on the terminal.
@@ -81,6 +83,17 @@ class Loaded:
         packed, scales, mins = (None if t is None else t[order] for t in weight[:3])
         assert packed is not None
         return Packed(packed, scales, mins, weight.bits)
+
+
+def check_descriptions(folder: Path) -> None:
+    """Looks at what a model's folder holds beside its weights, before transformers reads it whole.
+
+    Raises:
+        HastenError: a file is a device or a pipe, or too long to be a description.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".txt", ".model", ".jinja"):
+            checked_file(path)
 
 
 def fingerprint(paths: list[Path]) -> str:

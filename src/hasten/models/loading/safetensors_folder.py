@@ -12,7 +12,7 @@ from torch import Tensor
 from hasten.errors import HastenError
 from hasten.models.loading.assemble import assemble
 from hasten.models.loading.config import FAMILIES, config_of, json_object, quiet
-from hasten.models.loading.loaded import Loaded, fingerprint
+from hasten.models.loading.loaded import Loaded, check_descriptions, fingerprint
 
 
 def from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
@@ -53,6 +53,7 @@ def from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loa
         from transformers import GenerationConfig
 
         with contextlib.suppress(Exception), quiet():
+            check_descriptions(folder)
             network.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return Loaded(network, name, source, fingerprint([folder / "config.json", *shards]), _folder=folder)
 
