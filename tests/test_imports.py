@@ -66,10 +66,6 @@ def test_circles_are_found() -> None:
     assert [sorted(part) for part in circles(graph)] == [["a", "b", "c"]]
 
 
-# Files of checks that are edited elsewhere: to be mended last.
-LATER = ("llm_acceleration",)
-
-
 class LateImport(NamedTuple):
     """An import within a function."""
 
@@ -110,9 +106,7 @@ def test_functions_import_only_extras_and_what_a_reason_is_given_for() -> None:
     wrong = [
         f"{late.file}:{late.line} {late.module}"
         for late in found
-        if late.module.partition(".")[0] not in extras
-        and reason(late) is None
-        and not (late.file.startswith("papers/checks/") and Path(late.file).stem in LATER)
+        if late.module.partition(".")[0] not in extras and reason(late) is None
     ]
     assert not wrong, f"import these at the top of the file, or say in REASONS why not: {wrong}"
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from hasten.data.text import default_text
 from hasten.methods import WeightOnly, apply_all
 from hasten.models import load_network, load_packed
+from hasten.models.language.llama import small_llama
 from hasten.models.loading.tiny import tiny_model
 from hasten.papers.experiment import Experiment, shared
 from hasten.runtime import LanguageModel
+from hasten.tasks.text import Text
+from hasten.train.fitting import fit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,13 +54,6 @@ def real_tokens(experiment: Experiment, characters: int) -> list[int]:
 @shared(weight=30)
 def character_llama(experiment: Experiment) -> tuple[LanguageModel, Tensor]:
     """A small Llama trained here on the characters of Python's sources, in plain weights, and text it has not seen."""
-    import torch
-
-    from hasten.models.language.llama import small_llama
-    from hasten.runtime import LanguageModel
-    from hasten.tasks.text import Text
-    from hasten.train.fitting import fit
-
     task = Text("sources", 64, characters=400_000)
     torch.manual_seed(experiment.seed)
     network = small_llama(task.classes, width=128, layers=3, heads=4, positions=512, tied=True)

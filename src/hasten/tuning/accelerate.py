@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from hasten.cost import estimate
+from hasten.data.text import default_text
 from hasten.errors import HastenError
 from hasten.hardware import Device
 from hasten.hardware.chips.fpga_board import fpga_board, fpga_boards
@@ -482,8 +483,6 @@ def accelerate(
         model = LanguageModel(loaded.network, loaded.tokenizer, name=loaded.name)
     goal = goal or Goal()
     if tokens is None:
-        from hasten.data.text import default_text
-
         if model.tokenizer is None:
             raise HastenError("the model has no tokenizer to read a text with: give tokens")
         tokens = model.tokenizer(default_text(), add_special_tokens=False, verbose=False)["input_ids"]

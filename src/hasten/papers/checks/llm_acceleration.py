@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+import torch
+
+from hasten.hardware import load_device
+from hasten.models.language.llama import llama_7b
+from hasten.models.loading.tiny import tiny_model
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 from hasten.papers.language_models import character_llama, real_model, real_tokens
+from hasten.runtime import CacheSpec, LanguageModel
+from hasten.runtime.bug_detection import suspicion
+from hasten.runtime.decoding.early_exit import trade_off
+from hasten.runtime.decoding.medusa2 import JointRecipe, compare
+from hasten.runtime.decoding.medusa_training import trained_heads, try_sizes, written
+from hasten.runtime.policies import KeepEnds, RandomKeep, SnapKVPolicy
+from hasten.runtime.quality import needle, perplexity
+from hasten.search.codesign.hls_comparison import published_error
+from hasten.spaces.autodistill import LONG, QUICK, Classroom, judge
+from hasten.spaces.hls import NETWORKS, compared
+from hasten.tasks.hls import bugs
+from hasten.tasks.hls.varied import varied
+from hasten.tuning.accelerate import estimated_step
 
 TEXT = 250_000  # characters
 
@@ -11,16 +29,6 @@ TEXT = 250_000  # characters
 @check("L1", weight=200)
 def medusa(experiment: Experiment) -> Seen:
     """Heads trained on the model's own text, and trees of their drafts decoded."""
-    import torch
-
-    from hasten.hardware import load_device
-    from hasten.models.language.llama import llama_7b
-    from hasten.models.loading.tiny import tiny_model
-    from hasten.runtime import CacheSpec, LanguageModel
-    from hasten.runtime.decoding.early_exit import trade_off
-    from hasten.runtime.decoding.medusa_training import trained_heads, try_sizes, written
-    from hasten.tuning.accelerate import estimated_step
-
     experiment.require(60)
     model, tokens = experiment.once(real_model, "packed"), torch.tensor(experiment.once(real_tokens, TEXT))
     prompts, made = experiment.at(quick=(4, 8), normal=(96, 96), long=(256, 96))
@@ -58,8 +66,6 @@ def medusa(experiment: Experiment) -> Seen:
 @shared(weight=40)
 def joint(experiment: Experiment) -> str:
     """Medusa-1 and Medusa-2 in as many steps, on a small Llama that reads characters."""
-    from hasten.runtime.decoding.medusa2 import JointRecipe, compare
-
     model, text = experiment.once(character_llama)
     recipes = {"Medusa-1": JointRecipe(alone=1.0), "Medusa-2": JointRecipe(rate=5e-4, head_rate=2e-3)}
     rows, steps = experiment.at(quick=(4, 4), normal=(16, 300), long=(16, 1500))
@@ -74,12 +80,6 @@ def joint(experiment: Experiment) -> str:
 @check("L2", weight=90)
 def snapkv(experiment: Experiment) -> Seen:
     """A prompt's cache cut to 256 tokens by SnapKV, beside its controls."""
-    import torch
-
-    from hasten.runtime import CacheSpec, LanguageModel
-    from hasten.runtime.policies import KeepEnds, RandomKeep, SnapKVPolicy
-    from hasten.runtime.quality import needle, perplexity
-
     experiment.require(60)
     model, tokens = experiment.once(real_model, "packed"), experiment.once(real_tokens, TEXT)
     lengths = experiment.at(quick=(512,), normal=(512, 1024), long=(1024, 2048, 4096))
@@ -127,8 +127,6 @@ def snapkv(experiment: Experiment) -> Seen:
 @check("L3", weight=150)
 def autodistill(experiment: Experiment) -> Seen:
     """Students of a teacher of real text, searched for one device, beside a search by chance and one made by hand."""
-    from hasten.spaces.autodistill import LONG, QUICK, Classroom, judge
-
     experiment.require(200)
     room = experiment.at(quick=QUICK, normal=Classroom(seed=experiment.seed), long=LONG)
     flash, trials, start = experiment.at(quick=(1, 3, 2), normal=(30, 16, 4), long=(120, 40, 8))
@@ -152,9 +150,6 @@ def autodistill(experiment: Experiment) -> Seen:
 @check("L4", weight=40)
 def compiler(experiment: Experiment) -> Seen:
     """Networks as circuits by HIDA's rule, beside pipelines alone and equal copies; run as C++, their cycles counted."""
-    from hasten.search.codesign.hls_comparison import published_error
-    from hasten.spaces.hls import NETWORKS, compared
-
     cases = [(n, b) for n in NETWORKS for b in ("zu3eg", "u280")][: experiment.at(quick=1, normal=4)]
     seen = [compared(*c, most=experiment.at(quick=64, normal=1 << 14), seed=experiment.seed) for c in cases]
     error = published_error()
@@ -167,10 +162,6 @@ def compiler(experiment: Experiment) -> Seen:
 @check("L5", weight=70)
 def circuits(experiment: Experiment) -> Seen:
     """Bugs planted in designs, found by rules and by what the language model thinks of the code."""
-    from hasten.runtime.bug_detection import suspicion
-    from hasten.tasks.hls import bugs
-    from hasten.tasks.hls.varied import varied
-
     experiment.require(250)
     clean = bugs.designs(experiment.at(quick=1, normal=3))
     cases = bugs.build(experiment.at(quick=clean[:1], normal=clean))
