@@ -122,3 +122,28 @@ def test_every_instruction_set(llama: Any, isa: str) -> None:
         steps_against_forward(LanguageModel(packed(llama, 4), cache=CacheSpec("int4")), 0.3)
     finally:
         module.use_isa(best)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("scale", [1e18, 1e-12])
+def test_values_at_the_ends_of_scales_are_kept_alike(llama: Any, dtype: str, scale: float) -> None:
+    """What no scale reaches is cut off with its sign, what is tiny has steps of 2^-24: compiled as in plain torch."""
+    for layer in llama.model.layers:
+        layer.self_attn.v_proj.weight.data *= scale
+    model = LanguageModel(llama, cache=CacheSpec(dtype))
+    ids = torch.randint(0, model.config.vocab_size, (1, 70), generator=torch.Generator().manual_seed(3))
+    plain, cache = model.new_cache(1, 80), model.new_cache(1, 80)
+    step = CompiledStep(model.network, cache)
+    with torch.inference_mode():
+        for one in (plain, cache):
+            model(ids[:, :20], past_key_values=one)
+        for at in range(20, 70):
+            model(ids[:, at : at + 1], past_key_values=plain)
+            step(ids[0, at : at + 1].tolist(), [0], [at])
+            cache.advance([1])
+        heads = llama.config.num_key_value_heads
+        nothing = torch.zeros(1, heads, 1, llama.config.hidden_size // llama.config.num_attention_heads)
+        expected, found = (one.update(nothing, nothing, 0)[1][:, :, :64] for one in (plain, cache))
+    assert found.isfinite().all()
+    assert found.any() == (scale > 1 or expected.any())
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-9)

@@ -56,6 +56,16 @@ def test_a_bundle_has_gguf_s_codes_and_bytes() -> None:
     assert expert_form("q4_0").shape(expert_form("q4_0").stored(SHAPE)) == SHAPE
 
 
+@pytest.mark.parametrize("value", [1e6, float("nan"), float("-inf")])
+def test_weights_that_no_scale_reaches_are_refused(value: float) -> None:
+    weights = torch.randn(SHAPE)
+    weights[1, 3, 4] = value
+    with pytest.raises(HastenError, match="a weight is"):
+        expert_form("q4_0").encode(weights)
+    weights[1, 3, 4] = 65504  # -8 times the scale is the minimum, which fp16 still holds
+    assert expert_form("q4_0").tokens(held(weights), SHAPE, torch.rand(2, 64)).isfinite().all()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_products_are_those_of_the_numbers(form: str) -> None:
     torch.manual_seed(1)

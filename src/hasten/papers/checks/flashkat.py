@@ -150,7 +150,7 @@ def _step(arm: str, config: KATConfig, batch: int, seed: int) -> Callable[[], ob
 
 @shared(weight=50)
 def published_steps(experiment: Experiment) -> dict[str, dict[str, float]]:
-    """Published size -> arm -> seconds of a training step at 224 pixels, the least of two after one to warm up."""
+    """Size, images and pixels in words -> arm -> seconds of a training step, the least of two after one to warm up."""
     found = {}
     for number, (name, batch) in enumerate(BATCHES.items()):
         experiment.tell(name, number / len(BATCHES))
@@ -158,7 +158,8 @@ def published_steps(experiment: Experiment) -> dict[str, dict[str, float]]:
         image, layers, batch = experiment.at(quick=(32, 1, 1), normal=(224, layers, batch))
         config = KATConfig(image, width=width, layers=layers, heads=heads, attention_start="normal")
         calls = {arm: _step(arm, config, batch, experiment.seed) for arm in ACTIVATIONS}
-        found[name] = {arm: min(times) for arm, times in alternating(calls, experiment.at(quick=1, normal=2)).items()}
+        times = alternating(calls, experiment.at(quick=1, normal=2))
+        found[f"{name}, {batch} of {image} pixels"] = {arm: min(several) for arm, several in times.items()}
     return found
 
 
@@ -170,12 +171,11 @@ def training_speed(experiment: Experiment) -> Seen:
     apart = max(abs(p - q) for p, q in zip(naive[:50], block[:50], strict=True))
     value = (
         f"step of a small vision transformer: shared additions {slow * 1e3:.0f} ms, block sums {fast * 1e3:.0f} ms "
-        f"({slow / fast:.1f}x), GELU {found['GELU'][1] * 1e3:.0f} ms; losses of 50 steps within {apart:.1e}; at 224 pixels: "
+        f"({slow / fast:.1f}x), GELU {found['GELU'][1] * 1e3:.0f} ms; losses of 50 steps within {apart:.1e}; "
     )
     gains = {name: s["shared additions"] / s["block sums"] for name, s in large.items()}
     value += ", ".join(
-        f"{name}, batch {BATCHES[name]}: {s['shared additions']:.2f} s, {s['block sums']:.2f} s ({gains[name]:.1f}x), "
-        f"GELU {s['GELU']:.2f} s"
+        f"{name}: {s['shared additions']:.2f} s, {s['block sums']:.2f} s ({gains[name]:.1f}x), GELU {s['GELU']:.2f} s"
         for name, s in large.items()
     )
     faster = min(gains.values()) > 1

@@ -19,6 +19,7 @@ from gguf.quants import quantize
 from torch import Tensor
 
 from hasten.errors import HastenError
+from hasten.kernels.groups import check_range
 from hasten.kernels.packed_linear import GROUP, dequantize
 from hasten.nn.reglu_experts import sparse_rows
 
@@ -116,6 +117,7 @@ class PackedExperts(ExpertForm):
         return (*stored[:-1], stored[-1] // _BLOCK_BYTES * GROUP)
 
     def encode(self, weights: Tensor) -> Tensor:
+        check_range(weights, 4)  # a scale counts from -8 of it, which fp16 has to hold
         blocks = quantize(weights.numpy(), GGMLQuantizationType.Q4_0).reshape(-1, _BLOCK_BYTES)
         planes = np.concatenate([blocks[:, :_SCALE_BYTES].ravel(), blocks[:, _SCALE_BYTES:].ravel()])
         return torch.from_numpy(planes.reshape(self.stored(tuple(weights.shape))))
