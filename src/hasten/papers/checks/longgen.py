@@ -121,8 +121,8 @@ ARMS = {
 def recall(experiment: Experiment) -> tuple[dict[str, Recalled], float]:
     """What each arm recalls at the longer length, by distance, and the recall before at the trained one."""
     experiment.require(300)
-    first = experiment.at(quick=2, normal=experiment.steps(700, most=2500))
-    second = experiment.at(quick=1, normal=experiment.steps(180, most=600))
+    first = experiment.at(quick=2, normal=experiment.steps(1000, most=2500))
+    second = experiment.at(quick=1, normal=experiment.steps(120, most=600))
     length, seed = experiment.at(quick=128, normal=512, long=1024), experiment.seed
     begun, _ = succeeded(experiment.arms(first_stage, {"first": (first, seed)}), needed=["first"])
     weights, before = begun["first"]
