@@ -45,6 +45,6 @@ def test_its_points_are_students() -> None:
     torch.manual_seed(0)
     made = problem("pi5", teacher_steps=1, flash=1)
     values, _, details = made.score(made.space.sample(0))
-    assert 0 <= values["accuracy"] <= 1
+    assert 0 < values["likelihood"] <= 1
     assert 0 < values["latency"] < 1
     assert details["parameters"] > 0

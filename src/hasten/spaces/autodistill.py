@@ -1,4 +1,4 @@
-"""Which small encoder to distil a teacher of real text into, for one device: accuracy against latency (AutoDistill)."""
+"""Which small encoder to distil a teacher of real text into, for one device: quality against latency (AutoDistill)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from hasten.train.fitting import fit
 ENVIRONMENT: Mapping[str, Any] = {"teacher_steps": 0}
 """How it is made as an environment: `gymnasium.make` trains no teacher that was not asked for."""
 
-HAND_MADE = StudentEncoder(layers=6, width=128, bottleneck=32, heads=4, feed_forwards=4, inner=128)
-"""A student that nobody searched: MobileBERT's proportions at a quarter of its widths and layers."""
+HAND_MADE = StudentEncoder(layers=4, width=128, bottleneck=32, heads=4, feed_forwards=4, inner=128)
+"""A student that nobody searched: MobileBERT's proportions at a quarter of its widths and a sixth of its layers."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Classroom:
 
     source: str = "sources"
     characters: int = 400_000
-    length: int = 48
+    length: int = 32
     batch: int = 16
-    teacher: tuple[int, ...] = (4, 192, 96, 4, 2, 256)
+    teacher: tuple[int, ...] = (4, 160, 80, 4, 2, 160)
     teacher_steps: int = 600
     lessons: int = 80
     held: int = 16
@@ -61,7 +61,10 @@ class Classroom:
 
     def space(self) -> EncoderSpace:
         """The students."""
-        return EncoderSpace(self.task.vocabulary, self.task.classes, self.length)
+        return EncoderSpace(
+            self.task.vocabulary, self.task.classes, self.length, (1, 2, 3, 4), (32, 64, 96, 128), (16, 32, 48, 64),
+            (1, 2, 4), (1, 2, 3, 4), (32, 64, 128),
+        )  # fmt: skip
 
     def make_teacher(self) -> BottleneckEncoder:
         """The teacher with its first weights."""
@@ -151,7 +154,7 @@ class Judged:
         volumes: sampler -> mean hypervolume of its fronts.
         teacher, chosen, hand_made: their accuracy, of the students after the long distillation.
         faster: by how much the chosen student is estimated to be faster than the hand-made one.
-        student: the one chosen: the most accurate of Bayesian search's that take no longer than the hand-made one.
+        student: the one chosen: the likeliest of Bayesian search's that take no longer than the hand-made one.
     """
 
     students: int
@@ -184,17 +187,17 @@ def judge(
     corner = (1.0, max(t.values["latency"] for made in found.values() for t in made))
     volumes = {n: sum(front_volume(found[f"{n} {s}"], corner) for s in seeds) / len(seeds) for n in ("gp", "random")}
     # Searched students would be alike: the ranking is judged on those that chance drew.
-    drawn = {space.from_params(t.params): t.values["accuracy"] for t in found[f"random {seeds[0]}"][:12]}
+    drawn = {space.from_params(t.params): t.values["likelihood"] for t in found[f"random {seeds[0]}"][:12]}
     searched_ = [t for s in seeds for t in found[f"gp {s}"]]
     quick = [t for t in searched_ if t.values["latency"] <= latency(HAND_MADE)] or searched_
-    student = space.from_params(max(quick, key=lambda t: t.values["accuracy"]).params)
+    student = space.from_params(max(quick, key=lambda t: t.values["likelihood"]).params)
     archs = [*drawn, student, HAND_MADE]
     arms: dict[str, tuple[Any, ...]] = {f"{i}": (room, state, device, [a], 10 * flash) for i, a in enumerate(archs)}
     arms["untaught"] = (room, state, device, list(drawn), flash, False)
     done = run(qualities, arms)
     long = [done[f"{i}"][0].accuracy for i in range(len(archs))]
     orders = {
-        "flash": list(drawn.values()), "untaught": [q.accuracy for q in done["untaught"]],
+        "flash": list(drawn.values()), "untaught": [q.likelihood for q in done["untaught"]],
         "parameters": [float(space.parameters(a)) for a in drawn],
     }  # fmt: skip
     return Judged(
@@ -206,7 +209,7 @@ def judge(
 def problem(
     device: str = "pi5", *, source: str = "sources", teacher_steps: int = 600, flash: int = 60, seed: int = 0
 ) -> Problem:
-    """Masked-token accuracy after a flash distillation against latency of one text, estimated.
+    """Likelihood of masked tokens after a flash distillation against latency of one text, estimated.
 
     Args:
         device: of the catalogue or a file.

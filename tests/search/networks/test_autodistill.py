@@ -54,7 +54,9 @@ def test_a_search_weighs_accuracy_against_latency(search: AutoDistill[Any]) -> N
     assert len(found.trials) == 12 == len(search.flashed)
     for trial in found.trials:
         arch = search.arch(trial)
-        assert trial.values == {"accuracy": search.flashed[arch].accuracy, "latency": 1e-6 * SPACE.products(arch)}
+        found_ = search.flashed[arch]
+        assert trial.values == {"likelihood": math.exp(-found_.nats), "latency": 1e-6 * SPACE.products(arch)}
+        assert (trial.details["accuracy"], trial.details["nats"]) == found_
         assert trial.details["layers"] == arch.layers
         assert trial.details["parameters"] == SPACE.parameters(arch)
     front = found.pareto()
@@ -81,8 +83,8 @@ def test_a_study_goes_on_with_its_own_search_alone(search: AutoDistill[Any], tmp
         search.run(6, sampler="random", study=study)
 
 
-def trial(accuracy: float, latency: float) -> Trial:
-    return Trial(0, {}, {"accuracy": accuracy, "latency": latency})
+def trial(likelihood: float, latency: float) -> Trial:
+    return Trial(0, {}, {"likelihood": likelihood, "latency": latency})
 
 
 def test_volumes_are_shares_of_the_corner() -> None:
@@ -92,7 +94,7 @@ def test_volumes_are_shares_of_the_corner() -> None:
 
 
 def test_bayesian_search_finds_more_than_chance_on_a_known_curve() -> None:
-    """Accuracy rises with the log of the products, but for heads and depth in excess: a function known everywhere."""
+    """Likelihood rises with the log of the products, but for heads and depth in excess: a function known everywhere."""
     space = EncoderSpace(31, 30, 12)
     volumes = {"gp": 0.0, "random": 0.0}
     for name, seed in itertools.product(volumes, range(2)):
@@ -100,7 +102,7 @@ def test_bayesian_search_finds_more_than_chance_on_a_known_curve() -> None:
 
         def known(arch: Any) -> Quality:
             excess = 0.05 * (arch.heads - 2) ** 2 + 0.1 * max(0, arch.layers - 3) + 0.05 * (arch.feed_forwards - 1)
-            return Quality(0.1 * math.log10(space.products(arch)) - excess, 0.0)
+            return Quality(0.0, -math.log(max(1e-3, 0.1 * math.log10(space.products(arch)) - excess)))
 
         search.flash_quality = known  # type: ignore[method-assign]
         found = search.run(16, sampler=name, seed=seed)

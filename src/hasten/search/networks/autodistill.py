@@ -1,8 +1,9 @@
 """AutoDistill (arXiv 2201.08539): which small network a large one should be distilled into, for one device.
 
-A multi-objective Bayesian search over students weighs accuracy against latency on the device, which a cost model tells.
-A candidate's accuracy is that after a flash distillation: a few steps of the teacher's lessons, which need not make it
-good, only rank it. Those on the front are then distilled for long.
+A multi-objective Bayesian search over students weighs quality against latency on the device, which a cost model tells.
+A candidate's quality is that after a flash distillation: a few steps of the teacher's lessons, which need not make it
+good, only rank it. It is the likelihood of the right tokens: in a few steps many students find none but the commonest
+token, and their accuracy would be the same. Those on the front are then distilled for long.
 
     search = AutoDistill(space, lessons(teacher, batches, 40), held, estimated(space, load_device("pi5")))
     found = search.run(20)
@@ -11,6 +12,7 @@ good, only rank it. Those on the front are then distilled for long.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -37,6 +39,11 @@ class Quality(NamedTuple):
 
     accuracy: float
     nats: float
+
+    @property
+    def likelihood(self) -> float:
+        """The probability that the right token is given, in the geometric mean."""
+        return math.exp(-self.nats)
 
 
 @torch.no_grad()
@@ -116,7 +123,7 @@ class AutoDistill(Generic[S]):
         return self.flashed[arch]
 
     def problem(self, limit: float | None = None) -> Problem:
-        """Flash accuracy against latency; ``limit`` seconds are the most that a student may take, and one that takes
+        """Flash likelihood against latency; ``limit`` seconds are the most that a student may take, and one that takes
         more is not distilled."""
 
         def evaluate(params: Params) -> Mapping[str, Any]:
@@ -126,11 +133,11 @@ class AutoDistill(Generic[S]):
                 raise Infeasible(f"{seconds:.3g} s are more than {limit:.3g}")
             found = self.flash_quality(arch)
             return {
-                "accuracy": found.accuracy, "latency": seconds,
-                "nats": found.nats, "parameters": self.space.parameters(arch), **vars(arch),
+                "likelihood": found.likelihood, "latency": seconds,
+                "accuracy": found.accuracy, "nats": found.nats, "parameters": self.space.parameters(arch), **vars(arch),
             }  # fmt: skip
 
-        objectives = (Objective("accuracy", "maximize"), Objective("latency", "minimize", "s"))
+        objectives = (Objective("likelihood", "maximize"), Objective("latency", "minimize", "s"))
         identity = {
             "flash": str(self.flash), "recipe": repr(self.recipe), "seed": str(self.seed), "choices": repr(self.space)
         }  # fmt: skip
@@ -169,6 +176,6 @@ class AutoDistill(Generic[S]):
 
 
 def front_volume(trials: Sequence[Trial], corner: tuple[float, float]) -> float:
-    """Hypervolume of trials' (error, latency) under a corner of (error, seconds), as a share of the corner's own."""
-    points = [(1 - t.values["accuracy"], t.values["latency"]) for t in trials if t.feasible]
+    """Hypervolume of trials' (1 - likelihood, latency) under a corner of the same, as a share of the corner's own."""
+    points = [(1 - t.values["likelihood"], t.values["latency"]) for t in trials if t.feasible]
     return hypervolume(points, corner) / (corner[0] * corner[1]) if points else 0.0
