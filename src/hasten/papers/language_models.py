@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from torch import Tensor
 
 from hasten.data.text import default_text
 from hasten.methods import WeightOnly, apply_all
@@ -15,11 +14,6 @@ from hasten.papers.experiment import Experiment, shared
 from hasten.runtime import LanguageModel
 from hasten.tasks.text import Text
 from hasten.train.fitting import fit
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hasten.runtime import LanguageModel
 
 
 def fresh_model(quick: bool) -> LanguageModel:

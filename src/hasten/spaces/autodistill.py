@@ -149,10 +149,10 @@ class Judged:
 
     Args:
         students: that the ranking is judged on, drawn by chance.
-        ranking: what orders them -> rank correlation with their accuracy after ten times a flash distillation's steps:
-            ``flash``, ``untaught`` (as many steps without the teacher), ``parameters``.
+        ranking: what orders them -> rank correlation with their likelihood after ten times as many steps: ``flash``,
+            ``untaught`` (as many steps without the teacher), ``parameters``.
         volumes: sampler -> mean hypervolume of its fronts.
-        teacher, chosen, hand_made: their accuracy, of the students after the long distillation.
+        teacher, chosen, hand_made: their quality, of the students after the long distillation.
         faster: by how much the chosen student is estimated to be faster than the hand-made one.
         student: the one chosen: the likeliest of Bayesian search's that take no longer than the hand-made one.
     """
@@ -160,9 +160,9 @@ class Judged:
     students: int
     ranking: Mapping[str, float]
     volumes: Mapping[str, float]
-    teacher: float
-    chosen: float
-    hand_made: float
+    teacher: Quality
+    chosen: Quality
+    hand_made: Quality
     faster: float
     student: StudentEncoder
 
@@ -195,14 +195,15 @@ def judge(
     arms: dict[str, tuple[Any, ...]] = {f"{i}": (room, state, device, [a], 10 * flash) for i, a in enumerate(archs)}
     arms["untaught"] = (room, state, device, list(drawn), flash, False)
     done = run(qualities, arms)
-    long = [done[f"{i}"][0].accuracy for i in range(len(archs))]
+    long = [done[f"{i}"][0] for i in range(len(archs))]
+    grown = [q.likelihood for q in long[: len(drawn)]]
     orders = {
         "flash": list(drawn.values()), "untaught": [q.likelihood for q in done["untaught"]],
         "parameters": [float(space.parameters(a)) for a in drawn],
     }  # fmt: skip
     return Judged(
-        len(drawn), {name: spearman(order, long[: len(drawn)]) for name, order in orders.items()}, volumes,
-        teacher_quality(room, teacher).accuracy, long[-2], long[-1], latency(HAND_MADE) / latency(student), student,
+        len(drawn), {name: spearman(order, grown) for name, order in orders.items()}, volumes,
+        teacher_quality(room, teacher), long[-2], long[-1], latency(HAND_MADE) / latency(student), student,
     )  # fmt: skip
 
 

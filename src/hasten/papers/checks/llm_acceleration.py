@@ -134,15 +134,16 @@ def autodistill(experiment: Experiment) -> Seen:
         room, "pi5", flash, trials, start, experiment.seeds(2, long=4),
         lambda function, arms: succeeded(experiment.arms(function, arms), needed=arms)[0],
     )  # fmt: skip
-    gain, rank, volumes = seen.chosen - seen.hand_made, seen.ranking, seen.volumes
+    found, made, rank, volumes = seen.chosen, seen.hand_made, seen.ranking, seen.volumes
     value = (
-        f"teacher right {seen.teacher:.1%}; {flash} steps rank {seen.students} students as {10 * flash} do with"
+        f"teacher right {seen.teacher.accuracy:.1%}; {flash} steps rank {seen.students} students as {10 * flash} do with"
         f" {rank['flash']:.2f} (as many without the teacher {rank['untaught']:.2f}, parameters {rank['parameters']:.2f});"
         f" volume under the front after {trials} trials {volumes['gp']:.3f} by Bayesian search, {volumes['random']:.3f} by"
-        f" chance; the student chosen for a Raspberry Pi 5 is right {seen.chosen:.1%}, MobileBERT's proportions"
-        f" {seen.hand_made:.1%} ({gain:+.1%}), and estimated {seen.faster:.2f}x as fast"
+        f" chance; the student chosen for a Raspberry Pi 5 is right {found.accuracy:.1%} ({found.nats:.2f} nats), MobileBERT's"
+        f" proportions {made.accuracy:.1%} ({made.nats:.2f} nats), and estimated {seen.faster:.2f}x as fast"
     )
-    better = gain >= 0 and seen.faster >= 1
+    # Accuracies are known to a percent, nats to a hundredth.
+    better = found.nats <= made.nats + 0.02 and seen.faster >= 1
     holds = rank["flash"] >= 0.6 and volumes["gp"] >= volumes["random"] and better
     return experiment.judge(value, holds, rank["flash"] > 0 and better, str(seen.student))
 
