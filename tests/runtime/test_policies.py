@@ -387,3 +387,17 @@ def test_a_mask_that_the_layers_would_not_follow_is_refused(llama: Any, policy: 
     for wrong in (mask, torch.ones(1, 1, 20, 20, dtype=torch.bool).tril(-1)):
         with pytest.raises(HastenError, match="take no attention_mask"):
             model(IDS[:, :20], past_key_values=model.new_cache(1, 30), attention_mask=wrong)
+
+
+@pytest.mark.parametrize(
+    "cache", [CacheSpec(window=8, sinks=2), CacheSpec(window=8, sinks=2, full_layers=(1,))], ids=repr
+)
+def test_a_mask_does_not_take_a_windows_place(llama: Any, cache: CacheSpec) -> None:
+    model = LanguageModel(llama, cache=cache)
+    mask = torch.ones(1, 20, dtype=torch.int64)
+    windowed = model(IDS[:, :20]).logits
+    assert not torch.allclose(windowed, llama(IDS[:, :20]).logits, atol=1e-3)
+    for past in ({}, {"past_key_values": model.new_cache(1, 30)}):
+        torch.testing.assert_close(model(IDS[:, :20], attention_mask=mask, **past).logits, windowed)
+        with pytest.raises(HastenError, match="take no attention_mask"):
+            model(IDS[:, :20], attention_mask=mask.index_fill(1, torch.arange(5), 0))

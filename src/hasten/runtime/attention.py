@@ -31,13 +31,14 @@ def _attention(
     return layer.attend(query, key, value, scaling).transpose(1, 2).contiguous(), None
 
 
-def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
+def no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
+    """Raises HastenError when a mask leaves something out."""
     if attention_mask is not None and not bool(attention_mask.all()):
         raise HastenError(_NO_MASK)
 
 
 AttentionInterface.register(NAME, _attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, no_mask)
 
 
 @contextlib.contextmanager

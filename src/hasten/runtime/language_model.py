@@ -16,7 +16,7 @@ from hasten.kernels import kv_cache
 from hasten.models.decoder import Decoder, decoder_of
 from hasten.runtime import generation, tracing
 from hasten.runtime import step as compiled
-from hasten.runtime.attention import following
+from hasten.runtime.attention import following, no_mask
 from hasten.runtime.cache import CacheSpec, KVCache
 from hasten.runtime.decoding.lookup import PromptLookup
 from hasten.workload.einsum import Workload
@@ -133,9 +133,12 @@ class LanguageModel(nn.Module):
             kwargs.setdefault("position_ids", torch.arange(start, start + input_ids.shape[1])[None])
             with following(self.network, past_key_values):
                 return self.network(input_ids, past_key_values=past_key_values, **kwargs)
-        if self.cache.window is not None and "attention_mask" not in kwargs and input_ids.shape[1] > 1:
-            start = past_key_values.get_seq_length() if past_key_values is not None else 0
-            kwargs["attention_mask"] = self.window_mask(start, input_ids.shape[1], input_ids.device)
+        if self.cache.window is not None:
+            # Sinks and window count from a row's first token, which padding would move.
+            no_mask(attention_mask=kwargs.pop("attention_mask", None))
+            if input_ids.shape[1] > 1:
+                start = past_key_values.get_seq_length() if past_key_values is not None else 0
+                kwargs["attention_mask"] = self.window_mask(start, input_ids.shape[1], input_ids.device)
         return self.network(input_ids, past_key_values=past_key_values, **kwargs)
 
     @property
