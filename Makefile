@@ -44,9 +44,9 @@ sanitize: $(READY) $(SANITIZED)
 		OMP_NUM_THREADS=2 $(BIN)/python scripts/fuzz_kernels.py --calls $(CALLS) --native $(SANITIZED)
 
 $(SANITIZED): $(wildcard src/hasten/kernels/native/*) CMakeLists.txt | $(READY)
-	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Release -DHASTEN_SANITIZE=address,undefined \
+	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Release -DHASTEN_SANITIZE=address,undefined \
 		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) >/dev/null
-	cmake --build build/sanitize -j2 >/dev/null
+	$(BIN)/cmake --build build/sanitize -j2 >/dev/null
 	cp build/sanitize/_native.cpython*.so $@
 
 docs: $(READY)

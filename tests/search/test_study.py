@@ -472,6 +472,7 @@ def _tiny(space=TINY):
     return Problem("tiny", space, (Objective("e"),), lambda params: {"e": float((params["n"] - 2) ** 2)})
 
 
+@pytest.mark.filterwarnings("ignore:BruteForceSampler is experimental")
 @pytest.mark.parametrize(
     "make",
     [
@@ -508,3 +509,11 @@ def test_large_whole_numbers_that_are_listed_come_back_as_they_are(tmp_path):
     Study(tmp_path / "s.db").run(problem, sampler="exhaustive")
     read = Study(tmp_path / "s.db").read(problem)
     assert sorted(t.params["seed"] for t in read.trials) == seeds
+
+
+def test_what_another_process_is_making_is_not_written_to(tmp_path):
+    path = tmp_path / "study.db"
+    path.touch()
+    with pytest.raises(HastenError, match="has no study yet"):
+        Study(path).read(_tiny())
+    assert path.stat().st_size == 0

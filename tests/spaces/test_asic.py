@@ -58,4 +58,5 @@ def test_it_is_searched_and_explored():
     env.action_space.seed(0)
     _, reward, done, _, info = env.step(env.action_space.sample())
     assert done
-    assert reward == (-info["values"]["latency"] if info["feasible"] else 0)
+    # What breaks a limit is paid less than anything that keeps to them.
+    assert reward == -info["values"]["latency"] if info["feasible"] else reward < -1

@@ -19,7 +19,7 @@ import optuna
 from hasten.errors import HastenError
 from hasten.search.parameter import Params
 from hasten.search.problem import Problem
-from hasten.search.study_file import check_file, only_run, sqlite_storage, storage_errors
+from hasten.search.study_file import check_file, is_begun, only_run, sqlite_storage, storage_errors
 from hasten.search.study_loop import Order, Progress, StudyLoop
 from hasten.search.study_result import StudyResult
 from hasten.search.trial_records import DESCRIPTION, FINGERPRINT, read_chosen, read_trials
@@ -95,6 +95,8 @@ class Study:
         """
         if self.path is not None and not self.path.exists():
             raise HastenError(f"there is no study file {self.path}: check the path")
+        if self.path is not None and not is_begun(self.path):
+            raise HastenError(f"the study file {self.path} has no study yet: wait until a run has begun one")
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:

@@ -9,6 +9,7 @@ import torch
 from hasten.cost.measuring import alternating
 from hasten.models.language.llama import small_llama
 from hasten.nn.block_sparse import Pattern, convert
+from hasten.train.loop import descend
 from hasten.workload.decoder import DecoderSizes
 
 
@@ -58,9 +59,8 @@ def layer_call(length: int, pattern: Pattern | None, *, training: bool, seed: in
         if not training:
             with torch.inference_mode():
                 return model(inputs_embeds=states, use_cache=False)
-        optimizer.zero_grad()
-        model(inputs_embeds=states, use_cache=False).last_hidden_state.square().mean().backward()
-        return optimizer.step()
+        loss = model(inputs_embeds=states, use_cache=False).last_hidden_state.square().mean()
+        return descend(optimizer, loss)
 
     return step
 

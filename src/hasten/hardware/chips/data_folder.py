@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -24,12 +23,11 @@ class DataFolder(Generic[M]):
     """
 
     def __init__(self, folder: str, form: type[M], what: str) -> None:
-        self._folder, self._form, self._what = folder, form, what
+        self._folder, self._form, self._what = Path(__file__).parent / folder, form, what
 
     def names(self) -> list[str]:
         """Of the files that are here."""
-        folder = resources.files(__package__) / self._folder
-        return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+        return sorted(f.stem for f in self._folder.glob("*.toml"))
 
     def read(self, name_or_path: str | Path) -> M:
         """What a file describes, by one of `names` or a path.
@@ -39,15 +37,14 @@ class DataFolder(Generic[M]):
         """
         name, what = str(name_or_path), f"the {self._what}"
         if name in self.names():
-            text = (resources.files(__package__) / self._folder / f"{name}.toml").read_text("utf-8")
+            path = self._folder / f"{name}.toml"
         else:
             path = named_path(name, what)
             if not path.is_file():
                 known = ", ".join(self.names())
                 raise HastenError(f"no {self._what} is called {name!r}: give {known}, or a .toml file")
-            text = read_text(path, what)
         try:
-            data = parse_toml(text)
+            data = parse_toml(read_text(path, what))
         except ValueError as error:
             raise HastenError(f"{what} {name} is not TOML: {error}") from None
         try:
