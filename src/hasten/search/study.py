@@ -95,12 +95,10 @@ class Study:
         """
         if self.path is not None and not self.path.exists():
             raise HastenError(f"there is no study file {self.path}: check the path")
-        if self.path is not None and not is_begun(self.path):
-            raise HastenError(f"the study file {self.path} has no study yet: wait until a run has begun one")
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
-            with self._open(problem) as optuna_study, storage_errors(self.path):
+            with self._open(problem, begun=True) as optuna_study, storage_errors(self.path):
                 return StudyResult(
                     problem.objectives, read_trials(optuna_study, problem), chosen=read_chosen(optuna_study)
                 )
@@ -108,14 +106,16 @@ class Study:
             optuna.logging.set_verbosity(verbosity)
 
     @contextmanager
-    def _open(self, problem: Problem) -> Iterator[Any]:
-        """The Optuna study of ``problem`` in this storage."""
+    def _open(self, problem: Problem, *, begun: bool = False) -> Iterator[Any]:
+        """The Optuna study of ``problem`` in this storage; with ``begun`` one that is there already."""
         storage: Any
         if self.path is None:
             storage = self._memory = self._memory or optuna.storages.InMemoryStorage()
         else:
             check_file(self.path)
             with storage_errors(self.path):
+                if begun and not is_begun(self.path):
+                    raise HastenError(f"the study file {self.path} has no study yet: wait until a run has begun one")
                 storage = sqlite_storage(self.path)
         try:
             with storage_errors(self.path), warnings.catch_warnings():

@@ -6,7 +6,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,26 +65,15 @@ def check_file(path: Path) -> None:
 
 
 def is_begun(path: Path) -> bool:
-    """Whether a study file has a study: whoever makes one writes its attributes last.
+    """Whether a file that `check_file` has looked at holds a study: whoever makes one writes its attributes last.
 
     Nothing is written: opened as a study, a file that another process is making at that moment would get its tables
     from both, and one of the two would fail.
-
-    Raises:
-        HastenError: as `check_file`.
     """
-    check_file(path)
-    if path.stat().st_size == 0:
-        return False
-    connection = sqlite3.connect(path, timeout=30)
-    try:
+    with closing(sqlite3.connect(path, timeout=30)) as connection:
         tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         known = [t for t in ("trials", "study_user_attributes") if t in tables]
         return any(connection.execute(f"SELECT 1 FROM {t} LIMIT 1").fetchone() for t in known)
-    except sqlite3.DatabaseError as error:
-        raise _explained(path, error) from None
-    finally:
-        connection.close()
 
 
 def _damage(connection: sqlite3.Connection, path: Path, head: bytes) -> str:
