@@ -44,6 +44,7 @@ from hasten.tasks.hls.rules import findings
 from hasten.tasks.task import Batch
 from hasten.tasks.text import windows
 from hasten.train.distilling import ObservedDecoder, lessons
+from hasten.workload.einsum import Workload
 from hasten.workload.loops import loop_program
 
 Progress = Callable[[str, float], None]
@@ -112,11 +113,19 @@ class Acceleration:
         scored = min(128, len(self.held) - context - 1)
         return perplexity(self.model, self.held, context=context, scored=scored, segments=4).value
 
-    def seconds(self) -> float:
-        """Of decoding one token: measured here, or estimated for the device."""
+    def workload(self) -> Workload | None:
+        """What the model computes as it stands, for the device; None where it is measured here."""
+        return None if self.device is None else self.model.workload(self.goal.prompt, self.goal.new_tokens)
+
+    def seconds(self, workload: Workload | None = None) -> float:
+        """Of decoding one token: measured here, or estimated for the device.
+
+        Args:
+            workload: `workload`'s, where it is known already.
+        """
         rows = 1 if self.tree is None else len(self.tree)
-        if self.device is not None:
-            return self.step_seconds(rows) / self.tokens_a_step
+        if self.device is not None and (workload := workload or self.workload()) is not None:
+            return estimated_step(workload, self.device, rows) / self.tokens_a_step
         new = self.goal.new_tokens
         if self.heads is not None and self.tree is not None:
             runs = [medusa.decode(self.model, self.heads, self.tree, self.prompt(), new) for _ in range(3)]
@@ -124,15 +133,9 @@ class Acceleration:
         ids = self.prompt()
         return self.model.measure(ids.shape[1], new, runs=2, ids=ids).phases["decode"].low / new
 
-    def step_seconds(self, rows: int) -> float:
-        """Of one step of so many rows, estimated for the device."""
-        assert self.device is not None
-        return estimated_step(self.model, self.device, rows, self.goal.prompt, self.goal.new_tokens)
 
-
-def estimated_step(model: LanguageModel, device: Device, rows: int, prompt: int, new_tokens: int) -> float:
-    """Seconds of one decoding step of ``rows`` tokens of one text, halfway through ``new_tokens`` behind a prompt."""
-    workload = model.workload(prompt, new_tokens)
+def estimated_step(workload: Workload, device: Device, rows: int) -> float:
+    """Seconds of one decoding step of ``rows`` tokens of one text, halfway through a language model's new tokens."""
     phases = tuple(replace(p, cascade=with_rows(p.cascade, rows)) if p.name == "decode" else p for p in workload.phases)
     found = estimate(replace(workload, phases=phases), device, schedule={"decode": "fused"})
     return found.phase("decode").latency_per_repeat
@@ -334,12 +337,13 @@ class ParallelDecoding(AccelerationStage):
             )
         figures: dict[str, float] = {f"head {k + 1} right": row[0] for k, row in enumerate(accuracy)}
         rates: dict[int, tuple[float, Tree, float]] = {}
+        workload = job.workload()
         for rows in self.sizes:
             tree = Tree.best(accuracy, rows - 1)
             run = medusa.decode(model, heads, tree, job.prompt(), goal.new_tokens)
             made = run.made / max(1, run.steps)
             tried = replace(job, heads=heads, tree=tree, tokens_a_step=made)
-            rates[rows] = tried.seconds(), tree, made
+            rates[rows] = tried.seconds(workload), tree, made
             figures[f"seconds a token at {rows} rows"] = rates[rows][0]
         rows = min(rates, key=lambda r: rates[r][0])
         after, tree, made = rates[rows]

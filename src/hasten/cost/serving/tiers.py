@@ -64,13 +64,19 @@ class Job:
         """Of fast memory, without which no step can be made."""
         if not self.group:
             return self.token_bytes
-        return self.group * self.plain_bytes + (self.prompt + self.new_tokens) // self.group * 2 * self.plain_bytes
+        return self.group * self.plain_bytes + self._coded(self.prompt + self.new_tokens)[1]
+
+    def _coded(self, length: int) -> tuple[int, int]:
+        """(tokens of whole groups, bytes of their scales): all and none where nothing is grouped."""
+        if not self.group:
+            return length, 0
+        groups = length // self.group
+        return groups * self.group, groups * 2 * self.plain_bytes
 
     def held(self, schedule: Schedule, length: int, away: int, deleted: int) -> int:
         """Bytes in fast memory of ``length`` tokens, so many of them away or deleted: keys, values, scales, inputs."""
-        coded = length // self.group * self.group if self.group else length
+        coded, scales = self._coded(length)
         plain = (length - coded) * self.plain_bytes
-        scales = coded // self.group * 2 * self.plain_bytes if self.group else 0
         inputs = 0 if schedule.prefix else deleted * self.input_bytes
         return (coded - away) * self.token_bytes + plain + scales + inputs
 
@@ -80,8 +86,8 @@ class Job:
         if not self.group:
             return schedule.placed(length, self.prompt, fast_bytes / self.token_bytes, share)
         # The incomplete group is larger than its codes would be, and the scales stay.
-        coded = length // self.group * self.group
-        beside = (length - coded) * (self.plain_bytes - self.token_bytes) + coded // self.group * 2 * self.plain_bytes
+        coded, scales = self._coded(length)
+        beside = (length - coded) * (self.plain_bytes - self.token_bytes) + scales
         away, deleted = schedule.placed(length, self.prompt, (fast_bytes - beside) / self.token_bytes, share)
         if share:
             # What is deleted stays so, also when the incomplete group is at its largest.

@@ -45,7 +45,8 @@ def medusa(experiment: Experiment) -> Seen:
     rates, steps = tried.rates, {n: speed.tokens_a_step for n, speed in tried.speeds.items()}
     large = experiment.at(quick=lambda: tiny_model(layers=1).network, normal=lambda: llama_7b(2048))()
     large, gpu = LanguageModel(large, cache=CacheSpec("bf16")), load_device("a100")
-    on_gpu = {n: estimated_step(large, gpu, n, 64, 2) for n in (1, *sizes)}
+    workload = large.workload(64, 2)
+    on_gpu = {n: estimated_step(workload, gpu, n) for n in (1, *sizes)}
     modelled = {n: steps[n] * on_gpu[1] / on_gpu[n] for n in sizes}
     best, most = max(rates.values()), max(modelled, key=lambda n: modelled[n])
     value = (

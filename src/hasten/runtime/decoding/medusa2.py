@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from hasten.errors import HastenError
 from hasten.nn.packed import PackedEmbedding, PackedLinear
 from hasten.runtime.decoding.medusa import MedusaHeads, Tree, head_logits
-from hasten.runtime.decoding.medusa_training import own_text, rank_accuracy, states_of, tree_speed
+from hasten.runtime.decoding.medusa_training import rank_accuracy, states_of, tree_speed, written
 from hasten.runtime.language_model import LanguageModel
 from hasten.train.loop import train
 from hasten.train.schedules import WarmupCosine
@@ -150,7 +150,7 @@ def fit_jointly(
         starts = torch.randint(ids.shape[1] - length + 1, (batch, 1), generator=generator)
         return ids[rows, starts + torch.arange(length)].to(model.device)
 
-    def states_of(text: Tensor) -> Tensor:
+    def read(text: Tensor) -> Tensor:
         states: Tensor = network.model(text, use_cache=False).last_hidden_state
         return states
 
@@ -160,7 +160,7 @@ def fit_jointly(
     def alone(step: int) -> Tensor:
         text = drawn()
         with torch.no_grad():
-            states = states_of(text)
+            states = read(text)
         return heads_loss(guessed(states), text, recipe.discount)
 
     def share(part: float) -> dict[str, float | int | None]:
@@ -182,7 +182,7 @@ def fit_jointly(
 
     def joint(step: int) -> Tensor:
         text = drawn()
-        states = states_of(text)
+        states = read(text)
         logits = head(states).float()
         if teacher is not None:
             with torch.no_grad():
@@ -243,9 +243,9 @@ def compare(
         seed: of everything random.
     """
     cut, length = len(text) * 8 // 10, 16
-    starts = torch.linspace(0, cut - length, prompts).long()
-    ids, _ = own_text(model, text[starts[:, None] + torch.arange(length)], made)
+    ids = written(model, text[:cut], prompts, length, made).ids
     held = text[cut : cut + (len(text) - cut) // 64 * 64].view(-1, 64)[:16]
+    tests, before = [row[None, :length] for row in held[:4]], nats_of(model, held)
     found = {}
     for name, recipe in recipes.items():
         other = LanguageModel(copy.deepcopy(model.network), model.tokenizer, cache=model.cache)
@@ -253,10 +253,9 @@ def compare(
         made_heads = MedusaHeads(int(model.config.hidden_size), heads)
         fit_jointly(made_heads, other, ids, recipe, steps=steps, seed=seed)
         tree = Tree.best(rank_accuracy(made_heads, other, ids, states_of(other, ids).float()), rows - 1)
-        tests = [row[None, :length] for row in held[:4]]
         greedy = [other.generate(t, max_new_tokens=made, min_new_tokens=made, do_sample=False) for t in tests]
         speed = tree_speed(other, made_heads, tree, tests, greedy)
-        found[name] = RecipeResult(speed.tokens_a_step, nats_of(other, held), nats_of(model, held), speed.exact)
+        found[name] = RecipeResult(speed.tokens_a_step, nats_of(other, held), before, speed.exact)
     return found
 
 
