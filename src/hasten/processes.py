@@ -44,16 +44,21 @@ def _end_with(parent: Any) -> None:
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one thread: threads that wait for each other cost small operations many times their work."""
+def torch_threads(count: int) -> Iterator[None]:
+    """torch on so many threads."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def one_thread() -> contextlib.AbstractContextManager[None]:
+    """torch on one thread: threads that wait for each other cost small operations many times their work."""
+    return torch_threads(1)
 
 
 def _begin() -> None:

@@ -9,18 +9,15 @@ from typing import Any
 
 import torch
 
+from hasten.processes import torch_threads
+
 MEASURED = "measured on this machine by hasten probe"
 
 
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(count), torch.inference_mode():
+        yield
 
 
 def filled(*shape: int) -> Any:

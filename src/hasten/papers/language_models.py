@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hasten.data.text import default_text
 from hasten.methods import WeightOnly, apply_all
 from hasten.models import load_network, load_packed
-from hasten.models.language.llama import small_llama
 from hasten.models.loading.tiny import tiny_model
 from hasten.papers.experiment import Experiment, shared
 from hasten.runtime import LanguageModel
-from hasten.tasks.text import Text
-from hasten.train.fitting import fit
+from hasten.train.text_llama import text_llama
 
 
 def fresh_model(quick: bool) -> LanguageModel:
@@ -48,10 +45,8 @@ def real_tokens(experiment: Experiment, characters: int) -> list[int]:
 @shared(weight=30)
 def character_llama(experiment: Experiment) -> tuple[LanguageModel, Tensor]:
     """A small Llama trained here on the characters of Python's sources, in plain weights, and text it has not seen."""
-    task = Text("sources", 64, characters=400_000)
-    torch.manual_seed(experiment.seed)
-    network = small_llama(task.classes, width=128, layers=3, heads=4, positions=512, tied=True)
-    batches = task.batches("training", 16, experiment.seed)
-    steps = experiment.at(quick=2, normal=400, long=3000)
-    fit(network, lambda step: task.loss(lambda ids: network(ids).logits, next(batches)), steps=steps, peak=3e-3)
-    return LanguageModel(network), task.parts["test"]
+    network, text = text_llama(
+        experiment.at(quick=2, normal=400, long=3000), experiment.seed, length=64, width=128, layers=3, positions=512,
+        tied=True, characters=400_000, splits=(0.8, 0.1, 0.1),
+    )  # fmt: skip
+    return LanguageModel(network), text

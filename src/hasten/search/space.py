@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hasten.errors import HastenError, users_code
+from hasten.errors import HastenError
 from hasten.files import parse_json, parse_toml, read_text
 from hasten.search.parameter import Parameter, Params, Value, categorical, from_entry, integer, real
-from hasten.search.user_file import load_attribute
+from hasten.search.user_file import load_made
 
 _OTHER = object()  # stands for every value of a parameter that no condition mentions
 
@@ -238,12 +238,8 @@ class Space:
             file += ".py"
         source = Path(file)
         if source.suffix == ".py":
-            found = load_attribute(source, attribute or "space")
-            with users_code(f"{source}:{attribute or 'space'} failed"):
-                found = found() if callable(found) and not isinstance(found, Space) else found
-            if not isinstance(found, Space):
-                raise HastenError(f"{source}: {attribute or 'space'} is not a hasten.search.Space")
-            return found
+            name = attribute or "space"
+            return load_made(source, name, Space, f"{source}: {name} is not a hasten.search.Space")
         text = read_text(source, "the space")
         try:
             data = parse_json(text) if source.suffix == ".json" else parse_toml(text)

@@ -5,12 +5,28 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cloudpickle
 
 from hasten.errors import HastenError, users_code
 from hasten.files import checked_file, named_path
+
+T = TypeVar("T")
+
+
+def load_made(source: Path, attribute: str, kind: type[T], wrong: str) -> T:
+    """What the Python file ``source`` calls ``attribute``: of this kind, or a function that returns one when called.
+
+    Raises:
+        HastenError: as `load_attribute`; the function fails; ``wrong`` where it is of another kind.
+    """
+    found = load_attribute(source, attribute)
+    with users_code(f"{source}:{attribute} failed"):
+        made = found() if callable(found) and not isinstance(found, kind) else found
+    if not isinstance(made, kind):
+        raise HastenError(wrong)
+    return made
 
 
 def load_attribute(source: Path, attribute: str) -> Any:

@@ -13,10 +13,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hasten.errors import HastenError, users_code
+from hasten.errors import HastenError
 from hasten.search.environments import environment
 from hasten.search.problem import Problem
-from hasten.search.user_file import load_attribute
+from hasten.search.user_file import load_made
 
 
 def names() -> list[str]:
@@ -53,12 +53,8 @@ def _module(name: str) -> Any:
 
 
 def _from_file(path: Path, attribute: str) -> Problem:
-    found = load_attribute(path, attribute)
-    with users_code(f"{path}:{attribute} failed"):
-        made = found() if callable(found) and not isinstance(found, Problem) else found
-    if not isinstance(made, Problem):
-        raise HastenError(f"{path}:{attribute} is no problem: define a hasten.search.Problem or return one")
-    return made
+    wrong = f"{path}:{attribute} is no problem: define a hasten.search.Problem or return one"
+    return load_made(path, attribute, Problem, wrong)
 
 
 def register_environments() -> list[str]:

@@ -20,8 +20,9 @@ from hasten.search.networks.specialize import estimated
 from hasten.search.networks.students import EncoderSpace, StudentEncoder
 from hasten.search.problem import Problem, Trial
 from hasten.tasks.masked_text import MaskedText
+from hasten.tasks.task import Batch
 from hasten.train.distilling import UNTAUGHT, lessons
-from hasten.train.fitting import fit
+from hasten.train.fitting import fit_task
 
 ENVIRONMENT: Mapping[str, Any] = {"teacher_steps": 0}
 """How it is made as an environment: `gymnasium.make` trains no teacher that was not asked for."""
@@ -82,17 +83,20 @@ class Classroom:
         """
         if self.teacher_steps < 1:
             raise HastenError("there is no teacher: give teacher_steps= to train one, as hasten search does")
-        teacher, batches = self.make_teacher(), self.task.batches("training", self.batch, self.seed)
-        fit(teacher, lambda step: self.task.loss(teacher, next(batches)), steps=self.teacher_steps, peak=3e-3)
+        teacher = self.make_teacher()
+        fit_task(teacher, self.task, size=self.batch, seed=self.seed, steps=self.teacher_steps, peak=3e-3)
         return teacher.eval()
 
     def autodistill(self, teacher: BottleneckEncoder, device: str, flash: int) -> AutoDistill[StudentEncoder]:
         """The search for a device of the catalogue, with so many steps of a flash distillation."""
         space = self.space()
         taught = lessons(teacher, self.task.batches("training", self.batch, self.seed + 1), self.lessons)
-        held = list(itertools.islice(self.task.batches("validation", 64, self.seed), self.held))
         latency = estimated(space, load_device(device))
-        return AutoDistill(space, taught, held, latency, flash, seed=self.seed)
+        return AutoDistill(space, taught, self.held_batches(), latency, flash, seed=self.seed)
+
+    def held_batches(self) -> list[Batch]:
+        """What students and teachers are judged by."""
+        return list(itertools.islice(self.task.batches("validation", 64, self.seed), self.held))
 
 
 QUICK = Classroom(
@@ -137,7 +141,7 @@ def searched(
 
 def teacher_quality(room: Classroom, teacher: BottleneckEncoder) -> Quality:
     """On the batches that students are judged by."""
-    return quality(teacher, list(itertools.islice(room.task.batches("validation", 64, room.seed), room.held)))
+    return quality(teacher, room.held_batches())
 
 
 Run = Callable[[Callable[..., Any], Mapping[str, tuple[Any, ...]]], Mapping[str, Any]]
@@ -181,7 +185,8 @@ def judge(
         run: (function, name -> arguments) to name -> result, such as `run_arms` wrapped.
     """
     teacher = room.train_teacher()
-    state, latency, space = state_of(teacher), room.autodistill(teacher, device, flash).latency, room.space()
+    state, space = state_of(teacher), room.space()
+    latency = estimated(space, load_device(device))
     pairs = list(itertools.product(("gp", "random"), seeds))
     found = run(searched, {f"{n} {s}": (room, state, device, flash, n, trials, s, start) for n, s in pairs})
     corner = (1.0, max(t.values["latency"] for made in found.values() for t in made))

@@ -407,12 +407,7 @@ def _write(einsum: Einsum, values: dict[str, TorchTensor], at: Mapping[str, int]
     if not tensor.shape:
         tensor.copy_(made.reshape(()))
     elif access.index is None:
-        for d, rank in enumerate(access.ranks):
-            if rank in at:
-                tensor = tensor.narrow(d, at[rank], 1)
-            elif tensor.shape[d] > einsum.sizes[rank]:
-                tensor = tensor.narrow(d, 0, einsum.sizes[rank])
-        tensor.copy_(made)
+        _read(einsum, access, values, at).copy_(made)
     else:
         where = torch.broadcast_tensors(*_where(einsum, access, at))
         tensor[where] = made.expand(where[0].shape).to(tensor.dtype)

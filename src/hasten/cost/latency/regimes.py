@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from hasten.cost.latency.tables import Arch, LatencyTables
 from hasten.errors import HastenError
 from hasten.files import parse_json, read_bytes, read_text
+from hasten.processes import torch_threads
 
 # What each library calls an instruction set that it shall not exceed.
 _LIMITS: dict[str, dict[str, str]] = {
@@ -112,16 +113,6 @@ def _folded(module: nn.Module) -> nn.Module:
     return module
 
 
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _clock(regime: Regime) -> Callable[[], float]:
     """One thread's own clock, which stands still while other processes have the core; of several threads the wall's."""
     fine = time.get_clock_info("thread_time").resolution <= 1e-6
@@ -148,7 +139,7 @@ def time_regimes(
     found = [[math.inf, math.inf] for _ in regimes]
     for turn in range(rounds):
         for regime, call, best in zip(regimes, calls, found, strict=True):
-            with _threads(regime.threads):
+            with torch_threads(regime.threads):
                 clock = _clock(regime)
                 call()
                 for _ in range(runs):

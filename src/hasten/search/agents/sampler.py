@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from hasten.errors import HastenError
@@ -16,11 +15,12 @@ from hasten.search.agents.registry import make_agent
 from hasten.search.codec import Codec
 from hasten.search.parameter import Params
 from hasten.search.space import Space
+from hasten.search.whole_points import WholePointSampler
 
 Reward = Callable[[Mapping[str, float]], float]
 
 
-class AgentSampler(BaseSampler):
+class AgentSampler(WholePointSampler):
     """Lets an `Agent` choose.
 
     Several objectives become one reward: the mean of how far each is on the better side of its mean so far, in units
@@ -35,7 +35,8 @@ class AgentSampler(BaseSampler):
     """
 
     def __init__(self, space: Space, agent: str | Agent, seed: int | None = None, **options: Any) -> None:
-        self.space, self.codec = space, Codec(space)
+        super().__init__(space)
+        self.codec = Codec(space)
         self.agent = make_agent(agent, self.codec.sizes, seed or 0, **options) if isinstance(agent, str) else agent
         if self.agent.sizes != self.codec.sizes:
             raise HastenError("the agent was made for another space: give it Codec(space).sizes")
@@ -43,9 +44,6 @@ class AgentSampler(BaseSampler):
         self._told: set[int] = set()
         self._values: Running | None = None
         self._worst = 0.0
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-        return self.space.to_optuna()
 
     def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> Params:
         # What an earlier run, or another worker, has tried.
@@ -56,10 +54,8 @@ class AgentSampler(BaseSampler):
         self._asked[trial.number] = point
         return self.codec.decode(point)
 
-    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
-        if name not in self.space.parameters:
-            raise HastenError(f"parameter {name!r} is not in the searched space: use one space for a study")
-        # It exists only because somebody fixed another: the agent has chosen it with the rest.
+    def left_open(self, trial: Any, name: str) -> Any:
+        """What the agent has chosen with the rest."""
         at = list(self.space.parameters).index(name)
         asked = self._asked.get(trial.number)
         return self.codec.values[at][asked[at]] if asked else self.codec.values[at][0]

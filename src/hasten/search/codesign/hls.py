@@ -236,6 +236,14 @@ def reused(program: LoopProgram, reuse: int, number: str = "fixed16") -> HlsDesi
     return partitioned(HlsDesign(program, stages, number=number))
 
 
+def _copies(stage: LoopStage) -> Iterator[tuple[str, list[int]]]:
+    """Each rank of which there may be copies, and how many."""
+    for rank, size in stage.loops:
+        choices = [n for n in divisors(size) if n <= MOST_COPIES]
+        if len(choices) > 1:
+            yield rank, choices
+
+
 def space(program: LoopProgram) -> Space:
     """What may be chosen.
 
@@ -244,10 +252,7 @@ def space(program: LoopProgram) -> Space:
     """
     parameters = [categorical("dataflow", [True, False]), categorical("shared_banks", [False, True])]
     for stage in program.stages:
-        for rank, size in stage.loops:
-            choices = [n for n in divisors(size) if n <= MOST_COPIES]
-            if len(choices) > 1:
-                parameters.append(categorical(f"{stage.name}.{rank}", choices))
+        parameters += [categorical(f"{stage.name}.{rank}", choices) for rank, choices in _copies(stage)]
         if stage.reduced:
             parameters.append(categorical(f"{stage.name}.within", list(WITHIN)))
         parameters.append(categorical(f"{stage.name}.pipeline", [True, False]))
@@ -272,11 +277,9 @@ def point_of(design: HlsDesign) -> Params:
     params: Params = {"dataflow": design.dataflow, "shared_banks": False}
     for stage in design.program.stages:
         directives = design.of(stage)
-        for rank, size in stage.loops:
-            choices = [n for n in divisors(size) if n <= MOST_COPIES]
-            if len(choices) > 1:
-                wanted = directives.unroll.get(rank, 1)
-                params[f"{stage.name}.{rank}"] = max(n for n in choices if n <= wanted)
+        for rank, choices in _copies(stage):
+            wanted = directives.unroll.get(rank, 1)
+            params[f"{stage.name}.{rank}"] = max(n for n in choices if n <= wanted)
         if stage.reduced:
             distance = max(1, schedule(stage, directives).distance)
             params[f"{stage.name}.within"] = max(n for n in WITHIN if n <= distance)

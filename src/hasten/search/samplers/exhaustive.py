@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from hasten.errors import HastenError
 from hasten.search.parameter import Params
 from hasten.search.samplers import register
 from hasten.search.space import Space
+from hasten.search.whole_points import WholePointSampler
 
 EXHAUSTIVE_LIMIT = 10_000
 
 
-class ExhaustiveSampler(BaseSampler):
+class ExhaustiveSampler(WholePointSampler):
     """Hands out the points of a `Space` that the study does not have yet; starts over when it has them all.
 
     Unlike Optuna's brute-force sampler it knows the whole space, conditions included, before the first trial,
@@ -26,12 +26,9 @@ class ExhaustiveSampler(BaseSampler):
     """
 
     def __init__(self, space: Space) -> None:
-        self.space = space
+        super().__init__(space)
         self._points: Iterator[Params] = iter(())
         self._given: set[str] = set()
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-        return self.space.to_optuna()
 
     def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
         if not self._given:  # what an earlier run has done, or another worker is doing
@@ -48,12 +45,6 @@ class ExhaustiveSampler(BaseSampler):
             self._points = self.space.enumerate()
         self._given.clear()
         return dict(next(self.space.enumerate()))
-
-    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
-        if name not in self.space.parameters:
-            raise HastenError(f"parameter {name!r} is not in the searched space: use one space for a study")
-        # It exists only because somebody fixed another.
-        return next(self.space.parameters[name].values())
 
 
 @register("exhaustive", "every point once, in order: spaces of at most 10,000 points")

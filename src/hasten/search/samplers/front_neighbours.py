@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
-from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from hasten.errors import HastenError
@@ -19,11 +19,12 @@ from hasten.search.parameter import Params
 from hasten.search.problem import Objective, Trial, pareto
 from hasten.search.samplers import register
 from hasten.search.space import Space
+from hasten.search.whole_points import WholePointSampler
 
 _TRIES = 64
 
 
-class FrontNeighbours(BaseSampler):
+class FrontNeighbours(WholePointSampler):
     """Tries neighbours of the front.
 
     Args:
@@ -39,21 +40,22 @@ class FrontNeighbours(BaseSampler):
     def __init__(self, space: Space, seed: int | None = None, first: int = 16) -> None:
         if first < 1:
             raise HastenError("the search of neighbours begins with at least 1 point: raise first")
-        self.space, self.codec, self.first = space, Codec(space), first
+        super().__init__(space)
+        self.codec, self.first = Codec(space), first
         self._rng = random.Random(seed)
         self._known: set[str] = set()
         self._read: set[int] = set()
         self._trials: list[Trial] = []
 
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-        return self.space.to_optuna()
-
     def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> Params:
         for known in study.get_trials(deepcopy=False):
-            if known.params:
+            if known.number in self._read or not known.params:
+                continue
+            with suppress(HastenError):  # a run was killed before all of them were chosen
                 self._known.add(self.space.key(known.params))
-            if known.state == TrialState.COMPLETE and known.number not in self._read and known.params:
+            if known.state.is_finished():
                 self._read.add(known.number)
+            if known.state == TrialState.COMPLETE:
                 values = {str(i): float(v) for i, v in enumerate(known.values)}
                 limits = dict(getattr(known, "constraints", None) or {})
                 self._trials.append(Trial(known.number, dict(known.params), values, limits))
@@ -97,9 +99,6 @@ class FrontNeighbours(BaseSampler):
                     min(sizes[j] - 1, max(0, n + self._rng.choice((-1, 1)))) if j in chosen else n
                     for j, n in enumerate(indices)
                 ])  # fmt: skip
-
-    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
-        raise HastenError(f"parameter {name!r} is not in the searched space: use one space for a study")
 
 
 @register("front", "neighbours of the points that none dominates: ScaleHLS's search of designs")
