@@ -40,9 +40,6 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 }
 """The functions of expressions, by name."""
 
-IDENTITY = {"sum": 0.0, "max": -math.inf, "min": math.inf}
-"""What a fold begins with."""
-
 FOLD = {"sum": "add", "max": "max", "min": "min"}
 """The function by which a reduction folds."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +19,6 @@ from hasten.errors import HastenError
 from hasten.workload.arithmetic import (
     ACC,
     FOLD,
-    Arithmetic,
     Expression,
     arithmetic,
     joins,
@@ -29,24 +28,12 @@ from hasten.workload.arithmetic import (
     walk,
 )
 from hasten.workload.einsum import Access, Cascade, Einsum, Op, Role, StridedView
+from hasten.workload.index import AffineIndex
 from hasten.workload.tracing import trace_cascade
 
 Terms = tuple[tuple[str, int], ...]
 # Functions that a circuit has few units of.
 _LARGE = ("exp", "log", "sqrt", "tanh", "erf", "pow", "div")
-
-
-@dataclass(frozen=True)
-class Subscript:
-    """The place along one dimension of an array: ``offset`` and each rank times its factor."""
-
-    terms: Terms
-    offset: int = 0
-
-    def span(self, sizes: Mapping[str, int]) -> tuple[int, int]:
-        """The least and the greatest value."""
-        reach = [factor * (sizes[rank] - 1) for rank, factor in self.terms]
-        return self.offset + sum(min(0, r) for r in reach), self.offset + sum(max(0, r) for r in reach)
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,7 @@ class ArrayUse:
     """
 
     array: str
-    subscripts: tuple[Subscript, ...]
+    subscripts: tuple[AffineIndex, ...]
     outside: float | None = None
 
     @property
@@ -251,7 +238,7 @@ class _Raw:
     tensor: str
     terms: list[tuple[str, int]]
     offset: int
-    dimensions: list[Subscript] | None = None  # of a window, dimension by dimension
+    dimensions: list[AffineIndex] | None = None  # of a window, dimension by dimension
     outside: float | None = None
     joined: tuple[str, int, int] | None = None  # the rank along which it is a part of what is joined, from and to
 
@@ -347,11 +334,11 @@ class _Lowering:
                 strides = [s or k for s, k in zip(strides, kernel, strict=True)]
             names = [r for r, _ in einsum.ranks if r.startswith("d")]
             places, lead = names[-spatial:], [[(r, 1)] for r in names[:-spatial]]
-        dims = [Subscript(tuple((r, f) for r, f in d if sizes[r] > 1)) for d in lead]
+        dims = [AffineIndex(tuple((r, f) for r, f in d if sizes[r] > 1)) for d in lead]
         for place, tap, stride, pad, apart in zip(places, taps, strides, padding, dilation, strict=True):
             terms = tuple((r, f) for r, f in ((place, stride), (tap, apart)) if sizes[r] > 1)
-            dims.append(Subscript(terms, -pad))
-        over = [s.span(sizes) for s in dims]
+            dims.append(AffineIndex(terms, -pad))
+        over = [s.bounds(sizes) for s in dims]
         if all(low >= 0 and high < n for (low, high), n in zip(over, view.sizes, strict=True)):
             steps = [(r, f * step) for d, step in zip(dims, view.strides, strict=True) for r, f in d.terms]
             offset = view.offset + sum(d.offset * step for d, step in zip(dims, view.strides, strict=True))
@@ -370,7 +357,7 @@ class _Lowering:
     def _subscripts(
         self, raw: list[_Raw], loops: list[tuple[str, int]]
     ) -> tuple[list[ArrayUse], list[tuple[str, int]]]:
-        """Subscripts of all accesses of a stage, and its loops with ranks split where subscripts need it."""
+        """AffineIndexs of all accesses of a stage, and its loops with ranks split where subscripts need it."""
         for _ in range(32):
             sizes = dict(loops)
             uses: list[ArrayUse] = []
@@ -388,7 +375,7 @@ class _Lowering:
                 outside = access.outside
                 if access.joined is not None:
                     found, outside = [_moved_back(s, *access.joined[:2]) for s in found], 0.0
-                    spans = [s.span(sizes) for s in found]
+                    spans = [s.bounds(sizes) for s in found]
                     within = all(low >= 0 and high < n for (low, high), n in zip(spans, shape, strict=True))
                     outside = None if within else outside
                 uses.append(ArrayUse(access.tensor, tuple(found), outside))
@@ -403,26 +390,20 @@ class _Lowering:
                 if part[1] > 1 or r != rank
             ]
             for access in raw:
-                access.terms = [
-                    part
-                    for r, s in access.terms
-                    for part in ([(high, s * inner), (low, s)] if r == rank else [(r, s)])
-                    if part[0] in dict(loops)
-                ]
+                access.terms = _parted(access.terms, rank, inner, dict(loops))
                 if access.dimensions is not None:
                     access.dimensions = [
-                        Subscript(
-                            tuple(
-                                part
-                                for r, f in s.terms
-                                for part in ([(high, f * inner), (low, f)] if r == rank else [(r, f)])
-                                if part[0] in dict(loops)
-                            ),
-                            s.offset,
-                        )
+                        AffineIndex(tuple(_parted(s.terms, rank, inner, dict(loops))), s.offset)
                         for s in access.dimensions
                     ]
         raise HastenError("a tensor is read in an order that no few loops say: call .contiguous()")
+
+
+def _parted(terms: Iterable[tuple[str, int]], rank: str, inner: int, left: Container[str]) -> list[tuple[str, int]]:
+    """Terms with a rank as two, the lower one of size ``inner``; those of ranks that are not left are gone."""
+    split = ((rank + "h", inner), (rank + "l", 1))
+    parts = [(r, f * n) for name, f in terms for r, n in (split if name == rank else ((name, 1),))]
+    return [part for part in parts if part[0] in left]
 
 
 def _contiguous(shape: Sequence[int]) -> StridedView:
@@ -478,8 +459,8 @@ def _matched(ranks: Sequence[str], sizes: Mapping[str, int], view: StridedView) 
 
 def _delinearized(
     access: _Raw, shape: Sequence[int], sizes: Mapping[str, int]
-) -> list[Subscript] | tuple[str, int] | None:
-    """Subscripts of the dimensions of an array; or the rank to split, and the size of its inner part; or neither."""
+) -> list[AffineIndex] | tuple[str, int] | None:
+    """AffineIndexs of the dimensions of an array; or the rank to split, and the size of its inner part; or neither."""
     steps = _contiguous(shape).strides
     if access.joined is not None:
         rank, begin, end = access.joined
@@ -495,9 +476,9 @@ def _delinearized(
             if left // step:
                 terms[j].append((rank, left // step))
                 left %= step
-    found = [Subscript(tuple(t), o) for t, o in zip(terms, offsets, strict=True)]
+    found = [AffineIndex(tuple(t), o) for t, o in zip(terms, offsets, strict=True)]
     for subscript, size in zip(found, shape, strict=True):
-        low, high = subscript.span(sizes)
+        low, high = subscript.bounds(sizes)
         if low >= 0 and high < size:
             continue
         for rank, factor in sorted(subscript.terms, key=lambda t: -t[1]):
@@ -508,9 +489,9 @@ def _delinearized(
     return found
 
 
-def _moved_back(subscript: Subscript, rank: str, begin: int) -> Subscript:
+def _moved_back(subscript: AffineIndex, rank: str, begin: int) -> AffineIndex:
     """The subscript where the rank counts from the beginning of what is joined, not of its part."""
-    return Subscript(subscript.terms, subscript.offset - begin * dict(subscript.terms).get(rank, 0))
+    return AffineIndex(subscript.terms, subscript.offset - begin * subscript.factor(rank))
 
 
 def merge_pointwise(program: LoopProgram) -> LoopProgram:
@@ -558,7 +539,7 @@ def _merged(
         return None
 
     def moved(u: ArrayUse) -> ArrayUse:
-        subscripts = (Subscript(tuple((renamed[r], f) for r, f in s.terms), s.offset) for s in u.subscripts)
+        subscripts = (AffineIndex(tuple((renamed[r], f) for r, f in s.terms), s.offset) for s in u.subscripts)
         return ArrayUse(u.array, tuple(subscripts), u.outside)
 
     places = {i: (ACC if u.array == name else None) for i, u in enumerate(later.reads)}
@@ -634,7 +615,7 @@ def single_readers(program: LoopProgram) -> LoopProgram:
                 del arrays[name]
         elif array.role is Role.INPUT:
             ranks = [(f"i{j}", n) for j, n in enumerate(array.shape)]
-            subscripts = tuple(Subscript(((r, 1),) if n > 1 else ()) for r, n in ranks)
+            subscripts = tuple(AffineIndex(((r, 1),) if n > 1 else ()) for r, n in ranks)
             use = ArrayUse(name, subscripts)
             load = LoopStage(
                 _identifier(f"load_{name}"), tuple(ranks), (use,), tuple(replace(use, array=n) for n in fresh),
@@ -659,14 +640,14 @@ def split_weights(program: LoopProgram) -> LoopProgram:
             if array.role is not Role.WEIGHT or sum(u.array == use.array for u in uses) != 1:
                 continue
             shape: list[int] = []
-            subscripts: list[Subscript] = []
+            subscripts: list[AffineIndex] = []
             for s, size in zip(use.subscripts, array.shape, strict=True):
                 terms = sorted(s.terms, key=lambda t: -t[1])
                 sizes = [stage.sizes[r] for r, _ in terms]
                 radix = [math.prod(sizes[j + 1 :]) for j in range(len(sizes))]
                 if len(terms) > 1 and not s.offset and radix == [f for _, f in terms] and math.prod(sizes) == size:
                     shape += sizes
-                    subscripts += [Subscript(((r, 1),)) for r, _ in terms]
+                    subscripts += [AffineIndex(((r, 1),)) for r, _ in terms]
                 else:
                     shape.append(size)
                     subscripts.append(s)
@@ -686,6 +667,6 @@ def weight_source(array: str, known: Sequence[str]) -> str:
 
 
 __all__ = [
-    "Arithmetic", "ArrayUse", "LoopArray", "LoopProgram", "LoopStage", "Subscript", "loop_program", "lower",
+    "ArrayUse", "LoopArray", "LoopProgram", "LoopStage", "loop_program", "lower",
     "merge_pointwise", "single_readers", "split_weights", "weight_source",
 ]  # fmt: skip

@@ -36,8 +36,9 @@ def units(cascade: Cascade) -> list[Unit]:
         return [Unit((i,)) for i in range(len(cascade))]
     after = _edges(cascade, backward)
     of = list(range(len(cascade)))  # Einsum -> the first of its unit
+    before = _turned(after)
     for writer, reader, _ in backward:
-        own = _reached(after, reader) & _reached(_turned(after), writer) | {writer, reader}
+        own = _reached(after, reader) & _reached(before, writer) | {writer, reader}
         joined = {of[i] for i in own}
         of = [min(joined) if unit in joined else unit for unit in of]
     members: dict[int, list[int]] = {}

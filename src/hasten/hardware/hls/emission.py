@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from hasten.hardware.hls.directives import HlsDesign, NestSchedule, schedule
 from hasten.workload.arithmetic import FOLD, Expression
-from hasten.workload.loops import ArrayUse, LoopArray, LoopProgram, LoopStage, Subscript
+from hasten.workload.index import AffineIndex
+from hasten.workload.loops import ArrayUse, LoopArray, LoopProgram, LoopStage
 
 TYPES: Mapping[str, tuple[str, str]] = {
     "fp32": ("", "float"),
@@ -183,7 +184,7 @@ class _Function:
         parts += [f"{rank}_u"] if rank in self.copies else []
         return " + ".join(parts) or "0"
 
-    def _place(self, subscript: Subscript) -> str:
+    def _place(self, subscript: AffineIndex) -> str:
         parts = []
         for rank, factor in subscript.terms:
             at = self._index(rank)
@@ -205,7 +206,7 @@ class _Function:
         tests = []
         shape = self.design.program.arrays[use.array].shape
         for s, n in zip(use.subscripts, shape, strict=True):
-            low, high = s.span(self.stage.sizes)
+            low, high = s.bounds(self.stage.sizes)
             tests += [f"{self._place(s)} >= 0"] if low < 0 else []
             tests += [f"{self._place(s)} < {n}"] if high >= n else []
         return f"({' && '.join(tests)} ? {element} : {_number(use.outside)})"

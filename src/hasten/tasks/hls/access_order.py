@@ -288,7 +288,7 @@ class _Walker:
 
     def _member(self, text: str) -> _View | None:
         """An array that is a field of the class around the function."""
-        variable = next((fields[text] for fields in self.source.structs.values() if text in fields), None)
+        variable = self.source.field(text)
         return None if variable is None or not variable.sizes else _View(text, len(variable.sizes))
 
     def _binary(self, operator: str, a: _Value, b: _Value) -> _Value:
@@ -361,7 +361,7 @@ class _Walker:
                 value = self._value(operand)
                 return self._within(value, 0) if isinstance(value, _View) else None
             case Member(Name(owner), name):
-                variable = next((f[name] for f in self.source.structs.values() if name in f), None)
+                variable = self.source.field(name)
                 if variable is None or not variable.sizes:
                     value = self.names.get(owner)
                     # A field of a structure that a pointer points to.

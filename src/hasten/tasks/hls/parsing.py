@@ -531,6 +531,7 @@ def _place(code: str, functions: list[Function], pragmas: list[tuple[int, Pragma
     """Gives each pragma to the innermost loop or function that it stands in, or else right before."""
     functions = sorted(functions, key=lambda f: f.span)
     begins = [f.span[0] for f in functions]
+    inside: dict[int, list[Loop]] = {}
     for place, pragma in pragmas:
         after = bisect_right(begins, place)
         function = functions[after - 1]
@@ -539,6 +540,8 @@ def _place(code: str, functions: list[Function], pragmas: list[tuple[int, Pragma
             if not _TEMPLATE.sub("", between).strip():
                 functions[after].pragmas.append(pragma)
             continue
-        loops = [loop for loop in function.loops if loop.span[0] < place < loop.span[1]]
+        if after not in inside:
+            inside[after] = function.loops
+        loops = [loop for loop in inside[after] if loop.span[0] < place < loop.span[1]]
         owner: Function | Loop = min(loops, key=lambda o: o.span[1] - o.span[0]) if loops else function
         owner.pragmas.append(pragma)

@@ -23,6 +23,7 @@ _QUIET = re.compile(
 _TOKEN = re.compile(
     r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])+'|[A-Za-z_]\w*|\.?\d(?:[eEpP][+-]|[\w.'])*|##|\s+|.", re.DOTALL
 )  # fmt: skip
+_WORD = re.compile(r"[A-Za-z_]\w*")
 _DIRECTIVE = re.compile(r"\s*#\s*(\w+)\s*(.*)", re.DOTALL)
 _DEFINED = re.compile(r"defined\s*(?:\(\s*(\w+)\s*\)|(\w+))")
 _OPTION = re.compile(r"(\w+)\s*=\s*(\"[^\"]*\"|[^\s=,]+(?:\s*[-+*/%]\s*[^\s=,]+)*(?:\s*,\s*\w+)*)(?!\s*=)|([^\s=,]+)")
@@ -218,7 +219,7 @@ def _expand(text: str, macros: dict[str, Macro], within: frozenset[str] = frozen
     """
     if depth > _DEEPEST:
         raise HastenError(f"calls of macros are nested over {_DEEPEST} deep")
-    if not any(name in text for name in macros):
+    if macros.keys().isdisjoint(_WORD.findall(text)):
         return text
     tokens = _TOKEN.findall(text)
     out: list[str] = []

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TypeAlias
 
 from hasten.errors import HastenError
@@ -91,14 +91,46 @@ def findings(source: str) -> list[Finding]:
         HastenError: as `hasten.tasks.hls.parsing.parse`.
     """
     parsed = parse(source)
-    return sorted({finding for function in parsed.functions for finding in _Checked(parsed, function).findings()})
+    shared = _Shared(parsed)
+    return sorted(
+        {finding for function in parsed.functions for finding in _Checked(parsed, function, shared).findings()}
+    )
+
+
+class _Shared:
+    """What the rules ask of a whole source."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    @cached_property
+    def called(self) -> list[tuple[Function, set[str]]]:
+        """Functions, and the names that each calls from a pipeline."""
+        found = []
+        for function in self.source.functions:
+            bodies = [function.body] if _pipelined(function.pragmas) else []
+            bodies += [loop.body for loop in function.loops if _pipelined(loop.pragmas)]
+            made = (e for body in bodies for s in walk(body) for top in expressions(s) for e in within(top))
+            found.append((function, {e.name for e in made if isinstance(e, CallExpression)}))
+        return found
+
+    @cached_property
+    def parallel(self) -> dict[Loop, int | None]:
+        """As `together` takes it, for loops of every function of the source."""
+        found: dict[Loop, int | None] = {}
+        for function in self.source.functions:
+            whole = _pipelined(function.pragmas)
+            for loop in function.loops:
+                factor = _unrolled(loop, function)
+                found[loop] = None if whole else 0 if _pipelined(loop.pragmas) else 1 if factor == 0 else factor
+        return found
 
 
 class _Checked:
     """One function under the rules."""
 
-    def __init__(self, source: Source, function: Function) -> None:
-        self.source, self.function = source, function
+    def __init__(self, source: Source, function: Function, shared: _Shared) -> None:
+        self.source, self.function, self.shared = source, function, shared
         self.variables = {**source.globals, **function.variables}
         self.pragmas = function.every_pragma
         self._runs: dict[bool, Followed] = {}
@@ -257,10 +289,7 @@ class _Checked:
 
     def _number(self, text: str) -> int | None:
         """The value of an option."""
-        try:
-            return int(text, 0)
-        except ValueError:
-            return _arithmetic(text, self.function.constants)
+        return _arithmetic(text, self.function.constants)
 
     def _array(self, name: str) -> Variable | None:
         if name in self.variables:
@@ -271,7 +300,7 @@ class _Checked:
             return self.source.structs[kind].get(last)
         if owner not in ("", "this"):
             return None
-        return next((fields[last] for fields in self.source.structs.values() if last in fields), None)
+        return self.source.field(last)
 
     def _partition(self, pragma: Pragma, name: str) -> Iterator[Finding]:
         kind, given = _type(pragma), "factor" in pragma.options
@@ -308,7 +337,7 @@ class _Checked:
     def _at_once(self, name: str, rank: int) -> list[set[_Element]]:
         """Sets of elements of an array that are wanted at the same time, of those that can be told."""
         touches = [t for t in self._run(True).touches if t.array == name and len(t.element) == rank]
-        groups = together([t for t in touches if None not in t.element], self._parallel)
+        groups = together([t for t in touches if None not in t.element], self.shared.parallel)
         return [{tuple(i or 0 for i in t.element) for t in group} for group in groups]
 
     def _other_type(self, pragma: Pragma, name: str, part: tuple[str, int, int, int]) -> Iterator[Finding]:
@@ -345,30 +374,10 @@ class _Checked:
                     yield Finding(pragma.line, "DID", reason)
                     return
 
-    @cached_property
+    @property
     def _called_in_pipeline(self) -> bool:
-        """Whether a function of the source calls this one from a pipeline."""
-        for function in self.source.functions:
-            if function is self.function:
-                continue
-            bodies = [function.body] if _pipelined(function.pragmas) else []
-            bodies += [loop.body for loop in function.loops if _pipelined(loop.pragmas)]
-            for statement in (s for body in bodies for s in walk(body)):
-                for expression in (e for top in expressions(statement) for e in within(top)):
-                    if isinstance(expression, CallExpression) and expression.name == self.function.name:
-                        return True
-        return False
-
-    @cached_property
-    def _parallel(self) -> dict[Loop, int | None]:
-        """As `together` takes it, for loops of every function of the source."""
-        found: dict[Loop, int | None] = {}
-        for function in self.source.functions:
-            whole = _pipelined(function.pragmas)
-            for loop in function.loops:
-                factor = _unrolled(loop, function)
-                found[loop] = None if whole else 0 if _pipelined(loop.pragmas) else 1 if factor == 0 else factor
-        return found
+        """Whether another function of the source calls this one from a pipeline."""
+        return any(self.function.name in names for f, names in self.shared.called if f is not self.function)
 
     # Loops.
 
@@ -463,13 +472,20 @@ def _arithmetic(text: str, names: dict[str, int]) -> int | None:
         return int(text, 0)
     except ValueError:
         pass
+    written = _written(text)
+    return None if written is None else number(written, names)
+
+
+@lru_cache(maxsize=1024)
+def _written(text: str) -> Expression | None:
+    """The expression that an option's text is; None for none."""
     if not re.fullmatch(r"[\w\s+*/%():<>-]+", text) or len(text) > 500:
         return None
     try:
         body = parse(f"int option() {{ return {text}; }}").functions[0].body
     except HastenError:  # parentheses that do not close
         return None
-    return number(body[0].value, names) if body and isinstance(body[0], Jump) and body[0].value is not None else None
+    return body[0].value if body and isinstance(body[0], Jump) else None
 
 
 def _crowding(elements: set[_Element], parts: list[tuple[str, int, int, int]]) -> int:

@@ -328,6 +328,10 @@ class Source:
         """The first of that name."""
         return next((f for f in self.functions if f.name == name), None)
 
+    def field(self, name: str) -> Variable | None:
+        """A field of that name, of the first structure that has one."""
+        return next((fields[name] for fields in self.structs.values() if name in fields), None)
+
 
 def walk(statements: list[Statement]) -> Iterator[Statement]:
     """Statements and those within them, in the order of the text."""
