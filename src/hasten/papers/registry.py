@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from hasten.errors import HastenError, users_code
+from hasten.errors import HastenError
 from hasten.files import read_bytes
 from hasten.papers.card import FIELDS, Paper, read_card
 from hasten.papers.experiment import Check
@@ -114,8 +114,14 @@ def checks_of(card: Paper) -> ModuleType | None:
     content = f"{file.resolve()}\0".encode() + read_bytes(file, "the checks")
     digest = hashlib.sha256(content).hexdigest()[:12]  # edited: another one
     name = f"hasten.papers.checks.{file.stem}" if inside else f"{OUTSIDE}{digest}_{file.stem}"
-    with users_code(f"{file} cannot be imported"):
+    try:
         module = import_file(name, str(file))
+    except (HastenError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # it is a user's, and may raise what it likes
+        what = " ".join(str(error).split())[:200]
+        raise HastenError(f"{file} cannot be imported ({type(error).__name__}: {what})") from error
+
     found = {value.claim for value in vars(module).values() if isinstance(value, Check)}
     if unknown := found - {c.id for c in card.claims}:
         raise HastenError(f"{file} checks {' and '.join(sorted(unknown))}, which is no claim of {card.slug}")
