@@ -73,7 +73,7 @@ def estimate(workload: Workload, device: Device, *, schedule: Schedule | Mapping
     Raises:
         HastenError: an unknown schedule.
     """
-    notes: dict[str, None] = {}
+    notes: dict[str, None] = dict.fromkeys(workload.notes)
     phases = []
     live = bound = 0.0
     attended, attention_floor = 0.0, 0.0

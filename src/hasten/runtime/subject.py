@@ -22,12 +22,12 @@ from hasten.errors import HastenError, MissingExtraError, users_code
 from hasten.files import checked_file, named_path
 from hasten.models import load_network, named
 from hasten.models.decoder import is_decoder
+from hasten.models.description import describe
 from hasten.models.language.recurrent import RecurrentLM
 from hasten.models.loading.config import build, read_config
 from hasten.runtime.language_model import LanguageModel
 from hasten.runtime.step import FAMILIES
 from hasten.workload import Workload, trace
-from hasten.workload.language import ARCHITECTURES, language_model
 
 _T = TypeVar("_T")
 _LONGEST = 1 << 24
@@ -89,11 +89,8 @@ def _from_config(path: Path, prompt: int, new_tokens: int, batch: int) -> Subjec
     config = read_config(path)
     name = path.parent.name or path.stem
 
-    def describe() -> Workload:
-        if config.model_type in ARCHITECTURES:
-            return language_model(config, prompt=prompt, new_tokens=new_tokens, batch=batch)
-        ids = torch.zeros(batch, prompt, dtype=torch.int64)
-        return trace(build(config), ids, name=name, use_cache=False)
+    def workload() -> Workload:
+        return describe(config, prompt=prompt, new_tokens=new_tokens, batch=batch, name=name)
 
     def run(runs: int) -> Measurement:
         network = build(config)
@@ -102,7 +99,7 @@ def _from_config(path: Path, prompt: int, new_tokens: int, batch: int) -> Subjec
         network = type(network)(config)
         return LanguageModel(network, name=name).measure(prompt, new_tokens, batch, runs)
 
-    return Subject(name, describe, run)
+    return Subject(name, workload, run)
 
 
 def _from_weights(text: str, prompt: int, new_tokens: int, batch: int) -> Subject:

@@ -135,7 +135,7 @@ def _as_read(whole: Workload, policy: Policy | None, lookup: PromptLookup | None
     if found is whole:
         return whole
     return ReadWorkload(
-        found.name, found.phases, found.weights, found.state, found.attributes, whole, policy, lookup
+        found.name, found.phases, found.weights, found.state, found.attributes, found.notes, whole, policy, lookup
     )  # fmt: skip
 
 

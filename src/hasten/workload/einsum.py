@@ -432,6 +432,7 @@ class Workload:
         weights: bytes of every weight tensor, by name (tied weights once).
         state: bytes of every state tensor at its largest, by name.
         attributes: what the workload was made for (``batch``, ``prompt``, ``new_tokens``, ...).
+        notes: for people: what was assumed of the model, and what stands in for a part that cannot be traced.
     """
 
     name: str
@@ -439,6 +440,7 @@ class Workload:
     weights: Mapping[str, int] = field(default_factory=dict)
     state: Mapping[str, int] = field(default_factory=dict)
     attributes: Mapping[str, int | float | str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def flops(self) -> int:
