@@ -1,0 +1,279 @@
+"""A small instance of every public block, network and operator, with inputs: what the habits of torch are tried on.
+
+A block or network that is exported and not here fails `test_examples.py`, and so does an operator without a maker in
+`scripts/fuzz_kernels.py`: what is registered is held to the habits.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import nn as tnn
+
+from hasten import models, nn
+from hasten.exports import Exports
+from hasten.kernels import sparse_linear
+from hasten.methods.sparse_low_bit import SparseLinear
+
+WIDTH, VOCABULARY = 32, 40
+
+Inputs = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One small instance of a block or network.
+
+    Args:
+        make: builds it; blocks of `hasten.nn` are given ``device`` and ``dtype`` where a test asks for them.
+        inputs: of a length (of a batch for pictures), two sequences or pictures at least.
+        varies: for each input the dimension that the length is, None for none.
+        state: what it carries before any token, of a module and a batch; None where it carries nothing.
+        call: runs it; as a module is run unless it says otherwise.
+        trains: whether parameters of it take gradients.
+        pictures: the length is the batch.
+    """
+
+    make: Callable[..., tnn.Module]
+    inputs: Callable[[int], Inputs]
+    varies: tuple[int | None, ...] = (1,)
+    state: Callable[[Any, int], Any] | None = None
+    call: Callable[..., Any] = lambda module, *inputs: module(*inputs)
+    trains: bool = True
+    pictures: bool = False
+
+
+def first(output: Any) -> Tensor:
+    """The tensor of a module's answer, the first of several."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def hidden(length: int) -> Inputs:
+    return (torch.randn(2, length, WIDTH),)
+
+
+def ids(length: int) -> Inputs:
+    return (torch.randint(0, VOCABULARY, (2, length)),)
+
+
+def pictures(channels: int, size: int, *rest: Any) -> Callable[[int], Inputs]:
+    return lambda batch: (torch.randn(batch, channels, size, size), *rest)
+
+
+def _new_state(module: Any, batch: int) -> Any:
+    return module.new_state(batch)
+
+
+def _new_cache(module: Any, batch: int) -> Any:
+    return module.new_cache(batch)
+
+
+def _sparse(**made: Any) -> tnn.Module:
+    weight = torch.zeros(24, 16, 4)
+    weight[..., :2] = torch.randint(1, 3, (24, 16, 2)).float() * 0.1
+    packed = sparse_linear.pack(weight.reshape(24, 64), torch.full((24, 1), 0.1), torch.zeros(24, 1))
+    return SparseLinear(*packed)
+
+
+def _small(name: str, **sizes: Any) -> Any:
+    return getattr(models, name)(**sizes)
+
+
+_PICTURE: dict[str, Any] = {"varies": (0,), "pictures": True}
+_LATENT: dict[str, Any] = {"heads": 2, "plain": 8, "rotated": 8, "value": 8, "query_rank": 12, "latent": 16}
+_BLOCKFFN: dict[str, Any] = {
+    "width": 32, "layers": 1, "heads": 2, "vocabulary": VOCABULARY, "experts": 8, "each": 4,
+}  # fmt: skip
+_OFA: dict[str, Any] = {
+    "widths": (8,), "strides": (2,), "activations": ("h_swish",), "se": (True,), "depths": (1, 2), "kernels": (3, 5),
+    "expands": (2, 3), "resolutions": (16,), "stem": 8, "final": 16, "last": 16, "classes": 5, "dropout": 0.0,
+}  # fmt: skip
+
+BLOCKS: dict[str, Example] = {
+    "BMojo": Example(
+        lambda **k: nn.BMojo(WIDTH, heads=2, window=4, memory=3, **k), hidden, state=_new_state
+    ),
+    "BitLinear": Example(lambda **k: nn.BitLinear(WIDTH, 24, **k), hidden),
+    "BlockFFN": Example(lambda **k: nn.BlockFFN(WIDTH, 8, 4, **k), hidden),
+    "ElasticMBConv": Example(
+        lambda **k: nn.ElasticMBConv(8, 8, (3, 5), (2, 3), 1, "relu", True, **k), pictures(8, 6, 3, 2),
+        varies=(0, None, None), pictures=True,
+    ),
+    "Expert": Example(lambda **k: nn.Expert(WIDTH, 24, **k), hidden),
+    "GatedExperts": Example(
+        lambda **k: nn.GatedExperts(WIDTH, 24, 4, **k), hidden, call=lambda module, x: module.run(1, x)
+    ),
+    "GroupRational": Example(lambda **k: nn.GroupRational(WIDTH, 4, "swish", **k), hidden),
+    "GroupRationalMLP": Example(lambda **k: nn.GroupRationalMLP(WIDTH, 48, groups=4, **k), hidden),
+    "GroupedAttention": Example(
+        lambda **k: nn.GroupedAttention(WIDTH, heads=4, kv_heads=2, rotary=nn.Rotary(8), norm=1e-6, sinks=True, **k),
+        hidden, state=_new_cache,
+    ),
+    "GroupedAttention: window": Example(
+        lambda **k: nn.GroupedAttention(WIDTH, heads=4, rotary=nn.Rotary(8), window=5, **k), hidden, state=_new_cache
+    ),
+    "Hourglass": Example(lambda **k: nn.Hourglass(WIDTH, hidden=8, layers=2, latent=48, lift="trained", **k), hidden),
+    "Hourglass: frozen": Example(
+        lambda **k: nn.Hourglass(WIDTH, hidden=8, layers=2, latent=48, lift="frozen", seed=3, **k), hidden
+    ),
+    "LatentAttention": Example(
+        lambda **k: nn.LatentAttention(WIDTH, **_LATENT, rotary=nn.Rotary(8), **k), hidden, state=_new_cache
+    ),
+    "LatentAttention: expanded": Example(
+        lambda **k: nn.LatentAttention(WIDTH, **_LATENT, rotary=nn.Rotary(8), expanded=True, **k), hidden,
+        state=_new_cache,
+    ),
+    "MBConv": Example(lambda **k: nn.MBConv(8, 8, 16, 3, 1, "h_swish", True, **k), pictures(8, 6), **_PICTURE),
+    "MLGRU": Example(lambda **k: nn.MLGRU(WIDTH, **k), hidden, state=_new_state),
+    "Mamba": Example(lambda **k: nn.Mamba(WIDTH, states=4, **k), hidden, state=_new_state),
+    "Mamba: time-invariant": Example(
+        lambda **k: nn.Mamba(WIDTH, states=4, selective=(), **k), hidden, state=_new_state
+    ),
+    "MixtureOfExperts": Example(
+        lambda **k: nn.MixtureOfExperts(WIDTH, 24, 4, 2, shared=1, zero=1, **k), hidden
+    ),
+    "NaiveRational": Example(lambda **k: nn.NaiveRational(nn.GroupRational(WIDTH, 4, "swish", **k)), hidden),
+    "PackedEmbedding": Example(
+        lambda **k: nn.PackedEmbedding.from_embedding(tnn.Embedding(VOCABULARY, WIDTH), 4), ids, trains=False
+    ),
+    "PackedLinear": Example(
+        lambda **k: nn.PackedLinear.from_linear(tnn.Linear(WIDTH, 24), 4), hidden, trains=False
+    ),
+    "PackedLinear: 8 bits": Example(
+        lambda **k: nn.PackedLinear.from_linear(tnn.Linear(WIDTH, 24), 8), hidden, trains=False
+    ),
+    "PackedLinear: 16 bits": Example(
+        lambda **k: nn.PackedLinear.from_linear(tnn.Linear(WIDTH, 24), 16), hidden, trains=False
+    ),
+    "ReGLUExperts": Example(
+        lambda **k: nn.ReGLUExperts(WIDTH, 24, 4, 2, **k),
+        lambda length: (*hidden(length), torch.randn(2, length, 4)), varies=(1, 1),
+    ),
+    "Router": Example(lambda **k: nn.Router(WIDTH, 4, 2, balanced=True, **k), lambda n: (torch.randn(2 * n, WIDTH),),
+                      varies=(0,)),
+    "S5": Example(lambda **k: nn.S5(WIDTH, 8, norm="before", **k), hidden, state=_new_state),
+    "SparseLinear": Example(_sparse, lambda length: (torch.randn(2, length, 64),), trains=False),
+    "SqueezeExcite": Example(lambda **k: nn.SqueezeExcite(16, **k), pictures(16, 6), **_PICTURE),
+    "TernaryGLU": Example(lambda **k: nn.TernaryGLU(WIDTH, 48, **k), hidden),
+    "TernaryLinear": Example(lambda **k: nn.BitLinear(WIDTH, 24).pack(), hidden, trains=False),
+    "TopKFFN": Example(lambda **k: nn.TopKFFN(WIDTH, 8, 4, 2, **k), hidden),
+}  # fmt: skip
+
+
+def _of_config(network: str, config: str, state: Any = None, **sizes: Any) -> Example:
+    return Example(lambda: _small(network, config=_small(config, **sizes)), ids, state=state)
+
+
+_ENCODER: dict[str, Any] = {
+    "vocabulary": VOCABULARY, "classes": 5, "length": 4096, "layers": 1, "width": 32, "bottleneck": 16, "heads": 2,
+    "inner": 24,
+}  # fmt: skip
+_THINKER: dict[str, Any] = {
+    "width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 16, "vocabulary": VOCABULARY, "experts": 4,
+    "used": 2, "inner": 16,
+}  # fmt: skip
+_BMOJO: dict[str, Any] = {"width": 32, "heads": 2, "vocabulary": VOCABULARY, "window": 4, "memory": 3}
+
+NETWORKS: dict[str, Example] = {
+    "BMojoLM": _of_config("BMojoLM", "BMojoConfig", _new_state, pattern="bm", **_BMOJO),
+    "BlockFFNLM": _of_config("BlockFFNLM", "BlockFFNConfig", _new_state, **_BLOCKFFN),
+    "BlockFFNLM: dense": _of_config("BlockFFNLM", "BlockFFNConfig", _new_state, feed_forward="dense", **_BLOCKFFN),
+    "BottleneckEncoder": _of_config("BottleneckEncoder", "BottleneckConfig", **_ENCODER),
+    "BottleneckLayer": replace(_of_config("BottleneckLayer", "BottleneckConfig", **_ENCODER), inputs=hidden),
+    "CellNetwork": Example(
+        lambda: models.CellNetwork(models.CellConfig(width=4, resolution=8), (3, 1, 2, 4, 1, 3)), pictures(3, 8),
+        **_PICTURE,
+    ),
+    "ChainBlock": Example(lambda: models.ChainBlock(8, 8, 5, 1), pictures(8, 6), **_PICTURE),
+    "HeadPredictor": Example(lambda: models.HeadPredictor(WIDTH, VOCABULARY, 8), hidden),
+    "KAT": Example(
+        lambda: models.KAT(models.KATConfig(image=8, patch=4, width=32, layers=1, heads=2, classes=5, groups=4)),
+        pictures(3, 8), **_PICTURE,
+    ),
+    "Layer": Example(
+        lambda: models.Layer(models.SmallThinkerConfig(**_THINKER), 0), hidden,
+        call=lambda module, x, cache=None: module(x, cache),
+        state=lambda module, batch: module.self_attn.new_cache(batch),
+    ),
+    "MambaLM": _of_config("MambaLM", "MambaConfig", _new_state, d_model=32, n_layer=1, vocab_size=VOCABULARY),
+    "MatMulFreeLM": _of_config(
+        "MatMulFreeLM", "MatMulFreeConfig", _new_state, width=32, layers=2, vocabulary=VOCABULARY, hidden=48
+    ),
+    "MobileChain": Example(
+        lambda: models.MobileChain(
+            models.ChainConfig(
+                widths=(8, 16), depths=(1, 1), strides=(1, 2), stem=8, last=16, resolution=16, classes=5,
+                multiplier=1.0,
+            ),
+            (5, 3),
+        ),
+        pictures(3, 16), **_PICTURE,
+    ),
+    "OnceForAll": Example(lambda: models.OnceForAll(models.OFAConfig(**_OFA)), pictures(3, 16), **_PICTURE),
+    "ResNet9": Example(lambda: models.ResNet9(5, 3, 4, (8,), (1,)), pictures(3, 8), **_PICTURE),
+    "SmallThinkerLM": _of_config("SmallThinkerLM", "SmallThinkerConfig", _new_state, **_THINKER),
+    "SubNetwork": Example(
+        lambda: models.SubNetwork(models.OFAConfig(**_OFA), models.OFAConfig(**_OFA).architecture()), pictures(3, 16),
+        **_PICTURE,
+    ),
+    "TokenEmbedding": _of_config("TokenEmbedding", "BottleneckConfig", **_ENCODER),
+}  # fmt: skip
+
+EXAMPLES = BLOCKS | NETWORKS
+
+
+def made(name: str, seed: int = 0, **options: Any) -> tnn.Module:
+    """An example's module, the same for the same seed, in training mode."""
+    torch.manual_seed(seed)
+    return EXAMPLES[name].make(**options).train()
+
+
+def inputs_of(name: str, length: int = 9, seed: int = 1) -> Inputs:
+    """An example's inputs of this length, the same for the same seed."""
+    torch.manual_seed(seed)
+    return EXAMPLES[name].inputs(length)
+
+
+def modules_of(package: str) -> dict[str, type[tnn.Module]]:
+    """Every public module class of a package."""
+    found = {}
+    for name in Exports(package).homes:
+        offered = getattr(importlib.import_module(package), name)
+        if isinstance(offered, type) and issubclass(offered, tnn.Module) and not inspect.isabstract(offered):
+            found[name] = offered
+    return found
+
+
+def _makers() -> Any:
+    path = Path(__file__).parents[2] / "scripts" / "fuzz_kernels.py"
+    spec = importlib.util.spec_from_file_location("fuzz_kernels", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_FUZZ = _makers()
+OPERATORS: list[str] = _FUZZ.operators()
+
+
+def calls_of(operator: str, count: int = 12) -> Iterator[list[Any]]:
+    """Arguments of an operator, one list for each way of calling it (by what is no tensor) among so many drawn."""
+    seen = set()
+    for seed in range(count):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        given = _FUZZ.MAKERS[operator]()
+        kind = tuple(a if not isinstance(a, Tensor) else (a.dtype, a.ndim) for a in given)
+        if kind not in seen:
+            seen.add(kind)
+            yield given
