@@ -123,12 +123,16 @@ def default_fitness(problem: Problem) -> Fitness:
     return lambda values: -first.sign * values[first.name]
 
 
-def _scored(problem: Problem, params: Params) -> dict[str, float] | None:
-    """Values of a point, broken constraints among them; None when it cannot be had."""
+Score = dict[str, float] | Infeasible
+"""Values of a point, constraints among them, or why it cannot be had."""
+
+
+def score(problem: Problem, params: Params) -> Score:
+    """Values of a point, or why it cannot be had."""
     try:
         values, limits, _ = problem.score(params)
-    except Infeasible:
-        return None
+    except Infeasible as error:
+        return error.with_traceback(None)
     return values | limits
 
 
@@ -136,8 +140,8 @@ class Payment:
     """What a point is paid: its fitness, and less than any fitness so far where it cannot be had.
 
     Such a point is paid one less than the worst of all before, 0 among them, and a thousandth of that where it is
-    large; up to 1 less by how far it breaks constraints, 1 less where nothing is known of it. So the better paid of
-    two is the better one, whatever fitness pays.
+    large; up to 1 less by how far it breaks constraints, and 1 to 2 less by its distance where it has no values at all
+    (`Infeasible`). So the better paid of two is the better one, whatever fitness pays.
 
     Args:
         problem: whose constraints count.
@@ -149,23 +153,26 @@ class Payment:
         self.constraints, self.fitness, self.penalty = problem.constraints, fitness, penalty
         self.worst = 0.0
 
-    def feasible(self, values: Mapping[str, float] | None) -> bool:
+    def feasible(self, score: Score) -> bool:
         """Whether a point can be had: it has values, and breaks no constraint, which are among them."""
-        return values is not None and all(values[c] <= 0 for c in self.constraints)
+        return not isinstance(score, Infeasible) and all(score[c] <= 0 for c in self.constraints)
 
-    def __call__(self, values: Mapping[str, float] | None) -> float:
-        if values is not None and self.feasible(values):
-            paid = float(self.fitness(values))
+    def __call__(self, score: Score) -> float:
+        if not isinstance(score, Infeasible) and self.feasible(score):
+            paid = float(self.fitness(score))
             if math.isfinite(paid):
                 self.worst = min(self.worst, paid)
                 return paid
         if self.penalty is not None:
             return self.penalty
-        over = math.inf if values is None else sum(max(0.0, values[c]) for c in self.constraints)
-        return self.worst - max(1.0, 1e-3 * abs(self.worst)) - (1 - 1 / (1 + over))
+        if isinstance(score, Infeasible):
+            less, over = 1.0, score.distance
+        else:
+            less, over = 0.0, sum(max(0.0, score[c]) for c in self.constraints)
+        return self.worst - max(1.0, 1e-3 * abs(self.worst)) - less - (1 - 1 / (1 + over))
 
 
-_Cache = dict[str, "dict[str, float] | None"]
+_Cache = dict[str, Score]
 _ACTIONS = ("indices", "box", "box-rounded", "turns")
 
 
@@ -264,13 +271,14 @@ def environment(
             params = codec.decode(point)
             key = problem.space.key(params)
             if key not in kept:
-                kept[key] = _scored(problem, params)
-            values = kept[key]
+                kept[key] = score(problem, params)
+            found = kept[key]
+            values = {} if isinstance(found, Infeasible) else found
             self.tried += 1
-            reward = pay(values)
+            reward = pay(found)
             if log is not None:
-                log.add(params, values or {}, reward, **(provenance or {}))
-            info = {"params": params, "values": dict(values or {}), "feasible": pay.feasible(values)}
+                log.add(params, values, reward, **(provenance or {}))
+            info = {"params": params, "values": dict(values), "feasible": pay.feasible(found)}
             ends = self.tried >= last
             self.over = "is over" if ends else ""
             return self._seen(values), reward, ends and steps is None, ends and steps is not None, info

@@ -14,12 +14,12 @@ from hasten.errors import HastenError, MissingExtraError
 from hasten.search.agents.agent import Agent, Indices
 from hasten.search.agents.registry import make_agent
 from hasten.search.codec import Codec
-from hasten.search.environments import Fitness, Log, Payment
+from hasten.search.environments import Fitness, Log, Payment, Score, score
 from hasten.search.parameter import Params
 from hasten.search.problem import Infeasible, Problem
 from hasten.search.space import Space
 
-Scores = dict[Indices, "dict[str, float] | None"]
+Scores = dict[Indices, Score]
 
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "random-walk": tuple({"change": change, "back": back} for change in (0, 1, 2, 4) for back in (0.0, 0.3, 0.9)),
@@ -73,19 +73,20 @@ class Explorer:
         self._pay = Payment(self.problem, self.fitness, self.penalty)
         self._names = [o.name for o in self.problem.objectives]
 
+    def score(self, point: Indices) -> Score:
+        """Values at a point, or why it cannot be had."""
+        if point not in self.scores:
+            self.scores[point] = score(self.problem, self.codec.decode(point))
+        return self.scores[point]
+
     def values(self, point: Indices) -> dict[str, float] | None:
         """Values at a point; None when it cannot be had."""
-        if point not in self.scores:
-            try:
-                values, limits, _ = self.problem.score(self.codec.decode(point))
-                self.scores[point] = values | limits
-            except Infeasible:
-                self.scores[point] = None
-        return self.scores[point]
+        found = self.score(point)
+        return None if isinstance(found, Infeasible) else found
 
     def reward(self, point: Indices) -> float:
         """What a point is paid."""
-        return self._pay(self.values(point))
+        return self._pay(self.score(point))
 
     def run(
         self, agent: Agent, samples: int, log: Log | None = None, provenance: Mapping[str, Any] | None = None
@@ -95,7 +96,7 @@ class Explorer:
         for i in range(samples):
             point = agent.ask()
             values = self.values(point)
-            rewards[i] = self._pay(values)
+            rewards[i] = self._pay(self.score(point))
             agent.tell(point, rewards[i], [values[n] for n in self._names] if values else ())
             if log is not None:
                 log.add(self.codec.decode(point), values or {}, rewards[i], **(provenance or {}))

@@ -17,7 +17,20 @@ from hasten.search.space import Space
 
 
 class Infeasible(Exception):
-    """Raised by ``evaluate`` for a point that cannot be had at all, with the reason; not tried again."""
+    """Raised by ``evaluate`` for a point that cannot be had at all; not tried again.
+
+    Args:
+        reason: why, in a line.
+        distance: how far it is from a point that can be had, in steps of the space where those can be counted. Samplers
+            learn from it which way to go; 1 says nothing.
+    """
+
+    def __init__(self, reason: str = "", distance: float = 1.0) -> None:
+        super().__init__(reason)
+        self.distance = float(distance) if 0 < distance < math.inf else 1.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.distance)
 
 
 @dataclass(frozen=True)
@@ -134,6 +147,7 @@ class Trial:
         seconds: that its evaluation took.
         reason: why it could not be had, else "".
         sampler: who chose it.
+        distance: how far it is from a point that can be had (`Infeasible`); 0 for one that can.
     """
 
     number: int
@@ -144,6 +158,7 @@ class Trial:
     seconds: float = 0.0
     reason: str = ""
     sampler: str = ""
+    distance: float = 0.0
 
     @property
     def feasible(self) -> bool:

@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from hasten.search.study_result import Stopped, StudyResult
 from hasten.search.trial_records import (
     BROKEN_OFF,
     ELAPSED,
+    INFEASIBLE,
     REASON,
     REPEAT,
     SAMPLER,
@@ -30,6 +32,7 @@ from hasten.search.trial_records import (
     plain,
     read_chosen,
     read_trials,
+    tells_infeasible,
 )
 from hasten.search.workers import Evaluation, Workers, evaluate
 
@@ -61,6 +64,7 @@ class StudyLoop:
             everything = study.get_trials(deepcopy=False)
             started = len(everything)
             self.trials = read_trials(study, problem)
+            self.tells_infeasible = tells_infeasible(study)
         # With several workers the seconds of the trials add up to more than went by.
         elapsed = [t.user_attrs[ELAPSED] for t in everything if ELAPSED in t.user_attrs]
         self.begun = time.monotonic() - max(elapsed, default=sum(t.seconds for t in self.trials))
@@ -153,7 +157,7 @@ class StudyLoop:
 
     def _ask(self) -> tuple[Any, Params, str] | None:
         """A point to score: its trial, itself, its key. None when it is known, or being scored, already."""
-        with self._errors():
+        with self._errors(), _silent():
             trial = self.study.ask()
             params = self.space.suggest(trial)
         key = self.space.key(params)
@@ -172,8 +176,9 @@ class StudyLoop:
             raise result.error
         details = plain(result.details)
         tried = Trial(
-            trial.number, params, result.values, result.limits, details, result.seconds, result.reason, self.name
-        )
+            trial.number, params, result.values, result.limits, details, result.seconds, result.reason, self.name,
+            result.distance,
+        )  # fmt: skip
         with self._errors(), _undisturbed():
             self._tell(trial, tried)
             self.done[key] = tried
@@ -189,7 +194,7 @@ class StudyLoop:
             return None
         del self.running[key]
         if result is None:
-            result = Evaluation(reason=f"its worker died, {times} times")
+            result = Evaluation(reason=f"its worker died, {times} times", distance=1.0)
         return self._finish((trial, params, key), result)
 
     def _gather(self, team: Workers) -> None:
@@ -205,19 +210,31 @@ class StudyLoop:
         trial.set_user_attr(SECONDS, tried.seconds)
         trial.set_user_attr(ELAPSED, time.monotonic() - self.begun)
         trial.set_user_attr(SAMPLER, tried.sampler or self.name)
+        objectives = self.problem.objectives
         if tried.reason:
             trial.set_user_attr(REASON, tried.reason)
-            self.study.tell(trial, state=TrialState.FAIL)
-            return
-        for name, limit in tried.constraints.items():
-            trial.set_constraint(name, limit)
-        self.study.tell(trial, [tried.values[o.name] for o in self.problem.objectives])
+            if not self.tells_infeasible or not tried.distance:
+                self.study.tell(trial, state=TrialState.FAIL)
+                return
+        if self.tells_infeasible:
+            trial.set_constraint(INFEASIBLE, tried.distance if tried.reason else -1.0)
+        # Of a point that cannot be had nothing is known: its constraints are not broken, its values no good.
+        for name in self.problem.constraints:
+            trial.set_constraint(name, 0.0 if tried.reason else tried.constraints[name])
+        with _silent():
+            self.study.tell(trial, [o.sign * math.inf if tried.reason else tried.values[o.name] for o in objectives])
 
     def _repeat(self, trial: Any, known: Trial) -> None:
         """The sampler chose a point again: it learns the known scores, and nothing is run."""
         with self._errors():
             trial.set_user_attr(REPEAT, known.number)
-            self._tell(trial, Trial(trial.number, known.params, known.values, known.constraints, reason=known.reason))
+            self._tell(
+                trial,
+                Trial(
+                    trial.number, known.params, known.values, known.constraints, reason=known.reason,
+                    distance=known.distance,
+                ),
+            )  # fmt: skip
 
     def _enqueue(self, points: Sequence[Params]) -> None:
         """Puts points in front: those asked for, and those that a broken-off run was at."""
@@ -284,6 +301,15 @@ class StudyLoop:
 
     def _errors(self) -> Any:
         return storage_errors(self.path)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what Optuna's samplers say of values that are not finite, and of constraints that they do not use."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Clip non-finite values")
+        warnings.filterwarnings("ignore", "Constraints have been set")
+        yield
 
 
 @contextmanager

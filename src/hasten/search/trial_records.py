@@ -15,6 +15,11 @@ MARK = "hasten:"
 FINGERPRINT, DESCRIPTION = MARK + "fingerprint", MARK + "problem"
 SECONDS, REASON, REPEAT, BROKEN_OFF = (MARK + n for n in ("seconds", "reason", "repeat_of", "broken_off"))
 SAMPLER, ELAPSED = MARK + "sampler", MARK + "elapsed"
+INFEASIBLE = MARK + "infeasible"
+"""A constraint that every trial has: how far its point is from one that can be had, or -1 where it can be had itself.
+
+Optuna's samplers look at no trial that failed. From a broken constraint they learn, and the dashboard shows it.
+"""
 
 
 def read_trials(study: Any, problem: Problem) -> list[Trial]:
@@ -22,22 +27,34 @@ def read_trials(study: Any, problem: Problem) -> list[Trial]:
     found: list[Trial] = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
         attributes = trial.user_attrs
-        if REPEAT in attributes or (trial.state == TrialState.FAIL and REASON not in attributes):
+        reason = attributes.get(REASON, "")
+        if REPEAT in attributes or (trial.state == TrialState.FAIL and not reason):
             continue
-        values = dict(zip((o.name for o in problem.objectives), trial.values or ()))
+        limits = trial.constraints
+        values = {} if reason else dict(zip((o.name for o in problem.objectives), trial.values or ()))
         found.append(
             Trial(
                 trial.number,
                 problem.space.validate(trial.params),
                 values,
-                {name: trial.constraints[name] for name in problem.constraints if name in trial.constraints},
+                {} if reason else {name: limits[name] for name in problem.constraints if name in limits},
                 {k: v for k, v in attributes.items() if not k.startswith(MARK)},
                 attributes.get(SECONDS, 0.0),
-                attributes.get(REASON, ""),
+                reason,
                 attributes.get(SAMPLER, ""),
+                limits.get(INFEASIBLE, 1.0) if reason else 0.0,
             )
         )
     return found
+
+
+def tells_infeasible(study: Any) -> bool:
+    """Whether its trials have the constraint `INFEASIBLE`: one of before it was kept goes on as it began.
+
+    Optuna's samplers refuse trials of which some have a constraint that others have not.
+    """
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return all(INFEASIBLE in trial.constraints for trial in done)
 
 
 def read_chosen(study: Any) -> dict[str, list[int]]:

@@ -32,7 +32,8 @@ _STILLBORN = 2
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What became of a point: its values, constraints and details, the seconds it took, or why it cannot be had.
+    """What became of a point: its values, constraints and details, the seconds it took, or why it cannot be had and how
+    far it is from one that can.
 
     ``error`` is what is wrong with the problem itself, and ends the run.
     """
@@ -42,6 +43,7 @@ class Evaluation:
     details: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     reason: str = ""
+    distance: float = 0.0
     error: Exception | None = None
 
 
@@ -51,7 +53,8 @@ def evaluate(problem: Problem, params: Params, catch: bool = False) -> Evaluatio
     try:
         values, limits, details = problem.score(params)
     except Infeasible as error:
-        return Evaluation(seconds=time.monotonic() - begun, reason=str(error) or "it cannot be had")
+        reason = str(error) or "it cannot be had"
+        return Evaluation(seconds=time.monotonic() - begun, reason=reason, distance=error.distance)
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:  # a user's code may end the process, or try to

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from hasten.cost.chips.dataflow import ConvShape
-from hasten.cost.chips.loop_nest import BufferedArray, LoopMapping, Nest, Operand, convolution, mapping_cost
+from hasten.cost.chips.loop_nest import (
+    BufferedArray,
+    LoopMapping,
+    Nest,
+    Operand,
+    buffer_bytes,
+    convolution,
+    mapping_cost,
+)
 from hasten.errors import HastenError
 from hasten.search.parameter import Params, categorical
 from hasten.search.problem import Infeasible, Objective, Problem
@@ -77,7 +86,9 @@ def problem(layer: str | Nest = "resnet-conv3", *, chip: BufferedArray | None = 
         try:
             cost = mapping_cost(nest, array, mapping)
         except HastenError as error:
-            raise Infeasible(str(error)) from None
+            # Steps: a tile is halved until all fit, a rank leaves a side.
+            halvings = max(0.0, math.log2(buffer_bytes(nest, mapping) / array.buffer))
+            raise Infeasible(str(error), halvings + (mapping.rows == mapping.columns)) from None
         found = {"time": cost.latency, "energy": cost.energy, "area": array.area * 1e6}
         return {**found, "traffic": cost.bytes["memory"], "utilization": cost.utilization}
 

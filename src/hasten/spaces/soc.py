@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hasten.cost.chips.soc import MEMORIES, PROCESSORS, TOPOLOGIES, Chip, run_tasks
@@ -63,7 +63,7 @@ def problem(graph: str | TaskGraph = "edge-detection", *, scale: int = 1) -> Pro
         try:
             cost = run_tasks(tasks, chip, runs, writes)
         except HastenError as error:
-            raise Infeasible(str(error)) from None
+            raise Infeasible(str(error), misplaced(tasks, chip, runs)) from None
         return {"latency": cost.latency, "power": cost.power, "area": chip.area * 1e6, "energy": cost.energy}
 
     return Problem(
@@ -72,6 +72,14 @@ def problem(graph: str | TaskGraph = "edge-detection", *, scale: int = 1) -> Pro
         (Objective("latency", unit="s"), Objective("power", unit="W"), Objective("area", unit="mm^2")),
         evaluate,
         identity={"tasks": repr(tasks.tasks)},
+    )
+
+
+def misplaced(graph: TaskGraph, chip: Chip, runs: Sequence[int]) -> int:
+    """Tasks that have to move: those on an element that is not there or does not run their kind."""
+    kinds = [PROCESSORS[name].rates for name, _ in chip.processors]
+    return sum(
+        not 0 <= at < len(kinds) or task.kind not in kinds[at] for task, at in zip(graph.tasks, runs, strict=True)
     )
 
 

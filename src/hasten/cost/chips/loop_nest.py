@@ -214,6 +214,17 @@ def mapping_cost(nest: Nest, array: BufferedArray, mapping: LoopMapping) -> Mapp
     )
 
 
+def buffer_bytes(nest: Nest, mapping: LoopMapping) -> int:
+    """Bytes of buffer that a tile of each tensor takes, twice each."""
+    tile = _tile(nest, mapping)
+    return 2 * WORD * sum(o.words(tile) for o in nest.operands)
+
+
+def _tile(nest: Nest, mapping: LoopMapping) -> dict[str, int]:
+    """Of each rank; all of one that has none."""
+    return {r: min(size, int(mapping.tile.get(r, size))) for r, size in nest.sizes}
+
+
 def _checked(nest: Nest, array: BufferedArray, mapping: LoopMapping) -> dict[str, int]:
     sizes = dict(nest.sizes)
     names = [*mapping.tile, *mapping.order, mapping.rows, mapping.columns]
@@ -227,8 +238,7 @@ def _checked(nest: Nest, array: BufferedArray, mapping: LoopMapping) -> dict[str
         raise HastenError("a loop is in the order twice: name each rank once")
     if any(not t >= 1 for t in mapping.tile.values()):
         raise HastenError("a tile holds at least 1 of each rank")
-    tile = {r: min(sizes[r], int(mapping.tile.get(r, sizes[r]))) for r in sizes}
-    held = 2 * WORD * sum(o.words(tile) for o in nest.operands)
+    tile, held = _tile(nest, mapping), buffer_bytes(nest, mapping)
     if held > array.buffer:
         raise HastenError(
             f"tiles of {held} bytes, twice each, do not fit a buffer of {array.buffer}: make them smaller"

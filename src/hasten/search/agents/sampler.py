@@ -24,8 +24,8 @@ class AgentSampler(WholePointSampler):
     """Lets an `Agent` choose.
 
     Several objectives become one reward: the mean of how far each is on the better side of its mean so far, in units
-    of its spread. A point that could not be had, breaks a constraint, or has a value that is not finite, counts as one
-    unit worse than the worst, and has no part in means and spreads.
+    of its spread. A point that breaks a constraint counts as one unit worse than the worst, and up to one more by how
+    far it breaks them; one that failed, or has a value that is not finite, as two.
 
     Args:
         space: of the problem.
@@ -67,7 +67,7 @@ class AgentSampler(WholePointSampler):
             self._tell(study, trial, values)
         elif state == TrialState.FAIL and trial.number in self._asked:
             self._told.add(trial.number)
-            self.agent.tell(self._tried(trial, whole=False), self._worst - 1)
+            self.agent.tell(self._tried(trial, whole=False), self._worst - 2)
 
     def _tried(self, trial: Any, whole: bool = True) -> Indices:
         """The point that a trial was of: what was asked for, unless somebody had fixed some of its parameters.
@@ -85,12 +85,15 @@ class AgentSampler(WholePointSampler):
         values = list(values if values is not None else trial.values)
         signs = [1 if d.name == "MAXIMIZE" else -1 for d in study.directions]
         better = np.array([s * v for s, v in zip(signs, values, strict=True)])
-        broken = any(c > 0 for c in (getattr(trial, "constraints", None) or {}).values())
-        if np.isfinite(better).all():
+        over = sum(c for c in (getattr(trial, "constraints", None) or {}).values() if c > 0)
+        finite = bool(np.isfinite(better).all())
+        if finite:
             self._values = self._values or Running(len(better))
             self._values.add(better)
-        if broken or self._values is None or not np.isfinite(better).all():
-            reward = self._worst - 1
+        if over:
+            reward = self._worst - 1 - over / (1 + over) if over < np.inf else self._worst - 2
+        elif self._values is None or not finite:
+            reward = self._worst - 2
         else:
             reward = float(self._values.scaled(better).mean()) if len(better) > 1 else float(better[0])
             self._worst = min(self._worst, reward)

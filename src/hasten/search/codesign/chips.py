@@ -83,10 +83,12 @@ class ChipSpace:
         rows = [r for r in rows if r[1] > 0]
         if not rows:
             raise Infeasible("a chip without processing elements")
-        if sum(r[1] for r in rows) > self.total_pes:
-            raise Infeasible(f"more than {self.total_pes} processing elements")
-        if sum(r[2] for r in rows) > self.total_bandwidth:
-            raise Infeasible(f"more than {self.total_bandwidth} GB/s")
+        pes, bandwidth = sum(r[1] for r in rows), sum(r[2] for r in rows)
+        over = max(0.0, pes / self.total_pes - 1) + max(0.0, bandwidth / self.total_bandwidth - 1)
+        if pes > self.total_pes:
+            raise Infeasible(f"more than {self.total_pes} processing elements", over)
+        if bandwidth > self.total_bandwidth:
+            raise Infeasible(f"more than {self.total_bandwidth} GB/s", over)
         return tuple(SubAccelerator(*r) for r in rows)
 
 
@@ -211,7 +213,7 @@ def chip_problem(networks: Sequence[Sequence[ConvShape]], chips: ChipSpace, dead
     return Problem(
         "chip",
         chips.space,
-        (Objective("latency", unit="s"), Objective("energy", unit="J"), Objective("area", unit="mm2")),
+        (Objective("latency", unit="s"), Objective("energy", unit="J"), Objective("area", unit="mm^2")),
         evaluate,
         identity={
             "networks": str(networks),

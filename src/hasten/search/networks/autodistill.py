@@ -130,7 +130,7 @@ class AutoDistill(Generic[S]):
             arch = self.space.from_params(params)
             seconds = self.latency(arch)
             if limit is not None and seconds > limit:
-                raise Infeasible(f"{seconds:.3g} s are more than {limit:.3g}")
+                raise Infeasible(f"{seconds:.3g} s are more than {limit:.3g}", seconds / limit - 1)
             found = self.flash_quality(arch)
             return {
                 "likelihood": found.likelihood, "latency": seconds,
