@@ -45,6 +45,7 @@ def associative_scan(
     Raises:
         ValueError: shapes that do not fit each other.
     """
+    gate.no_tangents("associative_scan", a, b, initial)
     return torch.ops.hasten.associative_scan(a, b, initial, resets, complex)
 
 
@@ -58,10 +59,6 @@ def _check(a: Tensor, b: Tensor, initial: Tensor | None, resets: Tensor | None, 
     if complex and found["n"] % 2:
         raise ValueError(f"complex numbers need an even width, not {found['n']}")
     return found
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def multiply(x: Tensor, y: Tensor, complex: bool) -> Tensor:
@@ -83,7 +80,7 @@ def reference(
     a: Tensor, b: Tensor, initial: Tensor | None = None, resets: Tensor | None = None, *, complex: bool = False
 ) -> tuple[Tensor, Tensor]:
     """`associative_scan` step by step in plain torch; autograd differentiates it."""
-    wide = _wide(b.dtype)
+    wide = gate.wide(b.dtype)
     inputs, factors = b.to(wide), a.to(wide)
     h = initial.to(wide) if initial is not None else inputs.new_zeros(b.shape[0], b.shape[2])
     found = []
@@ -115,8 +112,8 @@ def associative(
     """The same by `combine` in log2(length) rounds, with the initial state as an element before the first."""
     batch, length, width = b.shape
     factors = (a.expand_as(b) if a.ndim == 1 else a).to(b.dtype)
-    flags = resets.bool() if resets is not None else torch.zeros(batch, length, dtype=torch.bool)
-    one = torch.ones(batch, 1, width, dtype=b.dtype)
+    flags = resets.bool() if resets is not None else b.new_zeros(batch, length, dtype=torch.bool)
+    one = b.new_ones(batch, 1, width)
     if complex:
         one[..., width // 2 :] = 0
     start = initial if initial is not None else b.new_zeros(batch, width)
@@ -141,10 +138,11 @@ def _backward_reference(
     last_grad: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of a, b and initial by the recurrence run backwards."""
-    wide = _wide(h.dtype)
+    wide = gate.wide(h.dtype)
     states, factors, gradient = h.to(wide), _conjugate(a.to(wide), complex), h_grad.to(wide)
-    first = initial.to(wide) if initial is not None else torch.zeros_like(states[:, :1])[:, 0]
-    carry = last_grad.to(wide) if last_grad is not None else torch.zeros_like(first)
+    first = initial.to(wide) if initial is not None else states.new_zeros(h.shape[0], h.shape[2])
+    # An operator returns no tensor that it was given.
+    carry = last_grad.to(wide, copy=True) if last_grad is not None else torch.zeros_like(first)
     a_grad, b_grad = torch.zeros_like(a, dtype=wide), torch.zeros_like(states)
     for t in reversed(range(h.shape[1])):
         g = gradient[:, t] + carry
@@ -206,7 +204,7 @@ def _associative_scan(
 
 @gate.register_fake("hasten::associative_scan")
 def _(a: Tensor, b: Tensor, initial: Tensor | None, resets: Tensor | None, complex: bool) -> tuple[Tensor, Tensor]:
-    return b.new_empty(b.shape), b.new_empty(b.shape[0], b.shape[2], dtype=_wide(b.dtype))
+    return b.new_empty(b.shape), b.new_empty(b.shape[0], b.shape[2], dtype=gate.wide(b.dtype))
 
 
 @register("hasten::associative_scan")
@@ -284,3 +282,4 @@ def _gradients(
 
 
 torch.library.register_autograd("hasten::associative_scan", _gradients, setup_context=_keep)
+gate.once_differentiable("hasten::associative_scan_backward")

@@ -63,6 +63,7 @@ def expert_ffn(x: Tensor, scores: Tensor, up: Tensor, down: Tensor, active: Tens
     tokens, experts = x.shape[:-1].numel(), scores.shape[-1]
     flags = None if active is None else active.reshape(tokens, experts)
     flat = x.reshape(tokens, x.shape[-1]), scores.reshape(tokens, experts)
+    gate.no_tangents("expert_ffn", x, scores, up, down)
     return torch.ops.hasten.expert_ffn(*flat, up, down, flags).reshape(x.shape)
 
 
@@ -80,7 +81,7 @@ def _check(x: Tensor, scores: Tensor, up: Tensor, down: Tensor, active: Tensor |
 
 def reference(x: Tensor, scores: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """`expert_ffn` as a dense layer in plain torch; autograd differentiates it."""
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    wide = gate.wide(x.dtype)
     each = up.shape[0] // scores.shape[-1]
     inner = F.silu(x.to(wide) @ up.to(wide).T) * scores.to(wide).repeat_interleave(each, -1)
     return (inner @ down.to(wide)).to(x.dtype)
@@ -181,8 +182,9 @@ def _expert_ffn_backward(
     grad: Tensor, x: Tensor, scores: Tensor, up: Tensor, down: Tensor, active: Tensor | None = None
 ) -> list[Tensor]:
     _check(x, scores, up, down, active)
+    gate.dtypes("expert_ffn_backward", gate.FLOATS, grad=grad)
     gate.sizes("expert_ffn_backward", x=(x, "m k"), grad=(grad, "m k"))
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    wide = gate.wide(x.dtype)
     experts = scores.shape[1]
     each = up.shape[0] // max(experts, 1)
     # The scores' gradient needs every expert that has one: an inactive expert's score is 0 by the router's ReLU, which
@@ -199,7 +201,7 @@ def _expert_ffn_backward(
     values = before * opened
     weight = a.repeat_interleave(each, 1)
     back = g @ d.T
-    scores_part = (back * values).reshape(x.shape[0], -1, each).sum(2)
+    scores_part = (back * values).unflatten(1, (a.shape[1], each)).sum(2)
     inner = back * weight * opened * (1 + before * (1 - opened))
     down_part, up_part = (values * weight).T @ g, inner.T @ v
     uses = scores != 0 if active is None else active
@@ -229,3 +231,4 @@ def _gradients(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[
 
 
 torch.library.register_autograd("hasten::expert_ffn", _gradients, setup_context=_keep)
+gate.once_differentiable("hasten::expert_ffn_backward")

@@ -14,10 +14,18 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from hasten.errors import HastenError
 
 Named: TypeAlias = tuple[Tensor | None, str]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What numbers of this dtype are computed in: fp64 for fp64, fp32 for all others."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def sizes(operator: str, known: dict[str, int] | None = None, /, **tensors: Named) -> dict[str, int]:
@@ -58,12 +66,46 @@ def sizes(operator: str, known: dict[str, int] | None = None, /, **tensors: Name
 
 
 def dtypes(operator: str, allowed: Iterable[torch.dtype], /, **tensors: Tensor | None) -> None:
-    """Raises ValueError when a tensor has none of these dtypes."""
+    """That every tensor has one of these dtypes, and no tangent.
+
+    Raises:
+        ValueError: another dtype.
+        HastenError: see `no_tangents`.
+    """
     kinds = tuple(allowed)
+    no_tangents(operator, *tensors.values())
     for name, tensor in tensors.items():
         if tensor is not None and tensor.dtype not in kinds:
             names = ", ".join(str(k).removeprefix("torch.") for k in kinds)
             raise ValueError(f"{operator}: {name} is {str(tensor.dtype).removeprefix('torch.')}, it must be {names}")
+
+
+def no_tangents(operator: str, /, *tensors: Tensor | None) -> None:
+    """That no tensor has a tangent, which an operator would drop without a word.
+
+    Functions ask for it before they call an operator, which is itself given tensors without them by ``torch.func.jvp``.
+
+    Raises:
+        HastenError: one has, for forward-mode derivatives are taken.
+    """
+    if forward_ad._current_level < 0:
+        return
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise HastenError(f"{operator} has no forward-mode derivative: take the reverse mode (torch.autograd.grad)")
+
+
+def once_differentiable(name: str) -> None:
+    """Says of an operator that computes gradients that it has none itself, where torch would take them for zero.
+
+    Args:
+        name: such as ``hasten::rational_backward``.
+    """
+
+    def refuse(ctx: Any, *grads: Any) -> Any:
+        operator = name.removeprefix("hasten::").removesuffix("_backward")
+        raise HastenError(f"{operator} has no second derivative: differentiate it once, without create_graph")
+
+    torch.library.register_autograd(name, refuse, setup_context=lambda ctx, inputs, output: None)
 
 
 def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -70,19 +70,20 @@ def dequantize_reference(packed: Tensor, scales: Tensor | None, mins: Tensor | N
         return packed.float()
     assert scales is not None
     out = packed.shape[0]
-    codes = packed.reshape(out, -1, group if bits == 8 else group // 2)
-    return decode(codes, scales, mins).reshape(out, -1)
+    codes = packed.reshape(out, scales.shape[1], group if bits == 8 else group // 2)
+    return decode(codes, scales, mins).flatten(1)
 
 
 def reference(x: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
     """``x @ W.T`` in plain torch: x (..., in) to (..., out), in x's dtype."""
-    weight = dequantize_reference(packed, scales, mins, bits, group)
-    return torch.nn.functional.linear(x.float(), weight).to(x.dtype)
+    wide = gate.wide(x.dtype)
+    weight = dequantize_reference(packed, scales, mins, bits, group).to(wide)
+    return torch.nn.functional.linear(x.to(wide), weight).to(x.dtype)
 
 
 def round_rows(x: Tensor) -> Tensor:
     """x (..., in) as int8 codes in groups of 32 would have it: code * largest / 127, rounded to nearest."""
-    grouped = x.float().unflatten(-1, (-1, GROUP))
+    grouped = x.to(gate.wide(x.dtype)).unflatten(-1, (-1, GROUP))
     scale = grouped.abs().amax(-1, keepdim=True) / 127
     return (torch.round(grouped / torch.where(scale == 0, 1, scale)) * scale).flatten(-2).to(x.dtype)
 
@@ -200,15 +201,17 @@ def _packed_linear(
     int8 = int8 and bits < 16 and group == GROUP
     if not _compiled_takes(packed, columns):
         return reference(round_rows(x) if int8 else x, packed, scales, mins, bits, group).to(x.dtype)
-    flat = x.reshape(rows, columns).float().contiguous()
+    wide = gate.wide(x.dtype)
+    flat = x.reshape(rows, columns).to(wide).contiguous()
     out = packed.shape[0]
-    y = gate.buffer(rows, out)
-    if rows <= FEW_ROWS:
+    y = gate.buffer(rows, out, dtype=wide)
+    if rows <= FEW_ROWS and wide is torch.float32:
         scales, mins = _together(scales), _together(mins)
         matrix = native_matrix(packed, scales, mins, bits, group, codes_in=int8)
         _multiply(matrix, flat, y)
     else:
         left = round_rows(flat) if int8 else flat
+        bf16 = bf16 and wide is torch.float32
         left = left.to(torch.bfloat16) if bf16 else left
         for start in range(0, out, _UNPACK_ROWS):
             part = slice(start, start + _UNPACK_ROWS)
@@ -275,7 +278,8 @@ def _save_weight(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output
 def _input_gradient(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     packed, scales, mins = ctx.saved_tensors  # type: ignore[attr-defined]
     weight = dequantize(packed, scales, mins, *ctx.format)  # type: ignore[attr-defined]
-    return (grad.float() @ weight).to(grad.dtype), None, None, None, None, None, None, None
+    wide = gate.wide(grad.dtype)
+    return (grad.to(wide) @ weight.to(wide)).to(grad.dtype), None, None, None, None, None, None, None
 
 
 torch.library.register_autograd("hasten::packed_linear", _input_gradient, setup_context=_save_weight)
@@ -342,6 +346,19 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
+def _save_both(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _linear_gradients(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    x, weight = ctx.saved_tensors  # type: ignore[attr-defined]
+    rows = grad.reshape(grad.numel() // max(1, weight.shape[0]), weight.shape[0])
+    return grad @ weight, rows.t() @ x.reshape(rows.shape[0], weight.shape[1])
+
+
+torch.library.register_autograd("hasten::plain_linear", _linear_gradients, setup_context=_save_both)
+
+
 @register("hasten::plain_linear")
 def _(call: Call) -> None:
     x, weight = call["x"], call["weight"]
@@ -369,6 +386,7 @@ def packed_linear(
     groups: few rows are then multiplied as whole numbers, by the processor's byte dot products.
     Gradients flow to x alone: the weight is not trainable.
     """
+    gate.no_tangents("packed_linear", x)
     return torch.ops.hasten.packed_linear(x, packed, scales, mins, bits, group, bf16, int8)
 
 

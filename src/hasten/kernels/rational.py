@@ -47,6 +47,7 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, groups: int = 1)
     Raises:
         ValueError: groups that do not divide the channels, or coefficients of another number of groups.
     """
+    gate.no_tangents("rational", x, numerator, denominator)
     return torch.ops.hasten.rational(x, numerator, denominator, groups)
 
 
@@ -69,7 +70,7 @@ def reference(x: Tensor, numerator: Tensor, denominator: Tensor, groups: int = 1
 
 def _grouped(x: Tensor, groups: int) -> tuple[Tensor, torch.dtype]:
     """x as (rows, groups, channels of a group) in the dtype to compute in."""
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    wide = gate.wide(x.dtype)
     return x.to(wide).reshape(-1, groups, x.shape[-1] // groups), wide
 
 
@@ -91,9 +92,9 @@ def backward_reference(
     size, sign = v.abs(), torch.where(v < 0, -1.0, 1.0).to(wide)
     p, q = _polynomial(a, v), 1 / (1 + size * _polynomial(b, size))
     m = -p * q * q
-    rising = torch.arange(1, a.shape[-1], dtype=wide)
+    rising, falling = (torch.arange(1, n, dtype=wide, device=x.device) for n in (a.shape[-1], b.shape[-1] + 1))
     up = _polynomial(a[..., 1:] * rising, v) if a.shape[-1] > 1 else torch.zeros_like(v)
-    down = _polynomial(b * torch.arange(1, b.shape[-1] + 1, dtype=wide), size)
+    down = _polynomial(b * falling, size)
     dx = o * (up * q + sign * down * m)
     da = torch.stack([(o * q * v**i).sum((0, 2)) for i in range(a.shape[-1])], -1)
     db = torch.stack([(o * m * size ** (j + 1)).sum((0, 2)) for j in range(b.shape[-1])], -1)
@@ -203,6 +204,8 @@ def naive_backward(
         ValueError: the compiled kernels are missing, or do not take these tensors.
     """
     _check(x, numerator, denominator, groups)
+    if not x.numel():
+        return torch.zeros_like(x), torch.zeros_like(numerator), torch.zeros_like(denominator), 0
     if grad.shape != x.shape or not _compiled_takes(x, numerator, denominator):
         raise ValueError("the naive kernel is compiled, for CPU tensors and degrees 5 and 4")
     module = native()
@@ -238,3 +241,4 @@ def _gradients(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[
 
 
 torch.library.register_autograd("hasten::rational", _gradients, setup_context=_keep)
+gate.once_differentiable("hasten::rational_backward")

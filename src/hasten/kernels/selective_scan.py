@@ -74,6 +74,7 @@ def selective_scan(
     if discretization not in ("euler", "zoh"):
         raise ValueError(f"the discretization is euler or zoh, not {discretization!r}")
     given = (x, delta, A, B, C, D, z, delta_bias, initial)
+    gate.no_tangents("selective_scan", *given)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     y, last, _ = torch.ops.hasten.selective_scan(*given, starts, delta_softplus, discretization == "zoh", keep)
     return y, last
@@ -89,10 +90,6 @@ def _check(
         name, x=(x, "b t c"), delta=(delta, "b t c"), A=(A, "c n"), B=(B, "b t n"), C=(C, "b t n"), D=(D, "c"),
         z=(z, "b t c"), delta_bias=(delta_bias, "c"), initial=(initial, "b c n"), starts=(starts, "b t"),
     )  # fmt: skip
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def reference(
@@ -111,7 +108,7 @@ def reference(
     discretization: Discretization = "euler",
 ) -> tuple[Tensor, Tensor]:
     """`selective_scan` step by step in plain torch; autograd differentiates it."""
-    wide = _wide(x.dtype)
+    wide = gate.wide(x.dtype)
     d = _step_sizes(delta, delta_bias, delta_softplus, wide)
     inputs, A = x.to(wide), A.to(wide)
     h = initial.to(wide) if initial is not None else inputs.new_zeros(x.shape[0], x.shape[2], A.shape[1])
@@ -171,7 +168,7 @@ def _backward_reference(
     y_grad: Tensor, last_grad: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients to x, delta, A, B, C, D, z, delta_bias, initial by the recurrence run backwards."""
-    wide = _wide(x.dtype)
+    wide = gate.wide(x.dtype)
     d = _step_sizes(delta, delta_bias, softplus, wide)
     xs, As, Bs, Cs, gradient = x.to(wide), A.to(wide), B.to(wide), C.to(wide), y_grad.to(wide)
     batch, length, channels = x.shape
@@ -187,14 +184,14 @@ def _backward_reference(
         states.append(decay * states[-1] + factor * (xs[:, t, :, None] * Bs[:, t, None, :]))
     z_grad = xs.new_zeros(0)
     if z is not None:
-        gate = z.to(wide)
+        before = z.to(wide)
         plain = [(h * Cs[:, t, None, :]).sum(-1) for t, h in enumerate(states[1:])]
         y = torch.stack(plain, 1) if plain else torch.zeros_like(xs)
         if D is not None:
             y = y + D.to(wide) * xs
-        opened = torch.sigmoid(gate)
-        z_grad = gradient * y * opened * (1 + gate * (1 - opened))
-        gradient = gradient * gate * opened
+        opened = torch.sigmoid(before)
+        z_grad = gradient * y * opened * (1 + before * (1 - opened))
+        gradient = gradient * before * opened
     carry = last_grad.to(wide) if last_grad is not None else torch.zeros_like(h)
     x_grad, d_grad = torch.zeros_like(xs), torch.zeros_like(d)
     A_grad, B_grad, C_grad = torch.zeros_like(As), torch.zeros_like(Bs), torch.zeros_like(Cs)
@@ -292,7 +289,7 @@ def _selective_scan(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     _check(x, delta, A, B, C, D, z, delta_bias, initial, starts)
-    wide = _wide(x.dtype)
+    wide = gate.wide(x.dtype)
     borders = x.new_empty(_border_shape(x, A, keep), dtype=wide)
     if not _compiled_takes(x, A):
         y, last = _forward_reference(x, delta, A, B, C, D, z, delta_bias, initial, starts, softplus, exact)
@@ -313,7 +310,7 @@ def _(
     delta_bias: Tensor | None, initial: Tensor | None, starts: Tensor | None, softplus: bool, exact: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    wide = _wide(x.dtype)
+    wide = gate.wide(x.dtype)
     last = x.new_empty(x.shape[0], x.shape[2], A.shape[1], dtype=wide)
     return x.new_empty(x.shape), last, x.new_empty(_border_shape(x, A, keep), dtype=wide)
 
@@ -351,6 +348,7 @@ def _selective_scan_backward(
 ) -> list[Tensor]:  # fmt: skip
     given = (x, delta, A, B, C, D, z, delta_bias, initial)
     known = _check(*given, starts)
+    gate.dtypes("selective_scan_backward", gate.FLOATS, borders=borders, y_grad=y_grad, last_grad=last_grad)
     gate.sizes("selective_scan_backward", known, y_grad=(y_grad, "b t c"), last_grad=(last_grad, "b c n"))
     if tuple(borders.shape) != _border_shape(x, A, True):
         raise ValueError(
@@ -409,7 +407,7 @@ def _(
     borders: Tensor, y_grad: Tensor, last_grad: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
     given = (x, delta, A, B, C, D, z, delta_bias, initial)
-    wide = _wide(x.dtype)
+    wide = gate.wide(x.dtype)
     return [x.new_empty(0, dtype=wide) if t is None else t.new_empty(t.shape) for t in given]
 
 
@@ -429,3 +427,4 @@ def _gradients(
 
 
 torch.library.register_autograd("hasten::selective_scan", _gradients, setup_context=_keep)
+gate.once_differentiable("hasten::selective_scan_backward")

@@ -65,7 +65,7 @@ def pack(weight: Tensor, scales: Tensor, zeros: Tensor, group: int = GROUP) -> t
 def unpack_codes(packed: Tensor) -> tuple[Tensor, Tensor]:
     """(codes, kept), (out, in) both: 0 to 3 where kept, else 0; 1 where kept."""
     out = packed.shape[0]
-    codes, kept = torch.zeros(2, out, packed.shape[1], 4, dtype=torch.uint8)
+    codes, kept = packed.new_zeros(2, out, packed.shape[1], 4)
     for i in range(2):
         place = (packed >> (4 + 2 * i) & 3).long()[..., None]
         codes.scatter_(2, place, (packed >> 2 * i & 3)[..., None])
@@ -94,8 +94,9 @@ def encode(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reference(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-    """The product by whole numbers, in plain torch: x (rows, in) to (rows, out), fp32."""
-    codes, scale = encode(x.float())
+    """The product by whole numbers, in plain torch: x (rows, in) to (rows, out), in fp32 (fp64 for fp64)."""
+    wide = gate.wide(x.dtype)
+    codes, scale = encode(x.to(wide))
     weight, kept = unpack_codes(packed)
     groups = scales.shape[1]
     size = weight.shape[1] // groups
@@ -103,7 +104,7 @@ def reference(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tenso
     xs = codes.reshape(rows, groups, size).double()
     products = torch.einsum("rgi,ogi->rog", xs, weight.reshape(out, groups, size).double())
     sums = torch.einsum("rgi,ogi->rog", xs, kept.reshape(out, groups, size).double())
-    total = scales.float()[None] * (products - unpack_zeros(zeros, groups).double()[None] * sums).float()
+    total = scales.to(wide)[None] * (products - unpack_zeros(zeros, groups).double()[None] * sums).to(wide)
     return scale[:, None] * total.sum(-1)
 
 
@@ -113,6 +114,7 @@ def sparse_linear(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> T
     Shape:
         packed (out, in / 4) uint8, scales (out, in / group) fp16, zeros (out, in / group / 4) uint8, as `pack` gives.
     """
+    gate.no_tangents("sparse_linear", x)
     return torch.ops.hasten.sparse_linear(x, packed, scales, zeros)
 
 
@@ -137,15 +139,14 @@ def _check(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> None:
 def _sparse_linear(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     _check(x, packed, scales, zeros)
     columns, out = packed.shape[1] * 4, packed.shape[0]
-    flat = x.reshape(-1, columns).float().contiguous()
-    rows, module = flat.shape[0], native()
-    if module is None or x.device.type != "cpu" or columns // scales.shape[1] != GROUP:
-        if rows <= _REFERENCE_ROWS:
-            y = reference(flat, packed, scales, zeros)
-        else:
-            codes, scale = encode(flat)
-            y = (codes.float() * scale[:, None]) @ dequantize(packed, scales, zeros).t()
-    elif rows <= FEW_ROWS:
+    wide = gate.wide(x.dtype)
+    flat = x.reshape(x.numel() // columns, columns).to(wide).contiguous()
+    rows, module = flat.shape[0], native() if x.device.type == "cpu" and wide is torch.float32 else None
+    compiled = module is not None and columns // scales.shape[1] == GROUP
+    if not compiled and rows <= _REFERENCE_ROWS:
+        y = reference(flat, packed, scales, zeros)
+    elif compiled and rows <= FEW_ROWS:
+        assert module is not None
         codes, scale = encode(flat)
         y = gate.buffer(rows, out)
         packed, scales, zeros, scale = (t.contiguous() for t in (packed, scales.half(), zeros, scale))
@@ -158,7 +159,7 @@ def _sparse_linear(x: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor) -> 
         )  # fmt: skip
     else:
         codes, scale = encode(flat)
-        y = (codes.float() * scale[:, None]) @ dequantize(packed, scales, zeros).t()
+        y = (codes.to(wide) * scale[:, None]) @ dequantize(packed, scales, zeros).to(wide).t()
     return y.to(x.dtype).reshape(*x.shape[:-1], out)
 
 
@@ -182,7 +183,8 @@ def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tenso
 
 def _gradient(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
     weight = dequantize(*ctx.saved_tensors)  # type: ignore[attr-defined]
-    return (grad.float() @ weight).to(grad.dtype), None, None, None
+    wide = gate.wide(grad.dtype)
+    return (grad.to(wide) @ weight.to(wide)).to(grad.dtype), None, None, None
 
 
 torch.library.register_autograd("hasten::sparse_linear", _gradient, setup_context=_keep)

@@ -165,7 +165,7 @@ def block_sparse_attention(
         parts.append(found)
     if len(parts) == 1:
         return parts[0]
-    order = torch.tensor([h * shared + s for h in dense + sparse for s in range(shared)]).argsort()
+    order = torch.tensor([h * shared + s for h in dense + sparse for s in range(shared)], device=query.device).argsort()
     return torch.cat(parts, 1)[:, order]
 
 

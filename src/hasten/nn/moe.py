@@ -77,7 +77,9 @@ def choose(
 
 def load(chosen: Tensor, experts: int) -> Tensor:
     """How many tokens each expert gets, (experts) int64, of choices (tokens, count)."""
-    return torch.bincount(chosen.flatten(), minlength=experts)
+    # Of a known size whatever was chosen, unlike bincount's.
+    flat = chosen.flatten()
+    return flat.new_zeros(experts).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 def capacity(tokens: int, count: int, experts: int, factor: float) -> int:

@@ -24,7 +24,7 @@ def whole_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, caus
     if scale != 1:
         scores = scores * scale
     if causal:
-        scores = scores + torch.full(scores.shape[-2:], -math.inf, dtype=q.dtype).triu(1)
+        scores = scores + q.new_full(scores.shape[-2:], -math.inf).triu(1)
     return torch.softmax(scores, -1) @ v
 
 
@@ -39,7 +39,7 @@ def online_attention(q: Tensor, k: Tensor, v: Tensor, *, tile: int = 256) -> Ten
     Returns:
         (queries, size of v).
     """
-    top = torch.full((len(q), 1), -torch.inf, dtype=q.dtype)
+    top = q.new_full((len(q), 1), -torch.inf)
     total, out = q.new_zeros(len(q), 1), q.new_zeros(len(q), v.shape[1])
     for keys, values in zip(k.split(tile), v.split(tile), strict=True):
         scores = q @ keys.T

@@ -1,0 +1,90 @@
+"""Derivatives are right or refused in one line: second ones and forward-mode ones, where nothing says zero silently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import jvp
+
+from hasten.errors import HastenError
+from hasten.kernels import associative_scan, expert_ffn, packed_linear, rational, selective_scan, sparse_linear
+
+from .examples import OPERATORS, calls_of
+
+# Operators whose gradient is one of their own, which has no gradient again.
+ONCE = sorted(name.removesuffix("_backward") for name in OPERATORS if name.endswith("_backward"))
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "associative_scan": associative_scan.associative_scan,
+    "expert_ffn": expert_ffn.expert_ffn,
+    "packed_linear": packed_linear.packed_linear,
+    "rational": rational.rational,
+    "selective_scan": selective_scan.selective_scan,
+    "sparse_linear": sparse_linear.sparse_linear,
+}
+
+
+def _floats(given: list[Any]) -> list[int]:
+    """Where tensors stand that may have gradients; those of packed weights may not."""
+    return [i for i, a in enumerate(given) if isinstance(a, Tensor) and a.dtype in (torch.float32, torch.float64)]
+
+
+def _with_gradients(name: str) -> tuple[list[Any], Tensor, Tensor]:
+    """Arguments of an operator, one of them that has a gradient, and a sum over what it answers."""
+    given = next(c for c in calls_of(name, 40) if _floats(c) and all(a.numel() for a in c if isinstance(a, Tensor)))
+    if name == "selective_scan":
+        given[-1] = True
+    x = given[_floats(given)[0]] = given[_floats(given)[0]].detach().requires_grad_()
+    answer = getattr(torch.ops.hasten, name)(*given)
+    return given, x, (answer[0] if isinstance(answer, tuple | list) else answer).square().sum()
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_an_operators_second_derivative_is_refused(name: str) -> None:
+    _, x, loss = _with_gradients(name)
+    (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(HastenError, match=f"{name} has no second derivative"):
+        slope.square().sum().backward()
+
+
+@pytest.mark.parametrize("name", ["packed_linear", "plain_linear", "sparse_linear"])
+def test_a_products_second_derivative_is_right(name: str) -> None:
+    given, x, loss = _with_gradients(name)
+    answer = getattr(torch.ops.hasten, name)(*given)
+    slopes = [torch.autograd.grad(answer[..., o].sum(), x, retain_graph=True)[0] for o in range(answer.shape[-1])]
+    weight = torch.stack([slope.reshape(-1, x.shape[-1])[0] for slope in slopes])
+    # Of |W x|^2 the slope is 2 W^T W x, whatever codes x was rounded to on the way.
+    (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+    direction = torch.randn_like(x)
+    (bend,) = torch.autograd.grad((slope * direction).sum(), x)
+    torch.testing.assert_close(bend, 2 * direction @ weight.t() @ weight)
+
+
+@pytest.mark.parametrize("name", [n for n in OPERATORS if n != "ternary_linear"])
+def test_an_operator_refuses_tangents(name: str) -> None:
+    given = next(c for c in calls_of(name, 40) if any(a.is_floating_point() for a in c if isinstance(a, Tensor)))
+    place = next(i for i, a in enumerate(given) if isinstance(a, Tensor) and a.is_floating_point())
+    with forward_ad.dual_level():
+        given[place] = forward_ad.make_dual(given[place].detach(), torch.ones_like(given[place]))
+        with torch.no_grad(), pytest.raises(HastenError, match="has no forward-mode derivative"):
+            getattr(torch.ops.hasten, name)(*given)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_refuses_tangents_of_torch_func(name: str) -> None:
+    given = next(c for c in calls_of(name, 40) if _floats(c))
+    if name == "selective_scan":
+        given = given[:8]
+    if name == "associative_scan":
+        given = given[:4]
+    place = _floats(given)[0]
+
+    def call(x: Tensor) -> Any:
+        return FUNCTIONS[name](*given[:place], x, *given[place + 1 :])
+
+    with pytest.raises(HastenError, match="has no forward-mode derivative"):
+        jvp(call, (given[place],), (torch.ones_like(given[place]),))
