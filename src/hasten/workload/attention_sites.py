@@ -88,14 +88,15 @@ def _site(cascade: Cascade, chain: list[int], last: int) -> Site | None:
     first, second = cascade.einsums[chain[0]], cascade.einsums[last]
     weights = next((a for a in second.inputs if cascade.producer.get(a.tensor) in chain), None)
     values = next((a for a in second.inputs if a is not weights), None)
-    if weights is None or values is None or len(first.inputs) != 2:
+    if weights is None or values is None or len(first.inputs) < 2:
         return None
-    q, k = first.inputs
+    q, *parts = first.inputs  # keys may lie in two tensors
     channels = math.prod(first.sizes[r] for r in first.reduced)
     keys = math.prod(second.sizes[r] for r in second.reduced)
-    if first.touched(k) > first.touched(q) and keys * channels == 0:
+    held = sum(map(first.touched, parts))
+    if held > first.touched(q) and keys * channels == 0:
         return None
-    heads = max(1, first.touched(k) // max(1, keys * channels))
+    heads = max(1, held // max(1, keys * channels))
     queries = first.touched(first.output) // max(1, heads * keys)
     width = second.touched(values) // max(1, heads * keys)
     word = dtypes.nbytes(1000, cascade.tensors[q.tensor].dtype) / 1000

@@ -7,7 +7,7 @@ views cost nothing, an in-place operator writes where its argument lives, and ti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -87,6 +87,7 @@ def trace_cascade(
     module: nn.Module | None = None,
     state: Mapping[str, TorchTensor] | Callable[[Mapping[str, Any]], Mapping[str, TorchTensor]] | None = None,
     prepare: Callable[[], tuple[Sequence[Any], Mapping[str, Any]]] | None = None,
+    within: Callable[[Tracer], AbstractContextManager[Any]] | None = None,
 ) -> Traced:
     """What one call of ``target`` computes.
 
@@ -99,6 +100,8 @@ def trace_cascade(
         state: tensors that outlive the call, by name (they may be on the meta device); or a function that
             is given the keyword arguments and returns them.
         prepare: makes (args, kwargs) instead, on fake tensors: for caches too large to allocate.
+        within: a context for the whole call, ``prepare`` included, which is given the tracer: it may bind further
+            state, or let something stand in for a part of the module.
 
     Returns:
         The cascade with the bytes of weights and state. Operators that hasten does not know are in
@@ -122,12 +125,13 @@ def trace_cascade(
             for name, tensor in (*module.named_parameters(), *module.named_buffers()):
                 recorder.bind(tensor, name, Role.WEIGHT)
         stack.enter_context(torch.no_grad())
+        if within is not None:
+            stack.enter_context(within(tracer))
         if prepare is not None:
             with mode:
                 args, kwargs = prepare()
         kwargs = dict(kwargs or {})
-        held = dict(state(kwargs) if callable(state) else state or {})
-        for name, tensor in held.items():
+        for name, tensor in dict(state(kwargs) if callable(state) else state or {}).items():
             recorder.bind(fakes.of(tensor), name, Role.STATE, tensor.shape)
         fake_args = [_fake_input(a, f"input{i}", fakes, recorder) for i, a in enumerate(args)]
         fake_kwargs = {k: _fake_input(v, k, fakes, recorder) for k, v in kwargs.items()}
@@ -150,7 +154,7 @@ def trace_cascade(
             ) from error
     cascade = recorder.cascade(_tensors(result))
     weights = {} if module is None else weight_bytes(module, recorder.tensors)
-    return Traced(cascade, weights, {name: recorder.tensors[name].nbytes for name in held})
+    return Traced(cascade, weights, {t.name: t.nbytes for t in recorder.tensors.values() if t.role is Role.STATE})
 
 
 def _called(target: Any) -> str:

@@ -128,6 +128,17 @@ def build(config: Any) -> Any:
         raise HastenError(f"no causal language model for this config: {one_line(error)}") from None
 
 
+def build_as(config: Any, implementation: str, dtype: torch.dtype) -> Any:
+    """The transformers causal LM of a config on the meta device, with an attention implementation by name.
+
+    Its weights have ``dtype`` but for those that its class keeps in fp32. What the class raises comes through.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, attn_implementation=implementation, dtype=dtype).eval()
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """transformers reports what hasten knows already; its progress bars would mix with ours."""

@@ -16,11 +16,13 @@ def attention(
     value: TorchTensor,
     mask: TorchTensor | None,
     output: TorchTensor,
+    beside: TorchTensor | None = None,
 ) -> None:
     """QK, max, exp, sum, AV, divide (FuseMax, arXiv 2406.10491, section IV, division deferred), one launch.
 
     Query (B, H, P, E), key (B, G, M, E), value (B, G, M, F) with H a multiple of G. A causal or masked
-    attention counts all M positions, as ``torch.utils.flop_counter`` does.
+    attention counts all M positions, as ``torch.utils.flop_counter`` does. Where keys lie in two tensors, as the
+    latents and the turned channels of latent attention do, ``beside`` (B, G, M, E less those of ``key``) is the other.
     """
     *batch, heads, p, e = query.shape if query.dim() > 3 else (*query.shape[:-2], 1, *query.shape[-2:])
     groups = key.shape[-3] if key.dim() > 3 else 1
@@ -33,11 +35,14 @@ def attention(
     shape = (*batch, heads, p)
     dtype = query.dtype
 
+    keys = [call.read(key, [*shared, "m", "e"], None if beside is None else key.numel())]
+    if beside is not None:
+        keys.append(call.read(beside, [*shared, "m", "e"], beside.numel()))
     scores = call.temporary((*shape, m), dtype)
     call.emit(
         Op.MATMUL,
         (*head_ranks, ("p", p), ("m", m), ("e", e)),
-        [call.read(query, [*own, "p", "e"]), call.read(key, [*shared, "m", "e"])],
+        [call.read(query, [*own, "p", "e"]), *keys],
         scores,
         [*own, "p", "m"],
         reduce="sum",
