@@ -380,8 +380,9 @@ class _Pricing:
         """Number format that a kernel computes in: the widest of its operands', packed weights unpacked."""
         lead = next((e for e in group if e.op in (Op.MATMUL, Op.CONV)), group[0])
         tensors = self._cascade.tensors
-        if lead.map == "mul-bf16":
-            return "bf16"  # operands are rounded to it on the way
+        rounded = lead.map.removeprefix("mul-")
+        if lead.map != rounded and rounded in dtypes.BITS:
+            return rounded  # operands are rounded to it on the way
         formats = [tensors[a.tensor].dtype for a in lead.inputs[:2]] or [tensors[lead.output.tensor].dtype]
         return max(formats, key=lambda d: dtypes.BITS[d])
 

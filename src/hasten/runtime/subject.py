@@ -25,6 +25,7 @@ from hasten.models.decoder import is_decoder
 from hasten.models.description import describe
 from hasten.models.language.recurrent import RecurrentLM
 from hasten.models.loading.config import build, read_config
+from hasten.models.loading.network import read_stored
 from hasten.runtime.language_model import LanguageModel
 from hasten.runtime.step import FAMILIES
 from hasten.workload import Workload, trace
@@ -103,14 +104,20 @@ def _from_config(path: Path, prompt: int, new_tokens: int, batch: int) -> Subjec
 
 
 def _from_weights(text: str, prompt: int, new_tokens: int, batch: int) -> Subject:
-    loaded = load_network(text)
-    model = LanguageModel(loaded.network, name=loaded.name)
-    model.check_fits(prompt + new_tokens)
-    return Subject(
-        loaded.name,
-        lambda: model.workload(prompt, new_tokens, batch),
-        lambda runs: model.measure(prompt, new_tokens, batch, runs),
-    )
+    stored = read_stored(text)
+
+    def workload() -> Workload:
+        return describe(
+            stored.config, prompt=prompt, new_tokens=new_tokens, batch=batch, name=stored.name, weights=stored.types
+        )
+
+    def run(runs: int) -> Measurement:
+        loaded = load_network(text)
+        model = LanguageModel(loaded.network, name=loaded.name)
+        model.check_fits(prompt + new_tokens)
+        return model.measure(prompt, new_tokens, batch, runs)
+
+    return Subject(stored.name, workload, run)
 
 
 def _from_name(name: str, prompt: int, new_tokens: int, batch: int) -> Subject:

@@ -6,9 +6,9 @@ from typing import Any
 
 from hasten.errors import HastenError
 from hasten.models.description.decoders import describe_decoder
+from hasten.models.description.stored import with_weights
+from hasten.models.loading.weight_types import WeightTypes, weight_types
 from hasten.workload import Workload
-
-_FLOATS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def describe(
@@ -22,6 +22,7 @@ def describe(
     cache_dtype: str | None = None,
     image: tuple[int, int] | None = None,
     name: str = "",
+    weights: WeightTypes | None = None,
 ) -> Workload:
     """What a model computes for a prompt and new tokens: the phases ``prefill`` and ``decode``, weights and state.
 
@@ -31,11 +32,12 @@ def describe(
         new_tokens: tokens made for each sequence.
         batch: sequences.
         context: tokens that are in the cache before the prompt.
-        dtype: of the weights, ``fp32``, ``bf16``, ``fp16``, ...; what the configuration says by default, fp32 where
-            it says nothing.
+        dtype: of the weights, ``fp32``, ``bf16``, ``int4``, ``q4_k_m``, ..., see
+            `hasten.models.loading.weight_types.weight_types`; what the configuration says by default.
         cache_dtype: of the cache; that of the activations by default.
         image: height and width in pixels, of models that see.
         name: for people.
+        weights: their formats, where a file says them; ``dtype`` and the configuration by default.
 
     Returns:
         A workload. What was assumed or stands in for something is in its ``notes``.
@@ -46,19 +48,15 @@ def describe(
     for label, value in (("prompt", prompt), ("new_tokens", new_tokens), ("batch", batch)):
         if value < 1:
             raise HastenError(f"{label} is {value}: give at least 1")
-    return describe_decoder(
+    types = weights or weight_types(config, dtype)
+    found = describe_decoder(
         config,
         prompt=prompt,
         new_tokens=new_tokens,
         batch=batch,
         context=context,
-        dtype=dtype or float_of(config),
+        dtype=types.activations,
         cache_dtype=cache_dtype,
         name=name,
     )
-
-
-def float_of(config: Any) -> str:
-    """The number format that a configuration gives its floating-point weights; fp32 where it says nothing."""
-    said = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
-    return _FLOATS.get(str(said).removeprefix("torch."), "fp32")
+    return with_weights(found, types)

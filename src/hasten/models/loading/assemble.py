@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,12 @@ from hasten.models.loading.config import build
 
 def assemble(config: Any, weights: dict[str, Tensor], origin: Path) -> Any:
     """The network of ``config`` with ``weights``, no memory written twice."""
-    layers = {int(found[1]) for name in weights if (found := re.match(r"model\.layers\.(\d+)\.", name))}
-    # Before anything is built: a wrong count in a config could ask for millions of layers.
-    if len(layers) != config.num_hidden_layers or max(layers, default=0) >= len(layers):
-        raise HastenError(
-            f"{origin} holds {len(layers)} layers, its config says {config.num_hidden_layers}: fetch or copy it again"
-        )
+    check_layers(config, weights, origin)
     network = build(config)
-    expected = {n: tuple(p.shape) for n, p in network.named_parameters(remove_duplicate=False)}
     if config.tie_word_embeddings and "model.embed_tokens.weight" in weights:
         weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
-    missing = sorted(set(expected) - set(weights))
-    if missing:
-        raise HastenError(f"{origin} lacks {len(missing)} tensors (first: {missing[0][:60]!r}): fetch or copy it again")
-    extra = sorted(set(weights) - set(expected))
-    if extra:
-        raise HastenError(
-            f"{origin} holds {len(extra)} tensors that a {config.model_type} network does not have "
-            f"(first: {extra[0][:60]!r}): hasten cannot load this variant"
-        )
-    for name, shape in expected.items():
-        if tuple(weights[name].shape) != shape:
-            got = tuple(weights[name].shape)
-            raise HastenError(f"{origin}: {name} has shape {got}, its config asks for {shape}")
+    expected = check_shapes(network, config, {n: tuple(w.shape) for n, w in weights.items()}, origin)
+    for name in expected:
         # A sum is finite when every value is; no mask of the weight's size is made.
         if not torch.isfinite(weights[name].sum(dtype=torch.float32)):
             raise HastenError(f"{origin}: {name} holds values that are not finite: fetch or copy it again")
@@ -49,3 +33,46 @@ def assemble(config: Any, weights: dict[str, Tensor], origin: Path) -> Any:
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network.eval()
+
+
+def check_layers(config: Any, names: Iterable[str], origin: Path) -> None:
+    """Whether there are tensors of as many layers as the config says, before anything is built of them.
+
+    Raises:
+        HastenError: there are not; a wrong count in a config could ask for millions of layers.
+    """
+    layers = {int(found[1]) for name in names if (found := re.match(r"model\.layers\.(\d+)\.", name))}
+    if len(layers) != config.num_hidden_layers or max(layers, default=0) >= len(layers):
+        raise HastenError(
+            f"{origin} holds {len(layers)} layers, its config says {config.num_hidden_layers}: fetch or copy it again"
+        )
+
+
+def check_shapes(
+    network: Any, config: Any, shapes: Mapping[str, tuple[int, ...]], origin: Path
+) -> dict[str, tuple[int, ...]]:
+    """Whether tensors of these shapes are a network's, no more and no fewer.
+
+    Returns:
+        The shapes of the network's own parameters by name.
+
+    Raises:
+        HastenError: one is missing, unknown or of another shape.
+    """
+    expected = {n: tuple(p.shape) for n, p in network.named_parameters(remove_duplicate=False)}
+    found = dict(shapes)
+    if config.tie_word_embeddings and "model.embed_tokens.weight" in found:
+        found.setdefault("lm_head.weight", found["model.embed_tokens.weight"])
+    missing = sorted(set(expected) - set(found))
+    if missing:
+        raise HastenError(f"{origin} lacks {len(missing)} tensors (first: {missing[0][:60]!r}): fetch or copy it again")
+    extra = sorted(set(found) - set(expected))
+    if extra:
+        raise HastenError(
+            f"{origin} holds {len(extra)} tensors that a {config.model_type} network does not have "
+            f"(first: {extra[0][:60]!r}): hasten cannot load this variant"
+        )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise HastenError(f"{origin}: {name} has shape {found[name]}, its config asks for {shape}")
+    return expected

@@ -105,12 +105,16 @@ def config_of(data: dict[str, Any], path: Path) -> Any:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise HastenError(f"{path} names the model type {str(kind)[:40]!r}, which this transformers does not know")
     check_sizes(data, path)
+    quantized = data.get("quantization_config")
     data = {k: v for k, v in data.items() if k not in ("auto_map", "quantization_config")}
     try:
         with quiet():
-            return CONFIG_MAPPING[kind].from_dict(data)
+            config = CONFIG_MAPPING[kind].from_dict(data)
     except Exception as error:
         raise HastenError(f"{path} is not a usable config: {one_line(error)}") from None
+    if isinstance(quantized, dict):
+        config.quantization_config = quantized  # as it is written: transformers would look for the kernels
+    return config
 
 
 def build(config: Any) -> Any:

@@ -13,6 +13,7 @@ from hasten.files import named_path
 from hasten.models.loading.gguf_network import from_gguf, from_gguf_packed
 from hasten.models.loading.loaded import Loaded
 from hasten.models.loading.safetensors_folder import from_folder
+from hasten.models.loading.stored_model import StoredModel, stored_folder, stored_gguf
 from hasten.processes import one_thread
 
 __all__ = ["load_network", "load_packed"]
@@ -71,6 +72,34 @@ def load_packed(
         return from_gguf_packed(path, name, origin, bf16, int8)
 
 
+def read_stored(source: str | Path, *, progress: assets.Progress = lambda message: None) -> StoredModel:
+    """What a model's files hold, without reading a weight: see `load_network`, which loads the same sources.
+
+    A folder may be of any architecture that transformers knows, and lack its weights.
+
+    Raises:
+        HastenError: nothing is there, or it is broken, or of a family that hasten does not know.
+    """
+    path = named_path(source, "the model")
+    name = str(source)
+    if path.is_dir():
+        return stored_folder(path, path.name)
+    if path.suffix in (".safetensors", ".json") and path.is_file():
+        raise HastenError(f"{path} is one file of a model: give its folder")
+    if path.suffix == ".gguf" or path.is_file():
+        return stored_gguf(path, path.stem)
+    if any(a.name == name for a in assets.assets()):
+        return stored_gguf(_asset(name, progress), name)
+    return stored_folder(_cached_snapshot(name), name)
+
+
+def _asset(name: str, progress: assets.Progress) -> Path:
+    entry = assets.asset(name)
+    if not (len(entry.files) == 1 and entry.files[0].path.endswith(".gguf")):
+        raise HastenError(f"asset {name} is not a model: see hasten assets")
+    return assets.fetch(entry, progress)
+
+
 def _load(source: str | Path, dtype: torch.dtype, progress: assets.Progress) -> Loaded:
     path = named_path(source, "the model")
     if path.is_dir():
@@ -81,10 +110,7 @@ def _load(source: str | Path, dtype: torch.dtype, progress: assets.Progress) -> 
         return from_gguf(path, path.stem, str(path.resolve()), dtype)
     name = str(source)
     if any(a.name == name for a in assets.assets()):
-        entry = assets.asset(name)
-        if not (len(entry.files) == 1 and entry.files[0].path.endswith(".gguf")):
-            raise HastenError(f"asset {name} is not a model: see hasten assets")
-        return from_gguf(assets.fetch(entry, progress), name, name, dtype)
+        return from_gguf(_asset(name, progress), name, name, dtype)
     return from_folder(_cached_snapshot(name), name, name, dtype)
 
 

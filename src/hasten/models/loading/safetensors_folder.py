@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hasten.dtypes import nbytes
 from hasten.errors import HastenError
 from hasten.models.loading.assemble import assemble
 from hasten.models.loading.config import FAMILIES, config_of, json_object, quiet
 from hasten.models.loading.loaded import Loaded, check_descriptions, fingerprint
 
+CONFIG = "config.json"
+_TYPES = {
+    "F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
 
 def from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
-    data = json_object(folder / "config.json")
+    data = json_object(folder / CONFIG)
     if "quantization_config" in data:
         raise HastenError(f"{folder} holds quantized weights: give the model's unquantized folder, or a GGUF file")
-    config = config_of(data, folder / "config.json")
+    config = config_of(data, folder / CONFIG)
     if config.model_type not in FAMILIES:
         raise HastenError(f"{folder} is a {config.model_type!r} model; hasten loads {', '.join(sorted(FAMILIES))}")
     if config.tie_word_embeddings is None:
@@ -55,7 +63,7 @@ def from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loa
         with contextlib.suppress(Exception), quiet():
             check_descriptions(folder)
             network.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return Loaded(network, name, source, fingerprint([folder / "config.json", *shards]), _folder=folder)
+    return Loaded(network, name, source, fingerprint([folder / CONFIG, *shards]), _folder=folder)
 
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:
@@ -81,3 +89,31 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
     if list(folder.glob("*.bin")):
         raise HastenError(f"{folder} has only pickled weights (.bin), which can run code: convert them to safetensors")
     raise HastenError(f"{folder} has no model.safetensors: give a folder with safetensors weights")
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has safetensors, or an index that promises them."""
+    return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+
+
+def tensor_types(folder: Path) -> dict[str, tuple[str, int]]:
+    """The number format and the bytes of each tensor, by the headers alone.
+
+    Raises:
+        HastenError: a file is missing or broken, or has numbers that hasten has no name for.
+    """
+    found: dict[str, tuple[str, int]] = {}
+    for shard in _shards(folder):
+        try:
+            with safe_open(shard, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - no mapping
+                    part = file.get_slice(key)
+                    name = _TYPES.get(part.get_dtype())
+                    if name is None:
+                        raise HastenError(f"{shard}: {key[:60]!r} is {part.get_dtype()}: give a folder of another type")
+                    found[key] = (name, nbytes(math.prod(part.get_shape()), name))
+        except FileNotFoundError:
+            raise HastenError(f"{folder} lacks {shard.name}: fetch or copy it again") from None
+        except (SafetensorError, OSError, ValueError):
+            raise HastenError(f"{shard} is truncated or corrupted: fetch or copy it again") from None
+    return found

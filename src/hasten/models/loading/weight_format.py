@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hasten import dtypes
 
 
-class Piece(NamedTuple):
+class KeptTensor(NamedTuple):
     """A tensor that is kept in a weight's stead: what its name ends with, its shape, its number format."""
 
     suffix: str
@@ -59,23 +59,23 @@ class WeightFormat:
         """Whether the numbers stand for themselves."""
         return not (self.scales or self.zeros or self.order or self.single or self.product)
 
-    def pieces(self, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+    def pieces(self, shape: tuple[int, ...]) -> tuple[KeptTensor, ...]:
         """What is kept of a weight of ``shape``: the codes first."""
-        found = [Piece("" if self.plain else "packed", shape, self.dtype)]
+        found = [KeptTensor("" if self.plain else "packed", shape, self.dtype)]
         if self.plain:
             return tuple(found)
         matrices, out = math.prod(shape[:-2]), shape[-2] if len(shape) > 1 else 1
         groups = (matrices * -(-out // (self.rows or out)), -(-shape[-1] // (self.columns or shape[-1])))
         if self.scales:
-            found.append(Piece("scales", (groups[0], groups[1] * self.count), self.scales))
+            found.append(KeptTensor("scales", (groups[0], groups[1] * self.count), self.scales))
         if self.zeros:
-            found.append(Piece("zeros", groups, self.zeros))
+            found.append(KeptTensor("zeros", groups, self.zeros))
         if self.shared:
-            found.append(Piece("scales_of_scales", (-(-math.prod(groups) // self.shared),), "fp32"))
+            found.append(KeptTensor("scales_of_scales", (-(-math.prod(groups) // self.shared),), "fp32"))
         if self.order:
-            found.append(Piece("order", (matrices * shape[-1],), self.order))
+            found.append(KeptTensor("order", (matrices * shape[-1],), self.order))
         if self.single:
-            found.append(Piece("scale", (matrices * self.single,), "fp32"))
+            found.append(KeptTensor("scale", (matrices * self.single,), "fp32"))
         return tuple(found)
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
