@@ -36,10 +36,15 @@ def test_every_gradient_flows() -> None:
     layer = ReGLUExperts(8, 12, 4, 2)
     h = torch.randn(40, 8, requires_grad=True)
     logits = layer.primary_router(h)
-    (layer(h, logits).square().sum() + balance_loss(layer.logits, 2)).backward()
+    out, routing = layer(h, logits, return_routing=True)
+    (out.square().sum() + balance_loss(routing.logits, 2)).backward()
     assert h.grad is not None
     assert all(p.grad is not None for p in layer.parameters())
-    assert 0 < layer.open_share < 1
+    assert routing.open_share is not None
+    assert 0 < routing.open_share < 1
+    gates = [torch.relu(expert.gate(h)) > 0 for expert in layer.experts]
+    used = torch.stack(gates, 1).gather(1, logits.topk(2).indices[..., None].expand(-1, -1, 12))
+    assert float(routing.open_share) == pytest.approx(float(used.float().mean()))
 
 
 def test_balance_is_one_when_uniform() -> None:

@@ -18,13 +18,15 @@ from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Method
 from hasten.methods.recovery import LowBitLinear, last_states, recover
 from hasten.methods.solvers import Rounding, magnitude, round_to_nearest, sweep, sweep_with_scales, wanda
+from hasten.nn.block import Packed
 from hasten.runtime.language_model import LanguageModel
 from hasten.workload.einsum import Access, Einsum, Op, Phase, Role, Workload
 from hasten.workload.einsum import Tensor as Described
 
 
-class SparseLinear(nn.Module):
-    """A linear layer over `hasten.kernels.sparse_linear`: x (..., in) to (..., out)."""
+class SparseLinear(Packed):
+    """A linear layer over `hasten.kernels.sparse_linear`: x (..., in) to (..., out); its tensors keep their
+    types under ``.to(dtype)`` and the like."""
 
     packed: Tensor
     scales: Tensor
@@ -37,6 +39,11 @@ class SparseLinear(nn.Module):
         self.register_buffer("zeros", zeros)
         self.bias = None if bias is None else nn.Parameter(bias.float(), requires_grad=False)
         self.in_features, self.out_features = packed.shape[1] * 4, packed.shape[0]
+
+    def _start(self) -> None:
+        for tensor in (self.packed, self.scales, self.zeros, self.bias):
+            if tensor is not None:
+                tensor.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         y = kernel.sparse_linear(x, self.packed, self.scales, self.zeros)

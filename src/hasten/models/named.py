@@ -10,6 +10,7 @@ from torch import nn
 
 from hasten.errors import HastenError
 from hasten.models.registry import builders
+from hasten.nn.block import undecayed
 
 
 def names() -> list[str]:
@@ -40,8 +41,9 @@ def build(name: str, *, device: str = "meta", dtype: torch.dtype = torch.bfloat1
     with torch.device(device):
         model = builder(name, **options)
     assert isinstance(model, nn.Module)
-    for parameter in model.parameters():
-        if not getattr(parameter, "no_decay", False):
+    kept = undecayed(model)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name not in kept:
             parameter.data = parameter.data.to(dtype)
     return model.eval()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.errors import HastenError
+from hasten.nn.block import Block, Factory
 
 Scaling = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"]
 
@@ -307,7 +308,7 @@ class LayerCache:
         self.seen = min(self.seen, length)
 
 
-class GroupedAttention(nn.Module):
+class GroupedAttention(Block):
     """Causal attention in which several query heads share a key head (arXiv 2305.13245); names as Llama has them.
 
     Args:
@@ -319,6 +320,7 @@ class GroupedAttention(nn.Module):
         sinks: whether a logit a head is learned, see `attend`.
         norm: eps of an RMSNorm of queries and keys (Qwen 3); None without.
         bias, out_bias: of the projections, and of the one that leads back.
+        device, dtype: as torch's modules take them.
 
     Shape:
         x (batch, length, width) to the same.
@@ -339,20 +341,27 @@ class GroupedAttention(nn.Module):
         norm: float | None = None,
         bias: bool = False,
         out_bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        made: Factory = {"device": device, "dtype": dtype}
         kv_heads, head_dim = kv_heads or heads, head_dim or width // heads
         if heads % kv_heads:
             raise HastenError(f"{kv_heads} key heads do not divide {heads} heads")
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.rotary, self.window, self.scale, self.cap = rotary, window, scale, cap
-        self.q_proj = nn.Linear(width, heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(heads * head_dim, width, bias=out_bias)
-        self.q_norm = nn.RMSNorm(head_dim, eps=norm) if norm is not None else None
-        self.k_norm = nn.RMSNorm(head_dim, eps=norm) if norm is not None else None
-        self.sinks = nn.Parameter(torch.zeros(heads)) if sinks else None
+        self.q_proj = nn.Linear(width, heads * head_dim, bias=bias, **made)
+        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=bias, **made)
+        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=bias, **made)
+        self.o_proj = nn.Linear(heads * head_dim, width, bias=out_bias, **made)
+        self.q_norm = nn.RMSNorm(head_dim, eps=norm, **made) if norm is not None else None
+        self.k_norm = nn.RMSNorm(head_dim, eps=norm, **made) if norm is not None else None
+        self.sinks = nn.Parameter(torch.zeros(heads, **made)) if sinks else None
+
+    def _start(self) -> None:
+        if self.sinks is not None:
+            nn.init.zeros_(self.sinks)
 
     def new_cache(self, batch: int, length: int = 0) -> LayerCache:
         """A cache as after ``length`` tokens (zeros), of ``batch`` sequences."""
@@ -395,7 +404,7 @@ def _places(begin: int, length: int, device: torch.device) -> Tensor:
     return torch.arange(begin, begin + length, device=device, dtype=torch.float32)
 
 
-class LatentAttention(nn.Module):
+class LatentAttention(Block):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
     Keys and values come from one latent of a token, and a part of the key that carries the position is shared by all
@@ -414,6 +423,7 @@ class LatentAttention(nn.Module):
         scale: of the logits; ``(plain + rotated) ** -0.5`` when None.
         eps: of the latents' norms.
         expanded: the cache keeps keys and values of every head.
+        device, dtype: as torch's modules take them.
 
     Shape:
         x (batch, length, width) to the same.
@@ -433,19 +443,25 @@ class LatentAttention(nn.Module):
         scale: float | None = None,
         eps: float = 1e-6,
         expanded: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        made: Factory = {"device": device, "dtype": dtype}
         if rotary.size != rotated:
             raise HastenError(f"the rotary positions turn {rotary.size} channels, of {rotated}")
         self.heads, self.plain, self.rotated, self.value, self.latent = heads, plain, rotated, value, latent
         self.rotary, self.expanded = rotary, expanded
         self.scale = scale
         if query_rank is not None:
-            self.q_down, self.q_norm = nn.Linear(width, query_rank, bias=False), nn.RMSNorm(query_rank, eps=eps)
-        self.q_up = nn.Linear(width if query_rank is None else query_rank, heads * (plain + rotated), bias=False)
-        self.kv_down, self.kv_norm = nn.Linear(width, latent + rotated, bias=False), nn.RMSNorm(latent, eps=eps)
-        self.kv_up = nn.Linear(latent, heads * (plain + value), bias=False)
-        self.out = nn.Linear(heads * value, width, bias=False)
+            self.q_down = nn.Linear(width, query_rank, bias=False, **made)
+            self.q_norm = nn.RMSNorm(query_rank, eps=eps, **made)
+        asked = width if query_rank is None else query_rank
+        self.q_up = nn.Linear(asked, heads * (plain + rotated), bias=False, **made)
+        self.kv_down = nn.Linear(width, latent + rotated, bias=False, **made)
+        self.kv_norm = nn.RMSNorm(latent, eps=eps, **made)
+        self.kv_up = nn.Linear(latent, heads * (plain + value), bias=False, **made)
+        self.out = nn.Linear(heads * value, width, bias=False, **made)
         self.query_rank = query_rank
 
     def new_cache(self, batch: int, length: int = 0) -> LayerCache:

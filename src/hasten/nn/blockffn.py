@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.kernels.expert_ffn import expert_ffn
-from hasten.nn.moe import choose
+from hasten.nn.block import Block, Factory
+from hasten.nn.moe import Routing, choose
 
 EPSILON = 1e-5
 
 
-class BlockFFN(nn.Module):
+class BlockFFN(Block):
     """A feed-forward layer of ungated experts behind a ReLU + RMSNorm router (arXiv 2507.08771, section 3.1).
 
         r = R x,  h = relu(r),  q = h / rms(h),  a = q g,  out = sum_i a_i D_i silu(U_i x)
@@ -28,23 +30,33 @@ class BlockFFN(nn.Module):
         experts: how many.
         each: inner values of one.
         eps: of the norm.
+        device, dtype: as torch's modules take them.
 
     Shape:
-        x (..., width) to the same. Of the last call in training mode ``logits`` (..., experts) stays with the layer,
-        for the losses.
+        x (..., width) to the same; with ``return_routing`` the router's `Routing` too, whose logits (..., experts) the
+        losses are made of.
     """
 
-    def __init__(self, width: int, experts: int, each: int, *, eps: float = EPSILON) -> None:
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        each: int,
+        *,
+        eps: float = EPSILON,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         if min(width, experts, each) < 1:
             raise ValueError("width, experts and each must be at least 1")
         self.width, self.experts, self.each, self.eps = width, experts, each, eps
-        self.router = nn.Linear(width, experts, bias=False)
-        self.gain = nn.Parameter(torch.ones(experts))
+        made: Factory = {"device": device, "dtype": dtype}
+        self.router = nn.Linear(width, experts, bias=False, **made)
+        self.gain = nn.Parameter(torch.empty(experts, **made))
         # Expert by expert; D transposed, so that an expert's rows lie together in both.
-        self.up = nn.Parameter(torch.empty(experts * each, width))
-        self.down = nn.Parameter(torch.empty(experts * each, width))
-        self.logits: Tensor | None = None
+        self.up = nn.Parameter(torch.empty(experts * each, width, **made))
+        self.down = nn.Parameter(torch.empty(experts * each, width, **made))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -59,11 +71,15 @@ class BlockFFN(nn.Module):
         logits = self.router(x)
         return normalized(logits, self.eps) * self.gain, logits
 
-    def forward(self, x: Tensor) -> Tensor:
+    @overload
+    def forward(self, x: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
+    def forward(self, x: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
         scores, logits = self.route(x)
-        self.logits = logits if self.training else None
         # A gain of exactly 0 makes a score 0 whose gradient is not: the ReLU decides who is active.
-        return expert_ffn(x, scores, self.up, self.down, active(logits) if torch.is_grad_enabled() else None)
+        y = expert_ffn(x, scores, self.up, self.down, active(logits) if torch.is_grad_enabled() else None)
+        return (y, Routing(logits)) if return_routing else y
 
     def extra_repr(self) -> str:
         return f"{self.width}, experts={self.experts}, each={self.each}"
@@ -223,22 +239,36 @@ class AdaptiveFactor:
         return self._from + (self._to - self._from) * share
 
 
-class TopKFFN(nn.Module):
+class TopKFFN(Block):
     """The same experts behind a softmax and top-k router: what BlockFFN is compared with.
 
     Args:
-        width, experts, each: as for `BlockFFN`.
+        width, experts, each, device, dtype: as for `BlockFFN`.
         count: experts of every token.
+
+    Shape:
+        as `BlockFFN`; the logits of its `Routing` are the weights of each token's experts, zeros for the others.
     """
 
-    def __init__(self, width: int, experts: int, each: int, count: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        experts: int,
+        each: int,
+        count: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.inner, self.count = BlockFFN(width, experts, each), count
-        self.logits: Tensor | None = None
+        self.inner, self.count = BlockFFN(width, experts, each, device=device, dtype=dtype), count
 
-    def forward(self, x: Tensor) -> Tensor:
+    @overload
+    def forward(self, x: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
+    def forward(self, x: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
         logits = self.inner.router(x)
         weights, chosen = choose(logits, self.count)
         scores = torch.zeros_like(logits).scatter(-1, chosen, weights)
-        self.logits = scores if self.training else None
-        return expert_ffn(x, scores, self.inner.up, self.inner.down)
+        y = expert_ffn(x, scores, self.inner.up, self.inner.down)
+        return (y, Routing(scores)) if return_routing else y

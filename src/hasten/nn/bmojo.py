@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.nn.attention import Rotary
+from hasten.nn.block import Block, Factory
 from hasten.nn.mamba import Mamba
 
 Store = Literal["innovation", "random", "recent"]
@@ -154,7 +155,7 @@ def _last(x: Tensor, count: int) -> Tensor:
     return x if x.shape[-2] <= count else x[..., x.shape[-2] - count :, :].clone()
 
 
-class BMojo(nn.Module):
+class BMojo(Block):
     """Eidetic and fading memory under one softmax (arXiv 2407.06324, section 4).
 
     Query i attends to the inputs of its window [i-w+1, i] exactly; to the outputs of a state-space layer at
@@ -178,6 +179,7 @@ class BMojo(nn.Module):
         threshold: tokens of smaller innovation are never kept.
         commit: the store takes in what has left the window every so many tokens; the window when None.
         taps: of the predictor, see `innovation`.
+        device, dtype: as torch's modules take them.
 
     Shape:
         u (batch, length, width) to the same.
@@ -200,8 +202,11 @@ class BMojo(nn.Module):
         threshold: float | None = None,
         commit: int | None = None,
         taps: int = 4,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        made: Factory = {"device": device, "dtype": dtype}
         kv_heads = kv_heads or heads
         if width % heads or heads % kv_heads or (width // heads) % 2:
             raise ValueError(f"{heads} heads must divide a width of {width} evenly, and {kv_heads} key heads the heads")
@@ -214,15 +219,15 @@ class BMojo(nn.Module):
         self.threshold, self.commit, self.taps = threshold, commit or window, taps
         self.rotary = Rotary(self.size) if rotary else None
         needed = fading or (memory > 0 and store == "innovation")
-        self.ssm = (ssm or Mamba(width)) if needed else None
-        self.query = nn.Linear(width, width, bias=False)
-        self.key_value = nn.Linear(width, 2 * kv_heads * self.size, bias=False)
+        self.ssm = (ssm or Mamba(width, **made)) if needed else None
+        self.query = nn.Linear(width, width, bias=False, **made)
+        self.key_value = nn.Linear(width, 2 * kv_heads * self.size, bias=False, **made)
         apart = fading and not tied
-        self.fading_query = nn.Linear(width, width, bias=False) if apart else None
-        self.fading_key_value = nn.Linear(width, 2 * kv_heads * self.size, bias=False) if apart else None
-        self.query_norm = nn.RMSNorm(self.size, eps=1e-6) if norm else None
-        self.key_norm = nn.RMSNorm(self.size, eps=1e-6) if norm else None
-        self.out = nn.Linear(width, width, bias=False)
+        self.fading_query = nn.Linear(width, width, bias=False, **made) if apart else None
+        self.fading_key_value = nn.Linear(width, 2 * kv_heads * self.size, bias=False, **made) if apart else None
+        self.query_norm = nn.RMSNorm(self.size, eps=1e-6, **made) if norm else None
+        self.key_norm = nn.RMSNorm(self.size, eps=1e-6, **made) if norm else None
+        self.out = nn.Linear(width, width, bias=False, **made)
 
     # -- projections ---------------------------------------------------------------------------------
 

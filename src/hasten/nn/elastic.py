@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
+from hasten.nn.block import Block, Factory
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -27,14 +28,16 @@ def activation(name: str) -> nn.Module:
     return {"relu": nn.ReLU, "h_swish": nn.Hardswish}[name]()
 
 
-class SqueezeExcite(nn.Module):
+class SqueezeExcite(Block):
     """Channels scaled by what their means say: a hidden layer of a quarter of them, a hard sigmoid."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(
+        self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         hidden = make_divisible(channels // 4)
-        self.reduce = nn.Conv2d(channels, hidden, 1)
-        self.expand = nn.Conv2d(hidden, channels, 1)
+        self.reduce = nn.Conv2d(channels, hidden, 1, device=device, dtype=dtype)
+        self.expand = nn.Conv2d(hidden, channels, 1, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
@@ -49,7 +52,7 @@ class SqueezeExcite(nn.Module):
         return x * F.hardsigmoid(scale)
 
 
-class MBConv(nn.Module):
+class MBConv(Block):
     """An inverted bottleneck: 1x1 up to ``middle`` channels, depthwise, squeeze-and-excite, 1x1 down.
 
     Args:
@@ -58,24 +61,36 @@ class MBConv(nn.Module):
         kernel, stride: of the depthwise convolution.
         act: ``relu`` or ``h_swish``.
         se: whether with squeeze-and-excite.
+        device, dtype: as torch's modules take them.
 
     Shapes: (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride).
     """
 
     def __init__(
-        self, inputs: int, outputs: int, middle: int, kernel: int, stride: int, act: str, se: bool, expand: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        middle: int,
+        kernel: int,
+        stride: int,
+        act: str,
+        se: bool,
+        expand: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        made: Factory = {"device": device, "dtype": dtype}
         if expand:
             self.expand = nn.Sequential(
-                nn.Conv2d(inputs, middle, 1, bias=False), nn.BatchNorm2d(middle), activation(act)
+                nn.Conv2d(inputs, middle, 1, bias=False, **made), nn.BatchNorm2d(middle, **made), activation(act)
             )
         else:
             self.expand = nn.Sequential()
-        depthwise = nn.Conv2d(middle, middle, kernel, stride, kernel // 2, groups=middle, bias=False)
-        self.depthwise = nn.Sequential(depthwise, nn.BatchNorm2d(middle), activation(act))
-        self.se = SqueezeExcite(middle) if se else nn.Identity()
-        self.project = nn.Sequential(nn.Conv2d(middle, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        depthwise = nn.Conv2d(middle, middle, kernel, stride, kernel // 2, groups=middle, bias=False, **made)
+        self.depthwise = nn.Sequential(depthwise, nn.BatchNorm2d(middle, **made), activation(act))
+        self.se = SqueezeExcite(middle, **made) if se else nn.Identity()
+        self.project = nn.Sequential(nn.Conv2d(middle, outputs, 1, bias=False, **made), nn.BatchNorm2d(outputs, **made))
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,7 +112,7 @@ def _normed(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-class ElasticMBConv(nn.Module):
+class ElasticMBConv(Block):
     """An inverted bottleneck whose kernel and width are chosen at each call.
 
     A smaller kernel is a learned matrix times the centre of the next larger one, shared by all channels; a smaller
@@ -107,27 +122,42 @@ class ElasticMBConv(nn.Module):
         inputs, outputs: channels.
         kernels: odd sizes that may be chosen, the largest is stored.
         expands: ratios of middle channels to inputs that may be chosen.
-        stride, act, se: as in `MBConv`.
+        stride, act, se, device, dtype: as in `MBConv`.
 
     Raises:
         HastenError: no kernel or ratio, or an even kernel.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, kernels: Sequence[int], expands: Sequence[int], stride: int, act: str, se: bool
+        self,
+        inputs: int,
+        outputs: int,
+        kernels: Sequence[int],
+        expands: Sequence[int],
+        stride: int,
+        act: str,
+        se: bool,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        made: Factory = {"device": device, "dtype": dtype}
         if not kernels or not expands or any(k % 2 == 0 or k < 1 for k in kernels):
             raise HastenError("an elastic block needs odd kernels and expansions to choose from")
         self.inputs, self.outputs, self.stride, self.act = inputs, outputs, stride, act
         self.kernels, self.expands = tuple(sorted(kernels)), tuple(sorted(expands))
-        self.block = MBConv(inputs, outputs, self.middle(self.expands[-1]), self.kernels[-1], stride, act, se)
+        middle = self.middle(self.expands[-1])
+        self.block = MBConv(inputs, outputs, middle, self.kernels[-1], stride, act, se, **made)
         self.transforms = nn.ParameterDict(
             {
-                f"{large}to{small}": nn.Parameter(torch.eye(small * small))
+                f"{large}to{small}": nn.Parameter(torch.eye(small * small, **made))
                 for small, large in zip(self.kernels[:-1], self.kernels[1:], strict=True)
             }
         )
+
+    def _start(self) -> None:
+        for matrix in self.transforms.values():
+            nn.init.eye_(matrix)
 
     def middle(self, expand: int) -> int:
         """Middle channels of a ratio."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hasten.nn.block import Block, Factory
+
 Lift = Literal["none", "frozen", "trained"]
 
 
@@ -50,19 +52,22 @@ class Sizes:
     flops: int
 
 
-class _Block(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+class _Block(Block):
+    def __init__(self, width: int, hidden: int, made: Factory) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
-        self.up = nn.Linear(width, hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False, **made)
+        self.down = nn.Linear(hidden, width, bias=False, **made)
+        self._start()
+
+    def _start(self) -> None:
         nn.init.zeros_(self.down.weight)  # the block starts as the identity
 
     def forward(self, z: Tensor) -> Tensor:
         return z + self.down(F.gelu(self.up(self.norm(z))))
 
 
-class Hourglass(nn.Module):
+class Hourglass(Block):
     """A residual MLP ``z + W2 gelu(W1 rmsnorm(z))`` whose skips may be wider than input and bottleneck.
 
     With a lift the input goes once to a wide latent, every block computes through ``hidden`` numbers, and a read-out
@@ -80,6 +85,7 @@ class Hourglass(nn.Module):
         seed: of the lift, of 64 bits. A state of a frozen lift that was made from another seed, or for another width of
             inputs, does not load: RuntimeError.
         project: start the read-out as the lift's pseudo-inverse, so that the network starts as the identity.
+        device, dtype: as torch's modules take them.
 
     Shape:
         (..., inputs) to (..., outputs).
@@ -100,6 +106,8 @@ class Hourglass(nn.Module):
         lift: Lift = "none",
         seed: int = 0,
         project: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if (latent is None) != (lift == "none"):
@@ -114,29 +122,41 @@ class Hourglass(nn.Module):
         self.inputs, self.outputs, self.latent = inputs, outputs or inputs, latent or inputs
         self.inner = inner
         self.lifting: Lift = lift
+        made: Factory = {"device": device, "dtype": dtype}
         self.seed = seed
         self.lift: Tensor | None
         self.lift_from: Tensor
         if lift == "none":
             self.lift = None
         else:
-            matrix = self._random_lift()
+            matrix = torch.empty(self.latent, inputs, **made)
             if lift == "frozen":
                 self.register_buffer("lift", matrix, persistent=False)
                 # What names the lift, in its place: the other weights are right for this lift alone.
-                self.register_buffer("lift_from", torch.tensor([seed, inputs]))
+                self.register_buffer("lift_from", torch.empty(2, dtype=torch.int64, device=device))
             else:
                 self.lift = nn.Parameter(matrix)
-        self.blocks = nn.ModuleList(_Block(self.latent, width) for width in inner)
+        self.blocks = nn.ModuleList(_Block(self.latent, width, made) for width in inner)
         plain = lift == "none" and self.outputs == inputs
-        self.read = None if plain else nn.Linear(self.latent, self.outputs, bias=False)
-        if project and self.lift is not None and self.read is not None and self.outputs == inputs:
-            with torch.no_grad():
-                self.read.weight.copy_(torch.linalg.pinv(self.lift.detach()))
+        self.read = None if plain else nn.Linear(self.latent, self.outputs, bias=False, **made)
+        self.project = project
+        self._start()
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        if self.lift is None or self.lift.is_meta:
+            return
+        self.lift.copy_(self._random_lift())
+        if self.lifting == "frozen":
+            self.lift_from.copy_(torch.tensor([self.seed, self.inputs], device="cpu"))
+        if self.project and self.read is not None and self.outputs == self.inputs:
+            wide = self.lift if self.lift.dtype is torch.float64 else self.lift.float()
+            self.read.weight.copy_(torch.linalg.pinv(wide))
 
     def _random_lift(self) -> Tensor:
         # E|W x|^2 = (latent / inputs) |x|^2
-        return counted_normal(self.latent, self.inputs, self.seed) / self.inputs**0.5
+        with torch.device("cpu"):
+            return counted_normal(self.latent, self.inputs, self.seed) / self.inputs**0.5
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
@@ -159,11 +179,11 @@ class Hourglass(nn.Module):
             return
         # A module that was made without storage has no lift yet.
         assert self.lift is not None
-        with torch.device("cpu"), torch.no_grad():
+        with torch.no_grad():
             if not self.lift.is_meta:
                 self.lift.copy_(self._random_lift())
             elif local_metadata.get("assign_to_params_buffers", False):
-                self.lift = self._random_lift().to(given.device)
+                self.lift = self._random_lift().to(given.device, self.lift.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         z = x if self.lift is None else F.linear(x, self.lift)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.kernels.selective_scan import Discretization, selective_scan
+from hasten.nn.block import Block, Factory
 
 
 @dataclass
@@ -72,7 +73,7 @@ def causal_convolution(
     return y if bias is None else y + bias
 
 
-class Mamba(nn.Module):
+class Mamba(Block):
     """Selective state spaces (S6) behind a short causal convolution, gated (arXiv 2312.00752, section 3.4).
 
     The parameters have the names and shapes of the published checkpoints. A is real and diagonal, held as its
@@ -88,10 +89,13 @@ class Mamba(nn.Module):
         discretization: ``euler`` (the released models) or ``zoh``.
         selective: which of ``"B"``, ``"C"`` and ``"delta"`` depend on the token; the others are learned constants,
             and with none of them the layer is a time-invariant S4D (real).
+        device, dtype: as torch's modules take them; A and D stay fp32.
 
     Shape:
         u (batch, length, width) to (batch, length, width).
     """
+
+    no_decay: ClassVar[tuple[str, ...]] = ("A_log", "D", "B", "C")
 
     def __init__(
         self,
@@ -118,22 +122,19 @@ class Mamba(nn.Module):
         self.step_range, self.step_floor = step_range, step_floor
         self.discretization: Discretization = discretization
         self.selective = tuple(selective)
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        made: Factory = {"device": device, "dtype": dtype}
         self.in_proj = nn.Linear(width, 2 * self.inner, bias=False, **made)
         self.conv1d = nn.Conv1d(self.inner, self.inner, kernel, groups=self.inner, padding=kernel - 1, **made)
         self._parts = {"delta": self.step_rank, "B": states, "C": states}
         projected = sum(size for part, size in self._parts.items() if part in selective)
         self.x_proj = nn.Linear(self.inner, projected, bias=False, **made) if projected else None
         self.dt_proj = nn.Linear(self.step_rank, self.inner, **made) if "delta" in selective else None
-        self.dt_bias = None if "delta" in selective else nn.Parameter(torch.empty(self.inner, device=device))
-        self.B = None if "B" in selective else nn.Parameter(torch.empty(states, device=device))
-        self.C = None if "C" in selective else nn.Parameter(torch.empty(states, device=device))
+        self.dt_bias = None if "delta" in selective else nn.Parameter(torch.empty(self.inner, **made))
+        self.B = None if "B" in selective else nn.Parameter(torch.empty(states, **made))
+        self.C = None if "C" in selective else nn.Parameter(torch.empty(states, **made))
         self.A_log = nn.Parameter(torch.empty(self.inner, states, device=device, dtype=torch.float32))
         self.D = nn.Parameter(torch.empty(self.inner, device=device, dtype=torch.float32))
         self.out_proj = nn.Linear(self.inner, width, bias=False, **made)
-        for parameter in (self.A_log, self.D, self.B, self.C):
-            if parameter is not None:
-                parameter.no_decay = True  # type: ignore[attr-defined]
         self.reset_parameters()
 
     @torch.no_grad()

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.kernels.associative_scan import associative_scan
+from hasten.nn.block import Block, Factory
 from hasten.nn.ternary import BitLinear
 
 
-class MLGRU(nn.Module):
+class MLGRU(Block):
     """A token mixer of gates and additions: a linear recurrence, element by element (arXiv 2406.02528, section 3.3.1).
 
         f = lb + (1 - lb) sigmoid(F x),  i = silu(I x) (1 - f),  h[t] = f[t] h[t-1] + i[t]
@@ -23,25 +24,34 @@ class MLGRU(nn.Module):
     Args:
         width: of input, output and state.
         output: ``code`` or ``text``.
-        linear: what makes a projection from (in, out); `BitLinear`, or for comparison a full-precision layer.
+        linear: what makes a projection from (in, out) and ``device`` and ``dtype``; `BitLinear`, or for comparison a
+            full-precision layer.
+        device, dtype: as torch's modules take them.
 
     Shape:
         x (batch, length, width) to the same.
     """
 
     def __init__(
-        self, width: int, *, output: Literal["code", "text"] = "code", linear: type[nn.Module] = BitLinear
+        self,
+        width: int,
+        *,
+        output: Literal["code", "text"] = "code",
+        linear: type[nn.Module] = BitLinear,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if output not in ("code", "text"):
             raise ValueError(f"the output is of the code or the text, not {output!r}")
         self.width, self.output = width, output
-        self.f_proj, self.i_proj, self.g_proj, self.o_proj = (linear(width, width) for _ in range(4))
-        self.g_norm = nn.RMSNorm(width, eps=1e-6) if output == "code" else None
+        made: Factory = {"device": device, "dtype": dtype}
+        self.f_proj, self.i_proj, self.g_proj, self.o_proj = (linear(width, width, **made) for _ in range(4))
+        self.g_norm = nn.RMSNorm(width, eps=1e-6, **made) if output == "code" else None
 
     def new_state(self, batch: int) -> Tensor:
         """(batch, width), fp32: all that it remembers."""
-        return torch.zeros(batch, self.width, device=next(self.parameters()).device)
+        return torch.zeros(batch, self.width, device=next(self.parameters()).device, dtype=torch.float32)
 
     def forward(
         self, x: Tensor, state: Tensor | None = None, lower_bound: Tensor | None = None
@@ -63,20 +73,28 @@ class MLGRU(nn.Module):
         return self.o_proj(mixed), last
 
 
-class TernaryGLU(nn.Module):
+class TernaryGLU(Block):
     """A gated MLP of BitLinear layers: ``down(silu(a) * b)`` with [a, b] one projection (arXiv 2406.02528, 3.3.2).
 
     Args:
         width: of input and output.
         hidden: inner width; 8 width / 3 rounded up to a multiple of 256 when None.
-        linear: as for `MLGRU`.
+        linear, device, dtype: as for `MLGRU`.
     """
 
-    def __init__(self, width: int, hidden: int | None = None, *, linear: type[nn.Module] = BitLinear) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int | None = None,
+        *,
+        linear: type[nn.Module] = BitLinear,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.hidden = hidden or -(-8 * width // (3 * 256)) * 256
-        self.gate_proj = linear(width, 2 * self.hidden)
-        self.down_proj = linear(self.hidden, width)
+        self.gate_proj = linear(width, 2 * self.hidden, device=device, dtype=dtype)
+        self.down_proj = linear(self.hidden, width, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.gate_proj(x).chunk(2, -1)

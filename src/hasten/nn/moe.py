@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from hasten.errors import HastenError
+from hasten.nn.block import Block, Factory
 
 Score = Literal["softmax", "sigmoid", "softmax of chosen"]
 Gate = Literal["silu", "relu", "gelu"]
 _GATES: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": torch.relu, "gelu": F.gelu}
 # Below any sum of weights that is not zero.
 _TINY = 1e-20
+
+
+class Routing(NamedTuple):
+    """What a router did in one call: returned where it is asked for, so that no layer holds on to a graph.
+
+    Args:
+        logits: (tokens or ..., experts), with their gradients: what losses are made of.
+        loads: tokens of each expert (experts) int64; None where a layer does not count them.
+        open_share: of the gates of used experts the share that is positive; None where a layer has no such gates.
+    """
+
+    logits: Tensor
+    loads: Tensor | None = None
+    open_share: Tensor | None = None
 
 
 def choose(
@@ -161,7 +176,7 @@ class BiasController:
             self.bias[:real] += self.rate * (self.used / real - shares[:real])
 
 
-class Router(nn.Module):
+class Router(Block):
     """Logits of experts, and who is chosen; settings as for `choose`. It works in fp32.
 
     Args:
@@ -169,6 +184,7 @@ class Router(nn.Module):
         experts: that are chosen from, zero experts among them.
         count: experts a token.
         balanced: there is a bias for choosing, a buffer that a `BiasController` moves.
+        device, dtype: as torch's modules take them; the bias stays fp32.
 
     Shape:
         x (tokens, width) to logits (tokens, experts), weights and numbers (tokens, count).
@@ -186,6 +202,8 @@ class Router(nn.Module):
         kept_groups: int = 1,
         normalized: bool = True,
         factor: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if not 0 < count <= experts:
@@ -194,10 +212,16 @@ class Router(nn.Module):
             raise HastenError(f"{count} experts of {experts} cannot come from {kept_groups} of {groups} equal groups")
         self.experts, self.count, self.score = experts, count, score
         self.groups, self.kept_groups, self.normalized, self.factor = groups, kept_groups, normalized, factor
-        self.weight = nn.Parameter(torch.empty(experts, width))
+        self.weight = nn.Parameter(torch.empty(experts, width, device=device, dtype=dtype))
         self.bias: Tensor | None
-        self.register_buffer("bias", torch.zeros(experts) if balanced else None)
-        nn.init.normal_(self.weight, std=width**-0.5)
+        bias = torch.empty(experts, device=device, dtype=torch.float32) if balanced else None
+        self.register_buffer("bias", bias)
+        self._start()
+
+    def _start(self) -> None:
+        nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = F.linear(x.float(), self.weight.float())
@@ -208,25 +232,37 @@ class Router(nn.Module):
         return logits, weights, chosen
 
 
-class GatedExperts(nn.Module):
+class GatedExperts(Block):
     """Experts ``down(act(gate x) * up x)`` whose weights lie one behind the other, as transformers keeps them.
 
     Args:
         width, inner: of one.
         experts: how many.
         gate: activation.
+        device, dtype: as torch's modules take them.
 
     Shape:
         `run`: x (tokens, width) to the same.
     """
 
-    def __init__(self, width: int, inner: int, experts: int, gate: Gate = "silu") -> None:
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        experts: int,
+        gate: Gate = "silu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.experts, self.gate = experts, gate
-        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, width))
-        self.down_proj = nn.Parameter(torch.empty(experts, width, inner))
-        nn.init.normal_(self.gate_up_proj, std=width**-0.5)
-        nn.init.normal_(self.down_proj, std=inner**-0.5)
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, width, device=device, dtype=dtype))
+        self.down_proj = nn.Parameter(torch.empty(experts, width, inner, device=device, dtype=dtype))
+        self._start()
+
+    def _start(self) -> None:
+        for weight in (self.gate_up_proj, self.down_proj):
+            nn.init.normal_(weight, std=weight.shape[2] ** -0.5)
 
     def run(self, number: int, x: Tensor) -> Tensor:
         """What expert ``number`` makes of its tokens."""
@@ -234,7 +270,7 @@ class GatedExperts(nn.Module):
         return F.linear(_GATES[self.gate](gate) * up, self.down_proj[number])
 
 
-class MixtureOfExperts(nn.Module):
+class MixtureOfExperts(Block):
     """A feed-forward layer of experts (arXiv 1701.06538), with what later ones have added.
 
     Args:
@@ -247,10 +283,11 @@ class MixtureOfExperts(nn.Module):
         capacity_factor: an expert takes no more tokens than this times an equal share; the rest goes past it. None for
             no limit.
         gate: activation of all.
+        device, dtype: as torch's modules take them; of a given router they are its own.
 
     Shape:
-        x (..., width) to the same. Of the last call in training mode ``logits`` (tokens, experts + zero) and ``loads``
-        (experts + zero) stay with the layer, for a loss or a `BiasController`.
+        x (..., width) to the same; with ``return_routing`` the router's `Routing` too: logits (tokens, experts + zero)
+        for a loss, loads (experts + zero) for a `BiasController`.
     """
 
     def __init__(
@@ -265,22 +302,25 @@ class MixtureOfExperts(nn.Module):
         zero: int = 0,
         capacity_factor: float | None = None,
         gate: Gate = "silu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        router = router or Router(width, experts + zero, count)
+        made: Factory = {"device": device, "dtype": dtype}
+        router = router or Router(width, experts + zero, count, **made)
         if router.experts != experts + zero or router.count != count:
             raise HastenError(f"the router chooses {router.count} of {router.experts}, not {count} of {experts + zero}")
         self.router, self.zero, self.capacity_factor = router, zero, capacity_factor
-        self.experts = GatedExperts(width, inner, experts, gate)
-        self.shared_experts = GatedExperts(width, inner * shared, 1, gate) if shared else None
-        self.logits: Tensor | None = None
-        self.loads: Tensor | None = None
+        self.experts = GatedExperts(width, inner, experts, gate, **made)
+        self.shared_experts = GatedExperts(width, inner * shared, 1, gate, **made) if shared else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    @overload
+    def forward(self, x: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
+    def forward(self, x: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
         flat, count = x.reshape(-1, x.shape[-1]), self.experts.experts
         logits, weights, chosen = self.router(flat)
-        keeps = self.training
-        self.logits, self.loads = (logits, load(chosen, self.router.experts)) if keeps else (None, None)
         taken = None
         if self.capacity_factor is not None:
             most = capacity(len(flat), self.router.count, self.router.experts, self.capacity_factor)
@@ -292,7 +332,8 @@ class MixtureOfExperts(nn.Module):
             out = out + (idle * flat).to(out.dtype)
         if self.shared_experts is not None:
             out = out + self.shared_experts.run(0, flat)
-        return out.reshape(x.shape)
+        out = out.reshape(x.shape)
+        return (out, Routing(logits, load(chosen, self.router.experts))) if return_routing else out
 
     def extra_repr(self) -> str:
         return f"count={self.router.count}, zero={self.zero}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hasten.kernels.rational import naive_backward, rational
+from hasten.nn.block import Block
 from hasten.nn.rational import GroupRational
 
 
@@ -24,7 +25,7 @@ class _SharedAdditions(torch.autograd.Function):
         return (*naive_backward(grads[0], x, numerator, denominator, ctx.groups)[:3], None)
 
 
-class NaiveRational(nn.Module):
+class NaiveRational(Block):
     """A `GroupRational` with its own parameters and values, and the slow gradient of `naive_backward`: a baseline.
 
     Args:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import torch
 from torch import Tensor, nn
 
 from hasten.kernels import packed_linear as kernel
 from hasten.kernels.packed_linear import GROUP
+from hasten.nn.block import Packed
 
 
-class _Packed(nn.Module):
+class _Packed(Packed):
     packed: Tensor
     scales: Tensor | None
     mins: Tensor | None
 
-    def __init__(self, rows: int, columns: int, bits: int, group: int) -> None:
+    def __init__(
+        self, rows: int, columns: int, bits: int, group: int, device: torch.device | str | None = None
+    ) -> None:
         super().__init__()
         self.bits = bits
         self.group = group
@@ -23,10 +29,17 @@ class _Packed(nn.Module):
             raise ValueError(f"a weight has 4, 8 or 16 bits, not {bits}")
         if bits != 16 and (group % GROUP or columns % group):
             raise ValueError(f"a group of {group} must be a multiple of {GROUP} and divide {columns} columns")
-        self.register_buffer("packed", torch.zeros(rows, columns // 2 if bits == 4 else columns, dtype=stored[bits]))
-        scales = None if bits == 16 else torch.zeros(rows, columns // group, dtype=torch.float16)
+        self.register_buffer(
+            "packed", torch.zeros(rows, columns // 2 if bits == 4 else columns, dtype=stored[bits], device=device)
+        )
+        scales = None if bits == 16 else torch.zeros(rows, columns // group, dtype=torch.float16, device=device)
         self.register_buffer("scales", scales)
         self.register_buffer("mins", torch.zeros_like(scales) if bits == 4 and scales is not None else None)
+
+    def _start(self) -> None:
+        for codes in (self.packed, self.scales, self.mins):
+            if codes is not None:
+                codes.zero_()
 
     def fill(self, packed: Tensor, scales: Tensor | None, mins: Tensor | None) -> None:
         """Uses these tensors as the weight, see `hasten.kernels.packed_linear`."""
@@ -45,13 +58,16 @@ class _Packed(nn.Module):
 class PackedLinear(_Packed):
     """``y = x W^T + b`` with W packed in 16 (bf16), 8 or 4 bits, see `hasten.kernels.packed_linear`.
 
+    Codes, scales and bias keep their types under ``.to(dtype)`` and the like.
+
     Args:
         in_features, out_features: as in ``torch.nn.Linear``; ``in_features`` a multiple of ``group``.
-        bias: whether there is one; it stays fp32.
+        bias: whether there is one.
         bits: 16, 8 or 4.
         group: columns that share a scale, a multiple of 32; ignored at 16 bits.
         bf16: multiply many rows in bf16, see `hasten.kernels.packed_linear.packed_linear`.
         int8: round rows of x to int8 first, see there.
+        device, dtype: as in ``torch.nn.Linear``; the dtype is the bias's, fp32 when None.
 
     Shape:
         x (..., in_features) to (..., out_features), in x's dtype.
@@ -67,13 +83,21 @@ class PackedLinear(_Packed):
         group: int = GROUP,
         bf16: bool = False,
         int8: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(out_features, in_features, bits, group)
+        super().__init__(out_features, in_features, bits, group, device)
         self.in_features = in_features
         self.out_features = out_features
         self.bf16 = bf16
         self.int8 = int8
-        self.bias = nn.Parameter(torch.zeros(out_features), requires_grad=False) if bias else None
+        made = torch.zeros(out_features, device=device, dtype=dtype or torch.float32) if bias else None
+        self.bias = None if made is None else nn.Parameter(made, requires_grad=False)
+
+    def _start(self) -> None:
+        super()._start()
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     @classmethod
     def from_linear(
@@ -113,17 +137,17 @@ class PackedLinear(_Packed):
 
 
 class PackedEmbedding(_Packed):
-    """A table of ``num_embeddings`` packed rows; returns fp32.
+    """A table of ``num_embeddings`` packed rows.
 
     Args:
         num_embeddings, embedding_dim, bits, group: as for `PackedLinear`.
         scale: a number, or a tensor of one, that rows are multiplied by (Gemma's embedding); None for none.
+        device: as in ``torch.nn.Embedding``.
+        dtype: of the rows that it gives, fp32 when None; ``.to(dtype)`` changes it.
 
     Shape:
         ids (...) to (..., embedding_dim).
     """
-
-    embed_scale: Tensor | None
 
     def __init__(
         self,
@@ -133,9 +157,13 @@ class PackedEmbedding(_Packed):
         bits: int = 8,
         group: int = GROUP,
         scale: float | Tensor | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_embeddings, embedding_dim, bits, group)
-        self.register_buffer("embed_scale", None if scale is None else torch.as_tensor(scale), persistent=False)
+        super().__init__(num_embeddings, embedding_dim, bits, group, device)
+        # A number: no state holds it, so nothing may lose it.
+        self.embed_scale = None if scale is None else float(scale)
+        self.dtype = dtype or torch.float32
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
 
@@ -158,7 +186,11 @@ class PackedEmbedding(_Packed):
 
     def forward(self, ids: Tensor) -> Tensor:
         rows = kernel.packed_embedding(ids, self.packed, self.scales, self.mins, self.bits, self.group)
-        return rows if self.embed_scale is None else rows * self.embed_scale.to(rows.dtype)
+        return (rows if self.embed_scale is None else rows * self.embed_scale).to(self.dtype)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.packed.device)).dtype
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"

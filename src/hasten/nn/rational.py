@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.kernels.rational import BOTTOM, TOP, rational
+from hasten.nn.block import Block, Factory
 
 Start = Literal["identity", "swish", "gelu", "relu", "tanh"]
 
@@ -74,37 +75,47 @@ def variance_gain(name: Start) -> float:
         return 1.0 / float(torch.trapezoid(_FUNCTIONS[name](x).square() * density, x))
 
 
-class GroupRational(nn.Module):
+class GroupRational(Block):
     """A learned rational activation of degrees 5 and 4, shared by contiguous groups of channels.
 
     One numerator serves the whole layer and every group has its denominator: 6 + 4 groups parameters
-    (FlashKAT, arXiv 2505.13813, section 3; see `hasten.kernels.rational`). Coefficients stay fp32.
+    (FlashKAT, arXiv 2505.13813, section 3; see `hasten.kernels.rational`).
 
     Args:
         channels: a multiple of ``groups``.
         groups: that share a denominator.
         start: the function it begins as.
+        device, dtype: as torch's modules take them; coefficients have at least fp32.
 
     Shape:
         (..., channels) to the same, in x's dtype.
     """
 
-    def __init__(self, channels: int, groups: int = 8, start: Start = "identity") -> None:
+    no_decay: ClassVar[tuple[str, ...]] = ("numerator", "denominator")
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int = 8,
+        start: Start = "identity",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        wide = torch.float64 if dtype is torch.float64 else torch.float32
         if groups < 1 or channels % groups:
             raise ValueError(f"{groups} groups do not divide {channels} channels")
         self.channels, self.groups, self.start = channels, groups, start
-        self.numerator = nn.Parameter(torch.empty(1, TOP, dtype=torch.float32))
-        self.denominator = nn.Parameter(torch.empty(groups, BOTTOM, dtype=torch.float32))
-        for parameter in (self.numerator, self.denominator):
-            parameter.no_decay = True  # type: ignore[attr-defined]
+        self.numerator = nn.Parameter(torch.empty(1, TOP, dtype=wide, device=device))
+        self.denominator = nn.Parameter(torch.empty(groups, BOTTOM, dtype=wide, device=device))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         top, bottom = start_coefficients(self.start)
-        self.numerator.copy_(torch.tensor([top]))
-        self.denominator.copy_(torch.tensor([bottom]).expand(self.groups, -1))
+        with torch.device("cpu"):
+            self.numerator.copy_(torch.tensor([top], dtype=torch.float64))
+            self.denominator.copy_(torch.tensor([bottom], dtype=torch.float64).expand(self.groups, -1))
 
     def forward(self, x: Tensor) -> Tensor:
         return rational(x, self.numerator, self.denominator, self.groups)
@@ -113,7 +124,7 @@ class GroupRational(nn.Module):
         return f"{self.channels}, groups={self.groups}, start={self.start}"
 
 
-class GroupRationalMLP(nn.Module):
+class GroupRationalMLP(Block):
     """GR-KAN in place of an MLP: ``fc2(F2(fc1(F1(x))))``, F1 starting as the identity.
 
     The weights' variance keeps the signal's size behind each activation (Kolmogorov-Arnold Transformer,
@@ -126,6 +137,7 @@ class GroupRationalMLP(nn.Module):
         start: what the second activation begins as.
         released: start the weights at N(0, 0.02) truncated, as the released code's last branch does.
         bias: of both layers.
+        device, dtype: as torch's modules take them.
 
     Shape:
         (..., width) to the same.
@@ -140,19 +152,23 @@ class GroupRationalMLP(nn.Module):
         start: Start = "swish",
         released: bool = False,
         bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        made: Factory = {"device": device, "dtype": dtype}
         hidden = hidden or 4 * width
         self.released = released
-        self.first = GroupRational(width, groups, "identity")
-        self.fc1 = nn.Linear(width, hidden, bias=bias)
-        self.second = GroupRational(hidden, groups, start)
-        self.fc2 = nn.Linear(hidden, width, bias=bias)
+        self.first = GroupRational(width, groups, "identity", **made)
+        self.fc1 = nn.Linear(width, hidden, bias=bias, **made)
+        self.second = GroupRational(hidden, groups, start, **made)
+        self.fc2 = nn.Linear(hidden, width, bias=bias, **made)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         for activation, linear in ((self.first, self.fc1), (self.second, self.fc2)):
+            activation.reset_parameters()
             if self.released:
                 nn.init.trunc_normal_(linear.weight, std=0.02)
             else:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
 
-from hasten.nn.moe import balance_loss, by_expert, choose
+from hasten.nn.block import Block, Factory
+from hasten.nn.moe import Routing, balance_loss, by_expert, choose
 
 __all__ = ["Activation", "Expert", "ReGLUExperts", "balance_loss", "route", "sparse_rows"]
 
 Activation = Literal["relu", "silu"]
 
 
-class Expert(nn.Module):
+class Expert(Block):
     """``down(act(gate(h)) * up(h))`` without biases.
 
     With ReLU most gates of a token are zero: of one token alone only the rows that are not are computed, exactly.
@@ -23,17 +24,26 @@ class Expert(nn.Module):
         width: of input and output.
         inner: values between.
         activation: of the gate.
+        device, dtype: as torch's modules take them.
 
     Shape:
         h (..., width) to the same.
     """
 
-    def __init__(self, width: int, inner: int, activation: Activation = "relu") -> None:
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        activation: Activation = "relu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        made: Factory = {"device": device, "dtype": dtype}
         self.activation = activation
-        self.up = nn.Linear(width, inner, bias=False)
-        self.gate = nn.Linear(width, inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
+        self.up = nn.Linear(width, inner, bias=False, **made)
+        self.gate = nn.Linear(width, inner, bias=False, **made)
+        self.down = nn.Linear(inner, width, bias=False, **made)
 
     def forward(self, h: Tensor) -> Tensor:
         gate = self.gate(h)
@@ -71,7 +81,7 @@ def route(logits: Tensor, count: int, softmax: bool = False) -> tuple[Tensor, Te
     return choose(logits, count, score="softmax of chosen" if softmax else "sigmoid")
 
 
-class ReGLUExperts(nn.Module):
+class ReGLUExperts(Block):
     """Experts behind router logits that are given: the router may read another place of the network.
 
     Args:
@@ -79,29 +89,41 @@ class ReGLUExperts(nn.Module):
         experts, count: how many there are, and how many a token uses.
         activation: of the gates.
         softmax: how the chosen ones are weighed, see `route`.
+        device, dtype: as torch's modules take them.
 
     Shape:
-        h (..., width), logits (..., experts) to (..., width). In training mode ``logits`` and ``open_share``, the share
-        of positive gates among used experts, stay with the layer.
+        h (..., width), logits (..., experts) to (..., width); with ``return_routing`` a `Routing` too: the logits
+        (tokens, experts), and the share of positive gates among used experts.
     """
 
     def __init__(
-        self, width: int, inner: int, experts: int, count: int, activation: Activation = "relu", softmax: bool = False
+        self,
+        width: int,
+        inner: int,
+        experts: int,
+        count: int,
+        activation: Activation = "relu",
+        softmax: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        made: Factory = {"device": device, "dtype": dtype}
         if not 0 < count <= experts:
             raise ValueError(f"a token uses 1 to {experts} experts, not {count}")
         self.count, self.softmax = count, softmax
-        self.primary_router = nn.Linear(width, experts, bias=False)
-        self.experts = nn.ModuleList(Expert(width, inner, activation) for _ in range(experts))
-        self.logits: Tensor | None = None
-        self.open_share = 1.0
+        self.primary_router = nn.Linear(width, experts, bias=False, **made)
+        self.experts = nn.ModuleList(Expert(width, inner, activation, **made) for _ in range(experts))
 
-    def forward(self, h: Tensor, logits: Tensor) -> Tensor:
+    @overload
+    def forward(self, h: Tensor, logits: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, h: Tensor, logits: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
+    def forward(self, h: Tensor, logits: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
         flat, scores = h.reshape(-1, h.shape[-1]), logits.reshape(-1, logits.shape[-1])
         weights, chosen = route(scores, self.count, self.softmax)
-        self.logits = scores if self.training else None
-        if len(flat) == 1 and not self.training and cast("Expert", self.experts[0]).activation == "relu":
+        alone = not torch.compiler.is_compiling() and len(flat) == 1 and not self.training and not return_routing
+        if alone and cast("Expert", self.experts[0]).activation == "relu":
             total = torch.zeros_like(flat[0])
             for weight, number in zip(weights[0], chosen[0].tolist(), strict=True):
                 expert = cast("Expert", self.experts[number])
@@ -109,17 +131,16 @@ class ReGLUExperts(nn.Module):
                     expert.gate.weight, expert.up.weight, expert.down.weight.t(), flat[0]
                 )
             return total.reshape(h.shape)
-        opened = used = 0
+        out = by_expert(flat, weights, chosen, len(self.experts), lambda i, rows: self.experts[i](rows))
+        out = out.reshape(h.shape)
+        return (out, Routing(scores, open_share=self._open_share(flat, chosen))) if return_routing else out
 
-        def run(number: int, rows: Tensor) -> Tensor:
-            nonlocal opened, used
-            expert = cast("Expert", self.experts[number])
-            if self.training:
-                with torch.no_grad():
-                    gates = expert.gate(rows) > 0
-                opened, used = opened + int(gates.sum()), used + gates.numel()
-            return expert(rows)
+    @torch.no_grad()
+    def _open_share(self, flat: Tensor, chosen: Tensor) -> Tensor:
+        ones = torch.ones_like(chosen, dtype=flat.dtype)
 
-        out = by_expert(flat, weights, chosen, len(self.experts), run)
-        self.open_share = opened / max(1, used)
-        return out.reshape(h.shape)
+        def opened(number: int, rows: Tensor) -> Tensor:
+            gates = cast("Expert", self.experts[number]).gate(rows) > 0
+            return gates.to(flat.dtype).mean(-1, keepdim=True).expand(-1, flat.shape[1])
+
+        return by_expert(flat, ones, chosen, len(self.experts), opened)[:, 0].float().mean() / chosen.shape[1]

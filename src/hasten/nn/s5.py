@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.kernels.associative_scan import associative_scan
+from hasten.nn.block import Block, Factory
 
 
 def hippo_normal(size: int) -> tuple[Tensor, Tensor]:
@@ -40,7 +41,7 @@ def hippo_normal(size: int) -> tuple[Tensor, Tensor]:
     return torch.complex(real.expand(int(upper.sum())), imaginary[upper]), vectors[:, upper]
 
 
-class S5(nn.Module):
+class S5(Block):
     """A multi-input, multi-output diagonal state-space layer with resets (arXiv 2208.04933; 2303.03982).
 
     x' = Lambda x + B u, y = 2 Re(C x) + D u: complex states, of each conjugate pair one. Behind it the gated unit
@@ -54,10 +55,13 @@ class S5(nn.Module):
         step_range: the steps at the start are log-uniform in it.
         norm: ``none``, ``before`` (LayerNorm in front of the state space) or ``both`` (the same one behind it too).
         gated: whether the gated unit follows; without it y is the output, and no residual is added.
+        device, dtype: as torch's modules take them.
 
     Shape:
         u (batch, length, width) to the same.
     """
+
+    no_decay: ClassVar[tuple[str, ...]] = ("B", "C")
 
     def __init__(
         self,
@@ -69,8 +73,11 @@ class S5(nn.Module):
         step_range: tuple[float, float] = (1e-3, 1e-1),
         norm: Literal["none", "before", "both"] = "none",
         gated: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        made: Factory = {"device": device, "dtype": dtype}
         states = states or max(1, width // 2)
         if states % blocks:
             raise ValueError(f"{blocks} blocks do not divide {states} states")
@@ -80,17 +87,15 @@ class S5(nn.Module):
             raise ValueError(f"norm is none, before or both, not {norm!r}")
         self.width, self.states, self.blocks, self.hold = width, states, blocks, hold
         self.step_range, self.norm_at = step_range, norm
-        self.rate = nn.Parameter(torch.empty(states))  # Re Lambda
-        self.frequency = nn.Parameter(torch.empty(states))  # Im Lambda
-        self.B = nn.Parameter(torch.empty(states, width, 2))
-        self.C = nn.Parameter(torch.empty(width, states, 2))
-        self.D = nn.Parameter(torch.empty(width))
-        self.log_step = nn.Parameter(torch.empty(states))
-        for parameter in (self.B, self.C):
-            parameter.no_decay = True  # type: ignore[attr-defined]
-        self.norm = nn.LayerNorm(width) if norm != "none" else None
-        self.value = nn.Linear(width, width) if gated else None
-        self.gate = nn.Linear(width, width) if gated else None
+        self.rate = nn.Parameter(torch.empty(states, **made))  # Re Lambda
+        self.frequency = nn.Parameter(torch.empty(states, **made))  # Im Lambda
+        self.B = nn.Parameter(torch.empty(states, width, 2, **made))
+        self.C = nn.Parameter(torch.empty(width, states, 2, **made))
+        self.D = nn.Parameter(torch.empty(width, **made))
+        self.log_step = nn.Parameter(torch.empty(states, **made))
+        self.norm = nn.LayerNorm(width, **made) if norm != "none" else None
+        self.value = nn.Linear(width, width, **made) if gated else None
+        self.gate = nn.Linear(width, width, **made) if gated else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -100,12 +105,15 @@ class S5(nn.Module):
         The released code's sizes: B of variance 1 / 2P, C of 1 / (2P H) in its real and in its imaginary part, for its
         initializer takes the third axis (real, imaginary) for the outputs and the first for a receptive field.
         """
+        if self.rate.is_meta:
+            return
         each = 2 * self.states // self.blocks
-        eigenvalues, vectors = hippo_normal(each)
-        spread = torch.block_diag(*[vectors] * self.blocks)  # (2P, P)
         full = each * self.blocks
-        lecun = _lecun_normal(full, self.width, inputs=full)
-        out = torch.complex(*_lecun_normal(2, self.width, full, inputs=full * self.width))
+        with torch.device("cpu"):
+            eigenvalues, vectors = hippo_normal(each)
+            spread = torch.block_diag(*[vectors] * self.blocks)  # (2P, P)
+            lecun = _lecun_normal(full, self.width, inputs=full)
+            out = torch.complex(*_lecun_normal(2, self.width, full, inputs=full * self.width))
         self.rate.copy_(eigenvalues.real.repeat(self.blocks))
         self.frequency.copy_(eigenvalues.imag.repeat(self.blocks))
         self.B.copy_(torch.view_as_real(spread.conj().T @ lecun.to(torch.complex128)))
@@ -174,7 +182,7 @@ class S5(nn.Module):
 def _lecun_normal(*shape: int, inputs: int) -> Tensor:
     """Normal numbers of variance 1 / inputs, cut off at two standard deviations of what is cut; fp64."""
     deviation = inputs**-0.5 / 0.87962566103423978  # that of a standard normal cut off at 2
-    x = torch.empty(shape, dtype=torch.float64)
+    x = torch.empty(shape, dtype=torch.float64, device="cpu")
     return nn.init.trunc_normal_(x, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.kernels import ternary_linear as kernel
+from hasten.nn.block import Block, Packed
 
 
 def ternarize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,7 @@ def _codes(x: Tensor, inverse: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
     return (normed * scale).round_(), scale
 
 
-class BitLinear(nn.Module):
+class BitLinear(Block):
     """A linear layer whose product is ternary (arXiv 2406.02528, section 3.2; BitNet b1.58).
 
     The input goes through an RMSNorm of its own and is rounded to 8 bits, one scale a token; the weight is held in
@@ -63,17 +64,31 @@ class BitLinear(nn.Module):
         in_features, out_features: as in ``torch.nn.Linear``; there is no bias.
         eps: of the norm.
         fused: keep only x and 1 / rms for the backward; False keeps what plain autograd keeps.
+        device, dtype: as in ``torch.nn.Linear``.
 
     Shape:
         x (..., in_features) to (..., out_features).
     """
 
-    def __init__(self, in_features: int, out_features: int, *, eps: float = 1e-6, fused: bool = True) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        eps: float = 1e-6,
+        fused: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.eps, self.fused = in_features, out_features, eps, fused
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.norm = nn.Parameter(torch.ones(in_features))
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        self.norm = nn.Parameter(torch.empty(in_features, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def _start(self) -> None:
         nn.init.normal_(self.weight, std=0.02)
+        nn.init.ones_(self.norm)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fused:
@@ -95,12 +110,15 @@ class BitLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, fused={self.fused}"
 
 
-class TernaryLinear(nn.Module):
+class TernaryLinear(Packed):
     """A BitLinear for inference: 2 bits a weight, int8 activations, additions (`hasten.kernels.ternary_linear`).
+
+    Codes, scale and norm keep their types under ``.to(dtype)`` and the like.
 
     Args:
         in_features, out_features: as in ``torch.nn.Linear``.
         eps: of the norm.
+        device, dtype: as in ``torch.nn.Linear``; the dtype is the norm's, fp32 when None.
 
     Shape:
         x (..., in_features) to (..., out_features).
@@ -109,17 +127,31 @@ class TernaryLinear(nn.Module):
     packed: Tensor
     scale: Tensor
 
-    def __init__(self, in_features: int, out_features: int, *, eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        eps: float = 1e-6,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.eps = in_features, out_features, eps
         size = -(-in_features // kernel.BLOCK) * 64
-        self.register_buffer("packed", torch.zeros(out_features, size, dtype=torch.uint8))
-        self.register_buffer("scale", torch.ones(()))
-        self.norm = nn.Parameter(torch.ones(in_features), requires_grad=False)
+        self.register_buffer("packed", torch.zeros(out_features, size, dtype=torch.uint8, device=device))
+        self.register_buffer("scale", torch.ones((), device=device, dtype=torch.float32))
+        norm = torch.ones(in_features, device=device, dtype=dtype or torch.float32)
+        self.norm = nn.Parameter(norm, requires_grad=False)
+
+    def _start(self) -> None:
+        self.packed.zero_()
+        self.scale.fill_(1.0)
+        self.norm.fill_(1.0)
 
     @classmethod
     def from_bitlinear(cls, layer: BitLinear) -> TernaryLinear:
-        found = cls(layer.in_features, layer.out_features, eps=layer.eps).to(layer.weight.device)
+        found = cls(layer.in_features, layer.out_features, eps=layer.eps, device=layer.weight.device)
         if layer.weight.device.type != "meta":
             ternary, scale = ternarize(layer.weight.detach().float())
             found.packed, found.scale = kernel.pack(ternary), scale
@@ -159,7 +191,7 @@ def use_bitlinear(model: nn.Module, skip: Callable[[str], bool] = lambda name: F
     def change(child: nn.Module, path: str) -> nn.Module | None:
         if type(child) is not nn.Linear or child.bias is not None or skip(path):
             return None
-        made = BitLinear(child.in_features, child.out_features).to(child.weight.device)
+        made = BitLinear(child.in_features, child.out_features, device=child.weight.device)
         made.weight = child.weight
         return made
 

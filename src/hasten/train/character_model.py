@@ -129,18 +129,17 @@ def _trained(recipe: CharacterRecipe, progress: Callable[[str], None]) -> tuple[
                 inner=96, rotary=rotary, windowed=windowed, window=64,
             )
         ).train()  # fmt: skip
-        moes = [layer.block_sparse_moe for layer in model.blocks]
         batches = windows(training, recipe.length, recipe.batch, recipe.seed)
         begun = time.perf_counter()
 
         def loss(step: int) -> torch.Tensor:
             window = next(batches)
-            value = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
+            logits, routings = model(window[:, :-1], return_routing=True)
+            value = F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
             if step % 100 == 0:
                 seconds = time.perf_counter() - begun
                 progress(f"training smallthinker-chars: step {step} of {recipe.steps}, {seconds:.0f} s")
-            logits = [moe.logits for moe in moes if moe.logits is not None]
-            return value + recipe.balance * torch.stack([balance_loss(x, 2) for x in logits]).mean()
+            return value + recipe.balance * torch.stack([balance_loss(r.logits, 2) for r in routings]).mean()
 
         fit(model, loss, steps=recipe.steps, peak=recipe.peak)
     model.eval()

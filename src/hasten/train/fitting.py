@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hasten.nn.block import undecayed
 from hasten.tasks.task import Model, Task
 from hasten.tasks.text import windows
 from hasten.train.loop import Loss, train
@@ -22,13 +23,15 @@ Progress = Callable[[int, float], None]
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Parameters for an optimizer: decay for matrices, none for vectors and what is marked ``no_decay``.
 
-    A module marks a parameter by setting its attribute ``no_decay`` to True (a state-space layer's ``A_log``).
+    A module's class names them (`hasten.nn.block.undecayed`; a state-space layer's ``A_log``), or a parameter has a
+    true attribute of that name.
     """
+    named = undecayed(module)
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            exempt = parameter.ndim < 2 or getattr(parameter, "no_decay", False)
+            exempt = parameter.ndim < 2 or name in named or getattr(parameter, "no_decay", False)
             (plain if exempt else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 

@@ -35,13 +35,15 @@ def train_mixture(
     )  # fmt: skip
     model = SmallThinkerLM(config).train()
     batches = task.batches("training", 8, seed)
-    moes = [layer.block_sparse_moe for layer in model.blocks]
+    opened: list[Tensor] = []
 
     def loss(step: int) -> Tensor:
-        text = task.loss(model, next(batches))
-        balance = torch.stack([balance_loss(moe.logits, 2) for moe in moes if moe.logits is not None]).mean()
-        return text + 1e-3 * balance
+        batch = next(batches)
+        logits, routings = model(batch.inputs, return_routing=True)
+        opened[:] = [routing.open_share for routing in routings]
+        balance = torch.stack([balance_loss(routing.logits, 2) for routing in routings]).mean()
+        return task.loss(lambda _: logits, batch) + 1e-3 * balance
 
     fit(model, loss, steps=steps, peak=3e-3)
-    opened = sum(moe.open_share for moe in moes) / len(moes)
-    return task.evaluate(model.eval(), "test", size=16, batches=8, seed=1), opened
+    share = float(torch.stack(opened).mean())
+    return task.evaluate(model.eval(), "test", size=16, batches=8, seed=1), share

@@ -52,11 +52,12 @@ def train_sparse_experts(
     model = BlockFFNLM(BlockFFNConfig(vocabulary=task.classes, feed_forward=feed_forward))
 
     def loss(batch: Batch) -> Tensor:
-        total = task.loss(model, batch)
         if not (locality or chunk):
-            return total
+            return task.loss(model, batch)
+        logits, routings = model(batch.inputs, return_routing=True)
+        total = task.loss(lambda _: logits, batch)
         near, wide = (
-            torch.stack([of(r) for r in model.logits_of_routers()]).mean()
+            torch.stack([of(routing.logits) for routing in routings]).mean()
             for of in (activation_locality, chunk_sparsification)
         )
         total = total + locality * near + weights[-1] * wide
@@ -66,8 +67,13 @@ def train_sparse_experts(
 
     batches = task.batches("training", 16, seed)
     fit(model, lambda step: loss(next(batches)), steps=steps, peak=3e-3, weight_decay=0.1)
-    value = task.evaluate(model, size=64, batches=1, seed=1)
-    with torch.no_grad():
-        routers = model.logits_of_routers()
+    routers: list[Tensor] = []
+
+    def observed(ids: Tensor) -> Tensor:
+        logits, routings = model(ids, return_routing=True)
+        routers[:] = [routing.logits for routing in routings]
+        return logits
+
+    value = task.evaluate(observed, size=64, batches=1, seed=1)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()} if chunk else {}
     return SparseExperts(value, weights[-1], Routed.of(routers), state)

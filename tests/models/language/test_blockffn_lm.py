@@ -65,12 +65,13 @@ def test_speculation_refuses_what_it_cannot_do() -> None:
         speculate(small(), torch.zeros(2, dtype=torch.int64), 3, PromptLookup(draft=20))
 
 
-def test_routers_are_kept_for_the_losses() -> None:
+def test_routers_are_returned_for_the_losses() -> None:
     model = small().train()
-    model(torch.zeros(2, 5, dtype=torch.int64))
-    logits = model.logits_of_routers()
-    assert [tuple(r.shape) for r in logits] == [(2, 5, 8)] * 2
-    assert small(feed_forward="dense").train().logits_of_routers() == []
+    ids = torch.zeros(2, 5, dtype=torch.int64)
+    logits, routings = model(ids, return_routing=True)
+    assert torch.equal(logits, model(ids))
+    assert [tuple(r.logits.shape) for r in routings] == [(2, 5, 8)] * 2
+    assert small(feed_forward="dense").train()(ids, return_routing=True)[1] == []
 
 
 def test_workload_has_a_growing_cache() -> None:

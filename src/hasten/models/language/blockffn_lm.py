@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from hasten.models.language.recurrent import RecurrentLM
 from hasten.models.registry import published
 from hasten.nn.attention import LatentAttention, LayerCache, Rotary, attend
 from hasten.nn.blockffn import BlockFFN, TopKFFN
+from hasten.nn.moe import Routing
 
 # Width, layers, heads, experts, inner values of one (arXiv 2507.08771, table 1).
 PUBLISHED = {
@@ -127,7 +128,10 @@ class BlockFFNLM(RecurrentLM[list[LayerCache]]):
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=1e-5)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
-        nn.init.normal_(self.embeddings.weight, std=0.1 if config.scaled else 1.0)
+        self._start()
+
+    def _start(self) -> None:
+        nn.init.normal_(self.embeddings.weight, std=0.1 if self.config.scaled else 1.0)
 
     @classmethod
     def named(cls, name: str) -> BlockFFNLM:
@@ -153,18 +157,31 @@ class BlockFFNLM(RecurrentLM[list[LayerCache]]):
         for cache in state:
             cache.cut(length)
 
-    def logits_of_routers(self) -> list[Tensor]:
-        """Every layer's routing logits (batch, length, experts) of the last call in training mode."""
-        found = [cast("Tensor | None", getattr(layer.ffn, "logits", None)) for layer in self._layers]
-        return [logits for logits in found if logits is not None]
+    def forward(
+        self,
+        ids: Tensor,
+        state: list[LayerCache] | None = None,
+        *,
+        logits_to_keep: int = 0,
+        return_routing: bool = False,
+    ) -> Any:
+        """Logits of every position, or of the last ``logits_to_keep``; ``state`` grows by these tokens.
 
-    def forward(self, ids: Tensor, state: list[LayerCache] | None = None, *, logits_to_keep: int = 0) -> Tensor:
-        """Logits of every position, or of the last ``logits_to_keep``; ``state`` grows by these tokens."""
+        With ``return_routing`` a list too: the `Routing` of every layer that has experts, whose logits are (batch,
+        length, experts).
+        """
         x = self.embeddings(ids)
+        routings: list[Routing] = []
         branch = 1.0
         if self.config.scaled:
             x, branch = 12 * x, 1.4 / self.config.layers**0.5
         for i, layer in enumerate(self._layers):
             x = x + branch * layer.attn(layer.attn_norm(x), None if state is None else state[i])
-            x = x + branch * layer.ffn(layer.ffn_norm(x))
-        return self.lm_head(self.norm(x)[:, -logits_to_keep:])
+            if return_routing and isinstance(layer.ffn, BlockFFN | TopKFFN):
+                y, routing = layer.ffn(layer.ffn_norm(x), return_routing=True)
+                routings.append(routing)
+            else:
+                y = layer.ffn(layer.ffn_norm(x))
+            x = x + branch * y
+        logits = self.lm_head(self.norm(x)[:, -logits_to_keep:])
+        return (logits, routings) if return_routing else logits

@@ -111,6 +111,12 @@ class BMojoLM(RecurrentLM[list[Any]]):
         self.norm = nn.RMSNorm(config.width, eps=1e-5)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
 
+    def _start(self) -> None:
+        if self.places is not None:
+            nn.init.normal_(self.places, std=0.1)
+        if self.taps is not None:
+            nn.init.normal_(self.taps, std=self.taps.shape[1] ** -0.5)
+
     @property
     def _layers(self) -> list[_Layer]:
         return cast("list[_Layer]", list(self.layers))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.errors import HastenError
+from hasten.nn.block import Block
 
 
 class Observed(NamedTuple):
@@ -63,7 +64,7 @@ class BottleneckConfig:
             raise HastenError(f"{self.heads} heads do not divide a bottleneck of {self.bottleneck}")
 
 
-class BottleneckLayer(nn.Module):
+class BottleneckLayer(Block):
     """(batch, length, width) to the same, and the attention (batch, heads, length, length)."""
 
     def __init__(self, config: BottleneckConfig) -> None:
@@ -97,7 +98,7 @@ class BottleneckLayer(nn.Module):
         return self.attend(x)[0]
 
 
-class TokenEmbedding(nn.Module):
+class TokenEmbedding(Block):
     """Ids (batch, length), of any dtype, to states (batch, length, width): of the token and of its place."""
 
     def __init__(self, config: BottleneckConfig) -> None:
@@ -111,7 +112,7 @@ class TokenEmbedding(nn.Module):
         return self.norm(self.tokens(ids.long()) + self.places(places))
 
 
-class BottleneckEncoder(nn.Module):
+class BottleneckEncoder(Block):
     """Ids (batch, length) to logits (batch, length, classes), each from all tokens around it."""
 
     def __init__(self, config: BottleneckConfig) -> None:

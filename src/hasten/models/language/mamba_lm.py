@@ -131,10 +131,10 @@ class MambaLM(RecurrentLM[list[MambaState]]):
         self.lm_head = nn.Linear(config.d_model, config.padded_vocabulary, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.backbone.embedding.weight
-        self.reset_parameters()
+        self._start()
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def _start(self) -> None:
         """Embeddings N(0, 0.02); each block's way back to the residual scaled by 1 / sqrt(layers)."""
         nn.init.normal_(self.backbone.embedding.weight, std=0.02)
         for layer in self._layers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +42,15 @@ class MatMulFreeConfig:
 class _FullLinear(nn.Linear):
     """A projection in full precision behind the same norm."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
-        self.norm = nn.RMSNorm(in_features, eps=1e-6)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=False, device=device, dtype=dtype)
+        self.norm = nn.RMSNorm(in_features, eps=1e-6, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(self.norm(x.to(self.weight.dtype)))
@@ -73,21 +79,23 @@ class MatMulFreeLM(RecurrentLM[list[Tensor]]):
         ids (batch, length) int64 to logits (batch, length, vocabulary).
     """
 
+    no_decay: ClassVar[tuple[str, ...]] = ("lower_bounds",)
+
     def __init__(self, config: MatMulFreeConfig) -> None:
         super().__init__()
         self.config, self.vocabulary = config, config.vocabulary
         linear: type[nn.Module] = BitLinear if config.ternary else _FullLinear
         self.embeddings = nn.Embedding(config.vocabulary, config.width)
         self.lower_bounds = nn.Parameter(torch.zeros(config.layers, config.width))
-        self.lower_bounds.no_decay = True  # type: ignore[attr-defined]
         self.layers = nn.ModuleList(_Layer(config, linear) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
         self.lm_head = linear(config.width, config.vocabulary)
-        self.reset_parameters()
+        self._start()
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """N(0, 0.02); what leads back to the residual divided by sqrt(2 layers)."""
+    def _start(self) -> None:
+        """N(0, 0.02); what leads back to the residual divided by sqrt(2 layers); no lower bounds."""
+        nn.init.zeros_(self.lower_bounds)
         for module in self.modules():
             if isinstance(module, BitLinear | nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)

@@ -7,16 +7,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hasten.errors import HastenError
 from hasten.models.decoder import Layout
+from hasten.nn.block import Block
 from hasten.workload import Phase, Workload, trace_cascade
 
 State = TypeVar("State")
 
 
-class RecurrentLM(nn.Module, Generic[State]):
+class RecurrentLM(Block, Generic[State]):
     """A language model ``forward(ids, state=None, *, logits_to_keep=0) -> logits`` with a state that it moves on.
 
     What comes from it: generation a token at a time, and a workload with the phases ``prefill`` and ``decode``. It is a

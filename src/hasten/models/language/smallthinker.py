@@ -15,6 +15,8 @@ from hasten.models.language.recurrent import RecurrentLM
 from hasten.models.loading import checkpoint
 from hasten.models.registry import published
 from hasten.nn.attention import GroupedAttention, LayerCache, Rotary
+from hasten.nn.block import Block
+from hasten.nn.moe import Routing
 from hasten.nn.reglu_experts import Activation, ReGLUExperts
 
 # Layers, width, heads, KV heads, experts, used, inner, tied, hybrid (arXiv 2507.20984, table 1, and the releases'
@@ -81,7 +83,7 @@ def hybrid(layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return local, local
 
 
-class Layer(nn.Module):
+class Layer(Block):
     """One block: router logits, attention, experts."""
 
     def __init__(self, config: SmallThinkerConfig, index: int) -> None:
@@ -100,12 +102,17 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(c.width, eps=1e-6)
         self.block_sparse_moe = ReGLUExperts(c.width, c.inner, c.experts, c.used, c.activation, c.softmax)
 
-    def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None, *, return_routing: bool = False) -> Any:
+        """x (batch, length, width) to the same; with ``return_routing`` the experts' `Routing` too."""
         moe = self.block_sparse_moe
         logits = moe.primary_router(x) if self.early else None
         x = x + self.self_attn(self.input_layernorm(x), cache)
         h = self.post_attention_layernorm(x)
-        return x + moe(h, moe.primary_router(h) if logits is None else logits)
+        logits = moe.primary_router(h) if logits is None else logits
+        if return_routing:
+            y, routing = moe(h, logits, return_routing=True)
+            return x + y, routing
+        return x + moe(h, logits)
 
 
 class _Decoder(nn.Module):
@@ -134,13 +141,16 @@ class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
         self.config, self.vocabulary = config, config.vocabulary
         self.model = _Decoder(config)
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2 and not parameter.is_meta:
-                # The released models start at 0.02; narrower ones need more.
-                nn.init.normal_(parameter, std=0.02 if config.width >= 1024 else config.width**-0.5)
-            del name
+        self._start()
         if config.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    def _start(self) -> None:
+        width = self.config.width
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                # The released models start at 0.02; narrower ones need more.
+                nn.init.normal_(parameter, std=0.02 if width >= 1024 else width**-0.5)
 
     @classmethod
     def named(cls, name: str) -> SmallThinkerLM:
@@ -208,12 +218,29 @@ class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
     def state_tensors(self, state: list[LayerCache]) -> dict[str, Tensor]:
         return {f"cache.{i}.{name}": getattr(c, name) for i, c in enumerate(state) for name in ("keys", "values")}
 
-    def forward(self, ids: Tensor, state: list[LayerCache] | None = None, *, logits_to_keep: int = 0) -> Tensor:
-        """Logits of every position, or of the last ``logits_to_keep``; ``state`` grows by these tokens."""
+    def forward(
+        self,
+        ids: Tensor,
+        state: list[LayerCache] | None = None,
+        *,
+        logits_to_keep: int = 0,
+        return_routing: bool = False,
+    ) -> Any:
+        """Logits of every position, or of the last ``logits_to_keep``; ``state`` grows by these tokens.
+
+        With ``return_routing`` a list too: every layer's `Routing`, whose logits are (tokens, experts).
+        """
         x = self.model.embed_tokens(ids)
+        routings: list[Routing] = []
         for i, layer in enumerate(self.blocks):
-            x = layer(x, None if state is None else state[i])
-        return self.lm_head(self.model.norm(x)[:, -logits_to_keep:])
+            cache = None if state is None else state[i]
+            if return_routing:
+                x, routing = layer(x, cache, return_routing=True)
+                routings.append(routing)
+            else:
+                x = layer(x, cache)
+        logits = self.lm_head(self.model.norm(x)[:, -logits_to_keep:])
+        return (logits, routings) if return_routing else logits
 
 
 _KEYS = {
@@ -252,7 +279,7 @@ def _from_released(data: Any) -> SmallThinkerConfig:
     return SmallThinkerConfig(**given, activation=data.get("activation", "relu"), early=data.get("early_router", True))
 
 
-class HeadPredictor(nn.Module):
+class HeadPredictor(Block):
     """Guesses which rows of the output head matter, and computes those alone: costs a little accuracy.
 
     It is trained by `hasten.train.head_predictor.fit_head_predictor`. Scores come from a low-rank product

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
+from hasten.nn.block import Block
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 NONE, SKIP = 0, 1
@@ -258,7 +259,7 @@ class _Reduction(nn.Module):
         return made
 
 
-class CellNetwork(nn.Module):
+class CellNetwork(Block):
     """A network of the space.
 
     Args:

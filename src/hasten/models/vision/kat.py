@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from hasten.errors import HastenError
 from hasten.models.registry import published
+from hasten.nn.block import Block, undecayed
 from hasten.nn.naive_rational import NaiveRational
 from hasten.nn.rational import GroupRationalMLP, Start
 
@@ -106,7 +107,7 @@ class _Block(nn.Module):
 
 
 @published((*PUBLISHED, *TIMM))
-class KAT(nn.Module):
+class KAT(Block):
     """A vision transformer whose feed-forward layers are GR-KAN (arXiv 2409.10594; FlashKAT, arXiv 2505.13813).
 
     It has what code for timm's models asks of one: `num_classes`, `num_features`, `forward_features`, `forward_head`,
@@ -133,7 +134,7 @@ class KAT(nn.Module):
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.head: nn.Module = self._new_head()
-        self.reset_parameters()
+        self._start()
 
     def _new_head(self) -> nn.Module:
         """On the device and in the dtype of the rest."""
@@ -149,7 +150,8 @@ class KAT(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def _start(self) -> None:
+        nn.init.zeros_(self.cls_token)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self._start_head()
         for block in cast("list[_Block]", list(self.blocks)):
@@ -203,8 +205,7 @@ class KAT(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that training shall not shrink: positions, class token, rational coefficients."""
-        own = {name for name, p in self.named_parameters() if getattr(p, "no_decay", False)}
-        return own | {"pos_embed", "cls_token"}
+        return undecayed(self) | {"pos_embed", "cls_token"}
 
     def get_classifier(self) -> nn.Module:
         """The head; an identity where there is none."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
+from hasten.nn.block import Block
 from hasten.nn.elastic import make_divisible
 
 OPERATIONS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
@@ -150,7 +151,7 @@ class ChainConfig:
         return rows
 
 
-class ChainBlock(nn.Module):
+class ChainBlock(Block):
     """An inverted bottleneck with groups: 1x1 up, depthwise, 1x1 down, and the input added where shapes agree.
 
     Args:
@@ -191,7 +192,7 @@ class ChainBlock(nn.Module):
         return x + y if self.residual else y
 
 
-class MobileChain(nn.Module):
+class MobileChain(Block):
     """A network of the space.
 
     Args:

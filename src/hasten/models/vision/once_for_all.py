@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.models.loading import checkpoint
+from hasten.nn.block import Block
 from hasten.nn.elastic import ElasticMBConv, MBConv, make_divisible
 
 
@@ -236,7 +237,7 @@ class OFAConfig:
         return made
 
 
-class SubNetwork(nn.Module):
+class SubNetwork(Block):
     """An ordinary MobileNetV3-like network: what is extracted, and what a sub-network is when trained alone.
 
     Args:
@@ -314,7 +315,7 @@ class _Head(nn.Module):
         return logits
 
 
-class OnceForAll(nn.Module):
+class OnceForAll(Block):
     """The network of which every sub-network is a part.
 
     Args:

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
+from hasten.nn.block import Block
 
 
 def _conv(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-class ResNet9(nn.Module):
+class ResNet9(Block):
     """A stem, then blocks of a convolution, a pooling to half the size, and skip layers (arXiv 2002.04116, sec. IV).
 
     Args:
@@ -43,10 +44,13 @@ class ResNet9(nn.Module):
             nn.ModuleList(nn.Sequential(_conv(n, n), _conv(n, n)[:2]) for _ in range(count))
             for n, count in zip(filters, skips)
         )
-        for skips_ in self.skips:
-            for skip in skips_:  # type: ignore[attr-defined]
-                nn.init.zeros_(skip[1][1].weight)  # a skip layer begins as nothing, so that deep choices train
         self.head = nn.Linear(widths[-1], classes)
+        self._start()
+
+    def _start(self) -> None:
+        for skips in self.skips:
+            for skip in skips:  # type: ignore[attr-defined]
+                nn.init.zeros_(skip[1][1].weight)  # a skip layer begins as nothing, so that deep choices train
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)
