@@ -222,6 +222,25 @@ def _(grad: Tensor, x: Tensor, scores: Tensor, up: Tensor, down: Tensor, active:
     return [t.new_empty(t.shape) for t in (x, scores, up, down)]
 
 
+@register("hasten::expert_ffn_backward")
+def _(call: Call) -> None:
+    """Five products over every expert: U x again, D's gradient and what goes back through it, U's, and x's."""
+    grad, x, scores, up, down = (call[name] for name in ("grad", "x", "scores", "up", "down"))
+    x_grad, scores_grad, up_grad, down_grad = call.outputs
+    ranks, mk, nk, mn = (("m", x.shape[0]), ("n", up.shape[0]), ("k", x.shape[1])), ["m", "k"], ["n", "k"], ["m", "n"]
+    before, back, inner, values = (call.temporary((x.shape[0], up.shape[0]), x.dtype) for _ in range(4))
+    call.emit(Op.MATMUL, ranks, [call.read(x, mk), call.read(up, nk)], before, mn, reduce="sum")
+    call.emit(Op.MATMUL, ranks, [call.read(grad, mk), call.read(down, nk)], back, mn, reduce="sum")
+    scored = call.read(scores, mn, scores.numel())
+    both = [call.read(before, mn), call.read(back, mn)]
+    call.emit(Op.ELEMENTWISE, ranks[:2], [call.read(before, mn), scored], values, mn, map="silu")
+    call.emit(Op.REDUCE, ranks[:2], both, scores_grad, mn, elements=scores.numel(), map="silu", reduce="sum")
+    call.emit(Op.ELEMENTWISE, ranks[:2], [*both, scored], inner, mn, map="silu-slope")
+    call.emit(Op.MATMUL, ranks, [call.read(values, mn), call.read(grad, mk)], down_grad, nk, reduce="sum")
+    call.emit(Op.MATMUL, ranks, [call.read(inner, mn), call.read(x, mk)], up_grad, nk, reduce="sum")
+    call.emit(Op.MATMUL, ranks, [call.read(inner, mn), call.read(up, nk)], x_grad, mk, reduce="sum")
+
+
 def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from hasten.errors import HastenError
 from hasten.workload.fakes import Fakes
 from hasten.workload.operators import TABLE, Call, elementwise, unknown
 from hasten.workload.operators.attention import attention
+from hasten.workload.operators.call import bound
 from hasten.workload.operators.recurrent import recurrent
 from hasten.workload.recorder import Recorder
 
@@ -172,7 +173,7 @@ class Tracer(TorchDispatchMode):
         result = func(*args, **kwargs)
         if self.silent:
             return result
-        arguments = _bind(schema, args, kwargs)
+        arguments = bound(schema, args, kwargs)
         written = [arguments[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         outputs = [t for t in tree_flatten(result)[0] if isinstance(t, TorchTensor)]
         outputs = outputs or [t for t in tree_flatten(written)[0] if isinstance(t, TorchTensor)]
@@ -202,18 +203,6 @@ def _pointwise(func: Any) -> bool:
     return packet is not None and any(
         torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads()
     )
-
-
-def _bind(schema: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    bound: dict[str, Any] = {}
-    for i, argument in enumerate(schema.arguments):
-        if i < len(args):
-            bound[argument.name] = args[i]
-        elif argument.name in kwargs:
-            bound[argument.name] = kwargs[argument.name]
-        else:
-            bound[argument.name] = argument.default_value if argument.has_default_value() else None
-    return bound
 
 
 def _is_out(schema: Any, name: str) -> bool:
