@@ -6,9 +6,11 @@ to write one.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import os
+import re
 from collections.abc import Callable
 from functools import cache, cached_property
 from importlib import resources
@@ -21,7 +23,9 @@ from hasten import dtypes
 from hasten.errors import HastenError
 from hasten.exports import Written, decorated
 from hasten.files import named_path, parse_toml, read_text, write_aside
+from hasten.hardware.achieved import Achieved, families
 from hasten.hardware.curve import Curve
+from hasten.hardware.forms import forms
 from hasten.hardware.quantity import (
     Bandwidth,
     Bytes,
@@ -110,6 +114,10 @@ class Device(_Part):
         name: what a user writes to choose it.
         title: for people.
         kind: ``cpu``, ``gpu``, ``fpga`` or ``asic``.
+        family: the kind of device whose shares of the peaks are this one's too (`hasten.hardware.achieved`); empty
+            where none is known.
+        achieved: shares of the peaks that are its own.
+        count: devices that work together; every figure is of one of them.
         compute: compute units.
         memory: memory levels, innermost first; the last is the main memory.
         links: connections.
@@ -128,6 +136,9 @@ class Device(_Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     title: str
     kind: Literal["gpu", "cpu", "fpga", "asic"]
+    family: str = ""
+    achieved: Achieved = Field(default_factory=Achieved)
+    count: int = Field(default=1, ge=1)
     compute: tuple[ComputeUnit, ...] = Field(min_length=1)
     memory: tuple[MemoryLevel, ...] = Field(min_length=1)
     links: tuple[Link, ...] = ()
@@ -155,6 +166,10 @@ class Device(_Part):
                 raise ValueError(f"compute: no unit runs {kind!r}")
         if self.idle_power > self.max_power:
             raise ValueError("idle_power: is above max_power")
+        if self.family and self.family not in families():
+            raise ValueError(f"family: {self.family!r} is none, expected one of {', '.join(families())}")
+        if self.count > 1 and not self.links:
+            raise ValueError("links: several devices need a link between them, add [[links]]")
         return self
 
     @property
@@ -166,6 +181,13 @@ class Device(_Part):
     def on_chip(self) -> float:
         """Bytes of the outermost level inside main memory; 0 where there is none."""
         return float(self.memory[-2].capacity) if len(self.memory) > 1 else 0.0
+
+    @cached_property
+    def reached(self) -> Achieved:
+        """Shares of the peaks: its own, and its family's where it has none. A probed device's figures are reached."""
+        if self.curves or not self.family:
+            return self.achieved
+        return self.achieved.over(families()[self.family].achieved)
 
     @cached_property
     def curve_table(self) -> dict[tuple[str, str], Curve]:
@@ -209,14 +231,21 @@ def _holds(wide: str, narrow: str) -> bool:
     return dtypes.BITS[wide] >= dtypes.BITS[narrow]
 
 
+@cache
+def _catalogue() -> dict[str, str]:
+    """Name of a device -> the file of the catalogue that describes it."""
+    folder = resources.files("hasten.hardware") / "catalogue"
+    files = [f for f in folder.iterdir() if f.name.endswith(".toml")]
+    return {name: f.name for f in files for name in forms(parse_toml(f.read_text(encoding="utf-8")))}
+
+
 def devices() -> list[str]:
     """Names of the devices in the catalogue, each a name for `load_device`.
 
     >>> "h100" in devices()
     True
     """
-    folder = resources.files("hasten.hardware") / "catalogue"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return sorted(_catalogue())
 
 
 _MADE: dict[str, Callable[[], Device]] = {}
@@ -242,34 +271,66 @@ def _folder() -> dict[str, Written]:
     return decorated(str(__package__), named.__name__)
 
 
+_SEVERAL = re.compile(r"([1-9][0-9]{0,4})x[ -]?(\S.*)")
+
+
 def load_device(name_or_path: str | Path) -> Device:
-    """A device of the catalogue, one described in a TOML file, or this machine.
+    """A device of the catalogue, one described in a TOML file, or this machine; or several of one.
 
     Args:
-        name_or_path: a name that `devices` lists, a path, or ``here`` for this machine, probed.
+        name_or_path: a name that `devices` lists, a path, or ``here`` for this machine, probed. ``8x h100`` is eight
+            that share a model's work over their first link.
 
     Raises:
         HastenError: no such device or file, not TOML, a missing or unknown field, a figure without a
-            unit or a source, with the wrong unit, negative or not a number. The message names the file,
-            the field and what is expected.
+            unit or a source, with the wrong unit, negative or not a number, several of one without a link. The
+            message names the file, the field and what is expected.
+
+    >>> load_device("8x h100").count
+    8
     """
     name = str(name_or_path)
+    if isinstance(name_or_path, str) and (several := _SEVERAL.fullmatch(name)) and name not in devices():
+        return several_of(load_device(several[2]), int(several[1]))
     if name in _MADE:
         return _MADE[name]()
     if isinstance(name_or_path, str) and name in devices():
-        found = resources.files("hasten.hardware") / "catalogue" / f"{name}.toml"
-        return read_device(found.read_text(encoding="utf-8"), f"{name}.toml")
+        return _of_catalogue(name)
     if name in _folder():
         importlib.import_module(_folder()[name].module)
         return _MADE[name]()
     path = named_path(name_or_path, "device file")
-    listed = ", ".join(devices())
     if not path.is_file():
+        near = difflib.get_close_matches(name.lower(), devices(), 4, 0.5)
+        listed = f"{', '.join(dict.fromkeys((*near, 'h100')))} (all: hasten.devices())"
         if path.suffix == ".toml" or os.sep in name:
-            raise HastenError(f"no device file {name}: give a path to a TOML file, here, or one of {listed}")
-        raise HastenError(f"no device is called {name!r}: give here, one of {listed}, or a .toml file")
+            raise HastenError(f"no device file {name}: give a path to a TOML file, here, or a name such as {listed}")
+        raise HastenError(f"no device is called {name!r}: give here, a name such as {listed}, or a .toml file")
     text = read_text(path, "device file")
     return read_device(text, name)
+
+
+@cache
+def _of_catalogue(name: str) -> Device:
+    file = _catalogue()[name]
+    text = (resources.files("hasten.hardware") / "catalogue" / file).read_text(encoding="utf-8")
+    return _device(forms(parse_toml(text))[name], file)
+
+
+def several_of(device: Device, count: int) -> Device:
+    """``count`` of ``device``, which share the work over its first link.
+
+    Raises:
+        HastenError: it has no link, or is several already.
+    """
+    if device.count > 1:
+        raise HastenError(f"{device.name} is several devices already: give one number")
+    if count > 1 and not device.links:
+        raise HastenError(f"{device.name} has no link to others of its kind: describe one under [[links]] in its file")
+    if count == 1:
+        return device
+    renamed = {"name": f"{count}x-{device.name}", "title": f"{count} of {device.title}", "count": count}
+    return device.model_copy(update=renamed)
 
 
 def read_device(text: str, origin: str = "device") -> Device:
@@ -282,6 +343,16 @@ def read_device(text: str, origin: str = "device") -> Device:
         data = parse_toml(text)
     except ValueError as error:
         raise HastenError(f"device file {origin} is not TOML: {error}") from error
+    try:
+        described = forms(data)
+    except ValueError as error:
+        raise HastenError(f"device file {origin}: {error}") from error
+    if len(described) != 1:
+        raise HastenError(f"device file {origin} describes {len(described)} devices: give each a file of its own")
+    return _device(next(iter(described.values())), origin)
+
+
+def _device(data: dict[str, Any], origin: str) -> Device:
     try:
         return Device.model_validate(data)
     except ValidationError as error:

@@ -23,6 +23,7 @@ UNITS: dict[str, dict[str, float]] = {
     "joules per byte": {f"{p}J/{d}": f * s for p, f in _SMALL.items() for d, s in (("B", 1), ("bit", 8))},
     "joules per operation": {f"{p}J/{o}": f for p, f in _SMALL.items() for o in ("FLOP", "OP")},
     "watts": {f"{p}W": f for p, f in (_DECIMAL | {"m": 1e-3}).items()},
+    "share": {"%": 1e-2},
 }
 # The unit that a message shows as an example, and that a figure made by a program is written in.
 PLAIN = {
@@ -34,6 +35,7 @@ PLAIN = {
     "joules per byte": "J/B",
     "joules per operation": "J/FLOP",
     "watts": "W",
+    "share": "%",
 }
 _EXAMPLE = {
     "bytes": "50 MiB",
@@ -44,6 +46,7 @@ _EXAMPLE = {
     "joules per byte": "31 pJ/B",
     "joules per operation": "0.8 pJ/FLOP",
     "watts": "700 W",
+    "share": "85 %",
 }
 _PATTERN = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?nan|[-+]?inf)\s*(\S*)\s*", re.IGNORECASE)
 
@@ -84,8 +87,8 @@ class Quantity(float):
         >>> Quantity.make(2e-6, "seconds", "measured").text
         '2e-06 s'
         """
-        digits = f"{value:.9g}"
-        return cls(float(digits), f"{digits} {PLAIN[dimension]}", source)
+        digits = f"{value / UNITS[dimension][PLAIN[dimension]]:.9g}"
+        return cls(float(digits) * UNITS[dimension][PLAIN[dimension]], f"{digits} {PLAIN[dimension]}", source)
 
 
 def parse(raw: object, dimension: str) -> Quantity:
@@ -140,4 +143,5 @@ WeightRate = Annotated[Quantity, BeforeValidator(_reader("weights per second")),
 Seconds = Annotated[Quantity, BeforeValidator(_reader("seconds")), PlainSerializer(_table)]
 EnergyPerByte = Annotated[Quantity, BeforeValidator(_reader("joules per byte")), PlainSerializer(_table)]
 EnergyPerOperation = Annotated[Quantity, BeforeValidator(_reader("joules per operation")), PlainSerializer(_table)]
+Share = Annotated[Quantity, BeforeValidator(_reader("share")), PlainSerializer(_table)]
 Power = Annotated[Quantity, BeforeValidator(_reader("watts")), PlainSerializer(_table)]
