@@ -3,7 +3,8 @@
 The roofline of Williams, Waterman and Patterson (CACM 2009) over every compute unit and every memory
 level, with three additions: which level serves a tensor follows from how much was touched since it was
 last used; Einsums fuse into kernels by their passes (FuseMax, arXiv 2406.10491); and where a device was
-probed, the measured time of the very operator at that shape takes the place of a peak figure.
+probed, the measured time of the very operator at that shape takes the place of a peak figure. Elsewhere a peak counts
+for the share that software reaches of it (`hasten.hardware.achieved`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from hasten.cost.estimate import EinsumCost, Estimate, PhaseCost
 from hasten.cost.launches import Launch, keep_most, launches, modules_entered, operators_of
 from hasten.cost.operator_time import operator_seconds
 from hasten.cost.residence import Residence, live_bytes
+from hasten.cost.sharing import Sharing
 from hasten.errors import HastenError
 from hasten.hardware import Device
+from hasten.hardware.achieved import Achieved, families, of_format
 from hasten.kernels.packed_linear import FEW_ROWS
 from hasten.workload import Cascade, Einsum, Op, Phase, Role, Workload, fuse
 from hasten.workload.attention_sites import sites
@@ -56,7 +59,13 @@ _FUNCTIONS = {
 }
 
 
-def estimate(workload: Workload, device: Device, *, schedule: Schedule | Mapping[str, Schedule] = "eager") -> Estimate:
+def estimate(
+    workload: Workload,
+    device: Device,
+    *,
+    schedule: Schedule | Mapping[str, Schedule] = "eager",
+    at_peak: bool = False,
+) -> Estimate:
     """Predicts latency, energy, traffic and memory of a workload on a device.
 
     ``eager``: a framework launches one operator after the other; each pays a launch, and all it makes goes
@@ -69,11 +78,18 @@ def estimate(workload: Workload, device: Device, *, schedule: Schedule | Mapping
         workload: what is computed.
         device: where.
         schedule: how it is executed: one for all phases, or one by phase name (eager where missing).
+        at_peak: take the device's peaks as reached, whatever is known of the shares that software reaches of them.
 
     Raises:
         HastenError: an unknown schedule.
     """
     notes: dict[str, None] = dict.fromkeys(workload.notes)
+    achieved = Achieved() if at_peak else device.reached
+    training = bool(workload.attributes.get("training"))
+    if not at_peak and device.family and not device.curves and achieved != device.achieved:
+        notes[f"shares of the peaks, and the time for each kernel, are those of {families()[device.family].title}"] = (
+            None
+        )
     phases = []
     live = bound = 0.0
     attended, attention_floor = 0.0, 0.0
@@ -81,7 +97,7 @@ def estimate(workload: Workload, device: Device, *, schedule: Schedule | Mapping
         chosen = schedule if isinstance(schedule, str) else schedule.get(phase.name, "eager")
         if chosen not in ("eager", "fused"):
             raise HastenError(f"unknown schedule {chosen!r}: give 'eager' or 'fused'")
-        pricing = _Pricing(phase, device, chosen == "fused", notes)
+        pricing = _Pricing(phase, device, chosen == "fused", notes, achieved, training)
         cost, phase_live, phase_bound = pricing.price()
         phases.append(cost)
         moved, floor = pricing.attention()
@@ -92,9 +108,10 @@ def estimate(workload: Workload, device: Device, *, schedule: Schedule | Mapping
     if workload.unknown:
         notes[f"counted in bytes alone, their arithmetic is unknown: {', '.join(workload.unknown)}"] = None
     memory = workload.weight_bytes + workload.state_bytes + live
-    fits = memory <= device.main_memory.capacity
+    capacity = device.count * float(device.main_memory.capacity)
+    fits = memory <= capacity
     if not fits:
-        have = device.main_memory.capacity / 1e9
+        have = capacity / 1e9
         notes[f"needs {memory / 1e9:.4g} GB, but {device.main_memory.name} holds {have:.4g} GB"] = None
     return Estimate(
         workload=workload.name,
@@ -121,13 +138,26 @@ class _Compute:
 class _Pricing:
     """Prices the kernels of one phase on one device."""
 
-    def __init__(self, phase: Phase, device: Device, fused: bool, notes: dict[str, None]) -> None:
+    def __init__(
+        self, phase: Phase, device: Device, fused: bool, notes: dict[str, None], achieved: Achieved, training: bool
+    ) -> None:
         self._phase = phase
         self._cascade = phase.cascade
         self._device = device
         self._fused = fused
         self._notes = notes
-        self._launch = 0.0 if fused else float(device.launch_overhead)
+        self._achieved = achieved
+        self._products = (training and achieved.training) or achieved.product
+        self._sharing = Sharing(self._cascade, device)
+        self._launch = 0.0 if fused else float(achieved.launch or device.launch_overhead)
+        # Experts that tokens are routed to: their rows are gathered, and each is a small product.
+        self._experts = {
+            access.tensor
+            for einsum in self._cascade.einsums
+            if "grouped_mm" in einsum.source
+            for access in einsum.inputs
+            if self._cascade.tensors[access.tensor].role is Role.WEIGHT
+        }
         self._levels = [
             (level.name, float(level.bandwidth), level.writing, float(level.energy)) for level in device.memory
         ]
@@ -148,10 +178,11 @@ class _Pricing:
             memory, level, moved = self._traffic(kernel, reads, writes)
             waiting = self._waiting(kernel, reads)
             first = kernel.einsums[0]
-            body = max(compute.seconds + waiting, memory)
+            parts = self._sharing.parts(kernel.einsums) if device.count > 1 else 1
+            body = max(compute.seconds + waiting, memory) / parts
             overhead = self._launch
             if self._fused:
-                overhead += device.fork_overhead
+                overhead += device.fork_overhead + float(self._achieved.kernel or 0.0)
             else:
                 overhead += device.view_overhead + device.module_overhead * modules_entered(path, first.module)
                 path = first.module
@@ -159,7 +190,10 @@ class _Pricing:
             if overhead >= body:
                 limit = "launch"
             seconds = overhead + body
-            joules = compute.energy + float(device.idle_power) * seconds
+            if device.count > 1 and (told := self._sharing.seconds(kernel.einsums)):
+                seconds += told
+                limit = device.links[0].name if told > max(body, overhead) else limit
+            joules = compute.energy + float(device.idle_power) * seconds * device.count
             for (_, _, _, per_byte), amount in zip(self._levels, moved):
                 joules += per_byte * amount
             costs.append(
@@ -180,6 +214,12 @@ class _Pricing:
             energy += joules
             for index, amount in enumerate(moved):
                 total[index] += amount
+        if device.count > 1:
+            link = device.links[0].name
+            self._notes[
+                f"{phase.name}: products, attention and cache are divided over {device.count} devices, with "
+                f"{self._sharing.sums} sums over {link}"
+            ] = None
         if self._fused and kernels:
             latency += device.launch_overhead
             energy += device.idle_power * device.launch_overhead
@@ -266,11 +306,20 @@ class _Pricing:
             for index in range(writes[name] + 1):
                 written[index] += size
         slowest, where = 0.0, self._levels[0][0]
-        for (name, reading, writing, _), r, w in zip(self._levels, read, written):
-            seconds = r / reading + w / writing
+        for index, ((name, reading, writing, _), r, w) in enumerate(zip(self._levels, read, written)):
+            if index < count - 1:
+                seconds = r / reading + w / writing
+            else:
+                seconds = sum(n / self._share(t) for t, n in kernel.reads.items() if reads[t] == index) / reading
+                seconds += sum(n / self._share(t) for t, n in kernel.writes.items() if writes[t] == index) / writing
             if seconds > slowest:
                 slowest, where = seconds, name
         return slowest, where, [r + w for r, w in zip(read, written)]
+
+    def _share(self, tensor: str) -> float:
+        """Of main memory's bandwidth, where ``tensor`` moves."""
+        share = of_format(self._achieved.bandwidth, self._cascade.tensors[tensor].dtype)
+        return share * float(self._achieved.experts or 1.0) if tensor in self._experts else share
 
     # -- arithmetic ------------------------------------------------------------------------------
 
@@ -396,6 +445,14 @@ class _Pricing:
         if contraction and used != wanted:
             self._notes[f"{wanted} contractions run as {used} on {unit.name}"] = None
         seconds = work / rate
+        if contraction:
+            narrow = min(
+                (self._cascade.tensors[a.tensor].dtype for a in einsum.inputs[:2]),
+                key=lambda d: dtypes.BITS[d],
+                default=wanted,
+            )
+            table = (einsum.op is Op.CONV and self._achieved.convolution) or self._products
+            seconds /= of_format(table, narrow)
         function = None if contraction else _FUNCTIONS.get(einsum.map)
         if function is not None:
             curve = device.curve_table.get((function, "fp32"))

@@ -31,9 +31,9 @@ class Achieved(BaseModel):
             are multiplied in a wider format, whose peak this is a share of.
         convolution: of the arithmetic peak, in convolutions, likewise.
         training: of the arithmetic peak, in the products of a training step, likewise.
-        experts: of the bandwidth that other weights of the format are read with, for experts that tokens are routed to.
+        experts: of the bandwidth that other weights of the format have, for experts that tokens are routed to.
         kernel: seconds of each kernel of a compiled program beyond its bytes and its arithmetic.
-        launch: seconds that an eager framework spends to start one operator, where that is not `Device.launch_overhead`.
+        launch: seconds that an eager framework spends to start an operator, in `Device.launch_overhead`'s stead.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
