@@ -17,7 +17,7 @@ def estimate(
         ),
     ],
     on: Annotated[
-        list[str] | None, typer.Option(help="A device: a name, a .toml file, or here. Repeatable; all when missing.")
+        list[str] | None, typer.Option(help="A device: a name, a .toml file, or here. Repeatable; a few when missing.")
     ] = None,
     prompt: Prompt = 512,
     new_tokens: NewTokens = 64,
@@ -40,11 +40,11 @@ def estimate(
     """
     use_threads(threads)
     from hasten.cost import estimate as price
-    from hasten.hardware import devices, load_device
+    from hasten.hardware import load_device, one_of_each
     from hasten.report import comparison_table, print_table
     from hasten.runtime.subject import read_subject
 
-    chosen = [load_device(name) for name in (on or devices())]
+    chosen = [load_device(name) for name in (on or one_of_each())]
     with progress("describing the model") as tell:
         workload = read_subject(subject, prompt, new_tokens, batch).workload()
         tell("estimating", 0.5)

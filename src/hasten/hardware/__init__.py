@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hasten.hardware.device import MemoryLevel as MemoryLevel
     from hasten.hardware.device import devices as devices
     from hasten.hardware.device import load_device as load_device
+    from hasten.hardware.device import one_of_each as one_of_each
     from hasten.hardware.device import read_device as read_device
     from hasten.hardware.probing import probe as probe
     from hasten.hardware.probing import remember as remember

@@ -248,6 +248,15 @@ def devices() -> list[str]:
     return sorted(_catalogue())
 
 
+def one_of_each() -> list[str]:
+    """A few names of `devices`, one of each kind, for a first look.
+
+    >>> set(one_of_each()) <= set(devices())
+    True
+    """
+    return ["h100", "a100", "rtx4090", "m2", "orin", "pi5", "cpu2", "u280"]
+
+
 _MADE: dict[str, Callable[[], Device]] = {}
 _Maker = TypeVar("_Maker", bound=Callable[..., "Device"])
 
