@@ -22,6 +22,14 @@ def estimate(
     prompt: Prompt = 512,
     new_tokens: NewTokens = 64,
     batch: Batch = 1,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Format of the weights, in place of the model's own: bf16, fp8, int4, q4_k_m, ..."),
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(help="HEIGHTxWIDTH in pixels of the image that a model of language and vision is given."),
+    ] = None,
     schedule: Annotated[str, typer.Option(help="eager (an operator at a time) or fused (compiled).")] = "eager",
     threads: Threads = None,
     as_json: Json = False,
@@ -33,6 +41,8 @@ def estimate(
         hasten estimate smollm2-135m-instruct --on h100 --on pi5
 
         hasten estimate config.json --prompt 8192 --new-tokens 256 --on a100 --schedule fused
+
+        hasten estimate config.json --dtype int4 --on rtx4090
 
         hasten estimate mamba-2.8b --on h100
 
@@ -46,7 +56,7 @@ def estimate(
 
     chosen = [load_device(name) for name in (on or one_of_each())]
     with progress("describing the model") as tell:
-        workload = read_subject(subject, prompt, new_tokens, batch).workload()
+        workload = read_subject(subject, prompt, new_tokens, batch, dtype=dtype, image=image).workload()
         tell("estimating", 0.5)
         costs = [price(workload, device, schedule=schedule) for device in chosen]  # type: ignore[arg-type]
     if as_json:

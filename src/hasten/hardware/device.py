@@ -38,7 +38,7 @@ from hasten.hardware.quantity import (
     WeightRate,
 )
 
-__all__ = ["ComputeUnit", "Device", "Link", "MemoryLevel", "devices", "load_device", "read_device"]
+__all__ = ["ComputeUnit", "Device", "Link", "MemoryLevel", "devices", "load_device", "one_of_each", "read_device"]
 
 Kind = Literal["contraction", "vector"]
 _NOTHING = Quantity(0.0, "0 s", "not charged")

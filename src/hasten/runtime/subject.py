@@ -32,6 +32,7 @@ from hasten.workload import Workload, trace
 
 _T = TypeVar("_T")
 _LONGEST = 1 << 24
+_LARGEST = 1 << 14
 _HELP = (
     "give a config.json, a model folder, a .gguf file, an asset, module.py:factory, a published model's name "
     "(mamba-2.8b), or a timm model's name"
@@ -53,13 +54,27 @@ class Subject:
     run: Callable[[int], Measurement] | None
 
 
-def read_subject(text: str, prompt: int = 512, new_tokens: int = 64, batch: int = 1) -> Subject:
+def read_subject(
+    text: str,
+    prompt: int = 512,
+    new_tokens: int = 64,
+    batch: int = 1,
+    *,
+    dtype: str | None = None,
+    image: str | tuple[int, int] | None = None,
+) -> Subject:
     """Finds out what ``text`` names.
 
     A hub-style ``config.json`` (described without building it), a folder or ``.gguf`` file with a language model or
     an asset's name, ``module.py:factory`` (a function that returns a module, or a module and its inputs: the user's
     own code, which is run), a published model's name (`hasten.models.named`), or the name of a timm model when timm
     is installed.
+
+    Args:
+        text: what is named.
+        prompt, new_tokens, batch: of a language model's run.
+        dtype: format of the weights, in place of what a configuration or a file says; of no other subjects.
+        image: ``HEIGHTxWIDTH`` in pixels, or the two numbers, for configurations of models that see.
 
     Raises:
         HastenError: none of these, or it is broken.
@@ -70,13 +85,18 @@ def read_subject(text: str, prompt: int = 512, new_tokens: int = 64, batch: int 
         if value > _LONGEST:
             raise HastenError(f"{label} must be at most {_LONGEST:,}")
     named_path(text, "the model")  # what no file can be called is nothing else either
+    pixels = image_size(image) if isinstance(image, str) else image
     file, _, factory = text.rpartition(":")
-    if factory and file.endswith(".py"):
+    ours = factory and file.endswith(".py")
+    if text.endswith(".json") and not ours:
+        return _from_config(Path(text), prompt, new_tokens, batch, dtype, pixels)
+    if (Path(text).exists() or text.endswith(".gguf") or _is_asset(text)) and not ours:
+        return _from_weights(text, prompt, new_tokens, batch, dtype, pixels)
+    for flag, given in (("--dtype", dtype is not None), ("--image", image is not None)):
+        if given:
+            raise HastenError(f"{flag} goes with a config.json, a .gguf file or a model folder, not with {text}")
+    if ours:
         return _from_factory(Path(file), factory, batch)
-    if text.endswith(".json"):
-        return _from_config(Path(text), prompt, new_tokens, batch)
-    if Path(text).exists() or text.endswith(".gguf") or _is_asset(text):
-        return _from_weights(text, prompt, new_tokens, batch)
     if named.is_named(text):
         return _from_name(text, prompt, new_tokens, batch)
     return _from_timm(text, batch)
@@ -86,12 +106,29 @@ def _is_asset(text: str) -> bool:
     return any(a.name == text for a in assets.assets())
 
 
-def _from_config(path: Path, prompt: int, new_tokens: int, batch: int) -> Subject:
+def image_size(text: str) -> tuple[int, int]:
+    """Height and width in pixels of ``HEIGHTxWIDTH``.
+
+    Raises:
+        HastenError: it is something else.
+
+    >>> image_size("448x672")
+    (448, 672)
+    """
+    height, found, width = text.lower().partition("x")
+    if not found or not all(n.isascii() and n.isdigit() and 0 < int(n) <= _LARGEST for n in (height, width)):
+        raise HastenError(f"an image is given as HEIGHTxWIDTH in pixels, each 1 to {_LARGEST:,}, not {text[:40]!r}")
+    return int(height), int(width)
+
+
+def _from_config(
+    path: Path, prompt: int, new_tokens: int, batch: int, dtype: str | None, image: tuple[int, int] | None
+) -> Subject:
     config = read_config(path)
     name = path.parent.name or path.stem
 
     def workload() -> Workload:
-        return describe(config, prompt=prompt, new_tokens=new_tokens, batch=batch, name=name)
+        return describe(config, prompt=prompt, new_tokens=new_tokens, batch=batch, name=name, dtype=dtype, image=image)
 
     def run(runs: int) -> Measurement:
         network = build(config)
@@ -103,13 +140,16 @@ def _from_config(path: Path, prompt: int, new_tokens: int, batch: int) -> Subjec
     return Subject(name, workload, run)
 
 
-def _from_weights(text: str, prompt: int, new_tokens: int, batch: int) -> Subject:
+def _from_weights(
+    text: str, prompt: int, new_tokens: int, batch: int, dtype: str | None, image: tuple[int, int] | None
+) -> Subject:
     stored = read_stored(text)
 
     def workload() -> Workload:
         return describe(
-            stored.config, prompt=prompt, new_tokens=new_tokens, batch=batch, name=stored.name, weights=stored.types
-        )
+            stored.config, prompt=prompt, new_tokens=new_tokens, batch=batch, name=stored.name, dtype=dtype,
+            image=image, weights=None if dtype else stored.types,
+        )  # fmt: skip
 
     def run(runs: int) -> Measurement:
         loaded = load_network(text)

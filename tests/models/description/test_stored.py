@@ -138,3 +138,14 @@ def test_an_unknown_type_is_one_line(dtype: str) -> None:
         described(LLAMA, dtype)
     assert "\n" not in str(error.value)
     assert dtype not in dtypes.BITS
+
+
+def test_the_command_takes_a_format(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAMA))
+    small, large = (read_subject(str(path), 32, 4, dtype=d).workload().weight_bytes for d in ("q4_0", "bf16"))
+    assert small < large
+    with pytest.raises(HastenError, match="--dtype goes with"):
+        read_subject("mamba-130m", dtype="int4")
+    with pytest.raises(HastenError, match="HEIGHTxWIDTH"):
+        read_subject(str(path), image="448")
