@@ -77,10 +77,11 @@ def _new_cache(module: Any, batch: int) -> Any:
 
 
 def _sparse(**made: Any) -> tnn.Module:
-    weight = torch.zeros(24, 16, 4)
-    weight[..., :2] = torch.randint(1, 3, (24, 16, 2)).float() * 0.1
-    packed = sparse_linear.pack(weight.reshape(24, 64), torch.full((24, 1), 0.1), torch.zeros(24, 1))
-    return SparseLinear(*packed)
+    with torch.device("cpu"):
+        weight = torch.zeros(24, 16, 4)
+        weight[..., :2] = torch.randint(1, 3, (24, 16, 2)).float() * 0.1
+        packed = sparse_linear.pack(weight.reshape(24, 64), torch.full((24, 1), 0.1), torch.zeros(24, 1))
+    return SparseLinear(*(part.to(torch.get_default_device()) for part in packed), **made)
 
 
 def _small(name: str, **sizes: Any) -> Any:

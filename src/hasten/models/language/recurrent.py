@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from hasten.errors import HastenError
-from hasten.models.decoder import Layout
+from hasten.models.decoder import Layout, decoder_of
 from hasten.nn.block import Block
 from hasten.workload import Phase, Workload, trace_cascade
 
@@ -35,6 +35,33 @@ class RecurrentLM(Block, Generic[State]):
         feed_forward=("ffn", "mlp"),
         feed_forward_norm=("ffn_norm", "mlp_norm"),
     )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._was_tied = False
+        self.register_load_state_dict_post_hook(_tie_again)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        tied = self._tied()
+        super()._apply(fn, recurse)
+        if tied:
+            self._tie()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        # Comes before its parts are loaded, the hook behind them.
+        self._was_tied = self._tied()
+        super()._load_from_state_dict(*args, **options)
+
+    def _tied(self) -> bool:
+        decoder = decoder_of(self)
+        weight = decoder.head._parameters.get("weight")
+        return weight is not None and weight is decoder.embedding._parameters.get("weight")
+
+    def _tie(self) -> None:
+        """Makes the head's weight the embedding's again, where storage was made anew."""
+        decoder = decoder_of(self)
+        decoder.head.weight = decoder.embedding.weight
 
     @abstractmethod
     def new_state(self, batch: int) -> State:
@@ -113,6 +140,11 @@ class RecurrentLM(Block, Generic[State]):
             state,
             {"prompt": prompt, "new_tokens": new_tokens, "batch": batch},
         )
+
+
+def _tie_again(model: RecurrentLM[Any], incompatible: Any) -> None:
+    if model._was_tied:
+        model._tie()
 
 
 def _choose(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
