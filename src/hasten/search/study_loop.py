@@ -24,7 +24,6 @@ from hasten.search.study_result import Stopped, StudyResult
 from hasten.search.trial_records import (
     BROKEN_OFF,
     ELAPSED,
-    INFEASIBLE,
     REASON,
     REPEAT,
     SAMPLER,
@@ -32,6 +31,7 @@ from hasten.search.trial_records import (
     plain,
     read_chosen,
     read_trials,
+    tell_infeasible,
     tells_infeasible,
 )
 from hasten.search.workers import Evaluation, Workers, evaluate
@@ -217,7 +217,7 @@ class StudyLoop:
                 self.study.tell(trial, state=TrialState.FAIL)
                 return
         if self.tells_infeasible:
-            trial.set_constraint(INFEASIBLE, tried.distance if tried.reason else -1.0)
+            tell_infeasible(self.study, trial, tried)
         # Of a point that cannot be had nothing is known: its constraints are not broken, its values no good.
         for name in self.problem.constraints:
             trial.set_constraint(name, 0.0 if tried.reason else tried.constraints[name])
