@@ -31,7 +31,7 @@ from hasten.spaces import dram, register_environments
 gymnasium = pytest.importorskip("gymnasium")
 
 GOAL = to_target(power=1.0, time=2.5e-6)
-FORMS = ("indices", "box", "box-rounded", "turns")
+FORMS = ("indices", "box", "box-rounded", "turns", "discrete")
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_a_limit_of_steps_cuts_off_and_what_ends_by_itself_terminates(memory, ac
     assert ends == [(False, False)] * 2 + [(False, True)]
     whole = environment(memory, actions=actions)
     whole.reset(seed=0)
-    ends = [whole.step(whole.action_space.sample())[2:4] for _ in range(10 if actions == "turns" else 1)]
+    ends = [whole.step(whole.action_space.sample())[2:4] for _ in range(10 if actions in ("turns", "discrete") else 1)]
     assert ends == [(False, False)] * (len(ends) - 1) + [(True, False)]
     for env in (limited, whole):
         with pytest.raises(HastenError, match="episode is over: call reset"):
@@ -223,6 +223,7 @@ OUTSIDE = {
     ],
     "box": [np.full(10, 1.5), np.full(10, math.nan), np.full(10, -math.inf), np.zeros(9), None, ["a"] * 10],
     "turns": [np.array([1.5]), np.array([math.nan]), np.zeros(10), 0.5, None],
+    "discrete": [-1, 99, 0.5, np.zeros(10, int), None, "no"],
 }
 OUTSIDE["box-rounded"] = OUTSIDE["box"]
 
@@ -277,6 +278,18 @@ def test_an_environment_is_made_in_any_process_by_its_name_alone(name, before):
     assert done.stdout.strip().endswith("hasten/dram-v0"), done.stderr[-500:]
 
 
+def test_a_specification_is_read_by_a_process_that_knows_nothing_of_hasten():
+    register_environments()
+    kept = gymnasium.spec("hasten/soc-v0").to_json()
+    code = (
+        "import sys, gymnasium\n"
+        "env = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(sys.argv[1]), actions='discrete')\n"
+        "env.reset(seed=0); env.step(0); print(env.action_space)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, kept], capture_output=True, text=True, check=False)
+    assert done.stdout.strip().startswith("Discrete("), done.stderr[-500:]
+
+
 def test_in_turns_each_step_sets_one_parameter(memory):
     env = environment(memory, fitness=GOAL, actions="turns")
     seen, _ = env.reset(seed=0)
@@ -292,6 +305,20 @@ def test_in_turns_each_step_sets_one_parameter(memory):
         assert seen[13] == (turn + 1) % 10
         assert done == (turn == 9)
         before = point
+
+
+def test_whole_numbers_in_turns_reach_every_design(memory):
+    env = environment(memory, fitness=GOAL, actions="discrete")
+    sizes, most = Codec(memory.space).sizes, int(env.action_space.n)
+    assert most == max(sizes)
+    for wanted in (tuple(n - 1 for n in sizes), tuple(n // 2 for n in sizes), (0,) * len(sizes)):
+        env.reset()
+        for turn, (index, n) in enumerate(zip(wanted, sizes, strict=True)):
+            action = next(a for a in range(most) if a * n // most == index)
+            seen, _, done, _, info = env.step(action)
+            assert seen[-1] == (turn + 1) % len(sizes)
+            assert done == (turn == len(sizes) - 1)
+        assert Codec(memory.space).encode(info["params"]) == wanted
 
 
 def test_the_reward_pays_for_hitting_the_target():
@@ -336,6 +363,7 @@ def test_bad_input_is_one_line(memory):
         (lambda: environment(memory, actions="words"), "actions are"),
         (lambda: environment(memory, steps=0), "at least one step"),
         (lambda: parallel_environment(memory, actions="turns"), "no turns"),
+        (lambda: parallel_environment(memory, actions="discrete"), "no turns"),
         (lambda: dram.problem("storm"), "cannot read the trace"),
         (lambda: dram.problem("stream", part="sdram"), "no DRAM part"),
         (lambda: dram.problem("stream", requests=0), "at least one request"),

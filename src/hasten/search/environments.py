@@ -173,7 +173,7 @@ class Payment:
 
 
 _Cache = dict[str, Score]
-_ACTIONS = ("indices", "box", "box-rounded", "turns")
+_ACTIONS = ("indices", "box", "box-rounded", "turns", "discrete")
 
 
 def environment(
@@ -193,8 +193,10 @@ def environment(
         problem: what is tried.
         fitness: values to reward; the first objective when None.
         actions: ``indices`` (MultiDiscrete), ``box`` (coordinates in [-1, 1], binned evenly), ``box-rounded`` (as
-            ArchGym's public code bins them) or ``turns`` (time division: each step sets one parameter, by a coordinate,
-            and tries what then stands; observed are also the coordinates that stand, and whose turn it is).
+            ArchGym's public code bins them), ``turns`` (time division: each step sets one parameter, by a coordinate,
+            and tries what then stands; observed are also the coordinates that stand, and whose turn it is) or
+            ``discrete`` (turns by one whole number, as DQN needs: as many actions as the longest parameter has values,
+            spread evenly over those of one that has fewer).
         steps: tries after which an episode is cut off (``truncated``). When None it ends by itself (``terminated``)
             after one try, or in turns after one of each parameter.
         penalty: reward of a point that cannot be had or breaks a constraint; less than any fitness so far when None
@@ -222,28 +224,30 @@ def environment(
     pay = Payment(problem, fitness or default_fitness(problem), penalty)
     kept: _Cache = {} if cache is None else cache
     size = len(names)
-    last = steps or (len(codec.sizes) if actions == "turns" else 1)
+    turns = actions in ("turns", "discrete")
+    last = steps or (len(codec.sizes) if turns else 1)
 
     class ProblemEnvironment(gymnasium.Env[Any, Any]):
         metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own form)
 
         def __init__(self) -> None:
             count = len(codec.sizes)
-            self.turns = actions == "turns"
-            width = size + count + 1 if self.turns else size
+            width = size + count + 1 if turns else size
             self.observation_space = spaces.Box(-np.inf, np.inf, (width,), np.float64)
-            self.action_space = (
-                spaces.MultiDiscrete(codec.sizes)
-                if actions == "indices"
-                else spaces.Box(-1.0, 1.0, (1 if self.turns else count,), np.float32)
-            )
+            self.action_space: gymnasium.Space[Any]
+            if actions == "indices":
+                self.action_space = spaces.MultiDiscrete(codec.sizes)
+            elif actions == "discrete":
+                self.action_space = spaces.Discrete(max(codec.sizes))
+            else:
+                self.action_space = spaces.Box(-1.0, 1.0, (1 if turns else count,), np.float32)
             self.tried = 0
             self.stands = [0] * count
             self.over = "has not begun"
 
         def _seen(self, values: Mapping[str, float] | None) -> Any:
             metrics = [values[n] for n in names] if values else [0.0] * size
-            if self.turns:
+            if turns:
                 metrics += [*codec.center(self.stands), self.tried % len(self.stands)]
             return np.array(metrics, dtype=np.float64)
 
@@ -258,12 +262,15 @@ def environment(
             if self.over:
                 raise HastenError(f"this episode {self.over}: call reset before the next step")
             action = allowed(self.action_space, action)
-            if self.turns:
+            if turns:
                 turn = self.tried % len(self.stands)
-                coordinates = codec.center(self.stands)
-                coordinates[turn] = float(action[0])
-                point = codec.bin(coordinates)
-                self.stands = list(point)
+                if actions == "discrete":
+                    self.stands[turn] = int(action) * codec.sizes[turn] // max(codec.sizes)
+                else:
+                    coordinates = codec.center(self.stands)
+                    coordinates[turn] = float(action[0])
+                    self.stands = list(codec.bin(coordinates))
+                point = tuple(self.stands)
             elif actions == "indices":
                 point = tuple(int(i) for i in action)
             else:
@@ -376,12 +383,12 @@ def parallel_environment(
     ``box-rounded`` by a coordinate.
 
     Args:
-        problem, fitness, actions, steps, penalty, cache: as `environment`, ``turns`` aside.
+        problem, fitness, actions, steps, penalty, cache: as `environment`, ``turns`` and ``discrete`` aside.
 
     Raises:
         HastenError: pettingzoo is missing, or unknown actions.
     """
-    if actions == "turns":
+    if actions in ("turns", "discrete"):
         raise HastenError("agents that act together take no turns: actions are indices, box or box-rounded")
     try:
         from gymnasium import spaces

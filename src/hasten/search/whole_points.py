@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from abc import abstractmethod
 from typing import Any
 
 from optuna.samplers import BaseSampler
 
 from hasten.errors import HastenError
+from hasten.search.parameter import Params
 from hasten.search.space import Space
 
 
 class WholePointSampler(BaseSampler):
-    """An Optuna sampler that asks for whole points of a `Space`, which ``sample_relative`` gives.
+    """An Optuna sampler that asks for whole points of a `Space`, which `choose` gives.
+
+    It may be asked by several threads (``n_jobs`` of Optuna's ``Study.optimize``): one at a time is answered.
 
     Args:
         space: of the problem.
@@ -19,6 +24,21 @@ class WholePointSampler(BaseSampler):
 
     def __init__(self, space: Space) -> None:
         self.space = space
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
+
+    @abstractmethod
+    def choose(self, study: Any, trial: Any) -> Params:
+        """The next point to try."""
+
+    def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> Params:
+        with self._lock:
+            return self.choose(study, trial)
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
         return self.space.to_optuna()

@@ -1,6 +1,7 @@
 """Problems that are known by name: each module of this folder has ``problem(**options) -> Problem``.
 
-Its ``ENVIRONMENT``, where it has one, are the options with which it is made as an environment when none are given.
+Its ``ENVIRONMENT``, where it has one, are the options with which it is made as an environment when none are given; None
+where it is no environment. Its ``NEEDS`` says what such an environment has to be given, or why making it takes minutes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import ast
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,27 @@ def names() -> list[str]:
 
 def describe(name: str) -> str:
     """A line that says what is sought."""
+    return (ast.get_docstring(_source(name)) or "").partition("\n")[0]
+
+
+def needs(name: str) -> str | None:
+    """What an environment of a space has to be given; "" where it is made in seconds with nothing, None where it is none.
+
+    One that needs something is not listed, but made: ``gymnasium.make("hasten/test-time-v0", problem={"records": ...})``.
+    """
+    said: dict[str, Any] = {}
+    for statement in _source(name).body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
+            with suppress(ValueError):  # no literal
+                said[statement.target.id] = ast.literal_eval(statement.value)
+    if said.get("ENVIRONMENT", {}) is None:
+        return None
+    return str(said.get("NEEDS", ""))
+
+
+def _source(name: str) -> ast.Module:
     # Read, not imported: a list of names is not worth loading what all of them need.
-    source = resources.files(__name__).joinpath(f"{name.replace('-', '_')}.py").read_text("utf-8")
-    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return ast.parse(resources.files(__name__).joinpath(f"{name.replace('-', '_')}.py").read_text("utf-8"))
 
 
 def build(source: str, **options: Any) -> Problem:
@@ -58,7 +78,9 @@ def _from_file(path: Path, attribute: str) -> Problem:
 
 
 def register_environments() -> list[str]:
-    """Registers the spaces known by name as ``hasten/NAME-v0`` with Gymnasium, and says which they are.
+    """Registers the spaces known by name as ``hasten/NAME-v0`` with Gymnasium, and lists those made in seconds.
+
+    Those that need something of the user's (`needs`) are registered too, so that it can be given, but not listed.
 
     Importing `hasten.gym` does this, so that ``gymnasium.make("hasten.gym:hasten/dram-v0")`` needs nothing before.
     ``gymnasium.make("hasten/dram-v0", problem={"workload": "stream"}, actions="box")`` hands ``problem`` to the space
@@ -67,16 +89,17 @@ def register_environments() -> list[str]:
     """
     import gymnasium
 
-    made = []
+    listed = []
     for name in names():
-        if name.startswith("hourglass"):
-            continue  # a try trains a network: no environment to explore in thousands of steps
+        if (needed := needs(name)) is None:
+            continue
         label = f"hasten/{name}-v0"
         if label not in gymnasium.registry:
             # By its name alone, so that the specification can be written down and read by another process.
             gymnasium.register(label, entry_point=f"{__name__}:make_environment", kwargs={"space": name})
-        made.append(label)
-    return made
+        if not needed:
+            listed.append(label)
+    return listed
 
 
 def make_environment(space: str, problem: Mapping[str, Any] | None = None, **options: Any) -> Any:
@@ -90,7 +113,6 @@ def make_environment(space: str, problem: Mapping[str, Any] | None = None, **opt
     Raises:
         HastenError: no such space, or what it needs is not here.
     """
-
     if space not in names():
         build(space)  # says what there is
     return environment(build(space, **{**getattr(_module(space), "ENVIRONMENT", {}), **(problem or {})}), **options)

@@ -27,6 +27,8 @@ from hasten.train.fitting import fit_task
 ENVIRONMENT: Mapping[str, Any] = {"teacher_steps": 0}
 """How it is made as an environment: `gymnasium.make` trains no teacher that was not asked for."""
 
+NEEDS: str = "teacher_steps"
+
 HAND_MADE = StudentEncoder(layers=4, width=128, bottleneck=32, heads=4, feed_forwards=4, inner=128)
 """A student that nobody searched: MobileBERT's proportions at a quarter of its widths and a sixth of its layers."""
 

@@ -19,6 +19,7 @@ from hasten.train import fit
 Kind = Literal["denoise", "superres", "digits"]
 TASKS: dict[Kind, type[Restoration]] = {"denoise": Denoise, "superres": SuperResolution, "digits": DenoiseDigits}
 WIDTH = SIDE * SIDE
+ENVIRONMENT: None = None  # a try trains a network: nothing to explore in thousands of steps
 
 
 def shape(params: Mapping[str, Any], parameters: int, width: int = WIDTH) -> Hourglass:

@@ -44,6 +44,7 @@ SMALL = OFAConfig(
 
 ENVIRONMENT: Mapping[str, Any] = {"seconds": 0.0}
 """How it is made as an environment: `gymnasium.make` trains nothing that was not asked for."""
+NEEDS: str = "supernet"
 
 
 @dataclass(frozen=True)

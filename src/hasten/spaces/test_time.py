@@ -16,6 +16,8 @@ from hasten.search.parameter import Params, categorical
 from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Space
 
+NEEDS: str = "records"
+
 # Three small models that follow a permutation: recorded by `hasten.runtime.recorded_answers.record`.
 CARRIED = Path(data.__file__).parent / "recorded_trials" / "iterated_map.jsonl"
 

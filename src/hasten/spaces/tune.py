@@ -17,6 +17,8 @@ from hasten.tuning.predict import choices, estimated, prediction
 from hasten.tuning.prepare import prepare
 from hasten.tuning.settings import Settings, Silent
 
+NEEDS: str = "a model, which is prepared and measured first: minutes"
+
 
 def problem(
     model: str | Path = DEFAULT_MODEL,

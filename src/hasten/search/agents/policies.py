@@ -31,6 +31,8 @@ from hasten.train.loop import descend
 METRICS = 3
 """Zeros that a policy sees: the metrics that an environment of three objectives shows when an episode begins."""
 
+_PENDING = 64
+
 
 class Running:
     """Mean and spread of what came so far (Welford)."""
@@ -90,7 +92,8 @@ class _Learner(Agent):
         self.generator = torch.Generator().manual_seed(seed)
         self.rewards = Running(1)
         self.rows: list[tuple[Any, ...]] = []
-        self.asked: tuple[Any, ...] | None = None
+        # Points that were asked for and not told of yet, more than one where several are tried at the same time.
+        self.asked: dict[Indices, tuple[Any, ...]] = {}
         width = max(self.sizes)
         self.mask = torch.zeros(len(self.sizes), 1, width)
         for i, n in enumerate(self.sizes):
@@ -99,15 +102,21 @@ class _Learner(Agent):
     def _observation(self) -> Tensor:
         return torch.zeros(METRICS)
 
+    def _remember(self, point: Indices, *choice: Any) -> None:
+        """Keeps what was observed and chosen until the point is told of; of points that never are, the last few."""
+        self.asked.pop(point, None)
+        self.asked[point] = choice
+        if len(self.asked) > _PENDING:
+            del self.asked[next(iter(self.asked))]
+
     def _draw(self, logits: Tensor) -> Tensor:
         return torch.multinomial(logits.softmax(-1), 1, generator=self.generator)[:, 0]
 
     def _learn(self, point: Indices, reward: float, metrics: Sequence[float]) -> None:
         paid = reward if math.isfinite(reward) else (float(self.rewards.mean[0]) - 1)
         self.rewards.add(np.array([paid]))
-        if self.asked is not None and self.asked[0] == point:  # what others tried teaches nothing on-policy
-            self.rows.append((*self.asked[1:], paid))
-            self.asked = None
+        if (asked := self.asked.pop(point, None)) is not None:  # what others tried teaches nothing on-policy
+            self.rows.append((*asked, paid))
             if len(self.rows) >= self.batch:
                 self._update()
                 self.rows = []
@@ -158,7 +167,7 @@ class Multi(_Learner):
             choice = self._draw(logits)
             chance = logits.log_softmax(-1).gather(-1, choice[:, None])[:, 0]
         point = tuple(int(i) for i in choice)
-        self.asked = (point, observation, choice, chance)
+        self._remember(point, observation, choice, chance)
         return point
 
     def greedy(self) -> Indices:
@@ -255,7 +264,7 @@ class Continuous(_Box):
             action = mean + self.spread.exp() * torch.randn(mean.shape, generator=self.generator)
             chance = self._density(observation[None], action[None])[0]
         point = self._bin(action.clamp(-1, 1).tolist())
-        self.asked = (point, observation, action, chance)
+        self._remember(point, observation, action, chance)
         return point
 
     def _update(self) -> None:
@@ -312,7 +321,7 @@ class SoftActorCritic(_Box):
             with torch.no_grad():
                 action = self._sample(observation[None])[0][0]
         point = self._bin(action.tolist())
-        self.asked = (point, observation, action)
+        self._remember(point, observation, action)
         return point
 
     def _learn(self, point: Indices, reward: float, metrics: Sequence[float]) -> None:
@@ -361,7 +370,7 @@ class TimeDivision(_Learner):
             chance = logits.log_softmax(-1)[choice]
         self.stands[self.turn] = int(choice)
         point = tuple(self.stands)
-        self.asked = (point, observation, choice, chance, torch.tensor(self.turn))
+        self._remember(point, observation, choice, chance, torch.tensor(self.turn))
         self.turn = (self.turn + 1) % len(self.sizes)
         return point
 

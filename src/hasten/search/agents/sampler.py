@@ -45,7 +45,7 @@ class AgentSampler(WholePointSampler):
         self._values: Running | None = None
         self._worst = 0.0
 
-    def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> Params:
+    def choose(self, study: Any, trial: Any) -> Params:
         # What an earlier run, or another worker, has tried.
         for known in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             if known.number not in self._told and known.params:
@@ -61,13 +61,14 @@ class AgentSampler(WholePointSampler):
         return self.codec.values[at][asked[at]] if asked else self.codec.values[at][0]
 
     def after_trial(self, study: Any, trial: Any, state: Any, values: Sequence[float] | None) -> None:
-        if trial.number in self._told:
-            return
-        if state == TrialState.COMPLETE:
-            self._tell(study, trial, values)
-        elif state == TrialState.FAIL and trial.number in self._asked:
-            self._told.add(trial.number)
-            self.agent.tell(self._tried(trial, whole=False), self._worst - 2)
+        with self._lock:
+            if trial.number in self._told:
+                return
+            if state == TrialState.COMPLETE:
+                self._tell(study, trial, values)
+            elif state == TrialState.FAIL and trial.number in self._asked:
+                self._told.add(trial.number)
+                self.agent.tell(self._tried(trial, whole=False), self._worst - 2)
 
     def _tried(self, trial: Any, whole: bool = True) -> Indices:
         """The point that a trial was of: what was asked for, unless somebody had fixed some of its parameters.

@@ -30,7 +30,7 @@ class ExhaustiveSampler(WholePointSampler):
         self._points: Iterator[Params] = iter(())
         self._given: set[str] = set()
 
-    def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
+    def choose(self, study: Any, trial: Any) -> Params:
         if not self._given:  # what an earlier run has done, or another worker is doing
             states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
             for known in study.get_trials(deepcopy=False, states=states):

@@ -47,7 +47,7 @@ class FrontNeighbours(WholePointSampler):
         self._read: set[int] = set()
         self._trials: list[Trial] = []
 
-    def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> Params:
+    def choose(self, study: Any, trial: Any) -> Params:
         for known in study.get_trials(deepcopy=False):
             if known.number in self._read or not known.params:
                 continue
