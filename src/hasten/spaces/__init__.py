@@ -34,7 +34,7 @@ def describe(name: str) -> str:
 def needs(name: str) -> str | None:
     """What an environment of a space has to be given; "" where it is made in seconds with nothing, None without one.
 
-    One that needs something is not listed; ``gymnasium.make("hasten/test-time-v0", problem={"records": ...})`` makes it.
+    One that needs something is unlisted; ``gymnasium.make("hasten/test-time-v0", problem={"records": ...})`` makes it.
     """
     said: dict[str, Any] = {}
     for statement in _source(name).body:
