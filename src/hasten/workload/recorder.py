@@ -203,6 +203,14 @@ class Recorder:
         self._keep.append(storage)
         self._storages[storage._cdata] = _Known(name, self.tensors[name].role)
 
+    def forget(self) -> None:
+        """Drops the Einsums so far: what was run only prepared the call that is described."""
+        self.einsums.clear()
+        self.unknown.clear()
+        self._outputs.clear()
+        lasting = (Role.WEIGHT, Role.STATE)
+        self._storages = {key: known for key, known in self._storages.items() if known.role in lasting}
+
     def note_unknown(self, name: str) -> None:
         self.unknown[name] = None
 

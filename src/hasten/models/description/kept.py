@@ -110,6 +110,11 @@ class _Carried(_Layer):
                 if tensor is not None:
                     self.store.bind(self._name(f"{which}{index}"), tensor)
 
+    def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **options: Any) -> Tensor:
+        if recurrent_states is self.recurrent_states[state_idx]:
+            return recurrent_states  # a kernel moved it on in place
+        return super().update_recurrent_state(recurrent_states, state_idx, **options)  # type: ignore[misc]
+
     def restore(self, which: str, tensor: Tensor) -> None:
         """Has a state from before the call."""
         kind = "conv" if which.startswith("conv") else "recurrent"

@@ -103,7 +103,10 @@ class _Repeater:
             )  # fmt: skip
             parts.append((name, type(module), own))
         weights = tuple((n, tuple(p.shape), p.dtype) for n, p in layer.named_parameters(remove_duplicate=False))
-        return tuple(parts), weights, tuple(map(self._place, _numbers(layer)))
+        # Which of its parts share a number, and what is known of those numbers.
+        numbers = _numbers(layer)
+        shared = tuple(numbers.index(n) for n in numbers)
+        return tuple(parts), weights, shared, tuple(self._place(n) for n in dict.fromkeys(numbers))
 
     def _place(self, number: int) -> object:
         """What the configuration and the cache say of the layer with a number."""
@@ -111,7 +114,7 @@ class _Repeater:
         depth = getattr(self._config, "num_hidden_layers", None)
         said = tuple(
             (k, str(v[number])) for k, v in config.items()
-            if isinstance(v, list | tuple) and len(v) == depth and number < len(v)
+            if isinstance(v, list | tuple) and len(v) == depth and number < depth and list(v) != list(range(depth))
         )  # fmt: skip
         layers = getattr(self._cache, "layers", ())
         kept = layers[number] if number < len(layers) else None
@@ -188,9 +191,13 @@ def _weights(layer: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _numbers(layer: nn.Module) -> list[int]:
-    """The places in a cache that a layer's parts have, ascending."""
-    found = {v for m in layer.modules() for k in _NUMBERS if isinstance(v := vars(m).get(k), int)}
-    return sorted(found)
+    """The places in a cache that a layer's parts have, part by part; its own number where no part has one."""
+    inner = [module for module in layer.modules() if module is not layer]
+    for modules in (inner, [layer]):
+        found = [v for m in modules for k in _NUMBERS if isinstance(v := vars(m).get(k), int)]
+        if found:
+            return found
+    return []
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from torch import Tensor as TorchTensor
 from hasten.workload.einsum import Access, Op
 from hasten.workload.operators.call import Call, Ranks, register
 from hasten.workload.operators.patterns import broadcasts, whole
+from hasten.workload.routing import distinct_experts
 
 
 def _bias(call: Call, product: str, bias: TorchTensor, output: TorchTensor, ranks: Ranks) -> None:
@@ -95,7 +96,7 @@ def _other_mm(call: Call) -> None:
 def _grouped_mm(call: Call) -> None:
     """Rows sorted by group, each multiplied with its group's matrix: as many points as one plain matmul.
 
-    At most one group a row is read, so a mixture of experts reads its active experts only.
+    Of the groups those are read that a row goes to, so a mixture of experts reads its active experts only.
     """
     a, b = call.tensors[:2]
     offsets = call.arguments.get("offs")
@@ -103,7 +104,7 @@ def _grouped_mm(call: Call) -> None:
     others = [whole(call, t) for t in call.tensors[2:]]
     if a.dim() == 2 and b.dim() == 3:
         s, k, n = a.shape[0], a.shape[1], b.shape[2]
-        used = min(b.shape[0], s) * k * n
+        used = round(distinct_experts(b.shape[0], s) * k * n)
         inputs = [call.read(a, ["m", "k"]), call.read(b, ["k", "n"], used), *others]
         call.emit(Op.MATMUL, (("m", s), ("n", n), ("k", k)), inputs, output, ["m", "n"], reduce="sum")
     elif a.dim() == 2 and b.dim() == 2 and offsets is not None:
