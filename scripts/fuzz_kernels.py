@@ -104,6 +104,7 @@ def _kv_read() -> Arguments:
 MAKERS: dict[str, Callable[[], Arguments]] = {
     "associative_scan": _associative_scan,
     "associative_scan_backward": _associative_scan_backward,
+    "dequantize": lambda: _packed(random.choice((4, 8, 16))),
     "expert_ffn": _expert_ffn,
     "expert_ffn_backward": lambda: [_floats(3, 8), *_expert_ffn()],
     "kv_append": _kv_append,

@@ -108,6 +108,17 @@ def once_differentiable(name: str) -> None:
     torch.library.register_autograd(name, refuse, setup_context=lambda ctx, inputs, output: None)
 
 
+def without_gradient(name: str) -> None:
+    """Says of an operator that it has no gradient, where torch would warn and leave it out."""
+
+    def refuse(ctx: Any, *grads: Any) -> Any:
+        raise HastenError(
+            f"{name.removeprefix('hasten::')} has no gradient: call it under torch.no_grad(), or detach what it is given"
+        )
+
+    torch.library.register_autograd(name, refuse, setup_context=lambda ctx, inputs, output: None)
+
+
 def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Memory of this processor for a kernel to write into, whatever torch's default dtype and device are."""
     return torch.empty(shape, dtype=dtype, device="cpu")

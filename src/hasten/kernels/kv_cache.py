@@ -361,6 +361,9 @@ def _read(
     return torch.cat(parts, 2)
 
 
+gate.without_gradient("hasten::kv_read")
+
+
 @gate.register_fake("hasten::kv_read")
 def _(
     codes: Tensor,

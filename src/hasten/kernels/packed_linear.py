@@ -160,6 +160,10 @@ def _compiled_takes(packed: Tensor, columns: int) -> bool:
 
 def dequantize(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
     """The weight (out, in) in fp32, by the compiled kernel where there is one."""
+    return torch.ops.hasten.dequantize(packed, scales, mins, bits, group)
+
+
+def _unpacked(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
     columns = packed.shape[1] * (2 if bits == 4 else 1)
     if not _compiled_takes(packed, columns):
         return dequantize_reference(packed, scales, mins, bits, group)
@@ -176,6 +180,9 @@ torch.library.define(
     "hasten::packed_linear",
     "(Tensor x, Tensor packed, Tensor? scales, Tensor? mins, int bits, int group, bool bf16=False, "
     "bool int8=False) -> Tensor",
+)
+torch.library.define(
+    "hasten::dequantize", "(Tensor packed, Tensor? scales, Tensor? mins, int bits, int group) -> Tensor"
 )
 torch.library.define("hasten::plain_linear", "(Tensor x, Tensor weight) -> Tensor")
 torch.library.define(
@@ -218,7 +225,7 @@ def _packed_linear(
             if bf16 and packed.dtype is torch.bfloat16:
                 weight = packed[part]
             else:
-                weight = dequantize(packed[part], _rows(scales, part), _rows(mins, part), bits, group).to(left.dtype)
+                weight = _unpacked(packed[part], _rows(scales, part), _rows(mins, part), bits, group).to(left.dtype)
             y[:, part] = torch.nn.functional.linear(left, weight)
     return y.to(x.dtype).reshape(*x.shape[:-1], out)
 
@@ -283,6 +290,33 @@ def _input_gradient(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> t
 
 
 torch.library.register_autograd("hasten::packed_linear", _input_gradient, setup_context=_save_weight)
+
+
+@torch.library.impl("hasten::dequantize", ("cpu", "cuda", "mps"))
+def _dequantize(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
+    check_weight("dequantize", packed, scales, mins, bits, group)
+    return _unpacked(packed, scales, mins, bits, group)
+
+
+@gate.register_fake("hasten::dequantize")
+def _(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
+    columns = packed.shape[1] * (2 if bits == 4 else 1)
+    return packed.new_empty(packed.shape[0], columns, dtype=torch.float32)
+
+
+@register("hasten::dequantize")
+def _(call: Call) -> None:
+    packed, output = call["packed"], call.outputs[0]
+    if call["bits"] == 4:
+        call.recorder.describe(packed, tuple(output.shape), "int4")
+    ranks = axes(output.shape)
+    names = [r for r, _ in ranks]
+    scales = [call.read(t, names, t.numel()) for t in (call["scales"], call["mins"]) if t is not None]
+    call.emit(Op.ELEMENTWISE, ranks, [call.read(packed, names), *scales], output, names, map="dequantize")
+
+
+gate.without_gradient("hasten::dequantize")
+gate.without_gradient("hasten::packed_embedding")
 
 
 @torch.library.impl("hasten::packed_embedding", ("cpu", "cuda", "mps"))

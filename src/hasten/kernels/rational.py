@@ -180,7 +180,8 @@ def _rational_backward(
     sums = gate.buffer(blocks, groups, TOP + BOTTOM)
     call, _kept = _call(x, numerator, denominator, groups, dx, grad, sums)
     module.rational_backward(call, torch.get_num_threads())
-    return dx, *_split(sums.sum(0), numerator, denominator)
+    # An operator's results share no memory.
+    return dx, *(part.clone() for part in _split(sums.sum(0), numerator, denominator))
 
 
 def _split(total: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
