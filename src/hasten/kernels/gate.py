@@ -112,9 +112,8 @@ def without_gradient(name: str) -> None:
     """Says of an operator that it has no gradient, where torch would warn and leave it out."""
 
     def refuse(ctx: Any, *grads: Any) -> Any:
-        raise HastenError(
-            f"{name.removeprefix('hasten::')} has no gradient: call it under torch.no_grad(), or detach what it is given"
-        )
+        operator = name.removeprefix("hasten::")
+        raise HastenError(f"{operator} has no gradient: call it under torch.no_grad(), or detach what it is given")
 
     torch.library.register_autograd(name, refuse, setup_context=lambda ctx, inputs, output: None)
 

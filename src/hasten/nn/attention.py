@@ -522,7 +522,7 @@ class LatentAttention(Block):
         length, mask = q.shape[2], None
         if begin and length > 1:
             mask = torch.ones(length, begin + length, dtype=torch.bool, device=q.device).tril(begin)
-        return attend(q, k, v, mask=mask, causal=begin == 0 and length > 1, scale=self.scale or scale)
+        return attend(q, k, v, mask=mask, causal=not begin, scale=self.scale or scale)
 
     def _split(self, t: Tensor) -> Tensor:
         return t.view(t.shape[0], t.shape[1], self.heads, t.shape[-1] // self.heads).transpose(1, 2)

@@ -136,7 +136,8 @@ def by_expert(
     for number in range(experts):
         here = chosen == number
         rows, slot = (here if taken is None else here & taken).nonzero(as_tuple=True)
-        if len(rows):
+        # Traced, an expert runs for however many tokens there are, also none.
+        if torch.compiler.is_compiling() or len(rows):
             out = out.index_add(0, rows, (weights[rows, slot, None] * run(number, x[rows])).to(out.dtype))
     return out
 

@@ -78,7 +78,7 @@ class _PlainAttention(nn.Module):
         mask = None
         if begin and length > 1:
             mask = torch.ones(length, begin + length, dtype=torch.bool, device=x.device).tril(begin)
-        y = attend(q, k, v, mask=mask, causal=begin == 0 and length > 1)
+        y = attend(q, k, v, mask=mask, causal=not begin)
         return self.out(y.transpose(1, 2).reshape(batch, length, -1))
 
 
