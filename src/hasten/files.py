@@ -195,8 +195,13 @@ def _parquet() -> Any:
     return parquet
 
 
-def write_parquet(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+def write_parquet(rows: Sequence[Mapping[str, Any]], path: str | Path, units: Mapping[str, str] | None = None) -> None:
     """Rows with the same or different keys as a Parquet table, written aside first.
+
+    Args:
+        rows: plain data.
+        path: of the file.
+        units: column -> unit, kept with its field as the metadata ``unit``.
 
     Raises:
         HastenError: pyarrow is missing, or the file cannot be written.
@@ -215,7 +220,9 @@ def write_parquet(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     target = Path(path)
     aside = target.with_name(target.name + ".part")
     try:
-        parquet.write_table(pyarrow.table(columns), aside)
+        table = pyarrow.table(columns)
+        fields = [f.with_metadata({"unit": units[f.name]}) if units and f.name in units else f for f in table.schema]
+        parquet.write_table(table.cast(pyarrow.schema(fields)), aside)
         aside.replace(target)
     except OSError as error:
         aside.unlink(missing_ok=True)

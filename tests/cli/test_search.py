@@ -74,7 +74,7 @@ def test_it_keeps_a_study_by_itself_and_goes_on(search: Shell) -> None:
     done = search("p.py:good", "--sampler", "exhaustive", "--trials", "5", "--out", "found", "--json")
     assert done.code == 0, done.err
     assert {p.name for p in Path("found").iterdir()} == {
-        "a-chip-1.db", "search.html", "search.json", "search.parquet"
+        "a-chip-1.db", "search.csv", "search.html", "search.json", "search.parquet"
     }  # fmt: skip
     assert len(json.loads(done.out)["trials"]) == 5
     done = search("p.py:good", "--sampler", "random", "--trials", "12", "--out", "found")

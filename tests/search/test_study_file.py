@@ -119,3 +119,28 @@ def test_a_device_is_no_study() -> None:
 def test_a_budget_is_a_number_above_0(seconds: float) -> None:
     with pytest.raises(HastenError, match="above 0"):
         Study().run(PROBLEM, seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("study.db", "study.db"),
+        ("sqlite:///study.db", "study.db"),
+        ("sqlite:////data/study.db", "/data/study.db"),
+        ("sqlite+pysqlite:///a folder/study.db", "a folder/study.db"),
+        (Path("some/study.db"), "some/study.db"),
+    ],
+)
+def test_an_address_means_what_it_says(given: str | Path, meant: str) -> None:
+    assert Study(given).path == Path(meant)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["postgresql://host/study", "mysql://a", "sqlite://study.db", "sqlite:///", "sqlite:///:memory:",
+     "sqlite:///a.db?mode=ro", Path("sqlite:///study.db")],
+)  # fmt: skip
+def test_an_address_of_another_database_or_of_no_file_is_refused(given: str | Path) -> None:
+    with pytest.raises(HastenError, match=r"SQLite file, not at|names no file") as told:
+        Study(given)
+    assert "\n" not in str(told.value)

@@ -27,10 +27,13 @@ def search(
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Seconds of trying, earlier runs included.")] = None,
     study: Annotated[
-        Path | None,
-        typer.Option(help="SQLite file that keeps every trial, from which the same command goes on; NAME.db in --out."),
+        str | None,
+        typer.Option(
+            help="SQLite file (or sqlite:///FILE) that keeps every trial, from which the same command goes on;"
+            " NAME.db in --out."
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for search.html, .parquet, .json and NAME.db.")] = Path(),
+    out: Annotated[Path, typer.Option(help="Folder for search.html, .csv, .parquet, .json and NAME.db.")] = Path(),
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the sampler.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Points scored at the same time, each in its process.")] = 1,
     ray: Annotated[
@@ -41,8 +44,8 @@ def search(
 ) -> None:
     """Find the best points of a space, by one measure or several.
 
-    Leaves a table of the points that no other beats in everything, `search.parquet` and `search.json` with every trial,
-    and `search.html` to look at: the front, how each sampler came to it, which parameters matter.
+    Leaves a table of the points that no other beats in everything, `search.csv`, `search.parquet` and `search.json`
+    with every trial, and `search.html` to look at: the front, how each sampler came to it, which parameters matter.
 
     Every trial is in the study file before the next begins. After Ctrl-C, `kill -9` or a crash the same command goes
     on: nothing is lost, and no point is tried twice. `optuna-dashboard sqlite:///FILE` opens it.
@@ -62,9 +65,10 @@ def search(
     use_threads(threads)
     from hasten import spaces
     from hasten.report import print_table, search_table, trials_document, write_search
-    from hasten.search import Study
+    from hasten.search import Space, Study, integer, make_sampler
     from hasten.search import samplers as sampler_names
     from hasten.search.samplers import check_name, describe
+    from hasten.search.study_file import study_path
 
     if sampler == "list":
         _listing("sampler", {name: describe(name) for name in sampler_names()}, as_json)
@@ -73,15 +77,17 @@ def search(
         _listing("space", {name: spaces.describe(name) for name in spaces.names()}, as_json)
         return
     check_name(sampler)
+    make_sampler(sampler, Space([integer("any", 0, 1)]))  # says what it lacks before a space is made
+    kept = None if study is None else study_path(study)
     if budget is not None and not 0 < budget < math.inf:
         raise HastenError("budget must be a number of seconds above 0")
     if trials is None and budget is None:
         trials = 40
     with progress(f"preparing {space}") as tell:
         problem = spaces.build(space)
-        if study is None:
-            study = out / (re.sub(r"[^\w.-]+", "-", problem.name).strip("-.") + ".db")
-        make_folders(out, study.parent)
+        if kept is None:
+            kept = out / (re.sub(r"[^\w.-]+", "-", problem.name).strip("-.") + ".db")
+        make_folders(out, kept.parent)
 
         first: list[int] = []
 
@@ -99,7 +105,7 @@ def search(
             team = RayWorkers(problem, workers, None if ray == "local" else ray)
         tell(f"searching {problem.name}")
         try:
-            result = Study(study).run(
+            result = Study(kept).run(
                 problem, sampler=sampler, trials=trials, seconds=budget, seed=seed, progress=advance, workers=team
             )
         except (HastenError, KeyboardInterrupt):
@@ -109,7 +115,7 @@ def search(
                 traceback.print_exc()
             raise HastenError(
                 f"scoring a point of {space} failed: {type(error).__name__}: {error}"
-                f" (what was tried before is kept in {study}; hasten --debug search ... shows where)"
+                f" (what was tried before is kept in {kept}; hasten --debug search ... shows where)"
             ) from error
         tell("writing the report", 1.0)
         written = write_search(problem, result, out)
@@ -122,7 +128,7 @@ def search(
         say(f"{known} of the {len(result.trials)} trials are of earlier runs")
     if not first and result.stopped in ("trials", "seconds"):
         say(f"nothing was left to try: raise --{'budget' if result.stopped == 'seconds' else 'trials'} to go on")
-    say(f"wrote {', '.join(str(p) for p in written)}; every trial is kept in {study}")
+    say(f"wrote {', '.join(str(p) for p in written)}; every trial is kept in {kept}")
     if not any(p.suffix == ".parquet" for p in written):
         say("no search.parquet: run pip install 'hasten[search]' to have one")
     if result.interrupted:

@@ -67,7 +67,10 @@ def tune(
     trials: Annotated[int | None, typer.Option(help="Combinations to measure at most.")] = None,
     runs: Annotated[int, typer.Option(help="Timed repetitions of each.")] = 3,
     study: Annotated[
-        Path | None, typer.Option(help="SQLite file that keeps what was measured: the same command goes on from it.")
+        str | None,
+        typer.Option(
+            help="SQLite file (or sqlite:///FILE) that keeps what was measured: the same command goes on from it."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for report.html and tuned.json.")] = Path(),
     threads: Threads = None,
@@ -87,6 +90,7 @@ def tune(
     use_threads(threads)
     from hasten.data.text import read_text
     from hasten.report import print_tune, write_html
+    from hasten.search.study_file import study_path
     from hasten.tuning.tune import Settings, save
     from hasten.tuning.tune import tune as run
 
@@ -101,10 +105,11 @@ def tune(
         trials=trials,
         runs=runs,
     )
-    make_folders(out, study.parent if study else out)
+    kept = study_path(study) if study else None
+    make_folders(out, kept.parent if kept else out)
     with progress("starting") as tell:
         result = run(
-            model, settings, study=study, reporter=_TuneReporter(tell), command=[Path(sys.argv[0]).name, *sys.argv[1:]]
+            model, settings, study=kept, reporter=_TuneReporter(tell), command=[Path(sys.argv[0]).name, *sys.argv[1:]]
         )
     write_html(result, out / "report.html")
     if as_json:
@@ -116,7 +121,7 @@ def tune(
         save(result, out / "tuned.json")
         say(f"wrote {out / 'report.html'} and {out / 'tuned.json'}")
     if result.stopped == "interrupted":
-        say("interrupted: what was measured is above" + (f", and kept in {study}" if study else ""))
+        say("interrupted: what was measured is above" + (f", and kept in {kept}" if kept else ""))
         raise KeyboardInterrupt
     if not found:
         raise HastenError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +55,7 @@ def trials_document(problem: Problem, result: StudyResult) -> dict[str, Any]:
     return {
         "problem": problem.name,
         "objectives": [{"name": o.name, "direction": o.direction, "unit": o.unit} for o in problem.objectives],
+        "units": dict(problem.units),
         "identity": dict(problem.identity),
         "stopped": result.stopped,
         "trials": [one(t) for t in result.trials],
@@ -59,9 +63,11 @@ def trials_document(problem: Problem, result: StudyResult) -> dict[str, Any]:
 
 
 def write_search(problem: Problem, result: StudyResult, folder: Path) -> list[Path]:
-    """Writes ``search.json``, ``search.html``, which opens without a network, and ``search.parquet`` where pyarrow is.
+    """Writes ``search.json``, ``search.html``, which opens without a network, ``search.csv``, and ``search.parquet``
+    where pyarrow is.
 
-    A value that is not finite is in the JSON as a text: ``"Infinity"``, ``"-Infinity"`` or ``"NaN"``.
+    A value that is not finite is in the JSON as a text: ``"Infinity"``, ``"-Infinity"`` or ``"NaN"``. Units stand in
+    the CSV's headings, and in the Parquet's fields as metadata.
 
     Returns:
         The files written.
@@ -70,14 +76,28 @@ def write_search(problem: Problem, result: StudyResult, folder: Path) -> list[Pa
         HastenError: a file cannot be written.
     """
     document = trials_document(problem, result)
-    files = [folder / "search.html", folder / "search.json", folder / "search.parquet"]
+    files = [folder / f"search.{kind}" for kind in ("html", "json", "csv", "parquet")]
     write_aside(files[1], to_json(document, indent=1) + "\n", "the trials")
     write_aside(files[0], search_page(problem, result, importances(problem, result)), "the page")
+    rows = [_row(t) for t in document["trials"]]
+    columns = [*(f"value.{o.name}" for o in problem.objectives), *(f"constraint.{c}" for c in problem.constraints)]
+    units = {c: unit for c in columns if (unit := problem.unit(c.partition(".")[2]))} | {"seconds": "s"}
+    write_aside(files[2], _csv(rows, units), "the trials")
     try:
-        write_parquet([_row(t) for t in document["trials"]], files[2])
+        write_parquet(rows, files[3], units)
     except MissingExtraError:
-        return files[:2]
+        return files[:3]
     return files
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], units: Mapping[str, str]) -> str:
+    """A line a row, with a heading; what a row has not is empty."""
+    names = list(dict.fromkeys(k for row in rows for k in row))
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow(f"{n} [{units[n]}]" if n in units else n for n in names)
+    out.writerows([row.get(n, "") for n in names] for row in rows)
+    return text.getvalue()
 
 
 def _row(trial: dict[str, Any]) -> dict[str, Any]:

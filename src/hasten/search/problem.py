@@ -71,6 +71,7 @@ class Problem:
         constraints: names whose values must be at most 0 for a point to be feasible.
         identity: what else the scores depend on: the model's fingerprint, the machine, the workload. A study
             file belongs to one identity.
+        units: of constraints and details, for people; of a number within a detail under ``detail.number``.
 
     Raises:
         HastenError: no objective, or a name used twice.
@@ -82,6 +83,7 @@ class Problem:
     evaluate: Callable[[Params], Mapping[str, Any]]
     constraints: tuple[str, ...] = ()
     identity: Mapping[str, str] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [o.name for o in self.objectives] + list(self.constraints)
@@ -89,6 +91,14 @@ class Problem:
             raise HastenError(f"problem {self.name!r} has no objective: give at least one")
         if len(set(names)) < len(names):
             raise HastenError(f"problem {self.name!r}: an objective or constraint is named twice: rename one")
+
+    def unit(self, name: str) -> str:
+        """Of an objective, a constraint or a detail; "" for none."""
+        return next((o.unit for o in self.objectives if o.name == name), self.units.get(name, ""))
+
+    def title(self, name: str) -> str:
+        """A name with its unit, as in ``area, mm^2``."""
+        return f"{name}, {unit}" if (unit := self.unit(name)) else name
 
     @property
     def description(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ import optuna
 from hasten.errors import HastenError
 from hasten.search.parameter import Params
 from hasten.search.problem import Problem
-from hasten.search.study_file import check_file, is_begun, only_run, sqlite_storage, storage_errors
+from hasten.search.study_file import check_file, is_begun, only_run, sqlite_storage, storage_errors, study_path
 from hasten.search.study_loop import Order, Progress, StudyLoop
 from hasten.search.study_result import StudyResult
 from hasten.search.trial_records import DESCRIPTION, FINGERPRINT, read_chosen, read_trials
@@ -30,11 +30,14 @@ class Study:
     """Where results are kept between runs.
 
     Args:
-        path: an SQLite file, made when missing; None keeps results in memory.
+        path: an SQLite file, made when missing, or its address, ``sqlite:///study.db``; None keeps results in memory.
+
+    Raises:
+        HastenError: the address of another database.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else study_path(path)
         self._memory: Any = None
 
     def run(
@@ -147,7 +150,7 @@ class Study:
                 raise HastenError(
                     f"{self.path or 'the study'} was not made by hasten and has trials already: give another study file"
                 )
-            study.set_metric_names([o.name for o in problem.objectives])
+            study.set_metric_names([problem.title(o.name) for o in problem.objectives])
             study.set_user_attr(DESCRIPTION, problem.description)
             study.set_user_attr(FINGERPRINT, problem.fingerprint)  # last: a kill before it leaves an unclaimed study
         elif known != problem.fingerprint:

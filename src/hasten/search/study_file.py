@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -15,6 +16,29 @@ from optuna.exceptions import StorageInternalError
 
 from hasten.errors import HastenError
 from hasten.files import named_path
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+]+):/")
+
+
+def study_path(path: str | Path) -> Path:
+    """The file of a study: a path, or an address as SQLAlchemy and Optuna's dashboard take them.
+
+    ``sqlite:///study.db`` is a file of this folder, ``sqlite:////data/study.db`` one from the root on.
+
+    Raises:
+        HastenError: the address of another kind of database, or of no file.
+    """
+    text = str(path)
+    found = _ADDRESS.match(text)
+    if found is None:
+        return Path(path)
+    if found[1].partition("+")[0] != "sqlite":
+        raise HastenError(f"a study is kept in an SQLite file, not at {text}: give a path, or sqlite:///PATH")
+    # A `Path` has lost the slashes that say where the file is.
+    rest, file = text[len(found[1]) + 1 :], text[len(found[1]) + 4 :]
+    if isinstance(path, Path) or not rest.startswith("///") or not file.strip("/") or {"?", ":"} & set(file):
+        raise HastenError(f"{text} names no file: give a path, or the text sqlite:///PATH")
+    return Path(file)
 
 
 def sqlite_storage(path: Path) -> Any:

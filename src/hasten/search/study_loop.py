@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from hasten.errors import HastenError
 from hasten.search.parameter import Params
 from hasten.search.problem import Problem, Trial
-from hasten.search.samplers import make_sampler
+from hasten.search.samplers import checked_sampler, make_sampler
 from hasten.search.study_file import storage_errors
 from hasten.search.study_result import Stopped, StudyResult
 from hasten.search.trial_records import (
@@ -28,6 +28,7 @@ from hasten.search.trial_records import (
     REPEAT,
     SAMPLER,
     SECONDS,
+    attributes,
     plain,
     read_chosen,
     read_trials,
@@ -70,7 +71,9 @@ class StudyLoop:
         self.begun = time.monotonic() - max(elapsed, default=sum(t.seconds for t in self.trials))
         # A resumed run with the first one's seed would draw the first one's points again.
         self.seed = None if seed is None else seed + started
-        study.sampler = make_sampler(sampler, self.space, self.seed) if isinstance(sampler, str) else sampler
+        study.sampler = (
+            make_sampler(sampler, self.space, self.seed) if isinstance(sampler, str) else checked_sampler(sampler)
+        )
         # A sampler that has no point left says so by Optuna's `Study.stop`, which knows `Study.optimize` alone.
         self.ended = False
         study.stop = self._end
@@ -205,7 +208,7 @@ class StudyLoop:
                     self._received(team, key, result)
 
     def _tell(self, trial: Any, tried: Trial) -> None:
-        for name, detail in tried.details.items():
+        for name, detail in attributes(self.problem, tried.details).items():
             trial.set_user_attr(name, detail)
         trial.set_user_attr(SECONDS, tried.seconds)
         trial.set_user_attr(ELAPSED, time.monotonic() - self.begun)
@@ -220,7 +223,7 @@ class StudyLoop:
             tell_infeasible(self.study, trial, tried)
         # Of a point that cannot be had nothing is known: its constraints are not broken, its values no good.
         for name in self.problem.constraints:
-            trial.set_constraint(name, 0.0 if tried.reason else tried.constraints[name])
+            trial.set_constraint(self.problem.title(name), 0.0 if tried.reason else tried.constraints[name])
         with _silent():
             self.study.tell(trial, [o.sign * math.inf if tried.reason else tried.values[o.name] for o in objectives])
 

@@ -26,12 +26,13 @@ Optuna's samplers look at no trial that failed; from a broken constraint they le
 def read_trials(study: Any, problem: Problem) -> list[Trial]:
     """The different points that the study has tried, in order."""
     found: list[Trial] = []
+    names = {problem.title(name): name for name in problem.units}
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
         attributes = trial.user_attrs
         reason = attributes.get(REASON, "")
         if REPEAT in attributes or (trial.state == TrialState.FAIL and not reason):
             continue
-        limits = trial.constraints
+        limits = {names.get(key, key): limit for key, limit in trial.constraints.items()}
         values = {} if reason else dict(zip((o.name for o in problem.objectives), trial.values or ()))
         found.append(
             Trial(
@@ -39,7 +40,7 @@ def read_trials(study: Any, problem: Problem) -> list[Trial]:
                 problem.space.validate(trial.params),
                 values,
                 {} if reason else {name: limits[name] for name in problem.constraints if name in limits},
-                {k: v for k, v in attributes.items() if not k.startswith(MARK)},
+                {names.get(k, k): v for k, v in attributes.items() if not k.startswith(MARK)},
                 attributes.get(SECONDS, 0.0),
                 reason,
                 attributes.get(SAMPLER, ""),
@@ -72,6 +73,24 @@ def read_chosen(study: Any) -> dict[str, list[int]]:
             numbers = chosen.setdefault(trial.user_attrs[SAMPLER], {})
             numbers[trial.user_attrs.get(REPEAT, trial.number)] = None
     return {name: list(numbers) for name, numbers in chosen.items()}
+
+
+def attributes(problem: Problem, details: dict[str, Any]) -> dict[str, Any]:
+    """Details as attributes of a trial, each beside its unit; numbers within one also by themselves, so that the
+    dashboard can sort by them."""
+
+    def within(name: str, value: Any) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {k: v for key, one in value.items() for k, v in within(f"{name}.{key}", one).items()}
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return {MARK + problem.title(name): value} if number else {}
+
+    found: dict[str, Any] = {}
+    for name, detail in details.items():
+        found[problem.title(name)] = detail
+        if isinstance(detail, dict):
+            found |= within(name, detail)
+    return found
 
 
 def plain(details: dict[str, Any]) -> dict[str, Any]:

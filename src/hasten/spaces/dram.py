@@ -86,4 +86,5 @@ def problem(
         (Objective("time", unit="s"), Objective("power", unit="W"), Objective("energy", unit="J")),
         evaluate,
         identity={"part": chosen.name, "trace": f"{trace.name} {len(trace)} seed {seed}"},
+        units={"latency": "s"},
     )

@@ -99,6 +99,7 @@ def problem(layer: str | Nest = "resnet-conv3", *, chip: BufferedArray | None = 
         tuple(objectives if chip is None else objectives[:2]),
         evaluate,
         identity={"nest": repr(nest), "chip": repr(chip)},
+        units={"traffic": "B"},
     )
 
 

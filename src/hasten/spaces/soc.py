@@ -72,6 +72,7 @@ def problem(graph: str | TaskGraph = "edge-detection", *, scale: int = 1) -> Pro
         (Objective("latency", unit="s"), Objective("power", unit="W"), Objective("area", unit="mm^2")),
         evaluate,
         identity={"tasks": repr(tasks.tasks)},
+        units={"energy": "J"},
     )
 
 

@@ -86,6 +86,7 @@ def problem(
         (Objective("accuracy", "maximize"), Objective("cost", unit="eTFLOP")),
         evaluate,
         constraints=() if limit is None else ("over",),
+        units={"generated": "tokens", "over": "eTFLOP"},
         identity={"records": _identity(known), "intensity": f"{intensity:g}", "limit": f"{limit}"},
     )
 

@@ -253,6 +253,18 @@ def values(found: Figures, limit: float) -> dict[str, float]:
     }
 
 
+UNITS: Mapping[str, str] = {
+    f"figures.{name}": unit
+    for unit, names in {
+        "s": ("prefill", "decode", "decode_low", "decode_high"),
+        "token/s": ("prefill_rate", "decode_rate"),
+        "B": ("memory",),
+    }.items()
+    for name in names
+}
+"""Of what else is kept of a combination."""
+
+
 def objectives() -> tuple[Objective, ...]:
     """What a study of combinations minimizes."""
     return Objective("latency", unit="s"), Objective("perplexity"), Objective("memory", unit="B")
@@ -316,6 +328,7 @@ def measure(
         evaluate=evaluate,
         constraints=("quality",),
         identity=prepared.identity,
+        units=UNITS,
     )
     kept, seconds = Study(study), deadline.left
 

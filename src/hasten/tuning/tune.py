@@ -11,7 +11,7 @@ from pathlib import Path
 from hasten.hardware import Device, probe, remember
 from hasten.methods import Context
 from hasten.models.loading.network import DEFAULT_MODEL
-from hasten.search.study_file import check_file
+from hasten.search.study_file import check_file, study_path
 from hasten.tuning.measure import Unchanged, measure, unchanged
 from hasten.tuning.outcome import Combination, TuneResult
 from hasten.tuning.predict import choices, corrected, estimated, predict, prediction
@@ -52,7 +52,7 @@ def tune(
         HastenError: the model cannot be loaded, a text too short, a study of something else.
     """
     if study is not None:
-        check_file(Path(study))  # before minutes go into measuring the unchanged model
+        check_file(study_path(study))  # before minutes go into measuring the unchanged model
     settings, reporter = settings or Settings(), reporter or Silent()
     started, began = datetime.datetime.now(datetime.UTC), time.perf_counter()
     reporter.stage("loading the model")

@@ -6,6 +6,7 @@ import importlib
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,24 @@ def test_too_many_points_to_try_all(space: Space) -> None:
     how_many = "infinitely many" if space.size == math.inf else "10,001"
     with pytest.raises(HastenError, match=f"has {how_many} points"):
         make_sampler("exhaustive", space, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("GPSampler", "scipy"), ("CmaEsSampler", "cmaes"), ("QMCSampler", "scipy")]
+)
+def test_a_package_that_a_sampler_lacks_is_named_before_the_first_trial(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optuna = pytest.importorskip("optuna")
+    found = PACKAGE.find_spec
+    monkeypatch.setattr(PACKAGE, "find_spec", lambda asked: None if asked == package else found(asked))
+    tried: list[object] = []
+    problem = Problem("line", SPACE, (Objective("y"),), lambda params: tried.append(params) or {"y": 1.0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls some of them experimental
+        inner = getattr(optuna.samplers, name)()
+        given = [inner, optuna.samplers.PartialFixedSampler({"a": 1}, inner), *(["gp"] if name == "GPSampler" else [])]
+    for sampler in given:
+        with pytest.raises(HastenError, match=rf"{package}.*not installed: run pip install"):
+            Study().run(problem, sampler=sampler, trials=3)
+    assert not tried

@@ -316,6 +316,7 @@ def hls_problem(program: LoopProgram, board: FpgaBoard, number: str = "fp32") ->
         evaluate,
         constraints=RESOURCES,
         identity={"program": repr(program), "board": repr(board), "number": number},
+        units={"latency": "s"},
     )
 
 

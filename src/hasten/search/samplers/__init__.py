@@ -16,14 +16,18 @@ import importlib
 import warnings
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
-from hasten.errors import HastenError
+from hasten.errors import HastenError, MissingExtraError
 from hasten.exports import Written, decorated
 from hasten.search.agents.registry import agents
 from hasten.search.space import Space
 
 Factory = Callable[..., Any]
+
+# Optuna's samplers that stand on a package which it does not install, and hasten's extra that has it.
+_STANDS_ON = {"CmaEsSampler": ("cmaes", ""), "GPSampler": ("scipy", "search"), "QMCSampler": ("scipy", "search")}
 
 _factories: dict[str, Factory] = {}
 _about: dict[str, str] = {}
@@ -80,15 +84,33 @@ def make_sampler(name: str, space: Space, seed: int | None = None, **options: An
     """The sampler called ``name``, for ``space``.
 
     Raises:
-        HastenError: there is no such sampler, it does not take an option, or it does not suit the space.
+        HastenError: there is no such sampler, it does not take an option, lacks a package, or does not suit the space.
     """
     check_name(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls some of its options experimental, on every use
         try:
-            return _factory(name)(space, seed, **options)
+            return checked_sampler(_factory(name)(space, seed, **options))
         except (TypeError, ValueError) as error:
             raise HastenError(f"sampler {name!r}: {error}") from None
+
+
+def checked_sampler(sampler: Any) -> Any:
+    """A sampler that has the packages it stands on; Optuna itself looks for some of them after the first trials.
+
+    Raises:
+        HastenError: one is not installed.
+    """
+    for kind in type(sampler).__mro__:
+        needed = _STANDS_ON.get(kind.__name__) if kind.__module__.startswith("optuna.") else None
+        if needed and find_spec(needed[0]) is None:
+            package, extra = needed
+            if extra:
+                raise MissingExtraError(package, extra)
+            raise HastenError(f"{kind.__name__} stands on {package}, which is not installed: run pip install {package}")
+    if (within := getattr(sampler, "_base_sampler", None)) is not None:
+        checked_sampler(within)
+    return sampler
 
 
 def _factory(name: str) -> Factory:
