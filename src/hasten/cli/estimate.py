@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hasten.cli.console import Batch, Json, NewTokens, Prompt, Threads, document, progress, use_threads
+from hasten.cli.console import Batch, Json, NewTokens, Prompt, Threads, document, progress, say, use_threads
 
 
 def estimate(
@@ -31,6 +32,16 @@ def estimate(
         typer.Option(help="HEIGHTxWIDTH in pixels of the image that a model of language and vision is given."),
     ] = None,
     schedule: Annotated[str, typer.Option(help="eager (an operator at a time) or fused (compiled).")] = "eager",
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="METHOD",
+            help="A method, such as int4, kv-int8, window:1024 or int4+kv-int8; repeatable, each beside the model as it"
+            " is. An unknown one lists all.",
+        ),
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="Write all of it to this HTML file, with plots.")] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -44,6 +55,10 @@ def estimate(
 
         hasten estimate config.json --dtype int4 --on rtx4090
 
+        hasten estimate config.json --on rtx4090 --with int4 --with kv-int8 --with int4+kv-int8 --page page.html
+
+        hasten estimate config.json --on m2 --with layers-4 --with my_method.py:Method
+
         hasten estimate mamba-2.8b --on h100
 
         hasten estimate my_model.py:build --on here
@@ -51,34 +66,28 @@ def estimate(
     use_threads(threads)
     from hasten.cost import estimate as price
     from hasten.hardware import load_device, one_of_each
-    from hasten.report import comparison_table, print_table
+    from hasten.methods.spelling import rewritten
+    from hasten.report import estimate_table, estimates_document, print_table, write_estimates
+    from hasten.report.estimates import Priced
     from hasten.runtime.subject import read_subject
+    from hasten.search.user_file import load_attribute
 
     chosen = [load_device(name) for name in (on or one_of_each())]
     with progress("describing the model") as tell:
         workload = read_subject(subject, prompt, new_tokens, batch, dtype=dtype, image=image).workload()
-        tell("estimating", 0.5)
-        costs = [price(workload, device, schedule=schedule) for device in chosen]  # type: ignore[arg-type]
+        arms = rewritten(workload, with_ or [], load_attribute)
+        priced = []
+        for i, device in enumerate(chosen):
+            for j, arm in enumerate(arms):
+                tell(f"estimating on {device.name}", (i + j / len(arms)) / len(chosen))
+                cost = price(arm.workload, device, schedule=schedule)  # type: ignore[arg-type]
+                priced.append(Priced(device, arm.title, arm.methods, arm.workload, cost, arm.notes))
+        if page is not None:
+            tell("writing the page", 1.0)
+            write_estimates(priced, page)
     if as_json:
-        document(
-            [
-                {
-                    "subject": cost.workload,
-                    "device": cost.device,
-                    "latency": cost.latency,
-                    "phases": {p.name: p.latency for p in cost.phases},
-                    "energy": cost.energy,
-                    "peak_memory": cost.peak_memory,
-                    "bytes": cost.bytes,
-                    "io_lower_bound": cost.io_lower_bound,
-                    "io_distance": cost.io_distance,
-                    "attention_io": cost.attention_io,
-                    "fits": cost.fits,
-                    "flops": workload.flops,
-                    "notes": list(cost.notes),
-                }
-                for cost in costs
-            ]
-        )
-        return
-    print_table(comparison_table(costs))
+        document(estimates_document(priced))
+    else:
+        print_table(estimate_table(priced))
+    if page is not None:
+        say(f"wrote {page}")

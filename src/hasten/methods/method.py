@@ -10,9 +10,9 @@ import pkgutil
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from torch import nn
 
@@ -69,6 +69,8 @@ class Method(ABC):
         order: place among methods that are used together; lower is applied first.
         exact: whether greedy output stays what it was.
         untried: why `hasten tune` does not try it, where it has no `variants`.
+        spellings: short words for it on a command line, and the settings that each stands for; see
+            `hasten.methods.spelling`.
         source: paper it comes from.
     """
 
@@ -78,6 +80,7 @@ class Method(ABC):
     order: ClassVar[int] = 50
     exact: ClassVar[bool] = False
     untried: ClassVar[str] = ""
+    spellings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     source: ClassVar[str] = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -107,6 +110,23 @@ class Method(ABC):
     @abstractmethod
     def rewrite(self, workload: Workload) -> Workload:
         """The workload that the changed model has."""
+
+    def why_not_described(self, workload: Workload) -> str | None:
+        """Why `rewrite` has nothing to change in a description; None when it has."""
+        return None
+
+    def remarks(self, workload: Workload) -> Sequence[str]:
+        """What a reader of a prediction should know of it: what is left as it was, what was assumed."""
+        return ()
+
+    @classmethod
+    def spelled(cls, settings: Mapping[str, Any], workload: Workload) -> Self:
+        """The method that settings written in a word mean for a workload.
+
+        Raises:
+            HastenError: a setting that the method does not have, or not this value of it.
+        """
+        return made(cls, settings)
 
     @classmethod
     @abstractmethod
@@ -179,12 +199,21 @@ def from_dict(data: Any) -> Method:
     known = registry()
     if not isinstance(name, str) or name not in known:
         raise HastenError(f"unknown method {data!r:.80}: one of {', '.join(sorted(known))} is known")
-    kind = known[name]
+    return made(known[name], {key: value for key, value in data.items() if key != "method"})
+
+
+_Kind = TypeVar("_Kind", bound=Method)
+
+
+def made(kind: type[_Kind], given: Mapping[str, Any]) -> _Kind:
+    """A method of ``kind`` with settings as they were read from a file or a line.
+
+    Raises:
+        HastenError: a setting that the method does not have, or not this value of it.
+    """
     hints = _hints(kind)
     settings = {}
-    for key, value in data.items():
-        if key == "method":
-            continue
+    for key, value in given.items():
         if key not in hints:
             raise HastenError(f"method {kind.name} has no setting {key!r}")
         if (large := _too_large(value)) is not None:

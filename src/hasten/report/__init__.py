@@ -9,6 +9,9 @@ from hasten.exports import TypedExports
 # A table needs nothing of the plots: each is imported when it is asked for.
 if TYPE_CHECKING:
     from hasten.report.claims_page import write_claims as write_claims
+    from hasten.report.estimate_page import write_estimates as write_estimates
+    from hasten.report.estimates import estimate_table as estimate_table
+    from hasten.report.estimates import estimates_document as estimates_document
     from hasten.report.html import write_html as write_html
     from hasten.report.search import search_table as search_table
     from hasten.report.search import trials_document as trials_document

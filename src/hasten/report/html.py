@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from itertools import zip_longest
@@ -108,26 +108,44 @@ def page(result: TuneResult) -> str:
     )
     parts.append(section("command", "The command", _command(result)))
 
-    data = json.dumps({name: json.loads(figure.to_json()) for name, figure in figures.items()})
     links = (
         ("summary", "Summary"), ("combinations", "Combinations"), ("ladder", "What each gave"), ("pareto", "Pareto"),
         ("speed-ups", "Speed-ups"), ("layers", "Layers"), ("roofline", "Roofline"), ("prediction", "Prediction"),
         ("machine", "Machine"), ("command", "Command"),
     )  # fmt: skip
     body = "".join(parts)
-    nav = "".join(f'<a href="#{i}">{t}</a>' for i, t in links if f'id="{i}"' in body)
+    shown = {name: title for name, title in links if f'id="{name}"' in body}
+    made_by = result.versions.get("hasten", "")
+    return whole_page(result.model, "hasten", _lead(result), shown, _headline(result) + body, figures, made_by)
+
+
+def whole_page(
+    heading: str, what: str, lead: str, links: Mapping[str, str], body: str, figures: Mapping[str, Figure], version: str
+) -> str:
+    """A page with plots as HTML: plotly.js, style and data inside; nothing is loaded from elsewhere.
+
+    Args:
+        heading: at its top, and in its title.
+        what: kind of page, for the title.
+        lead: HTML of the line beneath the heading.
+        links: names of sections and what the links to them say.
+        body: HTML of the sections.
+        figures: what is drawn in the elements of these ids.
+        version: of the hasten that made it.
+    """
+    data = json.dumps({name: json.loads(figure.to_json()) for name, figure in figures.items()})
+    nav = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in links.items())
     return "".join(
         (
             '<!doctype html>\n<html lang="en" data-theme="light">\n<head>\n<meta charset="utf-8">\n',
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
             '<link rel="icon" href="data:,">\n',
-            f"<title>{escape(result.model)} · hasten</title>\n",
+            f"<title>{escape(heading)} · {escape(what)}</title>\n",
             f"<style>\n{content_of('page.css')}</style>\n</head>\n<body>\n",
             '<header><div><button class="theme" id="theme" type="button">Dark</button>',
-            f'<h1>{escape(result.model)}</h1><p class="lead">{_lead(result)}</p><nav>{nav}</nav></div></header>\n',
-            f"<main>\n{_headline(result)}{body}</main>\n",
-            f"<footer>Made by hasten {escape(result.versions.get('hasten', ''))}. Everything on this page is in this"
-            " file.</footer>\n",
+            f'<h1>{escape(heading)}</h1><p class="lead">{lead}</p><nav>{nav}</nav></div></header>\n',
+            f"<main>\n{body}</main>\n",
+            f"<footer>Made by hasten {escape(version)}. Everything on this page is in this file.</footer>\n",
             # "<" may end the script early, whatever a user's strings hold: JSON has another way to write it.
             f'<script type="application/json" id="figures">{inert(data)}</script>\n',
             f"<script>{get_plotlyjs()}</script>\n<script>\n{content_of('page.js')}</script>\n</body>\n</html>\n",

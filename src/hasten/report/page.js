@@ -25,6 +25,8 @@
 
   function draw() {
     Object.keys(figures).forEach(function (id) {
+      // What is not shown has no width yet: it is drawn when it is chosen.
+      if (document.getElementById(id).closest("[hidden]")) { return; }
       var figure = figures[id];
       // Where there is no room beside the legend, or no pointer to show them for, the buttons would lie over it.
       var buttons = window.innerWidth >= 1000 ? "hover" : false;
@@ -42,6 +44,18 @@
   dark.addEventListener("change", function () { setTheme(dark.matches ? "dark" : "light"); });
   document.getElementById("theme").addEventListener("click", function () {
     setTheme(root.dataset.theme === "dark" ? "light" : "dark");
+  });
+
+  document.querySelectorAll("select[data-shows]").forEach(function (select) {
+    function show() {
+      document.querySelectorAll('[data-group="' + select.dataset.shows + '"]').forEach(function (block) {
+        block.hidden = block.id !== select.value;
+      });
+      draw();
+    }
+    select.addEventListener("change", show);
+    // A browser may keep what was chosen before the page was read again.
+    if (select.selectedIndex > 0) { show(); }
   });
 
   document.querySelectorAll(".scroll table").forEach(function (table) {

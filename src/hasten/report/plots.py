@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ def pareto(result: TuneResult) -> Figure:
         for c in findings.everything(result)
         if c.measured and c.measured.perplexity is not None
     ]
-    figure.update_xaxes(**_log_seconds([p[0] for p in points]))
+    figure.update_xaxes(**log_seconds([p[0] for p in points]))
     front = sorted(p[:2] for p in points if p[2].pareto)
     if len(front) > 1:
         steps = staircase(front)
@@ -99,7 +100,7 @@ def pareto(result: TuneResult) -> Figure:
     return figure
 
 
-def _log_seconds(values: Sequence[float]) -> dict[str, Any]:
+def log_seconds(values: Sequence[float]) -> dict[str, Any]:
     """Round ticks for a logarithmic axis of seconds: dense where it spans little, so that two are always in sight."""
     if not values:
         return {}
@@ -199,7 +200,7 @@ def predicted_measured(result: TuneResult) -> Figure:
             )
         )
     if every:
-        figure.update_xaxes(**_log_seconds(every)).update_yaxes(**_log_seconds(every))
+        figure.update_xaxes(**log_seconds(every)).update_yaxes(**log_seconds(every))
         low, high = min(every) / 1.3, max(every) * 1.3
         for factor, dash in ((1.0, "solid"), (1.25, "dot"), (0.8, "dot")):
             figure.add_trace(
@@ -225,10 +226,15 @@ def kind_of(module: str) -> str:
     return re.sub(r"\.\d+(?=\.|$)", ".*", module).removeprefix("network.").removeprefix("model.") or "(root)"
 
 
-def roofline(kernels: Sequence[Kernel], roof: Roof) -> Figure:
+def roofline(kernels: Sequence[Kernel], roof: Roof, styles: Mapping[str, tuple[str, str]] | None = None) -> Figure:
     """Kernels under the roofs of a device: FLOP per byte of main memory against FLOP/s.
 
     The same place in every layer is one mark, whose size grows with its share of its phase's time.
+
+    Args:
+        kernels: each phase is a series.
+        roof: of the device.
+        styles: colour and symbol of phases, where the series should not have the next colour each.
     """
     figure = new_figure(
         xaxis={"title": {"text": "FLOP per byte of main memory"}, "type": "log", "tickformat": "~s", "dtick": 1},
@@ -263,7 +269,8 @@ def roofline(kernels: Sequence[Kernel], roof: Roof) -> Figure:
             hoverinfo="skip",
         )
     )
-    for (phase, members), colour in zip(marks.items(), (BLUE, ORANGE, *SERIES)):
+    for (phase, members), next_colour in zip(marks.items(), itertools.cycle(SERIES)):
+        colour, symbol = (styles or {}).get(phase, (next_colour, "circle"))
         figure.add_trace(
             Scatter(
                 x=[m.intensity for m in members],
@@ -272,6 +279,7 @@ def roofline(kernels: Sequence[Kernel], roof: Roof) -> Figure:
                 name=escaped(phase),
                 marker={
                     "color": colour,
+                    "symbol": symbol,
                     "size": [8 + 26 * m.share**0.5 for m in members],
                     "opacity": 0.8,
                     "line": {"width": 0},

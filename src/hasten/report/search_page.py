@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -10,12 +9,11 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from plotly.graph_objects import Figure
-from plotly.offline import get_plotlyjs
 
 from hasten import __version__
 from hasten.report import quantities
 from hasten.report import search_plots as plots
-from hasten.report.html import content_of, headings, inert, pairs, section
+from hasten.report.html import headings, pairs, section, whole_page
 from hasten.search.parameter import Parameter
 from hasten.search.problem import Problem, Trial
 
@@ -84,24 +82,10 @@ def search_page(problem: Problem, result: StudyResult, shares: Mapping[str, Mapp
     sections.append(("importance", "Importance", "Which parameters matter", _importance(problem, result, shares, plot)))
     sections.append(("space", "Space", "What was searched", _space(problem)))
 
-    nav = "".join(f'<a href="#{name}">{link}</a>' for name, link, _, _ in sections)
+    links = {name: link for name, link, _, _ in sections}
     body = "".join(section(name, title, content) for name, _, title, content in sections)
-    data = json.dumps({name: json.loads(figure.to_json()) for name, figure in figures.items()})
-    return "".join(
-        (
-            '<!doctype html>\n<html lang="en" data-theme="light">\n<head>\n<meta charset="utf-8">\n',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n',
-            f"<title>{escape(problem.name)} · hasten search</title>\n",
-            f"<style>\n{content_of('page.css')}</style>\n</head>\n<body>\n",
-            '<header><div><button class="theme" id="theme" type="button">Dark</button>',
-            f'<h1>{escape(problem.name)}</h1><p class="lead">{_lead(problem, result)}</p><nav>{nav}</nav>',
-            "</div></header>\n",
-            f"<main>\n{_headline(problem, result)}{body}</main>\n",
-            f"<footer>Made by hasten {escape(__version__)}. Everything on this page is in this file.</footer>\n",
-            f'<script type="application/json" id="figures">{inert(data)}</script>\n',
-            f"<script>{get_plotlyjs()}</script>\n<script>\n{content_of('page.js')}</script>\n</body>\n</html>\n",
-        )
-    )
+    lead, content = _lead(problem, result), _headline(problem, result) + body
+    return whole_page(problem.name, "hasten search", lead, links, content, figures, __version__)
 
 
 def _explained(text: str) -> str:

@@ -6,6 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from hasten.cost.estimate import Estimate
+from hasten.hardware import Device
+
 
 class _Data(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -79,6 +82,31 @@ class Roof(_Data):
 
     compute: dict[str, float]
     memory: dict[str, float]
+
+
+def roof_of(device: Device) -> Roof:
+    """What bounds a roofline on a device: every format of every unit, every memory level."""
+    return Roof(
+        compute={f"{unit.name} {dtype}": float(peak) for unit in device.compute for dtype, peak in unit.peak.items()},
+        memory={level.name: float(level.bandwidth) for level in device.memory},
+    )
+
+
+def kernels_of(cost: Estimate) -> list[Kernel]:
+    """The kernels of a prediction, as points of a roofline."""
+    return [
+        Kernel(
+            phase=phase.name,
+            name=kernel.source or kernel.name,
+            module=kernel.module,
+            latency=kernel.latency,
+            flops=float(kernel.flops),
+            bytes=float(list(kernel.bytes.values())[-1] if kernel.bytes else 0.0),
+            bound=kernel.bound,
+        )
+        for phase in cost.phases
+        for kernel in phase.einsums
+    ]
 
 
 class TuneResult(_Data):

@@ -17,7 +17,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_validator
 
 from hasten import __version__
-from hasten.cost import Estimate
 from hasten.errors import HastenError
 from hasten.files import read_bytes, write_aside
 from hasten.hardware import Device
@@ -26,7 +25,7 @@ from hasten.methods import apply_all, from_dict, rewrite_all
 from hasten.models.loading.network import load_network
 from hasten.runtime import LanguageModel
 from hasten.tuning.measure import Measured, Unchanged
-from hasten.tuning.outcome import Combination, Figures, Kernel, Roof, TuneResult
+from hasten.tuning.outcome import Combination, Figures, TuneResult, kernels_of, roof_of
 from hasten.tuning.predict import Choices, estimated
 from hasten.tuning.prepare import Prepared
 
@@ -67,12 +66,7 @@ def result(
         floor=s.floor,
         device=device.title,
         identity=dict(device.identity),
-        roof=Roof(
-            compute={
-                f"{unit.name} {dtype}": float(peak) for unit in device.compute for dtype, peak in unit.peak.items()
-            },
-            memory={level.name: float(level.bandwidth) for level in device.memory},
-        ),
+        roof=roof_of(device),
         versions=_versions(),
         command=shlex.join(command),
         started=started.isoformat(timespec="seconds"),
@@ -85,32 +79,16 @@ def result(
         kernels={},
         notes=[*prepared.notes, *notes, *measured.notes],
     )
-    found.kernels["unchanged"] = _kernels(estimated(prepared, device, workload))
+    found.kernels["unchanged"] = kernels_of(estimated(prepared, device, workload))
     best = found.best
     if best is not None and best.methods:
         described = rewrite_all(workload, [from_dict(m) for m in best.methods])
-        found.kernels["best"] = _kernels(estimated(prepared, device, described))
+        found.kernels["best"] = kernels_of(estimated(prepared, device, described))
     if not found.met:
         found.notes.append(
             f"no measured combination keeps perplexity within {s.floor:.1%}: loosen the floor or raise the budget"
         )
     return found
-
-
-def _kernels(cost: Estimate) -> list[Kernel]:
-    return [
-        Kernel(
-            phase=phase.name,
-            name=kernel.source or kernel.name,
-            module=kernel.module,
-            latency=kernel.latency,
-            flops=float(kernel.flops),
-            bytes=float(list(kernel.bytes.values())[-1] if kernel.bytes else 0.0),
-            bound=kernel.bound,
-        )
-        for phase in cost.phases
-        for kernel in phase.einsums
-    ]
 
 
 def _with_pareto(combinations: Sequence[Combination]) -> list[Combination]:
