@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from hasten.errors import HastenError
 from hasten.kernels.kv_cache import BITS, BLOCK
-from hasten.methods.editing import cache_of, with_cache
+from hasten.methods.described_cache import cache_of, channels, keeps_keys, with_cache
 from hasten.methods.method import Method
 from hasten.runtime.language_model import LanguageModel
 from hasten.workload.einsum import Workload
@@ -26,6 +27,9 @@ class CacheFormat(Method):
     name: ClassVar[str] = "cache-format"
     kind: ClassVar[str] = "cache"
     order: ClassVar[int] = 30
+    spellings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        f"kv-{dtype}": {"dtype": dtype} for dtype in ("int8", "int4", "fp16", "bf16")
+    }
     source: ClassVar[str] = "KIVI, arXiv 2402.02750"
 
     dtype: str = "int8"
@@ -52,6 +56,17 @@ class CacheFormat(Method):
         self.check(model)
         model.cache = replace(model.cache, dtype=self.dtype)
         return model
+
+    def why_not_described(self, workload: Workload) -> str | None:
+        if not keeps_keys(workload):
+            return "it keeps no keys and values from step to step"
+        known = str(cache_of(workload).dtype)
+        if BITS[known] <= BITS[self.dtype] and (known == self.dtype or BITS[known] < 16):
+            return f"its cache is {known} already"
+        odd = [width for width in channels(workload) if width % BLOCK]
+        if BITS[self.dtype] < 16 and odd:
+            return f"its heads have {odd[0]} channels, not a multiple of {BLOCK}"
+        return None
 
     def rewrite(self, workload: Workload) -> Workload:
         return with_cache(workload, replace(cache_of(workload), dtype=self.dtype))

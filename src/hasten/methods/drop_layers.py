@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
+from hasten.methods.described_model import Stack, stack_of
 from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Context, Method
 from hasten.runtime.language_model import LanguageModel
-from hasten.workload.einsum import Phase, Workload
-
-_LAYER = re.compile(r"^(.*\blayers)\.(\d+)(\..*)?$")
+from hasten.workload.einsum import Phase, Role, Workload
 
 # Tokens of a text on which `candidates` judges layers.
 _READ = 512
@@ -34,6 +33,7 @@ class DropLayers(Method):
     name: ClassVar[str] = "drop-layers"
     kind: ClassVar[str] = "depth"
     order: ClassVar[int] = 10
+    spellings: ClassVar[Mapping[str, Mapping[str, Any]]] = {"layers-N": {"count": "N"}}
     source: ClassVar[str] = "block influence of ShortGPT, arXiv 2403.03853"
 
     layers: tuple[int, ...] = ()
@@ -66,12 +66,40 @@ class DropLayers(Method):
         model.decoder.replace_layers([model.layers[i] for i in kept], kept)
         return model
 
+    def why_not_described(self, workload: Workload) -> str | None:
+        stack = stack_of(workload)
+        if stack is None:
+            return "it has no stack of layers"
+        if max(self.layers) >= stack.count or len(self.layers) >= stack.count:
+            return f"it has {stack.count} layers"
+        for phase in workload.phases:
+            for dropped in self.layers:
+                if reason := _Layer(Draft(phase.cascade), stack, dropped).why_not_bypassed():
+                    return reason
+        return None
+
+    @classmethod
+    def spelled(cls, settings: Mapping[str, Any], workload: Workload) -> Self:
+        """With a count for the numbers: so many before the last layer, where a layer does least as a rule (ShortGPT,
+        figure 2). Which ones they are changes no prediction where all layers are of one kind."""
+        count = settings.get("count")
+        if count is None:
+            return super().spelled(settings, workload)
+        stack = stack_of(workload)
+        if stack is None or not 0 < count < stack.count:
+            of = "it has no stack of layers" if stack is None else f"it has {stack.count} layers"
+            raise HastenError(f"layers-{count} does not apply to {workload.name}: {of}")
+        last = max(stack.count - 1, count)
+        return cls(tuple(range(last - count, last)))
+
     def rewrite(self, workload: Workload) -> Workload:
-        names = _Names(self.layers)
+        stack = stack_of(workload)
+        assert stack is not None, "a described decoder has layers"
+        names = _Names(stack, self.layers, _caches_of(workload, stack))
 
         def change(phase: Phase, draft: Draft) -> None:
             for dropped in self.layers:
-                _bypass(draft, dropped)
+                _Layer(draft, stack, dropped).bypass()
             draft.einsums = [
                 replace(
                     e,
@@ -86,12 +114,17 @@ class DropLayers(Method):
             }
 
         changed = edit(workload, change)
-        full = [int(i) for i in str(workload.attributes.get("full_layers", "")).split(",") if i]
-        moved = [i - sum(d < i for d in self.layers) for i in full if i not in self.layers]
-        attributes = {**workload.attributes, "full_layers": ",".join(map(str, moved))}
+        attributes = dict(workload.attributes)
+        full = [int(i) for i in str(attributes.get("full_layers", "")).split(",") if i]
+        if full:
+            attributes["full_layers"] = ",".join(str(names.moved(i)) for i in full if i not in self.layers)
+        if own := str(attributes.get("own_windows", "")):
+            pairs = [part.split(":") for part in own.split(",")]
+            kept = [(names.cache(int(n)), w) for n, w in pairs if not names.gone(f"cache.{n}.keys")]
+            attributes["own_windows"] = ",".join(f"{n}:{w}" for n, w in kept)
         return replace(
             changed,
-            attributes=attributes if full else workload.attributes,
+            attributes=attributes,
             weights={names.tensor(n): b for n, b in workload.weights.items() if not names.gone(n)},
             state={names.tensor(n): b for n, b in workload.state.items() if not names.gone(n)},
         )
@@ -109,58 +142,98 @@ class DropLayers(Method):
         return [cls(least_important(context.model, ids, n).layers) for n in counts]
 
 
+def _caches_of(workload: Workload, stack: Stack) -> dict[int, int]:
+    """The layer that each numbered part of the state belongs to, as the step reads and writes it."""
+    found: dict[int, int] = {}
+    for phase in workload.phases:
+        for e in phase.cascade.einsums:
+            layer = stack.number(e.module)
+            for a in (*e.inputs, e.output) if layer is not None else ():
+                if (number := re.match(r"cache\.(\d+)\.", a.tensor)) and layer is not None:
+                    found.setdefault(int(number[1]), layer)
+    return found
+
+
 class _Names:
     """Names after some layers are gone and the others have moved up."""
 
-    def __init__(self, dropped: Sequence[int]) -> None:
-        self._dropped = set(dropped)
+    def __init__(self, stack: Stack, dropped: Sequence[int], caches: Mapping[int, int]) -> None:
+        self._stack, self._dropped = stack, set(dropped)
+        self._caches = sorted(number for number, layer in caches.items() if layer not in self._dropped)
+        self._gone_caches = {number for number, layer in caches.items() if layer in self._dropped}
         # A cascade names each tensor and module many times.
         self.gone = functools.cache(self._gone)
         self.module = functools.cache(self._module)
         self.tensor = functools.cache(self._tensor)
 
     def _gone(self, name: str) -> bool:
-        found = self._number(name)
-        return found is not None and found in self._dropped
+        if found := re.match(r"^cache\.(\d+)\.", name):
+            return int(found[1]) in self._gone_caches
+        return self._stack.number(name) in self._dropped
 
     def _module(self, name: str) -> str:
-        found = _LAYER.match(name)
-        if not found or int(found[2]) in self._dropped:
+        number = self._stack.number(name)
+        if number is None or number in self._dropped:
             return name
-        return f"{found[1]}.{self._moved(int(found[2]))}{found[3] or ''}"
+        return ".".join(filter(None, (self._stack.path, str(self.moved(number)), self._stack.rest(name))))
 
     def _tensor(self, name: str) -> str:
         if found := re.match(r"^cache\.(\d+)\.(.*)$", name):
-            return name if self.gone(name) else f"cache.{self._moved(int(found[1]))}.{found[2]}"
+            return name if self.gone(name) else f"cache.{self.cache(int(found[1]))}.{found[2]}"
         return self.module(name)
 
-    def _number(self, name: str) -> int | None:
-        found = re.match(r"^cache\.(\d+)\.", name)
-        if found:
-            return int(found[1])
-        layer = _LAYER.match(name)
-        return int(layer[2]) if layer else None
-
-    def _moved(self, number: int) -> int:
+    def moved(self, number: int) -> int:
+        """A layer's new number."""
         return number - sum(1 for d in self._dropped if d < number)
 
+    def cache(self, number: int) -> int:
+        """The new number of a part of the state."""
+        return number - sum(1 for gone in self._gone_caches if gone < number)
 
-def _bypass(draft: Draft, number: int) -> None:
-    """Takes a layer's Einsums out; who read its result reads what the layer read."""
-    inside = [e for e in draft.einsums if (m := _LAYER.match(e.module)) and int(m[2]) == number]
-    if not inside:
-        return
-    made = {e.output.tensor for e in inside}
-    # The hidden state enters through the first norm, and leaves by the last addition.
-    entering = inside[0].inputs[0].tensor
-    leaving = inside[-1].output.tensor
-    members = {id(e) for e in inside}
-    draft.einsums = [
-        replace(e, inputs=tuple(replace(a, tensor=entering) if a.tensor == leaving else a for a in e.inputs))
-        for e in draft.einsums
-        if id(e) not in members
-    ]
-    assert not any(a.tensor in made for e in draft.einsums for a in e.inputs), "a layer has one result"
+
+class _Layer:
+    """A layer of a draft: its Einsums, what goes into it and what comes out."""
+
+    def __init__(self, draft: Draft, stack: Stack, number: int) -> None:
+        self._draft, self._number = draft, number
+        self._inside = [e for e in draft.einsums if stack.number(e.module) == number]
+        made = {e.output.tensor for e in self._inside if draft.tensors[e.output.tensor].role is not Role.STATE}
+        members = {id(e) for e in self._inside}
+        self._outside = [e for e in draft.einsums if id(e) not in members]
+        read = {a.tensor for e in self._outside for a in e.inputs}
+        self._results = [name for name in dict.fromkeys(e.output.tensor for e in self._inside) if name in made & read]
+        self._made = made
+
+    def why_not_bypassed(self) -> str | None:
+        """Why the layer cannot be left out; None when it can."""
+        if not self._inside:
+            return None
+        if len(self._results) != 1:
+            return f"layer {self._number} has {len(self._results) or 'no'} results that others read: it cannot go alone"
+        if self._entering() is None:
+            return f"what goes into layer {self._number} is not of the size of what comes out"
+        return None
+
+    def _entering(self) -> str | None:
+        """The hidden state that goes in: the last made before the layer, of the result's size, that it reads."""
+        tensors = self._draft.tensors
+        wanted = tensors[self._results[0]].elements
+        place = {e.output.tensor: i for i, e in enumerate(self._draft.einsums)}
+        roles = (Role.INTERMEDIATE, Role.INPUT)
+        read = [a.tensor for e in self._inside for a in e.inputs if a.tensor not in self._made]
+        fitting = [n for n in dict.fromkeys(read) if tensors[n].role in roles and tensors[n].elements == wanted]
+        return max(fitting, key=lambda n: place.get(n, -1), default=None)
+
+    def bypass(self) -> None:
+        """Takes the layer's Einsums out; who reads its result reads what the layer read."""
+        if not self._inside:
+            return
+        entering, leaving = self._entering(), self._results[0]
+        assert entering is not None, "a layer's hidden state goes in"
+        self._draft.einsums = [
+            replace(e, inputs=tuple(replace(a, tensor=entering) if a.tensor == leaving else a for a in e.inputs))
+            for e in self._outside
+        ]
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+from hasten.methods.described_cache import appended, keeps_keys, other_state
 from hasten.methods.method import Context, Method
 from hasten.runtime.decoding.lookup import Index, PromptLookup
 from hasten.runtime.language_model import LanguageModel
@@ -53,8 +54,23 @@ class LookupDecoding(Method):
         model.lookup = PromptLookup(self.ngram, self.draft, self.accepted)
         return model
 
+    def why_not_described(self, workload: Workload) -> str | None:
+        if not any(p.name == "decode" for p in workload.phases):
+            return "it makes no new tokens"
+        if int(workload.attributes.get("rows", 1)) > 1:
+            return "it drafts already"
+        if not keeps_keys(workload) or other_state(workload):
+            return "its state cannot take drafts back"
+        return None
+
+    def remarks(self, workload: Workload) -> Sequence[str]:
+        if self.accepted:
+            return ()
+        kept = f"{self.name}:accepted=1.5"
+        return (f"{self.title} is priced as if no draft were right: say how many a step keeps of your text, as {kept}",)
+
     def rewrite(self, workload: Workload) -> Workload:
-        return with_drafts(workload, PromptLookup(self.ngram, self.draft, self.accepted))
+        return with_drafts(appended(workload), PromptLookup(self.ngram, self.draft, self.accepted))
 
     @classmethod
     def variants(cls, model: Any) -> list[Self]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from hasten.errors import HastenError
-from hasten.methods.editing import cache_of, with_cache
+from hasten.methods.described_cache import cache_of, with_cache
 from hasten.methods.reading import Reading
 from hasten.runtime.cache import CacheSpec
 from hasten.runtime.language_model import LanguageModel
@@ -45,7 +45,8 @@ class _Window(Reading):
         return model
 
     def rewrite(self, workload: Workload) -> Workload:
-        spec = self._narrowed(cache_of(workload), lambda: 1 + max(int(n.split(".")[1]) for n in workload.state))
+        numbers = [int(name.split(".")[1]) for name in workload.state if name.startswith("cache.")]
+        spec = self._narrowed(cache_of(workload), lambda: 1 + max(numbers))
         return with_cache(workload, spec)
 
     @classmethod
@@ -65,6 +66,7 @@ class SlidingWindow(_Window):
     """
 
     name: ClassVar[str] = "sliding-window"
+    spellings: ClassVar[Mapping[str, Mapping[str, Any]]] = {"window": {}}
     source: ClassVar[str] = "StreamingLLM, arXiv 2309.17453"
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, ClassVar, Self
@@ -11,16 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from hasten.data.text import default_text, documentation, sources
+from hasten.dtypes import BITS
 from hasten.errors import HastenError
 from hasten.kernels import sparse_linear as kernel
 from hasten.kernels.groups import check_range
+from hasten.methods.described_model import Product, product_of, products, stack_of
 from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Method
 from hasten.methods.recovery import LowBitLinear, last_states, recover
 from hasten.methods.solvers import Rounding, magnitude, round_to_nearest, sweep, sweep_with_scales, wanda
 from hasten.nn.block import Packed
 from hasten.runtime.language_model import LanguageModel
-from hasten.workload.einsum import Access, Einsum, Op, Phase, Role, Workload
+from hasten.workload.einsum import Access, Einsum, Phase, Role, Workload
 from hasten.workload.einsum import Tensor as Described
 
 
@@ -206,6 +209,7 @@ class SparseLowBit(Method):
     """
 
     name: ClassVar[str] = "sparse-low-bit"
+    spellings: ClassVar[Mapping[str, Mapping[str, Any]]] = {"2:4-int2": {}}
     untried: ClassVar[str] = "seconds of calibration a trial, and models that fit a small machine lose too much"
     kind: ClassVar[str] = "weights"
     order: ClassVar[int] = 20
@@ -241,18 +245,29 @@ class SparseLowBit(Method):
         pack(model)
         return model
 
+    def why_not_described(self, workload: Workload) -> str | None:
+        stack = stack_of(workload)
+        found = products(workload, lambda e: stack is not None and stack.number(e.module) is not None)
+        if not found:
+            return "it has no stack of layers with linear ones"
+        wide = [p for p in found if BITS[p.weight.dtype] > 2]
+        if not wide:
+            return f"its weights are {' and '.join(sorted({p.weight.dtype for p in found}))} already"
+        if all(p.columns % kernel.GROUP for p in wide):
+            return f"a layer of {wide[0].columns} columns does not divide into groups of {kernel.GROUP}"
+        return None
+
     def rewrite(self, workload: Workload) -> Workload:
         weights = dict(workload.weights)
+        stack = stack_of(workload)
 
         def change(phase: Phase, draft: Draft) -> None:
             for i, e in enumerate(draft.einsums):
-                if ".layers." not in f".{e.module}." or e.op is not Op.MATMUL:
+                if stack is None or stack.number(e.module) is None:
                     continue
-                for access in e.inputs:
-                    known = draft.tensors[access.tensor]
-                    if known.role is Role.WEIGHT and len(known.shape) == 2 and known.name.endswith(".weight"):
-                        draft.einsums[i] = _product(draft, e, known, weights)
-                        break
+                found = product_of(draft, e)
+                if found is not None and BITS[found.weight.dtype] > 2 and not found.columns % kernel.GROUP:
+                    draft.einsums[i] = _product(draft, e, found, weights)
 
         return replace(edit(workload, change), weights=weights)
 
@@ -304,23 +319,28 @@ def pack(model: LanguageModel) -> None:
                 setattr(layer.get_submodule(owner), leaf, SparseLinear(*module.pack(), module.bias))
 
 
-def _product(draft: Draft, e: Einsum, weight: Described, weights: dict[str, int]) -> Einsum:
-    rows, columns = weight.shape
-    base = weight.name.removesuffix(".weight")
+def _product(draft: Draft, e: Einsum, found: Product, weights: dict[str, int]) -> Einsum:
+    rows, columns, base = found.rows, found.columns, found.base
     groups = columns // kernel.GROUP
     pieces = [
         Described(f"{base}.packed", (rows, columns // 4), "uint8", Role.WEIGHT),
         Described(f"{base}.scales", (rows, groups), "fp16", Role.WEIGHT),
         Described(f"{base}.zeros", (rows, -(-groups // 4)), "uint8", Role.WEIGHT),
     ]
-    weights.pop(weight.name, None)
+    for name in (found.weight.name, *found.beside):
+        weights.pop(name, None)
     for piece in pieces:
         draft.tensors[piece.name] = piece
         weights[piece.name] = piece.nbytes
+    share = e.touched(found.access) / found.weight.elements
+    given = [a for a in e.inputs if a.tensor not in (found.weight.name, *found.beside)]
+    own = [Access(p.name, found.access.ranks, math.ceil(p.elements * share)) for p in pieces]
     sizes = e.sizes
+    if share < 1 or {"m", "n", "k"} - sizes.keys() or len(found.weight.shape) != 2:
+        return replace(e, inputs=(given[0], *own, *given[1:]), source="hasten::sparse_part")
     ranks = (("m", sizes["m"] * sizes.get("b", 1)), ("n", sizes["n"]), ("k", sizes["k"]))
     inputs = (
-        Access(e.inputs[0].tensor, ("m", "k"), e.inputs[0].elements),
+        Access(given[0].tensor, ("m", "k"), given[0].elements),
         *(Access(p.name, ("k", "n"), p.elements) for p in pieces),
     )
     return replace(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+from hasten.methods.described_cache import appended
+from hasten.methods.described_cache import own_windows as described_windows
 from hasten.methods.reading import Reading
 from hasten.runtime.language_model import own_windows
 from hasten.runtime.policies import BlockTopKPolicy, Policy, SnapKVPolicy, SparseWindowPolicy
@@ -28,8 +30,14 @@ class PolicyMethod(Reading, Policy):
         model.cache = replace(model.cache, policy=self)
         return model
 
+    def why_not_described(self, workload: Workload) -> str | None:
+        reason = super().why_not_described(workload)
+        if reason is None and (self.drops or self.remembers) and described_windows(workload):
+            return "its layers attend to a window of their own"
+        return reason
+
     def rewrite(self, workload: Workload) -> Workload:
-        return with_policy(workload, self)
+        return with_policy(appended(workload), self)
 
     def reach(self, prompt: int) -> int | None:
         return self.budget(prompt)

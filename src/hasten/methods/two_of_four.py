@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -34,6 +35,7 @@ class TwoOfFour(Method):
     order: ClassVar[int] = 15
     conflicts: ClassVar[tuple[str, ...]] = ("sparse-low-bit",)
     untried: ClassVar[str] = "seconds of calibration a trial, and nothing here runs sparse weights faster"
+    spellings: ClassVar[Mapping[str, Mapping[str, Any]]] = {"2:4": {}}
     source: ClassVar[str] = "AccLLM, arXiv 2505.03745; SparseGPT, arXiv 2301.00774; Wanda, arXiv 2306.11695"
 
     by: str = "sparsegpt"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from torch import nn
 
+from hasten.dtypes import BITS
 from hasten.errors import HastenError
 from hasten.kernels.packed_linear import FEW_ROWS, GROUP, fast_bf16
+from hasten.methods.described_model import Product, is_head, product_of, products
 from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Method
 from hasten.nn import PackedEmbedding, PackedLinear
@@ -35,6 +38,11 @@ class WeightOnly(Method):
     name: ClassVar[str] = "weight-only"
     kind: ClassVar[str] = "weights"
     order: ClassVar[int] = 20
+    spellings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "int4": {"bits": 4},
+        "int8": {"bits": 8},
+        "bf16": {"bits": 16, "head_bits": 16},
+    }
     source: ClassVar[str] = "group-wise rounding as in GGUF; bf16 products by the processor"
 
     bits: int = 4
@@ -110,50 +118,77 @@ class WeightOnly(Method):
         except HastenError as error:
             raise HastenError(f"{name}: {error}") from error
 
+    def why_not_described(self, workload: Workload) -> str | None:
+        found = products(workload)
+        if not found:
+            return "it has no linear layers"
+        wide = [p for p in found if self._narrows(p.weight)]
+        if not wide:
+            return f"its weights are {' and '.join(sorted({p.weight.dtype for p in found}))} already"
+        if all(p.columns % self.group for p in wide):
+            return f"a layer of {wide[0].columns} columns does not divide into groups of {self.group}"
+        return None
+
+    def remarks(self, workload: Workload) -> Sequence[str]:
+        found = products(workload)
+        left = sorted({p.weight.dtype for p in found if not self._narrows(p.weight)})
+        odd = sorted({p.columns for p in found if self._narrows(p.weight) and p.columns % self.group})
+        told = [f"{self.title}: weights that are {' and '.join(left)} stay so"] if left else []
+        if odd:
+            told.append(
+                f"{self.title}: layers of {', '.join(map(str, odd))} columns do not divide into groups of {self.group}"
+                " and stay as they are"
+            )
+        return told
+
+    def _narrows(self, weight: Tensor) -> bool:
+        known = BITS[weight.dtype]
+        return known > self.bits or known == self.bits == 16
+
     def rewrite(self, workload: Workload) -> Workload:
         weights = dict(workload.weights)
         tables = _embedding_tables(workload)
 
         def change(phase: Phase, draft: Draft) -> None:
             for i, e in enumerate(draft.einsums):
-                weight = _weight(draft, e)
-                if weight is None:
-                    continue
-                head = e.module.endswith("lm_head")
-                tied = head and weight in tables
                 if e.op is Op.GATHER:
-                    if self.head_bits and weight in tables and _tied(workload, weight):
-                        draft.einsums[i] = self._gather(draft, e, weight, weights)
-                elif not head:
-                    draft.einsums[i] = self._product(draft, e, weight, self.bits, weights)
-                elif self.head_bits:
-                    assert tied or weight.endswith("lm_head.weight")
-                    draft.einsums[i] = self._product(draft, e, weight, self.head_bits, weights)
+                    table = _table(draft, e)
+                    if table is not None and self.head_bits and table in tables and _tied(workload, table):
+                        draft.einsums[i] = self._gather(draft, e, table, weights)
+                    continue
+                found = product_of(draft, e)
+                if found is None or not self._narrows(found.weight) or found.columns % self.group:
+                    continue
+                bits = self.head_bits if is_head(e) or found.weight.name in tables else self.bits
+                if bits and BITS[found.weight.dtype] >= bits:
+                    draft.einsums[i] = self._product(draft, e, found, bits, weights)
 
         changed = edit(workload, change)
         return replace(changed, weights=weights)
 
-    def _pieces(self, draft: Draft, weight: str, bits: int, weights: dict[str, int]) -> list[Tensor]:
-        known = draft.tensors[weight]
-        rows, columns = known.shape
-        base = weight.removesuffix(".weight")
-        pieces = [Tensor(f"{base}.packed", known.shape, _STORED[bits], Role.WEIGHT)]
+    def _pieces(self, draft: Draft, found: Product, bits: int, weights: dict[str, int]) -> list[Tensor]:
+        pieces = [Tensor(f"{found.base}.packed", found.weight.shape, _STORED[bits], Role.WEIGHT)]
+        groups = (found.rows, found.columns // self.group)
         if bits != 16:
-            pieces.append(Tensor(f"{base}.scales", (rows, columns // self.group), "fp16", Role.WEIGHT))
+            pieces.append(Tensor(f"{found.base}.scales", groups, "fp16", Role.WEIGHT))
         if bits == 4:
-            pieces.append(Tensor(f"{base}.mins", (rows, columns // self.group), "fp16", Role.WEIGHT))
-        weights.pop(weight, None)
+            pieces.append(Tensor(f"{found.base}.mins", groups, "fp16", Role.WEIGHT))
+        for name in (found.weight.name, *found.beside):
+            weights.pop(name, None)
         for piece in pieces:
             draft.tensors[piece.name] = piece
             weights[piece.name] = piece.nbytes
         return pieces
 
-    def _product(self, draft: Draft, e: Einsum, weight: str, bits: int, weights: dict[str, int]) -> Einsum:
-        packed, *scales = self._pieces(draft, weight, bits, weights)
+    def _product(self, draft: Draft, e: Einsum, found: Product, bits: int, weights: dict[str, int]) -> Einsum:
+        packed, *scales = self._pieces(draft, found, bits, weights)
         sizes = e.sizes
+        if e.touched(found.access) != packed.elements or {"m", "n", "k"} - sizes.keys() or len(packed.shape) != 2:
+            return self._of_some(e, found, packed, scales)
         ranks = (("m", sizes["m"] * sizes.get("b", 1)), ("n", sizes["n"]), ("k", sizes["k"]))
+        given = next(a for a in e.inputs if a.tensor not in (found.weight.name, *found.beside))
         inputs = (
-            Access(e.inputs[0].tensor, ("m", "k"), e.inputs[0].elements),
+            Access(given.tensor, ("m", "k"), given.elements),
             Access(packed.name, ("k", "n")),
             *(Access(s.name, ("n", "k"), s.elements) for s in scales),
         )
@@ -161,8 +196,18 @@ class WeightOnly(Method):
         product = "mul-bf16" if self.bf16 and ranks[0][1] > FEW_ROWS else "mul"
         return replace(e, ranks=ranks, inputs=inputs, output=output, map=product, source="hasten::packed_linear")
 
+    def _of_some(self, e: Einsum, found: Product, packed: Tensor, scales: list[Tensor]) -> Einsum:
+        """A product by a part of its weight: of the experts that tokens go to, of some heads' rows."""
+        touched = e.touched(found.access)
+        kept = [a for a in e.inputs if a.tensor not in (found.weight.name, *found.beside)]
+        own = [replace(found.access, tensor=packed.name, elements=touched, index=None)]
+        own += [Access(s.name, found.access.ranks, -(-touched // self.group)) for s in scales]
+        return replace(e, inputs=(kept[0], *own, *kept[1:]), source="hasten::packed_part")
+
     def _gather(self, draft: Draft, e: Einsum, weight: str, weights: dict[str, int]) -> Einsum:
-        packed, *scales = self._pieces(draft, weight, self.head_bits, weights)
+        known = draft.tensors[weight]
+        whole = Product(known, e.inputs[0], known.shape[-1])
+        packed, *scales = self._pieces(draft, whole, self.head_bits, weights)
         table, *ids = e.inputs
         touched = min(e.points, packed.elements)
         inputs = (
@@ -197,15 +242,12 @@ def _like(table: nn.Embedding, head: PackedLinear) -> PackedEmbedding:
     return empty.tie(head)
 
 
-def _weight(draft: Draft, e: Einsum) -> str | None:
-    """The weight matrix that ``e`` multiplies by or reads rows of."""
-    if e.op not in (Op.MATMUL, Op.GATHER) or e.source.startswith("hasten::"):
+def _table(draft: Draft, e: Einsum) -> str | None:
+    """The embedding that ``e`` reads rows of."""
+    if e.source.startswith("hasten::"):
         return None
-    for access in e.inputs:
-        known = draft.tensors[access.tensor]
-        if known.role is Role.WEIGHT and known.name.endswith(".weight") and len(known.shape) == 2:
-            return known.name
-    return None
+    found = (draft.tensors[a.tensor] for a in e.inputs)
+    return next((t.name for t in found if t.role is Role.WEIGHT and len(t.shape) == 2), None)
 
 
 def _embedding_tables(workload: Workload) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ from hasten.runtime.cache import CacheSpec, KVCache
 from hasten.runtime.decoding.lookup import PromptLookup
 from hasten.runtime.policies import Policy
 from hasten.workload import Access, Cascade, Einsum, Op, Phase, Role, Workload, trace_cascade
+
+_ATTENTION = ("scaled_dot_product_attention", "latent_attention")
 
 
 class Describable(Protocol):
@@ -164,13 +167,13 @@ def _drafted(workload: Workload, lookup: PromptLookup) -> Workload:
 
 def _chosen(workload: Workload, policy: Policy) -> Workload:
     prompt, made = int(workload.attributes["prompt"]), int(workload.attributes["new_tokens"])
+    prompt += int(workload.attributes.get("context", 0))
     length = prompt + made // 2
     budget = policy.budget(prompt) + made // 2 if policy.drops else policy.budget(length)
     attributes = {**workload.attributes, "policy": repr(policy)}
     state = {**workload.state, **_kept_beside(workload, policy)}
     if budget >= length:
         return replace(workload, state=state, attributes=attributes)
-    share = budget / length
 
     def smaller(cascade: Cascade) -> Cascade:
         tensors = dict(cascade.tensors)
@@ -181,7 +184,9 @@ def _chosen(workload: Workload, policy: Policy) -> Workload:
             if e.module not in _attending(cascade) or e.module in dense or rank not in e.sizes or not _reads(e):
                 einsums.append(e)
                 continue
-            size = max(1, round(e.sizes[rank] * share))
+            # A layer with a window of its own has fewer tokens to choose from.
+            size = max(1, min(e.sizes[rank], budget))
+            share = size / e.sizes[rank]
             ranks = tuple((n, size if n == rank else s) for n, s in e.ranks)
             inputs = []
             for a in e.inputs:
@@ -202,9 +207,8 @@ def _chosen(workload: Workload, policy: Policy) -> Workload:
         # Buffers are made in whole blocks.
         kept = _blocks(policy.budget(prompt) + made + 1) / _blocks(prompt + made + 1)
         # What is newest, and not rounded yet, has as much room in a small cache as in a large one.
-        state = {
-            name: size if ".recent_" in name else round(size * min(1.0, kept)) for name, size in state.items()
-        }  # fmt: skip
+        shrinks = re.compile(r"cache\.\d+\.(?!recent_)\w*(key|value|pooled)")
+        state = {n: round(size * min(1.0, kept)) if shrinks.match(n) else size for n, size in state.items()}
     return replace(workload, phases=phases, state=state, attributes=attributes)
 
 
@@ -214,10 +218,11 @@ def _blocks(tokens: int) -> int:
 
 def _kept_beside(workload: Workload, policy: Policy) -> dict[str, int]:
     """Bytes of what a policy keeps beside keys and values, by name."""
-    blocks = _blocks(int(workload.attributes["prompt"]) + int(workload.attributes["new_tokens"]) + 1)
+    asked = workload.attributes
+    blocks = _blocks(int(asked.get("context", 0)) + int(asked["prompt"]) + int(asked["new_tokens"]) + 1)
     found: dict[str, int] = {}
     for e in workload.phase("decode").cascade.einsums:
-        if e.source == "hasten::kv_append":
+        if e.source == "hasten::kv_append" and "key" in e.output.tensor:
             layer, sizes = _layer_of(e.module), e.sizes
             with torch.device("meta"):
                 own = policy.tensors(layer, sizes["b"], sizes["h"], blocks, sizes["e"])
@@ -230,7 +235,7 @@ def _attending(cascade: Cascade) -> set[str]:
 
 
 def _reads(e: Einsum) -> bool:
-    return e.source == "hasten::kv_read" or "scaled_dot_product_attention" in e.source
+    return e.source == "hasten::kv_read" or any(name in e.source for name in _ATTENTION)
 
 
 def _layer_of(module: str) -> int:
