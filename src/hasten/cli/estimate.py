@@ -23,6 +23,7 @@ def estimate(
     prompt: Prompt = 512,
     new_tokens: NewTokens = 64,
     batch: Batch = 1,
+    context: Annotated[int, typer.Option(help="Tokens that are in the cache before the prompt.")] = 0,
     dtype: Annotated[
         str | None,
         typer.Option(help="Format of the weights, in place of the model's own: bf16, fp8, int4, q4_k_m, ..."),
@@ -74,7 +75,9 @@ def estimate(
 
     chosen = [load_device(name) for name in (on or one_of_each())]
     with progress("describing the model") as tell:
-        workload = read_subject(subject, prompt, new_tokens, batch, dtype=dtype, image=image).workload()
+        workload = read_subject(
+            subject, prompt, new_tokens, batch, dtype=dtype, image=image, context=context
+        ).workload()
         arms = rewritten(workload, with_ or [], load_attribute)
         priced = []
         for i, device in enumerate(chosen):

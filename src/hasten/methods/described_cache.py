@@ -136,7 +136,8 @@ def with_cache(workload: Workload, spec: CacheSpec) -> Workload:
                 appends.setdefault(int(e.output.tensor.split(".")[1]), []).append(e)
         for layer, found in appends.items():
             kept = _narrower(spec.of_layer(layer), own.get(layer))
-            _Recaching(draft, layer, kept, found, before(workload, phase.name), state).make(room(workload) + 1)
+            made = _Recaching(draft, layer, kept, found, before(workload, phase.name), state, _OWN in attributes)
+            made.make(room(workload) + 1)
 
     changed = edit(workload, change)
     if not state:
@@ -156,7 +157,11 @@ def _narrower(spec: CacheSpec, own: int | None) -> CacheSpec:
 
 @dataclass
 class _Recaching:
-    """Gives one layer of a draft another cache."""
+    """Gives one layer of a draft another cache.
+
+    In hasten's own loop reading what is not plain is an operator of its own; of what is described from a configuration
+    it is a part of attention's kernel (``joined``), as engines have it.
+    """
 
     draft: Draft
     layer: int
@@ -164,6 +169,7 @@ class _Recaching:
     appends: list[Einsum]
     before: int
     state: dict[str, Tensor]
+    joined: bool
 
     def make(self, capacity: int) -> None:
         draft, spec, layer = self.draft, self.spec, self.layer
@@ -225,6 +231,11 @@ class _Recaching:
             elif any(a.tensor in swapped for a in e.inputs):
                 inputs = tuple(replace(a, tensor=swapped[a.tensor][0]) if a.tensor in swapped else a for a in e.inputs)
                 rest[i] = replace(e, inputs=inputs)
+        if self.joined and kernels:
+            first = next(i for i, e in enumerate(rest) if e.kernel in kernels)
+            reads = [_within(e, rest[first].kernel) for e in built if e.source == READ]
+            rest[first:first] = reads
+            cut, built = min(cut, first), [e for e in built if e.source != READ]
         draft.einsums = rest[:cut] + built + rest[cut:]
 
     def _append(self, like: Einsum, which: str) -> list[Einsum]:
@@ -288,6 +299,18 @@ class _Recaching:
             kernel=draft.kernel(),
             source=READ,
         )
+
+
+def _within(reading: Einsum, kernel: int) -> Einsum:
+    """A reading of the cache as a part of attention's kernel, by attention's rank of keys."""
+    names = {"t": "m"}
+
+    def renamed(access: Access) -> Access:
+        return replace(access, ranks=tuple(names.get(r, r) for r in access.ranks))
+
+    ranks = tuple((names.get(r, r), size) for r, size in reading.ranks)
+    inputs = tuple(map(renamed, reading.inputs))
+    return replace(reading, ranks=ranks, inputs=inputs, output=renamed(reading.output), kernel=kernel)
 
 
 def _described(spec: CacheSpec, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[str, tuple[int, ...]]:

@@ -76,8 +76,8 @@ class Product:
 
 
 def product_of(draft: Draft, e: Einsum) -> Product | None:
-    """The weight that ``e`` multiplies by, or None: it has none, or a kernel of hasten's has packed it already."""
-    if e.op is not Op.MATMUL or e.source.startswith("hasten::packed") or e.source.startswith("hasten::sparse"):
+    """The weight that ``e`` multiplies by, or None: it has none, or a kernel of hasten's has pruned it already."""
+    if e.op is not Op.MATMUL or e.source.startswith("hasten::sparse"):
         return None
     weights = [(draft.tensors[a.tensor], a) for a in e.inputs if draft.tensors[a.tensor].role is Role.WEIGHT]
     weights = [(t, a) for t, a in weights if len(t.shape) > 1 and set(a.ranks) & set(e.reduced)]

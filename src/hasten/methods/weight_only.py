@@ -119,7 +119,7 @@ class WeightOnly(Method):
             raise HastenError(f"{name}: {error}") from error
 
     def why_not_described(self, workload: Workload) -> str | None:
-        found = products(workload)
+        found = self._products(workload)
         if not found:
             return "it has no linear layers"
         wide = [p for p in found if self._narrows(p.weight)]
@@ -130,7 +130,7 @@ class WeightOnly(Method):
         return None
 
     def remarks(self, workload: Workload) -> Sequence[str]:
-        found = products(workload)
+        found = self._products(workload)
         left = sorted({p.weight.dtype for p in found if not self._narrows(p.weight)})
         odd = sorted({p.columns for p in found if self._narrows(p.weight) and p.columns % self.group})
         told = [f"{self.title}: weights that are {' and '.join(left)} stay so"] if left else []
@@ -140,6 +140,9 @@ class WeightOnly(Method):
                 " and stay as they are"
             )
         return told
+
+    def _products(self, workload: Workload) -> list[Product]:
+        return products(workload, lambda e: bool(self.head_bits) or not is_head(e))
 
     def _narrows(self, weight: Tensor) -> bool:
         known = BITS[weight.dtype]
@@ -202,7 +205,7 @@ class WeightOnly(Method):
         kept = [a for a in e.inputs if a.tensor not in (found.weight.name, *found.beside)]
         own = [replace(found.access, tensor=packed.name, elements=touched, index=None)]
         own += [Access(s.name, found.access.ranks, -(-touched // self.group)) for s in scales]
-        return replace(e, inputs=(kept[0], *own, *kept[1:]), source="hasten::packed_part")
+        return replace(e, inputs=(kept[0], *own, *kept[1:]), map="mul", source="hasten::packed_part")
 
     def _gather(self, draft: Draft, e: Einsum, weight: str, weights: dict[str, int]) -> Einsum:
         known = draft.tensors[weight]

@@ -118,7 +118,8 @@ def _table(shown: Sequence[Priced], rate: bool) -> str:
         cells.append(f'<td data-value="{int(p.cost.fits)}">{"yes" if p.cost.fits else "no"}</td>')
         opening = "<tr>" if p.cost.fits else '<tr class="unfit">'
         rows.append(f"{opening}{''.join(cells)}</tr>")
-    head = headings(titles, ("name short", "name short"))
+    bounds = ["text" if title == "bound by" else "" for title in titles[2:]]
+    head = headings(titles, ("name short", "name short", *bounds))
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 

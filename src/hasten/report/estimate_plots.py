@@ -228,7 +228,7 @@ def memory(priced: Sequence[Priced]) -> Figure:
         x=room, y=1, yref="paper", yanchor="bottom", xanchor="right" if room >= largest / 2 else "left",
         text=escaped(f"{device.main_memory.name} {q.si(room, 'B')}"), showarrow=False, font={"color": VERMILION},
     )  # fmt: skip
-    figure.update_layout(legend={"y": 1 + 30 / figure.layout.height}, margin={"t": 70})
+    figure.update_layout(legend={"y": 1 + 30 / figure.layout.height, "traceorder": "normal"}, margin={"t": 70})
     return figure
 
 
@@ -253,8 +253,9 @@ def rooflines(priced: Sequence[Priced]) -> Figure:
     used = _units(device, priced) & set(roof.compute)
     chosen = {name: peak for name, peak in roof.compute.items() if name in used} or roof.compute
     figure = roofline(kernels, Roof(compute=chosen, memory=roof.memory), styles)
-    lines = len(chosen) + 1 + len(styles)
-    figure.update_layout(height=420 + 22 * lines, margin={"t": 40 + 22 * lines})
+    # Below, where its many lines take the room that they need and no more of the plot.
+    height = 480 + 20 * (len(chosen) + 1 + len(styles))
+    figure.update_layout(height=height, margin={"t": 30}, legend={"y": -90 / height, "yanchor": "top"})
     return figure
 
 

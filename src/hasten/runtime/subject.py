@@ -26,6 +26,7 @@ from hasten.models.description import describe
 from hasten.models.language.recurrent import RecurrentLM
 from hasten.models.loading.config import build, read_config
 from hasten.models.loading.network import read_stored
+from hasten.models.loading.weight_types import WeightTypes
 from hasten.runtime.language_model import LanguageModel
 from hasten.runtime.step import FAMILIES
 from hasten.workload import Workload, trace
@@ -62,6 +63,7 @@ def read_subject(
     *,
     dtype: str | None = None,
     image: str | tuple[int, int] | None = None,
+    context: int = 0,
 ) -> Subject:
     """Finds out what ``text`` names.
 
@@ -75,6 +77,7 @@ def read_subject(
         prompt, new_tokens, batch: of a language model's run.
         dtype: format of the weights, in place of what a configuration or a file says; of no other subjects.
         image: ``HEIGHTxWIDTH`` in pixels, or the two numbers, for configurations of models that see.
+        context: tokens in the cache before the prompt, of a configuration or a file.
 
     Raises:
         HastenError: none of these, or it is broken.
@@ -84,15 +87,19 @@ def read_subject(
             raise HastenError(f"{label} must be at least 1")
         if value > _LONGEST:
             raise HastenError(f"{label} must be at most {_LONGEST:,}")
+    if not 0 <= context <= _LONGEST:
+        raise HastenError(f"context must be 0 to {_LONGEST:,}")
     named_path(text, "the model")  # what no file can be called is nothing else either
     pixels = image_size(image) if isinstance(image, str) else image
     file, _, factory = text.rpartition(":")
     ours = factory and file.endswith(".py")
+    asked = _Asked(prompt, new_tokens, batch, context, dtype, pixels)
     if text.endswith(".json") and not ours:
-        return _from_config(Path(text), prompt, new_tokens, batch, dtype, pixels)
+        return _from_config(Path(text), asked)
     if (Path(text).exists() or text.endswith(".gguf") or _is_asset(text)) and not ours:
-        return _from_weights(text, prompt, new_tokens, batch, dtype, pixels)
-    for flag, given in (("--dtype", dtype is not None), ("--image", image is not None)):
+        return _from_weights(text, asked)
+    flags = (("--dtype", dtype is not None), ("--image", image is not None), ("--context", context > 0))
+    for flag, given in flags:
         if given:
             raise HastenError(f"{flag} goes with a config.json, a .gguf file or a model folder, not with {text}")
     if ours:
@@ -121,43 +128,49 @@ def image_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _from_config(
-    path: Path, prompt: int, new_tokens: int, batch: int, dtype: str | None, image: tuple[int, int] | None
-) -> Subject:
-    config = read_config(path)
-    name = path.parent.name or path.stem
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of a language model, as `describe` takes it."""
 
-    def workload() -> Workload:
-        return describe(config, prompt=prompt, new_tokens=new_tokens, batch=batch, name=name, dtype=dtype, image=image)
+    prompt: int
+    new_tokens: int
+    batch: int
+    context: int
+    dtype: str | None
+    image: tuple[int, int] | None
+
+    def describe(self, config: Any, name: str, weights: WeightTypes | None = None) -> Workload:
+        """The workload of a configuration."""
+        weights = None if self.dtype else weights
+        return describe(config, name=name, weights=weights, **vars(self))
+
+
+def _from_config(path: Path, asked: _Asked) -> Subject:
+    config = read_config(path)
+    # A hub's files are all called config.json: their folder says which one it is.
+    name = path.resolve().parent.name if path.stem == "config" else path.stem
 
     def run(runs: int) -> Measurement:
         network = build(config)
         if type(network).__name__ not in FAMILIES:
             raise HastenError(f"a config of {config.model_type!r} can be estimated, not run: {', '.join(FAMILIES)} can")
         network = type(network)(config)
-        return LanguageModel(network, name=name).measure(prompt, new_tokens, batch, runs)
+        model = LanguageModel(network, name=name)
+        return model.measure(asked.prompt, asked.new_tokens, asked.batch, runs)
 
-    return Subject(name, workload, run)
+    return Subject(name, lambda: asked.describe(config, name), run)
 
 
-def _from_weights(
-    text: str, prompt: int, new_tokens: int, batch: int, dtype: str | None, image: tuple[int, int] | None
-) -> Subject:
+def _from_weights(text: str, asked: _Asked) -> Subject:
     stored = read_stored(text)
-
-    def workload() -> Workload:
-        return describe(
-            stored.config, prompt=prompt, new_tokens=new_tokens, batch=batch, name=stored.name, dtype=dtype,
-            image=image, weights=None if dtype else stored.types,
-        )  # fmt: skip
 
     def run(runs: int) -> Measurement:
         loaded = load_network(text)
         model = LanguageModel(loaded.network, name=loaded.name)
-        model.check_fits(prompt + new_tokens)
-        return model.measure(prompt, new_tokens, batch, runs)
+        model.check_fits(asked.prompt + asked.new_tokens)
+        return model.measure(asked.prompt, asked.new_tokens, asked.batch, runs)
 
-    return Subject(stored.name, workload, run)
+    return Subject(stored.name, lambda: asked.describe(stored.config, stored.name, stored.types), run)
 
 
 def _from_name(name: str, prompt: int, new_tokens: int, batch: int) -> Subject:

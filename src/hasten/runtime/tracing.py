@@ -180,7 +180,7 @@ def _chosen(workload: Workload, policy: Policy) -> Workload:
         dense = {m for m in _attending(cascade) if policy.dense(_layer_of(m))}
         einsums = []
         for e in cascade.einsums:
-            rank = "t" if e.source == "hasten::kv_read" else "m"
+            rank = "t" if "t" in e.sizes else "m"
             if e.module not in _attending(cascade) or e.module in dense or rank not in e.sizes or not _reads(e):
                 einsums.append(e)
                 continue
