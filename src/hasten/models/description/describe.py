@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from hasten.errors import HastenError
+from hasten.models.description.architecture import Way, class_of, way_of
 from hasten.models.description.decoders import describe_decoder
+from hasten.models.description.encoder_decoder import describe_encoder_decoder
+from hasten.models.description.encoders import describe_encoder
 from hasten.models.description.stored import with_weights
 from hasten.models.loading.weight_types import WeightTypes, weight_types
 from hasten.workload import Workload
@@ -24,7 +27,10 @@ def describe(
     name: str = "",
     weights: WeightTypes | None = None,
 ) -> Workload:
-    """What a model computes for a prompt and new tokens: the phases ``prefill`` and ``decode``, weights and state.
+    """What a model computes for a prompt and new tokens: its phases, weights and state.
+
+    A decoder has the phases ``prefill`` and ``decode``, an encoder-decoder ``encode`` before them, and what runs once
+    (an encoder, a classifier) ``forward`` alone.
 
     Args:
         config: a transformers configuration (`hasten.models.loading.config.read_config`).
@@ -49,14 +55,13 @@ def describe(
         if value < 1:
             raise HastenError(f"{label} is {value}: give at least 1")
     types = weights or weight_types(config, dtype)
-    found = describe_decoder(
-        config,
-        prompt=prompt,
-        new_tokens=new_tokens,
-        batch=batch,
-        context=context,
-        dtype=types.activations,
-        cache_dtype=cache_dtype,
-        name=name,
-    )
+    kind = class_of(config)
+    way = way_of(config, kind)
+    given: dict[str, Any] = {"prompt": prompt, "batch": batch, "dtype": types.activations, "name": name}
+    if way is Way.ENCODER:
+        return with_weights(describe_encoder(config, kind, image=image, **given), types)
+    given |= {"new_tokens": new_tokens, "cache_dtype": cache_dtype}
+    if way is Way.ENCODER_DECODER:
+        return with_weights(describe_encoder_decoder(config, kind, image=image, **given), types)
+    found = describe_decoder(config, context=context, **given)
     return with_weights(found, types)

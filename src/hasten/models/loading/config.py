@@ -101,7 +101,10 @@ def json_object(path: Path) -> dict[str, Any]:
 def config_of(data: dict[str, Any], path: Path) -> Any:
     from transformers import CONFIG_MAPPING
 
-    kind = data.get("model_type")
+    kind = data.get("model_type") or _kind_of(data)
+    for key, whose, wanted in _OTHERS:
+        if kind is None and key in data:
+            raise HastenError(f"{path} is a configuration of {whose}, not of transformers: give {wanted}")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise HastenError(f"{path} names the model type {str(kind)[:40]!r}, which this transformers does not know")
     check_sizes(data, path)
@@ -109,12 +112,31 @@ def config_of(data: dict[str, Any], path: Path) -> Any:
     data = {k: v for k, v in data.items() if k not in ("auto_map", "quantization_config")}
     try:
         with quiet():
-            config = CONFIG_MAPPING[kind].from_dict(data)
+            config = CONFIG_MAPPING[kind].from_dict({**data, "model_type": kind})
     except Exception as error:
         raise HastenError(f"{path} is not a usable config: {one_line(error)}") from None
     if isinstance(quantized, dict):
         config.quantization_config = quantized  # as it is written: transformers would look for the kernels
     return config
+
+
+# What tells configurations of other libraries: a key that they have, the library, what to give instead.
+_OTHERS = (
+    ("_class_name", "diffusers", "the config.json of a text encoder or of another transformers model"),
+    ("pretrained_cfg", "timm", "the model's name, such as resnet50"),
+)
+
+
+def _kind_of(data: dict[str, Any]) -> str | None:
+    """The model type of a configuration that names its class alone, as old ones do."""
+    import transformers
+
+    for name in data.get("architectures") or () if isinstance(data.get("architectures"), list) else ():
+        kind = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+        found = getattr(getattr(kind, "config_class", None), "model_type", None)
+        if isinstance(found, str) and found:
+            return found
+    return None
 
 
 def build(config: Any) -> Any:

@@ -18,7 +18,7 @@ from hasten.models.loading.quantization import MXFP4, NF4, NVFP4, Quantization, 
 from hasten.models.loading.weight_format import WeightFormat
 
 _FLOATS = {
-    "float64": "fp64", "double": "fp64", "fp64": "fp64", "float32": "fp32", "float": "fp32", "fp32": "fp32",
+    "float32": "fp32", "float": "fp32", "fp32": "fp32",
     "bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "half": "fp16", "fp16": "fp16",
     "float8_e4m3fn": "fp8", "float8_e5m2": "fp8",
 }  # fmt: skip
