@@ -97,7 +97,8 @@ def test_a_config_alone_matches_the_traced_module(name: str) -> None:
         return (token,), {"past_key_values": filled, "logits_to_keep": 1}
 
     decode = trace_cascade(model, prepare=step)
-    assert contractions(work.phase("decode").cascade) == contractions(decode.cascade)
+    if "kv_lora_rank" not in configuration(name):  # there the module expands all that it has cached, at every step
+        assert contractions(work.phase("decode").cascade) == contractions(decode.cascade)
     assert work.phase("decode").repeats == new
 
     per_token = sum(t.nbytes // t.shape[2] for layer in cache.layers for t in (layer.keys, layer.values))

@@ -14,6 +14,7 @@ from hasten.cost.measuring import spread
 from hasten.errors import HastenError
 from hasten.kernels import kv_cache
 from hasten.models.decoder import Decoder, decoder_of
+from hasten.models.loading.config import check_positions
 from hasten.runtime import generation, tracing
 from hasten.runtime import step as compiled
 from hasten.runtime.attention import following, no_mask
@@ -260,13 +261,11 @@ class LanguageModel(nn.Module):
 
     def check_fits(self, length: int) -> None:
         """Raises HastenError when a text of ``length`` tokens is longer than the model's positions."""
-        limit = self.config.max_position_embeddings
         if self.cache.capped:
             # Positions count within the cache: no distance is longer than what it holds.
             assert self.cache.window is not None
             length = min(length, self.cache.window + self.cache.sinks)
-        if length > limit:
-            raise HastenError(f"{length} tokens are more than the model's {limit} positions: shorten the prompt")
+        check_positions(self.config, length)
 
 
 def own_windows(config: Any, layers: int) -> tuple[int | None, ...]:

@@ -17,6 +17,7 @@ from hasten.workload.decoder import DecoderSizes
 from hasten.workload.dispatch import recording
 from hasten.workload.einsum import Cascade, Einsum, Phase, Role, Workload
 from hasten.workload.experts import grouped_experts
+from hasten.workload.latent import absorbed_attention
 from hasten.workload.recorder import Recorder
 
 _LLAMA = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
@@ -296,6 +297,8 @@ class _Network:
             window = sizes.window_of(layer)
             key = self._cached(layer, "keys", key, past, window)
             value = self._cached(layer, "values", value, past, window)
+            if window is not None and not past:  # kernels skip what no query of a window sees
+                key, value = key[:, :, :window], value[:, :, :window]
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=not past, enable_gqa=True)
             mixed = mixed.transpose(1, 2).reshape(self.batch, new, heads * width)
             out_biased = c.model_type != "qwen2" and biased
@@ -305,7 +308,7 @@ class _Network:
         self, path: str, layer: int, x: TorchTensor, rotary: tuple[TorchTensor, TorchTensor], past: int
     ) -> TorchTensor:
         """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): the cache keeps what keys and values
-        are expanded from."""
+        are expanded from, for a prompt; a step attends to it as it is."""
         sizes, new, heads = self.sizes, x.shape[1], self.sizes.heads
         rope, value_width, rank = sizes.rotary_dim, sizes.value_dim, sizes.kv_rank
         nope = sizes.head_dim - rope
@@ -326,6 +329,10 @@ class _Network:
             key_rope = self._turned(key_rope[:, None], rotary)
             low = self._cached(layer, "keys", low, past, None)
             key_rope = self._cached(layer, "values", key_rope, past, None)
+            if new == 1 and past:
+                weight = self._weight(f"{path}.kv_b_proj.weight", heads * (nope + value_width), rank)
+                mixed = absorbed_attention(self.recorder, query, low, key_rope, weight, nope)
+                return self._linear(f"{path}.o_proj", mixed.flatten(2), sizes.hidden, biased)
             wide = self._linear(f"{path}.kv_b_proj", low[:, 0], heads * (nope + value_width))
             wide = wide.view(self.batch, -1, heads, nope + value_width).transpose(1, 2)
             key, value = wide.split((nope, value_width), -1)

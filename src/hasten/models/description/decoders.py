@@ -16,7 +16,7 @@ from hasten.models.description.kept import Store, kept_cache
 from hasten.models.description.own_state import attribute_state, attributes_restored, returned_state, tensors_in
 from hasten.models.description.recurrences import fused_recurrences
 from hasten.models.description.repeats import repeated_layers
-from hasten.models.loading.config import build_as, one_line, quiet
+from hasten.models.loading.config import build_as, check_positions, one_line, quiet
 from hasten.workload import Phase, Traced, Workload, trace_cascade
 from hasten.workload.dispatch import Functions, Tracer
 from hasten.workload.einsum import Role
@@ -45,7 +45,11 @@ def describe_decoder(
 
     The decode step stands for all of them: it is taken in the middle, with ``new_tokens // 2`` tokens made before it.
     Only the last position of a prompt goes through the output head.
+
+    Raises:
+        HastenError: more tokens than the model has positions, or a model that cannot be built or traced.
     """
+    check_positions(config, context + prompt + new_tokens)
     problem = ""
     for implementation, keeps in _WAYS:
         try:

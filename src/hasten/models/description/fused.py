@@ -18,8 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hasten.workload.dispatch import Tracer
-from hasten.workload.operators import Call
-from hasten.workload.operators.attention import attention
+from hasten.workload.latent import absorbed_attention
 
 NAME = "hasten"
 WITH_MASKS = "hasten_with_masks"  # for models that go on with the mask themselves
@@ -92,19 +91,10 @@ class _Attention:
                 del module.__dict__["expand_kv"]
 
     def _absorbed(self, module: Any, query: Tensor, low: Tensor, turned: Tensor, chosen: Tensor | None) -> Tensor:
-        nope, rank = module.qk_nope_head_dim, low.shape[-1]
         if chosen is not None and chosen.shape[-1] < low.shape[2]:
             low, turned = low[:, :, : chosen.shape[-1]], turned[:, :, : chosen.shape[-1]]
-        maps = module.kv_b_proj.weight.view(module.num_heads, -1, rank)
-        # (batch, heads, 1, nope) x (heads, nope, rank): each head's part of kv_b_proj goes to the query.
-        plain = torch.einsum("bhpn,hnr->bhpr", query[..., :nope], maps[:, :nope])
-        query = torch.cat((plain, query[..., nope:]), -1)
-        with self._tracer.quiet():
-            mixed = query.new_empty(*query.shape[:-1], rank)
-        arguments = {"query": query, "key": low, "value": low, "beside": turned}
-        call = Call(self._tracer.recorder, "hasten::latent_attention", arguments, [mixed])
-        attention(call, query, low, low, None, mixed, beside=turned)
-        return torch.einsum("bhpr,hvr->bphv", mixed, maps[:, nope:])
+        weight, plain = module.kv_b_proj.weight, module.qk_nope_head_dim
+        return absorbed_attention(self._tracer.recorder, query, low, turned, weight, plain)
 
 
 _CURRENT: ContextVar[_Attention] = ContextVar("attention")

@@ -127,6 +127,23 @@ class _Carried(_Layer):
         self.dtype, self.device = tensor.dtype, tensor.device
 
 
+class _Cache(DynamicCache):
+    """A `transformers.DynamicCache` that knows how much came before even where no layer attends."""
+
+    store: Store
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        if any(isinstance(layer, CacheLayerMixin) for layer in self.layers):
+            return int(super().get_seq_length(layer_idx))
+        return self.store.past
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        if any(isinstance(layer, CacheLayerMixin) for layer in self.layers):
+            seen, before = super().get_mask_sizes(query_length, layer_idx)
+            return int(seen), int(before)
+        return self.store.past + query_length, 0
+
+
 _KEPT: dict[type[Any], type[Any]] = {}
 
 
@@ -151,7 +168,8 @@ def kept_cache(config: Any, store: Store, before: Mapping[str, tuple[tuple[int, 
     Returns:
         The cache, or None where a layer keeps its state in a way that is known to its own class alone.
     """
-    made = DynamicCache(config=config)
+    made = _Cache(config=config)
+    made.store = store
     if made.layer_class_to_replicate is not None:
         return None
     for number, layer in enumerate(made.layers):

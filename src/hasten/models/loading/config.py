@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import warnings
@@ -35,6 +36,7 @@ _BOUNDS: tuple[tuple[tuple[str, ...], int, int], ...] = (
     (("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length"), 1, 1 << 31),
 )  # fmt: skip
 _SIZES = {name: (least, most) for names, least, most in _BOUNDS for name in names}
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 # Numbers that are divided by, or a root is taken of.
 _POSITIVE = ("rope_theta", "factor", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 
@@ -154,15 +156,36 @@ def build(config: Any) -> Any:
         raise HastenError(f"no causal language model for this config: {one_line(error)}") from None
 
 
+def check_positions(config: Any, length: int) -> None:
+    """Whether a model has as many positions as a text has tokens.
+
+    Raises:
+        HastenError: it has fewer.
+    """
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    limit = next((n for name in _POSITIONS if isinstance(n := getattr(text, name, None), int) and n > 0), None)
+    if limit is not None and length > limit:
+        raise HastenError(f"{length} tokens are more than the model's {limit} positions: shorten the prompt")
+
+
 def build_as(config: Any, implementation: str, dtype: torch.dtype) -> Any:
     """The transformers causal LM of a config on the meta device, with an attention implementation by name.
 
-    Its weights have ``dtype`` but for those that its class keeps in fp32. What the class raises comes through.
+    Its weights have ``dtype`` but for those that its class always keeps in fp32. The config stays as it was. What the
+    class raises comes through.
     """
     from transformers import AutoModelForCausalLM
 
+    own = copy.deepcopy(config)  # the class writes its type and its attention into it
     with quiet(), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, attn_implementation=implementation, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_config(own, attn_implementation=implementation, dtype=dtype).eval()
+        wide = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+        for path, module in model.named_modules():
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    if tensor is not None and tensor.dtype is dtype and wide & {name, *path.split(".")}:
+                        tensor.data = tensor.data.float()
+    return model
 
 
 @contextlib.contextmanager
