@@ -131,7 +131,9 @@ def importances(problem: Problem, result: StudyResult) -> dict[str, dict[str, fl
             for t in feasible:
                 study.add_trial(
                     create_trial(
-                        params={n: t.params[n] for n in names}, distributions=distributions, value=t.values[o.name]
+                        params=problem.space.to_trial({n: t.params[n] for n in names}),
+                        distributions=distributions,
+                        value=t.values[o.name],
                     )
                 )
             with warnings.catch_warnings():

@@ -1,6 +1,6 @@
 """Finding the best of what may be chosen: spaces, problems, samplers, and the study that joins them."""
 
-from hasten.search.parameter import Parameter, categorical, integer, real
+from hasten.search.parameter import Parameter, categorical, integer, ordinal, real
 from hasten.search.problem import Infeasible, Objective, Problem, Trial, pareto
 from hasten.search.samplers import make_sampler, register, samplers
 from hasten.search.space import Space
@@ -19,6 +19,7 @@ __all__ = [
     "categorical",
     "integer",
     "make_sampler",
+    "ordinal",
     "pareto",
     "real",
     "register",

@@ -1,4 +1,4 @@
-"""One thing that may be chosen: a category, a whole number or a real one, present always or on conditions."""
+"""One thing that may be chosen: a category, one of an order, a whole number or a real one; always or on conditions."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ _EXACT = 2**53  # whole numbers up to here are doubles, each a different one
 
 @dataclass(frozen=True)
 class Parameter:
-    """One thing to choose. Made by `categorical`, `integer` and `real`.
+    """One thing to choose. Made by `categorical`, `ordinal`, `integer` and `real`.
 
     Args:
         name: unique in its space.
         kind: ``categorical``, ``int`` or ``float``.
         choices: the values of a categorical parameter.
+        ordered: whether they stand in an order that means something, so that neighbours are alike. Optuna's samplers
+            and its storage then know a value by its place, from 0 on.
         low, high: the range of a number, both ends included.
         step: the grid of a number; 1 for an ``int`` unless said otherwise, None (continuous) for a ``float``.
         log: sample the logarithm uniformly.
@@ -46,6 +48,7 @@ class Parameter:
     step: float | None = None
     log: bool = False
     when: tuple[tuple[str, tuple[Value, ...]], ...] = ()
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         def wrong(why: str) -> HastenError:
@@ -64,6 +67,8 @@ class Parameter:
             if len(set(self.choices)) < len(self.choices):  # True and 1 are equal, to Optuna's storage too
                 raise wrong("two choices are equal: list each once")
             return
+        if self.ordered:
+            raise wrong("a number is in order already: leave out ordered")
         if self.kind not in ("int", "float"):
             raise wrong(f"kind {self.kind!r} is not known: use categorical, int or float")
         numbers = [self.low, self.high] + ([] if self.step is None else [self.step])
@@ -168,17 +173,35 @@ class Parameter:
 
     def distribution(self) -> Any:
         """The Optuna distribution of its values (conditions aside)."""
+        if self.ordered:
+            return distributions.IntDistribution(0, len(self.choices) - 1)
         if self.kind == "categorical":
             return distributions.CategoricalDistribution(list(self.choices))
         if self.kind == "int":
             return distributions.IntDistribution(int(self.low), int(self.high), self.log, int(self.step or 1))
         return distributions.FloatDistribution(float(self.low), float(self.high), self.log, self.step)
 
+    def to_trial(self, value: Value) -> Value:
+        """A value as a trial of Optuna has it.
+
+        Raises:
+            HastenError: it is not a value of this parameter.
+        """
+        return self.choices.index(self.canonical(value)) if self.ordered else value
+
+    def from_trial(self, stored: Any) -> Any:
+        """The value of what a trial of Optuna has; what it cannot have is left as it is."""
+        if self.ordered and type(stored) is int and 0 <= stored < len(self.choices):
+            return self.choices[stored]
+        return stored
+
     def to_dict(self) -> dict[str, Any]:
         """The parameter as plain data, as `Space.from_dict` reads it."""
         data: dict[str, Any] = {"name": self.name, "kind": self.kind}
         if self.kind == "categorical":
             data["choices"] = list(self.choices)
+            if self.ordered:
+                data["ordered"] = True
         else:
             data |= {"low": self.low, "high": self.high}
             if self.step is not None and (self.kind, self.step) != ("int", 1):
@@ -191,7 +214,7 @@ class Parameter:
 
     def __str__(self) -> str:
         if self.kind == "categorical":
-            return "{" + ", ".join(map(str, self.choices)) + "}"
+            return "{" + (" < " if self.ordered else ", ").join(map(str, self.choices)) + "}"
         grid = f" by {self.step}" if self.step not in (None, 1) else ""
         return f"[{self.low}, {self.high}]{grid}{' (log)' if self.log else ''}"
 
@@ -208,6 +231,11 @@ def _conditions(when: Mapping[str, Any] | None) -> tuple[tuple[str, tuple[Value,
 def categorical(name: str, choices: Sequence[Value], when: Mapping[str, Any] | None = None) -> Parameter:
     """One of ``choices``."""
     return Parameter(name, "categorical", choices=tuple(choices), when=_conditions(when))
+
+
+def ordinal(name: str, values: Sequence[Value], when: Mapping[str, Any] | None = None) -> Parameter:
+    """One of ``values``, which stand in an order: sizes, clocks, degrees. Samplers take neighbours for alike."""
+    return Parameter(name, "categorical", choices=tuple(values), when=_conditions(when), ordered=True)
 
 
 def integer(
@@ -231,7 +259,7 @@ def real(
 
 
 _KEYS = {
-    "categorical": {"choices"},
+    "categorical": {"choices", "ordered"},
     "int": {"low", "high", "step", "log"},
     "float": {"low", "high", "step", "log"},
 }
@@ -257,6 +285,9 @@ def from_entry(entry: Any) -> Parameter:
     if kind == "categorical":
         if not isinstance(entry["choices"], list | tuple):
             raise HastenError(f"parameter {name!r}: choices must be a list")
-        return Parameter(name, kind, choices=tuple(entry["choices"]), when=when)
+        ordered = entry.get("ordered", False)
+        if not isinstance(ordered, bool):
+            raise HastenError(f"parameter {name!r}: ordered must be true or false")
+        return Parameter(name, kind, choices=tuple(entry["choices"]), when=when, ordered=ordered)
     log = entry.get("log", False)
     return Parameter(name, kind, low=entry["low"], high=entry["high"], step=entry.get("step"), log=log, when=when)

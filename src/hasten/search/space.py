@@ -175,7 +175,9 @@ class Space:
         for p in self:
             if not self.active(p, params):
                 continue
-            if p.kind == "categorical":
+            if p.ordered:
+                value = p.from_trial(trial.suggest_int(p.name, 0, len(p.choices) - 1))
+            elif p.kind == "categorical":
                 value = trial.suggest_categorical(p.name, list(p.choices))
             elif p.kind == "int":
                 value = trial.suggest_int(p.name, int(p.low), int(p.high), step=int(p.step or 1), log=p.log)
@@ -183,6 +185,14 @@ class Space:
                 value = trial.suggest_float(p.name, float(p.low), float(p.high), step=p.step, log=p.log)
             params[p.name] = p.canonical(value)
         return params
+
+    def to_trial(self, params: Mapping[str, Any]) -> Params:
+        """A point, or a part of one, as a trial of Optuna has it: values that stand in an order by their places."""
+        return {name: self.parameters[name].to_trial(value) for name, value in params.items()}
+
+    def from_trial(self, params: Mapping[str, Any]) -> Params:
+        """The point of the parameters of a trial of Optuna."""
+        return {n: self.parameters[n].from_trial(v) if n in self.parameters else v for n, v in params.items()}
 
     def to_optuna(self) -> dict[str, Any]:
         """Parameter name -> Optuna distribution; conditions, which Optuna's do not have, are left out."""

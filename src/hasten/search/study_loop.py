@@ -24,6 +24,7 @@ from hasten.search.study_result import Stopped, StudyResult
 from hasten.search.trial_records import (
     BROKEN_OFF,
     ELAPSED,
+    MARK,
     REASON,
     REPEAT,
     SAMPLER,
@@ -210,6 +211,9 @@ class StudyLoop:
     def _tell(self, trial: Any, tried: Trial) -> None:
         for name, detail in attributes(self.problem, tried.details).items():
             trial.set_user_attr(name, detail)
+        for name, value in tried.params.items():
+            if self.space.parameters[name].ordered:  # of which the trial itself has the place alone
+                trial.set_user_attr(f"{MARK}param.{name}", value)
         trial.set_user_attr(SECONDS, tried.seconds)
         trial.set_user_attr(ELAPSED, time.monotonic() - self.begun)
         trial.set_user_attr(SAMPLER, tried.sampler or self.name)
@@ -244,9 +248,9 @@ class StudyLoop:
         waiting = set()
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             with suppress(HastenError):  # of a point of which some parameters are fixed, the sampler chooses the rest
-                waiting.add(self.space.key(trial.system_attrs.get("fixed_params", {})))
+                waiting.add(self.space.key(self.space.from_trial(trial.system_attrs.get("fixed_params", {}))))
         again = [
-            trial.params
+            self.space.from_trial(trial.params)
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
             if trial.user_attrs.get(BROKEN_OFF) and trial.params
         ]
@@ -260,7 +264,7 @@ class StudyLoop:
             key = self.space.key(params)
             if key not in self.done and key not in waiting:
                 waiting.add(key)
-                self.study.enqueue_trial(params)
+                self.study.enqueue_trial(self.space.to_trial(params))
 
     def _ordered(self, order: Order) -> Iterator[Params]:
         """The space's points that are not left out, best prior score first, ties in the space's order."""
@@ -281,7 +285,7 @@ class StudyLoop:
                 return True
             for point in self.queue:
                 if self.space.key(point) not in self.done:
-                    self.study.enqueue_trial(point)
+                    self.study.enqueue_trial(self.space.to_trial(point))
                     return True
         return False
 
@@ -294,7 +298,7 @@ class StudyLoop:
             unseen = next((p for p in self.space.enumerate() if self.space.key(p) not in known), None)
         if unseen is not None:
             with self._errors():
-                self.study.enqueue_trial(unseen)
+                self.study.enqueue_trial(self.space.to_trial(unseen))
 
     def _fail_running(self) -> None:
         """Marks what is still running as broken off; this run holds the lock, so nobody is running it."""

@@ -37,7 +37,7 @@ def read_trials(study: Any, problem: Problem) -> list[Trial]:
         found.append(
             Trial(
                 trial.number,
-                problem.space.validate(trial.params),
+                problem.space.validate(problem.space.from_trial(trial.params)),
                 values,
                 {} if reason else {name: limits[name] for name in problem.constraints if name in limits},
                 {names.get(k, k): v for k, v in attributes.items() if not k.startswith(MARK)},

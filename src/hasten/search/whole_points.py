@@ -38,7 +38,7 @@ class WholePointSampler(BaseSampler):
 
     def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> Params:
         with self._lock:
-            return self.choose(study, trial)
+            return self.space.to_trial(self.choose(study, trial))
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
         return self.space.to_optuna()
@@ -51,7 +51,7 @@ class WholePointSampler(BaseSampler):
         """
         if name not in self.space.parameters:
             raise HastenError(f"parameter {name!r} is not in the searched space: use one space for a study")
-        return self.left_open(trial, name)
+        return self.space.parameters[name].to_trial(self.left_open(trial, name))
 
     def left_open(self, trial: Any, name: str) -> Any:
         """What such a parameter is where the sampler did not choose it: its first value."""

@@ -10,7 +10,7 @@ from hasten.data.memory_traces import WORKLOADS, MemoryTrace, memory_trace, read
 from hasten.errors import HastenError
 from hasten.hardware.chips.memory_part import memory_part
 from hasten.kernels import dram_controller as kernel
-from hasten.search.parameter import Params, categorical
+from hasten.search.parameter import Params, categorical, ordinal
 from hasten.search.problem import Objective, Problem
 from hasten.search.space import Space
 
@@ -33,13 +33,13 @@ def space(
             categorical("page", kernel.PAGES),
             categorical("scheduler", kernel.SCHEDULERS),
             categorical("buffer", kernel.BUFFERS),
-            categorical("size", sizes),
+            ordinal("size", sizes),
             categorical("response", kernel.RESPONSES),
             categorical("refresh", kernel.REFRESHES),
-            categorical("postponed", waits),
-            categorical("pulled", waits),
+            ordinal("postponed", waits),
+            ordinal("pulled", waits),
             categorical("arbiter", kernel.ARBITERS),
-            categorical("active", active),
+            ordinal("active", active),
         ]
     )
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from hasten.nn.hourglass import Hourglass
-from hasten.search.parameter import Params, categorical
+from hasten.search.parameter import Params, categorical, ordinal
 from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Space
 from hasten.tasks.restoration import NOISE, SIDE, Denoise, DenoiseDigits, Restoration, SuperResolution
@@ -87,11 +87,11 @@ def problem(seed: int = 0, steps: int = 1000, task: Kind = "denoise") -> Problem
     side = round(width**0.5)
     space = Space(
         [
-            categorical("parameters", [50_000, 100_000, 300_000]),
+            ordinal("parameters", [50_000, 100_000, 300_000]),
             categorical("shape", ["conventional", "narrow", "hourglass"]),
-            categorical("layers", [1, 2, 3, 4, 5, 8, 12]),
-            categorical("ratio", [2, 3, 4, 5], when={"shape": "hourglass"}),
-            categorical("rate", [1e-3, 2e-3, 4e-3]),
+            ordinal("layers", [1, 2, 3, 4, 5, 8, 12]),
+            ordinal("ratio", [2, 3, 4, 5], when={"shape": "hourglass"}),
+            ordinal("rate", [1e-3, 2e-3, 4e-3]),
         ]
     )
 

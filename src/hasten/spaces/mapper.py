@@ -18,7 +18,7 @@ from hasten.cost.chips.loop_nest import (
     mapping_cost,
 )
 from hasten.errors import HastenError
-from hasten.search.parameter import Params, categorical
+from hasten.search.parameter import Params, categorical, ordinal
 from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Space
 
@@ -48,15 +48,15 @@ def space(nest: Nest, chip: bool = True) -> Space:
     ranks = [rank for rank, _ in tiled]
     sides = (8, 12, 16, 24, 32)
     array = [
-        categorical("array_rows", sides),
-        categorical("array_columns", sides),
-        categorical("buffer", [2**i * 1024 for i in range(4, 10)]),
+        ordinal("array_rows", sides),
+        ordinal("array_columns", sides),
+        ordinal("buffer", [2**i * 1024 for i in range(4, 10)]),
     ]
     return Space(
         [
             *(array if chip else ()),
             *(
-                categorical(f"tile_{r}", [*(2**i for i in range((size - 1).bit_length()) if 2**i < size), size])
+                ordinal(f"tile_{r}", [*(2**i for i in range((size - 1).bit_length()) if 2**i < size), size])
                 for r, size in tiled
             ),
             categorical("order", [" ".join(p) for p in itertools.permutations(ranks)]),

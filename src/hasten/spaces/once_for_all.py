@@ -28,7 +28,7 @@ from hasten.models.vision.once_for_all import (
     resized,
 )
 from hasten.search.networks.specialize import estimated, measured
-from hasten.search.parameter import Params, categorical
+from hasten.search.parameter import Params, ordinal
 from hasten.search.problem import Objective, Problem
 from hasten.search.space import Space
 from hasten.tasks.images import Digits, FashionMNIST
@@ -187,13 +187,13 @@ def space(config: OFAConfig) -> Space:
 
     It has as many points as the network has sub-networks.
     """
-    parameters = [categorical("resolution", config.resolutions)]
+    parameters = [ordinal("resolution", config.resolutions)]
     for s in range(1, len(config.widths) + 1):
-        parameters.append(categorical(f"depth-{s}", config.depths))
+        parameters.append(ordinal(f"depth-{s}", config.depths))
         for j in range(1, config.depths[-1] + 1):
             when = {f"depth-{s}": [d for d in config.depths if d >= j]}
-            parameters.append(categorical(f"kernel-{s}-{j}", config.kernels, when))
-            parameters.append(categorical(f"expand-{s}-{j}", config.expands, when))
+            parameters.append(ordinal(f"kernel-{s}-{j}", config.kernels, when))
+            parameters.append(ordinal(f"expand-{s}-{j}", config.expands, when))
     return Space(parameters)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from hasten.cost.chips.soc import MEMORIES, PROCESSORS, TOPOLOGIES, Chip, run_tasks
 from hasten.data.task_graphs import GRAPHS, TaskGraph, read_task_graph, task_graph
 from hasten.errors import HastenError
-from hasten.search.parameter import Params, categorical
+from hasten.search.parameter import Params, categorical, ordinal
 from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Space
 
@@ -25,19 +25,19 @@ def space(graph: TaskGraph) -> Space:
     others = [name for name in kinds if name != _NONE]
     return Space(
         [
-            categorical("clock0", [200, 400, 800]),
+            ordinal("clock0", [200, 400, 800]),
             *(
                 parameter
                 for i in range(1, SLOTS)
                 for parameter in (
                     categorical(f"element{i}", kinds),
-                    categorical(f"clock{i}", [200, 400, 800], when={f"element{i}": others}),
+                    ordinal(f"clock{i}", [200, 400, 800], when={f"element{i}": others}),
                 )
             ),
-            categorical("memories", [1, 2]),
+            ordinal("memories", [1, 2]),
             categorical("memory1", list(MEMORIES), when={"memories": [2]}),
             categorical("topology", TOPOLOGIES),
-            categorical("width", [32, 64, 128, 256]),
+            ordinal("width", [32, 64, 128, 256]),
             *(categorical(f"run_{t.name}", list(range(SLOTS))) for t in graph.tasks),
             *(categorical(f"write_{t.name}", [0, 1], when={"memories": [2]}) for t in graph.tasks),
         ]

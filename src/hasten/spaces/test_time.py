@@ -12,7 +12,7 @@ from hasten.cost.serving.recorded_trials import Record, powers_of_two, read_reco
 from hasten.cost.serving.scaling import B200_INTENSITY, intensity_of
 from hasten.errors import HastenError
 from hasten.hardware.device import load_device
-from hasten.search.parameter import Params, categorical
+from hasten.search.parameter import Params, categorical, ordinal
 from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Space
 
@@ -59,8 +59,8 @@ def problem(
         [
             categorical("model", list(dict.fromkeys(m for m, _ in named))),
             categorical("attention", list(dict.fromkeys(a for _, a in named))),
-            categorical("trials", powers_of_two(max(r.trials for r in known))),
-            categorical("tokens", some),
+            ordinal("trials", powers_of_two(max(r.trials for r in known))),
+            ordinal("tokens", some),
         ]
     )
 

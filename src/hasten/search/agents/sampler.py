@@ -75,11 +75,11 @@ class AgentSampler(WholePointSampler):
 
         One that failed may have ended before its parameters were chosen, and is not ``whole``.
         """
-        asked = self._asked.pop(trial.number, None)
-        if asked is not None and all(trial.params.get(n, v) == v for n, v in self.codec.decode(asked).items()):
+        asked, tried = self._asked.pop(trial.number, None), self.space.from_trial(trial.params)
+        if asked is not None and all(tried.get(n, v) == v for n, v in self.codec.decode(asked).items()):
             return asked
         chosen = {} if asked is None or whole else self.codec.decode(asked)
-        return self.codec.encode({**chosen, **trial.params})
+        return self.codec.encode({**chosen, **tried})
 
     def _tell(self, study: Any, trial: Any, values: Sequence[float] | None = None) -> None:
         self._told.add(trial.number)

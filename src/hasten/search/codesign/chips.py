@@ -15,7 +15,7 @@ from hasten.cost.chips.chip_cost import ChipCost
 from hasten.cost.chips.dataflow import CLOCK, DATAFLOWS, ConvShape, LayerCost, SubAccelerator, area, layer_costs
 from hasten.errors import HastenError
 from hasten.search.codesign.assignment import Assignment, assign, makespan
-from hasten.search.parameter import Params, categorical
+from hasten.search.parameter import Params, categorical, ordinal
 from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Space
 
@@ -65,8 +65,8 @@ class ChipSpace:
                 for k in range(1, self.units + 1)
                 for p in (
                     categorical(f"dataflow-{k}", self.dataflows),
-                    categorical(f"pes-{k}", self.pes),
-                    categorical(f"bandwidth-{k}", self.bandwidths),
+                    ordinal(f"pes-{k}", self.pes),
+                    ordinal(f"bandwidth-{k}", self.bandwidths),
                 )
             ]
         )

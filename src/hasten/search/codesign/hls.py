@@ -18,7 +18,7 @@ from hasten.cost.chips.published_syntheses import nearest_reuse
 from hasten.errors import HastenError
 from hasten.hardware.chips.fpga_board import RESOURCES, FpgaBoard
 from hasten.hardware.hls.directives import HlsDesign, StageDirectives, divisors, partitioned, schedule, wanted_banks
-from hasten.search.parameter import Params, categorical
+from hasten.search.parameter import Params, categorical, ordinal
 from hasten.search.problem import Objective, Problem
 from hasten.search.space import Space
 from hasten.workload.einsum import Op
@@ -252,11 +252,11 @@ def space(program: LoopProgram) -> Space:
     """
     parameters = [categorical("dataflow", [True, False]), categorical("shared_banks", [False, True])]
     for stage in program.stages:
-        parameters += [categorical(f"{stage.name}.{rank}", choices) for rank, choices in _copies(stage)]
+        parameters += [ordinal(f"{stage.name}.{rank}", choices) for rank, choices in _copies(stage)]
         if stage.reduced:
-            parameters.append(categorical(f"{stage.name}.within", list(WITHIN)))
+            parameters.append(ordinal(f"{stage.name}.within", list(WITHIN)))
         parameters.append(categorical(f"{stage.name}.pipeline", [True, False]))
-        parameters.append(categorical(f"{stage.name}.interval", list(INTERVALS), when={f"{stage.name}.pipeline": True}))
+        parameters.append(ordinal(f"{stage.name}.interval", list(INTERVALS), when={f"{stage.name}.pipeline": True}))
     return Space(parameters)
 
 

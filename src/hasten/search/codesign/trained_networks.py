@@ -19,7 +19,7 @@ from hasten.models.vision.resnet9 import ResNet9
 from hasten.search.codec import Codec
 from hasten.search.codesign.chips import ChipSpace, Specs
 from hasten.search.codesign.coexplore import CoProblem, NetworkTask, Solution, coexplore, limits_from
-from hasten.search.parameter import categorical
+from hasten.search.parameter import ordinal
 from hasten.search.space import Space
 from hasten.train.classifying import accuracy, classify
 
@@ -48,10 +48,10 @@ def network_space() -> Space:
     """Filters and skip layers of two stages."""
     return Space(
         [
-            categorical("filters-1", WIDTHS),
-            categorical("skips-1", SKIPS),
-            categorical("filters-2", WIDTHS),
-            categorical("skips-2", SKIPS),
+            ordinal("filters-1", WIDTHS),
+            ordinal("skips-1", SKIPS),
+            ordinal("filters-2", WIDTHS),
+            ordinal("skips-2", SKIPS),
         ]
     )
 

@@ -36,7 +36,7 @@ class ExhaustiveSampler(WholePointSampler):
             for known in study.get_trials(deepcopy=False, states=states):
                 params = known.params or known.system_attrs.get("fixed_params", {})
                 with suppress(HastenError):  # somebody fixed some of the parameters only
-                    self._given.add(self.space.key(params))
+                    self._given.add(self.space.key(self.space.from_trial(params)))
         for _ in range(2):
             for params in self._points:
                 if (key := self.space.key(params)) not in self._given:

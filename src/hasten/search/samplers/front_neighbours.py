@@ -51,14 +51,15 @@ class FrontNeighbours(WholePointSampler):
         for known in study.get_trials(deepcopy=False):
             if known.number in self._read or not known.params:
                 continue
+            params = self.space.from_trial(known.params)
             with suppress(HastenError):  # a run was killed before all of them were chosen
-                self._known.add(self.space.key(known.params))
+                self._known.add(self.space.key(params))
             if known.state.is_finished():
                 self._read.add(known.number)
             if known.state == TrialState.COMPLETE:
                 values = {str(i): float(v) for i, v in enumerate(known.values)}
                 limits = dict(getattr(known, "constraints", None) or {})
-                self._trials.append(Trial(known.number, dict(known.params), values, limits))
+                self._trials.append(Trial(known.number, params, values, limits))
         signs = [Objective(str(i), "maximize" if d.name == "MAXIMIZE" else "minimize")
                  for i, d in enumerate(study.directions)]  # fmt: skip
         point = self._beside(signs) if len(self._trials) >= self.first else None
