@@ -64,7 +64,7 @@ def test_what_is_not_in_an_order_is_refused() -> None:
 
 
 def test_neighbours_are_alike_to_a_sampler_that_knows_the_order() -> None:
-    """Of sizes 1 to 2**39, the cost falls towards one pair of them: by places a model goes there, by names it does not."""
+    """Of sizes 1 to 2**39, the cost falls towards one pair of them: by places a model goes there, by names not."""
     sizes = [2**i for i in range(40)]
 
     def tried(make: Callable[..., Parameter], seed: int) -> int:
