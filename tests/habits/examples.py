@@ -109,9 +109,7 @@ BLOCKS: dict[str, Example] = {
         varies=(0, None, None), pictures=True,
     ),
     "Expert": Example(lambda **k: nn.Expert(WIDTH, 24, **k), hidden),
-    "GatedExperts": Example(
-        lambda **k: nn.GatedExperts(WIDTH, 24, 4, **k), hidden, call=lambda module, x: module.run(1, x)
-    ),
+    "GatedExperts": Example(lambda **k: nn.GatedExperts(WIDTH, 24, 4, **k), hidden),
     "GroupRational": Example(lambda **k: nn.GroupRational(WIDTH, 4, "swish", **k), hidden),
     "GroupRationalMLP": Example(lambda **k: nn.GroupRationalMLP(WIDTH, 48, groups=4, **k), hidden),
     "GroupedAttention": Example(

@@ -181,7 +181,8 @@ def _rational_backward(
     call, _kept = _call(x, numerator, denominator, groups, dx, grad, sums)
     module.rational_backward(call, torch.get_num_threads())
     # An operator's results share no memory.
-    return dx, *(part.clone() for part in _split(sums.sum(0), numerator, denominator))
+    top, bottom = _split(sums.sum(0), numerator, denominator)
+    return dx, top.clone(), bottom.clone()
 
 
 def _split(total: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:

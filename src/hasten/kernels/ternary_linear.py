@@ -51,7 +51,7 @@ def pack(weight: Tensor) -> Tensor:
 def unpack(packed: Tensor, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix (out, columns) that `pack` packed."""
     blocks = packed.reshape(packed.shape[0], -1, 1, BLOCK_BYTES)
-    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=packed.device)[:, None]
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)[:, None]
     codes = (blocks >> shifts) & 3
     values = (codes & 1).to(dtype) - (codes >> 1).to(dtype)
     return values.reshape(packed.shape[0], -1)[:, :columns]
@@ -62,8 +62,9 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 
     s = 127 / max(max|x|, 1e-5); codes are rounded to nearest.
     """
-    scale = 127.0 / x.float().abs().amax(-1, keepdim=True).clamp(min=1e-5)
-    return (x.float() * scale).round().clamp(-127, 127).to(torch.int8), scale
+    x = x.to(gate.wide(x.dtype))
+    scale = 127.0 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
+    return (x * scale).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def reference(x: Tensor, packed: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ def _check(x: Tensor, packed: Tensor) -> None:
 def _ternary_linear(x: Tensor, packed: Tensor) -> Tensor:
     _check(x, packed)
     columns, out = x.shape[-1], packed.shape[0]
-    flat = x.reshape(-1, columns)
+    flat = x.reshape(x.numel() // max(1, columns), columns)
     rows = flat.shape[0]
     module = native() if x.device.type == "cpu" else None
     if module is None or not rows or not out:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.errors import HastenError
-from hasten.nn.block import Block, Factory
+from hasten.kernels.gate import wide
+from hasten.nn.block import Block, Factory, numbers_of, untouched
 
 Scaling = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"]
 
@@ -203,7 +204,8 @@ class Rotary:
         """
         if self.grows and not length and positions.numel():
             length = int(positions.max()) + 1
-        angles = positions[..., None].float() * self.rates(length, x.device)
+        kind = wide(x.dtype)
+        angles = positions[..., None].to(kind) * self.rates(length, x.device).to(kind)
         return turned_by(x, angles, gain=self.multiplier, interleaved=self.interleaved)
 
 
@@ -260,13 +262,13 @@ def attend(
     logits = (grouped @ k[:, :, None].transpose(-1, -2) * scale).flatten(1, 2)
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)
-    logits = logits.float()
+    logits = logits.to(wide(logits.dtype))
     if causal:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf)
     if sinks is not None:
-        column = sinks.float()[:, None, None].expand(q.shape[0], -1, q.shape[2], -1)
+        column = sinks.to(logits.dtype)[:, None, None].expand(q.shape[0], -1, q.shape[2], -1)
         weights = torch.cat([logits, column], -1).softmax(-1)[..., :-1]
     else:
         weights = logits.softmax(-1)
@@ -366,7 +368,7 @@ class GroupedAttention(Block):
     def new_cache(self, batch: int, length: int = 0) -> LayerCache:
         """A cache as after ``length`` tokens (zeros), of ``batch`` sequences."""
         held = length if self.window is None else min(length, self.window - 1)
-        like, shape = self.k_proj.weight, (batch, self.kv_heads, held, self.head_dim)
+        like, shape = numbers_of(self), (batch, self.kv_heads, held, self.head_dim)
         return LayerCache(like.new_zeros(shape), like.new_zeros(shape), self.window, length)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None, padding: Tensor | None = None) -> Tensor:
@@ -466,7 +468,7 @@ class LatentAttention(Block):
 
     def new_cache(self, batch: int, length: int = 0) -> LayerCache:
         """A cache as after ``length`` tokens (zeros), of ``batch`` sequences."""
-        like = self.out.weight
+        like = numbers_of(self)
         if self.expanded:
             sizes = (self.heads, self.plain + self.rotated), (self.heads, self.value)
         else:
@@ -480,17 +482,22 @@ class LatentAttention(Block):
         Args:
             x: (batch, length, width).
             cache: what came before, from `new_cache`.
-            absorbed: attend to latents; None does so for a single token over a cache of them.
+            absorbed: attend to latents; None does so for a single token over a cache of them, where the way up from
+                them is a plain layer.
 
         Raises:
-            HastenError: absorbed over a cache of expanded keys.
+            HastenError: absorbed over a cache of expanded keys, or through a layer that is more than its weight.
         """
         length = x.shape[1]
         begin = cache.seen if cache is not None else 0
         if absorbed and self.expanded:
             raise HastenError("a cache of expanded keys has no latents to attend to: expanded=False")
+        if absorbed and not untouched(self.kv_up):
+            raise HastenError(
+                "kv_up is wrapped, packed or has hooks, which absorbing it would go around: absorbed=False"
+            )
         if absorbed is None:
-            absorbed = cache is not None and length == 1 and not self.expanded
+            absorbed = cache is not None and length == 1 and not self.expanded and untouched(self.kv_up)
         q = self._split(self.q_up(x if self.query_rank is None else self.q_norm(self.q_down(x))))
         low, shared = self.kv_down(x).split([self.latent, self.rotated], -1)
         if self.expanded:

@@ -68,6 +68,27 @@ class Packed(Block):
         return super()._apply(kept, recurse)
 
 
+def numbers_of(module: nn.Module) -> torch.Tensor:
+    """A tensor of the device and dtype that a module's new tensors have, whatever its parts have become.
+
+    Its first parameter of floats; fp32 on the device of its buffers where it has none.
+    """
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            return parameter
+    buffer = next(module.buffers(), None)
+    return torch.empty(0, dtype=torch.float32, device=None if buffer is None else buffer.device)
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether a layer is torch's own ``Linear`` with no hook on it: its weight then says all that calling it does.
+
+    Shortcuts that read a weight ask for it, so that wrappers (LoRA), packed layers and hooks are not gone around.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is nn.Linear and not any(hooks)
+
+
 def reset_parts(module: nn.Module) -> None:
     """Resets every module within one, the innermost first."""
     for part in [*module.modules()][:0:-1]:

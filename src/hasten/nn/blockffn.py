@@ -77,9 +77,12 @@ class BlockFFN(Block):
     def forward(self, x: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
     def forward(self, x: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
         scores, logits = self.route(x)
-        # A gain of exactly 0 makes a score 0 whose gradient is not: the ReLU decides who is active.
-        y = expert_ffn(x, scores, self.up, self.down, active(logits) if torch.is_grad_enabled() else None)
+        y = expert_ffn(x, scores, self.up, self.down, self._used(logits) if torch.is_grad_enabled() else None)
         return (y, Routing(logits)) if return_routing else y
+
+    def _used(self, logits: Tensor) -> Tensor | None:
+        """Who is active where a score may be 0 by itself: of a gain of exactly 0 the gradient is not."""
+        return active(logits)
 
     def extra_repr(self) -> str:
         return f"{self.width}, experts={self.experts}, each={self.each}"
@@ -239,6 +242,21 @@ class AdaptiveFactor:
         return self._from + (self._to - self._from) * share
 
 
+class _TopKExperts(BlockFFN):
+    """`BlockFFN` with another router; what it says of its routing are the scores."""
+
+    count: int
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.router(x)
+        weights, chosen = choose(logits, self.count)
+        scores = torch.zeros_like(logits).scatter(-1, chosen, weights.to(logits.dtype))
+        return scores, scores
+
+    def _used(self, logits: Tensor) -> Tensor | None:
+        return None
+
+
 class TopKFFN(Block):
     """The same experts behind a softmax and top-k router: what BlockFFN is compared with.
 
@@ -260,15 +278,13 @@ class TopKFFN(Block):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.inner, self.count = BlockFFN(width, experts, each, device=device, dtype=dtype), count
+        self.inner = _TopKExperts(width, experts, each, device=device, dtype=dtype)
+        self.inner.count = self.count = count
 
     @overload
     def forward(self, x: Tensor) -> Tensor: ...
     @overload
     def forward(self, x: Tensor, *, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
     def forward(self, x: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
-        logits = self.inner.router(x)
-        weights, chosen = choose(logits, self.count)
-        scores = torch.zeros_like(logits).scatter(-1, chosen, weights)
-        y = expert_ffn(x, scores, self.inner.up, self.inner.down)
-        return (y, Routing(scores)) if return_routing else y
+        scored: tuple[Tensor, Routing] = self.inner(x, return_routing=True)
+        return scored if return_routing else scored[0]

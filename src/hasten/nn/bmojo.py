@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.nn.attention import Rotary
-from hasten.nn.block import Block, Factory
+from hasten.nn.block import Block, Factory, numbers_of
 from hasten.nn.mamba import Mamba
 
 Store = Literal["innovation", "random", "recent"]
@@ -282,7 +282,7 @@ class BMojo(Block):
         """
         batch, length, _ = u.shape
         if not length:
-            return u
+            return self.out(u)
         begin, w = (0 if state is None else state.position), self.window
         end = begin + length
         positions = torch.arange(begin, end, device=u.device)
@@ -312,7 +312,7 @@ class BMojo(Block):
             self._move(state, s, k, v, scores, end, chunks.last)
         y = merge([part[0] for part in parts], [part[1] for part in parts]).flatten(2, 3)
         y = y[:, :, begin - chunks.first :][:, :, :length] if chunks.count > 1 else y
-        return self.out(y.transpose(1, 2).reshape(batch, length, -1))
+        return self.out(y.transpose(1, 2).reshape(batch, length, self.width))
 
     def _chunks(self, begin: int, end: int, device: torch.device) -> _Chunks:
         first, last = (place // self.commit * self.commit for place in (begin, end - 1))
@@ -374,7 +374,7 @@ class BMojo(Block):
         if left:
             best = candidates.sort(dim=-1, descending=True, stable=True)
             chosen, there = best.indices[..., :count], best.values[..., :count] > -torch.inf  # (batch, chunks, count)
-            index = chosen.reshape(batch, 1, -1, 1).expand(-1, self.kv_heads, -1, self.size)
+            index = chosen.flatten(1)[:, None, :, None].expand(-1, self.kv_heads, -1, self.size)
             k, v = k.gather(2, index).view(shape), v.gather(2, index).view(shape)
         else:
             k, v, there = k[:, :, None], v[:, :, None], candidates > -torch.inf
@@ -418,7 +418,7 @@ class BMojo(Block):
 
     def state_at(self, batch: int, position: int) -> BMojoState:
         """A state of zeros of the size that it has behind ``position`` tokens: to describe a step there."""
-        like, w = self.out.weight, self.window
+        like, w = numbers_of(self), self.window
         last = max(0, position - 1) // self.commit * self.commit
         left = max(0, last - w + 1) if self.memory else max(0, position - w + 1)
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hasten.kernels.gate import wide
 from hasten.kernels.selective_scan import Discretization, selective_scan
-from hasten.nn.block import Block, Factory
+from hasten.nn.block import Block, Factory, numbers_of
 
 
 @dataclass
@@ -20,7 +21,7 @@ class MambaState:
 
     Args:
         conv: the last ``kernel`` inputs of the convolution as they came, oldest first (batch, inner, kernel).
-        ssm: the state-space layer's state (batch, inner, states), fp32.
+        ssm: the state-space layer's state (batch, inner, states), fp32 (fp64 of an fp64 block).
     """
 
     conv: Tensor
@@ -73,11 +74,18 @@ def causal_convolution(
     return y if bias is None else y + bias
 
 
+class _CausalConv1d(nn.Conv1d):
+    """`causal_convolution` by its own weight: x (batch, length, channels) to the same."""
+
+    def forward(self, x: Tensor, before: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        return causal_convolution(x, self.weight, self.bias, before, segments)
+
+
 class Mamba(Block):
     """Selective state spaces (S6) behind a short causal convolution, gated (arXiv 2312.00752, section 3.4).
 
     The parameters have the names and shapes of the published checkpoints. A is real and diagonal, held as its
-    logarithm and used in fp32.
+    logarithm and used in fp32 (fp64 for fp64).
 
     Args:
         width: of the input and output.
@@ -89,7 +97,7 @@ class Mamba(Block):
         discretization: ``euler`` (the released models) or ``zoh``.
         selective: which of ``"B"``, ``"C"`` and ``"delta"`` depend on the token; the others are learned constants,
             and with none of them the layer is a time-invariant S4D (real).
-        device, dtype: as torch's modules take them; A and D stay fp32.
+        device, dtype: as torch's modules take them.
 
     Shape:
         u (batch, length, width) to (batch, length, width).
@@ -124,7 +132,7 @@ class Mamba(Block):
         self.selective = tuple(selective)
         made: Factory = {"device": device, "dtype": dtype}
         self.in_proj = nn.Linear(width, 2 * self.inner, bias=False, **made)
-        self.conv1d = nn.Conv1d(self.inner, self.inner, kernel, groups=self.inner, padding=kernel - 1, **made)
+        self.conv1d = _CausalConv1d(self.inner, self.inner, kernel, groups=self.inner, padding=kernel - 1, **made)
         self._parts = {"delta": self.step_rank, "B": states, "C": states}
         projected = sum(size for part, size in self._parts.items() if part in selective)
         self.x_proj = nn.Linear(self.inner, projected, bias=False, **made) if projected else None
@@ -132,8 +140,8 @@ class Mamba(Block):
         self.dt_bias = None if "delta" in selective else nn.Parameter(torch.empty(self.inner, **made))
         self.B = None if "B" in selective else nn.Parameter(torch.empty(states, **made))
         self.C = None if "C" in selective else nn.Parameter(torch.empty(states, **made))
-        self.A_log = nn.Parameter(torch.empty(self.inner, states, device=device, dtype=torch.float32))
-        self.D = nn.Parameter(torch.empty(self.inner, device=device, dtype=torch.float32))
+        self.A_log = nn.Parameter(torch.empty(self.inner, states, **made))
+        self.D = nn.Parameter(torch.empty(self.inner, **made))
         self.out_proj = nn.Linear(self.inner, width, bias=False, **made)
         self.reset_parameters()
 
@@ -159,9 +167,9 @@ class Mamba(Block):
 
     def new_state(self, batch: int) -> MambaState:
         """The state before any token."""
-        weight = self.in_proj.weight
-        conv = weight.new_zeros(batch, self.inner, self.kernel)
-        return MambaState(conv, weight.new_zeros(batch, self.inner, self.states, dtype=torch.float32))
+        like = numbers_of(self)
+        conv = like.new_zeros(batch, self.inner, self.kernel)
+        return MambaState(conv, like.new_zeros(batch, self.inner, self.states, dtype=wide(like.dtype)))
 
     def forward(self, u: Tensor, state: MambaState | None = None, starts: Tensor | None = None) -> Tensor:
         """The block's output; ``state`` is read and moved on to the last token.
@@ -175,10 +183,10 @@ class Mamba(Block):
         x, z = self.in_proj(u).chunk(2, -1)
         segments = None if starts is None else starts.to(torch.int64).cumsum(1)
         before = None if state is None else state.conv
-        mixed = F.silu(causal_convolution(x, self.conv1d.weight, self.conv1d.bias, before, segments))
+        mixed = F.silu(self.conv1d(x, before, segments))
         delta, B, C, bias = self._maps(mixed)
         y, last = selective_scan(
-            mixed, delta, -torch.exp(self.A_log.float()), B, C, self.D, z, bias, delta_softplus=True,
+            mixed, delta, -torch.exp(self.A_log.to(wide(mixed.dtype))), B, C, self.D, z, bias, delta_softplus=True,
             initial=None if state is None else state.ssm, starts=starts, discretization=self.discretization,
         )  # fmt: skip
         if state is not None and u.shape[1]:
@@ -189,16 +197,15 @@ class Mamba(Block):
         """One token a sequence, u (batch, width) to (batch, width), in time and memory that no position changes."""
         return self.forward(u[:, None], state)[:, 0]
 
-    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Step sizes before their bias, B, C, and the bias."""
+    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Step sizes before their softplus, B, C, and a bias of the step sizes that is not in them."""
         projected = self.x_proj(x) if self.x_proj is not None else x.new_empty(*x.shape[:2], 0)
         sizes = [size for part, size in self._parts.items() if part in self.selective]
         parts = dict(zip([p for p in self._parts if p in self.selective], projected.split(sizes, -1)))
         constant = {"B": self.B, "C": self.C}
         B, C = (parts[name] if fixed is None else fixed.expand(*x.shape[:2], -1) for name, fixed in constant.items())
         if self.dt_proj is not None:
-            return F.linear(parts["delta"], self.dt_proj.weight), B, C, self.dt_proj.bias
-        assert self.dt_bias is not None
+            return self.dt_proj(parts["delta"]), B, C, None
         return torch.zeros_like(x), B, C, self.dt_bias
 
     def _last_inputs(self, x: Tensor, before: Tensor, segments: Tensor | None) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.kernels.associative_scan import associative_scan
-from hasten.nn.block import Block, Factory
+from hasten.kernels.gate import wide
+from hasten.nn.block import Block, Factory, numbers_of
 from hasten.nn.ternary import BitLinear
 
 
@@ -50,8 +51,9 @@ class MLGRU(Block):
         self.g_norm = nn.RMSNorm(width, eps=1e-6, **made) if output == "code" else None
 
     def new_state(self, batch: int) -> Tensor:
-        """(batch, width), fp32: all that it remembers."""
-        return torch.zeros(batch, self.width, device=next(self.parameters()).device, dtype=torch.float32)
+        """(batch, width), fp32 (fp64 of an fp64 block): all that it remembers."""
+        like = numbers_of(self)
+        return like.new_zeros(batch, self.width, dtype=wide(like.dtype))
 
     def forward(
         self, x: Tensor, state: Tensor | None = None, lower_bound: Tensor | None = None

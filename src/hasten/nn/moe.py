@@ -11,6 +11,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from hasten.errors import HastenError
+from hasten.kernels.gate import wide
 from hasten.nn.block import Block, Factory
 
 Score = Literal["softmax", "sigmoid", "softmax of chosen"]
@@ -132,6 +133,8 @@ def by_expert(
         run: expert number and its tokens (n, width) to their outputs (n, width).
         taken: (tokens, count) bool, see `within_capacity`; None for all.
     """
+    if not len(x):
+        return run(0, x)  # nothing, of this shape and with gradients
     out = torch.zeros_like(x)
     for number in range(experts):
         here = chosen == number
@@ -225,7 +228,8 @@ class Router(Block):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = F.linear(x.float(), self.weight.float())
+        kind = wide(x.dtype)
+        logits = F.linear(x.to(kind), self.weight.to(kind))
         weights, chosen = choose(
             logits, self.count, score=self.score, bias=self.bias, groups=self.groups, kept_groups=self.kept_groups,
             normalized=self.normalized, factor=self.factor,
@@ -243,7 +247,8 @@ class GatedExperts(Block):
         device, dtype: as torch's modules take them.
 
     Shape:
-        `run`: x (tokens, width) to the same.
+        x (tokens, width), weights and numbers of experts (tokens, count), see `by_expert`, to (tokens, width); without
+        weights what the first expert makes of every token.
     """
 
     def __init__(
@@ -264,6 +269,13 @@ class GatedExperts(Block):
     def _start(self) -> None:
         for weight in (self.gate_up_proj, self.down_proj):
             nn.init.normal_(weight, std=weight.shape[2] ** -0.5)
+
+    def forward(
+        self, x: Tensor, weights: Tensor | None = None, chosen: Tensor | None = None, taken: Tensor | None = None
+    ) -> Tensor:
+        if weights is None or chosen is None:
+            return self.run(0, x)
+        return by_expert(x, weights, chosen, self.experts, self.run, taken)
 
     def run(self, number: int, x: Tensor) -> Tensor:
         """What expert ``number`` makes of its tokens."""
@@ -326,13 +338,13 @@ class MixtureOfExperts(Block):
         if self.capacity_factor is not None:
             most = capacity(len(flat), self.router.count, self.router.experts, self.capacity_factor)
             taken = within_capacity(chosen, self.router.experts, most)
-        out = by_expert(flat, weights, chosen, count, self.experts.run, taken)
+        out = self.experts(flat, weights, chosen, taken)
         if self.zero:
             # Room is never short for those that compute nothing.
             idle = (weights * (chosen >= count)).sum(-1, keepdim=True)
             out = out + (idle * flat).to(out.dtype)
         if self.shared_experts is not None:
-            out = out + self.shared_experts.run(0, flat)
+            out = out + self.shared_experts(flat)
         out = out.reshape(x.shape)
         return (out, Routing(logits, load(chosen, self.router.experts))) if return_routing else out
 

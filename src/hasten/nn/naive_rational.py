@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hasten.kernels.rational import naive_backward, rational
 from hasten.nn.block import Block
@@ -20,6 +21,7 @@ class _SharedAdditions(torch.autograd.Function):
         return rational(x, numerator, denominator, groups)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, numerator, denominator = ctx.saved_tensors
         return (*naive_backward(grads[0], x, numerator, denominator, ctx.groups)[:3], None)
@@ -38,9 +40,12 @@ class NaiveRational(Block):
         ValueError: in the backward pass, where the compiled kernels are not installed.
     """
 
+    no_decay: ClassVar[tuple[str, ...]] = GroupRational.no_decay
+
     def __init__(self, inner: GroupRational) -> None:
         super().__init__()
-        self.inner = inner
+        self.groups, self.start = inner.groups, inner.start
+        self.numerator, self.denominator = inner.numerator, inner.denominator
 
     def forward(self, x: Tensor) -> Tensor:
-        return _SharedAdditions.apply(x, self.inner.numerator, self.inner.denominator, self.inner.groups)
+        return _SharedAdditions.apply(x, self.numerator, self.denominator, self.groups)

@@ -7,7 +7,7 @@ from typing import Literal, cast, overload
 import torch
 from torch import Tensor, nn
 
-from hasten.nn.block import Block, Factory
+from hasten.nn.block import Block, Factory, untouched
 from hasten.nn.moe import Routing, balance_loss, by_expert, choose
 
 __all__ = ["Activation", "Expert", "ReGLUExperts", "balance_loss", "route", "sparse_rows"]
@@ -46,10 +46,19 @@ class Expert(Block):
         self.down = nn.Linear(inner, width, bias=False, **made)
 
     def forward(self, h: Tensor) -> Tensor:
+        if self._alone(h):
+            return sparse_rows(self.gate.weight, self.up.weight, self.down.weight.t(), h.reshape(-1)).reshape(h.shape)
         gate = self.gate(h)
         if self.activation == "silu":
             return self.down(nn.functional.silu(gate) * self.up(h))
         return self.down(torch.relu(gate) * self.up(h))
+
+    def _alone(self, h: Tensor) -> bool:
+        """Whether there is one token alone, of which the rows in use are enough."""
+        # Of a tensor that is traced no shape says how many rows are in use.
+        if self.training or self.activation != "relu" or torch.compiler.is_compiling() or type(h) is not Tensor:
+            return False
+        return h.numel() == h.shape[-1] and all(untouched(part) for part in (self.gate, self.up, self.down))
 
 
 def sparse_rows(gate: Tensor, up: Tensor, down: Tensor, h: Tensor) -> Tensor:
@@ -122,14 +131,10 @@ class ReGLUExperts(Block):
     def forward(self, h: Tensor, logits: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
         flat, scores = h.reshape(-1, h.shape[-1]), logits.reshape(-1, logits.shape[-1])
         weights, chosen = route(scores, self.count, self.softmax)
-        alone = not torch.compiler.is_compiling() and len(flat) == 1 and not self.training and not return_routing
-        if alone and cast("Expert", self.experts[0]).activation == "relu":
-            total = torch.zeros_like(flat[0])
+        if len(flat) == 1 and not self.training and not return_routing and not torch.compiler.is_compiling():
+            total = torch.zeros_like(flat)
             for weight, number in zip(weights[0], chosen[0].tolist(), strict=True):
-                expert = cast("Expert", self.experts[number])
-                total = total + weight * sparse_rows(
-                    expert.gate.weight, expert.up.weight, expert.down.weight.t(), flat[0]
-                )
+                total = total + weight * self.experts[number](flat)
             return total.reshape(h.shape)
         out = by_expert(flat, weights, chosen, len(self.experts), lambda i, rows: self.experts[i](rows))
         out = out.reshape(h.shape)

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from hasten.kernels import ternary_linear as kernel
+from hasten.kernels.gate import no_tangents, wide
 from hasten.nn.block import Block, Packed
 
 
@@ -24,22 +26,23 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, gain: Tensor, eps: float) -> Tensor:
-        inverse = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+        inverse = torch.rsqrt(x.to(wide(x.dtype)).square().mean(-1, keepdim=True) + eps)
         codes, scale = _codes(x, inverse, gain)
         ternary, beta = ternarize(weight)
         ctx.save_for_backward(x, inverse, weight, gain)
-        return (F.linear(codes, ternary.float()) * (beta / scale)).to(x.dtype)
+        return (F.linear(codes, ternary.to(codes.dtype)) * (beta / scale)).to(x.dtype)
 
     @staticmethod
+    @once_differentiable  # the rounding's gradient is said here, that of the gradient is not
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, inverse, weight, gain = ctx.saved_tensors
         codes, scale = _codes(x, inverse, gain)
         ternary, beta = ternarize(weight)
-        grad = grad.float()
+        grad = grad.to(codes.dtype)
         flat = grad.reshape(-1, grad.shape[-1])
         weight_grad = flat.T @ (codes / scale).reshape(-1, codes.shape[-1])
-        inner = (grad @ ternary.float()) * beta
-        normal = x.float() * inverse
+        inner = (grad @ ternary.to(codes.dtype)) * beta
+        normal = x.to(codes.dtype) * inverse
         gain_grad = (inner * normal).reshape(-1, normal.shape[-1]).sum(0)
         inner = inner * gain
         x_grad = inverse * (inner - normal * (inner * normal).mean(-1, keepdim=True))
@@ -47,8 +50,8 @@ class _Fused(torch.autograd.Function):
 
 
 def _codes(x: Tensor, inverse: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-    """Normed x as whole numbers in -127 .. 127 (fp32) and their scale."""
-    normed = x.float() * inverse * gain.float()
+    """Normed x as whole numbers in -127 .. 127 (fp32, fp64 for fp64) and their scale."""
+    normed = x.to(inverse.dtype) * inverse * gain.to(inverse.dtype)
     scale = 127.0 / normed.abs().amax(-1, keepdim=True).clamp(min=1e-5)
     return (normed * scale).round_(), scale
 
@@ -93,14 +96,15 @@ class BitLinear(Block):
     def forward(self, x: Tensor) -> Tensor:
         if self.fused:
             return _Fused.apply(x, self.weight, self.norm, self.eps)
-        inverse = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
-        normed = x.float() * inverse * self.norm
+        exact = x.to(wide(x.dtype))
+        inverse = torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
+        normed = exact * inverse * self.norm
         scale = 127.0 / normed.abs().amax(-1, keepdim=True).clamp(min=1e-5)
         rounded = (normed * scale).round() / scale
         codes = normed + (rounded - normed).detach()
         ternary, beta = ternarize(self.weight)
         weight = self.weight + (ternary * beta - self.weight).detach()
-        return F.linear(codes, weight).to(x.dtype)
+        return F.linear(codes, weight.to(codes.dtype)).to(x.dtype)
 
     def pack(self) -> TernaryLinear:
         """The same layer with 2 bits a weight, for inference."""
@@ -110,10 +114,31 @@ class BitLinear(Block):
         return f"{self.in_features}, {self.out_features}, fused={self.fused}"
 
 
+class _Straight(torch.autograd.Function):
+    """A packed product of what is rounded to int8, whose gradient passes the rounding unchanged, as BitLinear's."""
+
+    @staticmethod
+    def forward(ctx: Any, normed: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(packed, scale)
+        ctx.columns = normed.shape[-1]
+        return _product(normed, packed, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        packed, scale = ctx.saved_tensors
+        return grad @ kernel.unpack(packed, ctx.columns, grad.dtype) * scale, None, None
+
+
+def _product(normed: Tensor, packed: Tensor, weight_scale: Tensor) -> Tensor:
+    codes, scale = kernel.quantize(normed)
+    return kernel.ternary_linear(codes, packed) * (weight_scale / scale)
+
+
 class TernaryLinear(Packed):
     """A BitLinear for inference: 2 bits a weight, int8 activations, additions (`hasten.kernels.ternary_linear`).
 
-    Codes, scale and norm keep their types under ``.to(dtype)`` and the like.
+    A gradient passes the rounding of x unchanged, as in `BitLinear`; the weight has none. Codes, scale and norm keep
+    their types under ``.to(dtype)`` and the like.
 
     Args:
         in_features, out_features: as in ``torch.nn.Linear``.
@@ -159,9 +184,11 @@ class TernaryLinear(Packed):
         return found.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = F.rms_norm(x.float(), (self.in_features,), self.norm.float(), self.eps)
-        codes, scale = kernel.quantize(normed)
-        return (kernel.ternary_linear(codes, self.packed) * (self.scale / scale)).to(x.dtype)
+        kind = wide(x.dtype)
+        normed = F.rms_norm(x.to(kind), (self.in_features,), self.norm.to(kind), self.eps)
+        no_tangents("ternary_linear", normed)
+        product = _Straight.apply if torch.is_grad_enabled() and normed.requires_grad else _product
+        return product(normed, self.packed, self.scale).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits=2"

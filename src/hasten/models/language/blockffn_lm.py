@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hasten.models.language.recurrent import RecurrentLM
 from hasten.models.registry import published
 from hasten.nn.attention import LatentAttention, LayerCache, Rotary, attend
+from hasten.nn.block import numbers_of
 from hasten.nn.blockffn import BlockFFN, TopKFFN
 from hasten.nn.moe import Routing
 
@@ -62,13 +63,13 @@ class _PlainAttention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def new_cache(self, batch: int, length: int = 0) -> LayerCache:
-        like, shape = self.out.weight, (batch, self.heads, length, self.size)
+        like, shape = numbers_of(self), (batch, self.heads, length, self.size)
         return LayerCache(like.new_zeros(shape), like.new_zeros(shape), None, length)
 
     def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
         batch, length, _ = x.shape
         begin = cache.seen if cache is not None else 0
-        q, k, v = (t.view(batch, length, self.heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        q, k, v = (t.unflatten(-1, (self.heads, self.size)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
         q, k = (
             self.rotary.turn(t, torch.arange(begin, begin + length, device=x.device, dtype=torch.float32))
             for t in (q, k)
@@ -79,7 +80,7 @@ class _PlainAttention(nn.Module):
         if begin and length > 1:
             mask = torch.ones(length, begin + length, dtype=torch.bool, device=x.device).tril(begin)
         y = attend(q, k, v, mask=mask, causal=not begin)
-        return self.out(y.transpose(1, 2).reshape(batch, length, -1))
+        return self.out(y.transpose(1, 2).reshape(batch, length, self.heads * self.size))
 
 
 def _attention(c: BlockFFNConfig) -> LatentAttention | _PlainAttention:
@@ -106,6 +107,18 @@ class _Layer(nn.Module):
             self.ffn = nn.Sequential(
                 nn.Linear(config.width, hidden, bias=False), nn.SiLU(), nn.Linear(hidden, config.width, bias=False)
             )
+        self.branch = 1.4 / config.layers**0.5 if config.scaled else 1.0
+
+    def forward(self, x: Tensor, cache: LayerCache | None, *, return_routing: bool = False) -> Any:
+        """x (batch, length, width) to the same; with ``return_routing`` the `Routing` too, None without experts."""
+        x = x + self.branch * self.attn(self.attn_norm(x), cache)
+        routing = None
+        if return_routing and isinstance(self.ffn, BlockFFN | TopKFFN):
+            y, routing = self.ffn(self.ffn_norm(x), return_routing=True)
+        else:
+            y = self.ffn(self.ffn_norm(x))
+        x = x + self.branch * y
+        return (x, routing) if return_routing else x
 
 
 @published(PUBLISHED)
@@ -172,16 +185,14 @@ class BlockFFNLM(RecurrentLM[list[LayerCache]]):
         """
         x = self.embeddings(ids)
         routings: list[Routing] = []
-        branch = 1.0
         if self.config.scaled:
-            x, branch = 12 * x, 1.4 / self.config.layers**0.5
+            x = 12 * x
         for i, layer in enumerate(self._layers):
-            x = x + branch * layer.attn(layer.attn_norm(x), None if state is None else state[i])
-            if return_routing and isinstance(layer.ffn, BlockFFN | TopKFFN):
-                y, routing = layer.ffn(layer.ffn_norm(x), return_routing=True)
-                routings.append(routing)
+            cache = None if state is None else state[i]
+            if return_routing:
+                x, routing = layer(x, cache, return_routing=True)
+                routings += [] if routing is None else [routing]
             else:
-                y = layer.ffn(layer.ffn_norm(x))
-            x = x + branch * y
+                x = layer(x, cache)
         logits = self.lm_head(self.norm(x)[:, -logits_to_keep:])
         return (logits, routings) if return_routing else logits

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.models.language.recurrent import RecurrentLM
+from hasten.nn.block import numbers_of
 from hasten.nn.bmojo import BMojo, BMojoState, state_tensors
 from hasten.nn.mamba import Mamba, causal_convolution
 
@@ -124,7 +125,7 @@ class BMojoLM(RecurrentLM[list[Any]]):
     def new_state(self, batch: int) -> list[Any]:
         """One entry a layer, and before them the last embeddings and the position."""
         width, taps = self.config.width, max(0, self.config.convolution - 1)
-        first = {"embeddings": self.lm_head.weight.new_zeros(batch, taps, width), "position": 0}
+        first = {"embeddings": numbers_of(self).new_zeros(batch, taps, width), "position": 0}
         return [first, *(layer.mixer.new_state(batch) for layer in self._layers)]  # type: ignore[operator]
 
     def state_at(self, batch: int, length: int) -> list[Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
+from hasten.kernels.gate import wide
 from hasten.models.decoder import Layout
 from hasten.models.language.recurrent import RecurrentLM
 from hasten.models.loading import checkpoint
@@ -96,6 +97,16 @@ class _Backbone(nn.Module):
         self.embedding = nn.Embedding(config.padded_vocabulary, config.d_model)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.n_layer))
         self.norm_f = nn.RMSNorm(config.d_model, eps=1e-5)
+        self.residual_in_fp32 = config.residual_in_fp32
+
+    def forward(self, ids: Tensor, state: list[MambaState] | None, starts: Tensor | None) -> Tensor:
+        """Token numbers (batch, length) to what the head reads (batch, length, width)."""
+        x = self.embedding(ids)
+        if self.residual_in_fp32:
+            x = x.to(wide(x.dtype))
+        for i, layer in enumerate(self.layers):
+            x = layer(x, None if state is None else state[i], starts)
+        return self.norm_f(x.to(self.norm_f.weight.dtype))
 
 
 @published(PUBLISHED)
@@ -172,13 +183,7 @@ class MambaLM(RecurrentLM[list[MambaState]]):
             starts: (batch, length) bool, where new sequences begin: several texts packed into a row, or a row's first
                 token behind padding on the left.
         """
-        x = self.backbone.embedding(ids)
-        if self.config.residual_in_fp32:
-            x = x.float()
-        for i, layer in enumerate(self._layers):
-            x = layer(x, None if state is None else state[i], starts)
-        x = self.backbone.norm_f(x.to(self.backbone.norm_f.weight.dtype))
-        return self.lm_head(x[:, -logits_to_keep:])
+        return self.lm_head(self.backbone(ids, state, starts)[:, -logits_to_keep:])
 
     def save(self, folder: str | Path) -> None:
         """Writes ``model.safetensors`` and ``config.json``, in the published layout."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
+from hasten.kernels.gate import wide
 from hasten.models.language.recurrent import RecurrentLM
 from hasten.models.loading import checkpoint
 from hasten.models.registry import published
@@ -64,6 +65,12 @@ class _Layer(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.width, eps=1e-6)
         self.mlp = TernaryGLU(config.width, config.hidden or None, linear=linear)
 
+    def forward(self, x: Tensor, state: Tensor | None, bound: Tensor) -> tuple[Tensor, Tensor]:
+        """x (batch, length, width) to the same, and the state (batch, width) behind it."""
+        mixed, last = self.attn(self.attn_norm(x), state, bound)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), last
+
 
 @published(PUBLISHED)
 class MatMulFreeLM(RecurrentLM[list[Tensor]]):
@@ -115,7 +122,7 @@ class MatMulFreeLM(RecurrentLM[list[Tensor]]):
 
     def bounds(self) -> Tensor:
         """Lower bounds of the forget gates (layers, width): 0 in the first layer, growing with depth, below 1."""
-        shares = torch.softmax(self.lower_bounds.float(), 0).cumsum(0)
+        shares = torch.softmax(self.lower_bounds.to(wide(self.lower_bounds.dtype)), 0).cumsum(0)
         return shares - shares[:1]
 
     def new_state(self, batch: int) -> list[Tensor]:
@@ -129,14 +136,12 @@ class MatMulFreeLM(RecurrentLM[list[Tensor]]):
         x = self.embeddings(ids)
         bounds = self.bounds()
         for i, layer in enumerate(self._layers):
-            mixed, last = layer.attn(layer.attn_norm(x), None if state is None else state[i], bounds[i])
+            x, last = layer(x, None if state is None else state[i], bounds[i])
             if state is not None:
                 if torch.is_grad_enabled() and last.requires_grad:
                     state[i] = last
                 else:
                     state[i].copy_(last)
-            x = x + mixed
-            x = x + layer.mlp(layer.mlp_norm(x))
         return self.lm_head(self.norm(x)[:, -logits_to_keep:])
 
     def pack(self) -> MatMulFreeLM:

@@ -122,6 +122,18 @@ class _Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
 
+    def forward(self, ids: Tensor, state: list[LayerCache] | None, routings: list[Routing] | None = None) -> Tensor:
+        """Token numbers (batch, length) to what the head reads (batch, length, width); ``routings`` are added to."""
+        x = self.embed_tokens(ids)
+        for i, layer in enumerate(self.layers):
+            cache = None if state is None else state[i]
+            if routings is None:
+                x = layer(x, cache)
+            else:
+                x, routing = layer(x, cache, return_routing=True)
+                routings.append(routing)
+        return self.norm(x)
+
 
 @published(PUBLISHED)
 class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
@@ -230,16 +242,9 @@ class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
 
         With ``return_routing`` a list too: every layer's `Routing`, whose logits are (tokens, experts).
         """
-        x = self.model.embed_tokens(ids)
         routings: list[Routing] = []
-        for i, layer in enumerate(self.blocks):
-            cache = None if state is None else state[i]
-            if return_routing:
-                x, routing = layer(x, cache, return_routing=True)
-                routings.append(routing)
-            else:
-                x = layer(x, cache)
-        logits = self.lm_head(self.model.norm(x)[:, -logits_to_keep:])
+        x = self.model(ids, state, routings if return_routing else None)
+        logits = self.lm_head(x[:, -logits_to_keep:])
         return (logits, routings) if return_routing else logits
 
 
