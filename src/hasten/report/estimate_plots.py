@@ -165,7 +165,7 @@ def stacked(
     height = 150 + len(panels) * (70 + 46 * len(rows))
     figure.update_layout(new_figure(height=height, barmode="stack", bargap=0.3).layout)
     figure.update_layout(legend={"traceorder": "normal", "y": 1 + 40 / height}, margin={"t": 70, "l": 20})
-    figure.update_xaxes(tickformat="~s", ticksuffix="s", nticks=5, rangemode="tozero")
+    figure.update_xaxes(tickformat="~s", ticksuffix="s", nticks=4, tickangle=0, rangemode="tozero")
     figure.update_yaxes(autorange="reversed", automargin=True, type="category")
     return figure
 
@@ -196,7 +196,7 @@ def memory(priced: Sequence[Priced]) -> Figure:
         barmode="stack",
         bargap=0.3,
         height=170 + 46 * len(rows),
-        xaxis={"tickformat": "~s", "ticksuffix": "B", "nticks": 5, "rangemode": "tozero"},
+        xaxis={"tickformat": "~s", "ticksuffix": "B", "nticks": 4, "tickangle": 0, "rangemode": "tozero"},
         yaxis={"autorange": "reversed", "automargin": True, "type": "category"},
         margin={"l": 20},
     )
@@ -255,7 +255,9 @@ def rooflines(priced: Sequence[Priced]) -> Figure:
     figure = roofline(kernels, Roof(compute=chosen, memory=roof.memory), styles)
     # Below, where its many lines take the room that they need and no more of the plot.
     height = 480 + 20 * (len(chosen) + 1 + len(styles))
-    figure.update_layout(height=height, margin={"t": 30}, legend={"y": -90 / height, "yanchor": "top"})
+    figure.update_layout(height=height, margin={"t": 30}, legend={"y": -110 / height, "yanchor": "top"})
+    figure.update_xaxes(title={"text": "FLOP / B of main memory"})
+    figure.for_each_trace(lambda trace: trace.update(name="<br>".join(textwrap.wrap(trace.name, 34))))
     return figure
 
 

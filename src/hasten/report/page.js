@@ -30,7 +30,12 @@
       var figure = figures[id];
       // Where there is no room beside the legend, or no pointer to show them for, the buttons would lie over it.
       var buttons = window.innerWidth >= 1000 ? "hover" : false;
-      Plotly.react(id, figure.data, themed(figure.layout), { displaylogo: false, responsive: true, displayModeBar: buttons });
+      var layout = themed(figure.layout);
+      if (window.innerWidth < 600 && layout.height) {
+        // The entries of a legend stand below each other there, and take the plot's room.
+        layout.height += 20 * figure.data.filter(function (trace) { return trace.showlegend !== false; }).length;
+      }
+      Plotly.react(id, figure.data, layout, { displaylogo: false, responsive: true, displayModeBar: buttons });
     });
   }
 
