@@ -66,6 +66,14 @@ def test_json_is_one_document(tmp_path: Path) -> None:
     costs = json.loads(run("estimate", str(config), "--on", "h100", "--on", "pi5", "--json").stdout)
     assert [c["device"] for c in costs] == ["h100", "pi5"]
     assert costs[0]["latency"] < costs[1]["latency"]
+    page = tmp_path / "page.html"
+    changed = run("estimate", str(config), "--on", "h100", "--with", "int4", "--with", "layers-1", "--page", str(page))
+    assert changed.returncode == 0, changed.stderr
+    assert len(changed.stdout.splitlines()) > 5  # piped: aligned text alone
+    assert "without layer 0" in changed.stdout
+    assert "\x1b" not in changed.stdout
+    assert f"wrote {page}" in changed.stderr
+    assert page.read_text("utf-8").startswith("<!doctype html>")
     checks = json.loads(run("check", "attention-io", "--quick", "--json").stdout)
     assert {"claim", "paper", "seen", "verdict", "seconds"} <= set(checks[0])
 

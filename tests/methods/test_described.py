@@ -143,6 +143,42 @@ def test_a_layer_that_is_not_there_is_refused() -> None:
             changed("llama", word)
 
 
+@pytest.mark.parametrize("word", ["window:5000", "snapkv:5000", "2:4", "block-topk:100,50"])
+def test_what_changes_nothing_says_so(word: str) -> None:
+    if word.startswith("block"):  # it keeps blocks' means all the same
+        assert changed("llama", word).workload.flops == described("llama").flops
+    else:
+        assert [n for n in changed("llama", word).notes if "changes nothing that is priced here" in n]
+
+
+def test_the_cache_of_a_cross_attention_stays() -> None:
+    config = transformers.WhisperConfig(
+        vocab_size=256, d_model=64, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_target_positions=448,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    work = describe(config, prompt=128, new_tokens=64, dtype="bf16", name="hears")
+    after = rewritten(work, ["kv-int8", "window:32,0", "snapkv:64"])
+    for one in after[1:]:  # so short a cache gains nothing by codes: the newest 64 tokens are none
+        crossing = {n: b for n, b in one.workload.state.items() if "cross_" in n}
+        assert crossing == {n: b for n, b in work.state.items() if "cross_" in n} != {}
+        assert one.workload.state_bytes < work.state_bytes or "int8" in one.title
+    less = rewritten(work, ["layers-1"])[-1].workload
+    assert {n.split(".")[1] for n in less.state} == {"0"}
+
+
+def test_drafts_hit_more_experts() -> None:
+    def read(work: Workload) -> int:
+        step = work.phase("decode").cascade
+        found = [(e, a) for e in step.einsums for a in e.inputs if a.tensor == "model.layers.0.mlp.experts.down_proj"]
+        return sum(e.touched(a) for e, a in found)
+
+    one, five = read(described("mixtral")), read(changed("mixtral", "prompt-lookup:accepted=2").workload)
+    whole = 8 * 128 * 256
+    assert one == pytest.approx(whole / 4)  # two of eight
+    assert five == pytest.approx(whole * (1 - (3 / 4) ** 5), rel=1e-3)
+
+
 def test_methods_combine_in_any_order() -> None:
     one, other = (changed("llama", text).workload for text in ("int4+kv-int8+window:512", "window:512+int4+kv-int8"))
     assert (one.weight_bytes, one.state_bytes) == (other.weight_bytes, other.state_bytes)
@@ -198,6 +234,7 @@ def test_context_counts_as_cached() -> None:
         ("int4:bits=8", "bits is given twice"),
         ("int4:colour=red", "method weight-only has no setting 'colour'"),
         ("block-topk:top=many", "top is of type int, not 'many'"),
+        ("int4,kv-int8", "(methods in one line are joined by +: int4+kv-int8)"),
         ("", "unknown method ''"),
         ("int4+", "unknown method ''"),
     ],

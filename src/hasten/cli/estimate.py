@@ -73,7 +73,7 @@ def estimate(
     from hasten.runtime.subject import read_subject
     from hasten.search.user_file import load_attribute
 
-    chosen = [load_device(name) for name in (on or one_of_each())]
+    chosen = [load_device(name) for name in dict.fromkeys(on or one_of_each())]
     with progress("describing the model") as tell:
         workload = read_subject(
             subject, prompt, new_tokens, batch, dtype=dtype, image=image, context=context

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -22,6 +22,8 @@ from hasten.workload.einsum import Access, Einsum, Op, Phase, Role, Tensor, Work
 APPEND, READ = "hasten::kv_append", "hasten::kv_read"
 _ATTENTION = ("scaled_dot_product_attention", "latent_attention")
 _KEPT = re.compile(r"cache\.(\d+)\.(keys|values)")
+# What any cache format keeps of keys and values that grow with the text; those of a cross attention do not.
+_GROWING = re.compile(r"cache\.\d+\.(recent_)?(key|value)(s|_scales|_mins)")
 _OWN = "own_windows"
 
 
@@ -129,22 +131,34 @@ def with_cache(workload: Workload, spec: CacheSpec) -> Workload:
     workload = replace(workload, attributes=attributes)
     state: dict[str, Tensor] = {}
 
+    # hasten's own loop has room for one token more
+    joined, capacity = _OWN in attributes, room(workload) + (_OWN not in attributes)
+
     def change(phase: Phase, draft: Draft) -> None:
         appends: dict[int, list[Einsum]] = {}
+        reads: dict[int, list[Einsum]] = {}
+        old: dict[int, set[str]] = {}
         for e in draft.einsums:
             if e.source == APPEND:
-                appends.setdefault(int(e.output.tensor.split(".")[1]), []).append(e)
+                appends.setdefault(_layer_of(e.output.tensor), []).append(e)
+            elif e.source == READ:
+                reads.setdefault(_layer_of(e.inputs[0].tensor), []).append(e)
+        for name in filter(_GROWING.fullmatch, draft.tensors):
+            old.setdefault(_layer_of(name), set()).add(name)
+        made = []
         for layer, found in appends.items():
             kept = _narrower(spec.of_layer(layer), own.get(layer))
-            made = _Recaching(draft, layer, kept, found, before(workload, phase.name), state, _OWN in attributes)
-            made.make(room(workload) + 1)
+            one = _Recaching(draft, layer, kept, found, before(workload, phase.name), state, joined)
+            one.make(capacity, old[layer], reads.get(layer, []))
+            made.append(one)
+        _put(draft, made)
 
     changed = edit(workload, change)
     if not state:
         return changed
     # Every layer's buffers exist in both phases, whatever a phase touches of them.
     replaced = {t.split(".")[1] for t in state}
-    beside = {n: b for n, b in workload.state.items() if n.split(".")[1] not in replaced or n in other_state(workload)}
+    beside = {n: b for n, b in workload.state.items() if not (_GROWING.fullmatch(n) and n.split(".")[1] in replaced)}
     return replace(changed, state={**beside, **{t.name: t.nbytes for t in state.values()}})
 
 
@@ -170,13 +184,23 @@ class _Recaching:
     before: int
     state: dict[str, Tensor]
     joined: bool
+    # What is made: the operators, and what is read in place of what, with its elements.
+    built: list[Einsum] = field(default_factory=list)
+    swapped: dict[str, tuple[str, int]] = field(default_factory=dict)
+    seen: int = 0
 
-    def make(self, capacity: int) -> None:
+    def make(self, capacity: int, old: set[str], reads: list[Einsum]) -> None:
+        """Makes the buffers and the operators.
+
+        Args:
+            capacity: tokens that there is room for.
+            old: names of the buffers until now.
+            reads: the operators that read them.
+        """
         draft, spec, layer = self.draft, self.spec, self.layer
         fresh: dict[str, Einsum] = {}
         for e in self.appends:
             fresh.setdefault("values" if "value" in e.output.tensor else "keys", e)
-        old = {n for n in draft.tensors if n.startswith(f"cache.{layer}.") and re.search("key|value", n)}
         held: set[str] = set()
         for which, e in fresh.items():
             sizes = e.sizes
@@ -188,12 +212,9 @@ class _Recaching:
                     held.add(full)
         for stale in old - held:
             del draft.tensors[stale]
-        new = self.appends[0].sizes["t"]
-        seen, coded = _seen(spec, self.before, new)
-        built: list[Einsum] = []
-        swapped: dict[str, tuple[str, int]] = {}
+        self.seen, coded = _seen(spec, self.before, self.appends[0].sizes["t"])
         for which, e in fresh.items():
-            built += self._append(e, which)
+            self.built += self._append(e, which)
             if self.before == 0:
                 continue
             compute = draft.tensors[e.inputs[0].tensor].dtype
@@ -201,42 +222,11 @@ class _Recaching:
             if spec.window is None and spec.dtype == compute:
                 name = f"cache.{layer}.{which}"
             else:
-                name = draft.temporary((sizes["b"], sizes["h"], seen, sizes["e"]), compute)
-                built.append(self._reading(e, which, name, seen, coded))
-            count = sizes["b"] * sizes["h"] * seen * sizes["e"]
-            swapped[f"cache.{layer}.{which}"] = (name, count)
-            for known in draft.einsums:
-                if known.source == READ and any(a.tensor in old and which[:-1] in a.tensor for a in known.inputs):
-                    swapped[known.output.tensor] = (name, count)
-        self._put(built, swapped, seen)
-
-    def _put(self, built: list[Einsum], swapped: dict[str, tuple[str, int]], seen: int) -> None:
-        """The new operators where the old ones began; who read what was cached reads what is cached now."""
-        draft, mine = self.draft, f"cache.{self.layer}."
-
-        def replaced(e: Einsum) -> bool:
-            if e.source == APPEND:
-                return e.output.tensor.startswith(mine)
-            return e.source == READ and any(a.tensor.startswith(mine) for a in e.inputs)
-
-        first = next(i for i, e in enumerate(draft.einsums) if e.source == APPEND and e.output.tensor.startswith(mine))
-        rest = [e for e in draft.einsums if not replaced(e)]
-        # Everything before the first append stays before; the rest follows the rebuilt cache operators.
-        cut = sum(1 for e in draft.einsums[:first] if not replaced(e))
-        reads = [e for e in rest if any(a.tensor in swapped for a in e.inputs)]
-        kernels = {e.kernel for e in reads if any(name in e.source for name in _ATTENTION)}
-        for i, e in enumerate(rest):
-            if e.kernel in kernels and any(name in e.source for name in _ATTENTION):
-                rest[i] = _resized(draft, e, "m", seen, swapped)
-            elif any(a.tensor in swapped for a in e.inputs):
-                inputs = tuple(replace(a, tensor=swapped[a.tensor][0]) if a.tensor in swapped else a for a in e.inputs)
-                rest[i] = replace(e, inputs=inputs)
-        if self.joined and kernels:
-            first = next(i for i, e in enumerate(rest) if e.kernel in kernels)
-            reads = [_within(e, rest[first].kernel) for e in built if e.source == READ]
-            rest[first:first] = reads
-            cut, built = min(cut, first), [e for e in built if e.source != READ]
-        draft.einsums = rest[:cut] + built + rest[cut:]
+                name = draft.temporary((sizes["b"], sizes["h"], self.seen, sizes["e"]), compute)
+                self.built.append(self._reading(e, which, name, self.seen, coded))
+            count = sizes["b"] * sizes["h"] * self.seen * sizes["e"]
+            known = [r.output.tensor for r in reads if any(which[:-1] in a.tensor for a in r.inputs)]
+            self.swapped |= dict.fromkeys((f"cache.{layer}.{which}", *known), (name, count))
 
     def _append(self, like: Einsum, which: str) -> list[Einsum]:
         draft, spec, layer = self.draft, self.spec, self.layer
@@ -299,6 +289,48 @@ class _Recaching:
             kernel=draft.kernel(),
             source=READ,
         )
+
+
+def _put(draft: Draft, made: list[_Recaching]) -> None:
+    """The new operators where the old ones began; who read what was cached reads what is cached now."""
+    owner = {name: one for one in made for name in one.swapped}
+    swapped = {name: found for one in made for name, found in one.swapped.items()}
+    attends = [e for e in draft.einsums if any(name in e.source for name in _ATTENTION)]
+    kernels: dict[int, _Recaching] = {}
+    for e in attends:
+        for a in e.inputs:
+            if a.tensor in owner:
+                kernels.setdefault(e.kernel, owner[a.tensor])
+    # Where reading is a part of attention, it stands right before it; else with what writes.
+    first: dict[int, int] = {}
+    for kernel, one in kernels.items():
+        first.setdefault(one.layer, kernel)
+    within = {one.layer: first[one.layer] for one in made if one.joined and one.layer in first}
+    waiting = {one.layer: one for one in made}
+    reading = {kernel: one for one in made if (kernel := within.get(one.layer)) is not None}
+    einsums: list[Einsum] = []
+    for e in draft.einsums:
+        if e.source == APPEND:
+            written = waiting.pop(_layer_of(e.output.tensor), None)
+            if written is not None:
+                einsums += [b for b in written.built if b.source == APPEND or written.layer not in within]
+            continue
+        if e.source == READ:
+            continue
+        if (read := reading.pop(e.kernel, None)) is not None:
+            einsums += [_within(b, e.kernel) for b in read.built if b.source == READ]
+        if e.kernel in kernels and any(name in e.source for name in _ATTENTION):
+            e = _resized(draft, e, "m", kernels[e.kernel].seen, swapped)
+        elif any(a.tensor in swapped for a in e.inputs):
+            inputs = tuple(replace(a, tensor=swapped[a.tensor][0]) if a.tensor in swapped else a for a in e.inputs)
+            e = replace(e, inputs=inputs)
+        einsums.append(e)
+    draft.einsums = einsums
+
+
+def _layer_of(name: str) -> int:
+    """The number in the name of a cache's tensor."""
+    return int(name.split(".")[1])
 
 
 def _within(reading: Einsum, kernel: int) -> Einsum:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.errors import HastenError, users_code
+from hasten.methods.editing import outline
 from hasten.methods.method import Method, ordered, registry
 from hasten.workload.einsum import Workload
 
@@ -117,23 +118,30 @@ def _changed(workload: Workload, methods: tuple[Method, ...]) -> Changed:
 
 
 def _same(one: Workload, other: Workload) -> bool:
-    return one is other or (
-        one.phases == other.phases and dict(one.weights) == dict(other.weights) and dict(one.state) == dict(other.state)
-    )
+    if one is other:
+        return True
+    if (one.weight_bytes, one.state_bytes, one.flops) != (other.weight_bytes, other.state_bytes, other.flops):
+        return False
+    first, second = outline(one), outline(other)
+    return first["phases"] == second["phases"]
 
 
 def _one(text: str, workload: Workload, load: Callable[[Path, str], Any] | None) -> Method:
     if (own := _OWN.fullmatch(text)) and load is not None:
         return _users(own, workload, load)
     known = spellings()
+    text = text if ":" in text else text.lower()
     # The longest word first: "2:4" is no "2" with the setting 4.
     for spelling in sorted(known, key=lambda s: -len(s.text)):
         if (found := spelling.match(text)) is not None:
             fixed, rest = found
             return _made(spelling.kind, text, {**_settings(spelling.kind, text, rest, fixed)}, workload)
-    words = [s.text for s in known]
+    words = [s.text for s in known if s.text != s.kind.name] + [s.text for s in known if s.text == s.kind.name]
     close = difflib.get_close_matches(text.partition(":")[0], words, 1)
     meant = f" (did you mean {close[0]}?)" if close else ""
+    parts = text.split(",")
+    if len(parts) > 1 and any(s.match(parts[0]) for s in known):
+        meant = f" (methods in one line are joined by +: {'+'.join(parts)})"
     raise HastenError(f"unknown method {text[:60]!r}{meant}: give one of {', '.join(words)}, or file.py:Class")
 
 

@@ -16,6 +16,7 @@ from hasten.runtime.cache import CacheSpec, KVCache
 from hasten.runtime.decoding.lookup import PromptLookup
 from hasten.runtime.policies import Policy
 from hasten.workload import Access, Cascade, Einsum, Op, Phase, Role, Workload, trace_cascade
+from hasten.workload.einsum import Tensor as Described
 
 _ATTENTION = ("scaled_dot_product_attention", "latent_attention")
 
@@ -207,7 +208,7 @@ def _chosen(workload: Workload, policy: Policy) -> Workload:
         # Buffers are made in whole blocks.
         kept = _blocks(policy.budget(prompt) + made + 1) / _blocks(prompt + made + 1)
         # What is newest, and not rounded yet, has as much room in a small cache as in a large one.
-        shrinks = re.compile(r"cache\.\d+\.(?!recent_)\w*(key|value|pooled)")
+        shrinks = re.compile(r"cache\.\d+\.(key|value|pooled)")
         state = {n: round(size * min(1.0, kept)) if shrinks.match(n) else size for n, size in state.items()}
     return replace(workload, phases=phases, state=state, attributes=attributes)
 
@@ -256,18 +257,18 @@ def with_rows(cascade: Cascade, rows: int) -> Cascade:
         return cascade
     own = (Role.INTERMEDIATE, Role.INPUT, Role.OUTPUT)
 
-    def widened(access: Access, writes: bool) -> Access:
+    def widened(e: Einsum, access: Access, writes: bool) -> Access:
         tensor = cascade.tensors[access.tensor]
         if tensor.role not in own and not writes:
-            return access
+            return _of_more_experts(e, access, tensor, rows)
         count = None if access.elements is None else access.elements * rows
         return replace(access, ranks=("d", *access.ranks), elements=count)
 
     def wider(e: Einsum) -> Einsum:
         if e.source == "hasten::kv_read" or (e.op is Op.COPY and not e.inputs):
             return e
-        inputs = tuple(a if a.tensor in read else widened(a, False) for a in e.inputs)
-        return replace(e, ranks=(("d", rows), *e.ranks), inputs=inputs, output=widened(e.output, True))
+        inputs = tuple(a if a.tensor in read else widened(e, a, False) for a in e.inputs)
+        return replace(e, ranks=(("d", rows), *e.ranks), inputs=inputs, output=widened(e, e.output, True))
 
     # What was read out of the cache, or made from nothing, is the same for every token.
     read = {
@@ -278,6 +279,14 @@ def with_rows(cascade: Cascade, rows: int) -> Cascade:
         for n, t in cascade.tensors.items()
     }
     return replace(cascade, einsums=tuple(wider(e) for e in cascade.einsums), tensors=tensors)
+
+
+def _of_more_experts(e: Einsum, access: Access, tensor: Described, rows: int) -> Access:
+    """What is read of a weight for so many rows as one row reads ``access``: experts that one leaves, others hit."""
+    if tensor.role is not Role.WEIGHT or e.op is not Op.MATMUL or "expert" not in e.module or access.elements is None:
+        return access
+    left = 1 - access.elements / tensor.elements
+    return replace(access, elements=min(tensor.elements, round(tensor.elements * (1 - left**rows))))
 
 
 def _buffers(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
