@@ -307,7 +307,7 @@ def _put(draft: Draft, made: list[_Recaching]) -> None:
         first.setdefault(one.layer, kernel)
     within = {one.layer: first[one.layer] for one in made if one.joined and one.layer in first}
     waiting = {one.layer: one for one in made}
-    reading = {kernel: one for one in made if (kernel := within.get(one.layer)) is not None}
+    reading = {within[one.layer]: one for one in made if one.layer in within}
     einsums: list[Einsum] = []
     for e in draft.einsums:
         if e.source == APPEND:
