@@ -38,7 +38,9 @@ def test_fp64_is_fp64_within(name: str) -> None:
     with torch.no_grad():
         before = answer()
         given = {f"input {i}": t for i, t in enumerate(inputs) if isinstance(t, Tensor) and t.is_floating_point()}
-        parameters = {n: p for n, p in module.named_parameters() if p.dtype is torch.float64}
+        # Of layers of one kind one is enough.
+        kinds = {(type(m), n): p for m in module.modules() for n, p in m._parameters.items() if p is not None}
+        parameters = {f"{m.__name__}.{n}": p for (m, n), p in kinds.items() if p.dtype is torch.float64}
         deaf = [n for n, t in (given | parameters).items() if not _feels(answer, t, before)]
         # Packed layers keep their own types.
         narrow = [n for n, p in module.named_parameters() if p.requires_grad and p.dtype is not torch.float64]
