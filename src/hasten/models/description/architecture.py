@@ -44,7 +44,8 @@ def class_of(config: Any) -> Any:
         if found is not None and getattr(found, "config_class", None) is not None and _made_for(found, config):
             causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
             # A file of a decoder without its head names the bare class; a step has a head all the same.
-            if name == auto.MODEL_MAPPING_NAMES.get(kind) and causal and not _masked(config) and not _both(config):
+            bare = name == auto.MODEL_MAPPING_NAMES.get(kind) and not found.can_generate()
+            if bare and causal and not _masked(config) and not _both(config):
                 return getattr(transformers, causal)
             return found
     for table in _TABLES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -40,6 +40,7 @@ def describe_decoder(
     dtype: str = "fp32",
     cache_dtype: str | None = None,
     name: str = "",
+    build: Callable[[Any, str, torch.dtype], Any] = build_as,
 ) -> Workload:
     """The phases ``prefill`` and ``decode`` of a causal language model, see `hasten.models.description.describe`.
 
@@ -54,7 +55,7 @@ def describe_decoder(
     for implementation, keeps in _WAYS:
         try:
             with known_attention():
-                model = build_as(config, implementation, FLOATS[dtype])
+                model = build(config, implementation, FLOATS[dtype])
                 described = _Decoder(model, batch, context + prompt + new_tokens, cache_dtype, keeps)
                 prefill = described.call(prompt, context)
                 decode = described.call(1, context + prompt + new_tokens // 2)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hasten.errors import HastenError
 from hasten.models.description.architecture import Way, class_of, way_of
@@ -10,6 +13,7 @@ from hasten.models.description.decoders import describe_decoder
 from hasten.models.description.encoder_decoder import describe_encoder_decoder
 from hasten.models.description.encoders import describe_encoder
 from hasten.models.description.stored import with_weights
+from hasten.models.description.vision_language import describe_vision_language
 from hasten.models.loading.weight_types import WeightTypes, weight_types
 from hasten.workload import Workload
 
@@ -63,5 +67,13 @@ def describe(
     given |= {"new_tokens": new_tokens, "cache_dtype": cache_dtype}
     if way is Way.ENCODER_DECODER:
         return with_weights(describe_encoder_decoder(config, kind, image=image, **given), types)
+    alone = getattr(config, "tower_unsaid", False) and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if way is Way.VISION_LANGUAGE and not alone:
+        return with_weights(describe_vision_language(config, kind, context=context, image=image, **given), types)
+    if getattr(config, "vision_config", None) is not None and way is Way.DECODER:
+        raise HastenError(f"{kind.__name__} takes images in a way of its own, which hasten does not describe")
     found = describe_decoder(config, context=context, **given)
+    if alone:
+        said = "the language model alone: the configuration has no vision_config"
+        found = replace(found, notes=(*found.notes, said))
     return with_weights(found, types)

@@ -17,10 +17,10 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from hasten.errors import HastenError
-from hasten.models.description.encoders import FLOATS, build_of, check_positions, inputs_of, number, trace_once
+from hasten.models.description.encoders import FLOATS, check_positions, inputs_of, number, trace_once
 from hasten.models.description.kept import Store, kept_cache
 from hasten.models.description.repeats import repeated_layers
-from hasten.models.loading.config import one_line, quiet
+from hasten.models.loading.config import build_as, one_line, quiet
 from hasten.workload import Phase, Role, Traced, Workload, trace_cascade
 from hasten.workload.dispatch import Tracer
 
@@ -61,7 +61,7 @@ def describe_encoder_decoder(
     problem: BaseException | None = None
     for implementation in ("sdpa", "eager"):
         try:
-            model = build_of(kind, config, implementation, FLOATS[dtype])
+            model = build_as(config, implementation, FLOATS[dtype], kind)
             return _described(model, prompt, first, new_tokens, batch, dtype, cache_dtype, image, name)
         except Exception as error:  # whatever a class makes of its configuration
             problem = error

@@ -12,19 +12,13 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.models.description.repeats import repeated_layers
-from hasten.models.loading.config import one_line, quiet
+from hasten.models.loading.config import build_as, one_line, quiet
 from hasten.workload import Phase, Traced, Workload, trace_cascade
 from hasten.workload.dispatch import Tracer
 
 FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SECONDS = 30  # of sound, where a model takes waves of any length
 RATE = 16_000
-
-
-def build_of(kind: Any, config: Any, implementation: str, dtype: torch.dtype) -> Any:
-    """A model of class ``kind`` on the meta device. What the class raises comes through."""
-    with quiet(), torch.device("meta"):
-        return kind._from_config(config, attn_implementation=implementation, dtype=dtype).eval()
 
 
 def describe_encoder(
@@ -76,7 +70,7 @@ def traced(
     problem: BaseException | None = None
     for implementation in ("sdpa", "eager"):
         try:
-            model = build_of(kind, config, implementation, FLOATS[dtype])
+            model = build_as(config, implementation, FLOATS[dtype], kind)
             target, (shapes, notes) = called(model)
             return trace_once(target, model, shapes), notes
         except Exception as error:  # whatever a class makes of its configuration

@@ -117,6 +117,8 @@ def config_of(data: dict[str, Any], path: Path) -> Any:
             config = CONFIG_MAPPING[kind].from_dict({**data, "model_type": kind})
     except Exception as error:
         raise HastenError(f"{path} is not a usable config: {one_line(error)}") from None
+    if getattr(config, "vision_config", None) is not None and not data.get("vision_config"):
+        config.tower_unsaid = True  # a class fills in sizes of no model
     if isinstance(quantized, dict):
         config.quantization_config = quantized  # as it is written: transformers would look for the kernels
     return config
@@ -168,17 +170,23 @@ def check_positions(config: Any, length: int) -> None:
         raise HastenError(f"{length} tokens are more than the model's {limit} positions: shorten the prompt")
 
 
-def build_as(config: Any, implementation: str, dtype: torch.dtype) -> Any:
-    """The transformers causal LM of a config on the meta device, with an attention implementation by name.
+def build_as(config: Any, implementation: str, dtype: torch.dtype, kind: Any = None) -> Any:
+    """The transformers causal LM of a config, or its model of class ``kind``, on the meta device.
 
-    Its weights have ``dtype`` but for those that its class always keeps in fp32. The config stays as it was. What the
-    class raises comes through.
+    Args:
+        config: of the model.
+        implementation: of its attention, by name.
+        dtype: of its weights, but for those that the class always keeps in fp32.
+        kind: a class of transformers; None for the causal language model.
+
+    The config stays as it was. What the class raises comes through.
     """
     from transformers import AutoModelForCausalLM
 
     own = copy.deepcopy(config)  # the class writes its type and its attention into it
     with quiet(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(own, attn_implementation=implementation, dtype=dtype).eval()
+        make = AutoModelForCausalLM.from_config if kind is None else kind._from_config
+        model = make(own, attn_implementation=implementation, dtype=dtype).eval()
         wide = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
         for path, module in model.named_modules():
             for table in (module._parameters, module._buffers):
@@ -190,16 +198,19 @@ def build_as(config: Any, implementation: str, dtype: torch.dtype) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """transformers reports what hasten knows already; its progress bars would mix with ours."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
+    """transformers reports what hasten knows already, its progress bars would mix with ours, and torch prints what a
+    model fails of while it is traced."""
+    logger, tracing = logging.getLogger("transformers"), logging.getLogger("torch._subclasses.fake_tensor")
+    level, disabled = logger.level, tracing.disabled
     logger.setLevel(logging.ERROR)
+    tracing.disabled = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
+        tracing.disabled = disabled
 
 
 def one_line(error: BaseException) -> str:
