@@ -115,6 +115,9 @@ def operator_seconds(group: Sequence[Einsum], device: Device, dtype: str, cold: 
         return _at(device, operator, "fp32", s["t"], s["b"], s["k"])
     if len(contractions) == 2:
         return _attention(contractions[0], contractions[1], device)
+    if len(contractions) > 2:  # a kernel of several products, as a recurrence in chunks is
+        parts = [_product(e, device, dtype, cold) for e in contractions]
+        return None if any(p is None for p in parts) else sum(p for p in parts if p is not None)
     if contractions:
         e = contractions[0]
         return _convolution(e, device) if e.op is Op.CONV else _product(e, device, dtype, cold)

@@ -26,6 +26,10 @@ class _Known:
     role: Role
 
 
+class TraceTooLongError(HastenError):
+    """A program goes on for more operators than a trace is worth: a loop over tokens."""
+
+
 class Recorder:
     """Collects Einsums and tensors while a program runs on fake tensors."""
 
@@ -39,11 +43,18 @@ class Recorder:
         self._outputs: set[str] = set()
         self._counter = 0
         self._kernels = 0
+        self._repeated = 0
+        self.most: int | None = None  # operators before a trace is given up
 
     # --- names
 
     def next_kernel(self) -> int:
         self._kernels += 1
+        if self.most is not None and self._kernels - self._repeated > self.most:
+            raise TraceTooLongError(
+                f"more than {self.most:,} operators in one call (in module {self.path!r}): a loop over tokens that no "
+                "kernel stands in for: give a shorter prompt"
+            )
         return self._kernels - 1
 
     def bind(self, tensor: TorchTensor, name: str, role: Role, shape: Sequence[int] | None = None) -> None:
@@ -177,6 +188,7 @@ class Recorder:
                 known = self.tensors[target]
                 self.tensors[names[target]] = Tensor(names[target], known.shape, known.dtype, known.role)
             if e.kernel not in kernels:
+                self._repeated += 1
                 kernels[e.kernel] = self.next_kernel()
             output = renamed(e.output)
             self._outputs.add(output.tensor)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributions import Distribution
 
 from hasten.errors import HastenError
 from hasten.models.description.fused import NAME, WITH_MASKS, fused_attention, known_attention
@@ -20,6 +21,7 @@ from hasten.models.loading.config import build_as, check_positions, one_line, qu
 from hasten.workload import Phase, Traced, Workload, trace_cascade
 from hasten.workload.dispatch import Functions, Tracer
 from hasten.workload.einsum import Role
+from hasten.workload.recorder import TraceTooLongError
 
 FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How a model is tried: its attention in one kernel without and with masks, then torch's, then its own operators; its
@@ -27,6 +29,7 @@ FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WAYS = (
     (NAME, True), (NAME, False), (WITH_MASKS, True), ("sdpa", True), ("eager", True), ("eager", False),
 )  # fmt: skip
+_MOST = 40_000  # operators of one call, equal layers once: some 10 s; the largest models have a tenth
 _State = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
@@ -60,6 +63,8 @@ def describe_decoder(
                 prefill = described.call(prompt, context)
                 decode = described.call(1, context + prompt + new_tokens // 2)
             break
+        except TraceTooLongError:
+            raise
         except Exception as error:  # whatever a class makes of an implementation that it does not have
             problem = problem or one_line(error)
     else:
@@ -104,10 +109,12 @@ class _Decoder:
         @contextmanager
         def within(tracer: Tracer) -> Iterator[None]:
             tracers.append(tracer)
+            tracer.recorder.most = _MOST
             store = Store(tracer, past, self.capacity, self.cache_dtype)
             with ExitStack() as stack:
                 stack.enter_context(quiet())
                 stack.enter_context(attributes_restored(self.model))
+                stack.enter_context(_unchecked_distributions())
                 with tracer.fakes.mode:
                     cache = kept_cache(self.model.config, store, self.left if past else {}) if self._cache else None
                 caches.append(cache)
@@ -167,6 +174,17 @@ def _last_position(model: Any, done: bool) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """Within, torch's distributions do not look at values, which a trace has none of (Gemma 3n asks one)."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def _torch_dtype(name: str) -> torch.dtype:

@@ -189,6 +189,38 @@ class Recurrences:
         call.emit(Op.ELEMENTWISE, ranks, [*given, *(call.read(t, bc) for t in left)], y, btc, map="div")
         return y, left if return_state or state is not None else state
 
+    def mlstm(
+        self, query: Tensor, key: Tensor, value: Tensor, igate: Tensor, fgate: Tensor, c_initial: Tensor | None = None,
+        n_initial: Tensor | None = None, m_initial: Tensor | None = None, return_last_states: bool | None = None,
+        mode: Any = None, **options: Any,
+    ) -> Any:  # fmt: skip
+        """The matrix memory of xLSTM (arXiv 2405.04517, section 2.3), all (batch, heads, time, channels)."""
+        batch, heads, length, channels = query.shape
+        turned = [t.transpose(1, 2) for t in (query, key, value)]
+        last = c_initial if c_initial is not None and length == 1 else None
+        if last is None:
+            last = self._new((batch, heads, channels, value.shape[-1]), torch.float32)
+        beside = [t for t in (igate, fgate, n_initial, m_initial) if t is not None]
+        y = self._chunks("matrix_memory", turned[0], turned[1], turned[2], beside, c_initial, last).transpose(1, 2)
+        norm, top = self._new((batch, heads, channels), torch.float32), self._new((batch, heads, 1), torch.float32)
+        return (y, (last, norm, top))
+
+    def lightning(self, module: Any, hidden_states: Tensor, past_key_values: Any) -> tuple[Tensor, Tensor]:
+        """MiniMax's linear attention with a decay a head (arXiv 2501.08313, section 2.2)."""
+        batch, length, _ = hidden_states.shape
+        qkv = module.act_fn(module.qkv_proj(hidden_states))
+        parts = qkv.reshape(batch, length, module.num_attention_heads, 3 * module.head_dim).split(module.head_dim, 3)
+        before = None if past_key_values is None else past_key_values.get_linear_cache(module.layer_idx)
+        last = before if before is not None and length == 1 else None
+        if last is None:
+            last = self._new((batch, module.num_attention_heads, module.head_dim, module.head_dim), qkv.dtype)
+        query, key, value = parts
+        y = self._chunks("lightning_attention", query, key, value, [module.slope_rate], before, last, module.block_size)
+        mixed = torch.sigmoid(module.output_gate(hidden_states)) * module.norm(y.flatten(2))
+        if past_key_values is not None:
+            past_key_values.set_linear_cache(module.layer_idx, last)
+        return module.out_proj(mixed), last
+
     def linear(self, gate: Tensor, x: Tensor, initial: Tensor | None) -> tuple[Tensor, Tensor]:
         """h[t] = gate[t] h[t-1] + x[t], all (batch, time, channels): the RG-LRU of Griffin (arXiv 2402.19427)."""
         y, last = self._new(tuple(x.shape), x.dtype), self._new((x.shape[0], x.shape[2]), torch.float32)
@@ -214,19 +246,33 @@ def fused_recurrences(model: nn.Module, tracer: Tracer) -> Iterator[Recurrences]
         for name in made.by_name
         if name in vars(file)
     ]
-    gated = [m for m in model.modules() if hasattr(m, "_rnn_scan")]
     for file, name, _ in saved:
         setattr(file, name, made.by_name[name])
-    for module in gated:
-
-        def scan(hidden_states: Tensor, recurrent_gate: Tensor, reset: Any, recurrent_states: Any, **_: Any) -> Any:
-            return made.linear(recurrent_gate, hidden_states, recurrent_states)
-
-        module.__dict__["_rnn_scan"] = scan
+    whole = [(m, name, stand_in) for m in model.modules() for name, stand_in in _parts(m, made)]
+    for module, name, stand_in in whole:
+        module.__dict__[name] = stand_in
     try:
         yield made
     finally:
-        for module in gated:
-            del module.__dict__["_rnn_scan"]
+        for module, name, _ in whole:
+            del module.__dict__[name]
         for file, name, plain in saved:
             setattr(file, name, plain)
+
+
+def _parts(module: Any, made: Recurrences) -> list[tuple[str, Callable[..., Any]]]:
+    """Methods of a module that are loops themselves, with what stands in for them."""
+
+    def scan(hidden_states: Tensor, recurrent_gate: Tensor, reset: Any, recurrent_states: Any, **_: Any) -> Any:
+        return made.linear(recurrent_gate, hidden_states, recurrent_states)
+
+    def lightning(hidden_states: Tensor, *args: Any, past_key_values: Any = None, **_: Any) -> Any:
+        return made.lightning(module, hidden_states, past_key_values)
+
+    found: dict[str, tuple[str, Callable[..., Any]]] = {
+        "RecurrentGemmaRglru": ("_rnn_scan", scan),
+        "xLSTMBackend": ("forward", made.mlstm),
+        "MiniMaxLightningAttention": ("forward", lightning),
+    }
+    kind = type(module).__name__
+    return [found[kind]] if kind in found else []

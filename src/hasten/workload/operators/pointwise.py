@@ -12,7 +12,9 @@ def _glu(call: Call) -> None:
     moved(call, Op.ELEMENTWISE, call["self"], map="glu", elements=call["self"].numel())
 
 
-@register("aten::floor_divide", "aten::trunc_divide", "aten::one_hot", "aten::heaviside", "aten::dropout")
+@register(
+    "aten::floor_divide", "aten::trunc_divide", "aten::one_hot", "aten::heaviside", "aten::dropout", "aten::polar"
+)
 def _untagged(call: Call) -> None:
     """Element-wise, though torch does not tag it so."""
     elementwise(call)
