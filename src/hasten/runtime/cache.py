@@ -433,6 +433,10 @@ class KVCache(Cache):
                 raise HastenError("this cache cannot give tokens back: use an fp32, fp16 or bf16 one without a window")
             self.lengths[member] = length
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """As transformers takes rejected drafts back: the newest ``-tokens_to_remove`` of each sequence go."""
+        self.take_back(abs(tokens_to_remove))
+
     def retract(self, tokens: int | Sequence[int]) -> None:
         """Forgets the newest ``tokens`` of the step just made, as many of each sequence or a number for each: drafts
         that were not accepted.

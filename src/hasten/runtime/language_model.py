@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from hasten.cost.estimate import Measurement
 from hasten.cost.measuring import spread
@@ -68,6 +69,61 @@ class LanguageModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
+    # What users of transformers' models, its pipelines among them, ask of one.
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights that are numbers, as transformers says it."""
+        found: torch.dtype = self.network.dtype
+        return found
+
+    @property
+    def main_input_name(self) -> str:
+        return "input_ids"
+
+    @property
+    def name_or_path(self) -> str:
+        """What it was loaded from, or the network's name."""
+        return str(getattr(self.config, "name_or_path", "") or self.name)
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The network without its head, as transformers calls it."""
+        found: nn.Module = self.network.base_model
+        return found
+
+    def can_generate(self) -> bool:
+        return bool(self.network.can_generate())
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Of parameters how many there are, shared ones once; packed weights are codes, not parameters."""
+        return int(self.network.num_parameters(only_trainable, exclude_embeddings))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module that makes (batch, length, width) of ids."""
+        found: nn.Module = self.network.get_input_embeddings()
+        return found
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head."""
+        found: nn.Module = self.network.get_output_embeddings()
+        return found
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """As the network does for transformers' own loops."""
+        return self.network.prepare_inputs_for_generation(*args, **kwargs)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, **kwargs: Any) -> nn.Module:
+        """The input embeddings, with room for as many tokens.
+
+        Raises:
+            HastenError: they are packed.
+        """
+        if not isinstance(self.get_input_embeddings(), nn.Embedding):
+            raise HastenError("embeddings are packed: give the network more tokens before methods change it")
+        found: nn.Module = self.network.resize_token_embeddings(new_num_tokens, **kwargs)
+        return found
+
     @property
     def decoder(self) -> Decoder:
         """The network's layers and ends, whatever it calls them."""
@@ -118,7 +174,7 @@ class LanguageModel(nn.Module):
             raise HastenError(f"{type(policy).__name__} does not go with the window that the model has of its own")
         return cache
 
-    def forward(self, input_ids: Tensor, past_key_values: KVCache | None = None, **kwargs: Any) -> Any:
+    def forward(self, input_ids: Tensor, past_key_values: Cache | None = None, **kwargs: Any) -> Any:
         """The network's own forward: ids (batch, new) to an output with logits (batch, new, vocabulary).
 
         With a window in ``self.cache`` every token attends to the sinks and its own window alone, in a
@@ -129,6 +185,12 @@ class LanguageModel(nn.Module):
             out = self(input_ids, past_key_values=self.new_cache(*input_ids.shape), **kwargs)
             out.past_key_values = None
             return out
+        if past_key_values is not None and not isinstance(past_key_values, KVCache):
+            if not self.cache.uniform or self.cache.window is not None or self.cache.dtype != "fp32":
+                raise HastenError(
+                    "this model keeps its cache by its own rules: give past_key_values=model.new_cache(batch, capacity)"
+                )
+            return self.network(input_ids, past_key_values=past_key_values, **kwargs)
         if past_key_values is not None and not past_key_values.uniform:
             start = past_key_values.get_seq_length() + past_key_values.dropped[past_key_values.members[0]]
             kwargs.setdefault("position_ids", torch.arange(start, start + input_ids.shape[1])[None])
@@ -191,6 +253,10 @@ class LanguageModel(nn.Module):
         step = None if reason else compiled.CompiledStep(self.network, cache)
         self._idle, self._held = (key, cache, step), (modules, tensors)
         return cache, step
+
+    def end_session(self) -> None:
+        """Gives the last session's cache away, to whoever still has it: the next session makes its own."""
+        self._idle = None
 
     def generate(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
         """Continues a text, as transformers' ``generate`` does; see `hasten.runtime.generation.generate`."""

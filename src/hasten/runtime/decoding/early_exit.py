@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hasten.errors import HastenError
 from hasten.nn.attention import half, turned
-from hasten.runtime.generation import numbers
+from hasten.runtime.generation_loop import numbers
 from hasten.runtime.language_model import LanguageModel, own_windows
 from hasten.runtime.quality import agreement
 

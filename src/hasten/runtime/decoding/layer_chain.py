@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.models.decoder import chained
-from hasten.runtime.generation import numbers
+from hasten.runtime.generation_loop import numbers
 from hasten.runtime.language_model import LanguageModel
 from hasten.tasks.questions import Question
 from hasten.train.loop import train

@@ -27,7 +27,7 @@ from hasten.cost.serving.tiers import Job, Schedule
 from hasten.errors import HastenError
 from hasten.nn.attention import half, turned
 from hasten.runtime.cache import CacheSpec
-from hasten.runtime.generation import numbers
+from hasten.runtime.generation_loop import numbers
 from hasten.runtime.language_model import LanguageModel
 from hasten.runtime.policies import SparseWindowPolicy, attend
 from hasten.workload.decoder import DecoderSizes
