@@ -138,11 +138,17 @@ def with_cache(workload: Workload, spec: CacheSpec) -> Workload:
         appends: dict[int, list[Einsum]] = {}
         reads: dict[int, list[Einsum]] = {}
         old: dict[int, set[str]] = {}
+        layers: dict[str, tuple[int, Einsum]] = {}
         for e in draft.einsums:
             if e.source == APPEND:
                 appends.setdefault(_layer_of(e.output.tensor), []).append(e)
             elif e.source == READ:
                 reads.setdefault(_layer_of(e.inputs[0].tensor), []).append(e)
+                layers[e.output.tensor] = _layer_of(e.inputs[0].tensor), e
+            elif e.map == "cast" and e.inputs[0].tensor in layers:
+                # Attention computes in another format than what was read: what is read now is in that one.
+                layer, read = layers[e.inputs[0].tensor]
+                reads[layer].append(replace(e, inputs=read.inputs))
         for name in filter(_GROWING.fullmatch, draft.tensors):
             old.setdefault(_layer_of(name), set()).add(name)
         made = []
@@ -315,7 +321,7 @@ def _put(draft: Draft, made: list[_Recaching]) -> None:
             if written is not None:
                 einsums += [b for b in written.built if b.source == APPEND or written.layer not in within]
             continue
-        if e.source == READ:
+        if e.source == READ or e.output.tensor in swapped:
             continue
         if (read := reading.pop(e.kernel, None)) is not None:
             einsums += [_within(b, e.kernel) for b in read.built if b.source == READ]

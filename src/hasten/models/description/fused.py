@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from hasten.workload.dispatch import Tracer
 from hasten.workload.latent import absorbed_attention
 
-NAME = "hasten"
+NAME = "hasten_described"
 WITH_MASKS = "hasten_with_masks"  # for models that go on with the mask themselves
 
 
