@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from hasten.cost.estimate import EinsumCost, Estimate, PhaseCost
@@ -56,6 +57,28 @@ def test_plain_without_a_terminal_and_rich_on_one(monkeypatch):
     shown = console.file.getvalue()
     assert "[bold]x[/bold]" in shown  # a user's text is not read as markup
     assert "\x1b[" in shown
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_a_narrow_terminal_has_records_for_a_wide_table(width):
+    row = {
+        "device": "rtx4090", "method": "int4 weights, head int8 + window 1024+4", ">first token": "188 ms",
+        "bound by": "tensor cores (80 %)", ">tokens/s": "194", "bound by ": "GDDR6X (53 %)", ">energy": "64.0 J",
+        ">weights": "2.47 GB", ">memory": "3.18 GB",
+    }  # fmt: skip
+    table = Table("what it costs", tuple(row), (tuple(row.values()),) * 2, notes=("as the configuration says",))
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    console.print(table.rich(width))
+    shown = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    text = " ".join(" ".join(shown).split())
+    assert max(map(len, shown)) <= width
+    for word in ("rtx4090", "188 ms", "194", "64.0 J", "2.47 GB", "3.18 GB", "as the configuration says"):
+        assert any(word in line for line in shown), word  # in one piece
+    if width < 100:
+        assert text.count("rtx4090, int4 weights, head int8 + window 1024+4 first token 188 ms") == 2
+        assert any("bound by tensor cores (80 %)" in line for line in shown)
+    else:
+        assert " · " not in text
 
 
 def test_tune_table_and_summary(result):

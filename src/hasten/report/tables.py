@@ -48,8 +48,14 @@ class Table:
         lines += [line(names), "  ".join("-" * w for w in widths), *map(line, self.rows), *self.notes]
         return "\n".join(lines)
 
-    def rich(self) -> Any:
-        """As a Rich renderable; what a user wrote is not read as markup."""
+    def rich(self, width: int | None = None) -> Any:
+        """As a Rich renderable; what a user wrote is not read as markup.
+
+        Args:
+            width: columns of characters that there are; a table that they cannot hold becomes a record for each row.
+        """
+        if width is not None and self._least() > width:
+            return self._records(width)
         from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text
@@ -70,6 +76,44 @@ class Table:
             table.add_row(*map(Text, row), style="bold green" if index in self.marked else None)
         return table
 
+    def _least(self) -> int:
+        """Characters that the table needs at least: whole numbers, whole words."""
+        widths = []
+        for i, heading in enumerate(self.columns):
+            cells = [heading.removeprefix(">"), *(row[i] for row in self.rows)]
+            parts = cells if heading.startswith(">") else [word for cell in cells for word in cell.split() or [""]]
+            widths.append(max(map(len, parts)))
+        return sum(widths) + 3 * len(widths)
+
+    def _records(self, width: int) -> Any:
+        """Every row below the one before it: what it is called, then its values by their headings."""
+        from rich.console import Group
+        from rich.text import Text
+
+        lead = next((i for i, heading in enumerate(self.columns) if heading.startswith(">")), 1) or 1
+        names = [c.removeprefix(">").strip() for c in self.columns]
+        parts: list[Any] = [Text(self.title, style="bold")] if self.title else []
+        for index, row in enumerate(self.rows):
+            called = ", ".join(filter(None, row[:lead]))
+            parts.append(Text(f"\n{called}", style="bold green" if index in self.marked else "bold"))
+            values = [f"{name} {cell}" for name, cell in zip(names[lead:], row[lead:]) if cell]
+            parts.append(Text("\n".join(f"  {line}" for line in _lines(values, width - 2))))
+        if self.notes:
+            parts += [Text(), *map(Text, self.notes)]
+        return Group(*parts)
+
+
+def _lines(values: Sequence[str], width: int) -> list[str]:
+    """Values with dots between them, in lines of ``width``; none is broken where it fits a line."""
+    lines = [""]
+    for value in values:
+        longer = f"{lines[-1]} · {value}" if lines[-1] else value
+        if len(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(value)
+    return lines
+
 
 def print_table(table: Table, file: IO[str] | None = None) -> None:
     """Prints a table to ``file`` (standard output by default): Rich on a terminal, plain text elsewhere."""
@@ -77,7 +121,7 @@ def print_table(table: Table, file: IO[str] | None = None) -> None:
 
     console = Console(file=file)
     if console.is_terminal:
-        console.print(table.rich())
+        console.print(table.rich(console.width))
     else:
         console.file.write(table.plain() + "\n")
 
