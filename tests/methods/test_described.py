@@ -254,6 +254,7 @@ def test_settings_follow_a_colon() -> None:
     assert hybrid.to_dict()["full_layers"] == [1, 2]
     (dropped,) = read_methods("drop-layers:1,3", work)
     assert dropped.to_dict()["layers"] == [1, 3]
+    assert read_methods("Window:512,2", work) == (window,)
     assert [m.name for m in read_methods("2:4-int2", work)] == ["sparse-low-bit"]
     assert [m.name for m in read_methods("2:4:magnitude", work)] == ["two-of-four"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hasten.methods.spelling import rewritten
 from hasten.models.description import describe
 from hasten.report import estimate_table, estimates_document, write_estimates
 from hasten.report.estimate_page import estimate_page
-from hasten.report.estimates import Priced
+from hasten.report.estimates import Priced, notes_of
 from hasten.report.parts import ATTENTION, CACHE, FEED_FORWARD, HEAD, times
 from hasten.workload import trace
 
@@ -96,6 +97,20 @@ def test_a_model_that_makes_no_tokens_has_a_latency(priced: list[Priced]) -> Non
     page = Page(estimate_page([Priced(device, "unchanged", (), work, estimate(work, device))]))
     assert page.wrong == []
     assert "tokens a second" not in page.words
+
+
+def test_a_note_says_whose_it_is(priced: list[Priced]) -> None:
+    def noted(*where: tuple[int, str]) -> tuple[str, ...]:
+        found = dict(where)
+        return notes_of([replace(p, notes=(found[i],) if i in found else ()) for i, p in enumerate(priced)])
+
+    own = notes_of(priced)
+    everywhere = [(i, "a word") for i in range(6)]
+    assert set(noted(*everywhere)) - set(own) == {"a word"}
+    assert set(noted(*everywhere[:3])) - set(own) == {"pi5: a word"}
+    assert set(noted(everywhere[1], everywhere[4])) - set(own) == {"int4 weights, head int8: a word"}
+    assert set(noted(everywhere[5])) - set(own) == {"h100, int8 cache: a word"}
+    assert set(noted((1, "int4 weights, head int8 as told"))) - set(own) == {"pi5: int4 weights, head int8 as told"}
 
 
 def test_the_document_is_plain_data(priced: list[Priced]) -> None:

@@ -130,10 +130,9 @@ def _one(text: str, workload: Workload, load: Callable[[Path, str], Any] | None)
     if (own := _OWN.fullmatch(text)) and load is not None:
         return _users(own, workload, load)
     known = spellings()
-    text = text if ":" in text else text.lower()
     # The longest word first: "2:4" is no "2" with the setting 4.
     for spelling in sorted(known, key=lambda s: -len(s.text)):
-        if (found := spelling.match(text)) is not None:
+        if (found := spelling.match(text) or spelling.match(text.lower())) is not None:
             fixed, rest = found
             return _made(spelling.kind, text, {**_settings(spelling.kind, text, rest, fixed)}, workload)
     words = [s.text for s in known if s.text != s.kind.name] + [s.text for s in known if s.text == s.kind.name]

@@ -130,14 +130,17 @@ def notes_of(priced: Sequence[Priced]) -> tuple[str, ...]:
     for one in priced:
         for note in (*one.notes, *one.cost.notes):
             holders.setdefault(note, []).append(one)
+    every = ({p.device.name for p in priced}, {p.title for p in priced})
     found = []
     for note, held in holders.items():
         devices, titles = {p.device.name for p in held}, {p.title for p in held}
-        everywhere = len(held) == len(priced)
-        whose = "" if everywhere else f"{next(iter(devices))}: " if len(devices) == 1 and len(priced) > 1 else ""
-        if not everywhere and len(titles) == 1 and len({p.title for p in priced}) > 1 and not whose:
-            whose = f"{next(iter(titles))}: "
-        found.append(f"{whose}{note}")
+        whose: list[str] = []
+        if len(held) < len(priced):
+            if len(devices) == 1 < len(every[0]):
+                whose += devices
+            if len(titles) == 1 < len(every[1]) and not any(note.startswith(title) for title in titles):
+                whose += titles
+        found.append(f"{', '.join(whose)}: {note}" if whose else note)
     return tuple(dict.fromkeys(found))
 
 
