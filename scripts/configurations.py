@@ -44,9 +44,11 @@ def read_bytes(phase: Phase) -> int:
 
 
 def parameters(work: Workload) -> int:
-    """Numbers in the weights that a workload uses."""
+    """Numbers in the weights that a workload uses, without the scales of those that are kept as codes."""
     tensors = {name: t for p in work.phases for name, t in p.cascade.tensors.items() if t.role is Role.WEIGHT}
-    return sum(t.elements for t in tensors.values())
+    packed = {name.removesuffix(".packed") for name in tensors if name.endswith(".packed")}
+    beside = [n for n in tensors if not n.endswith(".packed") and n.rpartition(".")[0] in packed]
+    return sum(t.elements for n, t in tensors.items() if n not in beside)
 
 
 def row(name: str, path: Path, device: Device, prompt: int, new_tokens: int) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hasten.errors import HastenError
 from hasten.workload import Op, Role, trace, trace_cascade
+from hasten.workload.dispatch import Tracer
 
 torch.manual_seed(0)
 
@@ -271,3 +273,18 @@ def test_views_and_in_place_writes_cost_what_they_touch() -> None:
     (add,) = cascade.einsums
     assert add.points == 3 * 2 * 4
     assert add.touched(add.inputs[0]) == 2 * 4
+
+
+def test_a_trace_may_have_a_limit_and_state_bound_within_it() -> None:
+    def limited(tracer: Tracer) -> AbstractContextManager[None]:
+        tracer.recorder.most = 20
+        return nullcontext()
+
+    def loop(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(x.shape[0]):
+            x = x * 2
+        return x
+
+    assert len(trace_cascade(loop, (torch.zeros(20),), within=limited).cascade) == 20
+    with pytest.raises(HastenError, match="more than 20 operators in one call"):
+        trace_cascade(loop, (torch.zeros(21),), within=limited)

@@ -186,6 +186,8 @@ def test_a_step_reads_the_experts_that_are_expected_to_be_hit() -> None:
                   "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 5e5},
                   "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2}}),
         ("jetmoe", {"kv_channels": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+        ("minimax", {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_local_experts": 4,
+                     "num_experts_per_tok": 2, "block_size": 8}),
         ("qwen3_next", {"num_experts": 4, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
                         "linear_key_head_dim": 8, "linear_value_head_dim": 8, "moe_intermediate_size": 16,
                         "shared_expert_intermediate_size": 16, "num_experts_per_tok": 2}),

@@ -108,7 +108,8 @@ def float_of(config: Any) -> str | None:
         HastenError: one that no part of hasten describes.
     """
     for part in (config, *(_get(config, name) for name in _PARTS)):
-        for key in ("dtype", "torch_dtype"):
+        # A configuration object has the first for both, and warns of the second.
+        for key in ("dtype",) if hasattr(part, "dtype") else ("dtype", "torch_dtype"):
             said = _get(part, key)
             if said is None or said == "auto" or isinstance(said, dict):
                 continue
