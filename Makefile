@@ -34,6 +34,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/estimate.py
+	$(BIN)/python benchmarks/devices.py
 	$(BIN)/python benchmarks/kernels.py
 
 # Kernels under AddressSanitizer and UBSan, called with arguments bent at random.

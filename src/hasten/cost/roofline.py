@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hasten import dtypes
+from hasten.cost.demand import Demand, Kept, Work
 from hasten.cost.estimate import EinsumCost, Estimate, PhaseCost
 from hasten.cost.launches import Launch, keep_most, launches, modules_entered, operators_of
 from hasten.cost.operator_time import operator_seconds
@@ -22,7 +23,7 @@ from hasten.cost.residence import Residence, live_bytes
 from hasten.cost.sharing import Sharing
 from hasten.errors import HastenError
 from hasten.hardware import Device
-from hasten.hardware.achieved import Achieved, families, of_format
+from hasten.hardware.achieved import Achieved, families
 from hasten.kernels.packed_linear import FEW_ROWS
 from hasten.workload import Cascade, Einsum, Op, Phase, Role, Workload, fuse
 from hasten.workload.attention_sites import sites
@@ -32,6 +33,8 @@ Schedule = Literal["eager", "fused"]
 # Vector operations that one point of a costly function takes, where its time was not measured. GPU
 # special function units do a quarter of a core's rate; a software exponential on a CPU takes 10 to 20.
 _COSTLY = 8
+# Rows of the tiles that matrix units multiply, and rows that go one by one.
+_TILE, _ROWS_OF_VECTORS = 64, 8
 _FUNCTIONS = {
     "exp": "exp",
     "sub-exp": "exp",
@@ -125,12 +128,28 @@ def estimate(
     )
 
 
+def demands(
+    workload: Workload, device: Device, schedule: Schedule = "eager", phases: Sequence[str] = ()
+) -> dict[str, list[Demand]]:
+    """What each kernel of these phases, all by default, asks of a device in one execution.
+
+    Shares of the peaks are derived from this: it does not depend on them.
+    """
+    found = {}
+    for phase in workload.phases:
+        if not phases or phase.name in phases:
+            pricing = _Pricing(phase, device, schedule == "fused", {}, Achieved(), False)
+            pricing.price()
+            found[phase.name] = pricing.demands
+    return found
+
+
 @dataclass(frozen=True)
 class _Compute:
-    """Time (launch excluded), energy and operations of a kernel's arithmetic."""
+    """Time (launch excluded), energy and operations of a kernel's arithmetic, see `Demand`."""
 
-    seconds: float
-    unit: str
+    measured: float | None
+    units: tuple[tuple[str, tuple[tuple[Work, str, float], ...]], ...]
     energy: float
     flops: int
 
@@ -147,7 +166,7 @@ class _Pricing:
         self._fused = fused
         self._notes = notes
         self._achieved = achieved
-        self._products = (training and achieved.training) or achieved.product
+        self._training = training
         self._sharing = Sharing(self._cascade, device)
         self._launch = 0.0 if fused else float(achieved.launch or device.launch_overhead)
         # Experts that tokens are routed to: their rows are gathered, and each is a small product.
@@ -162,6 +181,7 @@ class _Pricing:
             (level.name, float(level.bandwidth), level.writing, float(level.energy)) for level in device.memory
         ]
         self._known: dict[object, _Compute] = {}
+        self.demands: list[Demand] = []
 
     def price(self) -> tuple[PhaseCost, float, float]:
         """The phase's cost; bytes alive at its worst moment; bytes that any schedule must move."""
@@ -175,27 +195,14 @@ class _Pricing:
         for kernel in kernels:
             reads, writes = residence.serve(kernel)
             compute = self._compute(kernel.einsums, self._cold(kernel, reads))
-            memory, level, moved = self._traffic(kernel, reads, writes)
-            waiting = self._waiting(kernel, reads)
+            demand, moved = self._demand(kernel, compute, reads, writes, path)
             first = kernel.einsums[0]
-            parts = self._sharing.parts(kernel.einsums) if device.count > 1 else 1
-            body = max(compute.seconds + waiting, memory) / parts
-            overhead = self._launch
-            if self._fused:
-                overhead += device.fork_overhead + float(self._achieved.kernel or 0.0)
-            else:
-                overhead += device.view_overhead + device.module_overhead * modules_entered(path, first.module)
-                path = first.module
-            limit = level if memory >= compute.seconds else compute.unit
-            if overhead >= body:
-                limit = "launch"
-            seconds = overhead + body
-            if device.count > 1 and (told := self._sharing.seconds(kernel.einsums)):
-                seconds += told
-                limit = device.links[0].name if told > max(body, overhead) else limit
+            path = first.module
+            seconds, limit = demand.seconds(self._achieved, self._training)
             joules = compute.energy + float(device.idle_power) * seconds * device.count
             for (_, _, _, per_byte), amount in zip(self._levels, moved):
                 joules += per_byte * amount
+            self.demands.append(demand)
             costs.append(
                 EinsumCost(
                     name=first.name,
@@ -292,34 +299,60 @@ class _Pricing:
 
     # -- memory ----------------------------------------------------------------------------------
 
-    def _traffic(self, kernel: Launch, reads: dict[str, int], writes: dict[str, int]) -> tuple[float, str, list[float]]:
-        """Seconds at the slowest port, its level's name, and the bytes through each port.
+    def _demand(
+        self, kernel: Launch, compute: _Compute, reads: dict[str, int], writes: dict[str, int], path: str
+    ) -> tuple[Demand, list[float]]:
+        """What a kernel that follows one of module ``path`` asks for, and the bytes through each level's port.
 
         What a level serves passes through the ports of all levels inside it.
         """
-        count = len(self._levels)
+        device, count, last = self._device, len(self._levels), len(self._levels) - 1
         read, written = [0.0] * count, [0.0] * count
-        for name, size in kernel.reads.items():
-            for index in range(reads[name] + 1):
-                read[index] += size
-        for name, size in kernel.writes.items():
-            for index in range(writes[name] + 1):
-                written[index] += size
-        slowest, where = 0.0, self._levels[0][0]
-        for index, ((name, reading, writing, _), r, w) in enumerate(zip(self._levels, read, written)):
-            if index < count - 1:
-                seconds = r / reading + w / writing
-            else:
-                seconds = sum(n / self._share(t) for t, n in kernel.reads.items() if reads[t] == index) / reading
-                seconds += sum(n / self._share(t) for t, n in kernel.writes.items() if writes[t] == index) / writing
-            if seconds > slowest:
-                slowest, where = seconds, name
-        return slowest, where, [r + w for r, w in zip(read, written)]
+        outer: dict[tuple[Kept, str], float] = {}
+        _, reading, writing, _ = self._levels[last]
+        for table, homes, totals, rate in (
+            (kernel.reads, reads, read, reading),
+            (kernel.writes, writes, written, writing),
+        ):
+            for name, size in table.items():
+                for index in range(homes[name] + 1):
+                    totals[index] += size
+                if homes[name] == last:
+                    key = self._kept(name)
+                    outer[key] = outer.get(key, 0.0) + size / rate
+        inner, where = 0.0, self._levels[0][0]
+        for (name, reading, writing, _), r, w in zip(self._levels[:last], read, written):
+            if (seconds := r / reading + w / writing) > inner:
+                inner, where = seconds, name
+        overhead = self._launch
+        if self._fused:
+            overhead += device.fork_overhead
+        else:
+            overhead += device.view_overhead
+            overhead += device.module_overhead * modules_entered(path, kernel.einsums[0].module)
+        told = (0.0, "")
+        if device.count > 1:
+            told = (self._sharing.seconds(kernel.einsums), device.links[0].name)
+        demand = Demand(
+            overhead=overhead,
+            compiled=self._fused,
+            units=compute.units,
+            measured=compute.measured,
+            waiting=self._waiting(kernel, reads),
+            inner=(inner, where),
+            outer=tuple((kept, dtype, seconds) for (kept, dtype), seconds in outer.items()),
+            memory=self._levels[last][0],
+            parts=self._sharing.parts(kernel.einsums) if device.count > 1 else 1,
+            told=told,
+        )
+        return demand, [r + w for r, w in zip(read, written)]
 
-    def _share(self, tensor: str) -> float:
-        """Of main memory's bandwidth, where ``tensor`` moves."""
-        share = of_format(self._achieved.bandwidth, self._cascade.tensors[tensor].dtype)
-        return share * float(self._achieved.experts or 1.0) if tensor in self._experts else share
+    def _kept(self, tensor: str) -> tuple[Kept, str]:
+        """What a tensor in main memory is, and its format."""
+        known = self._cascade.tensors[tensor]
+        if tensor in self._experts:
+            return "experts", known.dtype
+        return ("weights" if known.role is Role.WEIGHT else "other"), known.dtype
 
     # -- arithmetic ------------------------------------------------------------------------------
 
@@ -364,7 +397,7 @@ class _Pricing:
 
     def _arithmetic(self, group: Sequence[Einsum], cold: bool) -> _Compute:
         """On each unit the times of a kernel's Einsums add up; the units run side by side."""
-        busy: dict[str, float] = {}
+        busy: dict[str, dict[tuple[Work, str], float]] = {}
         energy = measured = 0.0
         flops = 0
         whole = True
@@ -374,11 +407,40 @@ class _Pricing:
             whole = whole and known is not None
             for einsum in part:
                 unit, seconds, joules = self._on_unit(einsum)
-                busy[unit] = busy.get(unit, 0.0) + seconds
+                own, key = busy.setdefault(unit, {}), self._work(einsum)
+                own[key] = own.get(key, 0.0) + seconds
                 energy += joules
                 flops += einsum.flops + einsum.operations
-        unit = max(busy, key=lambda name: busy[name])
-        return _Compute(measured if whole else busy[unit], unit, energy, flops)
+        units = tuple(
+            (unit, tuple((work, dtype, seconds) for (work, dtype), seconds in own.items()))
+            for unit, own in busy.items()
+        )
+        return _Compute(measured if whole else None, units, energy, flops)
+
+    def _work(self, einsum: Einsum) -> tuple[Work, str]:
+        """The kind of an Einsum's arithmetic, and the format of its narrower operand."""
+        if einsum.op not in (Op.MATMUL, Op.CONV):
+            return "other", ""
+        formats = [self._cascade.tensors[a.tensor].dtype for a in einsum.inputs[:2]] or [self._format([einsum])]
+        narrow = min(formats, key=lambda d: dtypes.BITS[d])
+        if einsum.op is Op.CONV:
+            return "convolution", narrow
+        return ("attention" if "scaled_dot_product" in einsum.source else "product"), narrow
+
+    def _padded(self, einsum: Einsum) -> float:
+        """How many times the rows of a grouped product its hardware multiplies: each group fills its last tile.
+
+        A group of few rows goes through a kernel for vectors, which fills nothing up.
+        """
+        if "grouped_mm" not in einsum.source or self._device.kind == "cpu":
+            return 1.0
+        sizes, tensors = einsum.sizes, self._cascade.tensors
+        weight = next((a for a in einsum.inputs if tensors[a.tensor].role is Role.WEIGHT and "n" in a.ranks), None)
+        if weight is None or "m" not in sizes:
+            return 1.0
+        one = dtypes.nbytes(sizes["n"] * sizes["k"], tensors[weight.tensor].dtype)
+        rows = sizes["m"] / max(self._cascade.access_bytes(einsum, weight) / one, 1.0)
+        return 1.0 if rows <= _ROWS_OF_VECTORS else max(_TILE, rows + _TILE / 2) / rows
 
     def _measured(self, part: Sequence[Einsum], cold: bool) -> float | None:
         """Seconds of one operator by the device's measurements, its launch taken off."""
@@ -444,15 +506,7 @@ class _Pricing:
         unit, rate, used = device.unit("contraction" if contraction else "vector", wanted)
         if contraction and used != wanted:
             self._notes[f"{wanted} contractions run as {used} on {unit.name}"] = None
-        seconds = work / rate
-        if contraction:
-            narrow = min(
-                (self._cascade.tensors[a.tensor].dtype for a in einsum.inputs[:2]),
-                key=lambda d: dtypes.BITS[d],
-                default=wanted,
-            )
-            table = (einsum.op is Op.CONV and self._achieved.convolution) or self._products
-            seconds /= of_format(table, narrow)
+        seconds = work / rate * (self._padded(einsum) if contraction else 1.0)
         function = None if contraction else _FUNCTIONS.get(einsum.map)
         if function is not None:
             curve = device.curve_table.get((function, "fp32"))

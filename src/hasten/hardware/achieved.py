@@ -30,9 +30,11 @@ class Achieved(BaseModel):
         product: of the arithmetic peak, in matrix products, by the format of the narrower operand: weights of few bits
             are multiplied in a wider format, whose peak this is a share of.
         convolution: of the arithmetic peak, in convolutions, likewise.
+        attention: of the arithmetic peak, in the products within an attention operator.
         training: of the arithmetic peak, in the products of a training step, likewise.
         experts: of the bandwidth that other weights of the format have, for experts that tokens are routed to.
-        kernel: seconds of each kernel of a compiled program beyond its bytes and its arithmetic.
+        kernel: seconds of each kernel of a compiled program beyond its bytes and its arithmetic, and the least of one
+            that a framework launches.
         launch: seconds that an eager framework spends to start an operator, in `Device.launch_overhead`'s stead.
     """
 
@@ -42,6 +44,7 @@ class Achieved(BaseModel):
     product: dict[str, Share] = {}
     convolution: dict[str, Share] = {}
     training: dict[str, Share] = {}
+    attention: Share | None = None
     experts: Share | None = None
     kernel: Seconds | None = None
     launch: Seconds | None = None
@@ -54,7 +57,7 @@ class Achieved(BaseModel):
                 raise ValueError(f"unknown number format {dtype!r}, expected one of {', '.join(dtypes.BITS)}")
         return {dtype: _at_most_one(share) for dtype, share in table.items()}
 
-    @field_validator("experts")
+    @field_validator("experts", "attention")
     @classmethod
     def _share(cls, share: Quantity | None) -> Quantity | None:
         return None if share is None else _at_most_one(share)

@@ -182,7 +182,7 @@ class Device(_Part):
         """Bytes of the outermost level inside main memory; 0 where there is none."""
         return float(self.memory[-2].capacity) if len(self.memory) > 1 else 0.0
 
-    @cached_property
+    @property
     def reached(self) -> Achieved:
         """Shares of the peaks: its own, and its family's where it has none. A probed device's figures are reached."""
         if self.curves or not self.family:
@@ -319,7 +319,6 @@ def load_device(name_or_path: str | Path) -> Device:
     return read_device(text, name)
 
 
-@cache
 def _of_catalogue(name: str) -> Device:
     file = _catalogue()[name]
     text = (resources.files("hasten.hardware") / "catalogue" / file).read_text(encoding="utf-8")

@@ -151,7 +151,11 @@ def _quantized(activations: str, found: Quantization, why: str) -> WeightTypes:
 
 
 def _get(config: Any, name: str) -> Any:
-    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+    if isinstance(config, Mapping):
+        return config.get(name)
+    # What layers may differ in transformers refuses to tell for all of them (Gemma 4); the one that is stored is meant.
+    own = vars(config)
+    return own[name] if name in own else getattr(config, name, None)
 
 
 def _quantization(config: Any) -> Mapping[str, Any] | None:
