@@ -161,6 +161,10 @@ BLOCKS: dict[str, Example] = {
     "S5": Example(lambda **k: nn.S5(WIDTH, 8, norm="before", **k), hidden, state=_new_state),
     "SparseLinear": Example(_sparse, lambda length: (torch.randn(2, length, 64),), trains=False),
     "SqueezeExcite": Example(lambda **k: nn.SqueezeExcite(16, **k), pictures(16, 6), **_PICTURE),
+    "Stepped": Example(
+        lambda **k: nn.Stepped(nn.Mamba(WIDTH, states=4, **k)), hidden,
+        call=lambda module, x: module(x, module.module.new_state(2)),
+    ),
     "TernaryGLU": Example(lambda **k: nn.TernaryGLU(WIDTH, 48, **k), hidden),
     "TernaryLinear": Example(lambda **k: nn.BitLinear(WIDTH, 24).pack(), hidden, trains=False),
     "TopKFFN": Example(lambda **k: nn.TopKFFN(WIDTH, 8, 4, 2, **k), hidden),

@@ -12,6 +12,8 @@ tokens' experts.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -60,7 +62,7 @@ def expert_ffn(x: Tensor, scores: Tensor, up: Tensor, down: Tensor, active: Tens
         raise ValueError(f"scores {tuple(scores.shape)} are not of the tokens of x {tuple(x.shape)}")
     if active is not None and active.shape != scores.shape:
         raise ValueError(f"active is {tuple(active.shape)}, not {tuple(scores.shape)} as the scores")
-    tokens, experts = x.shape[:-1].numel(), scores.shape[-1]
+    tokens, experts = math.prod(x.shape[:-1]), scores.shape[-1]
     flags = None if active is None else active.reshape(tokens, experts)
     flat = x.reshape(tokens, x.shape[-1]), scores.reshape(tokens, experts)
     gate.no_tangents("expert_ffn", x, scores, up, down)

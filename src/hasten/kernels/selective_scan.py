@@ -279,7 +279,10 @@ class _Prepared:
 
 
 def _border_shape(x: Tensor, A: Tensor, keep: bool) -> tuple[int, ...]:
-    return (x.shape[0], -(-x.shape[2] // LANES), -(-x.shape[1] // CHUNK), A.shape[1], LANES) if keep else (0,)
+    """(batch, channels / 16, chunks, states, 16) as one dimension: compilers guard on each that may be 1."""
+    if not keep:
+        return (0,)
+    return (x.shape[0] * -(-x.shape[2] // LANES) * -(-x.shape[1] // CHUNK) * A.shape[1] * LANES,)
 
 
 @torch.library.impl("hasten::selective_scan", ("cpu", "cuda", "mps"))

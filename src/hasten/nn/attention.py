@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from hasten.errors import HastenError
 from hasten.kernels.gate import wide
 from hasten.nn.block import Block, Factory, numbers_of, untouched
+from hasten.nn.states import state_kind
 
 Scaling = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"]
 
@@ -287,15 +288,20 @@ class LayerCache:
     """
 
     def __init__(self, keys: Tensor, values: Tensor, window: int | None = None, seen: int = 0) -> None:
-        self.keys, self.values, self.window, self.seen = keys, values, window, seen
+        self.keys, self.values, self.window = keys, values, window
+        self.dropped = seen - keys.shape[2]
+
+    @property
+    def seen(self) -> int:
+        """Tokens so far."""
+        return self.dropped + self.keys.shape[2]
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, int]:
         """Takes new ones in; returns what the new tokens may look at and the position of its first."""
-        keys, values = torch.cat((self.keys, keys), 2), torch.cat((self.values, values), 2)
-        first = self.seen - self.keys.shape[2]
-        self.seen = first + keys.shape[2]
+        keys, values, first = torch.cat((self.keys, keys), 2), torch.cat((self.values, values), 2), self.dropped
         kept = keys.shape[2] if self.window is None else min(keys.shape[2], self.window - 1)
-        self.keys, self.values = keys[:, :, keys.shape[2] - kept :], values[:, :, values.shape[2] - kept :]
+        gone = keys.shape[2] - kept
+        self.keys, self.values, self.dropped = keys[:, :, gone:], values[:, :, gone:], first + gone
         return keys, values, first
 
     def cut(self, length: int) -> None:
@@ -307,7 +313,20 @@ class LayerCache:
         if self.window is not None and length < self.seen:
             raise HastenError("a window's cache cannot give tokens back")
         self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
-        self.seen = min(self.seen, length)
+
+
+def _cache_parts(cache: LayerCache) -> dict[str, Any]:
+    return {"keys": cache.keys, "values": cache.values, "dropped": cache.dropped}
+
+
+def _cache_of(keys: Any, values: Any, dropped: Any, fixed: tuple[int | None]) -> LayerCache:
+    # Within a tree there may be anything in the place of tensors and numbers.
+    cache = LayerCache.__new__(LayerCache)
+    cache.keys, cache.values, cache.dropped, cache.window = keys, values, dropped, fixed[0]
+    return cache
+
+
+state_kind(LayerCache, _cache_parts, _cache_of, lambda cache: (cache.window,))
 
 
 class GroupedAttention(Block):

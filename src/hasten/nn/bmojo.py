@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from hasten.nn.attention import Rotary
 from hasten.nn.block import Block, Factory, numbers_of
 from hasten.nn.mamba import Mamba
+from hasten.nn.states import state_kind
 
 Store = Literal["innovation", "random", "recent"]
 
@@ -115,6 +116,9 @@ class BMojoState:
             "loudness": self.loudness,
         }
         return {name: tensor for name, tensor in _named(named) if tensor.numel()} | state_tensors(self.ssm)
+
+
+state_kind(BMojoState, vars, lambda *parts: BMojoState(*parts[:-1]), lambda _: ())
 
 
 def _named(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from hasten.kernels.gate import wide
 from hasten.kernels.selective_scan import Discretization, selective_scan
 from hasten.nn.block import Block, Factory, numbers_of
+from hasten.nn.states import state_kind
 
 
 @dataclass
@@ -38,6 +39,9 @@ class MambaState:
     @property
     def nbytes(self) -> int:
         return self.conv.nbytes + self.ssm.nbytes
+
+
+state_kind(MambaState, vars, lambda conv, ssm, _: MambaState(conv, ssm), lambda _: ())
 
 
 def causal_convolution(
@@ -199,9 +203,8 @@ class Mamba(Block):
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Step sizes before their softplus, B, C, and a bias of the step sizes that is not in them."""
-        projected = self.x_proj(x) if self.x_proj is not None else x.new_empty(*x.shape[:2], 0)
-        sizes = [size for part, size in self._parts.items() if part in self.selective]
-        parts = dict(zip([p for p in self._parts if p in self.selective], projected.split(sizes, -1)))
+        sizes = {part: size for part, size in self._parts.items() if part in self.selective}
+        parts = {} if self.x_proj is None else dict(zip(sizes, self.x_proj(x).split([*sizes.values()], -1)))
         constant = {"B": self.B, "C": self.C}
         B, C = (parts[name] if fixed is None else fixed.expand(*x.shape[:2], -1) for name, fixed in constant.items())
         if self.dt_proj is not None:
@@ -209,10 +212,12 @@ class Mamba(Block):
         return torch.zeros_like(x), B, C, self.dt_bias
 
     def _last_inputs(self, x: Tensor, before: Tensor, segments: Tensor | None) -> Tensor:
-        x = x[:, -self.kernel :].transpose(1, 2)
+        # Traced, a slice of the inputs alone would be for no fewer than so many of them.
+        last = slice(None) if torch.compiler.is_compiling() else slice(-self.kernel, None)
+        x = x[:, last].transpose(1, 2)
         if segments is not None:
             # Tokens of earlier sequences are zeros to the one that goes on; those before this call are segment 0.
-            x = x * (segments[:, -self.kernel :] == segments[:, -1:])[:, None]
+            x = x * (segments[:, last] == segments[:, -1:])[:, None]
             before = before * (segments[:, -1] == 0)[:, None, None]
         return torch.cat([before.to(x.dtype), x], 2)[:, :, -self.kernel :].contiguous()
 

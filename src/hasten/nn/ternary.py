@@ -56,6 +56,14 @@ def _codes(x: Tensor, inverse: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
     return (normed * scale).round_(), scale
 
 
+def _recorded() -> bool:
+    """Whether operations are being written down for later: of a function with a gradient of its own that keeps none."""
+    if torch.compiler.is_compiling():
+        # Compiled alone it keeps its gradient.
+        return torch.compiler.is_exporting()
+    return torch.jit.is_tracing() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
 class BitLinear(Block):
     """A linear layer whose product is ternary (arXiv 2406.02528, section 3.2; BitNet b1.58).
 
@@ -94,7 +102,7 @@ class BitLinear(Block):
         nn.init.ones_(self.norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused:
+        if self.fused and not _recorded():
             return _Fused.apply(x, self.weight, self.norm, self.eps)
         exact = x.to(wide(x.dtype))
         inverse = torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
