@@ -31,6 +31,7 @@ FEW_ROWS = 16
 _EXACT_COLUMNS = 2**24 // 128
 
 torch.library.define("hasten::ternary_linear", "(Tensor x, Tensor packed) -> Tensor")
+torch.library.define("hasten::ternary_quantize", "(Tensor x) -> (Tensor codes, Tensor scale)")
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -141,3 +142,27 @@ def _(call: Call) -> None:
     ranks = (("m", int(x.numel() // max(k, 1))), ("n", n), ("k", k))
     inputs = [call.read(x, ["m", "k"]), call.read(packed, ["k", "n"], packed.numel())]
     call.emit(Op.MATMUL, ranks, inputs, output, ["m", "n"], map="select", reduce="sum")
+
+
+@torch.library.impl("hasten::ternary_quantize", ("cpu", "cuda", "mps"))
+def _ternary_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantize`, for graphs that are recorded without gradients: one that comes later is refused, not left out."""
+    gate.dtypes("ternary_quantize", gate.FLOATS, x=x)
+    return quantize(x)
+
+
+@gate.register_fake("hasten::ternary_quantize")
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(*x.shape[:-1], 1, dtype=gate.wide(x.dtype))
+
+
+@register("hasten::ternary_quantize")
+def _(call: Call) -> None:
+    x, (codes, scale) = call["x"], call.outputs
+    ranks = (("m", int(x.numel() // max(x.shape[-1], 1))), ("k", x.shape[-1]))
+    call.emit(Op.REDUCE, ranks, [call.read(x, ["m", "k"])], scale, ["m"], map="abs", reduce="max")
+    inputs = [call.read(x, ["m", "k"]), call.read(scale, ["m"])]
+    call.emit(Op.ELEMENTWISE, ranks, inputs, codes, ["m", "k"], map="quantize")
+
+
+gate.without_gradient("hasten::ternary_quantize")
