@@ -29,6 +29,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests/habits/typed_calls.py
 	$(BIN)/lint-imports
 
 bench: $(READY)

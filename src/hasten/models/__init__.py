@@ -10,9 +10,60 @@ from typing import TYPE_CHECKING
 
 from hasten.exports import Exports
 
+# For type checkers alone, which read no folder: a test says what is missing.
 if TYPE_CHECKING:
+    from hasten.models.decoder import Decoder as Decoder
+    from hasten.models.decoder import DecoderLayer as DecoderLayer
+    from hasten.models.decoder import HasLayout as HasLayout
+    from hasten.models.decoder import Layout as Layout
+    from hasten.models.description.architecture import Way as Way
+    from hasten.models.description.kept import Store as Store
+    from hasten.models.description.recurrences import Recurrences as Recurrences
+    from hasten.models.language.blockffn_lm import BlockFFNConfig as BlockFFNConfig
+    from hasten.models.language.blockffn_lm import BlockFFNLM as BlockFFNLM
+    from hasten.models.language.bmojo_lm import BMojoConfig as BMojoConfig
+    from hasten.models.language.bmojo_lm import BMojoLM as BMojoLM
+    from hasten.models.language.bottleneck_encoder import BottleneckConfig as BottleneckConfig
+    from hasten.models.language.bottleneck_encoder import BottleneckEncoder as BottleneckEncoder
+    from hasten.models.language.bottleneck_encoder import BottleneckLayer as BottleneckLayer
+    from hasten.models.language.bottleneck_encoder import Observed as Observed
+    from hasten.models.language.bottleneck_encoder import TokenEmbedding as TokenEmbedding
+    from hasten.models.language.mamba_lm import MambaConfig as MambaConfig
+    from hasten.models.language.mamba_lm import MambaLM as MambaLM
+    from hasten.models.language.matmul_free import MatMulFreeConfig as MatMulFreeConfig
+    from hasten.models.language.matmul_free import MatMulFreeLM as MatMulFreeLM
+    from hasten.models.language.recurrent import RecurrentLM as RecurrentLM
+    from hasten.models.language.smallthinker import HeadPredictor as HeadPredictor
+    from hasten.models.language.smallthinker import Layer as Layer
+    from hasten.models.language.smallthinker import SmallThinkerConfig as SmallThinkerConfig
+    from hasten.models.language.smallthinker import SmallThinkerLM as SmallThinkerLM
+    from hasten.models.loading.ggml_types import FileType as FileType
+    from hasten.models.loading.gguf import GGUFFile as GGUFFile
+    from hasten.models.loading.gguf import Packed as Packed
+    from hasten.models.loading.gguf import TensorInfo as TensorInfo
+    from hasten.models.loading.loaded import Loaded as Loaded
     from hasten.models.loading.network import load_network as load_network
     from hasten.models.loading.network import load_packed as load_packed
+    from hasten.models.loading.parameter_kinds import Kind as Kind
+    from hasten.models.loading.parameter_kinds import Modules as Modules
+    from hasten.models.loading.quantization import Quantization as Quantization
+    from hasten.models.loading.quantization import Rule as Rule
+    from hasten.models.loading.stored_model import StoredModel as StoredModel
+    from hasten.models.loading.weight_format import KeptTensor as KeptTensor
+    from hasten.models.loading.weight_format import WeightFormat as WeightFormat
+    from hasten.models.loading.weight_types import WeightTypes as WeightTypes
+    from hasten.models.vision.cell_network import CellConfig as CellConfig
+    from hasten.models.vision.cell_network import CellNetwork as CellNetwork
+    from hasten.models.vision.kat import KAT as KAT
+    from hasten.models.vision.kat import KATConfig as KATConfig
+    from hasten.models.vision.mobile_chain import ChainBlock as ChainBlock
+    from hasten.models.vision.mobile_chain import ChainConfig as ChainConfig
+    from hasten.models.vision.mobile_chain import MobileChain as MobileChain
+    from hasten.models.vision.once_for_all import Architecture as Architecture
+    from hasten.models.vision.once_for_all import OFAConfig as OFAConfig
+    from hasten.models.vision.once_for_all import OnceForAll as OnceForAll
+    from hasten.models.vision.once_for_all import SubNetwork as SubNetwork
+    from hasten.models.vision.resnet9 import ResNet9 as ResNet9
 
 _exports = Exports(__name__)
 __getattr__ = _exports.find

@@ -5,7 +5,55 @@ Every public class of this folder's files is here, imported when it is asked for
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hasten.exports import Exports
+
+# For type checkers alone, which read no folder: a test says what is missing.
+if TYPE_CHECKING:
+    from hasten.nn.attention import GroupedAttention as GroupedAttention
+    from hasten.nn.attention import LatentAttention as LatentAttention
+    from hasten.nn.attention import LayerCache as LayerCache
+    from hasten.nn.attention import Rotary as Rotary
+    from hasten.nn.block import undecayed as undecayed
+    from hasten.nn.block_sparse import BlockCache as BlockCache
+    from hasten.nn.block_sparse import Pattern as Pattern
+    from hasten.nn.block_sparse import SinkWindow as SinkWindow
+    from hasten.nn.block_sparse import VerticalStride as VerticalStride
+    from hasten.nn.blockffn import AdaptiveFactor as AdaptiveFactor
+    from hasten.nn.blockffn import BlockFFN as BlockFFN
+    from hasten.nn.blockffn import Routed as Routed
+    from hasten.nn.blockffn import TopKFFN as TopKFFN
+    from hasten.nn.bmojo import BMojo as BMojo
+    from hasten.nn.bmojo import BMojoState as BMojoState
+    from hasten.nn.elastic import ElasticMBConv as ElasticMBConv
+    from hasten.nn.elastic import MBConv as MBConv
+    from hasten.nn.elastic import SqueezeExcite as SqueezeExcite
+    from hasten.nn.hourglass import Hourglass as Hourglass
+    from hasten.nn.hourglass import Sizes as Sizes
+    from hasten.nn.mamba import Mamba as Mamba
+    from hasten.nn.mamba import MambaState as MambaState
+    from hasten.nn.mlgru import MLGRU as MLGRU
+    from hasten.nn.mlgru import TernaryGLU as TernaryGLU
+    from hasten.nn.moe import BiasController as BiasController
+    from hasten.nn.moe import GatedExperts as GatedExperts
+    from hasten.nn.moe import MixtureOfExperts as MixtureOfExperts
+    from hasten.nn.moe import Router as Router
+    from hasten.nn.moe import Routing as Routing
+    from hasten.nn.naive_rational import NaiveRational as NaiveRational
+    from hasten.nn.packed import PackedEmbedding as PackedEmbedding
+    from hasten.nn.packed import PackedLinear as PackedLinear
+    from hasten.nn.rational import GroupRational as GroupRational
+    from hasten.nn.rational import GroupRationalMLP as GroupRationalMLP
+    from hasten.nn.reglu_experts import Activation as Activation
+    from hasten.nn.reglu_experts import Expert as Expert
+    from hasten.nn.reglu_experts import ReGLUExperts as ReGLUExperts
+    from hasten.nn.reglu_experts import balance_loss as balance_loss
+    from hasten.nn.reglu_experts import route as route
+    from hasten.nn.reglu_experts import sparse_rows as sparse_rows
+    from hasten.nn.s5 import S5 as S5
+    from hasten.nn.ternary import BitLinear as BitLinear
+    from hasten.nn.ternary import TernaryLinear as TernaryLinear
 
 _exports = Exports(__name__)
 __getattr__ = _exports.find

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -420,6 +420,9 @@ class GroupedAttention(Block):
         y = attend(q, k, v, mask=mask, scale=self.scale, cap=self.cap, sinks=self.sinks)
         return self.o_proj(y.transpose(1, 2).reshape(batch, length, self.heads * self.head_dim))
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 def _places(begin: int, length: int, device: torch.device) -> Tensor:
     return torch.arange(begin, begin + length, device=device, dtype=torch.float32)
@@ -536,6 +539,9 @@ class LatentAttention(Block):
             k, v = self._split(self.kv_up(latents[:, 0])).split([self.plain, self.value], -1)
             k = torch.cat([k, keys.expand(-1, self.heads, -1, -1)], -1)
         return self._out(self._attend(q, k, v, begin))
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _absorbed(self, q: Tensor, latents: Tensor, keys: Tensor, begin: int) -> Tensor:
         up = self.kv_up.weight.view(self.heads, self.plain + self.value, self.latent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,9 @@ class BlockFFN(Block):
         scores, logits = self.route(x)
         y = expert_ffn(x, scores, self.up, self.down, self._used(logits) if torch.is_grad_enabled() else None)
         return (y, Routing(logits)) if return_routing else y
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _used(self, logits: Tensor) -> Tensor | None:
         """Who is active where a score may be 0 by itself: of a gain of exactly 0 the gradient is not."""
@@ -288,3 +291,6 @@ class TopKFFN(Block):
     def forward(self, x: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
         scored: tuple[Tensor, Routing] = self.inner(x, return_routing=True)
         return scored if return_routing else scored[0]
+
+    if TYPE_CHECKING:
+        __call__ = forward

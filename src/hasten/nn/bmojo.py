@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -317,6 +317,9 @@ class BMojo(Block):
         y = merge([part[0] for part in parts], [part[1] for part in parts]).flatten(2, 3)
         y = y[:, :, begin - chunks.first :][:, :, :length] if chunks.count > 1 else y
         return self.out(y.transpose(1, 2).reshape(batch, length, self.width))
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _chunks(self, begin: int, end: int, device: torch.device) -> _Chunks:
         first, last = (place // self.commit * self.commit for place in (begin, end - 1))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,9 @@ class SqueezeExcite(Block):
         inner = F.relu(F.conv2d(means, self.reduce.weight[:hidden, :channels], self.reduce.bias[:hidden]))  # type: ignore[index]
         scale = F.conv2d(inner, self.expand.weight[:channels, :hidden], self.expand.bias[:channels])  # type: ignore[index]
         return x * F.hardsigmoid(scale)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class MBConv(Block):
@@ -96,6 +99,9 @@ class MBConv(Block):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.project(self.se(self.depthwise(self.expand(x))))
         return x + y if self.residual else y
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 def _normed(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
@@ -184,6 +190,9 @@ class ElasticMBConv(Block):
         y = block.se(block.depthwise[2](_normed(block.depthwise[1], y)))  # type: ignore[arg-type]
         y = block.project[1](F.conv2d(y, block.project[0].weight[:, :middle]))  # type: ignore[index]
         return x + y if block.residual else y
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     @torch.no_grad()
     def extract(self, kernel: int, expand: int) -> MBConv:

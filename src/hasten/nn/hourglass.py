@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -190,6 +190,9 @@ class Hourglass(Block):
         for block in self.blocks:
             z = block(z)
         return z if self.read is None else self.read(z)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def sizes(self) -> Sizes:
         """By formula: 2 d_z d_h a block, d_z d_y, and d_z d_x more for a lift that learns."""

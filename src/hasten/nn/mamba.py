@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -196,6 +196,9 @@ class Mamba(Block):
         if state is not None and u.shape[1]:
             state.move(self._last_inputs(x, state.conv, segments), last)
         return self.out_proj(y)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def step(self, u: Tensor, state: MambaState) -> Tensor:
         """One token a sequence, u (batch, width) to (batch, width), in time and memory that no position changes."""

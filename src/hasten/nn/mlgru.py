@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,9 @@ class MLGRU(Block):
         mixed = self.g_norm(g) * F.silu(h) if self.g_norm is not None else torch.sigmoid(g) * h
         return self.o_proj(mixed), last
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class TernaryGLU(Block):
     """A gated MLP of BitLinear layers: ``down(silu(a) * b)`` with [a, b] one projection (arXiv 2406.02528, 3.3.2).
@@ -101,3 +104,6 @@ class TernaryGLU(Block):
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.gate_proj(x).chunk(2, -1)
         return self.down_proj(F.silu(a) * b)
+
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, distributed, nn
@@ -236,6 +236,9 @@ class Router(Block):
         )  # fmt: skip
         return logits, weights, chosen
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class GatedExperts(Block):
     """Experts ``down(act(gate x) * up x)`` whose weights lie one behind the other, as transformers keeps them.
@@ -276,6 +279,9 @@ class GatedExperts(Block):
         if weights is None or chosen is None:
             return self.run(0, x)
         return by_expert(x, weights, chosen, self.experts, self.run, taken)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def run(self, number: int, x: Tensor) -> Tensor:
         """What expert ``number`` makes of its tokens."""
@@ -347,6 +353,9 @@ class MixtureOfExperts(Block):
             out = out + self.shared_experts(flat)
         out = out.reshape(x.shape)
         return (out, Routing(logits, load(chosen, self.router.experts))) if return_routing else out
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"count={self.router.count}, zero={self.zero}"

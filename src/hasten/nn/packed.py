@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +131,9 @@ class PackedLinear(_Packed):
         y = kernel.packed_linear(x, self.packed, self.scales, self.mins, self.bits, self.group, self.bf16, self.int8)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def extra_repr(self) -> str:
         group = "" if self.bits == 16 else f", group={self.group}"
         return f"{self.in_features}, {self.out_features}, bits={self.bits}{group}, bias={self.bias is not None}"
@@ -187,6 +190,9 @@ class PackedEmbedding(_Packed):
     def forward(self, ids: Tensor) -> Tensor:
         rows = kernel.packed_embedding(ids, self.packed, self.scales, self.mins, self.bits, self.group)
         return (rows if self.embed_scale is None else rows * self.embed_scale).to(self.dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.packed.device)).dtype

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,9 @@ class GroupRational(Block):
     def forward(self, x: Tensor) -> Tensor:
         return rational(x, self.numerator, self.denominator, self.groups)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def extra_repr(self) -> str:
         return f"{self.channels}, groups={self.groups}, start={self.start}"
 
@@ -179,3 +182,6 @@ class GroupRationalMLP(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.second(self.fc1(self.first(x))))
+
+    if TYPE_CHECKING:
+        __call__ = forward

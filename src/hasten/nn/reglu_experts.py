@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast, overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,9 @@ class Expert(Block):
         if self.activation == "silu":
             return self.down(nn.functional.silu(gate) * self.up(h))
         return self.down(torch.relu(gate) * self.up(h))
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _alone(self, h: Tensor) -> bool:
         """Whether there is one token alone, of which the rows in use are enough."""
@@ -139,6 +142,9 @@ class ReGLUExperts(Block):
         out = by_expert(flat, weights, chosen, len(self.experts), lambda i, rows: self.experts[i](rows))
         out = out.reshape(h.shape)
         return (out, Routing(scores, open_share=self._open_share(flat, chosen))) if return_routing else out
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     @torch.no_grad()
     def _open_share(self, flat: Tensor, chosen: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -169,6 +169,9 @@ class S5(Block):
             y = self.norm(y)
         g = F.gelu(y, approximate="tanh")
         return u + self.value(g) * torch.sigmoid(self.gate(g)), last
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def step(self, u: Tensor, state: Tensor, resets: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step, u (batch, width), resets (batch) bool: the cost that acting has, whatever came before."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,9 @@ class BitLinear(Block):
         weight = self.weight + (ternary * beta - self.weight).detach()
         return F.linear(codes, weight.to(codes.dtype)).to(x.dtype)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def pack(self) -> TernaryLinear:
         """The same layer with 2 bits a weight, for inference."""
         return TernaryLinear.from_bitlinear(self)
@@ -197,6 +200,9 @@ class TernaryLinear(Packed):
         no_tangents("ternary_linear", normed)
         product = _Straight.apply if torch.is_grad_enabled() and normed.requires_grad else _product
         return product(normed, self.packed, self.scale).to(x.dtype)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits=2"

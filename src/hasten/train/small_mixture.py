@@ -40,7 +40,7 @@ def train_mixture(
     def loss(step: int) -> Tensor:
         batch = next(batches)
         logits, routings = model(batch.inputs, return_routing=True)
-        opened[:] = [routing.open_share for routing in routings]
+        opened[:] = [r.open_share for r in routings if r.open_share is not None]
         balance = torch.stack([balance_loss(routing.logits, 2) for routing in routings]).mean()
         return task.loss(lambda _: logits, batch) + 1e-3 * balance
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -170,6 +170,20 @@ class BlockFFNLM(RecurrentLM[list[LayerCache]]):
         for cache in state:
             cache.cut(length)
 
+    @overload
+    def forward(
+        self,
+        ids: Tensor,
+        state: list[LayerCache] | None = None,
+        *,
+        logits_to_keep: int = 0,
+        return_routing: Literal[False] = False,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, ids: Tensor, state: list[LayerCache] | None = None, *, logits_to_keep: int = 0,
+        return_routing: Literal[True],
+    ) -> tuple[Tensor, list[Routing]]: ...  # fmt: skip
     def forward(
         self,
         ids: Tensor,
@@ -196,3 +210,6 @@ class BlockFFNLM(RecurrentLM[list[LayerCache]]):
                 x = layer(x, cache)
         logits = self.lm_head(self.norm(x)[:, -logits_to_keep:])
         return (logits, routings) if return_routing else logits
+
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +164,9 @@ class BMojoLM(RecurrentLM[list[Any]]):
         if state is not None:
             state[0]["position"] = begin + ids.shape[1]
         return self.lm_head(self.norm(x)[:, -logits_to_keep:])
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 def next_token_losses(model: BMojoLM, window: Tensor) -> Tensor:

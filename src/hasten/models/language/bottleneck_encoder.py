@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,9 @@ class BottleneckLayer(Block):
     def forward(self, x: Tensor) -> Tensor:
         return self.attend(x)[0]
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class TokenEmbedding(Block):
     """Ids (batch, length), of any dtype, to states (batch, length, width): of the token and of its place."""
@@ -110,6 +113,9 @@ class TokenEmbedding(Block):
     def forward(self, ids: Tensor) -> Tensor:
         places = torch.arange(ids.shape[1], device=ids.device)
         return self.norm(self.tokens(ids.long()) + self.places(places))
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class BottleneckEncoder(Block):
@@ -127,6 +133,9 @@ class BottleneckEncoder(Block):
         for layer in self.layers:
             x = layer(x)
         return self.head(x)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def observe(self, ids: Tensor, until: int | None = None, *, apart: bool = False) -> Observed:
         """What it does on the way.

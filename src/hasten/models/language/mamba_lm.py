@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -184,6 +184,9 @@ class MambaLM(RecurrentLM[list[MambaState]]):
                 token behind padding on the left.
         """
         return self.lm_head(self.backbone(ids, state, starts)[:, -logits_to_keep:])
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def save(self, folder: str | Path) -> None:
         """Writes ``model.safetensors`` and ``config.json``, in the published layout."""

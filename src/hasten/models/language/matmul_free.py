@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,9 @@ class MatMulFreeLM(RecurrentLM[list[Tensor]]):
                 else:
                     state[i].copy_(last)
         return self.lm_head(self.norm(x)[:, -logits_to_keep:])
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def pack(self) -> MatMulFreeLM:
         """Packs every projection to 2 bits a weight, in place, for inference; returns self."""

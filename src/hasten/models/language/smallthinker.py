@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,12 @@ class Layer(Block):
         self.post_attention_layernorm = nn.RMSNorm(c.width, eps=1e-6)
         self.block_sparse_moe = ReGLUExperts(c.width, c.inner, c.experts, c.used, c.activation, c.softmax)
 
+    @overload
+    def forward(self, x: Tensor, cache: LayerCache | None, *, return_routing: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(
+        self, x: Tensor, cache: LayerCache | None, *, return_routing: Literal[True]
+    ) -> tuple[Tensor, Routing]: ...
     def forward(self, x: Tensor, cache: LayerCache | None, *, return_routing: bool = False) -> Any:
         """x (batch, length, width) to the same; with ``return_routing`` the experts' `Routing` too."""
         moe = self.block_sparse_moe
@@ -113,6 +119,9 @@ class Layer(Block):
             y, routing = moe(h, logits, return_routing=True)
             return x + y, routing
         return x + moe(h, logits)
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class _Decoder(nn.Module):
@@ -230,6 +239,20 @@ class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
     def state_tensors(self, state: list[LayerCache]) -> dict[str, Tensor]:
         return {f"cache.{i}.{name}": getattr(c, name) for i, c in enumerate(state) for name in ("keys", "values")}
 
+    @overload
+    def forward(
+        self,
+        ids: Tensor,
+        state: list[LayerCache] | None = None,
+        *,
+        logits_to_keep: int = 0,
+        return_routing: Literal[False] = False,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, ids: Tensor, state: list[LayerCache] | None = None, *, logits_to_keep: int = 0,
+        return_routing: Literal[True],
+    ) -> tuple[Tensor, list[Routing]]: ...  # fmt: skip
     def forward(
         self,
         ids: Tensor,
@@ -246,6 +269,9 @@ class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
         x = self.model(ids, state, routings if return_routing else None)
         logits = self.lm_head(x[:, -logits_to_keep:])
         return (logits, routings) if return_routing else logits
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 _KEYS = {
@@ -306,6 +332,9 @@ class HeadPredictor(Block):
     def forward(self, h: Tensor) -> Tensor:
         """Scores (..., vocabulary)."""
         return self.up(self.down(h))
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def logits(self, h: Tensor, head: Tensor) -> Tensor:
         """Logits (vocabulary) of one state h (width) with the head (vocabulary, width)."""

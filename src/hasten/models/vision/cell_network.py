@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -285,3 +286,6 @@ class CellNetwork(Block):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.final(self.layers(images))
         return logits
+
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -244,6 +244,9 @@ class KAT(Block):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 ACTIVATIONS = ("GELU", "shared additions", "block sums")

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -191,6 +192,9 @@ class ChainBlock(Block):
         y = self.second(y)
         return x + y if self.residual else y
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 class MobileChain(Block):
     """A network of the space.
@@ -221,6 +225,9 @@ class MobileChain(Block):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.final(self.blocks(self.stem(images)))
         return logits
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 def _stem(channels: int, outputs: int) -> nn.Sequential:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -272,6 +272,9 @@ class SubNetwork(Block):
         logits: Tensor = self.head(x)
         return logits
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def save(self, folder: str | Path) -> None:
         """Writes ``model.safetensors`` and ``config.json``."""
         checkpoint.save(folder, self, {"space": asdict(self.config), "arch": asdict(self.arch)})
@@ -355,6 +358,9 @@ class OnceForAll(Block):
                 x = block(x, k, e)
         logits: Tensor = self.head(x)
         return logits
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def save(self, folder: str | Path) -> None:
         """Writes ``model.safetensors`` and ``config.json``."""

@@ -9,6 +9,7 @@ import torch
 from hasten.data.images import digits
 from hasten.errors import MissingExtraError
 from hasten.nn import Hourglass
+from hasten.nn.hourglass import Lift
 from hasten.papers.experiment import Experiment, Seen, check, succeeded
 from hasten.search.problem import Infeasible
 from hasten.spaces.hourglass import TASKS, WIDTH, Kind, restore, shape
@@ -105,6 +106,7 @@ def denoising(experiment: Experiment) -> Seen:
 @check("H2", weight=80, needs=120)
 def frozen(experiment: Experiment) -> Seen:
     """A frozen lift against a trained one: at the same architecture, and at as many parameters."""
+    arms: dict[str, tuple[Lift, int, int]]
     arms = {"frozen": ("frozen", 432, 9), "trained": ("trained", 432, 9), "equal": ("trained", 259, 9)}
     seeds, steps = experiment.seeds(3), _steps(experiment)
     plan = {f"{name} {seed}": (*arm, steps, seed) for name, arm in arms.items() for seed in seeds}
@@ -171,6 +173,8 @@ def stored(experiment: Experiment) -> Seen:
         Hourglass(WIDTH, hidden=9, layers=4, latent=432, lift=kind, seed=3) for kind in ("frozen", "frozen", "trained")
     )
     kept = [sum(t.numel() for t in model.state_dict().values()) for model in (one, trained)]
+    assert one.lift is not None
+    assert again.lift is not None
     same = torch.equal(one.lift, again.lift)
     value = (
         f"stored {kept[0]:,} against {kept[1]:,}: {kept[1] - kept[0]:,} fewer, which is d_z d_x less the seed and the width "
