@@ -7,7 +7,8 @@ the same with keys and values in fp32, and with a key-value method that costs li
 so that a machine that is busy for a while bends nobody's figure. The last rows are the rate at which this machine could
 stream weights and cache from memory.
 
-    python benchmarks/decode.py [--json] [--threads 2] [--prompt 16,512,4096] [--new-tokens 64] [--tuned tuned.json]
+    python benchmarks/decode.py [--json] [--threads 2] [--prompt 16,512,4096] [--new-tokens 64]
+        [--tuned tuned.json [--model FILE]]
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3)
     takes_required(parser, PEERS)
     parser.add_argument("--tuned", help="a tuned.json to show as hasten tuned")
+    parser.add_argument("--model", help="where the model of the tuned.json is now")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     path = assets.get(MODEL, lambda message: print(message, file=sys.stderr))
@@ -126,7 +128,7 @@ def main() -> int:
         "hasten int8 cache": LanguageModel(packed.network, cache=CacheSpec("int8")),
     }
     if arguments.tuned:
-        models["hasten tuned"] = load(arguments.tuned)
+        models["hasten tuned"] = load(arguments.tuned, model=arguments.model)
     rows = [Row("loading the file's codes", "hasten", loading, "s")]
     weights = models["hasten"].weight_bytes
     rows.append(compared("weights in memory", "hasten", weights, "B", "the file", path.stat().st_size))

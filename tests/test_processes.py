@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hasten.processes import bytes_from_storage, run_arms
+from hasten.processes import TimeIsUp, at_most, bytes_from_storage, run_arms
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -78,3 +79,52 @@ def test_bytes_from_storage_only_grow() -> None:
     after = bytes_from_storage()
     assert (before is None) == (after is None)
     assert before is None or after is None or 0 <= before <= after
+
+
+def test_what_takes_too_long_is_broken_off_wherever_it_waits() -> None:
+    begun = time.monotonic()
+    with pytest.raises(TimeIsUp), at_most(0.2) as limit:
+        time.sleep(30)
+    assert time.monotonic() - begun < 5
+    assert limit.broken_off
+
+
+def test_what_bears_an_interrupt_is_broken_off_again() -> None:
+    borne = 0
+    with at_most(0.1):
+        while borne < 3:
+            try:
+                time.sleep(30)
+            except TimeIsUp:
+                borne += 1
+    assert borne == 3
+
+
+def test_in_time_nothing_happens_and_somebody_elses_alarm_is_theirs() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: heard.append(number))
+    try:
+        with at_most(30) as limit:
+            signal.raise_signal(signal.SIGALRM)
+        assert heard == [signal.SIGALRM]
+        assert not limit.broken_off
+        signal.raise_signal(signal.SIGALRM)
+        assert len(heard) == 2
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_in_another_thread_the_limit_is_asked() -> None:
+    seen: list[bool] = []
+
+    def work() -> None:
+        with at_most(0.0) as limit:
+            try:
+                limit.check()
+            except TimeIsUp:
+                seen.append(limit.broken_off)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [True]

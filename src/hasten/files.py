@@ -8,6 +8,7 @@ import json
 import math
 import os
 import stat
+import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -166,7 +167,7 @@ def write_aside(path: str | Path, content: str | bytes, what: str = "") -> None:
     Raises:
         HastenError: it cannot be written; the old file is as it was.
     """
-    path = Path(path)
+    path = named_path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,10 +179,59 @@ def write_aside(path: str | Path, content: str | bytes, what: str = "") -> None:
         raise HastenError(f"cannot write {what + ' ' if what else ''}{path}: {error.strerror}") from None
 
 
+ROOM = 1 << 22
+"""Bytes that a run needs for what it leaves: a page with its plots."""
+
+
+def check_output(path: str | Path, *, folder: bool = False) -> Path:
+    """The path of what will be written, ``~`` replaced, before any time is spent on it; nothing is left there.
+
+    Args:
+        path: a file, or with ``folder`` a folder, that need not be there yet.
+
+    Raises:
+        HastenError: it cannot be made or written, or there are fewer than `ROOM` bytes left.
+    """
+    path = named_path(path)
+    if path.is_dir() and not folder:
+        raise HastenError(f"cannot write {path}: it is a folder")
+    place = path if folder else path.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(ROOM))
+            file.flush()
+        if not folder and path.exists():
+            with path.open("r+b"):
+                pass
+    except OSError as error:
+        raise HastenError(f"cannot write {path}: {error.strerror}") from None
+    return path
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder, made where it is not there.
+
+    Raises:
+        HastenError: as `check_output`.
+    """
+    path = check_output(path, folder=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HastenError(f"cannot make the folder {path}: {error.strerror}") from None
+    return path
+
+
 def cache_folder() -> Path:
-    """hasten's folder for what can be made again: ``HASTEN_CACHE``, or the user's cache folder."""
+    """hasten's folder for what can be made again: ``HASTEN_CACHE``, or the user's cache folder.
+
+    Raises:
+        HastenError: ``HASTEN_CACHE`` is no path.
+    """
     if chosen := os.environ.get("HASTEN_CACHE"):
-        return Path(chosen)
+        return named_path(chosen, "HASTEN_CACHE")
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("hasten"))
@@ -217,7 +267,7 @@ def write_parquet(rows: Sequence[Mapping[str, Any]], path: str | Path, units: Ma
         if len(kinds) > 1:  # a parameter with values of several types
             column = [float(v) if kinds <= {int, float} else None if v is None else str(v) for v in column]
         columns[name] = column
-    target = Path(path)
+    target = named_path(path)
     aside = target.with_name(target.name + ".part")
     try:
         table = pyarrow.table(columns)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -111,12 +112,73 @@ def run_arms(
             each(waiting[future], future.result())
             progress((done + 1) / len(arms))
         return [future.result() for future in waiting]
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit):  # TimeIsUp is one
         for process in list((getattr(pool, "_processes", None) or {}).values()):
             process.terminate()  # an arm may go on for minutes
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class TimeIsUp(KeyboardInterrupt):
+    """The time is over: what is going on is broken off as Ctrl-C would, and nothing of it is kept."""
+
+
+class TimeLimit:
+    """Whether what goes on within `at_most` was broken off, or should be.
+
+    Args:
+        seconds: from now; None for no limit.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._end = None if seconds is None else time.monotonic() + seconds
+        self.broken_off = False
+
+    def check(self) -> None:
+        """Raises `TimeIsUp` when the time is over: for threads that no signal reaches."""
+        if self._end is not None and time.monotonic() >= self._end:
+            self.broken_off = True
+            raise TimeIsUp
+
+
+@contextmanager
+def at_most(seconds: float | None) -> Iterator[TimeLimit]:
+    """Breaks off what goes on within it after so many seconds, by `TimeIsUp`, and again while it does not end.
+
+    In the main thread, where the system has signals, that is at once, waiting for other processes included; elsewhere
+    it is where the limit is asked (`TimeLimit.check`).
+    """
+    limit = TimeLimit(seconds)
+    main = threading.main_thread()
+    if seconds is None or threading.current_thread() is not main or not hasattr(signal, "SIGALRM"):
+        yield limit
+        return
+    ended = threading.Event()
+
+    def alarm(number: int, frame: Any) -> None:
+        if limit.broken_off and not ended.is_set():
+            raise TimeIsUp
+        if callable(before) and not limit.broken_off:
+            before(number, frame)  # it is somebody else's
+
+    def watch() -> None:
+        pause = seconds
+        while not ended.wait(pause):
+            limit.broken_off, pause = True, 0.5
+            signal.pthread_kill(main.ident or 0, signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield limit
+    finally:
+        while not ended.is_set():  # an alarm may come in the middle of this very line
+            with contextlib.suppress(TimeIsUp):
+                ended.set()
+        watching.join()
+        signal.signal(signal.SIGALRM, before)
 
 
 def bytes_from_storage() -> int | None:

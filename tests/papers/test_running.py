@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,7 @@ def d2(experiment):
 
 ENDLESS = """
 import sys
+import time
 from pathlib import Path
 from hasten.papers import run_checks
 
@@ -202,3 +204,65 @@ def d2(experiment):
     pid = (tmp_path / "at-it").read_text()
     until(lambda: not os.path.exists(f"/proc/{pid}"), 30)
     assert {r.claim for r in read_results(tmp_path / "r")} == {"D1", "D3"}
+
+
+SLOW = """
+import time
+
+@check("D1")
+def slow(experiment):
+    time.sleep(60)
+    return experiment.judge("slow", True)
+
+@check("D2", needs=NEEDS)
+def exact(experiment):
+    if NEEDS:
+        time.sleep(60)
+    return experiment.judge("exact", True)
+"""
+
+
+@pytest.mark.parametrize("needs", [0, 100])
+def test_the_budget_bounds_all_checks_together(shelf: Path, needs: int) -> None:
+    checks(shelf, SLOW.replace("NEEDS", str(needs)))
+    begun = time.monotonic()
+    found = verdicts(list(run_checks(["doubling"], budget=0.5)))
+    assert time.monotonic() - begun < 20
+    assert found["D1"] == "not judged: needs more than 0.5 s"
+    assert found["D2"] == ("not judged: needs 100 s" if needs else "holds")
+
+
+def test_arms_in_processes_end_with_the_budget(shelf: Path) -> None:
+    text = """
+import time
+
+def arm(seconds):
+    time.sleep(seconds)
+
+@check("D1")
+def d1(experiment):
+    experiment.arms(arm, {"one": (100.0,), "two": (100.0,)}, processes=2)
+    return experiment.judge("", True)
+"""
+    checks(shelf, text)
+    begun = time.monotonic()
+    (found, *_) = run_checks(["doubling"], budget=1.0, claims=["D1"])
+    assert time.monotonic() - begun < 60
+    assert found.verdict == "not judged: needs more than 1 s"
+
+
+def test_a_search_that_ends_early_is_not_judged(shelf: Path) -> None:
+    text = """
+import time
+
+@check("D1")
+def d1(experiment):
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:  # as a study, which returns what it has
+        pass
+    return experiment.judge("what it had", True)
+"""
+    checks(shelf, text)
+    (found, *_) = run_checks(["doubling"], budget=0.2, claims=["D1"])
+    assert (found.seen, found.verdict) == ("what it had", "not judged: needs more than 0.2 s")

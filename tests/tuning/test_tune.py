@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -401,3 +402,49 @@ def test_a_probe_that_does_not_fit_is_made_again(folder: Path, device: Device, m
     monkeypatch.setattr(tuning, "_misfit", lambda baseline: next(fits_worse))
     tune(folder, settings)
     assert again == [device]
+
+
+@pytest.mark.parametrize("how", ["together", "apart", "told"])
+def test_a_tuned_model_finds_its_model_where_it_is_now(
+    how: str, folder: Path, result: TuneResult, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new place"
+    shutil.copytree(folder, old / "models" / "tiny")
+    (old / "out").mkdir()
+    one = next(c for c in result.combinations if c.measured)
+    chosen = {"combinations": [one.model_copy(update={"within_floor": True})]}
+    source = str((old / "models" / "tiny").resolve())
+    save(result.model_copy(update={**chosen, "source": source}), old / "out" / "tuned.json")
+    if how == "together":
+        old.rename(new)
+        assert load(new / "out" / "tuned.json").name == "tiny"
+        return
+    (old / "models").rename(new)
+    with pytest.raises(HastenError, match=r"is no longer .* say where it is"):
+        load(old / "out" / "tuned.json")
+    if how == "told":
+        assert load(old / "out" / "tuned.json", model=new / "tiny").name == "tiny"
+        (new / "tiny" / "config.json").write_text((new / "tiny" / "config.json").read_text() + "\n")
+        with pytest.raises(HastenError, match="is not the model that"):
+            load(old / "out" / "tuned.json", model=new / "tiny")
+
+
+def test_an_interrupt_before_the_first_combination_keeps_what_was_measured(
+    folder: Path, device: Device, tmp_path: Path
+) -> None:
+    class Early(Listener):
+        def stage(self, text: str) -> None:
+            if text == "loading the model":
+                assert study.stat().st_size  # from the first second
+            if text == "predicting every combination":
+                raise KeyboardInterrupt
+
+    study = tmp_path / "study.db"
+    listener = Early()
+    found = tune(folder, SETTINGS, study=study, device=device, reporter=listener)
+    assert listener.seen == ["unchanged"]
+    assert (found.stopped, found.combinations) == ("interrupted", [])
+    assert found.baseline.measured is not None
+    assert found.notes[-1] == "interrupted before any combination was measured"
+    again = tune(folder, replace(SETTINGS, trials=1), study=study, device=device)
+    assert again.stopped == "trials"

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hasten.cli.console import Bar, Json, document, progress, say
+from hasten.cli.console import Json
+from hasten.cli.messages import say
+from hasten.cli.progress import Bar, progress
+from hasten.cli.streams import document
 from hasten.errors import HastenError
+from hasten.files import check_output
 
 if TYPE_CHECKING:
     from hasten.papers import Paper, Result
@@ -24,7 +28,10 @@ def check(
     field: Annotated[str | None, typer.Option(help="All papers of this field that have checks.")] = None,
     save: Annotated[
         Path | None,
-        typer.Option(help="File that each result is added to, one line each; what it has already is not run again."),
+        typer.Option(
+            writable=True,
+            help="File that each result is added to, one line each; what it has already is not run again.",
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Seconds a paper: the code runs, nothing is judged.")] = False,
     long: Annotated[bool, typer.Option("--long", help="An hour a paper.")] = False,
@@ -57,6 +64,8 @@ def check(
     cards = _chosen(slugs or [], every, field)
     if quick and long:
         raise HastenError("--quick or --long: choose one")
+    if save is not None:
+        check_output(save)
     # Times of quick runs mean nothing, so papers may share the machine.
     processes = min(len(cards), _cores(), _MOST_PROCESSES) if quick else 1
     done: list[Result] = []
@@ -100,6 +109,7 @@ def check(
         document([r.as_dict() for r in done])
     _summary(done, save)
     if interrupted:
+        say("the same command goes on from here" if save else "with --save FILE the same command can go on")
         raise KeyboardInterrupt
     if any(r.kind == "error" for r in done):
         raise typer.Exit(1)

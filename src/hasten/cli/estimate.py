@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-from hasten.cli.console import Batch, Json, NewTokens, Prompt, Threads, document, progress, say, use_threads
+from hasten.cli.console import Batch, Json, NewTokens, Prompt, Threads, output, use_threads
+from hasten.cli.messages import say
+from hasten.cli.progress import progress
+from hasten.cli.streams import document
+from hasten.files import check_output
 
 
 def estimate(
@@ -23,7 +27,7 @@ def estimate(
     prompt: Prompt = 512,
     new_tokens: NewTokens = 64,
     batch: Batch = 1,
-    context: Annotated[int, typer.Option(help="Tokens that are in the cache before the prompt.")] = 0,
+    context: Annotated[int, typer.Option(min=0, help="Tokens that are in the cache before the prompt.")] = 0,
     dtype: Annotated[
         str | None,
         typer.Option(help="Format of the weights, in place of the model's own: bf16, fp8, int4, q4_k_m, ..."),
@@ -42,7 +46,7 @@ def estimate(
             " is. An unknown one lists all.",
         ),
     ] = None,
-    page: Annotated[Path | None, typer.Option(help="Write all of it to this HTML file, with plots.")] = None,
+    page: Annotated[Path | None, output("Write all of it to this HTML file, with plots.")] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -73,6 +77,8 @@ def estimate(
     from hasten.runtime.subject import read_subject
     from hasten.search.user_file import load_attribute
 
+    if page is not None:
+        check_output(page)
     chosen = [load_device(name) for name in dict.fromkeys(on or one_of_each())]
     with progress("describing the model") as tell:
         workload = read_subject(

@@ -6,16 +6,23 @@ from typing import Annotated
 
 import typer
 
-from hasten.cli.console import Batch, Json, NewTokens, Prompt, Threads, document, progress, use_threads
+from hasten.cli.console import Batch, Json, NewTokens, Prompt, Threads, use_threads
+from hasten.cli.progress import progress
+from hasten.cli.streams import document
 from hasten.errors import HastenError
 
 
 def measure(
-    subject: Annotated[str, typer.Argument(help="A .gguf, model folder, asset, config.json or module.py:factory.")],
+    subject: Annotated[
+        str, typer.Argument(help="A .gguf, model folder, asset, config.json, tuned.json or module.py:factory.")
+    ],
     prompt: Prompt = 512,
     new_tokens: NewTokens = 64,
     batch: Batch = 1,
-    runs: Annotated[int, typer.Option(help="Timed repetitions.")] = 3,
+    model: Annotated[
+        str | None, typer.Option(help="Where the model of a tuned.json is now.", show_default=False)
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed repetitions.")] = 3,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -28,12 +35,24 @@ def measure(
         hasten measure my_model.py:build --runs 20
     """
     use_threads(threads)
-    from hasten.runtime.subject import read_subject
+    from hasten.runtime.subject import Subject, read_subject
+    from hasten.tuning.result import is_tuned, load
 
     if runs < 1:
         raise HastenError("runs must be at least 1")
     with progress("loading") as tell:
-        found = read_subject(subject, prompt, new_tokens, batch)
+        if is_tuned(subject):
+            tuned = load(subject, model=model)
+            tuned.check_fits(prompt + new_tokens)
+            found = Subject(
+                tuned.name,
+                lambda: tuned.workload(prompt, new_tokens, batch),
+                lambda count: tuned.measure(prompt, new_tokens, batch, count),
+            )
+        elif model is not None:
+            raise HastenError(f"--model says where the model of a tuned.json is, and {subject} is none: leave it out")
+        else:
+            found = read_subject(subject, prompt, new_tokens, batch)
         if found.run is None:
             raise HastenError(f"{subject} has nothing to run: give a model with weights")
         tell("measuring", 0.3)
@@ -49,13 +68,16 @@ def measure(
             }
         )
         return
-    from rich.console import Console
-    from rich.table import Table
+    from hasten.report import print_table
+    from hasten.report.tables import Table
 
-    table = Table("phase", "median", "least", "greatest", title=f"{found.name}, this machine")
-    for name, spread in seen.phases.items():
-        table.add_row(name, *(f"{v * 1e3:.2f} ms" for v in (spread.median, spread.low, spread.high)))
-    Console().print(table)
-    for name, value in seen.extra.items():
-        print(f"{name.replace('_', ' ')}: {value:.1f}")
-    print(f"memory: {seen.peak_memory / 1e6:.1f} MB")
+    rows = tuple(
+        (name, *(f"{v * 1e3:.2f} ms" for v in (spread.median, spread.low, spread.high)))
+        for name, spread in seen.phases.items()
+    )
+    notes = (
+        *(f"{name.replace('_', ' ')}: {value:.1f}" for name, value in seen.extra.items()),
+        f"memory: {seen.peak_memory / 1e6:.1f} MB",
+    )
+    columns = ("phase", ">median", ">least", ">greatest")
+    print_table(Table(f"{found.name}, this machine", columns, rows, notes=notes))

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hasten.cli.console import Json, document, say
+from hasten.cli.console import Json, output
+from hasten.cli.messages import say
+from hasten.cli.streams import document
 from hasten.errors import HastenError
+from hasten.files import check_output
 
 if TYPE_CHECKING:
     from hasten.papers import Paper, Result
@@ -22,7 +25,8 @@ def papers(
         Path | None, typer.Option(help="A file that hasten check --save wrote: verdicts are shown too.")
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(help="With --results: write an HTML page of all claims, which opens offline.")
+        Path | None,
+        output("With --results: write an HTML page of all claims, which opens offline."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -41,6 +45,8 @@ def papers(
 
     if page is not None and results is None:
         raise HastenError("--page shows results: give --results FILE, which hasten check --save FILE writes")
+    if page is not None:
+        check_output(page)
     stored = shelf.read_results(results) if results is not None else []
     found = [shelf.paper(slug)] if slug is not None else shelf.papers(field=field, text=text)
     if page is not None:

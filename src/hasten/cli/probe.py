@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
-from hasten.cli.console import Json, Threads, document, progress, use_threads
+from hasten.cli.console import Json, Threads, output, use_threads
+from hasten.cli.progress import progress
+from hasten.cli.streams import document
+from hasten.files import check_output
 
 
 def probe(
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure again, whatever is kept.")] = False,
-    save: Annotated[Path | None, typer.Option(help="Also write the device to this .toml file.")] = None,
+    save: Annotated[Path | None, output("Also write the device to this .toml file.")] = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -25,6 +28,8 @@ def probe(
         hasten probe --refresh --save my-machine.toml
     """
     use_threads(threads)
+    if save is not None:
+        check_output(save)
     import hasten.kernels  # noqa: F401 (so that packed products are measured too)
     from hasten.hardware import probe as run
 
@@ -35,16 +40,17 @@ def probe(
     if as_json:
         document(device.model_dump(mode="json"))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from hasten.report import print_table
+    from hasten.report.tables import Table
 
-    table = Table("part", "figure", title=device.title)
-    for unit in device.compute:
-        for dtype, peak in unit.peak.items():
-            table.add_row(f"{unit.name}, {dtype}", f"{peak / 1e9:.1f} GFLOP/s")
-    for level in device.memory:
-        table.add_row(level.name, f"{level.capacity / 2**20:.1f} MiB, {level.bandwidth / 1e9:.1f} GB/s")
-    table.add_row("launch of an operator", f"{device.launch_overhead * 1e6:.2f} us")
-    for key, value in device.identity.items():
-        table.add_row(key, str(value))
-    Console().print(table)
+    rows = [
+        *(
+            (f"{unit.name}, {t}", f"{peak / 1e9:.1f} GFLOP/s")
+            for unit in device.compute
+            for t, peak in unit.peak.items()
+        ),
+        *((m.name, f"{m.capacity / 2**20:.1f} MiB, {m.bandwidth / 1e9:.1f} GB/s") for m in device.memory),
+        ("launch of an operator", f"{device.launch_overhead * 1e6:.2f} us"),
+        *((key, str(value)) for key, value in device.identity.items()),
+    ]
+    print_table(Table(device.title, ("part", "figure"), tuple(rows)))

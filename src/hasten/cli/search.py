@@ -11,8 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from hasten.cli.console import Json, Threads, document, make_folders, progress, say, use_threads
+from hasten.cli.console import Json, Threads, output, use_threads
+from hasten.cli.messages import say
+from hasten.cli.progress import progress
+from hasten.cli.streams import document
 from hasten.errors import HastenError
+from hasten.files import check_output, make_folder
 
 
 def search(
@@ -28,12 +32,12 @@ def search(
     budget: Annotated[float | None, typer.Option(help="Seconds of trying, earlier runs included.")] = None,
     study: Annotated[
         str | None,
-        typer.Option(
-            help="SQLite file (or sqlite:///FILE) that keeps every trial, from which the same command goes on;"
+        output(
+            "SQLite file (or sqlite:///FILE) that keeps every trial, from which the same command goes on;"
             " NAME.db in --out."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for search.html, .csv, .parquet, .json and NAME.db.")] = Path(),
+    out: Annotated[Path, output("Folder for search.html, .csv, .parquet, .json and NAME.db.", folder=True)] = Path(),
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the sampler.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Points scored at the same time, each in its process.")] = 1,
     ray: Annotated[
@@ -83,11 +87,15 @@ def search(
         raise HastenError("budget must be a number of seconds above 0")
     if trials is None and budget is None:
         trials = 40
+    check_output(out, folder=True)  # before minutes go into preparing the problem
+    if kept is not None:
+        check_output(kept)
     with progress(f"preparing {space}") as tell:
         problem = spaces.build(space)
         if kept is None:
             kept = out / (re.sub(r"[^\w.-]+", "-", problem.name).strip("-.") + ".db")
-        make_folders(out, kept.parent)
+        make_folder(out)
+        make_folder(kept.parent)
 
         first: list[int] = []
 
@@ -118,7 +126,11 @@ def search(
                 f" (what was tried before is kept in {kept}; hasten --debug search ... shows where)"
             ) from error
         tell("writing the report", 1.0)
-        written = write_search(problem, result, out)
+        written, unwritten = [], ""
+        try:
+            written = write_search(problem, result, out)
+        except HastenError as error:  # what was found is shown all the same
+            unwritten = str(error)
     if as_json:
         document(trials_document(problem, result))
     elif any(t.feasible for t in result.trials):
@@ -128,6 +140,8 @@ def search(
         say(f"{known} of the {len(result.trials)} trials are of earlier runs")
     if not first and result.stopped in ("trials", "seconds"):
         say(f"nothing was left to try: raise --{'budget' if result.stopped == 'seconds' else 'trials'} to go on")
+    if unwritten:
+        raise HastenError(f"{unwritten}: free some space and run the same command again, every trial is in {kept}")
     say(f"wrote {', '.join(str(p) for p in written)}; every trial is kept in {kept}")
     if not any(p.suffix == ".parquet" for p in written):
         say("no search.parquet: run pip install 'hasten[search]' to have one")

@@ -8,19 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hasten.cli.console import (
-    Batch,
-    Json,
-    NewTokens,
-    Prompt,
-    Threads,
-    document,
-    make_folders,
-    progress,
-    say,
-    use_threads,
-)
+from hasten.cli.console import Batch, Json, NewTokens, Prompt, Threads, output, use_threads
+from hasten.cli.messages import say
+from hasten.cli.progress import progress
+from hasten.cli.streams import document
 from hasten.errors import HastenError
+from hasten.files import check_output, make_folder
 
 if TYPE_CHECKING:
     from hasten.tuning.outcome import Combination
@@ -64,15 +57,13 @@ def tune(
     ] = None,
     floor: Annotated[float, typer.Option(help="Perplexity may be worse by this share at most.")] = 0.03,
     budget: Annotated[float, typer.Option(help="Seconds of measuring.")] = 180.0,
-    trials: Annotated[int | None, typer.Option(help="Combinations to measure at most.")] = None,
-    runs: Annotated[int, typer.Option(help="Timed repetitions of each.")] = 3,
+    trials: Annotated[int | None, typer.Option(min=1, help="Combinations to measure at most.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed repetitions of each.")] = 3,
     study: Annotated[
         str | None,
-        typer.Option(
-            help="SQLite file (or sqlite:///FILE) that keeps what was measured: the same command goes on from it."
-        ),
+        output("SQLite file (or sqlite:///FILE) that keeps what was measured: the same command goes on from it."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for report.html and tuned.json.")] = Path(),
+    out: Annotated[Path, output("Folder for report.html and tuned.json.", folder=True)] = Path(),
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -106,22 +97,38 @@ def tune(
         runs=runs,
     )
     kept = study_path(study) if study else None
-    make_folders(out, kept.parent if kept else out)
-    with progress("starting") as tell:
-        result = run(
-            model, settings, study=kept, reporter=_TuneReporter(tell), command=[Path(sys.argv[0]).name, *sys.argv[1:]]
-        )
-    write_html(result, out / "report.html")
+    make_folder(out)
+    if kept is not None:
+        make_folder(kept.parent)
+        check_output(kept)
+    again = f"the same command goes on from {kept}" if kept else "with --study FILE the same command can go on"
+    try:
+        with progress("starting") as tell:
+            command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+            result = run(model, settings, study=kept, reporter=_TuneReporter(tell), command=command)
+    except KeyboardInterrupt:
+        say(again)
+        raise
+    # Before anything is shown: whoever reads it may be gone by now.
+    found = any(c.within_floor for c in result.combinations if c.measured)
+    written, unwritten = [], ""
+    for file, write, wanted in ((out / "tuned.json", save, found), (out / "report.html", write_html, True)):
+        try:
+            if wanted:
+                write(result, file)
+                written.append(file)
+        except HastenError as error:
+            unwritten = str(error)
     if as_json:
         document({**result.model_dump(mode="json"), "best": result.best.model_dump() if result.best else None})
     else:
         print_tune(result)
-    found = any(c.within_floor for c in result.combinations if c.measured)
-    if found:
-        save(result, out / "tuned.json")
-        say(f"wrote {out / 'report.html'} and {out / 'tuned.json'}")
+    if written:
+        say(f"wrote {' and '.join(map(str, written))}")
+    if unwritten:
+        raise HastenError(f"{unwritten}: free some space{', and run the same command again' if study else ''}")
     if result.stopped == "interrupted":
-        say("interrupted: what was measured is above" + (f", and kept in {kept}" if kept else ""))
+        say(f"what was measured is above; {again}")
         raise KeyboardInterrupt
     if not found:
         raise HastenError(

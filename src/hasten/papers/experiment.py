@@ -23,7 +23,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from hasten.errors import HastenError
 from hasten.papers.importing import import_file
-from hasten.processes import one_thread, run_arms
+from hasten.processes import TimeIsUp, TimeLimit, at_most, one_thread, run_arms
 
 T = TypeVar("T")
 Progress: TypeAlias = Callable[[str, float], None]
@@ -33,6 +33,9 @@ HOLDS, DIRECTION, FAILS = "holds", "direction holds", "does not hold"
 
 # Seconds for all checks of a paper, by the length of a run. Quick: the code runs, and nothing is judged.
 BUDGETS: dict[Length, float] = {"quick": 6.0, "normal": 360.0, "long": 3600.0}
+
+MOMENT = 0.02
+"""Share of the budget that a check has when it is over."""
 
 
 def _silent(message: str, share: float) -> None: ...
@@ -358,6 +361,8 @@ class Runner:
         seed: of what is random.
         progress: told the check at hand and the share done of the planned ones.
         planned: claims that will be run; all when None. The budget's shares do not depend on it.
+        bounded: whether checks are broken off when the budget is over, counted from the first on; each that is left
+            then has a moment (`MOMENT`) all the same. What only computes is done in it.
 
     Raises:
         HastenError: the budget is not a positive number of seconds, or two checks are of the same claim.
@@ -373,6 +378,7 @@ class Runner:
         seed: int = 0,
         progress: Progress = _silent,
         planned: Collection[str] | None = None,
+        bounded: bool = False,
     ) -> None:
         total = seconds_of(budget, length)
         checks = {id(c): c for c in namespace.values() if isinstance(c, Check)}.values()  # one may have two names
@@ -385,9 +391,24 @@ class Runner:
         self._weight = sum(c.weight for c in self.checks.values() if planned is None or c.claim in planned) or 1.0
         self._run = _Run(slug, total, length, seed, self._tell, weight or 1.0)
         self._current = 0.0
+        self._bounded, self._end = bounded, math.inf
+        self._limit = TimeLimit(None)
+
+    def _left(self) -> float | None:
+        """Seconds that the next check may take; None without a bound."""
+        if not self._bounded:
+            return None
+        if self._end == math.inf:
+            self._end = time.monotonic() + self._run.total
+        return max(self._end - time.monotonic(), MOMENT * self._run.total)
 
     def _tell(self, message: str, share: float) -> None:
+        self._limit.check()
         self._progress(message, self._done + self._current * min(1.0, max(0.0, share)))
+
+    def _too_long(self, one: Check) -> str:
+        total = self._run.total
+        return f"not judged: needs {f'{one.needs:g}' if total < one.needs else f'more than {total:g}'} s"
 
     def run(self, claim: str) -> Outcome:
         """Runs the check of a claim. One that fails to run is an outcome too, and costs the others nothing."""
@@ -399,8 +420,10 @@ class Runner:
         begun = time.perf_counter()
         detail, seen = "", ""
         try:
-            with one_thread() if experiment.quick else contextlib.nullcontext():
+            with at_most(self._left()) as self._limit, one_thread() if experiment.quick else contextlib.nullcontext():
                 result = one.function(experiment)
+        except TimeIsUp:
+            verdict = self._too_long(one)
         except TooShort as error:
             verdict = f"not judged: {error}"
         except HastenError as error:
@@ -416,6 +439,9 @@ class Runner:
                     verdict = "not judged: quick run"
             else:
                 verdict = f"error: the check returned {type(result).__name__}, not what it saw"
+        if self._limit.broken_off and not verdict.startswith("not "):  # it went on with what a search had until then
+            verdict = self._too_long(one)
+        self._limit = TimeLimit(None)
         self._done += self._current
         self._current = 0.0
         return Outcome(claim, seen, verdict, time.perf_counter() - begun, detail)

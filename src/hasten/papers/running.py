@@ -108,7 +108,7 @@ class _Plan:
         budget, length, seed = self.setting.budget, self.setting.length, self.setting.seed
         return Runner(
             self.card.slug, vars(module), budget=budget, length=length, seed=seed, progress=progress,
-            planned=self.planned,
+            planned=self.planned, bounded=length != "quick",
         )  # fmt: skip
 
     def result(self, claim: Claim, outcome: Outcome) -> Result:

@@ -72,7 +72,8 @@ def claims_page(cards: Sequence[Paper], results: Iterable[Result]) -> str:
             '<a class="skip" href="#papers">To the papers</a>\n',
             '<header><div><button class="theme" id="theme" type="button">Dark</button>',
             f'<h1>What holds?</h1><p class="lead">{_lead(papers, lines, shown)}</p></div></header>\n',
-            f"<main>\n{_overview(lines)}{_controls(papers, lines)}",
+            "<main>\n<noscript><p>Scripts are off here: all claims are shown, and cannot be filtered.</p></noscript>\n",
+            f"{_overview(lines)}{_controls(papers, lines)}",
             f'<div id="papers">{articles}</div>\n',
             '<p class="nothing" id="nothing" hidden>No claim is like that. <button type="button" id="all">Show all'
             "</button></p>\n",

@@ -16,6 +16,7 @@ from hasten.files import write_aside
 from hasten.report import findings, plots
 from hasten.report import quantities as q
 from hasten.report.findings import Row
+from hasten.report.placing import NO_SCRIPT, placed
 from hasten.tuning.outcome import Figures, TuneResult
 
 
@@ -35,7 +36,7 @@ def page(result: TuneResult) -> str:
     def plot(name: str, make: Callable[[], Figure]) -> str:
         figure = make()
         figures[name] = figure
-        return f'<div class="plot" id="{name}" style="min-height:{figure.layout.height or 420}px"></div>'
+        return placed(name, figure)
 
     parts = [
         section("summary", "What was found", f'<div class="found">{_summary(result)}</div>'),
@@ -144,7 +145,7 @@ def whole_page(
             f"<style>\n{content_of('page.css')}</style>\n</head>\n<body>\n",
             '<header><div><button class="theme" id="theme" type="button">Dark</button>',
             f'<h1>{escape(heading)}</h1><p class="lead">{lead}</p><nav>{nav}</nav></div></header>\n',
-            f"<main>\n{body}</main>\n",
+            f"<main>\n{NO_SCRIPT if figures else ''}{body}</main>\n",
             f"<footer>Made by hasten {escape(version)}. Everything on this page is in this file.</footer>\n",
             # "<" may end the script early, whatever a user's strings hold: JSON has another way to write it.
             f'<script type="application/json" id="figures">{inert(data)}</script>\n',

@@ -35,7 +35,10 @@
         // The entries of a legend stand below each other there, and take the plot's room.
         layout.height += 20 * figure.data.filter(function (trace) { return trace.showlegend !== false; }).length;
       }
-      Plotly.react(id, figure.data, layout, { displaylogo: false, responsive: true, displayModeBar: buttons });
+      // No button sends anything anywhere: what is on a page stays there.
+      Plotly.react(id, figure.data, layout, {
+        displaylogo: false, responsive: true, displayModeBar: buttons, showSendToCloud: false, plotlyServerURL: ""
+      });
     });
   }
 

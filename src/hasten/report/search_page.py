@@ -14,6 +14,7 @@ from hasten import __version__
 from hasten.report import quantities
 from hasten.report import search_plots as plots
 from hasten.report.html import headings, pairs, section, whole_page
+from hasten.report.placing import placed
 from hasten.search.parameter import Parameter
 from hasten.search.problem import Problem, Trial
 
@@ -44,7 +45,7 @@ def search_page(problem: Problem, result: StudyResult, shares: Mapping[str, Mapp
 
     def plot(name: str, figure: Figure) -> str:
         figures[name] = figure
-        return f'<div class="plot" id="{name}" style="min-height:{figure.layout.height}px"></div>'
+        return placed(name, figure)
 
     several = len(problem.objectives) > 1
     sections = [("summary", "Summary", "What was found", f'<div class="found">{_summary(problem, result)}</div>')]

@@ -40,6 +40,19 @@ class Study:
         self.path = None if path is None else study_path(path)
         self._memory: Any = None
 
+    def begin(self) -> None:
+        """Makes the file, with no study in it yet: what a run takes minutes to prepare for can be kept from then on.
+
+        Raises:
+            HastenError: it is no study, in use by another run, or cannot be written.
+        """
+        if self.path is not None:
+            with only_run(self.path), storage_errors(self.path):
+                check_file(self.path)
+                storage = sqlite_storage(self.path)
+                storage.remove_session()
+                storage.engine.dispose()
+
     def run(
         self,
         problem: Problem,

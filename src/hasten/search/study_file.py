@@ -31,14 +31,14 @@ def study_path(path: str | Path) -> Path:
     text = str(path)
     found = _ADDRESS.match(text)
     if found is None:
-        return Path(path)
+        return named_path(path, "the study file")
     if found[1].partition("+")[0] != "sqlite":
         raise HastenError(f"a study is kept in an SQLite file, not at {text}: give a path, or sqlite:///PATH")
     # A `Path` has lost the slashes that say where the file is.
     rest, file = text[len(found[1]) + 1 :], text[len(found[1]) + 4 :]
     if isinstance(path, Path) or not rest.startswith("///") or not file.strip("/") or {"?", ":"} & set(file):
         raise HastenError(f"{text} names no file: give a path, or the text sqlite:///PATH")
-    return Path(file)
+    return named_path(file, "the study file")
 
 
 def sqlite_storage(path: Path) -> Any:

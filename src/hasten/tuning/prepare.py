@@ -15,12 +15,9 @@ from hasten.data.text import default_text
 from hasten.errors import HastenError
 from hasten.models.loading.loaded import Loaded
 from hasten.models.loading.network import load_network
+from hasten.processes import TimeIsUp
 from hasten.runtime import LanguageModel
 from hasten.tuning.settings import Settings
-
-
-class TimeIsUp(KeyboardInterrupt):
-    """The budget ran out within a measurement: it is broken off as Ctrl-C would, and nothing of it is kept."""
 
 
 @dataclass(frozen=True)

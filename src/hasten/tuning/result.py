@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import os
 import platform
 import shlex
 import sys
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_
 
 from hasten import __version__
 from hasten.errors import HastenError
-from hasten.files import read_bytes, write_aside
+from hasten.files import named_path, read_bytes, read_text, write_aside
 from hasten.hardware import Device
 from hasten.kernels import compiled_isa
 from hasten.methods import apply_all, from_dict, rewrite_all
@@ -84,7 +85,7 @@ def result(
     if best is not None and best.methods:
         described = rewrite_all(workload, [from_dict(m) for m in best.methods])
         found.kernels["best"] = kernels_of(estimated(prepared, device, described))
-    if not found.met:
+    if not found.met and (measured.stopped != "interrupted" or any(c.measured for c in found.combinations)):
         found.notes.append(
             f"no measured combination keeps perplexity within {s.floor:.1%}: loosen the floor or raise the budget"
         )
@@ -127,13 +128,18 @@ def _versions() -> dict[str, str]:
 
 
 class TunedModel(BaseModel):
-    """What ``tuned.json`` holds."""
+    """What ``tuned.json`` holds.
+
+    ``source`` is a name or a whole path, ``beside`` the path of a model's file or folder as seen from this file: where
+    both were moved together, the model is there.
+    """
 
     model_config = ConfigDict(extra="forbid")
     format: str = _FORMAT
     version: int = 1
     hasten: str
     source: str
+    beside: str = ""
     fingerprint: str
     methods: list[dict[str, Any]]
     prompt: PositiveInt
@@ -163,6 +169,7 @@ def save(result: TuneResult, path: str | Path) -> None:
     tuned = TunedModel(
         hasten=__version__,
         source=result.source,
+        beside=_seen_from(path, result.source),
         fingerprint=result.fingerprint,
         methods=best.methods,
         prompt=result.prompt,
@@ -173,13 +180,40 @@ def save(result: TuneResult, path: str | Path) -> None:
     write_aside(Path(path), tuned.model_dump_json(indent=1) + "\n")
 
 
-def load(path: str | Path, *, progress: Callable[[str], None] = lambda message: None) -> LanguageModel:
+def is_tuned(path: str | Path) -> bool:
+    """Whether a path is that of a file that `save` may have written."""
+    path = named_path(path, "the tuned model")
+    return path.suffix == ".json" and path.is_file() and f'"format": "{_FORMAT}"' in read_text(path, "the tuned model")
+
+
+def _seen_from(path: str | Path, source: str) -> str:
+    """A model's path relative to the folder of a file; "" for one that is known by its name, or on another drive."""
+    if not (os.path.isabs(source) and os.path.exists(source)):
+        return ""
+    try:
+        return Path(os.path.relpath(source, named_path(path).resolve().parent)).as_posix()
+    except ValueError:
+        return ""
+
+
+def load(
+    path: str | Path,
+    *,
+    model: str | Path | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> LanguageModel:
     """The model that ``tuned.json`` describes, ready to generate.
+
+    Args:
+        path: the file.
+        model: where its model is now: a file, a folder or a name, as `hasten.load_network` takes it. When None, where
+            it was, or where it is if it was moved together with the file. It must be the very model all the same.
+        progress: told what is being loaded.
 
     Raises:
         HastenError: the file is missing or not a tuned model, or its model is gone or another one.
     """
-    path = Path(path)
+    path = named_path(path, "the tuned model")
     try:
         tuned = TunedModel.model_validate_json(read_bytes(path, "the tuned model"))
     except ValidationError as error:
@@ -189,10 +223,25 @@ def load(path: str | Path, *, progress: Callable[[str], None] = lambda message: 
     if tuned.format != _FORMAT or tuned.version != 1:
         raise HastenError(f"{path} is not a tuned model that this hasten reads: tune again")
     methods = [from_dict(m) for m in tuned.methods]
-    loaded = load_network(tuned.source, progress=progress)
+    loaded = load_network(_place(tuned, path) if model is None else model, progress=progress)
     if loaded.fingerprint != tuned.fingerprint:
-        raise HastenError(f"{tuned.source} is not the model that {path} was tuned for: tune again")
-    model = LanguageModel(loaded.network, loaded.tokenizer, name=loaded.name)
-    tuned_model = apply_all(model, methods)
+        raise HastenError(f"{loaded.source} is not the model that {path} was tuned for: give that one, or tune again")
+    tuned_model = apply_all(LanguageModel(loaded.network, loaded.tokenizer, name=loaded.name), methods)
     assert isinstance(tuned_model, LanguageModel)
     return tuned_model
+
+
+def _place(tuned: TunedModel, path: Path) -> str | Path:
+    """Where the model of a tuned model is: beside the file, where it was, or its name.
+
+    Raises:
+        HastenError: in neither place.
+    """
+    beside = path.resolve().parent / tuned.beside
+    if tuned.beside and beside.exists():
+        return beside
+    if os.path.isabs(tuned.source) and not os.path.exists(tuned.source):
+        raise HastenError(
+            f"the model of {path} is no longer {tuned.source[:120]}: put it back, or say where it is (--model)"
+        )
+    return tuned.source

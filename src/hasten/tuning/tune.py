@@ -11,10 +11,10 @@ from pathlib import Path
 from hasten.hardware import Device, probe, remember
 from hasten.methods import Context
 from hasten.models.loading.network import DEFAULT_MODEL
-from hasten.search.study_file import check_file, study_path
-from hasten.tuning.measure import Unchanged, measure, unchanged
+from hasten.search import Study
+from hasten.tuning.measure import Measured, Unchanged, measure, unchanged
 from hasten.tuning.outcome import Combination, TuneResult
-from hasten.tuning.predict import choices, corrected, estimated, predict, prediction
+from hasten.tuning.predict import Choices, choices, corrected, estimated, predict, prediction
 from hasten.tuning.prepare import Deadline, Prepared, prepare
 from hasten.tuning.result import TunedModel, load, result, save
 from hasten.tuning.settings import Reporter, Settings, Silent
@@ -38,7 +38,8 @@ def tune(
 
     Measures transformers' own fp32 decoding and the unchanged model in hasten's loop, predicts every combination of
     methods through the cost model, then measures combinations for real, best predicted first, until the budget is
-    used up or Ctrl-C. With ``study`` everything measured is kept, and the same call goes on from it.
+    used up or Ctrl-C. With ``study`` everything measured is kept, and the same call goes on from it. After Ctrl-C the
+    result has what was measured; before the unchanged model was, there is none, and the interrupt is raised.
 
     Args:
         source: what `hasten.models.load_network` takes.
@@ -52,7 +53,7 @@ def tune(
         HastenError: the model cannot be loaded, a text too short, a study of something else.
     """
     if study is not None:
-        check_file(study_path(study))  # before minutes go into measuring the unchanged model
+        Study(study).begin()  # before minutes go into measuring the unchanged model
     settings, reporter = settings or Settings(), reporter or Silent()
     started, began = datetime.datetime.now(datetime.UTC), time.perf_counter()
     reporter.stage("loading the model")
@@ -64,11 +65,15 @@ def tune(
     notes: list[str] = []
     if device is None and _misfit(before.combination) >= _FAR:
         target, before, notes = _probed_again(prepared, target, before, reporter)
-    reporter.stage("listing methods")
-    found = choices(Context(prepared.base, prepared.tokens, prepared.ids, before.expected, settings.new_tokens))
-    reporter.stage("predicting every combination")
-    plan = predict(prepared, target, before.workload, found, progress=reporter.advance)
-    measured = measure(prepared, before, found, plan, study, reporter, deadline)
+    found, measured = Choices({}, {}), Measured({}, "interrupted")
+    try:
+        reporter.stage("listing methods")
+        found = choices(Context(prepared.base, prepared.tokens, prepared.ids, before.expected, settings.new_tokens))
+        reporter.stage("predicting every combination")
+        plan = predict(prepared, target, before.workload, found, progress=reporter.advance)
+        measured = measure(prepared, before, found, plan, study, reporter, deadline)
+    except KeyboardInterrupt:
+        notes.append("interrupted before any combination was measured")
     return result(
         prepared, target, before, found, measured,
         started=started, seconds=time.perf_counter() - began, command=command, notes=notes,

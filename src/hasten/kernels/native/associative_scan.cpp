@@ -1,8 +1,7 @@
 #include <nanobind/nanobind.h>
 
-#include <omp.h>
-
 #include "bindings.hpp"
+#include "team.hpp"
 
 namespace hasten {
 namespace {
@@ -25,12 +24,11 @@ LinearScanArgs describe(int64_t batch, int64_t length, int64_t states, bool comp
 
 template <class Call>
 void split(const LinearScanArgs& s, int threads, Call call) {
-#pragma omp parallel num_threads(threads)
-  {
+  together(threads, [&](int rank, int size) {
     int64_t begin, end;
-    share(s.batch * s.blocks(), 1, omp_get_thread_num(), omp_get_num_threads(), begin, end);
+    share(s.batch * s.blocks(), 1, rank, size, begin, end);
     call(s, begin, end);
-  }
+  });
 }
 
 void forward(LinearScanArgs s, uintptr_t h, uintptr_t last, int threads) {

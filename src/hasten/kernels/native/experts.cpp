@@ -1,8 +1,9 @@
 #include <nanobind/nanobind.h>
 
-#include <omp.h>
+#include <atomic>
 
 #include "bindings.hpp"
+#include "team.hpp"
 
 namespace hasten {
 namespace {
@@ -25,16 +26,15 @@ int64_t expert_ffn(uintptr_t x, uintptr_t scores, uintptr_t up, uintptr_t down, 
   e.each = each;
   e.inner = pointer<float>(inner);
   e.y = pointer<float>(y);
-  int64_t products = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : products)
-  {
+  std::atomic<int64_t> products{0};
+  together_with_barrier(threads, [&](int rank, int size, Barrier& all) {
     int64_t begin, end;
-    share(count * each, 1, omp_get_thread_num(), omp_get_num_threads(), begin, end);
+    share(count * each, 1, rank, size, begin, end);
     products += kernels().experts.up(e, begin, end);
-#pragma omp barrier
-    share(width, 16, omp_get_thread_num(), omp_get_num_threads(), begin, end);
+    all.wait();
+    share(width, 16, rank, size, begin, end);
     kernels().experts.down(e, begin, end);
-  }
+  });
   return products;
 }
 

@@ -3,17 +3,17 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <omp.h>
-
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
 
-#include "barrier.hpp"
 #include "bindings.hpp"
+#include "team.hpp"
 
 namespace hasten {
 
@@ -109,29 +109,27 @@ class CodesBuffer {
 void linear(const Matrix& m, uintptr_t x, int rows, uintptr_t y, int threads) {
   CodesBuffer buffer;
   const Codes codes = m.takes_codes() ? buffer.reserve(rows, m.in) : Codes();
-#pragma omp parallel num_threads(threads)
-  {
+  together_with_barrier(threads, [&](int rank, int size, Barrier& all) {
     int64_t n0, n1;
     if (m.takes_codes()) {
-      share(rows, 1, omp_get_thread_num(), omp_get_num_threads(), n0, n1);
+      share(rows, 1, rank, size, n0, n1);
       chosen->encode_rows(pointer<const float>(x), codes, m.in, n0, n1);
-#pragma omp barrier
+      all.wait();
     }
-    share(m.out, 8, omp_get_thread_num(), omp_get_num_threads(), n0, n1);
+    share(m.out, 8, rank, size, n0, n1);
     if (m.takes_codes())
       chosen->multiply_codes(m, codes, rows, pointer<float>(y), m.out, n0, n1);
     else
       chosen->multiply(m, pointer<const float>(x), m.in, rows, pointer<float>(y), m.out, n0, n1);
-  }
+  });
 }
 
 void dequantize(const Matrix& m, uintptr_t y, int threads) {
-#pragma omp parallel num_threads(threads)
-  {
+  together(threads, [&](int rank, int size) {
     int64_t n0, n1;
-    share(m.out, 8, omp_get_thread_num(), omp_get_num_threads(), n0, n1);
+    share(m.out, 8, rank, size, n0, n1);
     chosen->unpack(m, pointer<float>(y) + n0 * m.in, n0, n1);
-  }
+  });
 }
 
 void dequantize_rows(const Matrix& m, uintptr_t ids, int64_t count, uintptr_t y) {
@@ -142,13 +140,17 @@ void dequantize_rows(const Matrix& m, uintptr_t ids, int64_t count, uintptr_t y)
 // Vector instructions (multiply-adds of 16 floats) that `threads` threads do in a second.
 double vector_rate(int threads) {
   const int64_t rounds = 4'000'000;
-  float kept = 0;
+  std::atomic<float> kept{0};
   double best = 0;
   for (int attempt = 0; attempt < 5; ++attempt) {
-    const double begun = omp_get_wtime();
-#pragma omp parallel num_threads(threads) reduction(+ : kept)
-    kept += chosen->multiply_adds(rounds);
-    const double rate = double(rounds) * kChains * threads / (omp_get_wtime() - begun);
+    const auto begun = std::chrono::steady_clock::now();
+    std::atomic<int> present{1};
+    together(threads, [&](int rank, int size) {
+      if (rank == 0) present = size;
+      kept.fetch_add(chosen->multiply_adds(rounds));
+    });
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begun;
+    const double rate = double(rounds) * kChains * present / seconds.count();
     best = std::max(best, rate);
   }
   return kept == 0 ? 0 : best;
@@ -251,13 +253,9 @@ class Decoder {
     in.hidden = pointer<float>(hidden);
     check(in);
     const Scratch scratch = reserve(in, threads);
-#pragma omp parallel num_threads(threads)
-    {
-      const int present = omp_get_num_threads();
-#pragma omp single
-      { barrier_ = std::make_unique<Barrier>(present); }
-      chosen->step(model_, cache_, in, scratch, pointer<float>(logits), omp_get_thread_num(), present, *barrier_);
-    }
+    together_with_barrier(threads, [&](int rank, int size, Barrier& all) {
+      chosen->step(model_, cache_, in, scratch, pointer<float>(logits), rank, size, all);
+    });
   }
 
  private:
@@ -353,7 +351,6 @@ class Decoder {
   Cache cache_;
   std::unique_ptr<float, Free> buffer_;
   CodesBuffer hidden_codes_, attended_codes_, inner_codes_;
-  std::unique_ptr<Barrier> barrier_;
   int64_t capacity_ = 0;
 };
 
@@ -399,6 +396,7 @@ NB_MODULE(_native, m) {
   m.def("dequantize_rows", &dequantize_rows, unlocked);
   m.def("vector_rate", &vector_rate, unlocked);
   m.def("isas", &isas, "Instruction sets this machine runs, best first.");
+  m.def("threads_of", [] { return std::string(kThreads); }, "Whose threads share the work.");
   m.def("isa", [] { return std::string(chosen->name); }, "The instruction set in use.");
   m.def("use_isa", &use_isa, "Use another of isas(): for tests and comparisons.");
   nb::class_<Decoder>(m, "Decoder")

@@ -1,8 +1,9 @@
 #include <nanobind/nanobind.h>
 
-#include <omp.h>
+#include <atomic>
 
 #include "bindings.hpp"
+#include "team.hpp"
 
 namespace hasten {
 namespace {
@@ -27,34 +28,31 @@ RationalArgs arguments(uintptr_t x, uintptr_t grad, uintptr_t top, int64_t numer
 }
 
 void forward(const RationalArgs& r, int threads) {
-#pragma omp parallel num_threads(threads)
-  {
+  together(threads, [&](int rank, int size) {
     int64_t begin, end;
-    share(r.rows, 1, omp_get_thread_num(), omp_get_num_threads(), begin, end);
+    share(r.rows, 1, rank, size, begin, end);
     kernels().rational.forward(r, begin, end);
-  }
+  });
 }
 
 // Returns how often a block added to the sums: ten times a block and group.
 int64_t backward(const RationalArgs& r, int threads) {
-#pragma omp parallel num_threads(threads)
-  {
+  together(threads, [&](int rank, int size) {
     int64_t begin, end;
-    share(r.blocks(), 1, omp_get_thread_num(), omp_get_num_threads(), begin, end);
+    share(r.blocks(), 1, rank, size, begin, end);
     kernels().rational.backward(r, begin, end);
-  }
+  });
   return r.blocks() * r.groups * RationalArgs::kSums;
 }
 
 int64_t naive(RationalArgs r, int64_t repeats, int threads) {
   r.repeats = repeats;
-  int64_t additions = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : additions)
-  {
+  std::atomic<int64_t> additions{0};
+  together(threads, [&](int rank, int size) {
     int64_t begin, end;
-    share(r.rows, 1, omp_get_thread_num(), omp_get_num_threads(), begin, end);
+    share(r.rows, 1, rank, size, begin, end);
     additions += kernels().rational.naive(r, begin, end);
-  }
+  });
   return additions;
 }
 

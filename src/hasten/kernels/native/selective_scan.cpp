@@ -1,7 +1,5 @@
 #include <nanobind/nanobind.h>
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
@@ -9,6 +7,7 @@
 #include <stdexcept>
 
 #include "bindings.hpp"
+#include "team.hpp"
 
 namespace hasten {
 namespace {
@@ -53,12 +52,11 @@ struct Scan : ScanArgs {
   void forward(uintptr_t y, uintptr_t last, int threads) {
     this->y = pointer<void>(y);
     set(this->last, last);
-#pragma omp parallel num_threads(threads)
-    {
+    together(threads, [&](int rank, int size) {
       int64_t begin, end;
-      share(tasks(), 1, omp_get_thread_num(), omp_get_num_threads(), begin, end);
+      share(tasks(), 1, rank, size, begin, end);
       kernels().selective_scan.forward(*this, begin, end);
-    }
+    });
   }
 
   // b_grad, c_grad (threads, batch, length, states), a_grad (threads, states, padded), skip_grad and bias_grad
@@ -79,9 +77,7 @@ struct Scan : ScanArgs {
     const std::unique_ptr<float, Free> buffer(
         static_cast<float*>(std::aligned_alloc(64, size_t(floats * threads) * sizeof(float))));
     if (!buffer) throw std::bad_alloc();
-#pragma omp parallel num_threads(threads)
-    {
-      const int rank = omp_get_thread_num();
+    together(threads, [&](int rank, int size) {
       ScanArgs mine = *this;
       mine.a_grad = pointer<float>(a_grad) + rank * states * padded;
       mine.b_grad = pointer<float>(b_grad) + rank * batch * length * states;
@@ -90,9 +86,9 @@ struct Scan : ScanArgs {
       mine.bias_grad = pointer<float>(bias_grad) + rank * padded;
       mine.scratch = buffer.get() + rank * floats;
       int64_t begin, end;
-      share(tasks(), 1, rank, omp_get_num_threads(), begin, end);
+      share(tasks(), 1, rank, size, begin, end);
       kernels().selective_scan.backward(mine, begin, end);
-    }
+    });
   }
 };
 

@@ -1,10 +1,9 @@
 #include "sparse.hpp"
 
-#include <omp.h>
-
 #include <stdexcept>
 
 #include "bindings.hpp"
+#include "team.hpp"
 
 namespace hasten {
 namespace {
@@ -19,13 +18,12 @@ void sparse_linear(uintptr_t packed, uintptr_t scales, uintptr_t zeros, int64_t 
   m.out = out;
   m.in = in;
   m.zero_bytes = zero_bytes;
-#pragma omp parallel num_threads(threads)
-  {
+  together(threads, [&](int rank, int size) {
     int64_t n0, n1;
-    share(out, 8, omp_get_thread_num(), omp_get_num_threads(), n0, n1);
+    share(out, 8, rank, size, n0, n1);
     kernels().sparse.multiply(m, pointer<const int8_t>(x), pointer<const float>(row_scales), rows, pointer<float>(y), n0,
                               n1);
-  }
+  });
 }
 
 }  // namespace

@@ -1,8 +1,7 @@
 #include <nanobind/nanobind.h>
 
-#include <omp.h>
-
 #include "bindings.hpp"
+#include "team.hpp"
 
 namespace hasten {
 namespace {
@@ -15,12 +14,11 @@ void multiply(uintptr_t x, int64_t rows, uintptr_t packed, int64_t out, int64_t 
   t.out = out;
   t.blocks = blocks;
   t.y = pointer<float>(y);
-#pragma omp parallel num_threads(threads)
-  {
+  together(threads, [&](int rank, int size) {
     int64_t begin, end;
-    share(out, 1, omp_get_thread_num(), omp_get_num_threads(), begin, end);
+    share(out, 1, rank, size, begin, end);
     kernels().ternary.multiply(t, begin, end);
-  }
+  });
 }
 
 }  // namespace
