@@ -154,7 +154,7 @@ def _get(config: Any, name: str) -> Any:
     if isinstance(config, Mapping):
         return config.get(name)
     # What layers may differ in transformers refuses to tell for all of them (Gemma 4); the one that is stored is meant.
-    own = vars(config)
+    own = getattr(config, "__dict__", {})
     return own[name] if name in own else getattr(config, name, None)
 
 
