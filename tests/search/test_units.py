@@ -84,7 +84,7 @@ def test_the_dashboard_shows_what_a_study_says() -> None:
     import json
 
     study = Study()
-    found = study.run(spaces.build("soc"), sampler="random", trials=12)
+    found = study.run(spaces.build("mapper"), sampler="random", trials=12)
     app = dashboard.wsgi(study._memory)
     asked = {
         "REQUEST_METHOD": "GET", "PATH_INFO": "/api/studies/0", "QUERY_STRING": "after=0", "SERVER_NAME": "here",
@@ -92,8 +92,9 @@ def test_the_dashboard_shows_what_a_study_says() -> None:
         "wsgi.url_scheme": "http",
     }  # fmt: skip
     seen = json.loads(b"".join(app(asked, lambda status, headers, error=None: None)))
-    assert seen["objective_names"] == ["latency, s", "power, W", "area, mm^2"]
-    assert {"key": "energy, J", "sortable": True} in seen["union_user_attrs"]
+    assert seen["objective_names"] == ["time, s", "energy, J", "area, mm^2"]
+    assert {t.feasible for t in found.trials} == {True, False}
+    assert {"key": "traffic, B", "sortable": True} in seen["union_user_attrs"]
     shown = {t["number"]: t for t in seen["trials"]}
     for trial in found.trials:
         assert shown[trial.number]["state"] == "Complete"
