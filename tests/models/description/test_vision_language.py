@@ -53,9 +53,14 @@ SEEING: dict[str, dict[str, Any]] = {
         },
         "image_token_index": 5, "boi_token_index": 6, "eoi_token_index": 7,
     },
+    "smolvlm": {
+        "text_config": {**TEXT, "model_type": "llama"},
+        "vision_config": {**TOWER, "model_type": "smolvlm_vision", "image_size": 32, "patch_size": 4},
+        "scale_factor": 2, "image_token_id": 5,
+    },
 }  # fmt: skip
 # An image of 112 x 56 is 8 x 4 patches in the first, merged by four; in the others the configuration fixes it.
-TOKENS = {"qwen2_5_vl": 8, "llava": 16, "gemma3": 16, "llama4": 16}
+TOKENS = {"qwen2_5_vl": 8, "llava": 16, "gemma3": 16, "llama4": 16, "smolvlm": 16}
 
 
 def config(kind: str, **settings: Any) -> Any:
@@ -74,7 +79,7 @@ def test_an_image_is_seen_once_and_its_tokens_stand_before_the_prompt(kind: str)
     shape = next(t.shape for t in work.phases[0].cascade.tensors.values() if t.role == "input")
     fixed = {"image_grid_thw": torch.tensor([[1, 8, 4]])} if kind == "qwen2_5_vl" else {}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.get_image_features(torch.zeros(shape), **fixed)
+        model.get_image_features(torch.ones(shape), **fixed)
     assert work.phase("vision").cascade.flops == counter.get_total_flops()
     named = dict(model.named_parameters())
     assert sum(size for n, size in work.weights.items() if n in named) == 4 * sum(p.numel() for p in named.values())
@@ -112,9 +117,20 @@ def test_a_configuration_without_a_tower_is_the_language_model_alone() -> None:
     assert any("no vision_config" in note for note in work.notes)
 
 
-def test_a_model_that_sees_in_another_way_is_one_line() -> None:
-    with pytest.raises(HastenError, match="in a way of its own") as error:
-        describe(config_of({"model_type": "mllama"}, Path("config.json")), prompt=6, new_tokens=4)
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("mllama", "takes images in a way of its own"),
+        ("qwen2_audio", "takes sound beside text"),
+        ("bark", "makes tokens in a way of its own"),
+        ("musicgen", "no description of"),
+        ("encodec", "no description of"),
+        ("decision_transformer", "takes states"),
+    ],
+)
+def test_what_is_not_described_is_one_line(kind: str, words: str) -> None:
+    with pytest.raises(HastenError, match=words) as error:
+        describe(config_of({"model_type": kind}, Path("config.json")), prompt=6, new_tokens=4)
     assert "\n" not in str(error.value)
 
 

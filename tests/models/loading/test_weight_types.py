@@ -239,3 +239,9 @@ def test_an_unknown_format_lists_the_known_ones() -> None:
 )  # fmt: skip
 def test_a_parameter_is_known_by_its_name(name: str, shape: tuple[int, ...], kind: Kind) -> None:
     assert kind_of(name, shape) is kind
+
+
+def test_weights_of_fp8_have_activations_of_more_bits() -> None:
+    types = weight_types({"torch_dtype": "float8_e4m3fn"})
+    assert (types.activations, types.of(*UP).dtype) == ("bf16", "fp8")
+    assert types.of("model.norm.weight", (64,)).dtype == "bf16"

@@ -70,10 +70,24 @@ def describe(
     alone = getattr(config, "tower_unsaid", False) and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if way is Way.VISION_LANGUAGE and not alone:
         return with_weights(describe_vision_language(config, kind, context=context, image=image, **given), types)
-    if getattr(config, "vision_config", None) is not None and way is Way.DECODER:
-        raise HastenError(f"{kind.__name__} takes images in a way of its own, which hasten does not describe")
+    if way is Way.DECODER:
+        _check_decoder(config, kind)
     found = describe_decoder(config, context=context, **given)
     if alone:
         said = "the language model alone: the configuration has no vision_config"
         found = replace(found, notes=(*found.notes, said))
     return with_weights(found, types)
+
+
+def _check_decoder(config: Any, kind: Any) -> None:
+    """Whether a model that makes tokens is of text alone.
+
+    Raises:
+        HastenError: it is not.
+    """
+    if getattr(config, "vision_config", None) is not None:
+        raise HastenError(f"{kind.__name__} takes images in a way of its own, which hasten does not describe")
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        sound = getattr(config, "audio_config", None) is not None
+        what = "takes sound beside text" if sound else "makes tokens in a way of its own"
+        raise HastenError(f"{kind.__name__} {what}, which hasten does not describe")

@@ -100,7 +100,7 @@ def check_positions(config: Any, length: int) -> None:
     Raises:
         HastenError: it has fewer.
     """
-    limit = number(config.get_text_config(), "max_position_embeddings", "n_positions", "max_sequence_length")
+    limit = number(_of_text(config), "max_position_embeddings", "n_positions", "max_sequence_length")
     if limit and length > limit:
         raise HastenError(f"{length} tokens are more than the model's {limit} positions: shorten the prompt")
 
@@ -118,7 +118,7 @@ def inputs_of(
     found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     notes: list[str] = []
     if "input_ids" in takes:
-        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+        limit = number(_of_text(config), "max_position_embeddings")
         found["input_ids"] = ((batch, min(prompt, limit) if limit else prompt), torch.int64)
     if "pixel_values" in takes:
         channels, height, width, words = image_shape(config, image)
@@ -154,6 +154,14 @@ def image_shape(config: Any, image: tuple[int, int] | None) -> tuple[int, int, i
         return channels, int(fixed[0]), int(fixed[1]), words
     height, width = image or (224, 224)
     return channels, height, width, f"an image of {height} x {width} pixels, as {'asked' if image else 'is usual'}"
+
+
+def _of_text(config: Any) -> Any:
+    """The part of a configuration that is of text; all of it where several are."""
+    try:
+        return config.get_text_config()
+    except ValueError:
+        return config
 
 
 def number(config: Any, *names: str) -> int:

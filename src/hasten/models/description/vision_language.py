@@ -101,7 +101,7 @@ def _traced(model: Any, shape: tuple[int, ...], dtype: torch.dtype, fixed: dict[
 
     def tower(pixel_values: Tensor) -> list[Tensor]:
         with _RealIndices(held["tracer"]):
-            found = model.get_image_features(pixel_values, **fixed)
+            found = _looked_at(model, pixel_values, fixed)
         features = getattr(found, "pooler_output", None)
         leaves = [t for t in tree_flatten(found if features is None else features)[0] if isinstance(t, Tensor)]
         held["tokens"] = sum(t.numel() // t.shape[-1] for t in leaves)
@@ -109,6 +109,20 @@ def _traced(model: Any, shape: tuple[int, ...], dtype: torch.dtype, fixed: dict[
 
     traced = trace_cascade(tower, module=model, prepare=lambda: ((torch.zeros(shape, dtype=dtype),), {}), within=within)
     return traced, int(held["tokens"])
+
+
+def _looked_at(model: Any, pixels: Tensor, fixed: dict[str, Any]) -> Any:
+    """What a model's tower makes of an image."""
+    if not _in_tiles(model):
+        return model.get_image_features(pixels, **fixed)
+    # The model first looks which tiles are black, and leaves those out.
+    inner = model.model
+    seen = inner.vision_model(pixel_values=pixels.flatten(0, 1), patch_attention_mask=None, return_dict=True)
+    return inner.connector(seen.last_hidden_state)
+
+
+def _in_tiles(model: Any) -> bool:
+    return type(model).__name__.startswith(("Idefics3", "SmolVLM"))
 
 
 class _RealIndices(TorchDispatchMode):
@@ -186,7 +200,7 @@ def _image(model: Any, batch: int, image: tuple[int, int] | None) -> tuple[tuple
         fixed["image_sizes"] = pixels[None].repeat(batch, 1)
         words = f"an image of {int(pixels[0])} x {int(pixels[1])} pixels as {tiles} of {height} x {width}"
         return (batch, tiles, channels, height, width), fixed, words
-    if type(model).__name__.startswith(("Idefics", "SmolVLM")):
+    if _in_tiles(model):
         return (batch, 1, channels, height, width), fixed, words
     return (batch, channels, height, width), fixed, words
 

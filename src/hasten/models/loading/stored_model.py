@@ -79,9 +79,9 @@ def _plain(held: Mapping[str, tuple[str, int]], said: WeightTypes) -> WeightType
     sizes: dict[str, int] = {}
     for dtype, size in held.values():
         sizes[dtype] = sizes.get(dtype, 0) + size
-    floats = {d: n for d, n in sizes.items() if d.startswith(("fp", "bf")) and d != "fp8"}
+    floats = {d: n for d, n in sizes.items() if d in ("fp32", "bf16", "fp16")}
     if not floats:
         return said
     commonest = max(floats, key=lambda d: floats[d])
-    others = {n: WeightFormat(d) for n, (d, _) in held.items() if d != commonest and d in floats}
+    others = {n: WeightFormat(d) for n, (d, _) in held.items() if d != commonest and d.startswith(("fp", "bf"))}
     return WeightTypes(commonest, f"weights in {commonest}, as the files hold them", held=others)

@@ -90,6 +90,9 @@ def weight_types(config: Any, dtype: str | None = None) -> WeightTypes:
         return _asked(config, dtype)
     said = _quantization(config)
     plain = float_of(config)
+    if plain == "fp8":
+        whole = Rule(WeightFormat("fp8"), _EVERYWHERE)
+        return _quantized("bf16", Quantization("fp8", (whole,)), "as the configuration says")
     if said is None:
         if plain is None:
             return WeightTypes("fp32", "weights in fp32: the configuration names no type")
@@ -153,6 +156,8 @@ def _quantized(activations: str, found: Quantization, why: str) -> WeightTypes:
 def _get(config: Any, name: str) -> Any:
     if isinstance(config, Mapping):
         return config.get(name)
+    if name == "torch_dtype" and hasattr(config, "dtype"):
+        return None  # transformers warns of whoever asks for the old name
     # What layers may differ in transformers refuses to tell for all of them (Gemma 4); the one that is stored is meant.
     own = getattr(config, "__dict__", {})
     return own[name] if name in own else getattr(config, name, None)
@@ -200,5 +205,6 @@ def held_in(held: Mapping[str, WeightFormat], origin: str) -> WeightTypes:
     """
     formats = {f.dtype for name, f in held.items() if f.plain and not name.endswith(("norm.weight", ".bias"))}
     whole = all(f.plain for f in held.values())
+    formats &= {"fp32", "bf16", "fp16"}
     activations = max(formats, key=lambda d: dtypes.BITS[d]) if formats and whole else "fp16"
     return WeightTypes(activations, f"weights as {origin} holds them, activations in {activations}", held=held)
