@@ -49,7 +49,7 @@ def stack_of(workload: Workload) -> Stack | None:
 
 
 @dataclass(frozen=True)
-class Product:
+class WeightProduct:
     """A product by a weight.
 
     Args:
@@ -75,7 +75,7 @@ class Product:
         return self.weight.elements // self.columns
 
 
-def product_of(draft: Draft, e: Einsum) -> Product | None:
+def product_of(draft: Draft, e: Einsum) -> WeightProduct | None:
     """The weight that ``e`` multiplies by, or None: it has none, or a kernel of hasten's has pruned it already."""
     if e.op is not Op.MATMUL or e.source.startswith("hasten::sparse"):
         return None
@@ -92,7 +92,7 @@ def product_of(draft: Draft, e: Einsum) -> Product | None:
     others = [draft.tensors[a.tensor] for a in e.inputs if a.tensor != weight.name]
     own = [t.name for t in others if t.role is Role.WEIGHT and t.name.startswith(f"{base}.")]
     beside = tuple(name for name in own if not name.endswith("bias"))
-    return Product(weight, access, columns, beside)
+    return WeightProduct(weight, access, columns, beside)
 
 
 def is_head(e: Einsum) -> bool:
@@ -100,9 +100,9 @@ def is_head(e: Einsum) -> bool:
     return e.module.rpartition(".")[2] in _HEADS
 
 
-def products(workload: Workload, wanted: Callable[[Einsum], bool] = lambda e: True) -> list[Product]:
+def products(workload: Workload, wanted: Callable[[Einsum], bool] = lambda e: True) -> list[WeightProduct]:
     """Every weight that is multiplied by, once."""
-    found: dict[str, Product] = {}
+    found: dict[str, WeightProduct] = {}
     for phase in workload.phases:
         draft = Draft(phase.cascade)
         for e in phase.cascade.einsums:

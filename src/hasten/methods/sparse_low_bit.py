@@ -16,7 +16,7 @@ from hasten.dtypes import BITS
 from hasten.errors import HastenError
 from hasten.kernels import sparse_linear as kernel
 from hasten.kernels.groups import check_range
-from hasten.methods.described_model import Product, product_of, products, stack_of
+from hasten.methods.described_model import WeightProduct, product_of, products, stack_of
 from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Method
 from hasten.methods.recovery import LowBitLinear, last_states, recover
@@ -319,7 +319,7 @@ def pack(model: LanguageModel) -> None:
                 setattr(layer.get_submodule(owner), leaf, SparseLinear(*module.pack(), module.bias))
 
 
-def _product(draft: Draft, e: Einsum, found: Product, weights: dict[str, int]) -> Einsum:
+def _product(draft: Draft, e: Einsum, found: WeightProduct, weights: dict[str, int]) -> Einsum:
     rows, columns, base = found.rows, found.columns, found.base
     groups = columns // kernel.GROUP
     pieces = [

@@ -11,7 +11,7 @@ from torch import nn
 from hasten.dtypes import BITS
 from hasten.errors import HastenError
 from hasten.kernels.packed_linear import FEW_ROWS, GROUP, fast_bf16
-from hasten.methods.described_model import Product, is_head, product_of, products
+from hasten.methods.described_model import WeightProduct, is_head, product_of, products
 from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Method
 from hasten.nn import PackedEmbedding, PackedLinear
@@ -141,7 +141,7 @@ class WeightOnly(Method):
             )
         return told
 
-    def _products(self, workload: Workload) -> list[Product]:
+    def _products(self, workload: Workload) -> list[WeightProduct]:
         return products(workload, lambda e: bool(self.head_bits) or not is_head(e))
 
     def _narrows(self, weight: Tensor) -> bool:
@@ -169,7 +169,7 @@ class WeightOnly(Method):
         changed = edit(workload, change)
         return replace(changed, weights=weights)
 
-    def _pieces(self, draft: Draft, found: Product, bits: int, weights: dict[str, int]) -> list[Tensor]:
+    def _pieces(self, draft: Draft, found: WeightProduct, bits: int, weights: dict[str, int]) -> list[Tensor]:
         pieces = [Tensor(f"{found.base}.packed", found.weight.shape, _STORED[bits], Role.WEIGHT)]
         groups = (found.rows, found.columns // self.group)
         if bits != 16:
@@ -183,7 +183,7 @@ class WeightOnly(Method):
             weights[piece.name] = piece.nbytes
         return pieces
 
-    def _product(self, draft: Draft, e: Einsum, found: Product, bits: int, weights: dict[str, int]) -> Einsum:
+    def _product(self, draft: Draft, e: Einsum, found: WeightProduct, bits: int, weights: dict[str, int]) -> Einsum:
         packed, *scales = self._pieces(draft, found, bits, weights)
         sizes = e.sizes
         if e.touched(found.access) != packed.elements or {"m", "n", "k"} - sizes.keys() or len(packed.shape) != 2:
@@ -199,7 +199,7 @@ class WeightOnly(Method):
         product = "mul-bf16" if self.bf16 and ranks[0][1] > FEW_ROWS else "mul"
         return replace(e, ranks=ranks, inputs=inputs, output=output, map=product, source="hasten::packed_linear")
 
-    def _of_some(self, e: Einsum, found: Product, packed: Tensor, scales: list[Tensor]) -> Einsum:
+    def _of_some(self, e: Einsum, found: WeightProduct, packed: Tensor, scales: list[Tensor]) -> Einsum:
         """A product by a part of its weight: of the experts that tokens go to, of some heads' rows."""
         touched = e.touched(found.access)
         kept = [a for a in e.inputs if a.tensor not in (found.weight.name, *found.beside)]
@@ -209,7 +209,7 @@ class WeightOnly(Method):
 
     def _gather(self, draft: Draft, e: Einsum, weight: str, weights: dict[str, int]) -> Einsum:
         known = draft.tensors[weight]
-        whole = Product(known, e.inputs[0], known.shape[-1])
+        whole = WeightProduct(known, e.inputs[0], known.shape[-1])
         packed, *scales = self._pieces(draft, whole, self.head_bits, weights)
         table, *ids = e.inputs
         touched = min(e.points, packed.elements)
