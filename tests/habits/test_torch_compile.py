@@ -11,7 +11,7 @@ from torch._dynamo import mark_dynamic
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from .examples import BLOCKS, EXAMPLES, first, inputs_of, made
-from .exemptions import EXEMPT, expected
+from .exemptions import EXEMPT, expected, skip_network
 
 # Tried every time; the others with the slow tests.
 QUICK = {"BlockFFN", "GroupRational", "LatentAttention", "Mamba", "MixtureOfExperts", "PackedLinear", "S5"}
@@ -54,6 +54,7 @@ def of_a_convolution() -> int:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_compile(name: str) -> None:
+    skip_network(name, "compile")
     with expected(name, "compile"):
         assert graphs(name, (9, 2, 40)) <= (of_a_convolution() if EXAMPLES[name].pictures else 1)
 

@@ -13,7 +13,7 @@ from torch.export import Dim
 from hasten.nn import Mamba, Stepped
 
 from .examples import EXAMPLES, NETWORKS, first, ids, inputs_of, made
-from .exemptions import expected
+from .exemptions import EXEMPT, expected, skip_network
 
 STATEFUL = [name for name, example in EXAMPLES.items() if example.state is not None]
 
@@ -30,11 +30,15 @@ class Called(nn.Module):
 
 
 # Networks are made of blocks, which are tried every time.
-SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in NETWORKS else name for name in EXAMPLES]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) if name in NETWORKS or (name, "export") in EXEMPT else name
+    for name in EXAMPLES
+]
 
 
 @pytest.mark.parametrize("name", SLOW)
 def test_export(name: str) -> None:
+    skip_network(name, "export")
     with expected(name, "export"), torch.no_grad():
         module, dimensions = Called(name), EXAMPLES[name].varies
         # The router is given the tokens of two sequences in one dimension.
@@ -60,8 +64,15 @@ def _specification(tree: Any) -> Any:
     return None
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in NETWORKS or (name, "export of a step") in EXEMPT else name
+        for name in STATEFUL
+    ],
+)
 def test_export_of_a_step(name: str) -> None:
+    skip_network(name, "export of a step")
     with expected(name, "export of a step"), torch.no_grad():
         module = made(name).eval()
         stepped = Stepped(module)

@@ -133,7 +133,7 @@ def by_expert(
         run: expert number and its tokens (n, width) to their outputs (n, width).
         taken: (tokens, count) bool, see `within_capacity`; None for all.
     """
-    if not len(x):
+    if not x.shape[0]:
         return run(0, x)  # nothing, of this shape and with gradients
     out = torch.zeros_like(x)
     for number in range(experts):
@@ -342,7 +342,7 @@ class MixtureOfExperts(Block):
         logits, weights, chosen = self.router(flat)
         taken = None
         if self.capacity_factor is not None:
-            most = capacity(len(flat), self.router.count, self.router.experts, self.capacity_factor)
+            most = capacity(flat.shape[0], self.router.count, self.router.experts, self.capacity_factor)
             taken = within_capacity(chosen, self.router.experts, most)
         out = self.experts(flat, weights, chosen, taken)
         if self.zero:

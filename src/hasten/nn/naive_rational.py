@@ -47,6 +47,11 @@ class NaiveRational(Block):
         self.groups, self.start = inner.groups, inner.start
         self.numerator, self.denominator = inner.numerator, inner.denominator
 
+    def _start(self) -> None:
+        like = GroupRational(self.groups, self.groups, self.start, device="cpu")
+        self.numerator.copy_(like.numerator)
+        self.denominator.copy_(like.denominator)
+
     def forward(self, x: Tensor) -> Tensor:
         return _SharedAdditions.apply(x, self.numerator, self.denominator, self.groups)
 

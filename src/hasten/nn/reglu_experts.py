@@ -134,7 +134,7 @@ class ReGLUExperts(Block):
     def forward(self, h: Tensor, logits: Tensor, *, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
         flat, scores = h.reshape(-1, h.shape[-1]), logits.reshape(-1, logits.shape[-1])
         weights, chosen = route(scores, self.count, self.softmax)
-        if len(flat) == 1 and not self.training and not return_routing and not torch.compiler.is_compiling():
+        if flat.shape[0] == 1 and not self.training and not return_routing and not torch.compiler.is_compiling():
             total = torch.zeros_like(flat)
             for weight, number in zip(weights[0], chosen[0].tolist(), strict=True):
                 total = total + weight * self.experts[number](flat)

@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 from torch.utils import _pytree
 
+from hasten.nn.block import Block
+
 __all__ = ["Stepped"]
 
 
@@ -40,7 +42,7 @@ def state_kind(
     )
 
 
-class Stepped(nn.Module):
+class Stepped(Block):
     """A module that moves its state on, as a function that returns it: to be exported, or traced by others.
 
     Args:
