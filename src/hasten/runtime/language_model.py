@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import Cache
 from hasten.cost.estimate import Measurement
 from hasten.cost.measuring import spread
 from hasten.errors import HastenError
+from hasten.files import make_folder, named_path
 from hasten.kernels import kv_cache
 from hasten.models.decoder import Decoder, decoder_of
 from hasten.models.loading.config import check_positions
@@ -54,6 +56,8 @@ class LanguageModel(nn.Module):
         self.lookup = lookup
         self.name = name or type(network).__name__
         self._idle: tuple[tuple[object, ...], KVCache, compiled.CompiledStep | None] | None = None
+        # Who saves it, where its methods are known: see `save_pretrained`.
+        self.saved_by: Callable[[Path], None] | None = None
         # What the idle step was made of: held, so that no address or identity in its key is used again.
         self._held: tuple[object, ...] = ()
 
@@ -91,6 +95,41 @@ class LanguageModel(nn.Module):
         """The network without its head, as transformers calls it."""
         found: nn.Module = self.network.base_model
         return found
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Writes a folder that the model can be loaded from again.
+
+        A tuned model's (`hasten.load`) is the weights that it was tuned from, as they came, and a ``tuned.json`` that
+        says what is done to them. Any other is written as transformers does, with its tokenizer.
+
+        Args:
+            save_directory: made where it is missing.
+            **kwargs: what transformers' ``save_pretrained`` takes; nothing for a tuned model.
+
+        Raises:
+            HastenError: methods changed the model that no file tells of, or the folder cannot be written.
+        """
+        folder = make_folder(named_path(save_directory, "the folder to save in"))
+        if self.saved_by is not None:
+            if kwargs:
+                raise HastenError(f"a tuned model is saved as it is, without {', '.join(kwargs)}")
+            self.saved_by(folder)
+            return
+        foreign = {type(m).__name__ for m in self.network.modules() if type(m).__module__.startswith("hasten.")}
+        if foreign or self.cache != CacheSpec() or self.lookup is not None:
+            what = ", ".join(sorted(foreign)) or "its cache and drafts"
+            raise HastenError(f"methods changed this model ({what}): save it before, or tune it and save hasten.load's")
+        self.network.save_pretrained(folder, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: hasten sends nothing anywhere.
+
+        Raises:
+            HastenError: always.
+        """
+        raise HastenError("hasten sends nothing anywhere: save_pretrained(folder), and push that folder")
 
     def can_generate(self) -> bool:
         return bool(self.network.can_generate())

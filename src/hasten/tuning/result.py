@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 import os
 import platform
@@ -23,6 +24,7 @@ from hasten.files import named_path, read_bytes, read_text, write_aside
 from hasten.hardware import Device
 from hasten.kernels import compiled_isa
 from hasten.methods import apply_all, from_dict, rewrite_all
+from hasten.models.loading.loaded import Loaded
 from hasten.models.loading.network import load_network
 from hasten.runtime import LanguageModel
 from hasten.tuning.measure import Measured, Unchanged
@@ -31,6 +33,7 @@ from hasten.tuning.predict import Choices, estimated
 from hasten.tuning.prepare import Prepared
 
 _FORMAT = "hasten-tuned"
+_FILE = "tuned.json"
 
 
 def result(
@@ -228,7 +231,15 @@ def load(
         raise HastenError(f"{loaded.source} is not the model that {path} was tuned for: give that one, or tune again")
     tuned_model = apply_all(LanguageModel(loaded.network, loaded.tokenizer, name=loaded.name), methods)
     assert isinstance(tuned_model, LanguageModel)
+    tuned_model.saved_by = functools.partial(_save_with_weights, tuned, loaded)
     return tuned_model
+
+
+def _save_with_weights(tuned: TunedModel, loaded: Loaded, folder: Path) -> None:
+    """Writes ``tuned.json``, and the weights that its methods change, as they came, beside it."""
+    base = loaded.copy_to(folder)
+    moved = tuned.model_copy(update={"source": str(base.resolve()), "beside": _seen_from(folder / _FILE, str(base))})
+    write_aside(folder / _FILE, moved.model_dump_json(indent=1) + "\n")
 
 
 def _place(tuned: TunedModel, path: Path) -> str | Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,8 @@ from hasten.models.loading.gguf import GGUFFile, Packed
 from hasten.models.loading.gguf_names import gguf_name, unpermuted
 from hasten.models.loading.gguf_tokenizer import build_tokenizer
 
+# What a model's folder consists of; other files in it (notes, weights as pickles) are no part of the model.
+_PARTS = (".json", ".safetensors", ".model", ".txt", ".jinja")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -60,6 +63,26 @@ class Loaded:
                 return AutoTokenizer.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             raise HastenError(f"{self.name} has no readable tokenizer: {one_line(error)}") from None
+
+    def copy_to(self, folder: Path) -> Path:
+        """Copies what it was loaded from into ``folder``, byte for byte; returns what is to be loaded there.
+
+        Raises:
+            HastenError: it cannot be read, or written.
+        """
+        made = folder if self._gguf is None else folder / self._gguf.name
+        if self._gguf is not None:
+            parts = [self._gguf]
+        else:
+            assert self._folder is not None
+            parts = [p for p in sorted(self._folder.iterdir()) if p.suffix in _PARTS and p.is_file()]
+        try:
+            for part in parts:
+                if not (folder / part.name).exists() or not part.samefile(folder / part.name):
+                    shutil.copy(part, folder / part.name)
+        except OSError as error:
+            raise HastenError(f"{self.name} cannot be copied to {folder}: {error.strerror}") from None
+        return made
 
     def packed(self, name: str) -> Packed | None:
         """A parameter as its file packs it, code for code, rows in the network's order.
