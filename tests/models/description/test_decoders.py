@@ -231,7 +231,6 @@ def test_more_tokens_than_positions_are_one_line(kind: str, tmp_path: Path) -> N
 PUBLISHED = {
     "mlc-llama3.2-1b": (1.2358e9, 16 * 2 * 8 * 64 * 2),
     "mlc-gpt2": (124.4e6, 12 * 2 * 768 * 4),
-    "mlc-qwen2-0.5b": (0.494e9, 24 * 2 * 2 * 64 * 2),
     "mamba-130m-hf": (129.1e6, 0),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -151,15 +152,21 @@ class _Decoder:
         """What a model that reads ``past`` tokens takes at the next call; its tensors are bound as state."""
         recorder = tracer.recorder
         before = attribute_state(self.model)
-        with torch.no_grad(), tracer.fakes.mode, tracer, Functions(tracer):
+        with torch.no_grad(), tracer.fakes.mode, tracer, Functions(tracer), tracer.quiet():
             result = self.model(torch.zeros(self.batch, past, dtype=torch.int64), **self._options)
         recorder.forget()
         state = returned_state(result)
         held = dict(tensors_in(state))
         held |= {n: t for n, t in attribute_state(self.model).items() if before.get(n) is not t}
         for name, tensor in held.items():
-            recorder.bind(tracer.fakes.of(tensor), f"state.{name}", Role.STATE, tensor.shape)
+            recorder.bind(tracer.fakes.of(tensor), _state_name(name), Role.STATE, tensor.shape)
         return state
+
+
+def _state_name(path: str) -> str:
+    """The name of what a layer keeps, ``cache.7.keys``, so that equal layers' are told apart by their numbers alone."""
+    found = re.search(r"(?:^|\.)layers\.(\d+)\.(.+)$", path)
+    return f"cache.{found[1]}.{found[2].replace('.', '_')}" if found else f"state.{path}"
 
 
 @contextmanager
