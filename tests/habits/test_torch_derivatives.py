@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch import nn as tnn
 from torch.autograd import forward_ad
 from torch.func import jvp
 
 from hasten.errors import HastenError
 from hasten.kernels import associative_scan, expert_ffn, packed_linear, rational, selective_scan, sparse_linear
 
-from .examples import OPERATORS, calls_of
+from .examples import EXAMPLES, OPERATORS, calls_of, first, inputs_of, made
 
 # Operators whose gradient is one of their own, which has no gradient again.
 ONCE = sorted(name.removesuffix("_backward") for name in OPERATORS if name.endswith("_backward"))
@@ -88,3 +89,82 @@ def test_a_function_refuses_tangents_of_torch_func(name: str) -> None:
 
     with pytest.raises(HastenError, match="has no forward-mode derivative"):
         jvp(call, (given[place],), (torch.ones_like(given[place]),))
+
+
+# What rounds on the way has gradients by what is said, which no difference shows.
+_ROUNDING = ("BitLinear", "Ternary", "MLGRU", "MatMulFree", "Packed", "Sparse")
+ROUGH = {name for name in EXAMPLES if any(kind in name for kind in _ROUNDING)}
+REFUSALS = (HastenError, NotImplementedError, RuntimeError)
+
+
+def _says_so(refusal: Exception) -> None:
+    """That a refusal is of a derivative, torch's own among them, and ours in one line."""
+    says = str(refusal)
+    assert "derivative" in says or "forward AD" in says or "forward mode AD" in says, says
+    assert len(says.splitlines()) == 1 or not isinstance(refusal, HastenError)
+
+
+def _exact(name: str) -> tuple[tnn.Module, tuple[Any, ...], Callable[[], Tensor]]:
+    """An example in fp64, its inputs, and a scalar that it gives."""
+    module = made(name).double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:  # off the bends at 0 that a start of zeros stands on
+                parameter.add_(torch.randn_like(parameter) * 0.03)
+    given = [i.double() if isinstance(i, Tensor) and i.is_floating_point() else i for i in inputs_of(name, 4)]
+    return module, tuple(given), lambda: first(EXAMPLES[name].call(module, *given)).square().sum()
+
+
+@pytest.mark.parametrize("name", [n for n in EXAMPLES if EXAMPLES[n].trains and n != "NaiveRational"])
+def test_a_modules_second_derivative_is_right_or_refused(name: str) -> None:
+    module, _, loss = _exact(name)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    directions = [torch.randn_like(p) for p in parameters]
+
+    def slopes(keep: bool) -> list[Tensor]:
+        found = torch.autograd.grad(loss(), parameters, create_graph=keep, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters)]
+
+    try:
+        along = sum((g * d).sum() for g, d in zip(slopes(True), directions))
+        found = torch.autograd.grad(along, parameters, allow_unused=True)  # type: ignore[arg-type]
+    except REFUSALS as refusal:
+        _says_so(refusal)
+        return
+    assert name not in ROUGH
+    bends = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters)]
+    ends = []
+    with torch.no_grad():
+        for by in (1e-7, -2e-7):
+            for p, d in zip(parameters, directions):
+                p.add_(d * by)
+            with torch.enable_grad():
+                ends.append(slopes(False))
+    wanted = [(a - b) / 2e-7 for a, b in zip(*ends)]
+    off = sum((f - w).square().sum() for f, w in zip(bends, wanted)) / sum(w.square().sum() for w in wanted)
+    assert off < 1e-4
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_modules_forward_mode_is_right_or_refused(name: str) -> None:
+    module, given, _ = _exact(name)
+    place = next((i for i, g in enumerate(given) if isinstance(g, Tensor) and g.is_floating_point()), None)
+    if place is None:
+        pytest.skip("token numbers have no derivative")
+    x = given[place]
+    direction = torch.randn_like(x)
+
+    def answer(x: Tensor) -> Tensor:
+        return first(EXAMPLES[name].call(module, *given[:place], x, *given[place + 1 :]))
+
+    with torch.no_grad():
+        try:
+            with forward_ad.dual_level():
+                slope = forward_ad.unpack_dual(answer(forward_ad.make_dual(x, direction))).tangent
+        except REFUSALS as refusal:
+            _says_so(refusal)
+            return
+        assert name not in ROUGH
+        wanted = (answer(x + 1e-6 * direction) - answer(x - 1e-6 * direction)) / 2e-6
+        assert slope is not None
+        torch.testing.assert_close(slope, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))

@@ -102,10 +102,41 @@ def once_differentiable(name: str) -> None:
     """
 
     def refuse(ctx: Any, *grads: Any) -> Any:
-        operator = name.removeprefix("hasten::").removesuffix("_backward")
-        raise HastenError(f"{operator} has no second derivative: differentiate it once, without create_graph")
+        raise _no_second(name.removeprefix("hasten::").removesuffix("_backward"))
 
     torch.library.register_autograd(name, refuse, setup_context=lambda ctx, inputs, output: None)
+
+
+def _no_second(operator: str) -> HastenError:
+    return HastenError(f"{operator} has no second derivative: differentiate it once, without create_graph")
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, operator: str, count: int, *tensors: Tensor) -> Any:
+        ctx.operator = operator
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise _no_second(ctx.operator)
+
+
+def differentiated_once(operator: str, gradients: Sequence[Tensor], *sources: Tensor) -> tuple[Tensor, ...]:
+    """The gradients that a function's backward has made, as what refuses to be differentiated again.
+
+    torch's own ``once_differentiable`` is asked for nothing where gradients with respect to given tensors are, and
+    gives zeros.
+
+    Args:
+        operator: for the message.
+        gradients: made without a graph.
+        sources: what they were made of.
+    """
+    if not torch.is_grad_enabled():
+        return tuple(gradients)
+    made: tuple[Tensor, ...] = _Once.apply(operator, len(gradients), *gradients, *sources)
+    return made
 
 
 def without_gradient(name: str) -> None:

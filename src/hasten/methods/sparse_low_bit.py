@@ -21,13 +21,13 @@ from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Method
 from hasten.methods.recovery import LowBitLinear, last_states, recover
 from hasten.methods.solvers import Rounding, magnitude, round_to_nearest, sweep, sweep_with_scales, wanda
-from hasten.nn.block import Packed
+from hasten.nn.block import PackedBlock
 from hasten.runtime.language_model import LanguageModel
 from hasten.workload.einsum import Access, Einsum, Phase, Role, Workload
 from hasten.workload.einsum import Tensor as Described
 
 
-class SparseLinear(Packed):
+class SparseLinear(PackedBlock):
     """A linear layer over `hasten.kernels.sparse_linear`: x (..., in) to (..., out); its tensors keep their
     types under ``.to(dtype)`` and the like."""
 

@@ -56,7 +56,7 @@ class Block(nn.Module):
                 parameter.no_decay = True  # type: ignore[attr-defined]
 
 
-class Packed(Block):
+class PackedBlock(Block):
     """A block whose own tensors are codes and their scales: ``.float()``, ``.bfloat16()`` and ``.to`` move them to
     devices and leave their types, which the kernels read them by."""
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hasten.kernels.gate import differentiated_once
 from hasten.kernels.rational import naive_backward, rational
 from hasten.nn.block import Block
 from hasten.nn.rational import GroupRational
@@ -21,10 +21,11 @@ class _SharedAdditions(torch.autograd.Function):
         return rational(x, numerator, denominator, groups)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, numerator, denominator = ctx.saved_tensors
-        return (*naive_backward(grads[0], x, numerator, denominator, ctx.groups)[:3], None)
+        with torch.no_grad():
+            *found, _ = naive_backward(grads[0], x, numerator, denominator, ctx.groups)
+        return *differentiated_once("NaiveRational", found, grads[0], x, numerator, denominator), None
 
 
 class NaiveRational(Block):

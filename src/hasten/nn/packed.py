@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from hasten.kernels import packed_linear as kernel
 from hasten.kernels.packed_linear import GROUP
-from hasten.nn.block import Packed
+from hasten.nn.block import PackedBlock
 
 
-class _Packed(Packed):
+class _Packed(PackedBlock):
     packed: Tensor
     scales: Tensor | None
     mins: Tensor | None

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from hasten.kernels import ternary_linear as kernel
-from hasten.kernels.gate import no_tangents, wide
-from hasten.nn.block import Block, Packed
+from hasten.kernels.gate import differentiated_once, no_tangents, wide
+from hasten.nn.block import Block, PackedBlock
 
 
 def ternarize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,9 +32,15 @@ class _Fused(torch.autograd.Function):
         return (F.linear(codes, ternary.to(codes.dtype)) * (beta / scale)).to(x.dtype)
 
     @staticmethod
-    @once_differentiable  # the rounding's gradient is said here, that of the gradient is not
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, inverse, weight, gain = ctx.saved_tensors
+        with torch.no_grad():
+            found = _Fused.gradients(grad, x, inverse, weight, gain)
+        # Roundings have a gradient here by what is said, and no second one.
+        return *differentiated_once("BitLinear", found, grad, x, weight, gain), None
+
+    @staticmethod
+    def gradients(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor, gain: Tensor) -> list[Tensor]:
         codes, scale = _codes(x, inverse, gain)
         ternary, beta = ternarize(weight)
         grad = grad.to(codes.dtype)
@@ -46,7 +51,7 @@ class _Fused(torch.autograd.Function):
         gain_grad = (inner * normal).reshape(-1, normal.shape[-1]).sum(0)
         inner = inner * gain
         x_grad = inverse * (inner - normal * (inner * normal).mean(-1, keepdim=True))
-        return x_grad.to(x.dtype), weight_grad.to(weight.dtype), gain_grad.to(gain.dtype), None
+        return [x_grad.to(x.dtype), weight_grad.to(weight.dtype), gain_grad.to(gain.dtype)]
 
 
 def _codes(x: Tensor, inverse: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,7 +150,7 @@ def _product(normed: Tensor, packed: Tensor, weight_scale: Tensor) -> Tensor:
     return kernel.ternary_linear(codes, packed) * (weight_scale / scale)
 
 
-class TernaryLinear(Packed):
+class TernaryLinear(PackedBlock):
     """A BitLinear for inference: 2 bits a weight, int8 activations, additions (`hasten.kernels.ternary_linear`).
 
     A gradient passes the rounding of x unchanged, as in `BitLinear`; the weight has none. Codes, scale and norm keep
