@@ -9,7 +9,7 @@ OUT ?= out
 # Files of tests in as many processes as there are cores, four at most, each with one thread (tests/conftest.py).
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: tune test quick lint bench docs sanitize clean
+.PHONY: tune test quick lint bench docs ends sanitize clean
 
 tune: $(READY)
 	$(BIN)/hasten tune --out $(OUT) --study $(OUT)/study.db $(ARGS)
@@ -50,6 +50,12 @@ $(SANITIZED): $(wildcard src/hasten/kernels/native/*) CMakeLists.txt | $(READY)
 		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) >/dev/null
 	$(BIN)/cmake --build build/sanitize -j2 >/dev/null
 	cp build/sanitize/_native.cpython*.so $@
+
+# The oldest transformers that pyproject.toml allows; the newest is in constraints.txt, which CI tests.
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
+ends: $(READY)
+	$(BIN)/python -m pip install --quiet --upgrade --target build/transformers-$(OLDEST) 'transformers==$(OLDEST).*'
+	PYTHONPATH=build/transformers-$(OLDEST) $(BIN)/python -m pytest tests/models/loading tests/runtime tests/tuning $(ARGS)
 
 docs: $(READY)
 	$(BIN)/python scripts/api_reference.py $(OUT)/api

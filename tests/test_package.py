@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib import resources
 from pathlib import Path
@@ -71,3 +73,22 @@ def test_without_a_compiler_the_python_part_installs(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "hasten/cli/__init__.py" in names
     assert not any(name.endswith(".so") for name in names)
+    assert not [name for name in names if name.endswith((".cpp", ".hpp"))]
+
+
+def test_an_index_shows_the_readme_without_broken_links() -> None:
+    root = Path(__file__).parents[1]
+    links = re.findall(r"\]\(([^)]*)\)", (root / "README.md").read_text("utf-8"))
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
+def test_what_the_package_says_of_itself() -> None:
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    said = dict(re.findall(r"^([a-z-]+): (.+)$", (root / "CITATION.cff").read_text("utf-8"), re.M))
+    assert (said["version"], said["license"]) == (project["version"], project["license"])
+    (bound,) = [d for d in project["dependencies"] if d.startswith("transformers")]
+    tested = re.search(r"^transformers==(\d+)", (root / "constraints.txt").read_text("utf-8"), re.M)
+    assert tested is not None
+    assert bound.endswith(f",<{int(tested[1]) + 1}")  # the newest that CI tests
+    assert (root / "SECURITY.md").is_file()
