@@ -339,3 +339,38 @@ def test_a_wrong_entry_is_one_line(old: str, new: str, message: str) -> None:
     with pytest.raises(HastenError, match=message) as caught:
         read_entry(GOOD.replace(old, new), "x.toml")
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_damaged_is_said_and_fetched_again(cache: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assets, "assets", lambda: [entry()])
+    with pytest.raises(HastenError, match="is not on this machine: hasten assets get tiny fetches it"):
+        assets.damage(entry())
+    wheel(index, {"tinydata/data.bin": CONTENT})
+    path = assets.get_whole("tiny")
+    assert assets.damage(entry()) == ""
+    for spoil, says in (
+        (lambda: path.write_bytes(b"!" + CONTENT[1:]), "data.bin is not what the catalogue expects"),
+        (path.unlink, "data.bin is missing"),
+    ):
+        spoil()
+        assert assets.damage(entry()) == f"tiny is damaged: {says}"
+        if path.exists():
+            assert assets.get_whole("tiny") == path
+            assert path.read_bytes() == CONTENT
+    assert assets.get_whole("tiny").read_bytes() == CONTENT
+    assert left_behind(cache) == ["tiny-1.0"]
+    path.write_bytes(b"")
+    shutil.rmtree(index)
+    with pytest.raises(HastenError, match="pip could not deliver"):
+        assets.get_whole("tiny")
+    assert path.exists()  # what is there stays until there is better
+
+
+def test_several_files_are_verified_together(cache: Path, index: Path) -> None:
+    files = {"0.json": b"[0]", "1.json": b"[1]"}
+    wheel(index, {f"tinydata/{name}": content for name, content in files.items()})
+    wanted = entry(files=(several("tinydata/[0-9].json", files),))
+    folder = fetch(wanted)
+    assert assets.damage(wanted) == ""
+    (folder / "1.json").unlink()
+    assert "is not what the catalogue expects" in assets.damage(wanted)
