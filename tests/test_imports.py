@@ -23,7 +23,7 @@ PROJECT = ROOT.parents[1] / "pyproject.toml"
 EXTRAS = {
     "av": "av", "gymnasium": "gymnasium", "llama-cpp-python": "llama_cpp", "mambapy": "mambapy",
     "pettingzoo": "pettingzoo", "pillow": "PIL", "pyarrow": "pyarrow", "ray": "ray", "scikit-learn": "sklearn",
-    "timm": "timm", "tree-sitter": "tree_sitter", "tree-sitter-cpp": "tree_sitter_cpp",
+    "scipy": "scipy", "timm": "timm", "tree-sitter": "tree_sitter", "tree-sitter-cpp": "tree_sitter_cpp",
 }  # fmt: skip
 # (files, package): why functions there import it, although every installation has it.
 REASONS = {
