@@ -128,7 +128,7 @@ def test_llama_3_2_1b_weighs_what_is_published(tmp_path: Path) -> None:
     work = read_subject(str(path), 8192, 128).workload()
     assert work.weight_bytes - buffers(work) == 2 * 1_235_814_400
     cost = estimate(work, load_device("h100"), schedule="fused")
-    assert cost.phase("prefill").latency < 0.05
+    assert cost.phase("prefill").latency < 0.1  # in fp32, on CUDA cores, it was 0.39
     assert not any("CUDA" in c.bound for c in cost.phase("prefill").einsums if c.flops > 1e11)
 
 
