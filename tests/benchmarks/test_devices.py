@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from hasten.cost import estimate
 from hasten.cost.demand import Demand
 from hasten.hardware import load_device
-from hasten.hardware.achieved import families
+from hasten.hardware.achieved import Achieved, families
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -66,10 +67,7 @@ def test_every_configuration_says_where_it_is_from(published: Any) -> None:
         assert entry["config"]["model_type"], name
 
 
-def _meets(published: Any, monkeypatch: pytest.MonkeyPatch, salt: int) -> bool:
-    monkeypatch.setattr(published, "SALT", salt)
-    rows = compared(published)
-    family = {row.id: load_device(row.on).family for row in rows}
+def _meets(rows: list[Any], family: dict[str, str]) -> bool:
     sides = {side: [row for row in rows if row.side == side] for side in ("judged", "fitted")}
     sources: dict[str, set[str]] = {}
     for row in rows:
@@ -91,8 +89,13 @@ def test_no_source_is_on_both_sides_and_the_split_is_the_first_that_meets_its_co
     for row in compared(published):
         sides.setdefault(row.source, set()).add(row.side)
     assert all(len(found) == 1 for found in sides.values())
-    chosen = published.SALT
-    assert [salt for salt in range(chosen + 1) if _meets(published, monkeypatch, salt)] == [chosen]
+    chosen, rows = published.SALT, compared(published)
+    family = {row.id: load_device(row.on).family for row in rows}
+    meeting = []
+    for salt in range(chosen + 1):
+        monkeypatch.setattr(published, "SALT", salt)
+        meeting += [salt] if _meets(rows, family) else []
+    assert meeting == [chosen]
 
 
 def test_values_become_seconds_of_one_step_prompt_or_pass(published: Any) -> None:
@@ -123,6 +126,16 @@ def test_a_score_counts_errors_and_ranks(script: Any, published: Any) -> None:
     score = script.Score.of(items, lambda item: 1.1 * item.roofline)
     assert (score.rows, score.median, score.within, score.rank) == (4, pytest.approx(0.1), 1.0, pytest.approx(1.0))
     assert script.Score.of(items, lambda item: 3 * item.roofline).within == 0
+
+
+def test_a_row_is_priced_as_estimate_prices_it(script: Any, published: Any) -> None:
+    row = next(row for row in published.rows() if row.id == "m083")
+    item, device = script.priced(row), load_device(row.on)
+    cost = estimate(published.workload_of(row), device, schedule="fused")
+    assert script.ours(item) == pytest.approx(cost.latency)
+    peak = estimate(published.workload_of(row), device, schedule="fused", at_peak=True)
+    assert item.seconds(Achieved()) == pytest.approx(peak.latency)
+    assert peak.latency < cost.latency
 
 
 def test_a_fit_finds_the_shares_that_rows_were_made_with(script: Any, published: Any) -> None:

@@ -235,8 +235,14 @@ def _holds(wide: str, narrow: str) -> bool:
 def _catalogue() -> dict[str, str]:
     """Name of a device -> the file of the catalogue that describes it."""
     folder = resources.files("hasten.hardware") / "catalogue"
-    files = [f for f in folder.iterdir() if f.name.endswith(".toml")]
-    return {name: f.name for f in files for name in forms(parse_toml(f.read_text(encoding="utf-8")))}
+    files = [f.name for f in folder.iterdir() if f.name.endswith(".toml")]
+    return {name: file for file in files for name in _described(file)}
+
+
+@cache
+def _described(file: str) -> dict[str, dict[str, Any]]:
+    """Name -> the data of each device that a file of the catalogue describes."""
+    return forms(parse_toml((resources.files("hasten.hardware") / "catalogue" / file).read_text(encoding="utf-8")))
 
 
 def devices() -> list[str]:
@@ -321,8 +327,7 @@ def load_device(name_or_path: str | Path) -> Device:
 
 def _of_catalogue(name: str) -> Device:
     file = _catalogue()[name]
-    text = (resources.files("hasten.hardware") / "catalogue" / file).read_text(encoding="utf-8")
-    return _device(forms(parse_toml(text))[name], file)
+    return _device(_described(file)[name], file)
 
 
 def several_of(device: Device, count: int) -> Device:
