@@ -163,7 +163,7 @@ BLOCKS: dict[str, Example] = {
     "SqueezeExcite": Example(lambda **k: nn.SqueezeExcite(16, **k), pictures(16, 6), **_PICTURE),
     "Stepped": Example(
         lambda **k: nn.Stepped(nn.Mamba(WIDTH, states=4, **k)), hidden,
-        call=lambda module, x: module(x, module.module.new_state(2)),
+        call=lambda module, x: module(x, module.module.new_state(len(x))),
     ),
     "TernaryGLU": Example(lambda **k: nn.TernaryGLU(WIDTH, 48, **k), hidden),
     "TernaryLinear": Example(lambda **k: nn.BitLinear(WIDTH, 24).pack(), hidden, trains=False),

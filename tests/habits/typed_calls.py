@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import assert_type
+from typing import Any, assert_type
 
 from torch import Tensor
 from torch import nn as tnn
@@ -37,6 +37,7 @@ def blocks(x: Tensor, ids: Tensor, picture: Tensor) -> None:
     assert_type(nn.Router(32, 4, 2)(x), tuple[Tensor, Tensor, Tensor])
     assert_type(nn.S5(32, 8)(x), tuple[Tensor, Tensor])
     assert_type(nn.SqueezeExcite(16)(picture), Tensor)
+    assert_type(nn.Stepped(nn.Mamba(32))(x, None), tuple[Any, Any])
     assert_type(nn.TernaryGLU(32)(x), Tensor)
     assert_type(nn.BitLinear(32, 24).pack()(x), Tensor)
     assert_type(nn.TernaryLinear(32, 24)(x), Tensor)

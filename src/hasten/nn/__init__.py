@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from hasten.nn.reglu_experts import route as route
     from hasten.nn.reglu_experts import sparse_rows as sparse_rows
     from hasten.nn.s5 import S5 as S5
+    from hasten.nn.states import Stepped as Stepped
     from hasten.nn.ternary import BitLinear as BitLinear
     from hasten.nn.ternary import TernaryLinear as TernaryLinear
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.utils import _pytree
@@ -62,3 +62,6 @@ class Stepped(Block):
     def forward(self, x: Any, state: Any) -> tuple[Any, Any]:
         answer = self.module(x, state)
         return answer if isinstance(answer, tuple) else (answer, state)
+
+    if TYPE_CHECKING:
+        __call__ = forward
