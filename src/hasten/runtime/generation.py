@@ -24,7 +24,7 @@ _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class GenerateCall:
     """A call of generate as transformers understands it.
 
     Attributes:
@@ -116,7 +116,7 @@ def stream(model: Generates, input_ids: Tensor, **settings: Any) -> Iterator[lis
 
 def _prepare(
     model: Generates, ids: Tensor | None, config: Any, tokenizer: Any, settings: dict[str, Any]
-) -> tuple[Prepared, dict[str, Any]]:
+) -> tuple[GenerateCall, dict[str, Any]]:
     """The call as transformers understands it, and what its ``generate`` is to be given for it."""
     settings = dict(settings)
     ids = settings.pop("inputs", None) if ids is None else ids
@@ -138,7 +138,7 @@ def _prepare(
         config.cache_implementation = None
     settings["generation_config"] = config
     settings["input_ids"] = ids
-    found: list[Prepared] = []
+    found: list[GenerateCall] = []
 
     def ready(
         network: Any,
@@ -149,7 +149,7 @@ def _prepare(
         **model_kwargs: Any,
     ) -> Tensor:
         mask = model_kwargs.get("attention_mask")
-        found.append(Prepared(input_ids, mask, generation_config, logits_processor, stopping_criteria))
+        found.append(GenerateCall(input_ids, mask, generation_config, logits_processor, stopping_criteria))
         return input_ids
 
     model.network.generate(**{k: v for k, v in settings.items() if k not in _APART}, custom_generate=ready)
@@ -194,5 +194,5 @@ def _goes_elsewhere(model: Generates, config: Any, settings: dict[str, Any]) -> 
     )  # fmt: skip
 
 
-def _loop(model: Generates, prepared: Prepared) -> GenerationLoop:
+def _loop(model: Generates, prepared: GenerateCall) -> GenerationLoop:
     return GenerationLoop(model, prepared.ids, prepared.mask, prepared.config, prepared.processors, prepared.criteria)
