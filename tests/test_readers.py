@@ -186,6 +186,7 @@ OWN = {
     "papers/pieces.py": "an installed module's source",
     "papers/results.py": "writes, and the kernel's own",
     "hardware/device.py": "the package's own catalogue",
+    "hardware/achieved.py": "the package's own table of families",
     "hardware/chips/memory_part.py": "the package's own catalogue",
     "hardware/chips/fpga_board.py": "the package's own catalogue",
     "data/assets.py": "downloads, of the size that the catalogue expects, and the package's own catalogue",
