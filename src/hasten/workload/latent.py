@@ -31,6 +31,6 @@ def absorbed_attention(
     query = torch.cat((folded, query[..., plain:]), -1)
     mixed = query.new_empty(*query.shape[:-1], rank)
     arguments = {"query": query, "key": low, "value": low, "beside": turned}
-    call = Call(recorder, "hasten::latent_attention", arguments, [mixed])
+    call = Call(recorder, "latent_attention", arguments, [mixed])
     attention(call, query, low, low, None, mixed, beside=turned)
     return torch.einsum("bhpr,hvr->bphv", mixed, maps[:, plain:])
