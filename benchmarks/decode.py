@@ -71,7 +71,7 @@ def transformers_run(network: torch.nn.Module, ids: torch.Tensor, new: int) -> t
 def hasten_run(model: LanguageModel, ids: torch.Tensor, new: int) -> tuple[float, float]:
     marks: list[float] = []
     begin = time.perf_counter()
-    model.generate(ids, max_new_tokens=new + 1, min_new_tokens=new + 1, do_sample=False, prefilled=marks.append)
+    model.generate(ids, max_new_tokens=new + 1, eos_token_id=None, do_sample=False, prefilled=marks.append)
     return marks[0] - begin, time.perf_counter() - marks[0]
 
 
@@ -174,7 +174,7 @@ def measured(
     }
     times: dict[str, list[tuple[float, float]]] = {name: [] for name, run in subjects.items() if run}
     for model in models.values():
-        model.generate(ids[:, :16], max_new_tokens=4, min_new_tokens=4, do_sample=False)  # a warm-up
+        model.generate(ids[:, :16], max_new_tokens=4, eos_token_id=None, do_sample=False)  # a warm-up
     for number in range(arguments.runs):
         for name, run in subjects.items():
             if run is not None:

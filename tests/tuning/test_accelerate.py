@@ -73,7 +73,7 @@ def test_stages_compose_and_greedy_text_is_the_model_s_own(trained: Any) -> None
     assert figures["seconds a token"] == min(v for n, v in figures.items() if n.endswith("rows"))
     ids = WORDS[None, 700:748]
     plain = LanguageModel(trained, cache=CacheSpec(policy=SnapKVPolicy(24, window=8)))
-    expected = plain.generate(ids, max_new_tokens=20, min_new_tokens=20, do_sample=False)
+    expected = plain.generate(ids, max_new_tokens=20, eos_token_id=None, do_sample=False)
     assert torch.equal(fast.generate(ids, 20), expected)
     assert "Medusa-1" in fast.report()
     assert "times as fast" in fast.report()
@@ -112,7 +112,7 @@ def test_medusa_2_in_one_call_keeps_greedy_exact(trained: Any) -> None:
     assert fast.stages[0].title.startswith("Medusa-2")
     assert fast.stages[0].kept, fast.report()
     ids = WORDS[None, 700:748]
-    expected = fast.model.generate(ids, max_new_tokens=20, min_new_tokens=20, do_sample=False)
+    expected = fast.model.generate(ids, max_new_tokens=20, eos_token_id=None, do_sample=False)
     assert torch.equal(fast.generate(ids, 20), expected)
 
 

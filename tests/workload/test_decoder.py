@@ -81,7 +81,7 @@ def test_windows() -> None:
         ({"layers": 0, "heads": 1, "hidden": 8}, "no layers"),
         ({"layers": 1, "heads": 3, "kv_heads": 2, "hidden": 9}, "evenly"),
         ({"layers": 1, "heads": 1, "hidden": -8}, "hidden below 0"),
-        ({"layers": 1, "heads": 1, "hidden": 8, "dtype": "int3"}, "unknown number format"),
+        ({"layers": 1, "heads": 1, "hidden": 8, "dtype": "int7"}, "unknown number format"),
     ],
 )
 def test_sizes_that_cannot_be(sizes: dict[str, Any], message: str) -> None:

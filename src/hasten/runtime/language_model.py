@@ -224,7 +224,8 @@ class LanguageModel(nn.Module):
             out = self(input_ids, past_key_values=self.new_cache(*input_ids.shape), **kwargs)
             out.past_key_values = None
             return out
-        if past_key_values is not None and not isinstance(past_key_values, KVCache):
+        if past_key_values is not None and not hasattr(past_key_values, "uniform"):
+            # A cache of transformers' own: it knows no rules.
             if not self.cache.uniform or self.cache.window is not None or self.cache.dtype != "fp32":
                 raise HastenError(
                     "this model keeps its cache by its own rules: give past_key_values=model.new_cache(batch, capacity)"
@@ -341,7 +342,7 @@ class LanguageModel(nn.Module):
             self.generate(
                 ids,
                 max_new_tokens=new_tokens + 1,
-                min_new_tokens=new_tokens + 1,
+                eos_token_id=None,
                 do_sample=False,
                 prefilled=marks.append,
             )

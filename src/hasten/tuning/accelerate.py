@@ -440,9 +440,7 @@ class Accelerated:
     def generate(self, ids: Tensor, new_tokens: int) -> Tensor:
         """Greedy continuations of prompts (batch, length): (batch, length + new_tokens)."""
         if self.heads is None or self.tree is None:
-            found: Tensor = self.model.generate(
-                ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
-            )
+            found: Tensor = self.model.generate(ids, max_new_tokens=new_tokens, eos_token_id=None, do_sample=False)
             return found
         rows = [medusa.decode(self.model, self.heads, self.tree, row[None], new_tokens).ids for row in ids]
         return torch.cat(rows)

@@ -87,7 +87,7 @@ def reference(prepared: Prepared, reporter: Reporter, deadline: Deadline = Deadl
         begin = time.perf_counter()
         with torch.inference_mode():
             base.network.generate(
-                prepared.ids, attention_mask=mask, max_new_tokens=count, min_new_tokens=count, do_sample=False
+                prepared.ids, attention_mask=mask, max_new_tokens=count, eos_token_id=None, do_sample=False
             )
         return time.perf_counter() - begin
 
@@ -129,9 +129,7 @@ def unchanged(
     reporter.stage("measuring the unchanged model")
     s = prepared.settings
     workload = prepared.base.workload(s.prompt, s.new_tokens, s.batch)
-    new = prepared.base.generate(
-        prepared.ids, max_new_tokens=s.new_tokens, min_new_tokens=s.new_tokens, do_sample=False
-    )
+    new = prepared.base.generate(prepared.ids, max_new_tokens=s.new_tokens, eos_token_id=None, do_sample=False)
     expected = tuple(new[0, s.prompt :].tolist())
     runs = s.runs if _affordable(s.runs + 1, before.latency, deadline) else 1
     found = Combination(
@@ -178,7 +176,7 @@ def figures(
     timed = model.measure(s.prompt, s.new_tokens, s.batch, runs=runs, ids=prepared.ids, before_run=deadline.check)
     decode = timed.phases["decode"]
     quality = perplexity(model, tokens, **prepared.reading, progress=advance)
-    new = model.generate(prepared.ids, max_new_tokens=s.new_tokens, min_new_tokens=s.new_tokens, do_sample=False)
+    new = model.generate(prepared.ids, max_new_tokens=s.new_tokens, eos_token_id=None, do_sample=False)
     asked: dict[str, float] = {}
     # What perplexity rules out already is not asked more: its time goes to the next one.
     if s.prompt >= _LEAST_RECALL and (limit is None or quality.value <= limit):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from hasten.cost.estimate import Estimate
-from hasten.hardware import Device
+if TYPE_CHECKING:
+    from hasten.cost.estimate import Estimate
+    from hasten.hardware import Device
 
 
 class _Data(BaseModel):

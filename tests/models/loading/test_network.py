@@ -297,7 +297,7 @@ def break_folder(folder: Path, case: str) -> None:
         case "another family":
             change(config, model_type="gpt2")
         case "no architecture":
-            change(config, model_type="gone")
+            change(config, model_type="gone", architectures="gone")
         case "size is a word":
             change(config, hidden_size="cat")
         case "size is negative":

@@ -15,7 +15,7 @@ from hasten.runtime.decoding.early_exit import generate, trade_off
 def test_never_leaving_is_greedy(network: Any) -> None:
     model, ids = LanguageModel(network), torch.randint(0, 211, (1, 11))
     found = generate(model, ids, 14, threshold=1.1)
-    assert torch.equal(found.ids, model.generate(ids, max_new_tokens=14, min_new_tokens=14, do_sample=False))
+    assert torch.equal(found.ids, model.generate(ids, max_new_tokens=14, eos_token_id=None, do_sample=False))
     assert found.layers == [3] * 13
 
 
@@ -30,7 +30,7 @@ def test_leaving_at_once(llama: Any) -> None:
 
 def test_what_is_kept_is_told_with_what_is_run(llama: Any) -> None:
     model, ids = LanguageModel(llama), torch.randint(0, 211, (1, 11))
-    expected = model.generate(ids, max_new_tokens=14, min_new_tokens=14, do_sample=False)
+    expected = model.generate(ids, max_new_tokens=14, eos_token_id=None, do_sample=False)
     found = trade_off(model, ids, expected, 14, (1.1, 0.0))
     assert found[1.1] == (1.0, 1.0)
     assert found[0.0][0] == pytest.approx(1 / 3)  # of three layers it may leave after the first

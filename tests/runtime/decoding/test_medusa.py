@@ -34,7 +34,7 @@ def test_greedy_text_stays(network: Any, dtype: str, tree: Tree) -> None:
     for parameter in heads.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     ids = torch.randint(0, 211, (1, 40))
-    expected = model.generate(ids, max_new_tokens=60, min_new_tokens=60, do_sample=False)
+    expected = model.generate(ids, max_new_tokens=60, eos_token_id=None, do_sample=False)
     found = decode(model, heads, tree, ids, 60)
     assert torch.equal(found.ids, expected)
     assert found.steps <= found.made
@@ -65,7 +65,7 @@ def decoded(
     model: LanguageModel, tree: Tree, ids: torch.Tensor, new: int, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[torch.Tensor, Any]:
     """Greedy text by itself, and decoded with guesses of which many are right."""
-    expected = model.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+    expected = model.generate(ids, max_new_tokens=new, eos_token_id=None, do_sample=False)
     session, held = LanguageModel.session, []
 
     def watched(*given: Any) -> Any:
@@ -151,7 +151,7 @@ def test_right_guesses_change_nothing_over_a_rounded_cache(
     model = LanguageModel(network, cache=CacheSpec(dtype))
     for seed in range(8):
         ids = torch.randint(0, 211, (1, 40), generator=torch.Generator().manual_seed(seed))
-        expected = model.generate(ids, max_new_tokens=60, min_new_tokens=60, do_sample=False)
+        expected = model.generate(ids, max_new_tokens=60, eos_token_id=None, do_sample=False)
         session, text = LanguageModel.session, expected[0].tolist()
         held: list[Any] = []
 
@@ -228,7 +228,7 @@ def test_typical_acceptance_decodes(llama: Any) -> None:
     torch.manual_seed(0)
     model, ids = LanguageModel(llama), torch.randint(0, 211, (1, 12))
     heads = MedusaHeads(128, 2)
-    greedy = model.generate(ids, max_new_tokens=20, min_new_tokens=20, do_sample=False)
+    greedy = model.generate(ids, max_new_tokens=20, eos_token_id=None, do_sample=False)
     # So cold that the model is sure of every token.
     assert torch.equal(decode(model, heads, chain_tree(2), ids, 20, temperature=1e-4).ids, greedy)
     warm = decode(model, heads, chain_tree(2), ids, 20, temperature=1.0).ids

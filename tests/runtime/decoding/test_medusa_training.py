@@ -57,7 +57,7 @@ def test_trained_heads_save_steps(llama: Any, tmp_path: Path) -> None:
 def test_speed_is_told_with_what_was_kept(llama: Any) -> None:
     torch.manual_seed(0)
     model, ids = LanguageModel(llama), torch.randint(0, 211, (1, 12))
-    greedy = model.generate(ids, max_new_tokens=12, min_new_tokens=12, do_sample=False)
+    greedy = model.generate(ids, max_new_tokens=12, eos_token_id=None, do_sample=False)
     found = tree_speed(model, MedusaHeads(128, 2), chain_tree(2), [ids, ids], [greedy, greedy])
     assert found.exact
     assert found.seconds > 0
@@ -70,7 +70,7 @@ def test_own_text_is_greedy_and_an_eighth_is_held_out(llama: Any) -> None:
     text = written(model, tokens, prompts=20, prompt=6, made=9)
     assert text.ids.shape == (20, 15)
     assert (len(text.training), len(text.judging)) == (18, 2)
-    first = model.generate(tokens[None, :6], max_new_tokens=9, min_new_tokens=9, do_sample=False)
+    first = model.generate(tokens[None, :6], max_new_tokens=9, eos_token_id=None, do_sample=False)
     assert torch.equal(text.ids[:1], first)
     assert torch.equal(text.ids[-1, :6], tokens[394:])
 
@@ -116,5 +116,5 @@ def test_heads_of_packed_and_bf16_weights_guess(llama: Any) -> None:
     packed = WeightOnly(8).apply(LanguageModel(copy.deepcopy(llama)))
     assert rank_accuracy(MedusaHeads(128, 2), packed, ids, states_of(packed, ids))[0][0] >= 0
     half = LanguageModel(llama.to(torch.bfloat16))
-    expected = half.generate(ids, max_new_tokens=10, min_new_tokens=10, do_sample=False)
+    expected = half.generate(ids, max_new_tokens=10, eos_token_id=None, do_sample=False)
     assert torch.equal(decode(half, MedusaHeads(128, 2), chain_tree(2), ids, 10).ids, expected)

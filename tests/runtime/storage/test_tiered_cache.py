@@ -47,7 +47,7 @@ def tiered(
 
 def without_tiers(model: LanguageModel, policy: SparseWindowPolicy) -> torch.Tensor:
     plain = LanguageModel(model.network, cache=CacheSpec(policy=policy))
-    return plain.generate(IDS, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)[:, PROMPT:]
+    return plain.generate(IDS, max_new_tokens=NEW, eos_token_id=None, do_sample=False)[:, PROMPT:]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

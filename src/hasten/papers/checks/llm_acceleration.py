@@ -57,7 +57,7 @@ def medusa(experiment: Experiment) -> Seen:
     )  # fmt: skip
     # The drafts are right or wrong wherever they run: what a step of several rows costs is this machine's.
     kept = tried.exact and max(steps.values()) >= 1.3 and rates[tried.chosen] >= 0.9 * best
-    expected = model.generate(tests[0], max_new_tokens=new, min_new_tokens=new, do_sample=False)
+    expected = model.generate(tests[0], max_new_tokens=new, eos_token_id=None, do_sample=False)
     left = trade_off(model, tests[0], expected, experiment.at(quick=4, normal=48), (0.95, 0.8, 0.5))
     detail = ", ".join(f"{a:.0%} of layers and {b:.0%} of greedy tokens at {t:g}" for t, (a, b) in left.items())
     faster = max(best, modelled[most]) > 1

@@ -253,7 +253,7 @@ def compare(
         made_heads = MedusaHeads(int(model.config.hidden_size), heads)
         fit_jointly(made_heads, other, ids, recipe, steps=steps, seed=seed)
         tree = Tree.best(rank_accuracy(made_heads, other, ids, states_of(other, ids).float()), rows - 1)
-        greedy = [other.generate(t, max_new_tokens=made, min_new_tokens=made, do_sample=False) for t in tests]
+        greedy = [other.generate(t, max_new_tokens=made, eos_token_id=None, do_sample=False) for t in tests]
         speed = tree_speed(other, made_heads, tree, tests, greedy)
         found[name] = RecipeResult(speed.tokens_a_step, nats_of(other, held), before, speed.exact)
     return found

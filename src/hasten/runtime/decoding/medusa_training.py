@@ -33,7 +33,7 @@ def own_text(model: LanguageModel, prompts: Tensor, new_tokens: int) -> tuple[Te
     Returns:
         ids (n, length + new_tokens) and normed last states (n, length + new_tokens, width).
     """
-    ids = model.generate(prompts, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
+    ids = model.generate(prompts, max_new_tokens=new_tokens, eos_token_id=None, do_sample=False)
     return ids, states_of(model, ids)
 
 
@@ -194,7 +194,7 @@ def try_sizes(
     new_tokens: int, sizes: Sequence[int],
 ) -> TriedSizes:  # fmt: skip
     """The best tree of each size by `rank_accuracy`, on prompts (1, length) that are continued by ``new_tokens``."""
-    greedy = [model.generate(p, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False) for p in prompts]
+    greedy = [model.generate(p, max_new_tokens=new_tokens, eos_token_id=None, do_sample=False) for p in prompts]
     seconds = sum(model.measure(p.shape[1], new_tokens, 1, 1, ids=p).phases["decode"].low for p in prompts)
     trees = {rows: Tree.best(accuracy, rows - 1) for rows in sizes}
     speeds = {rows: tree_speed(model, heads, tree, prompts, greedy) for rows, tree in trees.items()}
@@ -225,9 +225,7 @@ def written(model: LanguageModel, tokens: Tensor, prompts: int, prompt: int, mad
     """The model's greedy continuations of ``prompts`` places of a text (n,), an eighth of them held out."""
     starts = torch.linspace(0, len(tokens) - prompt, prompts).long()
     begun = tokens[starts[:, None] + torch.arange(prompt)]
-    parts = [
-        model.generate(part, max_new_tokens=made, min_new_tokens=made, do_sample=False) for part in begun.split(16)
-    ]
+    parts = [model.generate(part, max_new_tokens=made, eos_token_id=None, do_sample=False) for part in begun.split(16)]
     return OwnText(torch.cat(parts), max(1, prompts // 8))
 
 
