@@ -23,6 +23,9 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",  # not said to be turned off where processes are started
 }
 
+# Loggers that have a level of their own from the moment their library is imported, which may have been before us.
+_APART = ("transformers", "optuna")
+
 _quiet = False
 _verbose = False
 
@@ -57,7 +60,8 @@ def be_verbose(wanted: bool) -> None:
     if wanted:
         _verbose = True
         os.environ["TRANSFORMERS_VERBOSITY"] = "info"
-        logging.getLogger().setLevel(logging.INFO)
+        for name in ("", *_APART):
+            logging.getLogger(name).setLevel(logging.INFO)
         logging.getLogger("hasten").setLevel(logging.DEBUG)
         warnings.simplefilter("default")
 
@@ -86,8 +90,11 @@ def telling() -> Iterator[None]:
     global _quiet, _verbose
     _quiet = _verbose = False
     handler, root, own = _Stderr(), logging.getLogger(), logging.getLogger("hasten")
-    levels = root.level, own.level
+    loggers = [root, own, *map(logging.getLogger, _APART)]
+    levels = [logger.level for logger in loggers]
     root.addHandler(handler)
+    for other in loggers[2:]:
+        other.setLevel(logging.ERROR)
     root.setLevel(logging.CRITICAL)
     own.setLevel(logging.WARNING)
     try:
@@ -97,8 +104,8 @@ def telling() -> Iterator[None]:
             yield
     finally:
         root.removeHandler(handler)
-        root.setLevel(levels[0])
-        own.setLevel(levels[1])
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         _quiet = _verbose = False
 
 
