@@ -17,6 +17,7 @@ from hasten.runtime.decoding.lookup import PromptLookup
 from hasten.runtime.policies import Policy
 from hasten.workload import Access, Cascade, Einsum, Op, Phase, Role, Workload, trace_cascade
 from hasten.workload.einsum import Tensor as Described
+from hasten.workload.routing import share_hit
 
 _ATTENTION = ("scaled_dot_product_attention", "latent_attention")
 
@@ -178,11 +179,11 @@ def _chosen(workload: Workload, policy: Policy) -> Workload:
 
     def smaller(cascade: Cascade) -> Cascade:
         tensors = dict(cascade.tensors)
-        dense = {m for m in _attending(cascade) if policy.dense(_layer_of(m))}
+        choosing = {m for m in _attending(cascade) if not policy.dense(_layer_of(m))}
         einsums = []
         for e in cascade.einsums:
             rank = "t" if "t" in e.sizes else "m"
-            if e.module not in _attending(cascade) or e.module in dense or rank not in e.sizes or not _reads(e):
+            if e.module not in choosing or rank not in e.sizes or not _reads(e):
                 einsums.append(e)
                 continue
             # A layer with a window of its own has fewer tokens to choose from.
@@ -285,8 +286,8 @@ def _of_more_experts(e: Einsum, access: Access, tensor: Described, rows: int) ->
     """What is read of a weight for so many rows as one row reads ``access``: experts that one leaves, others hit."""
     if tensor.role is not Role.WEIGHT or e.op is not Op.MATMUL or "expert" not in e.module or access.elements is None:
         return access
-    left = 1 - access.elements / tensor.elements
-    return replace(access, elements=min(tensor.elements, round(tensor.elements * (1 - left**rows))))
+    share = share_hit(access.elements / tensor.elements, rows)
+    return replace(access, elements=min(tensor.elements, round(tensor.elements * share)))
 
 
 def _buffers(arguments: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -19,6 +19,11 @@ def routed(tokens: int, share: float) -> Iterator[None]:
         _ROUTED.reset(token)
 
 
+def share_hit(share: float, tokens: int) -> float:
+    """The share of experts that at least one of ``tokens`` tokens goes to, each of which goes to ``share`` of them."""
+    return 1 - (1 - share) ** tokens
+
+
 def distinct_experts(experts: int, rows: int) -> float:
     """Experts that at least one row goes to, as expected where all are chosen equally often; never more than rows.
 
@@ -36,4 +41,4 @@ def distinct_experts(experts: int, rows: int) -> float:
     if known is None:
         return float(min(experts, rows))
     tokens, share = known
-    return min(experts * (1 - (1 - share) ** tokens), float(rows))
+    return min(experts * share_hit(share, tokens), float(rows))
