@@ -339,10 +339,26 @@ def test_a_streamer_follows_each_token_of_a_batch() -> None:
     assert seen[0] == seen[1]
 
 
-def test_drafts_go_with_a_least_length() -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_drafts_go_with_a_least_length(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr("hasten.runtime.step.native", lambda: None)
     repeating = torch.cat((ids(), ids()), 1)
     eos = greedy_token("plain", 2)
     settings = {"max_new_tokens": 40, "min_new_tokens": 25, "do_sample": False, "eos_token_id": eos}
     expected = network().generate(repeating, attention_mask=torch.ones_like(repeating), **settings)
     drafted = LanguageModel(network(), lookup=PromptLookup(2, 4))
     assert torch.equal(drafted.generate(repeating, **settings), expected)
+
+
+def test_drafts_of_an_end_that_may_not_come_yet_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hasten.runtime.step.native", lambda: None)
+    torch.manual_seed(18)
+    begun = torch.randint(2, 256, (1, 6)).repeat(1, 5)
+    text = network().generate(begun, attention_mask=torch.ones_like(begun), max_new_tokens=40, do_sample=False)
+    mask = torch.ones_like(text)
+    drafted = LanguageModel(network(), lookup=PromptLookup(2, 4))
+    for eos in {*text[0, 30:].tolist()}:  # what the text says itself is drafted
+        settings = {"max_new_tokens": 30, "min_new_tokens": 20, "do_sample": False, "eos_token_id": eos}
+        expected = network().generate(text, attention_mask=mask, **settings)
+        assert torch.equal(drafted.generate(text, attention_mask=mask, **settings), expected)

@@ -68,6 +68,11 @@ class CacheSpec:
         """Whether every layer sees the same, by position alone: then one mask serves all."""
         return not self.full_layers and self.policy is None and not self.capped
 
+    @property
+    def whole(self) -> bool:
+        """Whether every token attends to all before it: what is the cache's own is the format alone."""
+        return self.uniform and self.window is None
+
     def of_layer(self, index: int) -> CacheSpec:
         """What layer ``index`` keeps."""
         if index in self.full_layers:
@@ -246,9 +251,6 @@ class CacheLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         self._cache.clear()
-
-    def crop(self, tokens_to_remove: int) -> None:
-        self._cache.take_back(tokens_to_remove)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         for tensor in self.tensors.values():

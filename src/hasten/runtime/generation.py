@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
+from transformers import StoppingCriteriaList, StopStringCriteria
 from transformers.generation import GenerationMode
 
 from hasten.errors import HastenError
-from hasten.runtime.generation_loop import Generates, GenerationLoop
+from hasten.runtime.generation_loop import GenerateCall, Generates, GenerationLoop
 from hasten.runtime.transformers_loop import by_transformers
 
 # What a loop of hasten's own cannot show or begin from, so that transformers' loop runs it over the same cache.
@@ -21,25 +20,6 @@ _GIVEN = ("past_key_values", "position_ids", "inputs_embeds", "assistant_model",
 # Not given where transformers only reads the settings: what it would run, or change.
 _APART = ("past_key_values", "assistant_model", "custom_generate", "synced_gpus")
 _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-
-
-@dataclass(frozen=True)
-class GenerateCall:
-    """A call of generate as transformers understands it.
-
-    Attributes:
-        ids: (sequences, length) int64: prompts, each as often as sequences are to be made of it.
-        mask: (sequences, length), 0 over padding; None without any.
-        config: a transformers ``GenerationConfig``, every field with its default.
-        processors: change the logits before a token is chosen.
-        criteria: say which sequences have ended.
-    """
-
-    ids: Tensor
-    mask: Tensor | None
-    config: Any
-    processors: LogitsProcessorList
-    criteria: StoppingCriteriaList
 
 
 def generate(
@@ -79,18 +59,18 @@ def generate(
             model does not know, or a setting that the model's cache does not go with.
         ValueError: a setting that transformers refuses.
     """
-    prepared, settings = _prepare(model, input_ids, generation_config, tokenizer, settings)
-    if _goes_elsewhere(model, prepared.config, settings):
-        mode = prepared.config.get_generation_mode(settings.get("assistant_model"))
+    call, settings = _prepare(model, input_ids, generation_config, tokenizer, settings)
+    mode = call.config.get_generation_mode(settings.get("assistant_model"))
+    if _goes_elsewhere(model, call.config, mode, settings):
         drafts = mode is GenerationMode.ASSISTED_GENERATION
-        longest = int(prepared.config.max_length) + drafts * _most_drafted(prepared.config)
+        longest = int(call.config.max_length) + drafts * _most_drafted(call.config)
         if "inputs_embeds" in settings:
             longest += settings["inputs_embeds"].shape[1]  # transformers counts what is new alone
         settings["streamer"] = streamer
-        return by_transformers(model, settings.pop("input_ids"), len(prepared.ids), longest, drafts, settings)
-    loop = _loop(model, prepared)
+        return by_transformers(model, len(call.ids), longest, drafts, settings)
+    loop = GenerationLoop(model, call)
     if streamer is not None:
-        streamer.put(prepared.ids.cpu())
+        streamer.put(call.ids.cpu())
     for new in loop.run(prefilled):
         if streamer is not None:
             for tokens in loop.columns(new):
@@ -107,10 +87,11 @@ def stream(model: Generates, input_ids: Tensor, **settings: Any) -> Iterator[lis
         HastenError: more than one sequence, or a setting that only transformers' loop has.
     """
     config, tokenizer = settings.pop("generation_config", None), settings.pop("tokenizer", None)
-    prepared, settings = _prepare(model, input_ids, config, tokenizer, settings)
-    if len(prepared.ids) != 1 or _goes_elsewhere(model, prepared.config, settings):
+    call, settings = _prepare(model, input_ids, config, tokenizer, settings)
+    mode = call.config.get_generation_mode(settings.get("assistant_model"))
+    if len(call.ids) != 1 or _goes_elsewhere(model, call.config, mode, settings):
         raise HastenError("stream takes one sequence and plain sampling settings: use generate for the rest")
-    for new in _loop(model, prepared).run(None):
+    for new in GenerationLoop(model, call).run(None):
         yield new[0]
 
 
@@ -143,8 +124,8 @@ def _prepare(
     def ready(
         network: Any,
         input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
+        logits_processor: Any,
+        stopping_criteria: Any,
         generation_config: Any,
         **model_kwargs: Any,
     ) -> Tensor:
@@ -184,15 +165,9 @@ def _most_drafted(config: Any) -> int:
     return 1 + int(config.prompt_lookup_num_tokens or 0)
 
 
-def _goes_elsewhere(model: Generates, config: Any, settings: dict[str, Any]) -> bool:
+def _goes_elsewhere(model: Generates, config: Any, mode: GenerationMode, settings: dict[str, Any]) -> bool:
     """Whether transformers' own loop runs this call."""
-    if (config.guidance_scale or 1.0) != 1.0 and (not model.cache.uniform or model.cache.window is not None):
+    if (config.guidance_scale or 1.0) != 1.0 and not model.cache.whole:
         raise HastenError("guidance reads a second text without the model's window or policy: use a model without one")
-    mode = config.get_generation_mode(settings.get("assistant_model"))
-    return mode not in _MODES or any(settings.get(k) is not None for k in _GIVEN) or any(
-        getattr(config, k, None) for k in _ELSEWHERE
-    )  # fmt: skip
-
-
-def _loop(model: Generates, prepared: GenerateCall) -> GenerationLoop:
-    return GenerationLoop(model, prepared.ids, prepared.mask, prepared.config, prepared.processors, prepared.criteria)
+    given = any(settings.get(k) is not None for k in _GIVEN)
+    return mode not in _MODES or given or any(getattr(config, k, None) for k in _ELSEWHERE)

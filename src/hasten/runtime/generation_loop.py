@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -76,29 +77,37 @@ def numbers(logits: Tensor) -> Tensor:
     return logits
 
 
-class GenerationLoop:
-    """One call of generate: what is still running, and what has been made.
+@dataclass(frozen=True)
+class GenerateCall:
+    """A call of generate as transformers understands it.
 
-    Args:
-        model: what runs.
-        ids: (sequences, length) int64: prompts.
-        mask: (sequences, length), 0 over padding, never at the end; None without padding.
+    Attributes:
+        ids: (sequences, length) int64: prompts, each as often as sequences are to be made of it.
+        mask: (sequences, length), 0 over padding, never at the end; None without any.
         config: a transformers ``GenerationConfig``, every field with its default.
         processors: change the logits before a token is chosen.
         criteria: say which sequences have ended.
     """
 
-    def __init__(
-        self,
-        model: Generates,
-        ids: Tensor,
-        mask: Tensor | None,
-        config: Any,
-        processors: LogitsProcessorList,
-        criteria: StoppingCriteriaList,
-    ) -> None:
-        self._model, self._config, self._criteria = model, config, criteria
-        self._processors, self._least = _apart(processors)
+    ids: Tensor
+    mask: Tensor | None
+    config: Any
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+
+
+class GenerationLoop:
+    """What of one call of generate is still running, and what has been made.
+
+    Args:
+        model: what runs.
+        call: what it is asked for.
+    """
+
+    def __init__(self, model: Generates, call: GenerateCall) -> None:
+        ids, mask, config = call.ids, call.mask, call.config
+        self._model, self._criteria = model, call.criteria
+        self._processors, self._least = _apart(call.processors)
         whole = torch.ones_like(ids) if mask is None else mask
         self._prompts = [row[kept.bool()].tolist() for row, kept in zip(ids, whole, strict=True)]
         self._given = ids
@@ -111,7 +120,7 @@ class GenerationLoop:
         self._text[:, :length] = ids
         self._lengths = [length] * rows
         # Without an end-of-text token no sequence is padded before all have ended.
-        self._pads = any(hasattr(rule, "eos_token_id") for rule in criteria)
+        self._pads = any(hasattr(rule, "eos_token_id") for rule in call.criteria)
         self._ended = torch.zeros(rows, dtype=torch.bool)
         self._sample = bool(config.do_sample)
         self._records = bool(config.return_dict_in_generate)
@@ -257,6 +266,9 @@ class GenerationLoop:
             new[i] = answers[: agreed + 1]
         if self._step is not None:
             self._cache.advance([len(found) for found in new])
+        else:
+            # The network's own forward has committed drafts with what was right of them.
+            self._cache.retract([len(tokens.get(i, ())) - len(found) for i, found in enumerate(new)])
         for i in running:
             self._append_to(i, new[i])
         return new
@@ -294,7 +306,7 @@ class GenerationLoop:
         return self._step(ids, sequences, positions, turns=turns)
 
     def _run_plain(self, tokens: dict[int, list[int]]) -> Tensor:
-        """As `_run`, by the network's own forward; drafts are accepted or taken back here."""
+        """As `_run`, by the network's own forward, which commits what it reads."""
         everyone = list(tokens) == list(range(len(self._prompts)))
         uniform = len({self._cache.lengths[i] for i in tokens}) == 1 == len({len(t) for t in tokens.values()})
         if everyone and uniform and not self._cache.apart:
@@ -302,17 +314,8 @@ class GenerationLoop:
         return torch.cat([self._forward(self._cache.sequence(i), [t])[0] for i, t in tokens.items()])
 
     def _forward(self, cache: KVCache, rows: Sequence[list[int]]) -> Tensor:
-        ids = torch.tensor(rows, device=self._model.device)
-        logits: Tensor = self._model(ids, past_key_values=cache).logits.float()
-        if self._indexes is not None and len(rows[0]) > 1:
-            wrong = []
-            for row, best in zip(rows, logits.argmax(-1).tolist(), strict=True):
-                agreed = 0
-                while agreed < len(row) - 1 and row[agreed + 1] == best[agreed]:
-                    agreed += 1
-                wrong.append(len(row) - 1 - agreed)
-            cache.retract(wrong)
-        return logits
+        logits: Tensor = self._model(torch.tensor(rows, device=self._model.device), past_key_values=cache).logits
+        return logits.float()
 
 
 def _apart(processors: LogitsProcessorList) -> tuple[LogitsProcessorList, list[tuple[int, Tensor]]]:

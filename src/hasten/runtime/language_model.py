@@ -226,7 +226,7 @@ class LanguageModel(nn.Module):
             return out
         if past_key_values is not None and not hasattr(past_key_values, "uniform"):
             # A cache of transformers' own: it knows no rules.
-            if not self.cache.uniform or self.cache.window is not None or self.cache.dtype != "fp32":
+            if not self.cache.whole or self.cache.dtype != "fp32":
                 raise HastenError(
                     "this model keeps its cache by its own rules: give past_key_values=model.new_cache(batch, capacity)"
                 )

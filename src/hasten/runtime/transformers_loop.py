@@ -16,14 +16,11 @@ from hasten.runtime.cache import KVCache
 from hasten.runtime.generation_loop import Generates
 
 
-def by_transformers(
-    model: Generates, ids: Tensor | None, rows: int, length: int, drafts: bool, settings: dict[str, Any]
-) -> Any:
+def by_transformers(model: Generates, rows: int, length: int, drafts: bool, settings: dict[str, Any]) -> Any:
     """``generate`` of the network itself, over a cache of hasten's where the caller gives none.
 
     Args:
         model: what runs.
-        ids: (batch, prompt) int64; None where the prompt is given as embeddings.
         rows: sequences that the network sees at once.
         length: tokens that a sequence has at most.
         drafts: whether tokens are drafted, some of which the cache gives back.
@@ -37,13 +34,12 @@ def by_transformers(
         raise HastenError(
             f"an {spec.dtype} cache cannot give drafted tokens back: draft with hasten's lookup, or use another cache"
         )
-    if spec.uniform and spec.window is None:
-        # A format alone: the cache does all of it.
+    if spec.whole:
         if given is None:
             settings = {**settings, "past_key_values": model.new_cache(rows, length)}
         elif not isinstance(given, KVCache) and spec.dtype != "fp32":
             raise HastenError("this model keeps its cache in another format: make past_key_values by its new_cache")
-        return model.network.generate(ids, **settings)
+        return model.network.generate(**settings)
     if given is not None:
         raise HastenError("a window or a policy is the model's own cache's: give no past_key_values with one")
     mask = settings.get("attention_mask")
@@ -53,7 +49,7 @@ def by_transformers(
         raise HastenError("a window or a policy does not go with transformers' own drafts or embeddings as a prompt")
     cache = model.new_cache(rows, length)
     with _ruled(model.network, cache):
-        return model.network.generate(ids, **settings, past_key_values=cache)
+        return model.network.generate(**settings, past_key_values=cache)
 
 
 @contextlib.contextmanager
