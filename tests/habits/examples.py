@@ -9,11 +9,12 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch import nn as tnn
@@ -231,6 +232,8 @@ NETWORKS: dict[str, Example] = {
 }  # fmt: skip
 
 EXAMPLES = BLOCKS | NETWORKS
+TRAINED = [name for name, example in EXAMPLES.items() if example.trains]
+STATEFUL = [name for name, example in EXAMPLES.items() if example.state is not None]
 
 
 def made(name: str, seed: int = 0, **options: Any) -> tnn.Module:
@@ -243,6 +246,21 @@ def inputs_of(name: str, length: int = 9, seed: int = 1) -> Inputs:
     """An example's inputs of this length, the same for the same seed."""
     torch.manual_seed(seed)
     return EXAMPLES[name].inputs(length)
+
+
+def output_of(name: str, module: Any, *inputs: Any) -> Tensor:
+    """What an example's module, or what took its place, answers to inputs; the first of several tensors."""
+    return first(EXAMPLES[name].call(module, *inputs))
+
+
+def cast(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    """Inputs with their floats in a dtype; numbers of tokens stay."""
+    return tuple(i.to(dtype) if isinstance(i, Tensor) and i.is_floating_point() else i for i in inputs)
+
+
+def slow_where(slow: Callable[[str], bool], names: Iterable[str] = EXAMPLES) -> list[Any]:
+    """Names to try, those that take long among the slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) if slow(name) else name for name in names]
 
 
 def modules_of(package: str) -> dict[str, type[tnn.Module]]:

@@ -144,9 +144,9 @@ def main(examples: Any) -> dict[str, str]:
 
         def module(name: str = name, example: Any = example) -> None:
             plain, inputs = examples.made(name), examples.inputs_of(name)
-            wanted = examples.first(example.call(plain, *inputs))
+            wanted = examples.output_of(name, plain, *inputs)
             away = moved(examples.made(name))
-            answer = examples.first(example.call(away, *map(there, inputs)))
+            answer = examples.output_of(name, away, *map(there, inputs))
             close(answer, wanted)
             if example.trains:
                 wanted.square().sum().backward()
@@ -160,7 +160,7 @@ def main(examples: Any) -> dict[str, str]:
             away = moved(examples.made(name).eval())
             with torch.no_grad():
                 inputs = (there(i[:, :1].contiguous()) for i in examples.inputs_of(name))
-                answer = examples.first(example.call(away, *inputs, example.state(away, 2)))
+                answer = examples.output_of(name, away, *inputs, example.state(away, 2))
             assert isinstance(answer, Elsewhere), "the answer is on the processor"
 
         with Machine():

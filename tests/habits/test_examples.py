@@ -7,7 +7,7 @@ import torch
 
 from hasten.models.registry import builders
 
-from .examples import BLOCKS, EXAMPLES, NETWORKS, OPERATORS, calls_of, first, inputs_of, made, modules_of
+from .examples import BLOCKS, EXAMPLES, NETWORKS, OPERATORS, calls_of, inputs_of, made, modules_of, output_of
 
 
 def test_every_public_module_has_an_example() -> None:
@@ -28,7 +28,7 @@ def test_every_published_network_has_an_example() -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs(name: str) -> None:
     module, inputs = made(name), inputs_of(name)
-    assert first(EXAMPLES[name].call(module, *inputs)).isfinite().all()
+    assert output_of(name, module, *inputs).isfinite().all()
     assert (EXAMPLES[name].state is not None) >= hasattr(module, "new_state")
     assert EXAMPLES[name].trains == any(p.requires_grad for p in module.parameters())
     for given, dimension in zip(inputs, EXAMPLES[name].varies, strict=True):

@@ -11,10 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from hasten.nn.blockffn import activation_locality
 
-from .examples import EXAMPLES, first, inputs_of, made
+from .examples import EXAMPLES, TRAINED, first, inputs_of, made
 from .exemptions import expected
 
-TRAINED = [name for name, example in EXAMPLES.items() if example.trains]
 ROUTED = [
     name
     for name in TRAINED

@@ -20,11 +20,10 @@ from torch.distributed.fsdp import fully_shard
 
 from hasten.nn.ternary import pack_bitlinear, use_bitlinear
 
-from .examples import BLOCKS, EXAMPLES, first, ids, inputs_of, made
+from .examples import BLOCKS, EXAMPLES, STATEFUL, cast, first, ids, inputs_of, made, output_of
 from .exemptions import expected
 
 _CONTAINERS = (tnn.ModuleList, tnn.ModuleDict, tnn.ParameterDict, tnn.ParameterList)
-RECURRENT = [name for name, example in EXAMPLES.items() if example.state is not None]
 LANGUAGE = ["BlockFFNLM", "MambaLM", "MatMulFreeLM"]
 
 
@@ -85,22 +84,22 @@ def test_what_takes_a_layers_place_counts(name: str) -> None:
         for parameter in plain.parameters():
             if not parameter.any():  # behind a layer of zeros nothing counts
                 parameter.normal_(std=0.1)
-        before = first(EXAMPLES[name].call(plain, *inputs))
+        before = output_of(name, plain, *inputs)
         for layer in _linear(plain):
             module = copy.deepcopy(plain)
             _wrap(module, layer)
             # Called by whoever calls the block.
             if (name, layer) != ("ReGLUExperts", "primary_router"):
-                assert not torch.equal(first(EXAMPLES[name].call(module, *inputs)), before), layer
+                assert not torch.equal(output_of(name, module, *inputs), before), layer
 
 
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("name", STATEFUL)
 def test_wrapped_layers_count_in_a_step_as_in_a_sequence(name: str) -> None:
     example, module, inputs = EXAMPLES[name], made(name).eval(), inputs_of(name, 5)
     for layer in _linear(module):
         _wrap(module, layer)
     with torch.no_grad():
-        whole = first(example.call(module, *inputs))
+        whole = output_of(name, module, *inputs)
         assert example.state is not None
         state, steps = example.state(module, 2), []
         for t in range(5):
@@ -111,14 +110,14 @@ def test_wrapped_layers_count_in_a_step_as_in_a_sequence(name: str) -> None:
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=2e-3, atol=2e-3 * float(whole.abs().max()))
 
 
-@pytest.mark.parametrize("name", RECURRENT)
+@pytest.mark.parametrize("name", STATEFUL)
 def test_packed_layers_take_a_step(name: str) -> None:
     example, module = EXAMPLES[name], made(name).eval()
     use_bitlinear(module)
     pack_bitlinear(module)
     assert example.state is not None
     with torch.no_grad():
-        step = first(example.call(module, *(i[:, :1] for i in inputs_of(name)), example.state(module, 2)))
+        step = output_of(name, module, *(i[:, :1] for i in inputs_of(name)), example.state(module, 2))
     assert step.isfinite().all()
 
 
@@ -170,9 +169,9 @@ def test_layers_are_sharded_one_by_one(name: str, mesh: Any) -> None:
 def test_a_block_in_bf16_is_sharded(name: str, mesh: Any) -> None:
     # Shards want one dtype of all that trains.
     block = fully_shard(made(name, dtype=torch.bfloat16), mesh=mesh)
-    given = (i.bfloat16() if isinstance(i, Tensor) and i.is_floating_point() else i for i in inputs_of(name))
+    given = cast(inputs_of(name), torch.bfloat16)
     with expected(name, "sharded"):
-        assert first(EXAMPLES[name].call(block, *given)).isfinite().all()
+        assert output_of(name, block, *given).isfinite().all()
 
 
 @pytest.mark.parametrize("name", LANGUAGE)

@@ -10,12 +10,11 @@ from torch import nn
 from torch._dynamo import mark_dynamic
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from .examples import BLOCKS, EXAMPLES, first, inputs_of, made
+from .examples import BLOCKS, EXAMPLES, first, inputs_of, made, output_of, slow_where
 from .exemptions import EXEMPT, expected, skip_network
 
 # Tried every time; the others with the slow tests.
 QUICK = {"BlockFFN", "GroupRational", "LatentAttention", "Mamba", "MixtureOfExperts", "PackedLinear", "S5"}
-EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EXAMPLES]
 
 
 def graphs(name: str, lengths: tuple[int, ...]) -> int:
@@ -32,7 +31,7 @@ def graphs(name: str, lengths: tuple[int, ...]) -> int:
             if dimension is not None:
                 mark_dynamic(given, dimension)
         found = first(run(*inputs))
-        torch.testing.assert_close(found, first(example.call(module, *inputs)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, output_of(name, module, *inputs), rtol=1e-4, atol=1e-5)
         if found.requires_grad and name in BLOCKS:
             found.square().mean().backward()
     return int(counter.frame_count)
@@ -52,7 +51,7 @@ def of_a_convolution() -> int:
     return int(counter.frame_count)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", slow_where(lambda name: name not in QUICK))
 def test_compile(name: str) -> None:
     skip_network(name, "compile")
     with expected(name, "compile"):

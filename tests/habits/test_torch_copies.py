@@ -12,22 +12,21 @@ from torch import nn
 from hasten.nn.block import undecayed
 from hasten.train.fitting import parameter_groups
 
-from .examples import EXAMPLES, first, inputs_of, made
+from .examples import EXAMPLES, TRAINED, cast, inputs_of, made, output_of
 from .exemptions import expected
 
 PACKED = [name for name, example in EXAMPLES.items() if not example.trains]
-TRAINED = [name for name, example in EXAMPLES.items() if example.trains]
 
 
 def trained(name: str) -> nn.Module:
     module = made(name)
-    first(EXAMPLES[name].call(module, *inputs_of(name))).square().mean().backward()
+    output_of(name, module, *inputs_of(name)).square().mean().backward()
     torch.optim.SGD(module.parameters(), lr=1e-3).step()
     return module
 
 
 def answer(name: str, module: nn.Module) -> torch.Tensor:
-    return first(EXAMPLES[name].call(module.eval(), *inputs_of(name)))
+    return output_of(name, module.eval(), *inputs_of(name))
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -59,8 +58,8 @@ def test_types(name: str, dtype: torch.dtype) -> None:
         kinds = {key: tensor.dtype for key, tensor in module.state_dict().items()}
         module.to(dtype)
         assert {key: tensor.dtype for key, tensor in module.state_dict().items()} == kinds
-        inputs = [x.to(dtype) if x.is_floating_point() else x for x in inputs_of(name)]
-        found = first(EXAMPLES[name].call(module, *inputs))
+        inputs = cast(inputs_of(name), dtype)
+        found = output_of(name, module, *inputs)
         assert found.dtype is dtype
         assert float((found.double() - wanted).norm() / wanted.norm()) < 0.02
 

@@ -15,7 +15,7 @@ from torch.func import jvp
 from hasten.errors import HastenError
 from hasten.kernels import associative_scan, expert_ffn, packed_linear, rational, selective_scan, sparse_linear
 
-from .examples import EXAMPLES, OPERATORS, calls_of, first, inputs_of, made
+from .examples import EXAMPLES, OPERATORS, calls_of, cast, inputs_of, made, output_of
 
 # Operators whose gradient is one of their own, which has no gradient again.
 ONCE = sorted(name.removesuffix("_backward") for name in OPERATORS if name.endswith("_backward"))
@@ -111,8 +111,8 @@ def _exact(name: str) -> tuple[tnn.Module, tuple[Any, ...], Callable[[], Tensor]
         for parameter in module.parameters():
             if parameter.requires_grad:  # off the bends at 0 that a start of zeros stands on
                 parameter.add_(torch.randn_like(parameter) * 0.03)
-    given = [i.double() if isinstance(i, Tensor) and i.is_floating_point() else i for i in inputs_of(name, 4)]
-    return module, tuple(given), lambda: first(EXAMPLES[name].call(module, *given)).square().sum()
+    given = cast(inputs_of(name, 4), torch.float64)
+    return module, given, lambda: output_of(name, module, *given).square().sum()
 
 
 @pytest.mark.parametrize("name", [n for n in EXAMPLES if EXAMPLES[n].trains and n != "NaiveRational"])
@@ -155,7 +155,7 @@ def test_a_modules_forward_mode_is_right_or_refused(name: str) -> None:
     direction = torch.randn_like(x)
 
     def answer(x: Tensor) -> Tensor:
-        return first(EXAMPLES[name].call(module, *given[:place], x, *given[place + 1 :]))
+        return output_of(name, module, *given[:place], x, *given[place + 1 :])
 
     with torch.no_grad():
         try:

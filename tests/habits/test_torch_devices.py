@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from torch.utils import backend_registration
 
-from .examples import EXAMPLES, OPERATORS
+from .examples import EXAMPLES, OPERATORS, STATEFUL
 from .exemptions import expected
 
-STEPS = [f"{name}: step" for name, example in EXAMPLES.items() if example.state is not None]
+STEPS = [f"{name}: step" for name in STATEFUL]
 FUNCTIONS = [
     "balance_loss",
     "block_sparse_attention: SinkWindow",

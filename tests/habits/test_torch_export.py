@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,10 +13,8 @@ from torch.export import Dim
 
 from hasten.nn import Mamba, Stepped
 
-from .examples import EXAMPLES, NETWORKS, first, ids, inputs_of, made
+from .examples import EXAMPLES, NETWORKS, STATEFUL, first, ids, inputs_of, made, slow_where
 from .exemptions import EXEMPT, expected, skip_network
-
-STATEFUL = [name for name, example in EXAMPLES.items() if example.state is not None]
 
 
 class Called(nn.Module):
@@ -29,14 +28,12 @@ class Called(nn.Module):
         return first(EXAMPLES[self.name].call(self.module, *inputs))
 
 
-# Networks are made of blocks, which are tried every time.
-SLOW = [
-    pytest.param(name, marks=pytest.mark.slow) if name in NETWORKS or (name, "export") in EXEMPT else name
-    for name in EXAMPLES
-]
+def _slow(habit: str) -> Callable[[str], bool]:
+    # Networks are made of blocks, which are tried every time.
+    return lambda name: name in NETWORKS or (name, habit) in EXEMPT
 
 
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", slow_where(_slow("export")))
 def test_export(name: str) -> None:
     skip_network(name, "export")
     with expected(name, "export"), torch.no_grad():
@@ -69,13 +66,7 @@ def _specification(tree: Any) -> Any:
     return None
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name in NETWORKS or (name, "export of a step") in EXEMPT else name
-        for name in STATEFUL
-    ],
-)
+@pytest.mark.parametrize("name", slow_where(_slow("export of a step"), STATEFUL))
 def test_export_of_a_step(name: str) -> None:
     skip_network(name, "export of a step")
     with expected(name, "export of a step"), torch.no_grad():

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hasten.workload import trace_cascade
 
-from .examples import EXAMPLES, OPERATORS, calls_of, first, inputs_of, made
+from .examples import EXAMPLES, OPERATORS, calls_of, inputs_of, made, output_of
 
 # Of these the workload describes every expert, and a call runs those alone that tokens chose.
 CHOSEN = ("Layer", "MixtureOfExperts", "ReGLUExperts", "SmallThinkerLM")
@@ -50,7 +50,7 @@ def test_a_module_counts_as_its_workload(name: str) -> None:
     module, inputs = made(name).eval(), inputs_of(name)
 
     def call(*given: Any) -> Any:
-        return first(EXAMPLES[name].call(module, *given))
+        return output_of(name, module, *given)
 
     with torch.no_grad():
         assert _counted(call, *inputs) == trace_cascade(call, inputs, module=module).cascade.flops

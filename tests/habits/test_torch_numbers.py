@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from .examples import EXAMPLES, first, inputs_of, made
+from .examples import EXAMPLES, cast, inputs_of, made, output_of
 from .exemptions import expected
-
-
-def _cast(inputs: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
-    return tuple(i.to(dtype) if isinstance(i, Tensor) and i.is_floating_point() else i for i in inputs)
 
 
 def _feels(change: Callable[[], Tensor], tensor: Tensor, before: Tensor) -> bool:
@@ -30,10 +25,10 @@ def _feels(change: Callable[[], Tensor], tensor: Tensor, before: Tensor) -> bool
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_fp64_is_fp64_within(name: str) -> None:
-    module, inputs = made(name).double().eval(), _cast(inputs_of(name), torch.float64)
+    module, inputs = made(name).double().eval(), cast(inputs_of(name), torch.float64)
 
     def answer() -> Tensor:
-        return first(EXAMPLES[name].call(module, *inputs))
+        return output_of(name, module, *inputs)
 
     with torch.no_grad():
         before = answer()
@@ -51,7 +46,7 @@ def test_fp64_is_fp64_within(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["GroupRational", "Mamba", "MLGRU", "S5", "BlockFFN"])
 def test_gradients_in_fp64_are_those_of_finite_differences(name: str) -> None:
-    module, inputs = made(name).double(), _cast(inputs_of(name, 4), torch.float64)
+    module, inputs = made(name).double(), cast(inputs_of(name, 4), torch.float64)
     parameters = list(module.parameters())
     directions = [torch.randn_like(p) for p in parameters]
 
@@ -59,12 +54,12 @@ def test_gradients_in_fp64_are_those_of_finite_differences(name: str) -> None:
         with torch.no_grad():
             for p, d in zip(parameters, directions):
                 p.add_(d * by)
-            found = first(EXAMPLES[name].call(module, *inputs)).square().sum()
+            found = output_of(name, module, *inputs).square().sum()
             for p, d in zip(parameters, directions):
                 p.add_(d * -by)
         return found
 
-    gradients = torch.autograd.grad(first(EXAMPLES[name].call(module, *inputs)).square().sum(), parameters)
+    gradients = torch.autograd.grad(output_of(name, module, *inputs).square().sum(), parameters)
     slope = sum((g * d).sum() for g, d in zip(gradients, directions))
     expected_slope = (moved(1e-7) - moved(-1e-7)) / 2e-7
     if name == "MLGRU":  # straight through its roundings: no slope of what it computes
@@ -81,9 +76,9 @@ def _close(found: Tensor, wanted: Tensor) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_bf16_runs(name: str) -> None:
     example = EXAMPLES[name]
-    wanted = first(example.call(made(name).eval(), *inputs_of(name))).float()
+    wanted = output_of(name, made(name).eval(), *inputs_of(name)).float()
     module = made(name).bfloat16().eval()
-    found = first(example.call(module, *_cast(inputs_of(name), torch.bfloat16)))
+    found = output_of(name, module, *cast(inputs_of(name), torch.bfloat16))
     _close(found, wanted)
     with expected(name, "bf16"):
         assert found.dtype is torch.bfloat16
@@ -98,12 +93,12 @@ def test_autocast_runs(name: str) -> None:
     for training in (False, True):
         module = made(name).train(training)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = first(example.call(module, *inputs_of(name)))
+            found = output_of(name, module, *inputs_of(name))
         if example.trains:
             found.float().square().mean().backward()
             assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
         if not training:
-            _close(found, first(example.call(made(name).eval(), *inputs_of(name))).float())
+            _close(found, output_of(name, made(name).eval(), *inputs_of(name)).float())
 
 
 def test_bitlinear_that_keeps_what_autograd_keeps_runs_in_bf16() -> None:
@@ -138,10 +133,10 @@ def test_nothing_is_nothing(name: str, kind: str) -> None:
         i.narrow(0 if kind == "batch" else dimension or 0, 0, 0) if isinstance(i, Tensor) else i
         for i, dimension in zip(whole, example.varies, strict=True)
     )
-    shape = first(example.call(made(name), *whole)).shape
+    shape = output_of(name, made(name), *whole).shape
     for training in (True, False):
         module = made(name).train(training)
-        answer = first(example.call(module, *inputs))
+        answer = output_of(name, module, *inputs)
         assert not answer.numel()
         assert answer.ndim == len(shape)
         assert answer.shape[-1] == shape[-1]

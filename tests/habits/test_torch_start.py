@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from .examples import BLOCKS, EXAMPLES, first, inputs_of, made
+from .examples import BLOCKS, EXAMPLES, inputs_of, made, output_of
 from .exemptions import expected
 
 
@@ -32,7 +32,7 @@ def ruined(module: nn.Module) -> nn.Module:
 
 
 def answer(name: str, module: nn.Module, seed: int = 1) -> torch.Tensor:
-    return first(EXAMPLES[name].call(module.eval(), *inputs_of(name, seed=seed)))
+    return output_of(name, module.eval(), *inputs_of(name, seed=seed))
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -95,7 +95,7 @@ def test_default_dtype(name: str, default: torch.dtype) -> None:
     def results() -> list[torch.Tensor]:
         module.zero_grad()
         torch.manual_seed(4)
-        output = first(EXAMPLES[name].call(module, *inputs))
+        output = output_of(name, module, *inputs)
         if output.requires_grad:
             output.square().sum().backward()
         gradients = [p.grad.clone() for p in module.parameters() if p.grad is not None]

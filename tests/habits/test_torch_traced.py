@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from hasten import nn
 from hasten.errors import HastenError
 
-from .examples import EXAMPLES, first, inputs_of, made
+from .examples import EXAMPLES, first, inputs_of, made, output_of
 from .exemptions import expected
 
 DIFFERENTIABLE = [name for name in EXAMPLES if inputs_of(name)[0].is_floating_point()]
@@ -45,7 +45,7 @@ def test_traced(name: str) -> None:
     with expected(name, "traced"):
         others = inputs[1:]
         with torch.no_grad():
-            traced = make_fx(lambda x: first(EXAMPLES[name].call(module, x, *others)))(inputs[0])
+            traced = make_fx(lambda x: output_of(name, module, x, *others))(inputs[0])
         check(name, lambda x, *_: traced(x))
 
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import register_flop_formula
 
 from hasten.workload.operators import TABLE, Call
-from hasten.workload.operators.call import bound
+from hasten.workload.operators.call import bound, written
 from hasten.workload.recorder import Recorder
 
 
@@ -21,18 +21,13 @@ def flops_of(operator: str) -> Callable[..., int]:
     schema = getattr(getattr(torch.ops, space), name).default._schema
 
     def formula(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        arguments, recorder = bound(schema, args, kwargs), Recorder()
         outputs = [t for t in tree_leaves(out_val) if isinstance(t, Tensor)]
-        recorder = Recorder()
-        TABLE[operator](Call(recorder, operator, bound(schema, args, kwargs), outputs or _written(schema, args)))
+        outputs = outputs or [t for t in written(schema, arguments) if isinstance(t, Tensor)]
+        TABLE[operator](Call(recorder, operator, arguments, outputs))
         return sum(einsum.flops for einsum in recorder.einsums)
 
     return formula
-
-
-def _written(schema: Any, args: tuple[Any, ...]) -> list[Tensor]:
-    """What an operator without results writes into."""
-    places = [a.alias_info is not None and a.alias_info.is_write for a in schema.arguments]
-    return [a for a, written in zip(args, places) if written and isinstance(a, Tensor)]
 
 
 def count_operators() -> None:

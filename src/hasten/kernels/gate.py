@@ -101,8 +101,12 @@ def once_differentiable(name: str) -> None:
         name: such as ``hasten::rational_backward``.
     """
 
+    _refuse_gradients(name, lambda: _no_second(name.removeprefix("hasten::").removesuffix("_backward")))
+
+
+def _refuse_gradients(name: str, why: Callable[[], HastenError]) -> None:
     def refuse(ctx: Any, *grads: Any) -> Any:
-        raise _no_second(name.removeprefix("hasten::").removesuffix("_backward"))
+        raise why()
 
     torch.library.register_autograd(name, refuse, setup_context=lambda ctx, inputs, output: None)
 
@@ -141,12 +145,9 @@ def differentiated_once(operator: str, gradients: Sequence[Tensor], *sources: Te
 
 def without_gradient(name: str) -> None:
     """Says of an operator that it has no gradient, where torch would warn and leave it out."""
-
-    def refuse(ctx: Any, *grads: Any) -> Any:
-        operator = name.removeprefix("hasten::")
-        raise HastenError(f"{operator} has no gradient: call it under torch.no_grad(), or detach what it is given")
-
-    torch.library.register_autograd(name, refuse, setup_context=lambda ctx, inputs, output: None)
+    operator = name.removeprefix("hasten::")
+    why = f"{operator} has no gradient: call it under torch.no_grad(), or detach what it is given"
+    _refuse_gradients(name, lambda: HastenError(why))
 
 
 def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -118,7 +118,7 @@ class BMojoState:
         return {name: tensor for name, tensor in _named(named) if tensor.numel()} | state_tensors(self.ssm)
 
 
-state_kind(BMojoState, vars, lambda *parts: BMojoState(*parts[:-1]), lambda _: ())
+state_kind(BMojoState)
 
 
 def _named(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hasten.kernels.gate import wide
 from hasten.nn.block import Block, Factory
 
 Lift = Literal["none", "frozen", "trained"]
@@ -150,8 +151,7 @@ class Hourglass(Block):
         if self.lifting == "frozen":
             self.lift_from.copy_(torch.tensor([self.seed, self.inputs], device="cpu"))
         if self.project and self.read is not None and self.outputs == self.inputs:
-            wide = self.lift if self.lift.dtype is torch.float64 else self.lift.float()
-            self.read.weight.copy_(torch.linalg.pinv(wide))
+            self.read.weight.copy_(torch.linalg.pinv(self.lift.to(wide(self.lift.dtype))))
 
     def _random_lift(self) -> Tensor:
         # E|W x|^2 = (latent / inputs) |x|^2

@@ -41,7 +41,7 @@ class MambaState:
         return self.conv.nbytes + self.ssm.nbytes
 
 
-state_kind(MambaState, vars, lambda conv, ssm, _: MambaState(conv, ssm), lambda _: ())
+state_kind(MambaState)
 
 
 def causal_convolution(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hasten.kernels.gate import differentiated_once
 from hasten.kernels.rational import naive_backward, rational
-from hasten.nn.block import Block
 from hasten.nn.rational import GroupRational
 
 
@@ -28,7 +27,7 @@ class _SharedAdditions(torch.autograd.Function):
         return *differentiated_once("NaiveRational", found, grads[0], x, numerator, denominator), None
 
 
-class NaiveRational(Block):
+class NaiveRational(GroupRational):
     """A `GroupRational` with its own parameters and values, and the slow gradient of `naive_backward`: a baseline.
 
     Args:
@@ -41,17 +40,9 @@ class NaiveRational(Block):
         ValueError: in the backward pass, where the compiled kernels are not installed.
     """
 
-    no_decay: ClassVar[tuple[str, ...]] = GroupRational.no_decay
-
     def __init__(self, inner: GroupRational) -> None:
-        super().__init__()
-        self.groups, self.start = inner.groups, inner.start
+        super().__init__(inner.channels, inner.groups, inner.start)
         self.numerator, self.denominator = inner.numerator, inner.denominator
-
-    def _start(self) -> None:
-        like = GroupRational(self.groups, self.groups, self.start, device="cpu")
-        self.numerator.copy_(like.numerator)
-        self.denominator.copy_(like.denominator)
 
     def forward(self, x: Tensor) -> Tensor:
         return _SharedAdditions.apply(x, self.numerator, self.denominator, self.groups)

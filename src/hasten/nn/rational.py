@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hasten.kernels.gate import wide
 from hasten.kernels.rational import BOTTOM, TOP, rational
 from hasten.nn.block import Block, Factory
 
@@ -102,12 +103,12 @@ class GroupRational(Block):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        wide = torch.float64 if dtype is torch.float64 else torch.float32
         if groups < 1 or channels % groups:
             raise ValueError(f"{groups} groups do not divide {channels} channels")
         self.channels, self.groups, self.start = channels, groups, start
-        self.numerator = nn.Parameter(torch.empty(1, TOP, dtype=wide, device=device))
-        self.denominator = nn.Parameter(torch.empty(groups, BOTTOM, dtype=wide, device=device))
+        kind = wide(dtype or torch.float32)
+        self.numerator = nn.Parameter(torch.empty(1, TOP, dtype=kind, device=device))
+        self.denominator = nn.Parameter(torch.empty(groups, BOTTOM, dtype=kind, device=device))
         self.reset_parameters()
 
     @torch.no_grad()

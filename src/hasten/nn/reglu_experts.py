@@ -148,10 +148,8 @@ class ReGLUExperts(Block):
 
     @torch.no_grad()
     def _open_share(self, flat: Tensor, chosen: Tensor) -> Tensor:
-        ones = torch.ones_like(chosen, dtype=flat.dtype)
-
-        def opened(number: int, rows: Tensor) -> Tensor:
-            gates = cast("Expert", self.experts[number]).gate(rows) > 0
-            return gates.to(flat.dtype).mean(-1, keepdim=True).expand(-1, flat.shape[1])
-
-        return by_expert(flat, ones, chosen, len(self.experts), opened)[:, 0].float().mean() / chosen.shape[1]
+        opened, inner = flat.new_zeros((), dtype=torch.int64), 1
+        for number, expert in enumerate(cast("list[Expert]", list(self.experts))):
+            gates = expert.gate(flat[(chosen == number).any(-1)]) > 0
+            opened, inner = opened + gates.sum(), gates.shape[-1]
+        return opened.float() / (chosen.numel() * inner)

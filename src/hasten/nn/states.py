@@ -14,14 +14,18 @@ __all__ = ["Stepped"]
 
 
 def state_kind(
-    kind: type[Any], parts: Callable[[Any], dict[str, Any]], made: Callable[..., Any], fixed: Callable[[Any], Any]
+    kind: type[Any],
+    parts: Callable[[Any], dict[str, Any]] = vars,
+    made: Callable[..., Any] | None = None,
+    fixed: Callable[[Any], Any] = lambda state: (),
 ) -> None:
     """Registers a class of states as a tree, for `torch.export`, `torch.func` and whoever else takes trees.
 
     Args:
         kind: the class.
         parts: a state's tensors and numbers by name, always in the same order; numbers may differ from step to step.
-        made: a state from its parts, in order, and from what is fixed.
+            All that it has unless said otherwise.
+        made: a state from its parts, in order, and from what is fixed; the class is called with its parts when None.
         fixed: what is the same for all states of a module; equal and printable where they are alike.
     """
 
@@ -34,7 +38,7 @@ def state_kind(
     _pytree.register_pytree_node(
         kind,
         flatten,
-        lambda found, context: made(*found, context),
+        lambda found, context: kind(*found) if made is None else made(*found, context),
         flatten_with_keys_fn=flatten_with_keys,
         serialized_type_name=f"{kind.__module__}.{kind.__qualname__}",
         to_dumpable_context=list,

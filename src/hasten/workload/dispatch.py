@@ -17,7 +17,7 @@ from hasten.errors import HastenError
 from hasten.workload.fakes import Fakes
 from hasten.workload.operators import TABLE, Call, elementwise, unknown
 from hasten.workload.operators.attention import attention
-from hasten.workload.operators.call import bound
+from hasten.workload.operators.call import bound, written
 from hasten.workload.operators.recurrent import recurrent
 from hasten.workload.recorder import Recorder
 
@@ -174,13 +174,13 @@ class Tracer(TorchDispatchMode):
         if self.silent:
             return result
         arguments = bound(schema, args, kwargs)
-        written = [arguments[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        places = written(schema, arguments)
         outputs = [t for t in tree_flatten(result)[0] if isinstance(t, TorchTensor)]
-        outputs = outputs or [t for t in tree_flatten(written)[0] if isinstance(t, TorchTensor)]
+        outputs = outputs or [t for t in tree_flatten(places)[0] if isinstance(t, TorchTensor)]
         call_inputs = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, TorchTensor)]
-        if not written and outputs and _all_views(outputs, call_inputs):
+        if not places and outputs and _all_views(outputs, call_inputs):
             return result
-        if any(isinstance(a, TorchTensor) for a in written):
+        if any(isinstance(a, TorchTensor) for a in places):
             arguments = {k: v for k, v in arguments.items() if not _is_out(schema, k)}
         call = Call(self.recorder, name, arguments, outputs)
         if handler is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from hasten.models.language.recurrent import RecurrentLM
+from hasten.models.language.routed import RoutedLM, through
 from hasten.models.registry import published
 from hasten.nn.attention import LatentAttention, LayerCache, Rotary, attend
 from hasten.nn.block import numbers_of
@@ -122,14 +122,14 @@ class _Layer(nn.Module):
 
 
 @published(PUBLISHED)
-class BlockFFNLM(RecurrentLM[list[LayerCache]]):
+class BlockFFNLM(RoutedLM):
     """A causal language model with BlockFFN feed-forward layers (arXiv 2507.08771).
 
     Args:
         config: sizes.
 
     Shape:
-        ids (batch, length) int64 to logits (batch, length, vocabulary).
+        ids (batch, length) int64 to logits (batch, length, vocabulary); of a `Routing` (batch, length, experts).
     """
 
     def __init__(self, config: BlockFFNConfig) -> None:
@@ -156,60 +156,14 @@ class BlockFFNLM(RecurrentLM[list[LayerCache]]):
     def _layers(self) -> list[_Layer]:
         return cast("list[_Layer]", list(self.layers))
 
-    def new_state(self, batch: int) -> list[LayerCache]:
-        return self.state_at(batch, 0)
-
     def state_at(self, batch: int, length: int) -> list[LayerCache]:
         return [layer.attn.new_cache(batch, length) for layer in self._layers]
-
-    def state_tensors(self, state: list[LayerCache]) -> dict[str, Tensor]:
-        return {f"cache.{i}.{name}": getattr(c, name) for i, c in enumerate(state) for name in ("keys", "values")}
 
     def cut(self, state: list[LayerCache], length: int) -> None:
         """Forgets all but the first ``length`` positions: what a rejected draft leaves."""
         for cache in state:
             cache.cut(length)
 
-    @overload
-    def forward(
-        self,
-        ids: Tensor,
-        state: list[LayerCache] | None = None,
-        *,
-        logits_to_keep: int = 0,
-        return_routing: Literal[False] = False,
-    ) -> Tensor: ...
-    @overload
-    def forward(
-        self, ids: Tensor, state: list[LayerCache] | None = None, *, logits_to_keep: int = 0,
-        return_routing: Literal[True],
-    ) -> tuple[Tensor, list[Routing]]: ...  # fmt: skip
-    def forward(
-        self,
-        ids: Tensor,
-        state: list[LayerCache] | None = None,
-        *,
-        logits_to_keep: int = 0,
-        return_routing: bool = False,
-    ) -> Any:
-        """Logits of every position, or of the last ``logits_to_keep``; ``state`` grows by these tokens.
-
-        With ``return_routing`` a list too: the `Routing` of every layer that has experts, whose logits are (batch,
-        length, experts).
-        """
+    def hidden(self, ids: Tensor, state: list[LayerCache] | None, routings: list[Routing] | None) -> Tensor:
         x = self.embeddings(ids)
-        routings: list[Routing] = []
-        if self.config.scaled:
-            x = 12 * x
-        for i, layer in enumerate(self._layers):
-            cache = None if state is None else state[i]
-            if return_routing:
-                x, routing = layer(x, cache, return_routing=True)
-                routings += [] if routing is None else [routing]
-            else:
-                x = layer(x, cache)
-        logits = self.lm_head(self.norm(x)[:, -logits_to_keep:])
-        return (logits, routings) if return_routing else logits
-
-    if TYPE_CHECKING:
-        __call__ = forward
+        return self.norm(through(self.layers, 12 * x if self.config.scaled else x, state, routings))

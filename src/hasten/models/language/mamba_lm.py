@@ -209,8 +209,6 @@ class MambaLM(RecurrentLM[list[MambaState]]):
         with torch.device("meta"):
             model = cls(config)
         checkpoint.fill(model, tensors, folder)
-        if config.tie_embeddings:
-            model.lm_head.weight = model.backbone.embedding.weight
         return model
 
 

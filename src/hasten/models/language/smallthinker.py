@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.models.decoder import LLAMA_LIKE, Layout
-from hasten.models.language.recurrent import RecurrentLM
+from hasten.models.language.routed import RoutedLM, through
 from hasten.models.loading import checkpoint
 from hasten.models.registry import published
 from hasten.nn.attention import GroupedAttention, LayerCache, Rotary
@@ -131,28 +131,20 @@ class _Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
 
-    def forward(self, ids: Tensor, state: list[LayerCache] | None, routings: list[Routing] | None = None) -> Tensor:
+    def forward(self, ids: Tensor, state: list[LayerCache] | None, routings: list[Routing] | None) -> Tensor:
         """Token numbers (batch, length) to what the head reads (batch, length, width); ``routings`` are added to."""
-        x = self.embed_tokens(ids)
-        for i, layer in enumerate(self.layers):
-            cache = None if state is None else state[i]
-            if routings is None:
-                x = layer(x, cache)
-            else:
-                x, routing = layer(x, cache, return_routing=True)
-                routings.append(routing)
-        return self.norm(x)
+        return self.norm(through(self.layers, self.embed_tokens(ids), state, routings))
 
 
 @published(PUBLISHED)
-class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
+class SmallThinkerLM(RoutedLM):
     """A causal language model of the SmallThinker family (arXiv 2507.20984); tensors have the released names.
 
     Args:
         config: sizes.
 
     Shape:
-        ids (batch, length) int64 to logits (batch, length, vocabulary).
+        ids (batch, length) int64 to logits (batch, length, vocabulary); of a `Routing` (tokens, experts).
     """
 
     layout: ClassVar[Layout] = LLAMA_LIKE
@@ -213,8 +205,6 @@ class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
         if config.tied:
             tensors.setdefault("lm_head.weight", tensors.get("model.embed_tokens.weight", torch.zeros(0)))
         checkpoint.fill(model, {n: t.float() for n, t in tensors.items()}, folder)
-        if config.tied:
-            model.lm_head.weight = model.model.embed_tokens.weight
         return model.eval()
 
     def save(self, folder: str | Path) -> None:
@@ -230,48 +220,11 @@ class SmallThinkerLM(RecurrentLM[list[LayerCache]]):
         """The layers."""
         return cast("list[Layer]", list(self.model.layers))
 
-    def new_state(self, batch: int) -> list[LayerCache]:
-        return self.state_at(batch, 0)
-
     def state_at(self, batch: int, length: int) -> list[LayerCache]:
         return [layer.self_attn.new_cache(batch, length) for layer in self.blocks]
 
-    def state_tensors(self, state: list[LayerCache]) -> dict[str, Tensor]:
-        return {f"cache.{i}.{name}": getattr(c, name) for i, c in enumerate(state) for name in ("keys", "values")}
-
-    @overload
-    def forward(
-        self,
-        ids: Tensor,
-        state: list[LayerCache] | None = None,
-        *,
-        logits_to_keep: int = 0,
-        return_routing: Literal[False] = False,
-    ) -> Tensor: ...
-    @overload
-    def forward(
-        self, ids: Tensor, state: list[LayerCache] | None = None, *, logits_to_keep: int = 0,
-        return_routing: Literal[True],
-    ) -> tuple[Tensor, list[Routing]]: ...  # fmt: skip
-    def forward(
-        self,
-        ids: Tensor,
-        state: list[LayerCache] | None = None,
-        *,
-        logits_to_keep: int = 0,
-        return_routing: bool = False,
-    ) -> Any:
-        """Logits of every position, or of the last ``logits_to_keep``; ``state`` grows by these tokens.
-
-        With ``return_routing`` a list too: every layer's `Routing`, whose logits are (tokens, experts).
-        """
-        routings: list[Routing] = []
-        x = self.model(ids, state, routings if return_routing else None)
-        logits = self.lm_head(x[:, -logits_to_keep:])
-        return (logits, routings) if return_routing else logits
-
-    if TYPE_CHECKING:
-        __call__ = forward
+    def hidden(self, ids: Tensor, state: list[LayerCache] | None, routings: list[Routing] | None) -> Tensor:
+        return self.model(ids, state, routings)
 
 
 _KEYS = {

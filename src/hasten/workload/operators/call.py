@@ -142,3 +142,8 @@ def bound(schema: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[s
         else:
             found[argument.name] = argument.default_value if argument.has_default_value() else None
     return found
+
+
+def written(schema: Any, arguments: Mapping[str, Any]) -> list[Any]:
+    """What an operator writes into, of the arguments that are `bound` to its schema."""
+    return [arguments[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
