@@ -83,27 +83,27 @@ class TokenLogprob:
     Attributes:
         token: its number.
         text: what it alone decodes to; of a part of a character the replacement character.
-        bytes: its UTF-8 bytes, which may be a part of a character's.
+        raw: its UTF-8 bytes, which may be a part of a character's.
         logprob: None for the first token of a prompt, which nothing stands before.
-        top: the likeliest tokens at its place with theirs, likeliest first: (token, text, bytes, logprob).
+        top: the likeliest tokens at its place with theirs, likeliest first: (token, text, raw, logprob).
     """
 
     token: int
     text: str
-    bytes: bytes
+    raw: bytes
     logprob: float | None
     top: tuple[tuple[int, str, bytes, float], ...] = ()
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What has come of an answer since the piece before.
+class AnswerPart:
+    """What has come of an answer since the part before.
 
     Attributes:
         text: whole characters that no stop text can begin with any more; may be empty.
         tokens: numbers of the tokens made, end token included.
         logprobs: of these tokens, where asked for.
-        finish: why the answer ended; None while it goes on. The last piece has one.
+        finish: why the answer ended; None while it goes on. The last part has one.
     """
 
     text: str
