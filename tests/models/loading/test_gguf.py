@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -154,6 +155,14 @@ BAD = {
     "absurd shape": header(text("w"), struct.pack("<IQQIQ", 2, 1 << 40, 1 << 40, 0, 0), b"\0" * 64, tensors=1),
     "absurd offset": header(text("w"), struct.pack("<IQIQ", 1, 4, 0, 1 << 63), b"\0" * 64, tensors=1),
     "unknown format": header(text("w"), struct.pack("<IQIQ", 1, 32, 4242, 0), b"\0" * 64, tensors=1),
+    "a tensor in another's place": header(
+        text("a"),
+        struct.pack("<IQIQ", 1, 8, 0, 0),
+        text("b"),
+        struct.pack("<IQIQ", 1, 8, 0, 64),
+        b"\0" * 200,
+        tensors=2,
+    ),
     "the same tensor twice": header((text("w") + struct.pack("<IQIQ", 1, 4, 0, 0)) * 2, b"\0" * 64, tensors=2),
 }
 
@@ -203,3 +212,87 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(HastenError):
             GGUFFile(path)
+
+
+def test_another_byte_order_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + struct.pack(">IQQ", 3, 0, 0))
+    with pytest.raises(HastenError, match=r"byte order of other machines \(big-endian\)"):
+        GGUFFile(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("alignment", [8, 32, 4096])
+def test_tensors_stand_at_any_alignment(tmp_path: Path, alignment: int) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_custom_alignment(alignment)
+    for name, size in (("a", 3), ("b", 5)):
+        writer.add_tensor(name, np.arange(size, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GGUFFile(tmp_path / "m.gguf")
+    assert file.tensors["b"].begin % alignment == 0
+    assert [file.dequantize(n).tolist() for n in "ab"] == [[0, 1, 2], [0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("change", ["cut", "written over"])
+def test_a_file_that_changes_after_it_was_opened_is_one_line(tmp_path: Path, change: str) -> None:
+    path = one_tensor(tmp_path / "m.gguf", Kind.F16, weights(64, 256))
+    file = GGUFFile(path)
+    with path.open("r+b") as opened:
+        if change == "cut":
+            opened.truncate(path.stat().st_size - 4096)
+        else:
+            opened.write(opened.read(16))
+    if change == "written over":
+        os.utime(path, ns=(0, 0))
+    with pytest.raises(HastenError, match=r"changed while it was read: load it again") as caught:
+        file.dequantize("w")
+    assert "\n" not in str(caught.value)
+
+
+def split(folder: Path, parts: int = 3, **wrong: int) -> list[Path]:
+    """A model of as many parts, each with a tensor of its number's value."""
+    paths = [folder / f"m-{i + 1:05}-of-{parts:05}.gguf" for i in range(parts)]
+    for i, path in enumerate(paths):
+        writer = gguf.GGUFWriter(path, "llama")
+        if i == 0:
+            writer.add_context_length(99)
+        writer.add_uint16("split.no", wrong.get("number", i))
+        writer.add_uint16("split.count", wrong.get("count", parts))
+        writer.add_int32("split.tensors.count", wrong.get("tensors", parts))
+        writer.add_tensor("w" if "same" in wrong else f"w{i}", np.full((2, 32), i, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return paths
+
+
+def test_any_part_of_a_split_model_opens_all(tmp_path: Path) -> None:
+    paths = split(tmp_path)
+    for path in paths:
+        file = GGUFFile(path)
+        assert (file.path, file.paths) == (paths[0], tuple(paths))
+        assert file.metadata["llama.context_length"] == 99
+        assert [file.dequantize(f"w{i}").unique().tolist() for i in range(3)] == [[0], [1], [2]]
+
+
+def test_a_split_model_that_is_not_whole_is_one_line(tmp_path: Path) -> None:
+    cases: dict[str, dict[str, int]] = {
+        r"is not part 1 of 3": {"number": 2},
+        r"hold 3 tensors, not 7": {"tensors": 7},
+        r"one of 4 parts of a model: name it": {"count": 4},
+        r"as another part does": {"same": 1},
+    }
+    for number, (message, wrong) in enumerate(cases.items()):
+        (tmp_path / str(number)).mkdir()
+        paths = split(tmp_path / str(number), **wrong)
+        with pytest.raises(HastenError, match=message):
+            GGUFFile(paths[0])
+    paths = split(tmp_path)
+    renamed = paths[0].rename(tmp_path / "first.gguf")
+    with pytest.raises(HastenError, match="name it as it came"):
+        GGUFFile(renamed)
+    with pytest.raises(HastenError, match=r"m-00001-of-00003\.gguf is missing: put them into one folder"):
+        GGUFFile(paths[1])

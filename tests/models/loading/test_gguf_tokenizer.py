@@ -119,7 +119,6 @@ def test_it_survives_saving(tmp_path: Path) -> None:
         ({"tokenizer.ggml.pre": "nonesuch"}, "splits text as 'nonesuch'"),
         ({"tokenizer.ggml.merges": None}, "no readable merges"),
         ({"tokenizer.ggml.merges": ["onlyone"]}, "no readable merges"),
-        ({"tokenizer.ggml.eos_token_id": 10_000}, "eos token is not in its vocabulary"),
         ({"tokenizer.ggml.model": "llama"}, "no score for each token"),
     ],
 )
@@ -127,6 +126,15 @@ def test_a_broken_vocabulary_is_one_line(tmp_path: Path, changes: dict[str, Any]
     metadata = GGUFFile(write_gguf(tiny("llama"), tmp_path / "m.gguf", "llama")).metadata
     with pytest.raises(HastenError, match=message):
         build_tokenizer({**metadata, **changes})
+
+
+def test_a_token_outside_of_the_vocabulary_stands_for_none(tmp_path: Path) -> None:
+    metadata = GGUFFile(write_gguf(tiny("llama"), tmp_path / "m.gguf", "llama")).metadata
+    none = {f"tokenizer.ggml.{key}_token_id": (1 << 32) - 1 for key in ("padding", "unknown", "bos")}
+    tokenizer = build_tokenizer({**metadata, **none})
+    assert (tokenizer.unk_token, tokenizer.bos_token) == (None, None)
+    assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
+    assert build_tokenizer({**metadata, "tokenizer.ggml.eos_token_id": len(vocabulary())}).eos_token is None
 
 
 @pytest.mark.asset

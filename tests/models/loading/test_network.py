@@ -19,6 +19,8 @@ from hasten.errors import HastenError
 from hasten.kernels.packed_linear import dequantize_reference
 from hasten.models import load_network, load_packed
 from hasten.models.loading.config import build, read_config
+from hasten.models.loading.gguf import GGUFFile
+from hasten.models.loading.gguf_config import gguf_config
 
 from ..conftest import FAMILIES, logits, tiny, vocabulary, write_gguf
 
@@ -109,10 +111,6 @@ def test_llama3_frequencies_are_recognized(tmp_path: Path, ids: torch.Tensor) ->
     assert found.config.rope_parameters == rope
     torch.testing.assert_close(logits(found, ids), logits(network, ids), rtol=0, atol=1e-5)
 
-    odd = np.linspace(1, 3, len(divisors), dtype=np.float32)
-    with pytest.raises(HastenError, match="rotary frequencies"):
-        load_network(write_gguf(network, tmp_path / "o.gguf", "llama", tensors={"rope_freqs.weight": odd}))
-
 
 def test_packed_weights_are_in_the_networks_order(tmp_path: Path) -> None:
     path = write_gguf(tiny("llama with biases"), tmp_path / "m.gguf", "llama with biases", Kind.Q4_1)
@@ -154,6 +152,46 @@ def test_a_model_without_bos_ends_at_its_eos(tmp_path: Path) -> None:
     assert loaded.network.generation_config.eos_token_id == 2
     assert loaded.network.generation_config.pad_token_id == 0
     assert loaded.tokenizer.eos_token == "<|im_end|>"
+
+
+def test_numbers_for_none_load(tmp_path: Path, ids: torch.Tensor) -> None:
+    network = tiny("llama")
+    path = write_gguf(network, tmp_path / "m.gguf", "llama", metadata={"attention.sliding_window": 0})
+    none = GGUFFile(path)
+    none.metadata |= {"tokenizer.ggml.padding_token_id": (1 << 32) - 1, "tokenizer.ggml.bos_token_id": 100_000}
+    config = gguf_config(none)
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (None, None, 2)
+    assert config.model_type == "llama"
+    torch.testing.assert_close(logits(load_network(path).network, ids), logits(network, ids), rtol=0, atol=1e-5)
+
+
+def test_a_split_model_loads_and_is_copied_whole(tmp_path: Path, ids: torch.Tensor) -> None:
+    whole = write_gguf(tiny("llama"), tmp_path / "m.gguf", "llama", Kind.Q4_0)
+    file = GGUFFile(whole)
+    names = sorted(file.tensors)
+    for number, part in enumerate((names[:5], names[5:])):
+        writer = gguf.GGUFWriter(tmp_path / f"s-0000{number + 1}-of-00002.gguf", "llama")
+        if number == 0:
+            for key, value in file.metadata.items():
+                if key.startswith("llama.") and isinstance(value, float):
+                    writer.add_float32(key, value)
+                elif key.startswith("llama."):
+                    writer.add_uint32(key, value)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 2)
+        for name in part:
+            stored = Kind(file.tensors[name].kind)
+            values = file.dequantize(name) if stored is Kind.F32 else file.raw(name)
+            writer.add_tensor(name, values.numpy(), raw_dtype=stored)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    for load in (load_network, load_packed):
+        found = load(tmp_path / "s-00002-of-00002.gguf")
+        assert torch.equal(logits(found.network, ids), logits(load(whole).network, ids))
+    (tmp_path / "copy").mkdir()
+    assert load_network(found.copy_to(tmp_path / "copy")).fingerprint == found.fingerprint
 
 
 IMPOSSIBLE: dict[str, dict[str, Any]] = {

@@ -63,7 +63,11 @@ class FileType:
         ggml_format(self._base)
 
     def format_of(self, name: str, shape: tuple[int, ...], layers: int, shared: int, tied: bool) -> WeightFormat:
-        """The format of one parameter.
+        """The format of one parameter, see `type_of`."""
+        return ggml_format(self.type_of(name, shape, layers, shared, tied))
+
+    def type_of(self, name: str, shape: tuple[int, ...], layers: int, shared: int, tied: bool) -> str:
+        """The ggml type of one parameter.
 
         Args:
             name, shape: transformers' name, and (..., out, in).
@@ -72,10 +76,10 @@ class FileType:
             tied: the embedding is the output head too.
         """
         kind = kind_of(name, shape)
+        if kind is Kind.REST or (kind is Kind.ROUTER and self._base not in _PLAIN):
+            return "F32"
         if self._base in _PLAIN:
-            return WeightFormat(_PLAIN[self._base] if kind is not Kind.REST else "fp32")
-        if kind in (Kind.REST, Kind.ROUTER):
-            return WeightFormat("fp32")
+            return self._base
         chosen = self._base
         found = re.search(r"\.(\d+)\.", name)
         number = int(found[1]) if found else 0
@@ -88,7 +92,7 @@ class FileType:
             chosen = _FALLBACK.get(chosen, "F16")
             if shape[-1] % GGML_QUANT_SIZES[Type[chosen]][0]:
                 chosen = "F16"
-        return ggml_format(chosen)
+        return chosen
 
 
 def _part(name: str) -> str:

@@ -1,7 +1,10 @@
 """Reading GGUF files: header, metadata and tensors, with every length checked against the file.
 
 The ``gguf`` package knows the quantization formats; its reader takes two seconds for a vocabulary and trusts
-what the file says, so the header is read here, and so are the formats that small models mostly come in.
+what the file says, so the header is read here, and so are the formats that models mostly come in.
+
+A tensor is read when it is asked for, straight into its own memory. It is no view of a map of the file: a map counts
+as memory in use beside what is made of it, has no huge pages, and ends the program where the file is cut meanwhile.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -9,9 +12,11 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import math
-import mmap
+import os
+import re
 import struct
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,53 +62,176 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor is: its shape as torch writes it, its GGUF type number, its bytes in the file."""
+    """Where a tensor is: its shape as torch writes it, its GGUF type number, its bytes in the file, and which of a
+    split model's files that is."""
 
     name: str
     shape: tuple[int, ...]
     kind: int
     begin: int
     size: int
+    part: int = 0
 
 
 class GGUFFile:
-    """An opened GGUF file.
+    """An opened GGUF model: a file, or all the files that it is split into.
 
     Args:
-        path: the file.
+        path: the file; of a split model any one of its files.
 
     Attributes:
-        metadata: its key-value pairs; an array is a list.
+        path: the file, of a split model the first one.
+        paths: all files.
+        metadata: the key-value pairs of the first file; an array is a list.
         tensors: where each tensor is, by name.
 
     Raises:
-        HastenError: it is missing, truncated, or not GGUF.
+        HastenError: it is missing, truncated, or not GGUF, or a part of it is.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        try:
-            with self.path.open("rb") as file:
-                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise HastenError(f"cannot read model file {path}: {error.strerror}") from None
-        except ValueError:
-            raise HastenError(f"{path} is empty: fetch or copy the file again") from None
-        self._end = len(self._data)
-        self._at = 0
-        self.metadata: dict[str, Any] = {}
+        given = _Part(Path(path))
+        self._parts = [given]
+        count = given.metadata.get("split.count", 1)
+        if isinstance(count, int) and count > 1:
+            self._parts = [_Part(p) if p != given.path else given for p in _siblings(given.path, count)]
+        self.path, self.paths = self._parts[0].path, tuple(part.path for part in self._parts)
+        self.metadata: dict[str, Any] = self._parts[0].metadata
         self.tensors: dict[str, TensorInfo] = {}
+        for number, part in enumerate(self._parts):
+            if len(self._parts) > 1 and (part.metadata.get("split.no"), part.metadata.get("split.count")) != (
+                number,
+                count,
+            ):
+                raise HastenError(f"{part.path} is not part {number + 1} of {count}, as its name says: fetch it again")
+            for name, shape, kind, begin, size in part.tensors:
+                if name in self.tensors:
+                    raise HastenError(f"{part.path} holds {name[:60]!r}, as another part does: fetch all parts again")
+                self.tensors[name] = TensorInfo(name, shape, kind, begin, size, number)
+        promised = self.metadata.get("split.tensors.count", len(self.tensors))
+        if len(self._parts) > 1 and promised != len(self.tensors):
+            raise HastenError(
+                f"{self.path} and its other parts hold {len(self.tensors)} tensors, not {str(promised)[:20]}: "
+                "fetch all parts again"
+            )
+
+    def raw(self, name: str) -> Tensor:
+        """The tensor's bytes (rows, bytes a row), in memory of their own.
+
+        Raises:
+            HastenError: the file has changed since it was opened.
+        """
+        info = self.tensors[name]
+        data = np.empty(info.size, np.uint8)
+        self._parts[info.part].read(info.begin, data.data)
+        return torch.from_numpy(data).reshape(math.prod(info.shape[:-1]), -1)
+
+    def dequantize(self, name: str) -> Tensor:
+        """The tensor in fp32, in its shape.
+
+        Raises:
+            HastenError: a format that the ``gguf`` package cannot dequantize.
+        """
+        info = self.tensors[name]
+        plain = {Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}
+        if info.kind in plain:
+            return self.raw(name).view(plain[Kind(info.kind)]).float().reshape(info.shape)
+        packed = self.packed(name)
+        if packed is not None:
+            return _unpack(packed).reshape(info.shape)
         try:
-            self._read_header()
+            with np.errstate(all="ignore"):  # a damaged scale shows in the values
+                values = dequantize(self.raw(name).numpy(), Kind(info.kind))
+        except NotImplementedError:
+            kind = Kind(info.kind).name
+            raise HastenError(f"{self.path} stores {name[:60]!r} as {kind}, which hasten cannot read") from None
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).reshape(info.shape)
+
+    def packed(self, name: str) -> Packed | None:
+        """The tensor in hasten's packed format, code for code; None when its own format has no counterpart.
+
+        Q8_0 becomes int8, Q4_0 and Q4_1 int4, all in groups of 32; F16 and BF16 stay as they are. Nothing is lost:
+        the values are those of `dequantize`.
+
+        Shape:
+            packed (out, in), or (out, in / 2) at 4 bits; scales and mins (out, in / 32).
+        """
+        info = self.tensors[name]
+        out = math.prod(info.shape[:-1])
+        if info.kind == Kind.F16:
+            return Packed(self.raw(name).view(torch.float16).reshape(out, -1), None, None, 16)
+        if info.kind == Kind.BF16:
+            return Packed(self.raw(name).view(torch.bfloat16).reshape(out, -1), None, None, 16)
+        sizes = {Kind.Q8_0: 34, Kind.Q4_1: 20, Kind.Q4_0: 18}
+        if info.kind not in sizes:
+            return None
+        blocks = self.raw(name).reshape(out, -1, sizes[Kind(info.kind)])
+        scales = _halves(blocks[..., :2])
+        if info.kind == Kind.Q8_0:
+            return Packed(blocks[..., 2:].contiguous().view(torch.int8).reshape(out, -1), scales, None, 8)
+        if info.kind == Kind.Q4_1:
+            return Packed(blocks[..., 4:].reshape(out, -1), scales, _halves(blocks[..., 2:4]), 4)
+        # Q4_0 means d * (q - 8). A power of two keeps fp16's digits, unless it leaves fp16's range.
+        mins = scales * -8
+        if not torch.isfinite(mins).all():
+            return None
+        return Packed(blocks[..., 2:].reshape(out, -1), scales, mins, 4)
+
+
+class _Part:
+    """One file: its header is read at once, its tensors when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, Any] = {}
+        self.tensors: list[tuple[str, tuple[int, ...], int, int, int]] = []
+        self._data = bytearray()
+        self._at = 0
+        try:
+            with path.open("rb", buffering=0) as self._file:
+                self._state = _state(self._file)
+                self._end = self._state[0]
+                if not self._end:
+                    raise HastenError(f"{path} is empty: fetch or copy the file again")
+                self._read_header()
         except (struct.error, UnicodeDecodeError, _Corrupted) as error:
             reason = str(error) if isinstance(error, _Corrupted) else "it ends too early"
             raise HastenError(f"{path} is truncated or corrupted ({reason}): fetch or copy the file again") from None
+        except OSError as error:
+            raise HastenError(f"cannot read model file {path}: {error.strerror}") from None
+        self._data = bytearray()
+
+    def read(self, begin: int, into: memoryview) -> None:
+        """Fills ``into`` with the bytes from ``begin`` on.
+
+        Raises:
+            HastenError: the file cannot be read, or has changed since its header was.
+        """
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                done = _read_at(file, begin, into)
+                state = _state(file)
+        except OSError as error:
+            raise HastenError(f"cannot read model file {self.path}: {error.strerror}") from None
+        if done < len(into) or state != self._state:
+            raise HastenError(f"{self.path} changed while it was read: load it again when it is whole")
+
+    def _need(self, end: int) -> None:
+        """Reads on, so that the bytes before ``end`` are there, unless the file ends sooner."""
+        have = len(self._data)
+        if end > have:
+            more = bytearray(min(max(end - have, have, 1 << 16), self._end - have))
+            read = _read_at(self._file, have, memoryview(more))
+            self._data += more[:read]
 
     def _read_header(self) -> None:
+        self._need(4)
         if self._data[:4] != b"GGUF":
             raise HastenError(f"{self.path} is not a GGUF file: give a .gguf model")
         self._at = 4
         version = self._read(_U32)
+        if version in (2 << 24, 3 << 24):
+            raise HastenError(f"{self.path} is in the byte order of other machines (big-endian): fetch the usual one")
         if version not in (2, 3):
             raise HastenError(f"{self.path} is GGUF version {version}; hasten reads 2 and 3, little-endian")
         tensors, pairs = self._count(_LEAST_TENSOR), self._count(_LEAST_PAIR)
@@ -117,15 +245,23 @@ class GGUFFile:
         if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20:
             raise _Corrupted("its alignment is impossible")
         base = -(-self._at // alignment) * alignment
+        names: set[str] = set()
+        expected = 0
         for name, shape, kind, offset in found:
-            if name in self.tensors:
+            if name in names:
                 raise _Corrupted(f"tensor {name[:60]!r} comes twice")
+            names.add(name)
             size = self._bytes_of(name, shape, kind)
             if base + offset + size > self._end:
                 raise _Corrupted(f"tensor {name[:60]!r} reaches behind its end")
-            self.tensors[name] = TensorInfo(name, shape, kind, base + offset, size)
+            if offset != expected:
+                # Tensors stand one behind the other: another place is another size of the one before.
+                raise _Corrupted(f"tensor {name[:60]!r} is not where the sizes of those before it put it")
+            expected += -(-size // alignment) * alignment
+            self.tensors.append((name, shape, kind, base + offset, size))
 
     def _read(self, code: struct.Struct) -> Any:
+        self._need(self._at + code.size)
         value = code.unpack_from(self._data, self._at)[0]
         self._at += code.size
         return value
@@ -138,6 +274,7 @@ class GGUFFile:
 
     def _string(self) -> str:
         length = self._count(1)
+        self._need(self._at + length)
         text = self._data[self._at : self._at + length]
         self._at += length
         # A piece of a byte-level vocabulary need not be UTF-8 by itself.
@@ -154,6 +291,7 @@ class GGUFFile:
         if inner in _SCALARS:
             code = _SCALARS[inner]
             count = self._count(code.size)
+            self._need(self._at + count * code.size)
             values = struct.unpack_from(f"<{count}{code.format[-1]}", self._data, self._at)
             self._at += count * code.size
             return list(values)
@@ -176,69 +314,27 @@ class GGUFFile:
             raise _Corrupted(f"tensor {name[:60]!r} has an impossible shape")
         return math.prod(shape) // block * size
 
-    def raw(self, name: str) -> np.ndarray:
-        """The tensor's bytes (rows, bytes a row), read-only and not copied."""
-        info = self.tensors[name]
-        rows = math.prod(info.shape[:-1])
-        return np.frombuffer(self._data, np.uint8, info.size, info.begin).reshape(rows, -1)
-
-    def _bytes(self, name: str) -> Tensor:
-        return torch.from_numpy(self.raw(name).copy())
-
-    def dequantize(self, name: str) -> Tensor:
-        """The tensor in fp32, in its shape.
-
-        Raises:
-            HastenError: a format that the ``gguf`` package cannot dequantize.
-        """
-        info = self.tensors[name]
-        plain = {Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}
-        if info.kind in plain:
-            return self._bytes(name).view(plain[Kind(info.kind)]).float().reshape(info.shape)
-        packed = self.packed(name)
-        if packed is not None:
-            return _unpack(packed).reshape(info.shape)
-        try:
-            with np.errstate(all="ignore"):  # a damaged scale shows in the values
-                values = dequantize(self.raw(name), Kind(info.kind))
-        except NotImplementedError:
-            kind = Kind(info.kind).name
-            raise HastenError(f"{self.path} stores {name[:60]!r} as {kind}, which hasten cannot read") from None
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).reshape(info.shape)
-
-    def packed(self, name: str) -> Packed | None:
-        """The tensor in hasten's packed format, code for code; None when its own format has no counterpart.
-
-        Q8_0 becomes int8, Q4_0 and Q4_1 int4, all in groups of 32; F16 and BF16 stay as they are. Nothing is lost:
-        the values are those of `dequantize`.
-
-        Shape:
-            packed (out, in), or (out, in / 2) at 4 bits; scales and mins (out, in / 32).
-        """
-        info = self.tensors[name]
-        out = math.prod(info.shape[:-1])
-        if info.kind == Kind.F16:
-            return Packed(self._bytes(name).view(torch.float16).reshape(out, -1), None, None, 16)
-        if info.kind == Kind.BF16:
-            return Packed(self._bytes(name).view(torch.bfloat16).reshape(out, -1), None, None, 16)
-        sizes = {Kind.Q8_0: 34, Kind.Q4_1: 20, Kind.Q4_0: 18}
-        if info.kind not in sizes:
-            return None
-        blocks = self._bytes(name).reshape(out, -1, sizes[Kind(info.kind)])
-        scales = _halves(blocks[..., :2])
-        if info.kind == Kind.Q8_0:
-            return Packed(blocks[..., 2:].contiguous().view(torch.int8).reshape(out, -1), scales, None, 8)
-        if info.kind == Kind.Q4_1:
-            return Packed(blocks[..., 4:].reshape(out, -1), scales, _halves(blocks[..., 2:4]), 4)
-        # Q4_0 means d * (q - 8). A power of two keeps fp16's digits, unless it leaves fp16's range.
-        mins = scales * -8
-        if not torch.isfinite(mins).all():
-            return None
-        return Packed(blocks[..., 2:].reshape(out, -1), scales, mins, 4)
-
 
 class _Corrupted(Exception):
     """What the header says cannot be."""
+
+
+def _state(file: FileIO) -> tuple[int, ...]:
+    """What tells an opened file from another, or from itself at another time."""
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _read_at(file: FileIO, begin: int, into: memoryview) -> int:
+    """Fills ``into`` with a file's bytes from ``begin`` on; returns how many there were."""
+    file.seek(begin)
+    done = 0
+    while done < len(into):
+        read = file.readinto(into[done:])
+        if not read:
+            break
+        done += read
+    return done
 
 
 def read_packed(path: str | Path, name: str) -> Packed | None:
@@ -251,6 +347,25 @@ def read_packed(path: str | Path, name: str) -> Packed | None:
     if name not in file.tensors:
         raise HastenError(f"{path} has no tensor {name[:60]!r}")
     return file.packed(name)
+
+
+_SPLIT_NAME = re.compile(r"(.*-)(\d{5})-of-(\d{5})\.gguf")
+
+
+def _siblings(path: Path, count: int) -> list[Path]:
+    """The files of a split model, in order.
+
+    Raises:
+        HastenError: ``path`` is not called as one of them, or another is missing.
+    """
+    found = _SPLIT_NAME.fullmatch(path.name)
+    if found is None or int(found[3]) != count or not 0 < int(found[2]) <= count:
+        raise HastenError(f"{path} is one of {count} parts of a model: name it as it came, -00001-of-{count:05}.gguf")
+    paths = [path.with_name(f"{found[1]}{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    missing = [p for p in paths if not p.is_file()]
+    if missing:
+        raise HastenError(f"{path} is one of {count} parts, {missing[0].name} is missing: put them into one folder")
+    return paths
 
 
 def _least(kind: int) -> int:

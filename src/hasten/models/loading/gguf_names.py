@@ -10,7 +10,7 @@ from torch import Tensor
 from hasten.errors import HastenError
 from hasten.models.loading.gguf import GGUFFile
 
-NOT_WEIGHTS = ("rope_freqs.weight",)
+NOT_WEIGHTS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",

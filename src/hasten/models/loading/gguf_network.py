@@ -40,7 +40,7 @@ def from_gguf(path: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
             )
     network = assemble(config, weights, path)
     _set_ends(network, config, file)
-    return Loaded(network, name, source, fingerprint([path]), _gguf=path)
+    return Loaded(network, name, source, fingerprint(list(file.paths)), _gguf=path)
 
 
 def from_gguf_packed(path: Path, name: str, source: str, bf16: bool, int8: bool) -> Loaded:
@@ -108,7 +108,7 @@ def from_gguf_packed(path: Path, name: str, source: str, bf16: bool, int8: bool)
             setattr(network.get_submodule(owner), leaf, value)
     network.model.rotary_emb = type(network.model.rotary_emb)(config)
     _set_ends(network, config, file)
-    return Loaded(network.eval(), name, source, fingerprint([path]), _gguf=path)
+    return Loaded(network.eval(), name, source, fingerprint(list(file.paths)), _gguf=path)
 
 
 def _set_ends(network: Any, config: Any, file: GGUFFile) -> None:

@@ -55,11 +55,8 @@ def build_tokenizer(metadata: dict[str, Any]) -> Any:
 
     def token(key: str) -> str | None:
         index = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        if index is None:
-            return None
-        if not isinstance(index, int) or not 0 <= index < len(tokens):
-            raise HastenError(f"the file's {key} token is not in its vocabulary: fetch or copy the file again")
-        return str(tokens[index])
+        # A number outside of the vocabulary stands for none.
+        return str(tokens[index]) if isinstance(index, int) and 0 <= index < len(tokens) else None
 
     begins = kind == "llama" or metadata.get("tokenizer.ggml.pre") in _WHOLE_FIRST
     bos, eos = token("bos"), token("eos")

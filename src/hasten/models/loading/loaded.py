@@ -72,7 +72,7 @@ class Loaded:
         """
         made = folder if self._gguf is None else folder / self._gguf.name
         if self._gguf is not None:
-            parts = [self._gguf]
+            parts = list(GGUFFile(self._gguf).paths)
         else:
             assert self._folder is not None
             parts = [p for p in sorted(self._folder.iterdir()) if p.suffix in _PARTS and p.is_file()]
