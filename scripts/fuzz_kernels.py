@@ -217,6 +217,63 @@ def fuzz(calls: int, seed: int) -> dict[str, int]:
     return counts
 
 
+def _pool() -> tuple[Any, Any]:
+    """A small decoder's compiled step over a pool of blocks in which two texts stand, and the pool."""
+    import transformers
+
+    from hasten.runtime import CacheSpec, LanguageModel
+    from hasten.runtime.step import CompiledStep
+
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=128,
+    )  # fmt: skip
+    network = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = LanguageModel(network, cache=CacheSpec(random.choice(("fp32", "fp16", "bf16", "int8", "int4"))))
+    cache = model.new_paged_cache(sequences=3, capacity=96, blocks=5)
+    step = CompiledStep(network, cache)
+    cache.set_table(0, [4, 0])
+    cache.set_table(2, [3, 1, 2])
+    for sequence in (0, 2):
+        step([1] * 32, [sequence] * 32, list(range(32)), answered=[])
+        cache.advance({sequence: 32})
+    return step, cache
+
+
+def fuzz_pool(calls: int, seed: int) -> dict[str, int]:
+    """Steps over a pool of blocks whose tables, lengths and rows are bent; how many answered and were refused."""
+    random.seed(seed)
+    counts = {"answered": 0, "refused": 0}
+    for number in range(calls):
+        if number % 20 == 0:
+            step, cache = _pool()
+        tables, lengths, quantized = cache.tables.clone(), list(cache.lengths), list(cache.quantized)
+        given = [[1, 2, 3], [0, 0, 2], [32, 33, 32]]
+        answered = [2, 0]
+        for _ in range(random.choice((1, 1, 2))):
+            choice = random.randrange(6)
+            if choice == 0 and cache.tables.shape == (3, 3):
+                entry = random.choice((-1, 5, 127, -128))
+                cache.tables[random.randrange(3), random.randrange(3)] = entry
+            elif choice == 1:
+                cache.tables = bent(cache.tables)
+            elif choice == 2:
+                random.choice(given)[random.randrange(3)] = bent(1)
+            elif choice == 3:
+                answered = [bent(1), 1]
+            elif choice == 4:
+                random.choice((cache.lengths, cache.quantized))[random.choice((0, 2))] = bent(1)
+            else:
+                cache.tables = restrided(cache.tables)
+        try:
+            step(*given, answered=answered)
+            counts["answered"] += 1
+        except REFUSED:
+            counts["refused"] += 1
+        cache.tables, cache.lengths[:], cache.quantized[:] = tables.contiguous(), lengths, quantized
+    return counts
+
+
 # A kernel that writes past its result, as the gate is left open, in a process of its own: a sanitizer ends it.
 _OVERFLOW = """
 import torch
@@ -257,3 +314,4 @@ if __name__ == "__main__":
         check_sanitizer(options.native)
         use(options.native)
     print(fuzz(options.calls, options.seed))
+    print("pools of blocks", fuzz_pool(options.calls // 10, options.seed))

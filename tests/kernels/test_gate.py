@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hasten.hardware.chips.memory_part import Timing
-from hasten.kernels import gate
+from hasten.kernels import gate, native
 from hasten.kernels.dram_controller import KNOBS, TIMING, simulate
 from hasten.kernels.expert_ffn import expert_ffn
 from hasten.kernels.packed_linear import packed_embedding, packed_linear, quantize
@@ -45,6 +45,12 @@ def test_bent_calls_answer_or_raise(fuzzing: ModuleType, seed: int) -> None:
     counts = fuzzing.fuzz(450, seed)
     assert counts["refused"] > counts["answered"] / 2
     assert counts["same"] > 100
+
+
+@pytest.mark.skipif(native() is None, reason="the compiled kernels are not installed")
+def test_bent_block_tables_are_refused(fuzzing: ModuleType) -> None:
+    counts = fuzzing.fuzz_pool(120, 3)
+    assert counts["refused"] > counts["answered"] > 0
 
 
 def test_a_sequence_of_one_step_has_any_stride() -> None:

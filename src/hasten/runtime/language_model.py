@@ -23,6 +23,7 @@ from hasten.runtime import step as compiled
 from hasten.runtime.attention import following, no_mask
 from hasten.runtime.cache import CacheSpec, KVCache
 from hasten.runtime.decoding.lookup import PromptLookup
+from hasten.runtime.paged_cache import PagedCache
 from hasten.workload.einsum import Workload
 
 # Prompts are read in pieces of this many tokens: activations stay small, whatever the prompt's length.
@@ -212,6 +213,25 @@ class LanguageModel(nn.Module):
         if any(cache.own_windows) and policy is not None and (policy.drops or policy.remembers):
             raise HastenError(f"{type(policy).__name__} does not go with the window that the model has of its own")
         return cache
+
+    def new_paged_cache(self, sequences: int, capacity: int, blocks: int) -> PagedCache:
+        """An empty pool of ``blocks`` for up to ``sequences`` texts at a time, of up to ``capacity`` tokens each.
+
+        Raises:
+            HastenError: its steps would not run compiled, or its cache does not keep everything.
+        """
+        if self.why_not_compiled:
+            raise HastenError(f"a pool of blocks is read by the compiled step alone: {self.why_not_compiled}")
+        config, decoder = self.config, self.decoder
+        return PagedCache(
+            self.cache,
+            layers=len(decoder.layers),
+            sequences=sequences,
+            heads=config.num_key_value_heads,
+            head_dim=int(decoder.layer(0).attention.head_dim),
+            capacity=min(capacity, config.max_position_embeddings),
+            blocks=blocks,
+        )
 
     def forward(self, input_ids: Tensor, past_key_values: Cache | None = None, **kwargs: Any) -> Any:
         """The network's own forward: ids (batch, new) to an output with logits (batch, new, vocabulary).

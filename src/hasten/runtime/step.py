@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from hasten.kernels.packed_linear import GROUP, native_matrix
 from hasten.models.decoder import DecoderLayer, decoder_of
 from hasten.nn.packed import PackedEmbedding, PackedLinear
 from hasten.runtime.cache import KVCache
+from hasten.runtime.paged_cache import PagedCache
 from hasten.runtime.policies import BlockTopKPolicy
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -77,13 +79,13 @@ class CompiledStep:
 
     Args:
         network: a transformers causal LM for which `why_not` is None.
-        cache: where keys and values are and go.
+        cache: where keys and values are and go: of a batch, or of sequences that share a pool of blocks.
 
     Raises:
         HastenError: the model cannot run compiled.
     """
 
-    def __init__(self, network: Any, cache: KVCache) -> None:
+    def __init__(self, network: Any, cache: KVCache | PagedCache) -> None:
         reason = why_not(network)
         if reason:
             raise HastenError(f"this model has no compiled step: {reason}")
@@ -155,7 +157,7 @@ class CompiledStep:
         places = (gate.address(t, torch.float32, positions, self._head_dim) for t in (cosines, sines))
         self._decoder.set_rotary(*places, positions)
 
-    def _set_cache(self, cache: KVCache) -> None:
+    def _set_cache(self, cache: KVCache | PagedCache) -> None:
         names = (
             "keys",
             "values",
@@ -182,12 +184,13 @@ class CompiledStep:
         self._version = cache.version
         self._decoder.set_cache(
             cache.spec.bits,
-            cache.layers[0].tensors["keys"].shape[0],
+            len(cache.lengths) if isinstance(cache, PagedCache) else cache.layers[0].tensors["keys"].shape[0],
             BLOCK,
             cache.recent,
             chosen.top if chosen else 0,
             chosen.local if chosen else 0,
             layers,
+            cache.table_blocks if isinstance(cache, PagedCache) else 0,
         )
 
     def __call__(
@@ -199,8 +202,12 @@ class CompiledStep:
         turns: list[int] | None = None,
         masks: list[int] | None = None,
         hidden: Tensor | None = None,
+        answered: Sequence[int] | None = None,
     ) -> Tensor:
-        """Runs one step.
+        """Runs one step: any number of rows, of any sequences, a prompt's piece beside single tokens of others.
+
+        A row's result does not depend on the rows beside it. Where it is a quantized cache's, it depends on where the
+        pieces of its own prompt began: what was committed before is read as codes.
 
         Args:
             ids: a token for each row.
@@ -208,14 +215,19 @@ class CompiledStep:
             positions: the row's position, from its sequence's committed length on.
             logits_from: rows before this one only enter the cache.
             turns: the rows' rotary positions, where tokens have left the cache or rows form a tree; None:
-            ``positions``.
+                ``positions``.
             masks: of a tree, for each row the bits of the rows of its sequence that it sees, the first one and itself
                 among them; None: all before it.
-            hidden: (rows - logits_from or more, width) fp32, filled with the normed states that the head multiplies.
+            hidden: (answers or more, width) fp32, filled with the normed states that the head multiplies.
+            answered: rows whose logits are wanted, in the order wanted; None: all from ``logits_from`` on.
 
         Returns:
-            Logits (rows - logits_from, vocabulary), fp32, valid until the next call. The cache's
-            lengths are the caller's to advance.
+            Logits (answers, vocabulary), fp32, valid until the next call. The cache's lengths are the caller's to
+            advance.
+
+        Raises:
+            IndexError: a token, sequence, position or row that does not exist.
+            ValueError: a bent block table, or two sequences that would write into one block.
         """
         rows, cache = len(ids), self._cache
         if self._version != cache.version:
@@ -223,22 +235,26 @@ class CompiledStep:
         rows_in = torch.tensor((ids, sequences, positions, turns or positions), dtype=torch.int64)
         seen = None if masks is None else _bits(masks)
         state = torch.tensor((cache.lengths, cache.quantized), dtype=torch.int64)
-        wanted = rows - logits_from
+        answers = torch.tensor(range(logits_from, rows) if answered is None else answered, dtype=torch.int64)
+        wanted = len(answers)
         if self._logits.shape[0] < wanted:
             self._logits = gate.buffer(wanted, self.vocabulary)
         logits = self._logits[:wanted]
         given = [gate.address(row, torch.int64, rows) for row in rows_in]
         lengths = [gate.address(row, torch.int64, len(cache.lengths)) for row in state]
         width = self._hidden if hidden is not None else 0
+        tables = cache.tables_for(sequences, positions) if isinstance(cache, PagedCache) else None
         self._decoder.step(
             *given,
             rows,
-            logits_from,
+            gate.address(answers, torch.int64, wanted),
+            wanted,
             *lengths,
             gate.address(logits, torch.float32, wanted, self.vocabulary),
             torch.get_num_threads(),
             gate.address(seen, torch.int64, rows),
             gate.address(None if hidden is None else hidden[:wanted], torch.float32, wanted, width),
+            0 if tables is None else gate.address(tables, torch.int32, len(cache.lengths), tables.shape[1]),
         )
         return logits
 

@@ -21,13 +21,17 @@ HASTEN_INLINE int64_t quantized_blocks(const Cache& c, int64_t committed) {
   return c.bits >= kBf16 ? 0 : committed / c.block;
 }
 
-// Where block b of (sequence, kv head) begins, in tokens of head_dim values.
+// Where the blocks of (sequence, kv head) stand: the first token of its range, and a block's place within it.
 struct Place {
   int64_t head, tokens;
+  const LayerCache& layer;
+  const int32_t* table;
   Place(const Cache& c, const LayerCache& l, const Model& m, int64_t seq, int64_t kv)
-      : head(seq * m.kv_heads + kv), tokens(0) {
-    tokens = head * l.blocks * c.block;
-  }
+      : head(seq * m.kv_heads + kv),
+        tokens((c.tables ? kv : head) * l.blocks * c.block),
+        layer(l),
+        table(c.tables ? c.tables + seq * c.table_blocks : nullptr) {}
+  int64_t slot(int64_t b) const { return table ? table[b] : layer.slot(b); }
 };
 
 // The blocks that the row at `pos` reads: the sinks' and the window's, all, or a list of chosen ones.
@@ -173,7 +177,7 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
   for (int64_t i = i0; i < i1; ++i) {
     const int64_t b = view.block(i), j = i - i0;
     base[j] = b * block;
-    at[j] = place.tokens + l.slot(b) * block;
+    at[j] = place.tokens + place.slot(b) * block;
     tokens[j] = view.pos - base[j] + 1 < block ? view.pos - base[j] + 1 : block;
     float* to = &s[0][j * kBlock];
     if (c.bits >= kBf16) {
@@ -190,7 +194,7 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
       for (int64_t t = 0; t < tokens[j]; ++t) {
         const int64_t from = view.place(base[j] + t);
         const void* sources[2] = {l.keys, l.values};
-        int64_t token = place.tokens + l.slot(from / block) * block + from % block;
+        int64_t token = place.tokens + place.slot(from / block) * block + from % block;
         if (c.bits < kBf16) {
           sources[0] = recent_keys;
           sources[1] = recent_values;
@@ -327,7 +331,7 @@ HASTEN_INLINE void combine(const float* parts, int64_t count, int64_t width, int
 inline void pool_block(const Model& m, const Cache& c, const LayerCache& l, int64_t seq, int64_t kv, int64_t b) {
   const int64_t d = m.head_dim;
   const Place place(c, l, m, seq, kv);
-  const int64_t at = place.tokens + l.slot(b) * c.block;
+  const int64_t at = place.tokens + place.slot(b) * c.block;
   float* mean = l.pooled + (place.head * l.blocks + l.slot(b)) * d;
   for (int64_t i = 0; i < d; ++i) {
     float total = 0;
@@ -439,7 +443,7 @@ HASTEN_INLINE void range_int4(const float* x, int64_t count, int64_t step, uint1
 inline void quantize_block(const Model& m, const Cache& c, const LayerCache& l, int64_t seq, int64_t kv, int64_t b) {
   const int64_t d = m.head_dim, groups = d / kBlock;
   const Place place(c, l, m, seq, kv);
-  const int64_t at = place.tokens + l.slot(b) * c.block;
+  const int64_t at = place.tokens + place.slot(b) * c.block;
   const int64_t recent = place.head * c.recent + b * c.block % c.recent;
   const float* keys = l.recent_keys + recent * d;
   const float* values = l.recent_values + recent * d;
@@ -494,7 +498,7 @@ inline void append(const Model& m, const Cache& c, const LayerCache& l, int64_t 
     std::memcpy(l.recent_values + token * d, value, d * sizeof(float));
     return;
   }
-  const int64_t at = place.tokens + l.slot(pos / c.block) * c.block + pos % c.block;
+  const int64_t at = place.tokens + place.slot(pos / c.block) * c.block + pos % c.block;
   if (c.bits == kFp32) {
     std::memcpy(static_cast<float*>(l.keys) + at * d, key, d * sizeof(float));
     std::memcpy(static_cast<float*>(l.values) + at * d, value, d * sizeof(float));

@@ -201,8 +201,9 @@ class Decoder {
   }
 
   // Each layer: eight tensors of the cache, then its mean keys, blocks, window, sinks, sink blocks, ring blocks.
+  // `table_blocks`: entries of a sequence's table where all sequences share a pool of blocks, else 0.
   void set_cache(int bits, int64_t batch, int64_t block, int64_t recent, int64_t top, int64_t top_local,
-                 const std::vector<std::vector<uintptr_t>>& layers) {
+                 const std::vector<std::vector<uintptr_t>>& layers, int64_t table_blocks) {
     if (block != kBlock) throw std::invalid_argument("a cache in other blocks than compiled");
     cache_ = Cache();
     cache_.bits = bits;
@@ -211,6 +212,7 @@ class Decoder {
     cache_.recent = recent;
     cache_.top = top;
     cache_.top_local = top_local;
+    cache_.table_blocks = table_blocks;
     for (const auto& p : layers) {
       if (p.size() != 14) throw std::invalid_argument("a layer's cache has fourteen parts");
       LayerCache l;
@@ -231,18 +233,24 @@ class Decoder {
       cache_.layers.push_back(l);
     }
     if (cache_.layers.size() != model_.layers.size()) throw std::invalid_argument("one cache for each layer");
+    for (const LayerCache& l : cache_.layers)
+      if (table_blocks && (l.pooled || l.window || l.ring_blocks)) throw std::invalid_argument("a pool's blocks keep everything");
     if (top > 0 && top_local < 2) throw std::invalid_argument("the two newest blocks are always read");
     capacity_ = 0;
   }
 
-  // Pointers to int64: ids, seq, pos, turn (rows each), committed, quantized (batch each). Checked here, once a
-  // step, so that no kernel reads or writes outside a tensor.
-  void step(uintptr_t ids, uintptr_t seq, uintptr_t pos, uintptr_t turn, int rows, int logits_from,
+  // Pointers to int64: ids, seq, pos, turn (rows each), answered (answers), committed, quantized (batch each). Checked
+  // here, once a step, so that no kernel reads or writes outside a tensor; but the entries of `tables`, int32
+  // (batch, table_blocks), are the caller's to check.
+  void step(uintptr_t ids, uintptr_t seq, uintptr_t pos, uintptr_t turn, int rows, uintptr_t answered, int answers,
             uintptr_t committed, uintptr_t quantized, uintptr_t logits, int threads, uintptr_t masks,
-            uintptr_t hidden) {
+            uintptr_t hidden, uintptr_t tables) {
+    if ((tables != 0) != (cache_.table_blocks > 0)) throw std::invalid_argument("a pool of blocks goes with tables");
+    cache_.tables = pointer<const int32_t>(tables);
     Tokens in;
     in.rows = rows;
-    in.logits_from = logits_from;
+    in.answered = pointer<const int64_t>(answered);
+    in.answers = answers;
     in.ids = pointer<const int64_t>(ids);
     in.seq = pointer<const int64_t>(seq);
     in.pos = pointer<const int64_t>(pos);
@@ -264,7 +272,18 @@ class Decoder {
     bool ring = false;
     for (const LayerCache& l : cache_.layers) {
       ring = ring || l.ring_blocks;
-      if (!l.ring_blocks) limit = std::min(limit, l.blocks * cache_.block);
+      if (!l.ring_blocks) limit = std::min(limit, (cache_.tables ? cache_.table_blocks : l.blocks) * cache_.block);
+    }
+    for (int i = 0; i < in.answers; ++i)
+      if (in.answered[i] < 0 || in.answered[i] >= in.rows) throw std::out_of_range("an answer to a row that is not there");
+    if (in.answers > in.rows) throw std::out_of_range("more answers than rows");
+    const bool codes = cache_.bits < kBf16;
+    for (int64_t s = 0; s < cache_.batch; ++s) {
+      const int64_t most = ring ? model_.positions : limit;
+      const int64_t length = in.committed[s], blocks = in.quantized[s];
+      if (length < 0 || length > most || blocks < 0 || blocks > length / cache_.block ||
+          (codes && length - blocks * cache_.block > cache_.recent))
+        throw std::out_of_range("a length outside the cache");
     }
     // Rows of a step beyond the ring's or the recent part's slack would overwrite what earlier rows read.
     const int64_t slack = cache_.bits < kBf16 ? cache_.recent - cache_.block + 1 : in.rows;

@@ -42,11 +42,11 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
   for (int64_t t = begin; t < end; ++t) embed(m.embedding, in.ids[t], s.state + t * m.hidden);
   barrier.wait();
 
-  // Rows from `from` on, normed into s.normed and there rounded to codes if `matrix` takes them.
-  const auto norm = [&](const float* weight, int from, const Matrix& matrix) {
-    share(rows - from, 1, rank, threads, begin, end);
+  // Rows (all, or `count` that `which` names) normed into s.normed and there rounded to codes if `matrix` takes them.
+  const auto norm = [&](const float* weight, const int64_t* which, int count, const Matrix& matrix) {
+    share(count, 1, rank, threads, begin, end);
     for (int64_t t = begin; t < end; ++t) {
-      rms_norm(s.state + (from + t) * m.hidden, weight, s.normed + t * m.hidden, m.hidden, m.epsilon);
+      rms_norm(s.state + (which ? which[t] : t) * m.hidden, weight, s.normed + t * m.hidden, m.hidden, m.epsilon);
       if (matrix.takes_codes()) encode_row(s.normed + t * m.hidden, s.hidden_codes, t, m.hidden);
     }
     barrier.wait();
@@ -56,7 +56,7 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
     const Layer& layer = m.layers[index];
     const LayerCache& cache = c.layers[index];
 
-    norm(layer.input_norm, 0, layer.query);
+    norm(layer.input_norm, nullptr, rows, layer.query);
 
     // The rows of the three projections are shared out as if they were one matrix.
     share(q_width + 2 * kv_width, 8, rank, threads, begin, end);
@@ -161,7 +161,7 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
       for (int64_t i = begin; i < end; ++i) s.state[t * m.hidden + i] += s.normed[t * m.hidden + i];
     barrier.wait();
 
-    norm(layer.post_norm, 0, layer.gate);
+    norm(layer.post_norm, nullptr, rows, layer.gate);
 
     share(m.intermediate, kGroup, rank, threads, begin, end);
     multiply_either(layer.gate, s.normed, m.hidden, s.hidden_codes, rows, s.inner, m.intermediate, begin, end);
@@ -187,10 +187,10 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
     barrier.wait();
   }
 
-  norm(m.final_norm, in.logits_from, m.head);
-  if (in.hidden && rank == 0) std::memcpy(in.hidden, s.normed, size_t((rows - in.logits_from) * m.hidden) * sizeof(float));
+  norm(m.final_norm, in.answered, in.answers, m.head);
+  if (in.hidden && rank == 0) std::memcpy(in.hidden, s.normed, size_t(in.answers * m.hidden) * sizeof(float));
   share(m.vocabulary, 8, rank, threads, begin, end);
-  multiply_either(m.head, s.normed, m.hidden, s.hidden_codes, rows - in.logits_from, logits, m.vocabulary, begin, end);
+  multiply_either(m.head, s.normed, m.hidden, s.hidden_codes, in.answers, logits, m.vocabulary, begin, end);
 }
 
 }  // namespace

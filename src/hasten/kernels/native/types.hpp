@@ -67,6 +67,9 @@ struct Cache {
   int64_t batch = 1, block = kBlock;
   int64_t recent = 2 * kBlock;  // a sequence's newest tokens, unquantized, at position % recent
   int64_t top = 0, top_local = 0;  // with `pooled`: blocks chosen by score, and newest blocks always read
+  // Where all sequences share one pool of blocks: block b of sequence s stands at place tables[s * table_blocks + b].
+  const int32_t* tables = nullptr;
+  int64_t table_blocks = 0;
   std::vector<LayerCache> layers;
 };
 
@@ -95,15 +98,16 @@ struct Scratch {
 // position is turn[t], larger where tokens have left the cache. Sequence s
 // has its first committed[s] positions in the cache, and of those its first quantized[s] blocks as codes;
 // the step turns every other complete block of them into codes. Writes keys and values into the cache and the logits
-// of rows [logits_from, rows) into (rows - logits_from, vocabulary).
+// of rows answered[0..answers) into (answers, vocabulary).
 struct Tokens {
-  int rows = 0, logits_from = 0;
+  int rows = 0, answers = 0;
+  const int64_t* answered = nullptr;
   const int64_t *ids = nullptr, *seq = nullptr, *pos = nullptr, *turn = nullptr;
   const int64_t *committed = nullptr, *quantized = nullptr;  // (batch)
   // Where rows of a step form a tree: bit i of a row's mask says whether it sees its sequence's row i + 1; all see the
   // first one, the root. Null: a chain.
   const uint64_t* masks = nullptr;
-  float* hidden = nullptr;  // if not null: normed last states of the rows whose logits are computed
+  float* hidden = nullptr;  // if not null: normed last states of the rows that are answered
 };
 
 class Barrier;
