@@ -216,9 +216,7 @@ class PagedCache:
             if not 0 <= number < len(own):
                 raise IndexError(f"sequence {sequence} has no block for position {position}: give it one by set_table")
             if writers.setdefault(own[number], sequence) != sequence:
-                raise ValueError(
-                    f"sequences {writers[own[number]]} and {sequence} would both write block {own[number]}"
-                )
+                raise ValueError(f"two sequences, one of them {sequence}, would write into block {own[number]}")
         tables = self.tables
         if tables.dtype is not torch.int32 or tables.shape != (len(self.lengths), self.table_blocks):
             raise ValueError(f"the block tables are {tuple(tables.shape)} {tables.dtype}")
