@@ -26,7 +26,7 @@ class Message(BaseModel):
 _MESSAGES = TypeAdapter(list[Message])
 
 
-class Answer(Protocol):
+class GivesParts(Protocol):
     """An answer as an engine gives it."""
 
     def __iter__(self) -> Iterator[AnswerPart]: ...
@@ -39,10 +39,10 @@ class Answer(Protocol):
         """Its tokens so far."""
 
 
-class Engine(Protocol):
+class TakesRequests(Protocol):
     """What runs requests."""
 
-    def submit(self, request: Request) -> Answer: ...
+    def submit(self, request: Request) -> GivesParts: ...
 
 
 class Talk:
@@ -68,7 +68,7 @@ class Talk:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: TakesRequests,
         model: LanguageModel,
         *,
         system: str = "",
