@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hasten.cli.console import Batch, Json, NewTokens, Prompt, Threads, output, use_threads
+from hasten.cli.console import Json, NewTokens, Prompt, Threads, output, use_threads
 from hasten.cli.messages import say
 from hasten.cli.progress import progress
 from hasten.cli.streams import document
@@ -36,7 +36,8 @@ class _TuneReporter:
         if seen is None:
             say(f"  {combination.title}: {combination.failure}")
             return
-        quality = "" if seen.perplexity is None else f", perplexity {seen.perplexity:.3f}"
+        error = "" if seen.perplexity_error is None else f" ± {seen.perplexity_error:.2g}"
+        quality = "" if seen.perplexity is None else f", perplexity {seen.perplexity:.3f}{error}"
         floor = "" if combination.within_floor else " (below the quality floor)"
         say(
             f"  {combination.title}: prefill {seen.prefill_rate:.0f} tokens/s, decode {seen.decode_rate:.0f} tokens/s"
@@ -50,13 +51,32 @@ def tune(
     ] = "smollm2-135m-instruct",
     prompt: Prompt = 512,
     new_tokens: NewTokens = 64,
-    batch: Batch = 1,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, show_default="1; 8 for throughput", help="Sequences at a time."),
+    ] = None,
+    wanted: Annotated[
+        Literal["total", "decode", "first-token", "throughput"],
+        typer.Option(
+            "--for",
+            help="What counts as fast: the whole run, its decoding, its prefill, or tokens a second of a batch.",
+        ),
+    ] = "total",
     text: Annotated[
         Path | None,
         typer.Option(help="UTF-8 text to measure quality on; English prose of Python's own when not given."),
     ] = None,
     floor: Annotated[float, typer.Option(help="Perplexity may be worse by this share at most.")] = 0.03,
-    budget: Annotated[float, typer.Option(help="Seconds of measuring.")] = 180.0,
+    reference: Annotated[
+        Literal["transformers", "llama.cpp", "none"] | None,
+        typer.Option(
+            show_default="transformers where the budget allows for it",
+            help="What the model is measured beside.",
+        ),
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(help="Seconds of the whole run but for loading and the first probe of this machine.")
+    ] = 180.0,
     trials: Annotated[int | None, typer.Option(min=1, help="Combinations to measure at most.")] = None,
     runs: Annotated[int, typer.Option(min=1, help="Timed repetitions of each.")] = 3,
     study: Annotated[
@@ -69,14 +89,16 @@ def tune(
 ) -> None:
     """Find how to run a language model fast here without losing quality.
 
-    Measures the model as it is (and transformers beside it), predicts every combination of methods, measures the
-    best predicted for real, and leaves a table, `report.html` and `tuned.json`. Ctrl-C keeps what was measured.
+    Measures the model as it is (and transformers beside it), predicts combinations of methods, measures the best
+    predicted for real, and leaves a table, `report.html` and `tuned.json`. Ctrl-C keeps what was measured.
 
     Examples:
 
         hasten tune
 
         hasten tune model.gguf --prompt 2048 --new-tokens 256 --budget 600 --study my.db
+
+        hasten tune --for throughput --batch 16
     """
     use_threads(threads)
     from hasten.data.text import read_text
@@ -88,13 +110,15 @@ def tune(
     settings = Settings(
         prompt=prompt,
         new_tokens=new_tokens,
-        batch=batch,
+        batch=batch or (8 if wanted == "throughput" else 1),
         text=read_text(text) if text else "",
         text_name=str(text) if text else "pydoc_data.topics",
         floor=floor,
         seconds=budget,
         trials=trials,
         runs=runs,
+        wanted=wanted,
+        reference=reference,
     )
     kept = study_path(study) if study else None
     make_folder(out)
@@ -110,17 +134,19 @@ def tune(
         say(again)
         raise
     # Before anything is shown: whoever reads it may be gone by now.
-    found = any(c.within_floor for c in result.combinations if c.measured)
+    kept_floor = any(c.within_floor for c in result.combinations if c.measured)
     written, unwritten = [], ""
-    for file, write, wanted in ((out / "tuned.json", save, found), (out / "report.html", write_html, True)):
+    for file, write, needed in ((out / "tuned.json", save, kept_floor), (out / "report.html", write_html, True)):
         try:
-            if wanted:
+            if needed:
                 write(result, file)
                 written.append(file)
         except HastenError as error:
             unwritten = str(error)
     if as_json:
-        document({**result.model_dump(mode="json"), "best": result.best.model_dump() if result.best else None})
+        best_of_each = {wanted: one.title for wanted, one in result.best_of_each.items()}
+        best = result.best.model_dump() if result.best else None
+        document({**result.model_dump(mode="json"), "best": best, "best_of_each": best_of_each})
     else:
         print_tune(result)
     if written:
@@ -130,7 +156,7 @@ def tune(
     if result.stopped == "interrupted":
         say(f"what was measured is above; {again}")
         raise KeyboardInterrupt
-    if not found:
+    if not kept_floor:
         raise HastenError(
             f"no measured combination keeps perplexity within {floor:.1%} of the unchanged model: "
             f"loosen --floor or raise --budget ({out / 'report.html'} shows what was measured)"

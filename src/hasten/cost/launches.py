@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hasten.cost.folding import copies_of
 from hasten.workload import Cascade, Einsum
 
 
@@ -15,6 +16,11 @@ class Launch:
     einsums: list[Einsum]
     reads: dict[str, int] = field(default_factory=dict)
     writes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def copies(self) -> int:
+        """How many launches of equal layers it stands for."""
+        return copies_of(self.einsums[0])
 
 
 def keep_most(table: dict[str, int], name: str, amount: int) -> None:

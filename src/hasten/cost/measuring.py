@@ -57,12 +57,10 @@ def measure(
     with torch.no_grad(), _MemoryRise(device) as memory:
         started = time.perf_counter()
         for index in range(warmup + runs):
-            if cuda:
-                torch.cuda.synchronize(device)
+            synchronize(device)
             start = time.perf_counter()
             module(*inputs, **kwargs)
-            if cuda:
-                torch.cuda.synchronize(device)
+            synchronize(device)
             end = time.perf_counter()
             if index >= warmup:
                 times.append(end - start)
@@ -70,6 +68,12 @@ def measure(
                 break
     peak = float(torch.cuda.max_memory_allocated(device)) if cuda else sum(storages.values()) + memory.rise
     return Measurement(name or type(module).__name__, str(device), {"forward": spread(times)}, peak)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until a device has done what it was given; a processor always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def spread(times: Sequence[float]) -> Spread:

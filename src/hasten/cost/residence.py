@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from hasten.cost.folding import tensor_copies
 from hasten.cost.launches import Launch, keep_most
 from hasten.hardware import Device
 from hasten.workload import Cascade, Role
@@ -14,24 +15,33 @@ class Residence:
 
     The bytes touched since the last use of a tensor bound its reuse distance; a level with a larger
     capacity still has the tensor, if it replaces the least recently used. A phase repeats: what is touched
-    for the first time was last touched one whole execution ago.
+    for the first time was last touched one whole execution ago. Kernels of a layer that stands for several
+    (`hasten.cost.folding`) count as often as there are such layers.
     """
 
-    def __init__(self, device: Device, kernels: Sequence[Launch]) -> None:
+    def __init__(self, device: Device, kernels: Sequence[Launch], cascade: Cascade) -> None:
         self._capacities = [float(level.capacity) if level.keeps else 0.0 for level in device.memory]
         touched: dict[str, int] = {}
         for kernel in kernels:
             for table in (kernel.reads, kernel.writes):
                 for name, amount in table.items():
                     keep_most(touched, name, amount)
-        self._footprint = sum(touched.values())
+        each = tensor_copies([(k.copies, k.reads, k.writes) for k in kernels], cascade)
+        self.copies: Mapping[str, int] = each
+        self._footprint = sum(amount * each[name] for name, amount in touched.items())
         self._clock = 0
         self._seen: dict[str, int] = {}
+        # Of the layer at hand, where it stands for several: how many, its bytes so far, and what it touched.
+        self._repeated, self._passed = 1, 0
+        self._touched: dict[str, None] = {}
 
     def serve(self, kernel: Launch) -> tuple[dict[str, int], dict[str, int]]:
         """Tensor -> number of the level that serves its read, and of the level its write reaches."""
         size = sum(kernel.reads.values()) + sum(kernel.writes.values())
         reads, writes = {}, {}
+        if kernel.copies != self._repeated:
+            self._pass_the_rest()
+            self._repeated = kernel.copies
         for name in kernel.reads:
             since = self._clock - self._seen[name] if name in self._seen else self._footprint
             reads[name] = self._holding(min(since + size, self._footprint))
@@ -41,7 +51,18 @@ class Residence:
         self._clock += size
         for name in (*kernel.reads, *kernel.writes):
             self._seen[name] = self._clock
+        if kernel.copies > 1:
+            self._passed += size
+            self._touched |= dict.fromkeys((*kernel.reads, *kernel.writes))
         return reads, writes
+
+    def _pass_the_rest(self) -> None:
+        """The layers that the one at hand stands for, which touch what it touched, have run too."""
+        passed = (self._repeated - 1) * self._passed
+        self._clock += passed
+        for name in self._touched:
+            self._seen[name] += passed
+        self._passed, self._touched = 0, {}
 
     def _holding(self, distance: float) -> int:
         for index, capacity in enumerate(self._capacities):

@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from hasten import dtypes
 from hasten.cost.demand import Demand, Kept, Work
 from hasten.cost.estimate import EinsumCost, Estimate, PhaseCost
+from hasten.cost.folding import copies_of, resident_bytes
 from hasten.cost.launches import Launch, keep_most, launches, modules_entered, operators_of
 from hasten.cost.operator_time import operator_seconds
 from hasten.cost.residence import Residence, live_bytes
@@ -110,7 +112,7 @@ def estimate(
         bound += phase.repeats * phase_bound
     if workload.unknown:
         notes[f"counted in bytes alone, their arithmetic is unknown: {', '.join(workload.unknown)}"] = None
-    memory = workload.weight_bytes + workload.state_bytes + live
+    memory = sum(resident_bytes(workload)) + live
     capacity = device.count * float(device.main_memory.capacity)
     fits = memory <= capacity
     if not fits:
@@ -186,8 +188,8 @@ class _Pricing:
     def price(self) -> tuple[PhaseCost, float, float]:
         """The phase's cost; bytes alive at its worst moment; bytes that any schedule must move."""
         phase, device = self._phase, self._device
-        kernels = self._kernels()
-        residence = Residence(device, kernels)
+        kernels = self._kernels
+        residence = Residence(device, kernels, self._cascade)
         costs: list[EinsumCost] = []
         latency = energy = 0.0
         total = [0.0] * len(self._levels)
@@ -214,13 +216,13 @@ class _Pricing:
                     flops=compute.flops,
                     bytes={name: amount for (name, *_), amount in zip(self._levels, moved)},
                     einsums=len(kernel.einsums),
-                    repeats=phase.repeats,
+                    repeats=phase.repeats * kernel.copies,
                 )
             )
-            latency += seconds
-            energy += joules
+            latency += seconds * kernel.copies
+            energy += joules * kernel.copies
             for index, amount in enumerate(moved):
-                total[index] += amount
+                total[index] += amount * kernel.copies
         if device.count > 1:
             link = device.links[0].name
             self._notes[
@@ -238,7 +240,7 @@ class _Pricing:
             bytes={name: amount * phase.repeats for (name, *_), amount in zip(self._levels, total)},
             einsums=tuple(costs),
         )
-        return cost, live_bytes(kernels, self._cascade), _lower_bound(self._cascade, device)
+        return cost, live_bytes(kernels, self._cascade), _lower_bound(self._cascade, device, residence.copies)
 
     def attention(self) -> tuple[float, float]:
         """Bytes that attention moves in one execution, and the bound on them, for the memory on the chip.
@@ -252,17 +254,19 @@ class _Pricing:
         place = {e.name: i for i, e in enumerate(cascade.einsums)}
         at: dict[int, int] = {}
         crossing: list[float] = []
-        for number, kernel in enumerate(self._kernels()):
+        for number, kernel in enumerate(self._kernels):
             at |= {place[e.name]: number for e in kernel.einsums}
             crossing.append(float(sum(kernel.reads.values()) + sum(kernel.writes.values())))
         moved = 0.0
         for site in found:
             used = {at[i] for i in site.einsums if i in at}
-            moved += site.fused(capacity) if len(used) == 1 else sum(crossing[n] for n in used)
-        return moved, sum(site.floor(capacity) for site in found)
+            own = site.fused(capacity) if len(used) == 1 else sum(crossing[n] for n in used)
+            moved += own * copies_of(cascade.einsums[site.einsums[0]])
+        return moved, sum(site.floor(capacity) * copies_of(cascade.einsums[site.einsums[0]]) for site in found)
 
     # -- kernels ---------------------------------------------------------------------------------
 
+    @cached_property
     def _kernels(self) -> list[Launch]:
         cascade = self._cascade
         if self._fused:
@@ -528,12 +532,13 @@ def _energy(table: Mapping[str, float], dtype: str) -> float:
     return float(table[nearest]) * bits / dtypes.BITS[nearest]
 
 
-def _lower_bound(cascade: Cascade, device: Device) -> float:
+def _lower_bound(cascade: Cascade, device: Device, copies: Mapping[str, int]) -> float:
     """Bytes that any schedule moves over main memory's port in one execution of a phase.
 
     What lives longer than the execution comes in or goes out once, but for what the levels on chip can
-    keep from one execution to the next. Attention moves at least in the order of (rows times keys times
-    size squared over elements on chip) elements (Dao et al., arXiv 2205.14135, theorem 2; constant 1).
+    keep from one execution to the next; ``copies`` tells of how many layers a tensor is. Attention moves at least in
+    the order of (rows times keys times size squared over elements on chip) elements (Dao et al., arXiv 2205.14135,
+    theorem 2; constant 1).
     """
     on_chip = device.on_chip
     touched: dict[str, int] = {}
@@ -545,6 +550,6 @@ def _lower_bound(cascade: Cascade, device: Device) -> float:
                 keep_most(table, access.tensor, cascade.access_bytes(einsum, access))
         if on_chip and einsum.op is Op.MATMUL and "p" in einsum.sizes and "e" in einsum.sizes:
             width = dtypes.BITS[cascade.tensors[einsum.output.tensor].dtype] / 8
-            attention += einsum.points * einsum.sizes["e"] * width**2 / on_chip
-    compulsory = sum(touched.values()) + sum(written.values())
+            attention += einsum.points * einsum.sizes["e"] * width**2 / on_chip * copies_of(einsum)
+    compulsory = sum(n * copies.get(name, 1) for table in (touched, written) for name, n in table.items())
     return max(0.0, compulsory - on_chip, math.floor(attention))

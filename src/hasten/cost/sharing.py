@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from hasten.cost.folding import copies_of
 from hasten.hardware import Device
 from hasten.workload import Cascade, Einsum, Op, Role
 
@@ -43,7 +44,7 @@ class Sharing:
     @property
     def sums(self) -> int:
         """Sums over all devices in one execution."""
-        return len(self._summed)
+        return sum(copies_of(e) for e in self._cascade.einsums if e.name in self._summed)
 
 
 def sum_seconds(device: Device, amount: float) -> float:

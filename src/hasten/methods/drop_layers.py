@@ -18,9 +18,6 @@ from hasten.methods.method import Context, Method
 from hasten.runtime.language_model import LanguageModel
 from hasten.workload.einsum import Phase, Role, Workload
 
-# Tokens of a text on which `candidates` judges layers.
-_READ = 512
-
 
 @dataclass(frozen=True)
 class DropLayers(Method):
@@ -33,6 +30,7 @@ class DropLayers(Method):
     name: ClassVar[str] = "drop-layers"
     kind: ClassVar[str] = "depth"
     order: ClassVar[int] = 10
+    layerwise: ClassVar[bool] = True
     spellings: ClassVar[Mapping[str, Mapping[str, Any]]] = {"layers-N": {"count": "N"}}
     source: ClassVar[str] = "block influence of ShortGPT, arXiv 2403.03853"
 
@@ -137,9 +135,10 @@ class DropLayers(Method):
     @classmethod
     def candidates(cls, context: Context) -> list[Self]:
         """Without the one or two layers that do least to the run's text."""
-        ids = torch.tensor(context.text[:_READ])[None]
-        counts = [n for n in (1, 2) if n < len(context.model.layers)]
-        return [cls(least_important(context.model, ids, n).layers) for n in counts]
+        ids = torch.tensor(context.text[: context.judged], device=context.model.device)[None]
+        values = influence(context.model, ids)
+        order = sorted(range(len(values)), key=values.__getitem__)
+        return [cls(tuple(order[:n])) for n in (1, 2) if n < len(values)]
 
 
 def _caches_of(workload: Workload, stack: Stack) -> dict[int, int]:

@@ -33,6 +33,7 @@ class Context:
         prompts: (batch, prompt) tokens of the workload.
         continuation: the tokens that the unchanged model makes of the first prompt.
         new_tokens: tokens to make for each sequence.
+        judged: tokens of the text that a method may run the model on, to choose its settings by.
     """
 
     model: Any
@@ -40,6 +41,7 @@ class Context:
     prompts: Any
     continuation: Sequence[int]
     new_tokens: int
+    judged: int = 512
 
     @property
     def prompt(self) -> int:
@@ -68,6 +70,8 @@ class Method(ABC):
         conflicts: names of methods of other kinds that it does not go with.
         order: place among methods that are used together; lower is applied first.
         exact: whether greedy output stays what it was.
+        layerwise: whether it does something else to one layer than to another of the same kind. Its `rewrite` then
+            gets every layer, and before that of methods that treat equal layers alike; those get a few of a kind.
         untried: why `hasten tune` does not try it, where it has no `variants`.
         spellings: short words for it on a command line, and the settings that each stands for; see
             `hasten.methods.spelling`.
@@ -79,6 +83,7 @@ class Method(ABC):
     conflicts: ClassVar[tuple[str, ...]] = ()
     order: ClassVar[int] = 50
     exact: ClassVar[bool] = False
+    layerwise: ClassVar[bool] = False
     untried: ClassVar[str] = ""
     spellings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     source: ClassVar[str] = ""

@@ -119,6 +119,7 @@ class HybridWindow(_Window):
     """
 
     name: ClassVar[str] = "hybrid-window"
+    layerwise: ClassVar[bool] = True
     source: ClassVar[str] = "LongGen, arXiv 2410.01485"
 
     full_layers: tuple[int, ...] = ()

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hasten.report import quantities as q
-from hasten.tuning.outcome import Combination, Figures, TuneResult
+from hasten.tuning.outcome import Combination, Figures, TuneResult, seconds_of
 
-REFERENCE = "transformers generate, fp32"
+# What may count as fast, in a table's words.
+WANTED = {
+    "total": "whole run",
+    "decode": "decode",
+    "first-token": "prefill, to the first token",
+    "throughput": "new tokens a second, all sequences",
+}
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,8 @@ def everything(result: TuneResult) -> list[Combination]:
 
 
 def rows(result: TuneResult) -> list[Row]:
-    """Every combination: measured ones first by time, then predicted ones, then those that failed."""
-    best, before = result.best, result.baseline
+    """Every combination: measured ones first by what was wanted, then predicted ones, then those that failed."""
+    best, before, wanted = result.best, result.baseline, result.wanted
     found = [
         Row(
             one,
@@ -52,8 +59,8 @@ def rows(result: TuneResult) -> list[Row]:
     def key(row: Row) -> tuple[int, float]:
         one = row.combination
         if one.measured:
-            return 0, one.measured.latency
-        return 2 if one.failure else 1, one.predicted.latency
+            return 0, seconds_of(one.measured, wanted)
+        return 2 if one.failure else 1, seconds_of(one.predicted, wanted)
 
     return sorted(found, key=key)
 
@@ -78,6 +85,45 @@ def worst_perplexity(result: TuneResult) -> float | None:
     """The perplexity that the quality floor still allows."""
     before = result.baseline.measured.perplexity if result.baseline.measured else None
     return before * (1 + result.floor) if before else None
+
+
+def prediction_rank(result: TuneResult) -> float | None:
+    """Spearman correlation of predicted and measured seconds of the whole run, over all that was measured.
+
+    None for fewer than three.
+    """
+    known = [(c.predicted.latency, c.measured.latency) for c in everything(result) if c.measured]
+    if len(known) < 3:
+        return None
+    predicted, measured = (_ranks(values) for values in zip(*known))
+    if len(set(predicted)) == 1 or len(set(measured)) == 1:
+        return None
+    return statistics.correlation(predicted, measured)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Places in rising order, equal values sharing the mean of theirs."""
+    order = sorted(values)
+    return [order.index(v) + (order.count(v) - 1) / 2 for v in values]
+
+
+def best_rows(result: TuneResult) -> list[tuple[str, str, str, str, bool]]:
+    """Of each thing that may count as fast what is best: its name, the combination, its figure, times as fast as the
+    unchanged model, and whether it is what was wanted."""
+    found = []
+    before = result.baseline.measured
+    for wanted, one in result.best_of_each.items():
+        if one.measured is None:
+            continue
+        seconds = seconds_of(one.measured, wanted)  # type: ignore[arg-type]
+        figure = q.seconds(seconds)
+        if wanted == "throughput":
+            figure = f"{q.digits(result.throughput(one.measured))} tokens/s"
+        elif wanted == "decode":
+            figure += f", {q.digits(one.measured.decode_rate)} tokens/s"
+        faster = _ratio(seconds_of(before, wanted), seconds) if before else None  # type: ignore[arg-type]
+        found.append((WANTED[wanted], one.title, figure, q.times(faster) if faster else "–", wanted == result.wanted))
+    return found
 
 
 def prediction_error(result: TuneResult) -> float | None:
@@ -123,6 +169,10 @@ def ladder(result: TuneResult) -> list[Rung]:
     return found
 
 
+def _in_a_sentence(reference: str) -> str:
+    return reference.replace("transformers generate, ", "transformers' own generate in ")
+
+
 def summary(result: TuneResult) -> list[str]:
     """What was found, in sentences."""
     tried = everything(result)
@@ -139,12 +189,13 @@ def summary(result: TuneResult) -> list[str]:
     elif best == result.baseline:
         lines.append("The unchanged model is the fastest that stays within the quality floor.")
     else:
-        lines.append(f"Fastest within the quality floor: {best.title}.")
+        by = "" if result.wanted == "total" else f", by {WANTED[result.wanted]}"
+        lines.append(f"Fastest within the quality floor{by}: {best.title}.")
     if after:
         rate = f"It decodes {q.digits(after.decode_rate)} tokens/s"
         against = []
         if (faster := decode_speedup(result.reference, after)) is not None:
-            against.append(f"{q.times(faster)} the rate of transformers' own generate in fp32")
+            against.append(f"{q.times(faster)} the rate of {_in_a_sentence(result.reference_name)}")
         if best != result.baseline and (faster := decode_speedup(before, after)) is not None:
             against.append(f"{q.times(faster)} that of the unchanged model in hasten's runtime")
         lines.append(f"{rate}{': ' if against else ''}{' and '.join(against)}.")
@@ -164,12 +215,14 @@ def summary(result: TuneResult) -> list[str]:
                 lines.append(f"It loses some of {what}: {new * 100:.0f} % right, {old * 100:.0f} % unchanged.")
         lines.append(f"Weights and cache take {q.si(after.memory, 'B')}, against {q.si(before.memory, 'B')} unchanged.")
     lines.append(
-        f"Of {len(tried)} combinations {len(measured)} were measured,"
+        f"Of {max(len(tried), result.considered + 1)} combinations {len(measured)} were measured,"
         f" and {len(within)} of those stay within the quality floor."
     )
     error = prediction_error(result)
     if error is not None:
-        lines.append(f"Predicted latency was off by {error * 100:.0f} % (median over what was measured).")
+        rank = prediction_rank(result)
+        ranked = "" if rank is None else f"; its ranks correlate with the measured ones by {rank:.2f} (Spearman)"
+        lines.append(f"Predicted latency was off by {error * 100:.0f} % (median over what was measured){ranked}.")
     if result.stopped == "interrupted":
         lines.append("The run was interrupted: this is what it had until then; the same command goes on.")
     return lines

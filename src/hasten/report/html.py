@@ -48,6 +48,15 @@ def page(result: TuneResult) -> str:
             " the prompt for prefill, all new tokens for decode. Click a heading to sort.</p>" + _table(result),
         ),
     ]
+    if result.best_of_each:
+        parts.append(
+            section(
+                "best",
+                "The best of each",
+                '<p class="explain">Of what was measured within the quality floor, for each thing that may count as'
+                f" fast; marked is what this run was asked for.</p>{_best(result)}",
+            )
+        )
     if rungs := findings.ladder(result):
         parts.append(
             section(
@@ -60,6 +69,8 @@ def page(result: TuneResult) -> str:
     if any(c.measured for c in findings.everything(result)):
         error = findings.prediction_error(result)
         told = f" The median error of the whole run is {error * 100:.0f} %." if error is not None else ""
+        if (rank := findings.prediction_rank(result)) is not None:
+            told += f" The ranks of predictions and measurements correlate by {rank:.2f} (Spearman)."
         parts += [
             section(
                 "pareto",
@@ -110,7 +121,8 @@ def page(result: TuneResult) -> str:
     parts.append(section("command", "The command", _command(result)))
 
     links = (
-        ("summary", "Summary"), ("combinations", "Combinations"), ("ladder", "What each gave"), ("pareto", "Pareto"),
+        ("summary", "Summary"), ("combinations", "Combinations"), ("best", "Best of each"),
+        ("ladder", "What each gave"), ("pareto", "Pareto"),
         ("speed-ups", "Speed-ups"), ("layers", "Layers"), ("roofline", "Roofline"), ("prediction", "Prediction"),
         ("machine", "Machine"), ("command", "Command"),
     )  # fmt: skip
@@ -183,7 +195,7 @@ def _headline(result: TuneResult) -> str:
     if best is None or best.measured is None:
         return ""
     cards = [(q.digits(best.measured.decode_rate), "new tokens a second")]
-    for known, name in ((result.reference, "transformers fp32"), (result.baseline.measured, "the unchanged model")):
+    for known, name in ((result.reference, result.reference_name), (result.baseline.measured, "the unchanged model")):
         faster = findings.decode_speedup(known, best.measured)
         if faster and known is not best.measured:
             cards.append((q.times(faster), f"the decoding rate of {name}"))
@@ -213,6 +225,18 @@ def _table(result: TuneResult) -> str:
         '<th colspan="2">speed-up</th><th colspan="6">quality</th><th></th></tr>' + headings(_HEADINGS)
     )
     body = "".join(_table_row(result, row) for row in findings.rows(result)) + _reference_row(result)
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _best(result: TuneResult) -> str:
+    """The best that was measured, for each thing that may count as fast."""
+    head = headings(("fast for", "best that was measured", "figure", "over unchanged"), ("name", "name"))
+    body = "".join(
+        ('<tr class="best">' if chosen else "<tr>")
+        + f'<td class="name">{escape(name)}</td><td class="name">{escape(title)}</td>'
+        + f"<td>{escape(figure)}</td><td>{escape(faster)}</td></tr>"
+        for name, title, figure, faster, chosen in findings.best_rows(result)
+    )
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
@@ -295,9 +319,11 @@ def _table_row(result: TuneResult, row: Row) -> str:
 
 def _reference_row(result: TuneResult) -> str:
     peer, before = result.reference, result.baseline.measured
+    if peer is None:
+        return ""
     speedup = before.latency / peer.latency if before and peer.latency > 0 else None
     return (
-        f'<tr class="peer"><td class="mark" data-value="3"></td><td class="name">{findings.REFERENCE}</td>'
+        f'<tr class="peer"><td class="mark" data-value="3"></td><td class="name">{escape(result.reference_name)}</td>'
         + _cell(None, q.seconds) * 2
         + _measured_cells(peer)
         + _cell(None, q.times)

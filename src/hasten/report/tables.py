@@ -201,28 +201,29 @@ def tune_table(result: TuneResult, limit: int | None = None) -> Table:
                 *_measured(meas),
                 q.times(row.predicted_speedup) if row.predicted_speedup else "–",
                 q.times(row.measured_speedup) if row.measured_speedup else "–",
-                q.digits(meas.perplexity) if meas and meas.perplexity is not None else "–",
+                _perplexity(meas),
                 q.percent(change) if change is not None else "–",
                 *_shares(meas),
                 q.si((meas or pred).memory, "B"),
             )
         )
     peer, before = result.reference, result.baseline.measured
-    rows.append(
-        (
-            "",
-            findings.REFERENCE,
-            "–",
-            "–",
-            *_measured(peer),
-            "–",
-            q.times(before.latency / peer.latency) if before and peer.latency > 0 else "–",
-            q.digits(peer.perplexity) if peer.perplexity is not None else "–",
-            "–",
-            *_shares(None),
-            q.si(peer.memory, "B"),
+    if peer is not None:
+        rows.append(
+            (
+                "",
+                result.reference_name,
+                "–",
+                "–",
+                *_measured(peer),
+                "–",
+                q.times(before.latency / peer.latency) if before and peer.latency > 0 else "–",
+                q.digits(peer.perplexity) if peer.perplexity is not None else "–",
+                "–",
+                *_shares(None),
+                q.si(peer.memory, "B"),
+            )
         )
-    )
     title = (
         f"{result.model}: prompt {result.prompt}, {result.new_tokens} new tokens, batch {result.batch},"
         f" on {result.device}"
@@ -234,6 +235,22 @@ def tune_table(result: TuneResult, limit: int | None = None) -> Table:
     if limit is not None and limit < len(found):
         notes.append(f"and {len(found) - limit} more, in the report")
     return Table(title, columns, tuple(rows), frozenset(marked), tuple(notes))
+
+
+def _perplexity(figures: Figures | None) -> str:
+    """With its standard error, where that is known."""
+    if figures is None or figures.perplexity is None:
+        return "–"
+    error = figures.perplexity_error
+    return q.digits(figures.perplexity) + (f" ± {q.digits(error)}" if error is not None else "")
+
+
+def best_table(result: TuneResult) -> Table:
+    """The best that was measured, for each thing that may count as fast."""
+    found = findings.best_rows(result)
+    rows = tuple((name, title, figure, faster) for name, title, figure, faster, _ in found)
+    marked = frozenset(i for i, row in enumerate(found) if row[-1])
+    return Table("", ("fast for", "best that was measured", ">figure", ">over unchanged"), rows, marked)
 
 
 def ladder_table(result: TuneResult) -> Table:
@@ -265,6 +282,9 @@ def print_tune(result: TuneResult, file: IO[str] | None = None, limit: int | Non
 
     print_table(tune_table(result, limit), file)
     console = Console(file=file, highlight=False, markup=False, soft_wrap=True)
+    if result.best_of_each:
+        console.print()
+        print_table(best_table(result), file)
     if result.rungs:
         console.print()
         print_table(ladder_table(result), file)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from hasten.cost.estimate import Measurement
-from hasten.cost.measuring import spread
+from hasten.cost.measuring import spread, synchronize
 from hasten.errors import HastenError
 from hasten.files import make_folder, named_path
 from hasten.kernels import kv_cache
@@ -338,6 +338,8 @@ class LanguageModel(nn.Module):
         runs: int = 3,
         ids: Tensor | None = None,
         before_run: Callable[[], None] = lambda: None,
+        warmup: int = 1,
+        made: Callable[[Tensor], None] = lambda ids: None,
     ) -> Measurement:
         """Seconds of prefill and of decoding ``new_tokens``, really run, after one warm-up.
 
@@ -348,26 +350,31 @@ class LanguageModel(nn.Module):
             runs: counted repetitions.
             ids: (batch, prompt) tokens; random ones when None, with which lookup drafts find nothing.
             before_run: called before each repetition; what it raises ends the measurement.
+            warmup: repetitions before those that count.
+            made: called after each repetition with (batch, prompt + new_tokens + 1) tokens.
         """
         if ids is None:
             generator = torch.Generator().manual_seed(0)
             ids = torch.randint(0, self.config.vocab_size, (batch, prompt), generator=generator)
-        ids = ids[:, :prompt]
+        ids = ids[:, :prompt].to(self.device)
         phases: dict[str, list[float]] = {"prefill": [], "decode": []}
-        for run in range(runs + 1):
+        for run in range(warmup + runs):
             before_run()
             marks: list[float] = []
+            synchronize(self.device)
             started = time.perf_counter()
             # The prompt gives the first token; every further one takes a step.
-            self.generate(
+            text = self.generate(
                 ids,
                 max_new_tokens=new_tokens + 1,
                 eos_token_id=None,
                 do_sample=False,
                 prefilled=marks.append,
             )
+            synchronize(self.device)
             ended = time.perf_counter()
-            if run:
+            made(text)
+            if run >= warmup:
                 phases["prefill"].append(marks[0] - started)
                 phases["decode"].append(ended - marks[0])
         spreads = {name: spread(times) for name, times in phases.items()}

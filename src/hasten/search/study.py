@@ -53,6 +53,26 @@ class Study:
                 storage.remove_session()
                 storage.engine.dispose()
 
+    def description(self) -> dict[str, str]:
+        """What the file's study is of, by aspect (`Problem.description`); empty where there is none yet.
+
+        Raises:
+            HastenError: the file is no study, or cannot be read.
+        """
+        if self.path is None or not self.path.exists():
+            return {}
+        check_file(self.path)
+        with storage_errors(self.path):
+            if not is_begun(self.path):
+                return {}
+            storage = sqlite_storage(self.path)
+            try:
+                found = [s.user_attrs.get(DESCRIPTION, {}) for s in optuna.get_all_study_summaries(storage)]
+            finally:
+                storage.remove_session()
+                storage.engine.dispose()
+        return {str(k): str(v) for k, v in found[0].items()} if found else {}
+
     def run(
         self,
         problem: Problem,

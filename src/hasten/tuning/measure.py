@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
+from hasten.cost import Measurement
 from hasten.errors import HastenError
 from hasten.hardware import Device
 from hasten.methods import Method, apply_all
+from hasten.processes import TimeIsUp
 from hasten.runtime import LanguageModel
 from hasten.runtime.quality import agreement, needle, perplexity, recall
 from hasten.runtime.quality import choice as questions_right
@@ -23,9 +25,10 @@ from hasten.search.parameter import Params
 from hasten.search.problem import Infeasible, Objective, Problem, Trial
 from hasten.search.study import Study
 from hasten.tasks.questions import facts
-from hasten.tuning.outcome import Combination, Figures
+from hasten.tuning.outcome import Combination, Figures, Wanted, seconds_of
 from hasten.tuning.predict import NONE, Choices, Predictions, corrected, estimated, gentle_first, prediction
 from hasten.tuning.prepare import Deadline, Prepared
+from hasten.tuning.reference import chosen, reference
 from hasten.tuning.settings import Reporter
 from hasten.workload import Workload
 
@@ -33,6 +36,8 @@ from hasten.workload import Workload
 _DOUBT = 3.0
 # Tokens of a prompt below which there is no room to hide anything in.
 _LEAST_RECALL = 128
+# By how much a measurement may be expected to end after the deadline, and begin all the same.
+_OVER = 1.25
 # Shares of the budget: by when methods alone, and by when combinations have been tried. What lies between the
 # unchanged model and the best has the rest.
 _ALONE, _TOGETHER = 0.5, 0.85
@@ -43,16 +48,22 @@ class Unchanged:
     """The model without any method.
 
     Args:
-        reference: transformers' own generate, fp32, greedy.
+        reference: what it is measured beside; None without.
         workload: what it computes.
         expected: the tokens that it makes of the first prompt.
         combination: as predicted and measured.
+        reference_name: what it is measured beside, for people.
+        quality_seconds: that measuring its quality took.
+        notes: what the report should say.
     """
 
-    reference: Figures
+    reference: Figures | None
     workload: Workload
     expected: tuple[int, ...]
     combination: Combination
+    reference_name: str = ""
+    quality_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def limit(self, floor: float) -> float:
         """The highest perplexity within a quality floor."""
@@ -77,45 +88,45 @@ class Measured:
     notes: tuple[str, ...] = ()
 
 
-def reference(prepared: Prepared, reporter: Reporter, deadline: Deadline = Deadline()) -> Figures:  # noqa: B008
-    """transformers' own generate, fp32, greedy: the better of two runs, or one where time is short."""
-    reporter.stage("measuring transformers in fp32")
-    s, base = prepared.settings, prepared.base
-    mask = torch.ones_like(prepared.ids)
+@dataclass(frozen=True)
+class Timed:
+    """A model's timed repetitions.
 
-    def seconds(count: int) -> float:
-        begin = time.perf_counter()
-        with torch.inference_mode():
-            base.network.generate(
-                prepared.ids, attention_mask=mask, max_new_tokens=count, eos_token_id=None, do_sample=False
-            )
-        return time.perf_counter() - begin
+    Args:
+        speed: seconds of both phases, and memory.
+        tokens: that it made of the first prompt.
+    """
 
-    seconds(2)
-    first, whole = [], []
-    for run in range(2):
-        first.append(seconds(1))
-        whole.append(seconds(s.new_tokens + 1))
-        reporter.advance(run + 1, 2)
-        if not _affordable(1, first[-1] + whole[-1], deadline):
-            break
-    prefill = min(first)
-    decode = min(w - prefill for w in whole)
-    held = base.new_cache(s.batch, s.prompt + s.new_tokens + 1).nbytes
-    return Figures(
-        prefill=prefill,
-        decode=decode,
-        decode_low=decode,
-        decode_high=max(w - prefill for w in whole),
-        prefill_rate=s.batch * s.prompt / prefill,
-        decode_rate=s.batch * s.new_tokens / decode,
-        memory=float(base.weight_bytes + held),
-    )
+    speed: Measurement
+    tokens: tuple[int, ...]
 
 
-def _affordable(runs: int, seconds: float, deadline: Deadline) -> bool:
-    """Whether ``runs`` of so many seconds take no more than a quarter of what is left."""
-    return deadline.left is None or runs * seconds <= deadline.left / 4
+def timed(
+    prepared: Prepared,
+    model: LanguageModel,
+    *,
+    runs: int,
+    warmup: int = 1,
+    deadline: Deadline = Deadline(),  # noqa: B008
+) -> Timed:
+    """Times a model on the workload.
+
+    Args:
+        prepared: the workload.
+        model: changed or not.
+        runs, warmup: repetitions that count, and those before them.
+        deadline: looked at between repetitions.
+
+    Raises:
+        TimeIsUp: the deadline has passed.
+    """
+    s = prepared.settings
+    made: list[torch.Tensor] = []
+    speed = model.measure(
+        s.prompt, s.new_tokens, s.batch, runs=runs, ids=prepared.ids, before_run=deadline.check, warmup=warmup,
+        made=made.append,
+    )  # fmt: skip
+    return Timed(speed, tuple(made[-1][0, s.prompt : s.prompt + s.new_tokens].tolist()))
 
 
 def unchanged(
@@ -123,24 +134,36 @@ def unchanged(
     device: Device,
     reporter: Reporter,
     deadline: Deadline = Deadline(),  # noqa: B008
+    first: Timed | None = None,
 ) -> Unchanged:
-    """The model without any method: traced, predicted, measured, beside transformers' own."""
-    before = reference(prepared, reporter, deadline)
+    """The model without any method: traced, predicted, measured, beside what it is compared with.
+
+    Args:
+        prepared: the model, and how much is measured.
+        device: what predictions are for.
+        reporter: told how it goes.
+        deadline: of all measuring: what it is compared with is measured where there is time for it.
+        first: a repetition that was timed already: the warm-up, or the figure where that is all there is time for.
+    """
     reporter.stage("measuring the unchanged model")
-    s = prepared.settings
-    workload = prepared.base.workload(s.prompt, s.new_tokens, s.batch)
-    new = prepared.base.generate(prepared.ids, max_new_tokens=s.new_tokens, eos_token_id=None, do_sample=False)
-    expected = tuple(new[0, s.prompt :].tolist())
-    runs = s.runs if _affordable(s.runs + 1, before.latency, deadline) else 1
+    s, effort, base = prepared.settings, prepared.effort, prepared.base
+    workload = base.workload(s.prompt, s.new_tokens, s.batch)
+    if first is None or effort.warmup:
+        first = timed(prepared, base, runs=effort.runs, warmup=effort.warmup if first is None else 0)
+    begun = time.monotonic()
     found = Combination(
         title=NONE,
         methods=[],
         predicted=prediction(estimated(prepared, device, workload), workload),
-        measured=figures(prepared, prepared.base, expected, runs=runs, progress=reporter.advance),
+        measured=figures(prepared, base, first.tokens, seen=first, progress=reporter.advance),
         within_floor=True,
     )
+    seconds = time.monotonic() - begun
     reporter.measured(found)
-    return Unchanged(before, workload, expected, found)
+    speed = first.speed.phases
+    which, note = chosen(prepared, speed["prefill"].median, speed["decode"].median, deadline)
+    peer, name = reference(prepared, which, reporter, deadline)
+    return Unchanged(peer, workload, first.tokens, found, name, seconds, (note,) if note else ())
 
 
 def figures(
@@ -148,7 +171,8 @@ def figures(
     model: LanguageModel,
     expected: Sequence[int],
     *,
-    runs: int,
+    runs: int | None = None,
+    seen: Timed | None = None,
     limit: float | None = None,
     deadline: Deadline = Deadline(),  # noqa: B008
     progress: Callable[[float, float], None] = lambda done, total: None,
@@ -159,7 +183,8 @@ def figures(
         prepared: the workload and the text.
         model: changed or not.
         expected: the unchanged model's tokens for the first prompt.
-        runs: timed repetitions.
+        runs: timed repetitions; as many as the effort says when None.
+        seen: the timed repetitions, where they were made already.
         limit: perplexity beyond which no more is asked; None for none.
         deadline: looked at between repetitions and between questions.
         progress: told how much is done.
@@ -167,19 +192,19 @@ def figures(
     Raises:
         TimeIsUp: the deadline has passed.
     """
-    s, tokens = prepared.settings, prepared.tokens
+    s, tokens, effort = prepared.settings, prepared.tokens, prepared.effort
 
     def advance(share: float) -> None:
         deadline.check()
         progress(share, 1)
 
-    timed = model.measure(s.prompt, s.new_tokens, s.batch, runs=runs, ids=prepared.ids, before_run=deadline.check)
-    decode = timed.phases["decode"]
-    quality = perplexity(model, tokens, **prepared.reading, progress=advance)
-    new = model.generate(prepared.ids, max_new_tokens=s.new_tokens, eos_token_id=None, do_sample=False)
+    if seen is None:
+        seen = timed(prepared, model, runs=runs or effort.runs, warmup=effort.warmup, deadline=deadline)
+    speed, decode = seen.speed, seen.speed.phases["decode"]
+    quality = perplexity(model, tokens, **effort.reading, progress=advance)
     asked: dict[str, float] = {}
     # What perplexity rules out already is not asked more: its time goes to the next one.
-    if s.prompt >= _LEAST_RECALL and (limit is None or quality.value <= limit):
+    if effort.questions and s.prompt >= _LEAST_RECALL and (limit is None or quality.value <= limit):
         tokenizer, filler = prepared.loaded.tokenizer, tokens[s.prompt // 2 :]
         length = min(s.prompt, len(filler))
 
@@ -191,16 +216,16 @@ def figures(
         asked["recall"] = recall(model, tokenizer, filler, length=length, pairs=8, asked=4, progress=check)
         asked["choice"] = questions_right(model, tokenizer, facts()[:16], progress=check)
     return Figures(
-        prefill=timed.phases["prefill"].median,
+        prefill=speed.phases["prefill"].median,
         decode=decode.median,
         decode_low=decode.low,
         decode_high=decode.high,
-        prefill_rate=timed.extra["prefill_tokens_per_second"],
-        decode_rate=timed.extra["decode_tokens_per_second"],
-        memory=timed.peak_memory,
+        prefill_rate=speed.extra["prefill_tokens_per_second"],
+        decode_rate=speed.extra["decode_tokens_per_second"],
+        memory=speed.peak_memory,
         perplexity=quality.value,
         perplexity_error=quality.error,
-        agreement=agreement(new[0, s.prompt :].tolist(), expected),
+        agreement=agreement(seen.tokens, expected),
         **asked,
     )
 
@@ -223,8 +248,7 @@ def tried(
     try:
         model = apply_all(LanguageModel(_twin(prepared.loaded.network), name=prepared.loaded.name), methods)
         found = figures(
-            prepared, model, before.expected, runs=s.runs, limit=before.limit(s.floor), deadline=deadline,
-            progress=progress,
+            prepared, model, before.expected, limit=before.limit(s.floor), deadline=deadline, progress=progress,
         )  # fmt: skip
     except HastenError as error:
         raise Infeasible(str(error)) from None
@@ -299,9 +323,21 @@ def measure(
     limit = before.limit(s.floor)
     titles = {_point_key(p): title for title, p in plan.points.items()}
     combinations = dict(plan.combinations)
+    singles = {title: methods[0] for title, methods in plan.methods.items() if len(methods) == 1}
+    out_of_time: list[str] = []
+
+    def expected(title: str) -> float:
+        """Seconds of a combination's speed and quality, by its prediction and what was measured."""
+        known = [c for t, m in singles.items() if m in plan.methods[title] and (c := combinations[t]).measured]
+        once = corrected(combinations[title], known, before.combination)
+        return once * (prepared.effort.runs + prepared.effort.warmup) + before.quality_seconds
 
     def evaluate(params: Params) -> Mapping[str, Any]:
-        methods = plan.methods[titles[_point_key(params)]]
+        title = titles[_point_key(params)]
+        methods = plan.methods[title]
+        if deadline.left is not None and expected(title) > _OVER * deadline.left:
+            out_of_time.append(title)
+            raise TimeIsUp
         seen = tried(prepared, methods, before, deadline=deadline, progress=reporter.advance)
         return {**values(seen, limit), "figures": json.loads(seen.model_dump_json())}
 
@@ -342,15 +378,14 @@ def measure(
         part = None if seconds is None else max(seconds * share, 1e-6)
         result = kept.run(problem, trials=most, seconds=part, order=score, progress=told)
         adopt(result.trials)
-        over = result.stopped == "interrupted" and deadline.left == 0
+        over = result.stopped == "interrupted" and (deadline.left == 0 or bool(out_of_time))
         return list(result.trials), "seconds" if over else result.stopped
 
     def alone(params: Params, title: str) -> float | None:
         if len(plan.methods[title]) > 1:
             return None
-        return gentle_first(combinations[title].predicted, before.combination.predicted)
+        return gentle_first(combinations[title].predicted, before.combination.predicted, s.wanted)
 
-    singles = {title: methods[0] for title, methods in plan.methods.items() if len(methods) == 1}
     trials, stopped = run(len(singles) if s.trials is None else min(len(singles), s.trials // 2), _ALONE, alone)
     seen = {m: c for title, m in singles.items() if (c := combinations[title]).measured}
     broken = {m for title, m in singles.items() if _failed(combinations[title])}
@@ -364,7 +399,7 @@ def measure(
                     return None
                 known = [seen[m] for m in methods if m in seen]
                 doubts = len(suspects.intersection(methods))
-                return corrected(combinations[title], known, before.combination) * _DOUBT**doubts
+                return corrected(combinations[title], known, before.combination, s.wanted) * _DOUBT**doubts
 
             # One at a time: each that fails tells which methods to leave for the end.
             tried_so_far = len(trials)
@@ -373,7 +408,7 @@ def measure(
                 break
     if stopped != "interrupted":
         # What each method of the best gave is only known once it was measured with one less at a time.
-        while missing := rungs(plan.methods, combinations, latency(before.combination)):
+        while missing := rungs(plan.methods, combinations, latency(before.combination, s.wanted), s.wanted):
 
             def rung(params: Params, title: str, missing: list[str] = missing) -> float | None:
                 return missing.index(title) if title in missing else None
@@ -385,6 +420,11 @@ def measure(
             if ended in ("interrupted", "seconds") or len(trials) == tried_so_far:
                 break
     notes = []
+    if stopped == "seconds" and len(trials) < len(plan.combinations):
+        notes.append(
+            f"the budget ended after {len(trials)} of {max(plan.considered, len(plan.combinations))} combinations: "
+            "a larger --budget measures more"
+        )
     if earlier := len(trials) - len(now):
         notes.append(
             f"{earlier} of the measurements are of an earlier run of this study, the unchanged model's and "
@@ -410,19 +450,22 @@ def _failed(combination: Combination) -> bool:
 
 
 def rungs(
-    methods: Mapping[str, Sequence[Method]], combinations: Mapping[str, Combination], unchanged: float
+    methods: Mapping[str, Sequence[Method]],
+    combinations: Mapping[str, Combination],
+    unchanged: float,
+    wanted: Wanted = "total",
 ) -> list[str]:
     """Titles of what lies between the unchanged model and the best so far, and was not tried; none where that is no
     faster than ``unchanged`` seconds."""
     good = [t for t, c in combinations.items() if c.measured and c.within_floor]
     if not good:
         return []
-    title = min(good, key=lambda t: latency(combinations[t]))
-    if latency(combinations[title]) >= unchanged:
+    title = min(good, key=lambda t: latency(combinations[t], wanted))
+    if latency(combinations[title], wanted) >= unchanged:
         return []
     best = list(methods[title])
     known = {tuple(m): t for t, m in methods.items()}
-    steps = [known[tuple(best[:n])] for n in range(1, len(best))]
+    steps = [known[part] for n in range(1, len(best)) if (part := tuple(best[:n])) in known]
     return [t for t in steps if not combinations[t].measured and not combinations[t].failure]
 
 
@@ -438,10 +481,10 @@ def _suspects(methods: Mapping[str, Sequence[Method]], combinations: Mapping[str
     return bad - good
 
 
-def latency(combination: Combination) -> float:
-    """Measured seconds of both phases."""
+def latency(combination: Combination, wanted: Wanted = "total") -> float:
+    """Measured seconds of what is wanted."""
     assert combination.measured is not None
-    return combination.measured.latency
+    return seconds_of(combination.measured, wanted)
 
 
 def _point_key(params: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,6 +15,12 @@ class _Data(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+Wanted = Literal["total", "decode", "first-token", "throughput"]
+"""What counts as fast: seconds of the whole run, of its decoding, of its prefill, or new tokens a second of several
+sequences at once."""
+WANTED: tuple[Wanted, ...] = get_args(Wanted)
+
+
 class Prediction(_Data):
     """By the cost model: seconds of prefill and of the whole decoding, bytes of weights and cache."""
 
@@ -25,6 +31,11 @@ class Prediction(_Data):
     @property
     def latency(self) -> float:
         return self.prefill + self.decode
+
+
+def seconds_of(found: Prediction | Figures, wanted: Wanted) -> float:
+    """The seconds that are to be few; for throughput those of the whole run, whose new tokens are given."""
+    return {"decode": found.decode, "first-token": found.prefill}.get(wanted, found.latency)
 
 
 class Figures(_Data):
@@ -129,12 +140,29 @@ class TuneResult(_Data):
     started: str
     seconds: float
     stopped: str
-    reference: Figures
+    reference: Figures | None
     baseline: Combination
     combinations: list[Combination]
     skipped: dict[str, str]
     kernels: dict[str, list[Kernel]]
     notes: list[str] = []
+    wanted: Wanted = "total"
+    reference_name: str = "transformers generate, fp32"
+    considered: int = 0
+
+    @property
+    def best_of_each(self) -> dict[str, Combination]:
+        """For each thing that may count as fast the best within the floor that was measured.
+
+        Throughput only where several sequences were measured at once.
+        """
+        measured = [(c, c.measured) for c in (self.baseline, *self.combinations) if c.measured and c.within_floor]
+        wanted = [w for w in WANTED if w != "throughput" or self.batch > 1]
+        return {w: min(measured, key=lambda pair: seconds_of(pair[1], w))[0] for w in wanted} if measured else {}
+
+    def throughput(self, figures: Figures) -> float:
+        """New tokens a second of the whole run, all sequences together."""
+        return self.batch * self.new_tokens / figures.latency
 
     @property
     def met(self) -> bool:
@@ -143,9 +171,9 @@ class TuneResult(_Data):
 
     @property
     def best(self) -> Combination | None:
-        """The fastest that was measured and is within the floor: a combination, or the unchanged model."""
+        """The fastest, by what was wanted, that was measured and is within the floor; also the unchanged model."""
         measured = [c for c in (self.baseline, *self.combinations) if c.measured and c.within_floor]
-        return min(measured, key=lambda c: c.measured.latency if c.measured else float("inf"), default=None)
+        return min(measured, key=lambda c: seconds_of(c.measured or c.predicted, self.wanted), default=None)
 
     @property
     def rungs(self) -> list[Combination]:
@@ -161,5 +189,7 @@ class TuneResult(_Data):
         return [self.baseline, *(c for step in steps for c in known if c.methods == step)]
 
     def speed_up(self, combination: Combination) -> float | None:
-        """Decoding rate over that of transformers in fp32."""
-        return combination.measured.decode_rate / self.reference.decode_rate if combination.measured else None
+        """Decoding rate over that of the reference; None where one of the two was not measured."""
+        if combination.measured is None or self.reference is None:
+            return None
+        return combination.measured.decode_rate / self.reference.decode_rate

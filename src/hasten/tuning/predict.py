@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hasten.cost import Estimate, estimate
+from hasten.cost.folding import folded, resident_bytes
 from hasten.hardware import Device
 from hasten.methods import Context, Method, clash, ordered, registry, unwritable
+from hasten.runtime.tracing import beneath
 from hasten.search.parameter import Params, categorical
 from hasten.search.space import Space
-from hasten.tuning.outcome import Combination, Prediction
-from hasten.tuning.prepare import Prepared
+from hasten.tuning.outcome import Combination, Prediction, Wanted, seconds_of
+from hasten.tuning.prepare import Deadline, Prepared
 from hasten.workload import Workload
 
 NONE = "unchanged"
@@ -57,17 +59,19 @@ class Choices:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Every combination that methods allow, predicted.
+    """The combinations that methods allow, predicted.
 
     Args:
         methods: those of each combination, by its title, in the order that they are applied.
         points: where in the space each stands.
         combinations: their predictions.
+        considered: how many there are, those without a prediction included.
     """
 
     methods: Mapping[str, tuple[Method, ...]]
     points: Mapping[str, Params]
     combinations: Mapping[str, Combination]
+    considered: int = 0
 
 
 def choices(context: Context) -> Choices:
@@ -110,8 +114,41 @@ def estimated(prepared: Prepared, device: Device, workload: Workload) -> Estimat
 
 def prediction(cost: Estimate, workload: Workload) -> Prediction:
     """Seconds of both phases, and bytes of weights and cache."""
-    memory = float(workload.weight_bytes + workload.state_bytes)
+    memory = float(sum(resident_bytes(workload)))
     return Prediction(prefill=cost.phase("prefill").latency, decode=cost.phase("decode").latency, memory=memory)
+
+
+class Descriptions:
+    """What a model computes with methods: each rewriting is made once, and equal layers are described once.
+
+    Methods that treat equal layers apart (`Method.layerwise`) get every layer, and come first; of what they leave
+    equal layers are folded (`hasten.cost.folding`), and all others rewrite the few that are left.
+
+    Args:
+        workload: of the unchanged model.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self._whole: dict[tuple[Method, ...], Workload] = {(): workload}
+        self._folded: dict[tuple[Method, ...], Workload] = {}
+
+    def of(self, methods: Sequence[Method]) -> Workload:
+        """The workload with methods, which are in order."""
+        apart = tuple(m for m in methods if m.layerwise)
+        return self._short(apart + tuple(m for m in methods if not m.layerwise), len(apart))
+
+    def _short(self, methods: tuple[Method, ...], apart: int) -> Workload:
+        if methods not in self._folded:
+            if len(methods) == apart:
+                self._folded[methods] = beneath(self._long(methods), folded)
+            else:
+                self._folded[methods] = methods[-1].rewrite(self._short(methods[:-1], apart))
+        return self._folded[methods]
+
+    def _long(self, methods: tuple[Method, ...]) -> Workload:
+        if methods not in self._whole:
+            self._whole[methods] = methods[-1].rewrite(self._long(methods[:-1]))
+        return self._whole[methods]
 
 
 def predict(
@@ -120,70 +157,98 @@ def predict(
     workload: Workload,
     found: Choices,
     *,
+    deadline: Deadline = Deadline(),  # noqa: B008
     progress: Callable[[float, float], None] = lambda done, total: None,
 ) -> Predictions:
-    """Every combination of one choice for each kind, with what the cost model says of it.
+    """Combinations of one choice for each kind, with what the cost model says of them.
+
+    Each method alone comes first, then combinations, best first by what their methods give alone, until the deadline.
 
     Args:
         prepared: the model.
         device: what predictions are for.
         workload: of the unchanged model.
         found: what there is to choose.
+        deadline: when to stop; each method alone is predicted even so.
         progress: told how many combinations of how many are done.
     """
+    labels = {m: label for some in found.options.values() for label, m in some.items() if m is not None}
+    every: dict[tuple[Method, ...], Params] = {}
+    for choice in itertools.product(*(options.items() for options in found.options.values())):
+        together = [method for _, method in choice if method is not None]
+        if together and not clash(together):
+            every[tuple(ordered(together))] = {k: label for k, (label, _) in zip(found.options, choice, strict=True)}
+    descriptions = Descriptions(workload)
+    predicted: dict[tuple[Method, ...], Prediction] = {}
+
+    def add(methods: tuple[Method, ...]) -> None:
+        # What it is made of, one method less at a time, is measured where it turns out to be the best.
+        if methods not in every or methods in predicted:
+            return
+        add(methods[:-1])
+        changed = descriptions.of(methods)
+        predicted[methods] = prediction(estimated(prepared, device, changed), changed)
+        progress(len(predicted), len(every))
+
+    for methods in every:
+        if len(methods) == 1:
+            add(methods)
+    before = prediction(estimated(prepared, device, descriptions.of(())), descriptions.of(()))
+    wanted = prepared.settings.wanted
+
+    def promise(methods: tuple[Method, ...]) -> float:
+        return seconds_of(composed(before, [predicted[(m,)] for m in methods if (m,) in predicted]), wanted)
+
+    for methods in sorted(every, key=promise):
+        if deadline.left == 0:
+            break
+        add(methods)
     combinations: dict[str, Combination] = {}
     methods_of: dict[str, tuple[Method, ...]] = {}
     points: dict[str, Params] = {}
-    every = list(itertools.product(*(labels.items() for labels in found.options.values())))
-    labels = {m: label for some in found.options.values() for label, m in some.items() if m is not None}
-    rewritten: dict[tuple[Method, ...], Workload] = {(): workload}
-
-    def described(methods: tuple[Method, ...]) -> Workload:
-        # Combinations share their first methods: each is rewritten once.
-        if methods not in rewritten:
-            rewritten[methods] = methods[-1].rewrite(described(methods[:-1]))
-        return rewritten[methods]
-
-    for done, choice in enumerate(every):
-        together = [method for _, method in choice if method is not None]
-        methods = () if clash(together) else tuple(ordered(together))
-        if methods:
+    for methods, point in every.items():
+        if (said := predicted.get(methods)) is not None:
             title = " + ".join(labels[m] for m in methods)
-            changed = described(methods)
-            combinations[title] = Combination(
-                title=title,
-                methods=[m.to_dict() for m in methods],
-                predicted=prediction(estimated(prepared, device, changed), changed),
-            )
+            combinations[title] = Combination(title=title, methods=[m.to_dict() for m in methods], predicted=said)
             methods_of[title] = methods
-            points[title] = {kind: label for kind, (label, _) in zip(found.options, choice, strict=True)}
-        progress(done + 1, len(every))
-    return Predictions(methods_of, points, combinations)
+            points[title] = point
+    return Predictions(methods_of, points, combinations, len(every))
 
 
-def corrected(combination: Combination, alone: Sequence[Combination], baseline: Combination) -> float:
-    """Predicted latency in seconds, corrected by what was measured.
+def composed(before: Prediction, alone: Sequence[Prediction]) -> Prediction:
+    """What several methods give together if each gives what it gives alone: their ratios multiplied."""
+    found = before.model_dump()
+    for one in alone:
+        for name, value in one.model_dump().items():
+            found[name] *= value / getattr(before, name) if getattr(before, name) else 1.0
+    return Prediction(**found)
+
+
+def corrected(
+    combination: Combination, alone: Sequence[Combination], baseline: Combination, wanted: Wanted = "total"
+) -> float:
+    """Predicted seconds of what is wanted, corrected by what was measured.
 
     Each phase is scaled as the baseline's measurement is to its prediction, and again by how each method alone came
     out against its own prediction. Single measurements are noisy: no method counts for more than a factor of two.
     """
     if baseline.measured is None:
-        return combination.predicted.latency
-    total = 0.0
+        return seconds_of(combination.predicted, wanted)
+    seconds = {}
     for phase in ("prefill", "decode"):
         ratio = getattr(baseline.measured, phase) / getattr(baseline.predicted, phase)
         scale = ratio
         for one in alone:
             own = getattr(one.measured, phase) / getattr(one.predicted, phase)
             scale *= min(2.0, max(0.5, own / ratio))
-        total += getattr(combination.predicted, phase) * scale
-    return total
+        seconds[phase] = getattr(combination.predicted, phase) * scale
+    return seconds_of(Prediction(**seconds, memory=combination.predicted.memory), wanted)
 
 
-def gentle_first(predicted: Prediction, unchanged: Prediction) -> float:
-    """Predicted latency in steps as coarse as predictions are; within a step, what keeps more bits of the model first.
+def gentle_first(predicted: Prediction, unchanged: Prediction, wanted: Wanted = "total") -> float:
+    """Predicted seconds in steps as coarse as predictions are; within a step, what keeps more bits of the model first.
 
     With little time, one that is as fast and likelier to keep the quality is measured before the smallest.
     """
-    step = math.floor(math.log(predicted.latency) / math.log(_STEP))
+    step = math.floor(math.log(seconds_of(predicted, wanted)) / math.log(_STEP))
     return step + 0.9 * max(0.0, 1 - predicted.memory / unchanged.memory)

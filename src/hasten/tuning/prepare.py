@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from hasten.data.text import default_text
 from hasten.errors import HastenError
+from hasten.kernels.kv_cache import MOST_NEW
 from hasten.models.loading.loaded import Loaded
 from hasten.models.loading.network import load_network
 from hasten.processes import TimeIsUp
 from hasten.runtime import LanguageModel
 from hasten.tuning.settings import Settings
+
+# Part of a study's identity that says how much quality was read, where it was not all of it; and what stands for all.
+READ, WHOLE = "quality read", "whole"
+# Parts of the time that is left, of which reading and asking may take one each for every combination.
+_SHARES = 16
+# Tokens that perplexity is of at least, and that methods are judged by at least.
+_LEAST_SCORED, _LEAST_JUDGED = 64, 64
+# What the questions cost: prompts as long as the workload's, and short texts of so many tokens.
+_ASKED_PROMPTS, _ASKED_READ, _ASKED_TOKENS = 7, 64, 24
 
 
 @dataclass(frozen=True)
@@ -40,10 +51,56 @@ class Deadline:
         """Seconds that are left, 0 at least; None without a limit."""
         return None if self.at is None else max(0.0, self.at - time.monotonic())
 
+    def part(self, share: float) -> Deadline:
+        """The end of a share of what is left."""
+        return self if self.left is None else Deadline(time.monotonic() + share * self.left)
+
     def check(self) -> None:
         """Raises TimeIsUp when it is."""
         if self.left == 0:
             raise TimeIsUp
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured of the unchanged model and of each combination.
+
+    Args:
+        context, scored, segments: how `hasten.runtime.quality.perplexity` reads the text.
+        questions: whether numbers hidden in a text, lists and questions are asked too.
+        judged: tokens that methods may run the model on to choose their settings.
+        runs, warmup: repetitions that are timed, and those before them.
+    """
+
+    context: int
+    scored: int
+    segments: int
+    questions: bool = True
+    judged: int = 512
+    runs: int = 3
+    warmup: int = 1
+
+    @property
+    def reading(self) -> dict[str, int]:
+        """What `hasten.runtime.quality.perplexity` takes."""
+        return {"context": self.context, "scored": self.scored, "segments": self.segments}
+
+    @property
+    def quality(self) -> str:
+        """What perplexities must have in common to be compared, in words that `of_quality` reads."""
+        asked = "questions" if self.questions else "no questions"
+        return f"{self.segments} x {self.scored} tokens after {self.context}, {asked}, methods by {self.judged}"
+
+    def of_quality(self, words: str) -> Effort:
+        """Itself, with quality as another run had it; as it is where ``words`` are none of `quality`."""
+        found = re.fullmatch(r"(\d+) x (\d+) tokens after (\d+), (no )?questions, methods by (\d+)", words)
+        if found is None:
+            return self
+        segments, scored, context, none, judged = found.groups()
+        return replace(
+            self, segments=int(segments), scored=int(scored), context=int(context), questions=none is None,
+            judged=int(judged),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,7 +113,7 @@ class Prepared:
         base: the unchanged model.
         tokens: of the text that quality is measured on.
         ids: (batch, prompt) prompts, out of that text.
-        reading: how `hasten.runtime.quality.perplexity` reads it.
+        effort: how much is measured.
         notes: what the report should say.
     """
 
@@ -65,7 +122,7 @@ class Prepared:
     base: LanguageModel
     tokens: tuple[int, ...]
     ids: torch.Tensor
-    reading: Mapping[str, int]
+    effort: Effort
     notes: tuple[str, ...] = ()
 
     @property
@@ -73,7 +130,9 @@ class Prepared:
         """What a study must be of to be gone on with."""
         s = self.settings
         text = hashlib.sha256(json.dumps(self.tokens[:65536]).encode()).hexdigest()[:16]
-        return {
+        whole = whole_effort(s, int(self.base.config.max_position_embeddings))
+        shorter = {} if self.effort.quality == whole.quality else {READ: self.effort.quality}
+        return shorter | {
             "model": self.loaded.fingerprint,
             "workload": f"prompt {s.prompt}, new tokens {s.new_tokens}, batch {s.batch}",
             "quality text": text,
@@ -103,9 +162,9 @@ def prepare(
     if not text:
         text = default_text()
     tokens = loaded.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    reading = reading_of(s.prompt, int(base.config.max_position_embeddings))
+    effort = whole_effort(s, int(base.config.max_position_embeddings))
     need = s.prompt * s.batch
-    least = max(need, reading["context"] + reading["scored"] + 1)
+    least = max(need, effort.context + effort.scored + 1)
     if len(tokens) < least:
         raise HastenError(
             f"the text has {len(tokens)} tokens, prompts and quality need {least}: give a longer text file"
@@ -113,7 +172,67 @@ def prepare(
     slow = base.why_not_compiled
     notes = (f"steps run in plain torch, slower: {slow}",) if slow else ()
     ids = torch.tensor(tokens[:need]).reshape(s.batch, s.prompt)
-    return Prepared(s, loaded, base, tuple(tokens), ids, reading, notes)
+    return Prepared(s, loaded, base, tuple(tokens), ids, effort, notes)
+
+
+def whole_effort(settings: Settings, positions: int) -> Effort:
+    """All that is measured where time is not short."""
+    reading = reading_of(settings.prompt, positions)
+    return Effort(reading["context"], reading["scored"], reading["segments"], runs=settings.runs)
+
+
+def within(prepared: Prepared, seconds: float | None, prefill: float, decode: float, kept: str = "") -> Prepared:
+    """With as much effort as the time allows at the model's speed.
+
+    Quality is read at fewer positions where it would take more than a sixteenth of the time, and the questions are
+    left out where they would; speed is measured fewer times.
+
+    Args:
+        prepared: with all effort.
+        seconds: that are left; None without a limit.
+        prefill, decode: seconds that the unchanged model took for the prompt and for the new tokens.
+        kept: `Effort.quality` of what an earlier run measured, "" for none: the same is read again.
+    """
+    if seconds is None:
+        return replace(prepared, effort=prepared.effort.of_quality(kept))
+    s, effort, share = prepared.settings, prepared.effort, seconds / _SHARES
+    rate, step = s.batch * s.prompt / prefill, decode / s.new_tokens
+    once = prefill + decode
+    runs, warmup = (s.runs, 1) if (s.runs + 1) * once <= 2 * share else (1, 1) if 2 * once <= 4 * share else (1, 0)
+    effort = replace(effort, runs=runs, warmup=warmup)
+    if kept:
+        return replace(prepared, effort=effort.of_quality(kept))
+
+    def reading(one: Effort) -> float:
+        pieces = -(-(one.scored - 1) // MOST_NEW)
+        return one.segments * one.context / rate + pieces * max(step, one.segments * MOST_NEW / rate)
+
+    while reading(effort) > share and (fewer := _shorter(effort)) is not None:
+        effort = fewer
+    asking = _ASKED_PROMPTS * s.prompt / rate + _ASKED_READ * max(step, _ASKED_TOKENS / rate)
+    judged = effort.judged
+    while judged > _LEAST_JUDGED and judged / rate > share:
+        judged //= 2
+    effort = replace(effort, questions=asking <= share, judged=judged)
+    notes = list(prepared.notes)
+    whole = prepared.effort
+    if effort.reading != whole.reading or not effort.questions:
+        fewer_read = effort.segments * effort.scored
+        asked = "" if effort.questions else ", and no questions are asked"
+        notes.append(
+            f"the budget is short for this model: quality is perplexity on {fewer_read} tokens"
+            f" (of {whole.segments * whole.scored}){asked}"
+        )
+    return replace(prepared, effort=effort, notes=tuple(notes))
+
+
+def _shorter(effort: Effort) -> Effort | None:
+    """The same with about half of the reading: fewer places of the text first; None where it is short already."""
+    if effort.segments > 1:
+        return replace(effort, segments=effort.segments // 2)
+    if effort.scored > _LEAST_SCORED:
+        return replace(effort, scored=max(_LEAST_SCORED, effort.scored // 2), context=max(1, effort.context // 2))
+    return None
 
 
 def reading_of(prompt: int, positions: int) -> dict[str, int]:

@@ -28,7 +28,7 @@ from hasten.models.loading.loaded import Loaded
 from hasten.models.loading.network import load_network
 from hasten.runtime import LanguageModel
 from hasten.tuning.measure import Measured, Unchanged
-from hasten.tuning.outcome import Combination, Figures, TuneResult, kernels_of, roof_of
+from hasten.tuning.outcome import Combination, Figures, TuneResult, Wanted, kernels_of, roof_of
 from hasten.tuning.predict import Choices, estimated
 from hasten.tuning.prepare import Prepared
 
@@ -47,6 +47,7 @@ def result(
     seconds: float,
     command: Sequence[str] = (),
     notes: Sequence[str] = (),
+    considered: int = 0,
 ) -> TuneResult:
     """A whole run as data.
 
@@ -56,6 +57,7 @@ def result(
         started, seconds: when the run began and how long it took.
         command: what the user typed.
         notes: what the report should say beside what the steps have noted.
+        considered: combinations that there are, those that were not predicted included.
     """
     s, loaded, workload = prepared.settings, prepared.loaded, unchanged.workload
     baseline, *combinations = _with_pareto([unchanged.combination, *measured.combinations.values()])
@@ -81,7 +83,10 @@ def result(
         combinations=sorted(combinations, key=lambda c: c.predicted.latency),
         skipped=dict(choices.skipped),
         kernels={},
-        notes=[*prepared.notes, *notes, *measured.notes],
+        notes=[*prepared.notes, *unchanged.notes, *notes, *measured.notes],
+        wanted=s.wanted,
+        reference_name=unchanged.reference_name,
+        considered=considered,
     )
     found.kernels["unchanged"] = kernels_of(estimated(prepared, device, workload))
     best = found.best
@@ -148,6 +153,7 @@ class TunedModel(BaseModel):
     prompt: PositiveInt
     new_tokens: PositiveInt
     batch: PositiveInt
+    wanted: Wanted = "total"
     measured: Figures
 
     @field_validator("measured")
@@ -178,6 +184,7 @@ def save(result: TuneResult, path: str | Path) -> None:
         prompt=result.prompt,
         new_tokens=result.new_tokens,
         batch=result.batch,
+        wanted=result.wanted,
         measured=best.measured,
     )
     write_aside(Path(path), tuned.model_dump_json(indent=1) + "\n")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from hasten.errors import HastenError
-from hasten.tuning.outcome import Combination
+from hasten.tuning.outcome import WANTED, Combination, Wanted
+
+Reference = Literal["transformers", "llama.cpp", "none"]
+REFERENCES: tuple[Reference, ...] = get_args(Reference)
 
 
 class Reporter(Protocol):
@@ -45,7 +48,10 @@ class Settings:
         seconds: budget of all measuring, the unchanged model's included; None without. A run ends at most one timed
             repetition, or one question of quality, after it.
         trials: combinations to measure at most; None without.
-        runs: timed repetitions of each.
+        runs: timed repetitions of each; fewer where the model is slow for the budget.
+        wanted: what counts as fast.
+        reference: what the unchanged model is measured beside: ``transformers``, ``llama.cpp`` (of a GGUF file),
+            ``none``; None: transformers where the budget allows for it.
     """
 
     prompt: int = 512
@@ -57,6 +63,8 @@ class Settings:
     seconds: float | None = 180.0
     trials: int | None = None
     runs: int = 3
+    wanted: Wanted = "total"
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "new_tokens", "batch", "runs"):
@@ -67,3 +75,9 @@ class Settings:
         endless = self.seconds is not None and not (0 < self.seconds < math.inf)  # so is what is no number
         if endless or (self.trials is not None and self.trials < 1):
             raise HastenError("the budget must be positive: give seconds above 0, or at least one trial")
+        if self.wanted not in WANTED:
+            raise HastenError(f"fast for {self.wanted!r} is unknown: one of {', '.join(WANTED)}")
+        if self.reference not in (None, *REFERENCES):
+            raise HastenError(f"reference {self.reference!r} is unknown: one of {', '.join(REFERENCES)}")
+        if self.wanted == "throughput" and self.batch < 2:
+            raise HastenError("throughput is of several sequences at once: give a batch of 2 or more")

@@ -12,10 +12,11 @@ from hasten.hardware import Device, probe, remember
 from hasten.methods import Context
 from hasten.models.loading.network import DEFAULT_MODEL
 from hasten.search import Study
-from hasten.tuning.measure import Measured, Unchanged, measure, unchanged
+from hasten.tuning.measure import Measured, Unchanged, measure, timed, unchanged
 from hasten.tuning.outcome import Combination, TuneResult
 from hasten.tuning.predict import Choices, choices, corrected, estimated, predict, prediction
-from hasten.tuning.prepare import Deadline, Prepared, prepare
+from hasten.tuning.prepare import READ, WHOLE, Deadline, Prepared, prepare, within
+from hasten.tuning.reference import check_reference
 from hasten.tuning.result import TunedModel, load, result, save
 from hasten.tuning.settings import Reporter, Settings, Silent
 
@@ -23,6 +24,10 @@ __all__ = ["Reporter", "Settings", "Silent", "TunedModel", "corrected", "load", 
 
 # By how many times a prediction may miss the unchanged model before the probe is doubted.
 _FAR = 2.0
+# Share of the time that is left which a new probe may take, and the seconds that it takes.
+_PROBING, _PROBE_SECONDS = 0.25, 20.0
+# Share of the time that is left which predictions may take.
+_PREDICTING = 0.15
 
 
 def tune(
@@ -36,10 +41,11 @@ def tune(
 ) -> TuneResult:
     """Finds how to run a model fast here without losing quality.
 
-    Measures transformers' own fp32 decoding and the unchanged model in hasten's loop, predicts every combination of
-    methods through the cost model, then measures combinations for real, best predicted first, until the budget is
-    used up or Ctrl-C. With ``study`` everything measured is kept, and the same call goes on from it. After Ctrl-C the
-    result has what was measured; before the unchanged model was, there is none, and the interrupt is raised.
+    Measures the unchanged model in hasten's loop, beside transformers' own decoding where there is time, predicts
+    combinations of methods through the cost model, then measures combinations for real, best predicted first, until
+    the budget is used up or Ctrl-C. With ``study`` everything measured is kept, and the same call goes on from it.
+    After Ctrl-C the result has what was measured; before the unchanged model was, there is none, and the interrupt is
+    raised.
 
     Args:
         source: what `hasten.models.load_network` takes.
@@ -50,33 +56,59 @@ def tune(
         command: what the user typed, for the report.
 
     Raises:
-        HastenError: the model cannot be loaded, a text too short, a study of something else.
+        HastenError: the model cannot be loaded, a text too short, a study of something else, a reference that is not
+            there.
     """
+    settings, reporter = settings or Settings(), reporter or Silent()
+    check_reference(settings)
+    kept = ""
     if study is not None:
         Study(study).begin()  # before minutes go into measuring the unchanged model
-    settings, reporter = settings or Settings(), reporter or Silent()
+        if told := Study(study).description():
+            kept = told.get(READ, WHOLE)
     started, began = datetime.datetime.now(datetime.UTC), time.perf_counter()
     reporter.stage("loading the model")
     prepared = prepare(source, settings, progress=reporter.stage)
     reporter.stage("probing this machine")
     target = device or probe(progress=lambda message, share: reporter.advance(share, 1))
     deadline = Deadline.after(settings.seconds)
-    before = unchanged(prepared, target, reporter, deadline)
+    reporter.stage("timing the unchanged model")
+    first = timed(prepared, prepared.base, runs=1, warmup=0)
+    speed = first.speed.phases
+    prepared = within(prepared, deadline.left, speed["prefill"].median, speed["decode"].median, kept)
+    before = unchanged(prepared, target, reporter, deadline, first)
     notes: list[str] = []
     if device is None and _misfit(before.combination) >= _FAR:
-        target, before, notes = _probed_again(prepared, target, before, reporter)
-    found, measured = Choices({}, {}), Measured({}, "interrupted")
+        if deadline.left is not None and deadline.left * _PROBING < _PROBE_SECONDS:
+            notes.append(
+                f"predictions are more than {_FAR:g} times off, and the budget is too short to probe this machine again"
+            )
+        else:
+            target, before, notes = _probed_again(prepared, target, before, reporter)
+    found, measured, considered = Choices({}, {}), Measured({}, "interrupted"), 0
     try:
         reporter.stage("listing methods")
-        found = choices(Context(prepared.base, prepared.tokens, prepared.ids, before.expected, settings.new_tokens))
+        context = Context(
+            prepared.base, prepared.tokens, prepared.ids, before.expected, settings.new_tokens, prepared.effort.judged
+        )
+        found = choices(context)
         reporter.stage("predicting every combination")
-        plan = predict(prepared, target, before.workload, found, progress=reporter.advance)
+        plan = predict(
+            prepared, target, before.workload, found, deadline=deadline.part(_PREDICTING), progress=reporter.advance
+        )
+        considered = plan.considered
+        if len(plan.combinations) < considered:
+            notes.append(
+                f"predicted {len(plan.combinations)} of {considered} combinations, the most promising ones: the "
+                "budget has no time for more"
+            )
         measured = measure(prepared, before, found, plan, study, reporter, deadline)
     except KeyboardInterrupt:
         notes.append("interrupted before any combination was measured")
     return result(
         prepared, target, before, found, measured,
         started=started, seconds=time.perf_counter() - began, command=command, notes=notes,
+        considered=considered,
     )  # fmt: skip
 
 
