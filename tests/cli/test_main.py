@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-VERBS = ("tune", "estimate", "measure", "probe", "papers", "check", "assets")
+VERBS = ("tune", "chat", "estimate", "measure", "probe", "papers", "check", "assets")
 
 
 def run(*arguments: str, cwd: Path | None = None, timeout: float = 250) -> subprocess.CompletedProcess[str]:

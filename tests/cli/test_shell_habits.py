@@ -42,6 +42,7 @@ ROOT = Path(__file__).parents[2]
 # What each command is called with here: quick, and it prints a result.
 CALLS: dict[Words, Words] = {
     ("tune",): ("none.gguf",),
+    ("chat",): ("talker", "--temperature", "0", "--max-tokens", "4"),
     ("estimate",): ("tiny.json", "--on", "h100"),
     ("measure",): ("net.py:build",),
     ("search",): ("p.py:good", "--trials", "3"),
@@ -206,6 +207,7 @@ class Shell:
             for stream, buffer in zip((out, err), buffers, strict=True)
         ]
         self.monkeypatch.setattr(sys, "argv", ["hasten", *words])
+        self.monkeypatch.setattr(sys, "stdin", io.StringIO("a question\n"))
         before = signal.getsignal(signal.SIGINT)
         standard = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = given
@@ -231,10 +233,11 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+def shell(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
     """The commands in a folder of its own, with what takes minutes replaced by its result."""
     (tmp_path / "home").mkdir()
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    (tmp_path / "talker").symlink_to(folder)
     (tmp_path / "net.py").write_text(NETWORK)
     (tmp_path / "p.py").write_text(PROBLEMS)
     (tmp_path / "shelf" / "cards").mkdir(parents=True)

@@ -38,8 +38,8 @@ def tokenizer(template: str | None = TEMPLATE) -> Any:
 class Scripted:
     """An engine that gives answers from a list, each a list of tokens, and keeps what it was asked."""
 
-    def __init__(self, tokenizer: Any, *answers: list[int]) -> None:
-        self.tokenizer, self.answers = tokenizer, list(answers)
+    def __init__(self, tokenizer: Any, most_tokens: int, *answers: list[int]) -> None:
+        self.tokenizer, self.most_tokens, self.answers = tokenizer, most_tokens, list(answers)
         self.asked: list[Request] = []
         self.cancelled = 0
 
@@ -70,11 +70,10 @@ def talk(
 ) -> tuple[Talk, Scripted]:
     reads = tokenizer(template)
     end = reads.eos_token_id
-    engine = Scripted(reads, *([*reads(a).input_ids, end] if isinstance(a, str) else [*a, end] for a in answers))
-    model = SimpleNamespace(
-        tokenizer=reads, name="scripted", cache=SimpleNamespace(capped=False), generation_config=GenerationConfig(),
-        config=SimpleNamespace(max_position_embeddings=positions),
-    )  # fmt: skip
+    engine = Scripted(
+        reads, positions, *([*reads(a).input_ids, end] if isinstance(a, str) else [*a, end] for a in answers)
+    )
+    model = SimpleNamespace(tokenizer=reads, name="scripted", generation_config=GenerationConfig())
     return Talk(engine, model, **more), engine  # type: ignore[arg-type]
 
 

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from hasten import __version__
-from hasten.cli import assets, check, estimate, measure, papers, probe, search, tune
+from hasten.cli import assets, chat, check, estimate, measure, papers, probe, search, tune
 from hasten.cli.messages import complain, keep_libraries_quiet, telling
 from hasten.cli.options import Commands
 from hasten.cli.streams import keep_stdout_for_documents, prepare, to_nowhere
@@ -33,6 +33,7 @@ app = Commands(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(tune.tune)
+app.command()(chat.chat)
 app.command()(estimate.estimate)
 app.command()(measure.measure)
 app.command()(search.search)

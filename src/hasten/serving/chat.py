@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from hasten.errors import HastenError
 from hasten.files import read_bytes, to_json, write_aside
 from hasten.runtime import LanguageModel
+from hasten.serving.engine import Engine
 from hasten.serving.request import AnswerPart, Request, Sampling, Usage
 
 
@@ -24,25 +25,6 @@ class Message(BaseModel):
 
 
 _MESSAGES = TypeAdapter(list[Message])
-
-
-class GivesParts(Protocol):
-    """An answer as an engine gives it."""
-
-    def __iter__(self) -> Iterator[AnswerPart]: ...
-
-    def cancel(self) -> None:
-        """Ends it; nothing happens where it is over."""
-
-    @property
-    def usage(self) -> Usage:
-        """Its tokens so far."""
-
-
-class TakesRequests(Protocol):
-    """What runs requests."""
-
-    def submit(self, request: Request) -> GivesParts: ...
 
 
 class Talk:
@@ -68,7 +50,7 @@ class Talk:
 
     def __init__(
         self,
-        engine: TakesRequests,
+        engine: Engine,
         model: LanguageModel,
         *,
         system: str = "",
@@ -81,7 +63,6 @@ class Talk:
         self.left = 0
         self._engine, self._tokenizer = engine, model.tokenizer
         self._sampling, self._max_tokens = own_sampling(model) if sampling is None else sampling, max_tokens
-        self._positions = None if model.cache.capped else int(model.config.max_position_embeddings)
         self._turns: list[Message] = []
         self._first = 0  # of the messages that are read
         self._read: tuple[str, list[int]] | None = None  # a text and its tokens, as the engine has them
@@ -147,8 +128,8 @@ class Talk:
         """
         user = Message(role="user", content=question)
         text, tokens = self._prompt(user)
-        room = None if self._positions is None else self._positions - len(tokens)
-        most = min((n for n in (self._max_tokens, room) if n is not None), default=None)
+        room = self._engine.most_tokens - len(tokens)
+        most = room if self._max_tokens is None else min(self._max_tokens, room)
         stop = () if self.has_template else (_NEXT,)
         answer = self._engine.submit(Request(tuple(tokens), most, self._sampling, stop))
         parts: list[AnswerPart] = []
@@ -174,9 +155,7 @@ class Talk:
     def _prompt(self, user: Message) -> tuple[str, list[int]]:
         """What the model reads for a question, as text and as tokens; the oldest turns leave where there is no room."""
         self.left = 0
-        positions = self._positions
-        if positions is None:
-            return self._encoded([*self._turns[self._first :], user])
+        positions = self._engine.most_tokens
 
         def fits(first: int, room: int) -> bool:
             return len(self._encoded([*self._turns[first:], user])[1]) + room <= positions
