@@ -110,6 +110,11 @@ BLOCKS: dict[str, Example] = {
         varies=(0, None, None), pictures=True,
     ),
     "Expert": Example(lambda **k: nn.Expert(WIDTH, 24, **k), hidden),
+    "FusedMBConv": Example(lambda **k: nn.FusedMBConv(8, 8, 16, bias=True, **k), pictures(8, 6), **_PICTURE),
+    "FusedMBConv: pooled skip": Example(
+        lambda **k: nn.FusedMBConv(8, 12, 16, stride=2, act="gelu", squeezed=2, pooled_skip=True, **k), pictures(8, 5),
+        **_PICTURE,
+    ),
     "GatedExperts": Example(lambda **k: nn.GatedExperts(WIDTH, 24, 4, **k), hidden),
     "GroupRational": Example(lambda **k: nn.GroupRational(WIDTH, 4, "swish", **k), hidden),
     "GroupRationalMLP": Example(lambda **k: nn.GroupRationalMLP(WIDTH, 48, groups=4, **k), hidden),
@@ -131,11 +136,19 @@ BLOCKS: dict[str, Example] = {
         lambda **k: nn.LatentAttention(WIDTH, **_LATENT, rotary=nn.Rotary(8), expanded=True, **k), hidden,
         state=_new_cache,
     ),
+    "Lowtention": Example(lambda **k: nn.Lowtention(32, **k), pictures(32, 5), **_PICTURE),
+    "Lowtention: apart": Example(lambda **k: nn.Lowtention(32, 1, 3, fused=False, **k), pictures(32, 3), **_PICTURE),
     "MBConv": Example(lambda **k: nn.MBConv(8, 8, 16, 3, 1, "h_swish", True, **k), pictures(8, 6), **_PICTURE),
+    "MBConv: with biases": Example(
+        lambda **k: nn.MBConv(8, 8, 16, 3, 2, "relu6", False, normed=False, **k), pictures(8, 6), **_PICTURE
+    ),
     "MLGRU": Example(lambda **k: nn.MLGRU(WIDTH, **k), hidden, state=_new_state),
     "Mamba": Example(lambda **k: nn.Mamba(WIDTH, states=4, **k), hidden, state=_new_state),
     "Mamba: time-invariant": Example(
         lambda **k: nn.Mamba(WIDTH, states=4, selective=(), **k), hidden, state=_new_state
+    ),
+    "MapTransformer": Example(
+        lambda **k: nn.MapTransformer(8, 16, 2, 8, relative=2, **k), pictures(8, 5), **_PICTURE
     ),
     "MixtureOfExperts": Example(
         lambda **k: nn.MixtureOfExperts(WIDTH, 24, 4, 2, shared=1, zero=1, **k), hidden
@@ -186,7 +199,18 @@ _THINKER: dict[str, Any] = {
 }  # fmt: skip
 _BMOJO: dict[str, Any] = {"width": 32, "heads": 2, "vocabulary": VOCABULARY, "window": 4, "memory": 3}
 
+_LOWFORMER: dict[str, Any] = {
+    "widths": (4, 4, 8, 8, 8), "depths": (1, 1, 1, 1, 1), "head": (8, 8), "classes": 5,
+    "fused": (True, True, False, False, True),
+}  # fmt: skip
+
 NETWORKS: dict[str, Example] = {
+    "AsCAN": Example(
+        lambda: models.AsCAN(
+            models.AsCANConfig(models.StageLayout(("C", "CT")), (8, 16), 4, head_size=8, image=8, classes=5)
+        ),
+        pictures(3, 8), **_PICTURE,
+    ),
     "BMojoLM": _of_config("BMojoLM", "BMojoConfig", _new_state, pattern="bm", **_BMOJO),
     "BlockFFNLM": _of_config("BlockFFNLM", "BlockFFNConfig", _new_state, **_BLOCKFFN),
     "BlockFFNLM: dense": _of_config("BlockFFNLM", "BlockFFNConfig", _new_state, feed_forward="dense", **_BLOCKFFN),
@@ -197,6 +221,9 @@ NETWORKS: dict[str, Example] = {
         **_PICTURE,
     ),
     "ChainBlock": Example(lambda: models.ChainBlock(8, 8, 5, 1), pictures(8, 6), **_PICTURE),
+    "FeatureMaps": Example(
+        lambda: models.SimpleNet(models.SimpleNetConfig("4 p 4")).features_only((-1,)), pictures(3, 6), **_PICTURE
+    ),
     "HeadPredictor": Example(lambda: models.HeadPredictor(WIDTH, VOCABULARY, 8), hidden),
     "KAT": Example(
         lambda: models.KAT(models.KATConfig(image=8, patch=4, width=32, layers=1, heads=2, classes=5, groups=4)),
@@ -207,6 +234,10 @@ NETWORKS: dict[str, Example] = {
         call=lambda module, x, cache=None: module(x, cache),
         state=lambda module, batch: module.self_attn.new_cache(batch),
     ),
+    "LowFormer": Example(
+        lambda: models.LowFormer(models.LowFormerConfig(**_LOWFORMER)), pictures(3, 64), **_PICTURE
+    ),
+    "LowFormerBlock": Example(lambda: models.LowFormerBlock(8, 2, 3, fused=False), pictures(8, 5), **_PICTURE),
     "MambaLM": _of_config("MambaLM", "MambaConfig", _new_state, d_model=32, n_layer=1, vocab_size=VOCABULARY),
     "MatMulFreeLM": _of_config(
         "MatMulFreeLM", "MatMulFreeConfig", _new_state, width=32, layers=2, vocabulary=VOCABULARY, hidden=48
@@ -223,6 +254,9 @@ NETWORKS: dict[str, Example] = {
     ),
     "OnceForAll": Example(lambda: models.OnceForAll(models.OFAConfig(**_OFA)), pictures(3, 16), **_PICTURE),
     "ResNet9": Example(lambda: models.ResNet9(5, 3, 4, (8,), (1,)), pictures(3, 8), **_PICTURE),
+    "SimpleNet": Example(
+        lambda: models.SimpleNet(models.SimpleNetConfig("4 4 p 8' 8", (2,), classes=5)), pictures(3, 12), **_PICTURE
+    ),
     "SmallThinkerLM": _of_config("SmallThinkerLM", "SmallThinkerConfig", _new_state, **_THINKER),
     "SubNetwork": Example(
         lambda: models.SubNetwork(models.OFAConfig(**_OFA), models.OFAConfig(**_OFA).architecture()), pictures(3, 16),

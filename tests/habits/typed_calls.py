@@ -18,6 +18,7 @@ def blocks(x: Tensor, ids: Tensor, picture: Tensor) -> None:
     assert_type(nn.BlockFFN(32, 8, 4)(x, return_routing=True), tuple[Tensor, Routing])
     assert_type(nn.ElasticMBConv(8, 8, (3, 5), (2, 3), 1, "relu", True)(picture, 3, 2), Tensor)
     assert_type(nn.Expert(32, 24)(x), Tensor)
+    assert_type(nn.FusedMBConv(8, 8, 16)(picture), Tensor)
     assert_type(nn.GatedExperts(32, 24, 4)(x), Tensor)
     assert_type(nn.GroupRational(32, 4)(x), Tensor)
     assert_type(nn.GroupRationalMLP(32)(x), Tensor)
@@ -25,7 +26,9 @@ def blocks(x: Tensor, ids: Tensor, picture: Tensor) -> None:
     assert_type(nn.Hourglass(32, hidden=8, layers=2)(x), Tensor)
     latent = nn.LatentAttention(32, heads=2, plain=8, rotated=8, value=8, query_rank=12, latent=16, rotary=nn.Rotary(8))
     assert_type(latent(x), Tensor)
+    assert_type(nn.Lowtention(32)(picture), Tensor)
     assert_type(nn.MBConv(8, 8, 16, 3, 1, "relu", True)(picture), Tensor)
+    assert_type(nn.MapTransformer(32, 32)(picture), Tensor)
     assert_type(nn.MLGRU(32)(x), tuple[Tensor, Tensor])
     assert_type(nn.Mamba(32)(x), Tensor)
     assert_type(nn.MixtureOfExperts(32, 24, 4, 2)(x), Tensor)
@@ -49,6 +52,14 @@ def networks(
     chain: models.MobileChain, elastic: models.OnceForAll, part: models.SubNetwork, thinker: models.SmallThinkerLM,
     layer: models.Layer, encoder: models.BottleneckEncoder,
 ) -> None:  # fmt: skip
+    assert_type(models.AsCAN()(picture), Tensor)
+    assert_type(models.AsCAN().features_only()(picture), tuple[Tensor, ...])
+    maps: models.FeatureMaps = models.LowFormer().features_only()
+    assert_type(maps(picture), tuple[Tensor, ...])
+    backbone: models.Backbone = models.LowFormer()
+    assert_type(backbone(picture), Tensor)
+    assert_type(models.LowFormerBlock(8, 2, 3, fused=True)(picture), Tensor)
+    assert_type(models.SimpleNet(models.SimpleNetConfig("8"))(picture), Tensor)
     assert_type(models.BMojoLM(models.BMojoConfig())(ids), Tensor)
     experts = models.BlockFFNLM(models.BlockFFNConfig())
     assert_type(experts(ids), Tensor)

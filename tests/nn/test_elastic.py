@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasten.errors import HastenError
-from hasten.nn.elastic import ElasticMBConv, MBConv, SqueezeExcite, make_divisible
+from hasten.nn.convolutional import MBConv, SqueezeExcite, make_divisible
+from hasten.nn.elastic import ElasticMBConv
 
 
 def block(se: bool = True, stride: int = 1, seed: int = 0) -> ElasticMBConv:

@@ -52,10 +52,19 @@ if TYPE_CHECKING:
     from hasten.models.loading.weight_format import KeptTensor as KeptTensor
     from hasten.models.loading.weight_format import WeightFormat as WeightFormat
     from hasten.models.loading.weight_types import WeightTypes as WeightTypes
+    from hasten.models.vision.ascan import AsCAN as AsCAN
+    from hasten.models.vision.ascan import AsCANConfig as AsCANConfig
+    from hasten.models.vision.ascan import StageLayout as StageLayout
+    from hasten.models.vision.backbone import Backbone as Backbone
+    from hasten.models.vision.backbone import FeatureMaps as FeatureMaps
+    from hasten.models.vision.backbone import Level as Level
     from hasten.models.vision.cell_network import CellConfig as CellConfig
     from hasten.models.vision.cell_network import CellNetwork as CellNetwork
     from hasten.models.vision.kat import KAT as KAT
     from hasten.models.vision.kat import KATConfig as KATConfig
+    from hasten.models.vision.lowformer import LowFormer as LowFormer
+    from hasten.models.vision.lowformer import LowFormerBlock as LowFormerBlock
+    from hasten.models.vision.lowformer import LowFormerConfig as LowFormerConfig
     from hasten.models.vision.mobile_chain import ChainBlock as ChainBlock
     from hasten.models.vision.mobile_chain import ChainConfig as ChainConfig
     from hasten.models.vision.mobile_chain import MobileChain as MobileChain
@@ -64,6 +73,8 @@ if TYPE_CHECKING:
     from hasten.models.vision.once_for_all import OnceForAll as OnceForAll
     from hasten.models.vision.once_for_all import SubNetwork as SubNetwork
     from hasten.models.vision.resnet9 import ResNet9 as ResNet9
+    from hasten.models.vision.simplenet import SimpleNet as SimpleNet
+    from hasten.models.vision.simplenet import SimpleNetConfig as SimpleNetConfig
 
 _exports = Exports(__name__)
 __getattr__ = _exports.find

@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     from hasten.nn.blockffn import TopKFFN as TopKFFN
     from hasten.nn.bmojo import BMojo as BMojo
     from hasten.nn.bmojo import BMojoState as BMojoState
+    from hasten.nn.convolutional import FusedMBConv as FusedMBConv
+    from hasten.nn.convolutional import MBConv as MBConv
+    from hasten.nn.convolutional import SqueezeExcite as SqueezeExcite
     from hasten.nn.elastic import ElasticMBConv as ElasticMBConv
-    from hasten.nn.elastic import MBConv as MBConv
-    from hasten.nn.elastic import SqueezeExcite as SqueezeExcite
     from hasten.nn.hourglass import Hourglass as Hourglass
     from hasten.nn.hourglass import Sizes as Sizes
+    from hasten.nn.lowtention import Lowtention as Lowtention
     from hasten.nn.mamba import Mamba as Mamba
     from hasten.nn.mamba import MambaState as MambaState
+    from hasten.nn.map_transformer import MapTransformer as MapTransformer
     from hasten.nn.mlgru import MLGRU as MLGRU
     from hasten.nn.mlgru import TernaryGLU as TernaryGLU
     from hasten.nn.moe import BiasController as BiasController

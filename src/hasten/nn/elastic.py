@@ -1,6 +1,6 @@
 """Blocks of which parts work by themselves: Once-for-All's elastic inverted bottleneck (arXiv 1908.09791, section 3).
 
-`MBConv` is the ordinary block that a part is extracted to.
+`hasten.nn.MBConv` is the ordinary block that a part is extracted to.
 """
 
 from __future__ import annotations
@@ -15,93 +15,7 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.nn.block import Block, Factory
-
-
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """The multiple of ``divisor`` nearest to ``value``, not under 0.9 of it (MobileNet's rounding)."""
-    made = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return made + divisor if made < 0.9 * value else made
-
-
-def activation(name: str) -> nn.Module:
-    """``relu`` or ``h_swish``."""
-    return {"relu": nn.ReLU, "h_swish": nn.Hardswish}[name]()
-
-
-class SqueezeExcite(Block):
-    """Channels scaled by what their means say: a hidden layer of a quarter of them, a hard sigmoid."""
-
-    def __init__(
-        self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> None:
-        super().__init__()
-        hidden = make_divisible(channels // 4)
-        self.reduce = nn.Conv2d(channels, hidden, 1, device=device, dtype=dtype)
-        self.expand = nn.Conv2d(hidden, channels, 1, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        channels = x.shape[1]
-        hidden = make_divisible(channels // 4)
-        means = x.mean((2, 3), keepdim=True)
-        if channels == self.reduce.in_channels:
-            y: Tensor = x * F.hardsigmoid(self.expand(F.relu(self.reduce(means))))
-            return y
-        # Fewer channels than it was made for: the first of them, and the first hidden units.
-        inner = F.relu(F.conv2d(means, self.reduce.weight[:hidden, :channels], self.reduce.bias[:hidden]))  # type: ignore[index]
-        scale = F.conv2d(inner, self.expand.weight[:channels, :hidden], self.expand.bias[:channels])  # type: ignore[index]
-        return x * F.hardsigmoid(scale)
-
-    if TYPE_CHECKING:
-        __call__ = forward
-
-
-class MBConv(Block):
-    """An inverted bottleneck: 1x1 up to ``middle`` channels, depthwise, squeeze-and-excite, 1x1 down.
-
-    Args:
-        inputs, outputs, middle: channels; where ``middle`` equals ``inputs`` and ``expand`` is False the first is
-            left out.
-        kernel, stride: of the depthwise convolution.
-        act: ``relu`` or ``h_swish``.
-        se: whether with squeeze-and-excite.
-        device, dtype: as torch's modules take them.
-
-    Shapes: (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride).
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        middle: int,
-        kernel: int,
-        stride: int,
-        act: str,
-        se: bool,
-        expand: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        made: Factory = {"device": device, "dtype": dtype}
-        if expand:
-            self.expand = nn.Sequential(
-                nn.Conv2d(inputs, middle, 1, bias=False, **made), nn.BatchNorm2d(middle, **made), activation(act)
-            )
-        else:
-            self.expand = nn.Sequential()
-        depthwise = nn.Conv2d(middle, middle, kernel, stride, kernel // 2, groups=middle, bias=False, **made)
-        self.depthwise = nn.Sequential(depthwise, nn.BatchNorm2d(middle, **made), activation(act))
-        self.se = SqueezeExcite(middle, **made) if se else nn.Identity()
-        self.project = nn.Sequential(nn.Conv2d(middle, outputs, 1, bias=False, **made), nn.BatchNorm2d(outputs, **made))
-        self.residual = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.project(self.se(self.depthwise(self.expand(x))))
-        return x + y if self.residual else y
-
-    if TYPE_CHECKING:
-        __call__ = forward
+from hasten.nn.convolutional import MBConv, SqueezeExcite, make_divisible
 
 
 def _normed(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:

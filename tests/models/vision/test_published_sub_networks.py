@@ -13,7 +13,7 @@ import torch
 from hasten.errors import HastenError
 from hasten.models.vision.once_for_all import Architecture, OFAConfig, SubNetwork, macs
 from hasten.models.vision.published_sub_networks import read_sub_network, sub_network
-from hasten.nn.elastic import MBConv, make_divisible
+from hasten.nn.convolutional import MBConv, make_divisible
 
 
 def described(config: OFAConfig, arch: Architecture, conv: str = "conv", ratios: bool = True) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hasten.cost.latency.tables import Arch, LatencyTables
+from hasten.cost.preserving import fold_normalization
 from hasten.errors import HastenError
 from hasten.files import parse_json, read_bytes, read_text
 from hasten.processes import torch_threads
@@ -85,9 +85,7 @@ class Regime:
             module: as built, in fp32.
             image: (1, channels, height, width).
         """
-        made = copy.deepcopy(module).eval()
-        if self.program == "folded":
-            made = _folded(made)
+        made = fold_normalization(module) if self.program == "folded" else copy.deepcopy(module).eval()
         x = image.expand(self.batch, *image.shape[1:]).contiguous()
         if self.dtype == "bf16":
             made, x = made.to(torch.bfloat16), x.to(torch.bfloat16)
@@ -100,17 +98,6 @@ class Regime:
         elif self.program == "compiled":
             program = torch.compile(made)
         return lambda: program(x)
-
-
-def _folded(module: nn.Module) -> nn.Module:
-    """Batch norms that follow a convolution in an `nn.Sequential`, folded into it."""
-    for part in module.modules():
-        if isinstance(part, nn.Sequential):
-            for i in range(len(part) - 1):
-                conv, norm = part[i], part[i + 1]
-                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    part[i], part[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
-    return module
 
 
 def _clock(regime: Regime) -> Callable[[], float]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.nn.block import Block
-from hasten.nn.elastic import make_divisible
+from hasten.nn.convolutional import make_divisible
 
 OPERATIONS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
 # Kernel, expansion and groups of the blocks; a skip has none.

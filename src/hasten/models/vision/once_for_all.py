@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from hasten.errors import HastenError
 from hasten.models.loading import checkpoint
 from hasten.nn.block import Block
-from hasten.nn.elastic import ElasticMBConv, MBConv, make_divisible
+from hasten.nn.convolutional import MBConv, make_divisible
+from hasten.nn.elastic import ElasticMBConv
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 from hasten.errors import HastenError
 from hasten.files import named_path, parse_json, read_bytes
 from hasten.models.vision.once_for_all import Architecture, OFAConfig
-from hasten.nn.elastic import make_divisible
+from hasten.nn.convolutional import make_divisible
 
 MULTIPLIERS = (1.0, 1.2)
 """Of the widths of the published networks."""

@@ -1,0 +1,170 @@
+"""What every network for images has that follows timm's conventions: maps of each stage, a head, a last layer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hasten.errors import HastenError
+from hasten.nn.block import Block
+
+
+@dataclass(frozen=True)
+class Level:
+    """A feature map that a stage gives.
+
+    Args:
+        channels: of the map.
+        reduction: pixels of the image, in height and in width, for one of the map.
+    """
+
+    channels: int
+    reduction: int
+
+
+class Backbone(Block, ABC):
+    """A stem, stages that each give a feature map, and a head that ends in a linear layer.
+
+    It has what code for timm's models asks of one: `num_classes`, `num_features`, `forward_features`, `forward_head`,
+    `get_classifier`, `reset_classifier` and `feature_info`; `features_only` gives the maps of its stages.
+
+    Subclasses make ``stem``, ``stages``, ``head`` (to what the last layer reads) and ``classifier``.
+
+    Shapes: (batch, channels, height, width) to (batch, classes); without classes to (batch, `num_features`).
+    """
+
+    stem: nn.Module
+    stages: nn.ModuleList
+    head: nn.Module
+    classifier: nn.Module
+
+    @property
+    @abstractmethod
+    def levels(self) -> tuple[Level, ...]:
+        """What each stage gives, the largest map first."""
+
+    @property
+    @abstractmethod
+    def num_features(self) -> int:
+        """Numbers that the classifier reads."""
+
+    @property
+    def num_classes(self) -> int:
+        """Logits; 0 where it gives features."""
+        return self.classifier.out_features if isinstance(self.classifier, nn.Linear) else 0
+
+    @property
+    def feature_info(self) -> list[dict[str, int | str]]:
+        """Of each level its channels, reduction and module, in timm's words."""
+        return [
+            {"num_chs": level.channels, "reduction": level.reduction, "module": f"stages.{i}"}
+            for i, level in enumerate(self.levels)
+        ]
+
+    def new_classifier(self, classes: int) -> nn.Module:
+        """A last layer of so many classes; an identity for 0.
+
+        Raises:
+            HastenError: fewer than 0.
+        """
+        if classes < 0:
+            raise HastenError(f"a network has num_classes from 0 on: got {classes}")
+        return nn.Linear(self.num_features, classes) if classes else nn.Identity()
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer; an identity where there is none."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Puts a new last layer in the old one's place, none for 0 classes, on the device and in the dtype of the rest.
+
+        Raises:
+            HastenError: fewer than 0 classes.
+        """
+        like = next(self.parameters())
+        self.classifier = self.new_classifier(num_classes).to(like.device, like.dtype).train(self.training)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last stage's map: (batch, channels, height / reduction, width / reduction)."""
+        x: Tensor = self.stem(images)
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits of what `forward_features` gave; with ``pre_logits`` what the classifier would read."""
+        x: Tensor = self.head(features)
+        return x if pre_logits else self.classifier(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def features_only(self, out_indices: Sequence[int] | None = None) -> FeatureMaps:
+        """The maps of its stages alone, what a head for detection or segmentation reads; it shares the weights.
+
+        Args:
+            out_indices: which stages'; all when None.
+        """
+        return FeatureMaps(self, out_indices)
+
+
+class FeatureMaps(Block):
+    """The feature maps of a backbone's stages, without its head and without the stages that none of them needs.
+
+    Args:
+        backbone: whose stages it shares.
+        out_indices: which, from the end where negative; all when None.
+
+    Shapes: (batch, channels, height, width) to a map (batch, channels, height / reduction, width / reduction) a level.
+
+    Raises:
+        HastenError: no stage, or one that the backbone has not.
+    """
+
+    def __init__(self, backbone: Backbone, out_indices: Sequence[int] | None = None) -> None:
+        super().__init__()
+        count = len(backbone.stages)
+        asked = range(count) if out_indices is None else out_indices
+        if not asked or any(not -count <= i < count for i in asked):
+            raise HastenError(f"out_indices are among {count} stages, from 0 to {count - 1}: got {list(asked)}")
+        self.indices = tuple(sorted({i % count for i in asked}))
+        self.stem = backbone.stem
+        self.stages = nn.ModuleList(list(backbone.stages)[: self.indices[-1] + 1])
+        self.feature_info = [backbone.feature_info[i] for i in self.indices]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        x: Tensor = self.stem(images)
+        found: list[Tensor] = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.indices:
+                found.append(x)
+        return tuple(found)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+def multiply_accumulates(network: nn.Module, image: Sequence[int]) -> int:
+    """Multiply-accumulates of a network for one image: convolutions, linear layers and attention's products.
+
+    Args:
+        network: made on the meta device, or anywhere.
+        image: channels, height and width.
+    """
+    like, was = next(network.parameters()), network.training
+    # torch does not count its own fused attention of CPUs.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network.eval()(torch.zeros(1, *image, device=like.device, dtype=like.dtype))
+    network.train(was)
+    return int(counter.get_total_flops()) // 2

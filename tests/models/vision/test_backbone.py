@@ -1,0 +1,113 @@
+"""timm's conventions, of every backbone that is published."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hasten.cost.preserving import check_same, fold_normalization
+from hasten.errors import HastenError
+from hasten.models import (
+    AsCAN,
+    Backbone,
+    FeatureMaps,
+    LowFormer,
+    LowFormerConfig,
+    SimpleNet,
+    SimpleNetConfig,
+    named,
+)
+from hasten.models.registry import builders
+from hasten.models.vision.backbone import multiply_accumulates
+
+SMALL: dict[str, Any] = {
+    "AsCAN": AsCAN,
+    "LowFormer": lambda: LowFormer(LowFormerConfig((4, 8, 8, 32, 32), (1, 1, 2, 1, 1), (8, 16), classes=10)),
+    "SimpleNet": lambda: SimpleNet(SimpleNetConfig("8 8 p 16 16' p 16", (2,))),
+}
+each = pytest.mark.parametrize("name", SMALL)
+
+
+def made(name: str) -> Any:
+    torch.manual_seed(0)
+    return SMALL[name]().eval()
+
+
+def test_every_backbone_is_here() -> None:
+    kinds = {getattr(b, "__self__", None) for b in builders().values()}
+    assert {k.__name__ for k in kinds if isinstance(k, type) and issubclass(k, Backbone)} == set(SMALL)
+
+
+@each
+def test_head_and_classifier(name: str) -> None:
+    model, x = made(name), torch.randn(2, 3, 64, 64)
+    features = model.forward_features(x)
+    assert features.shape == (2, model.levels[-1].channels, *(64 // model.levels[-1].reduction,) * 2)
+    assert model.forward_head(features, pre_logits=True).shape == (2, model.num_features)
+    torch.testing.assert_close(model.forward_head(features), model(x))
+    assert model.get_classifier() is model.classifier
+    assert model.num_classes == 10
+    model.double().reset_classifier(3)
+    assert model(x.double()).shape == (2, 3)
+    assert not model.classifier.training
+    model.reset_classifier(0)
+    assert (model.num_classes, model(x.double()).shape) == (0, (2, model.num_features))
+    with pytest.raises(HastenError, match="num_classes from 0"):
+        model.reset_classifier(-1)
+
+
+@each
+def test_feature_maps(name: str) -> None:
+    model, x = made(name), torch.randn(1, 3, 64, 64)
+    maps = model.features_only()
+    assert isinstance(maps, FeatureMaps)
+    found = maps(x)
+    assert [(m.shape[1], 64 // m.shape[2]) for m in found] == [(lv.channels, lv.reduction) for lv in model.levels]
+    assert [(i["num_chs"], i["reduction"]) for i in maps.feature_info] == [
+        (lv.channels, lv.reduction) for lv in model.levels
+    ]
+    torch.testing.assert_close(found[-1], model.forward_features(x))
+    some = model.features_only((1, -3))
+    count = len(model.levels)
+    assert some.indices == tuple(sorted({1, count - 3}))
+    assert len(some.stages) == max(some.indices) + 1  # what nobody asked for is left out
+    for wanted in ((), (count,), (-count - 1,)):
+        with pytest.raises(HastenError, match="out_indices are among"):
+            model.features_only(wanted)
+
+
+@each
+def test_folding_the_whole_network_keeps_its_logits(name: str) -> None:
+    model, x = made(name), torch.randn(4, 3, 64, 64)
+    model.train()(x)
+    folded = fold_normalization(model)
+    norms = [n for n, m in folded.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert not norms
+    check_same(model, folded, (x,), 1e-4)
+
+
+@each
+def test_it_exports(name: str) -> None:
+    model, x = made(name), torch.randn(2, 3, 32, 32)
+    program = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(program(x), model(x))
+
+
+def test_names_take_timm_s_options() -> None:
+    for name in ("lowformer_b1", "simplenetv1_5m_m1", "ascan_fit_t"):
+        model: Any = named.build(name, num_classes=7, in_chans=1)
+        assert model.num_classes == 7
+        assert next(p for p in model.parameters() if p.ndim == 4).shape[1] == 1
+    with pytest.raises(HastenError, match="lowformer-b0 takes in_chans from 1"):
+        named.build("lowformer-b0", in_chans=0)
+    with pytest.raises(HastenError, match="takes no option 'width'"):
+        named.build("lowformer-b0", width=3)
+
+
+def test_products_are_counted_with_attention_s() -> None:
+    with torch.device("meta"):
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.ConvTranspose2d(8, 4, 2, 2))
+    # A transposed convolution's are those of its input's positions.
+    assert multiply_accumulates(model, (3, 8, 8)) == 16 * 27 * 8 + 16 * 4 * 8 * 4
