@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,20 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _random_gguf() -> Any:
+    """`scripts/random_gguf.py`, which is no part of the package."""
+    path = Path(__file__).parents[2] / "scripts" / "random_gguf.py"
+    spec = importlib.util.spec_from_file_location("random_gguf", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+random_blocks, write_random = (getattr(_random_gguf(), name) for name in ("random_blocks", "write"))
 
 
 def logits(network: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -1,17 +1,20 @@
-"""Linear layers whose weight stays packed: bf16, int8 or int4 with a scale for each group of columns.
+"""Linear layers whose weight stays packed: plain, int8 or int4 with a scale for each group of columns, or in blocks.
 
 Formats of a weight (out, in), groups of ``group`` consecutive columns:
 
 =====  ===============================  =============================================  ===================
 bits   ``packed``                       ``scales``, ``mins`` (out, in / group), fp16   value
 =====  ===============================  =============================================  ===================
+32     (out, in) fp32                   none                                           the number itself
 16     (out, in) bf16 or fp16           none                                           the number itself
 8      (out, in) int8, symmetric        scales                                         scale * code
 4      (out, in / 2) uint8, asymmetric  scales and mins                                scale * code + min
 =====  ===============================  =============================================  ===================
 
 Of an int4 group, byte j holds value j in its low nibble and value j + group / 2 in its high one. That is
-GGUF's layout within a block of 32, so Q4_0, Q4_1 and Q8_0 weights keep their codes.
+GGUF's layout within a block of 32, so Q4_0, Q4_1 and Q8_0 weights keep their codes. The other formats of GGUF stay as
+they are: ``bits`` is then a number of `hasten.kernels.block_formats`, ``packed`` (out, bytes of a row) uint8, and there
+are no other tensors.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hasten.kernels import gate
+from hasten.kernels import block_formats, gate
+from hasten.kernels.block_formats import BLOCK_FORMATS
 from hasten.kernels.compiled import FORMATS, native
 from hasten.kernels.groups import check_range, decode, encode
-from hasten.workload.einsum import Op
+from hasten.workload.einsum import Access, Op
 from hasten.workload.operators import Call, axes, register, whole
 
 # Columns of x that share a scale in int8; a weight's groups are multiples of it.
@@ -39,7 +43,7 @@ def quantize(weight: Tensor, bits: int, group: int = GROUP) -> tuple[Tensor, Ten
 
     Args:
         weight: (out, in) floating point; ``in`` a multiple of ``group``.
-        bits: 16, 8 or 4.
+        bits: 16, 8 or 4: what hasten quantizes to itself.
         group: columns that share a scale; a multiple of 32.
 
     Returns:
@@ -66,7 +70,9 @@ def quantize(weight: Tensor, bits: int, group: int = GROUP) -> tuple[Tensor, Ten
 
 def dequantize_reference(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
     """The weight (out, in) in fp32, in plain torch."""
-    if bits == 16:
+    if bits in BLOCK_FORMATS:
+        return block_formats.decode_rows(packed, bits)
+    if bits >= 16:
         return packed.float()
     assert scales is not None
     out = packed.shape[0]
@@ -86,6 +92,11 @@ def round_rows(x: Tensor) -> Tensor:
     grouped = x.to(gate.wide(x.dtype)).unflatten(-1, (-1, GROUP))
     scale = grouped.abs().amax(-1, keepdim=True) / 127
     return (torch.round(grouped / torch.where(scale == 0, 1, scale)) * scale).flatten(-2).to(x.dtype)
+
+
+def format_name(bits: int) -> str:
+    """A format for people: ``int4``, ``16 bits``, ``q4_k``."""
+    return BLOCK_FORMATS[bits].name if bits in BLOCK_FORMATS else f"int{bits}" if bits < 16 else f"{bits} bits"
 
 
 def native_matrix(
@@ -115,8 +126,21 @@ def native_matrix(
     )
 
 
-# What the codes of a weight are kept in; 32 bits: a plain weight.
-_CODES = {4: (torch.uint8,), 8: (torch.int8,), 16: (torch.bfloat16, torch.float16), 32: (torch.float32,)}
+# What the codes of a weight are kept in.
+_CODES: dict[int, tuple[torch.dtype, ...]] = {
+    4: (torch.uint8,),
+    8: (torch.int8,),
+    16: (torch.bfloat16, torch.float16),
+    32: (torch.float32,),
+    **dict.fromkeys(BLOCK_FORMATS, (torch.uint8,)),
+}
+
+
+def columns_of(packed: Tensor, bits: int) -> int:
+    """Weights of a row of ``packed``, whole blocks where there are blocks."""
+    if bits in BLOCK_FORMATS:
+        return packed.shape[1] // BLOCK_FORMATS[bits].nbytes * BLOCK_FORMATS[bits].columns
+    return packed.shape[1] * (2 if bits == 4 else 1)
 
 
 def check_weight(
@@ -128,15 +152,18 @@ def check_weight(
         ValueError: they do not.
     """
     if bits not in _CODES:
-        raise ValueError(f"{operator}: a weight has 4, 8 or 16 bits, not {bits}")
+        raise ValueError(f"{operator}: a weight has 4, 8, 16 or 32 bits or is of a block format, not {bits}")
     gate.dtypes(operator, _CODES[bits], packed=packed)
     gate.dtypes(operator, (torch.float16,), scales=scales, mins=mins)
     found = gate.sizes(operator, packed=(packed, "n p"), scales=(scales, "n g"), mins=(mins, "n g"))
-    columns = found["p"] * (2 if bits == 4 else 1)
+    columns = columns_of(packed, bits)
+    if bits in BLOCK_FORMATS and found["p"] % BLOCK_FORMATS[bits].nbytes:
+        size = BLOCK_FORMATS[bits].nbytes
+        raise ValueError(f"{operator}: rows of {found['p']} bytes are no blocks of {size} ({format_name(bits)})")
     if bits < 16 and (scales is None or (mins is None) != (bits == 8)):
         raise ValueError(f"{operator}: int8 weights have scales, int4 ones scales and mins")
     if bits >= 16 and (scales is not None or mins is not None):
-        raise ValueError(f"{operator}: weights of {bits} bits have neither scales nor mins")
+        raise ValueError(f"{operator}: weights in {format_name(bits)} have neither scales nor mins")
     if group < GROUP or group % GROUP:
         raise ValueError(f"{operator}: a group of {group} must be a multiple of {GROUP}")
     if bits < 16 and (columns % group or found["g"] != columns // group):
@@ -154,8 +181,9 @@ def _check(
         raise ValueError(f"{operator}: the weight has no columns")
 
 
-def _compiled_takes(packed: Tensor, columns: int) -> bool:
-    return packed.device.type == "cpu" and columns % GROUP == 0 and packed.is_contiguous() and native() is not None
+def _compiled_takes(packed: Tensor, columns: int, bits: int) -> bool:
+    known = bits in FORMATS.values() and columns % GROUP == 0
+    return known and packed.device.type == "cpu" and packed.is_contiguous() and native() is not None
 
 
 def dequantize(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
@@ -164,8 +192,8 @@ def dequantize(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits:
 
 
 def _unpacked(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
-    columns = packed.shape[1] * (2 if bits == 4 else 1)
-    if not _compiled_takes(packed, columns):
+    columns = columns_of(packed, bits)
+    if not _compiled_takes(packed, columns, bits):
         return dequantize_reference(packed, scales, mins, bits, group)
     weight = gate.buffer(packed.shape[0], columns)
     scales, mins = _together(scales), _together(mins)
@@ -205,8 +233,8 @@ def _packed_linear(
     _check("packed_linear", x, packed, scales, mins, bits, group)
     columns = x.shape[-1]
     rows = x.numel() // columns
-    int8 = int8 and bits < 16 and group == GROUP
-    if not _compiled_takes(packed, columns):
+    int8 = int8 and bits not in (16, 32) and group == GROUP
+    if not _compiled_takes(packed, columns, bits):
         return reference(round_rows(x) if int8 else x, packed, scales, mins, bits, group).to(x.dtype)
     wide = gate.wide(x.dtype)
     flat = x.reshape(rows, columns).to(wide).contiguous()
@@ -261,17 +289,28 @@ def _(
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
+def _describe(call: Call, shape: tuple[int, ...]) -> None:
+    """Says what an int4 weight's bytes mean; a block format stays the bytes that it is."""
+    if call["bits"] == 4:
+        call.recorder.describe(call["packed"], shape, "int4")
+
+
+def _codes(call: Call, names: list[str], rows: int) -> Access:
+    """Reading so many rows of the packed weight."""
+    packed, bits = call["packed"], call["bits"]
+    return call.read(packed, names, rows * (packed.shape[1] if bits in BLOCK_FORMATS else columns_of(packed, bits)))
+
+
 @register("hasten::packed_linear")
 def _(call: Call) -> None:
     x, packed = call["x"], call["packed"]
     output = call.outputs[0]
     k, n = x.shape[-1], packed.shape[0]
-    if call["bits"] == 4:
-        call.recorder.describe(packed, (n, k), "int4")
+    _describe(call, (n, k))
     rows = int(x.numel() // max(k, 1))
     ranks = (("m", rows), ("n", n), ("k", k))
     scales = [call.read(t, ["n", "k"], t.numel()) for t in (call["scales"], call["mins"]) if t is not None]
-    inputs = [call.read(x, ["m", "k"]), call.read(packed, ["k", "n"]), *scales]
+    inputs = [call.read(x, ["m", "k"]), _codes(call, ["k", "n"], n), *scales]
     product = "mul-bf16" if call["bf16"] and rows > FEW_ROWS else "mul"
     call.emit(Op.MATMUL, ranks, inputs, output, ["m", "n"], map=product, reduce="sum")
 
@@ -300,19 +339,18 @@ def _dequantize(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits
 
 @gate.register_fake("hasten::dequantize")
 def _(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
-    columns = packed.shape[1] * (2 if bits == 4 else 1)
+    columns = columns_of(packed, bits)
     return packed.new_empty(packed.shape[0], columns, dtype=torch.float32)
 
 
 @register("hasten::dequantize")
 def _(call: Call) -> None:
     packed, output = call["packed"], call.outputs[0]
-    if call["bits"] == 4:
-        call.recorder.describe(packed, tuple(output.shape), "int4")
+    _describe(call, tuple(output.shape))
     ranks = axes(output.shape)
     names = [r for r, _ in ranks]
     scales = [call.read(t, names, t.numel()) for t in (call["scales"], call["mins"]) if t is not None]
-    call.emit(Op.ELEMENTWISE, ranks, [call.read(packed, names), *scales], output, names, map="dequantize")
+    call.emit(Op.ELEMENTWISE, ranks, [_codes(call, names, packed.shape[0]), *scales], output, names, map="dequantize")
 
 
 gate.without_gradient("hasten::dequantize")
@@ -342,7 +380,7 @@ def _packed_embedding(
 
 @gate.register_fake("hasten::packed_embedding")
 def _(ids: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
-    columns = packed.shape[1] * (2 if bits == 4 else 1)
+    columns = columns_of(packed, bits)
     return packed.new_empty(*ids.shape, columns, dtype=torch.float32)
 
 
@@ -350,14 +388,13 @@ def _(ids: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, b
 def _(call: Call) -> None:
     ids, packed, output = call["ids"], call["packed"], call.outputs[0]
     width = output.shape[-1]
-    if call["bits"] == 4:
-        call.recorder.describe(packed, (packed.shape[0], width), "int4")
+    _describe(call, (packed.shape[0], width))
     ranks = axes(output.shape)
     names = [r for r, _ in ranks]
     rows = min(ids.numel(), packed.shape[0])
     scales = [call.read(t, names, rows * t.shape[1]) for t in (call["scales"], call["mins"]) if t is not None]
-    inputs = [call.read(packed, names, rows * width), *scales, whole(call, ids)]
-    call.emit(Op.GATHER, ranks, inputs, output, names, map="copy" if call["bits"] == 16 else "dequantize")
+    inputs = [_codes(call, names, rows), *scales, whole(call, ids)]
+    call.emit(Op.GATHER, ranks, inputs, output, names, map="copy" if call["bits"] in (16, 32) else "dequantize")
 
 
 @torch.library.impl("hasten::plain_linear", ("cpu", "cuda", "mps"))
@@ -368,7 +405,7 @@ def _plain_linear(x: Tensor, weight: Tensor) -> Tensor:
         raise ValueError(f"plain_linear: x is {x.dtype}, the weight {weight.dtype}")
     rows = x.numel() // max(1, x.shape[-1])
     few = 0 < rows <= FEW_ROWS and x.dtype is torch.float32 and weight.numel() > 0
-    if not few or not _compiled_takes(weight, x.shape[-1]):
+    if not few or not _compiled_takes(weight, x.shape[-1], FORMATS["fp32"]):
         return torch.nn.functional.linear(x, weight)
     flat, y = x.reshape(rows, -1).contiguous(), gate.buffer(rows, weight.shape[0])
     _multiply(native_matrix(weight, None, None, FORMATS["fp32"], GROUP), flat, y)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.kernels import packed_linear as kernel
+from hasten.kernels.block_formats import BLOCK_FORMATS
 from hasten.kernels.packed_linear import GROUP
 from hasten.nn.block import PackedBlock
 
@@ -24,15 +25,18 @@ class _Packed(PackedBlock):
         super().__init__()
         self.bits = bits
         self.group = group
-        stored = {16: torch.bfloat16, 8: torch.int8, 4: torch.uint8}
-        if bits not in stored:
-            raise ValueError(f"a weight has 4, 8 or 16 bits, not {bits}")
-        if bits != 16 and (group % GROUP or columns % group):
+        stored = {32: torch.float32, 16: torch.bfloat16, 8: torch.int8, 4: torch.uint8}
+        blocks = BLOCK_FORMATS.get(bits)
+        if bits not in stored and blocks is None:
+            raise ValueError(f"a weight has 4, 8, 16 or 32 bits or is of a block format, not {bits}")
+        if bits in (4, 8) and (group % GROUP or columns % group):
             raise ValueError(f"a group of {group} must be a multiple of {GROUP} and divide {columns} columns")
-        self.register_buffer(
-            "packed", torch.zeros(rows, columns // 2 if bits == 4 else columns, dtype=stored[bits], device=device)
-        )
-        scales = None if bits == 16 else torch.zeros(rows, columns // group, dtype=torch.float16, device=device)
+        if blocks is not None and columns % blocks.columns:
+            raise ValueError(f"blocks of {blocks.columns} ({blocks.name}) must divide {columns} columns")
+        width = columns // 2 if bits == 4 else columns if blocks is None else columns // blocks.columns * blocks.nbytes
+        self.register_buffer("packed", torch.zeros(rows, width, dtype=stored.get(bits, torch.uint8), device=device))
+        grouped = bits in (4, 8)
+        scales = torch.zeros(rows, columns // group, dtype=torch.float16, device=device) if grouped else None
         self.register_buffer("scales", scales)
         self.register_buffer("mins", torch.zeros_like(scales) if bits == 4 and scales is not None else None)
 
@@ -46,6 +50,11 @@ class _Packed(PackedBlock):
         self.packed, self.scales, self.mins = packed, scales, mins
 
     @property
+    def format(self) -> str:
+        """Its name for people: ``int4``, ``16 bits``, ``q4_k``."""
+        return kernel.format_name(self.bits)
+
+    @property
     def weight(self) -> Tensor:
         """As `dequantize`, made anew each time: for modules that read a layer's weight themselves."""
         return self.dequantize()
@@ -56,15 +65,17 @@ class _Packed(PackedBlock):
 
 
 class PackedLinear(_Packed):
-    """``y = x W^T + b`` with W packed in 16 (bf16), 8 or 4 bits, see `hasten.kernels.packed_linear`.
+    """``y = x W^T + b`` with W packed in 16 (bf16), 8 or 4 bits, or in a file's blocks.
+
+    See `hasten.kernels.packed_linear` for the formats.
 
     Codes, scales and bias keep their types under ``.to(dtype)`` and the like.
 
     Args:
         in_features, out_features: as in ``torch.nn.Linear``; ``in_features`` a multiple of ``group``.
         bias: whether there is one.
-        bits: 16, 8 or 4.
-        group: columns that share a scale, a multiple of 32; ignored at 16 bits.
+        bits: 16, 8 or 4; 32 for fp32, or the number of a format of `hasten.kernels.block_formats`.
+        group: columns that share a scale, a multiple of 32; ignored where the format has no choice.
         bf16: multiply many rows in bf16, see `hasten.kernels.packed_linear.packed_linear`.
         int8: round rows of x to int8 first, see there.
         device, dtype: as in ``torch.nn.Linear``; the dtype is the bias's, fp32 when None.
@@ -135,8 +146,9 @@ class PackedLinear(_Packed):
         __call__ = forward
 
     def extra_repr(self) -> str:
-        group = "" if self.bits == 16 else f", group={self.group}"
-        return f"{self.in_features}, {self.out_features}, bits={self.bits}{group}, bias={self.bias is not None}"
+        packing = f"bits={self.bits}" if self.bits <= 32 else f"format={self.format}"
+        group = f", group={self.group}" if self.bits < 16 else ""
+        return f"{self.in_features}, {self.out_features}, {packing}{group}, bias={self.bias is not None}"
 
 
 class PackedEmbedding(_Packed):

@@ -59,6 +59,8 @@ def _projections(layer: DecoderLayer) -> list[nn.Module]:
 def _why_not_weight(module: nn.Module) -> str | None:
     if isinstance(module, PackedLinear | PackedEmbedding):
         weight, columns = module.packed, getattr(module, "in_features", getattr(module, "embedding_dim", 0))
+        if module.bits not in FORMATS.values():
+            return f"a weight is in {module.format}"
     elif isinstance(module, nn.Linear | nn.Embedding):
         weight, columns = module.weight, module.weight.shape[1]
         if weight.dtype not in (torch.float32, torch.bfloat16):

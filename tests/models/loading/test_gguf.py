@@ -14,8 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hasten.errors import HastenError
+from hasten.kernels.block_formats import BLOCK_FORMATS
 from hasten.kernels.packed_linear import dequantize_reference
 from hasten.models.loading.gguf import GGUFFile, read_packed
+
+from ..conftest import random_blocks
 
 Kind = gguf.GGMLQuantizationType
 
@@ -93,8 +96,33 @@ def test_packed_weights_lose_nothing_at_any_size(
     np.testing.assert_array_equal(unpacked.numpy(), expected)
 
 
+def raw_tensor(path: Path, kind: Kind, raw: np.ndarray) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("w", raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("number", BLOCK_FORMATS)
+def test_blocks_stay_as_the_file_has_them(tmp_path: Path, number: int) -> None:
+    kind = Kind(number - 100)
+    raw = random_blocks(kind.name, 6, np.random.default_rng(1)).reshape(3, -1)
+    path = raw_tensor(tmp_path / "m.gguf", kind, raw)
+    found = read_packed(path, "w")
+    assert found is not None
+    assert (found.bits, found.scales, found.mins) == (number, None, None)
+    np.testing.assert_array_equal(found.packed.numpy(), raw)
+    expected = gguf.quants.dequantize(raw, kind)
+    np.testing.assert_array_equal(GGUFFile(path).dequantize("w").numpy(), expected)
+    assert found.shape == expected.shape
+    assert found.finite()
+
+
 def test_a_format_without_a_counterpart_has_no_packed_form(tmp_path: Path) -> None:
-    path = one_tensor(tmp_path / "m.gguf", Kind.Q5_1, weights())
+    path = raw_tensor(tmp_path / "m.gguf", Kind.IQ2_XXS, np.zeros((2, 66), np.uint8))
     assert read_packed(path, "w") is None
     with pytest.raises(HastenError, match="no tensor 'nothing'"):
         read_packed(path, "nothing")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from hasten.models.loading.config import build, read_config
 from hasten.models.loading.gguf import GGUFFile
 from hasten.models.loading.gguf_config import gguf_config
 
-from ..conftest import FAMILIES, logits, tiny, vocabulary, write_gguf
+from ..conftest import FAMILIES, logits, tiny, vocabulary, write_gguf, write_random
 
 Kind = gguf.GGMLQuantizationType
 
@@ -524,6 +526,63 @@ def test_packed_loading_takes_gguf_alone(tmp_path: Path) -> None:
     (tmp_path / "short.gguf").write_bytes(b"GGUF")
     with pytest.raises(HastenError, match="truncated"):
         load_packed(tmp_path / "short.gguf")
+
+
+# hidden, layers, heads, heads of keys, FFN, vocabulary
+SMALL = (256, 2, 4, 2, 512, 300)
+
+
+@pytest.mark.parametrize(
+    "kind", ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_S", "Q6_K", "IQ4_XS", "IQ4_NL", "MXFP4", "Q5_1", "F32"]
+)
+def test_files_of_every_type_stay_packed(tmp_path: Path, ids: torch.Tensor, kind: str) -> None:
+    path = tmp_path / "m.gguf"
+    write_random(path, SMALL, kind)
+    plain, packed = load_network(path).network, load_packed(path).network
+    torch.testing.assert_close(logits(packed, ids), logits(plain, ids), rtol=0, atol=1e-4)
+    held = {t.data_ptr(): t.nbytes for t in [*packed.parameters(), *packed.buffers()]}
+    stored = sum(info.size for info in GGUFFile(path).tensors.values())
+    rotary = sum(b.nbytes for b in packed.model.rotary_emb.buffers())
+    assert sum(held.values()) - rotary == stored
+    rounded = load_packed(path, int8=True).network
+    assert (logits(rounded, ids) - logits(plain, ids)).abs().max() < 0.05
+
+
+def test_packed_weights_that_are_not_finite_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_random(path, SMALL, "Q4_K_S")
+    where = GGUFFile(path).tensors["blk.1.attn_q.weight"].begin
+    with path.open("r+b") as file:
+        file.seek(where)
+        file.write(np.array([np.inf], np.float16).tobytes())
+    for load in (load_network, load_packed):
+        with pytest.raises(HastenError, match=r"layers.1.self_attn.q_proj.weight holds values that are not finite"):
+            load(path)
+
+
+_MEASURE = """
+import resource, sys
+from hasten.models import load_packed
+def most():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+load_packed(sys.argv[1])
+before = most()
+kept = load_packed(sys.argv[2])
+print(most() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_loading_holds_the_file_and_a_layer(tmp_path: Path) -> None:
+    small, large = tmp_path / "small.gguf", tmp_path / "large.gguf"
+    write_random(small, SMALL, "Q4_K_M")
+    write_random(large, (1024, 8, 8, 8, 4096, 2048), "Q4_K_M")
+    size = large.stat().st_size
+    measured = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(small), str(large)], capture_output=True, text=True, check=True
+    )
+    layer = size / 8
+    assert int(measured.stdout) <= 1.1 * size + layer
 
 
 @pytest.mark.slow

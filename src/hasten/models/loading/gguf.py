@@ -24,10 +24,12 @@ import numpy as np
 import torch
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Kind
-from gguf.quants import dequantize
+from gguf.quants import dequantize as dequantize_blocks
 from torch import Tensor
 
 from hasten.errors import HastenError
+from hasten.kernels.block_formats import BLOCK_FORMATS, decode_rows, finite
+from hasten.kernels.packed_linear import columns_of
 
 _SCALARS = {
     0: struct.Struct("<B"),
@@ -49,6 +51,7 @@ _U32, _U64 = _SCALARS[4], _SCALARS[10]
 _LEAST_STRING, _LEAST_ARRAY, _LEAST_PAIR, _LEAST_TENSOR = 8, 12, 13, 24
 
 _BLOCK = 32
+_BLOCKS = 100  # what `BLOCK_FORMATS` adds to GGUF's numbers of types
 
 
 class Packed(NamedTuple):
@@ -58,6 +61,19 @@ class Packed(NamedTuple):
     scales: Tensor | None
     mins: Tensor | None
     bits: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the weight."""
+        return len(self.packed), columns_of(self.packed, self.bits)
+
+    def finite(self) -> bool:
+        """Whether all its values are: no copy of a large weight is made to find out."""
+        if self.bits in BLOCK_FORMATS:
+            return finite(self.packed, self.bits)
+        numbers = [self.packed] if self.scales is None else [self.scales, self.mins]
+        ends = [torch.aminmax(t) for t in numbers if t is not None and t.numel()]
+        return all(bool(torch.isfinite(end)) for pair in ends for end in pair)
 
 
 @dataclass(frozen=True)
@@ -136,32 +152,40 @@ class GGUFFile:
         plain = {Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}
         if info.kind in plain:
             return self.raw(name).view(plain[Kind(info.kind)]).float().reshape(info.shape)
+        number = info.kind + _BLOCKS
+        if number in BLOCK_FORMATS:
+            return decode_rows(self.raw(name), number).reshape(info.shape)
         packed = self.packed(name)
         if packed is not None:
             return _unpack(packed).reshape(info.shape)
         try:
             with np.errstate(all="ignore"):  # a damaged scale shows in the values
-                values = dequantize(self.raw(name).numpy(), Kind(info.kind))
+                values = dequantize_blocks(self.raw(name).numpy(), Kind(info.kind))
         except NotImplementedError:
             kind = Kind(info.kind).name
             raise HastenError(f"{self.path} stores {name[:60]!r} as {kind}, which hasten cannot read") from None
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).reshape(info.shape)
 
     def packed(self, name: str) -> Packed | None:
-        """The tensor in hasten's packed format, code for code; None when its own format has no counterpart.
+        """The tensor in hasten's packed format, code for code; None when its own format has no counterpart, or
+        it is no matrix.
 
-        Q8_0 becomes int8, Q4_0 and Q4_1 int4, all in groups of 32; F16 and BF16 stay as they are. Nothing is lost:
-        the values are those of `dequantize`.
+        Q8_0 becomes int8, Q4_0 and Q4_1 int4, all in groups of 32; F32, F16, BF16 and the other formats that
+        `hasten.kernels.block_formats` knows stay as they are. Nothing is lost: the values are those of `dequantize`.
 
         Shape:
-            packed (out, in), or (out, in / 2) at 4 bits; scales and mins (out, in / 32).
+            packed (out, in), or (out, in / 2) at 4 bits, or (out, bytes of a row); scales and mins (out, in / 32).
         """
         info = self.tensors[name]
+        if len(info.shape) < 2:
+            return None
         out = math.prod(info.shape[:-1])
-        if info.kind == Kind.F16:
-            return Packed(self.raw(name).view(torch.float16).reshape(out, -1), None, None, 16)
-        if info.kind == Kind.BF16:
-            return Packed(self.raw(name).view(torch.bfloat16).reshape(out, -1), None, None, 16)
+        plain = {Kind.F32: torch.float32, Kind.F16: torch.float16, Kind.BF16: torch.bfloat16}
+        if info.kind in plain:
+            dtype = plain[Kind(info.kind)]
+            return Packed(self.raw(name).view(dtype).reshape(out, -1), None, None, 8 * dtype.itemsize)
+        if info.kind + _BLOCKS in BLOCK_FORMATS:
+            return Packed(self.raw(name), None, None, info.kind + _BLOCKS)
         sizes = {Kind.Q8_0: 34, Kind.Q4_1: 20, Kind.Q4_0: 18}
         if info.kind not in sizes:
             return None

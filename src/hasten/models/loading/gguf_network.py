@@ -63,7 +63,7 @@ def from_gguf_packed(path: Path, name: str, source: str, bf16: bool, int8: bool)
                 packed = Packed(*quantize(weight, 8), 8)
             except HastenError as error:
                 raise HastenError(f"{path}: {target}: {error}") from error
-        if not all(bool(torch.isfinite(t.sum(dtype=torch.float32))) for t in packed[1:3] if t is not None):
+        if not packed.finite():
             raise HastenError(f"{path}: {target} holds values that are not finite: fetch or copy it again")
         order = unpermuted(torch.arange(len(packed.packed)), target, file, config)
         if bool((order[1:] > order[:-1]).all()):
@@ -71,20 +71,23 @@ def from_gguf_packed(path: Path, name: str, source: str, bf16: bool, int8: bool)
         scales, mins = (None if t is None else t[order] for t in packed[1:3])
         return Packed(packed.packed[order], scales, mins, packed.bits)
 
+    def in_codes(weight: Packed) -> bool:
+        return int8 and weight.bits not in (16, 32)
+
     for owner, parent in list(network.named_modules()):
         for child, module in list(parent.named_children()):
             full = f"{owner}.{child}" if owner else child
             if not isinstance(module, torch.nn.Linear | torch.nn.Embedding) or full == "lm_head":
                 continue
             weight = matrix(f"{full}.weight")
-            shape = (len(weight.packed), weight.packed.shape[1] * (2 if weight.bits == 4 else 1))
+            shape = weight.shape
             if shape != tuple(module.weight.shape):
                 raise HastenError(f"{path}: {full} has shape {shape}, its config asks for {tuple(module.weight.shape)}")
             with torch.device("meta"):
                 if isinstance(module, torch.nn.Embedding):
                     new: Any = PackedEmbedding(*shape, bits=weight.bits)
                 else:
-                    new = PackedLinear(shape[1], shape[0], bits=weight.bits, bf16=bf16, int8=int8 and weight.bits < 16)
+                    new = PackedLinear(shape[1], shape[0], bits=weight.bits, bf16=bf16, int8=in_codes(weight))
             new.fill(*weight[:3])
             if getattr(module, "bias", None) is not None:
                 bias = file.dequantize(found[f"{full}.bias"]) if f"{full}.bias" in found else torch.zeros(shape[0])
@@ -96,7 +99,11 @@ def from_gguf_packed(path: Path, name: str, source: str, bf16: bool, int8: bool)
     weight = matrix("lm_head.weight") if head is None else Packed(table.packed, table.scales, table.mins, table.bits)
     with torch.device("meta"):
         network.lm_head = PackedLinear(
-            config.hidden_size, config.vocab_size, bits=weight.bits, bf16=bf16, int8=int8 and weight.bits < 16
+            config.hidden_size,
+            config.vocab_size,
+            bits=weight.bits,
+            bf16=bf16,
+            int8=in_codes(weight),
         )
     network.lm_head.fill(*weight[:3])
     for full, parameter in list(network.named_parameters()):

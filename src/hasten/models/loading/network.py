@@ -51,7 +51,8 @@ def load_packed(
 ) -> Loaded:
     """Loads a GGUF model with its weights as the file packs them: nothing is unpacked, nothing rounded again.
 
-    Q4_0, Q4_1, Q8_0, F16 and BF16 matrices keep their codes; a matrix in another format is packed to 8 bits.
+    Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4, F16, BF16 and F32 matrices keep their codes; a
+    matrix in another format is packed to 8 bits. At no time is more in memory than what the file holds and one matrix.
 
     Args:
         source: a ``.gguf`` file or the name of an asset that is one.
