@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hasten.errors import HastenError
 from hasten.serving.answer import AnswerRecord
-from hasten.serving.choosing import TokenChooser
+from hasten.serving.choosing import TokenChooser, total_likelihood
 from hasten.serving.detokenizer import Detokenizer, StopTexts, TokenTexts
 from hasten.serving.request import AnswerPart, Finish, Request, TokenLogprob
 
@@ -92,7 +92,7 @@ class RunningText:
 
     def logprob(self, logits: Tensor, token: int, alternatives: int) -> TokenLogprob:
         """How likely ``token`` is by unchanged logits (vocabulary), beside the likeliest ones."""
-        total = float(logits.logsumexp(0))
+        total = total_likelihood(logits.numpy())
         if not math.isfinite(total):
             raise HastenError("the model's output is not a number: its weights or cache are damaged, load it again")
         top = []
