@@ -43,6 +43,7 @@ ROOT = Path(__file__).parents[2]
 CALLS: dict[Words, Words] = {
     ("tune",): ("none.gguf",),
     ("chat",): ("talker", "--temperature", "0", "--max-tokens", "4"),
+    ("serve",): ("talker", "--check", "--port", "0"),
     ("estimate",): ("tiny.json", "--on", "h100"),
     ("measure",): ("net.py:build",),
     ("search",): ("p.py:good", "--trials", "3"),

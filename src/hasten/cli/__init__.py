@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from hasten import __version__
-from hasten.cli import assets, chat, check, estimate, measure, papers, probe, search, tune
+from hasten.cli import assets, chat, check, estimate, measure, papers, probe, search, serve, tune
 from hasten.cli.messages import complain, keep_libraries_quiet, telling
 from hasten.cli.options import Commands
 from hasten.cli.streams import keep_stdout_for_documents, prepare, to_nowhere
@@ -34,6 +34,7 @@ app = Commands(
 )
 app.command()(tune.tune)
 app.command()(chat.chat)
+app.command()(serve.serve)
 app.command()(estimate.estimate)
 app.command()(measure.measure)
 app.command()(search.search)

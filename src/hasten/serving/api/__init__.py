@@ -1,0 +1,1 @@
+"""The OpenAI API: what its requests may hold, and what its answers look like."""
