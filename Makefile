@@ -37,6 +37,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/estimate.py
 	$(BIN)/python benchmarks/devices.py
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/serve.py
 
 # Kernels under AddressSanitizer and UBSan, called with arguments bent at random.
 CALLS ?= 20000
