@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from hasten.data import assets
 from hasten.errors import HastenError
@@ -323,6 +324,8 @@ def break_folder(folder: Path, case: str) -> None:
     config, weights = folder / "config.json", folder / "model.safetensors"
     name = "model.layers.0.mlp.up_proj.weight"
     index = folder / "model.safetensors.index.json"
+    if "index" in case or case == "missing shard":
+        weights = weights.rename(folder / "model-00001-of-00001.safetensors")
     match case:
         case "no config":
             config.unlink()
@@ -381,7 +384,7 @@ def break_folder(folder: Path, case: str) -> None:
         case "missing shard":
             index.write_text(json.dumps({"weight_map": {name: "model-00001-of-00002.safetensors"}}))
         case "index and shard disagree":
-            index.write_text(json.dumps({"weight_map": {name: "model.safetensors"}}))
+            index.write_text(json.dumps({"weight_map": {name: weights.name}}))
         case _:
             raise AssertionError(case)
 
@@ -427,6 +430,57 @@ def test_a_broken_folder_is_one_line(folder: Path, case: str, message: str) -> N
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "traceback" not in str(caught.value).lower()
+
+
+def stored_otherwise(folder: Path, case: str) -> None:
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    held = load_file(weights)
+    names = dict.fromkeys(held, "model-00001-of-00001.safetensors")
+    match case:
+        case "a stale index":
+            index = dict.fromkeys(held, "model-00001-of-00002.safetensors")
+            (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+        case "frequencies that the index lacks":
+            frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+            save_file({**held, **frequencies}, folder / "model-00001-of-00001.safetensors", {"format": "pt"})
+            (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+            weights.unlink()
+        case "the head alone":
+            held["lm_head.weight"] = held.pop("model.embed_tokens.weight")
+            save_file(held, weights, {"format": "pt"})
+        case "both, the same":
+            rewrite(weights, **{"lm_head.weight": held["model.embed_tokens.weight"].clone()})
+        case "no quantization":
+            data = json.loads(config.read_text())
+            config.write_text(json.dumps({**data, "quantization_config": None}))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "a stale index",
+        "frequencies that the index lacks",
+        "the head alone",
+        "both, the same",
+        "no quantization",
+    ],
+)
+def test_a_folder_loads_as_transformers_loads_it(tmp_path: Path, ids: torch.Tensor, case: str) -> None:
+    network = tiny("qwen2")
+    network.save_pretrained(tmp_path)
+    stored_otherwise(tmp_path, case)
+    found = load_network(tmp_path).network
+    torch.testing.assert_close(logits(found, ids), logits(network, ids), rtol=0, atol=1e-5)
+    assert found.lm_head.weight is found.model.embed_tokens.weight
+
+
+def test_two_matrices_that_are_said_to_be_one_stay_two(tmp_path: Path, ids: torch.Tensor) -> None:
+    tiny("qwen2").save_pretrained(tmp_path)
+    rewrite(tmp_path / "model.safetensors", **{"lm_head.weight": torch.randn(len(vocabulary()), 128)})
+    with pytest.warns(RuntimeWarning, match="holds two that differ: both are used"):
+        found = load_network(tmp_path).network
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    torch.testing.assert_close(logits(found, ids), logits(expected, ids), rtol=0, atol=1e-5)
 
 
 # Names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from hasten.models.loading.config import build
 def assemble(config: Any, weights: dict[str, Tensor], origin: Path) -> Any:
     """The network of ``config`` with ``weights``, no memory written twice."""
     check_layers(config, weights, origin)
+    if config.tie_word_embeddings:
+        _tie(config, weights, origin)
     network = build(config)
-    if config.tie_word_embeddings and "model.embed_tokens.weight" in weights:
-        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     expected = check_shapes(network, config, {n: tuple(w.shape) for n, w in weights.items()}, origin)
     for name in expected:
-        # A sum is finite when every value is; no mask of the weight's size is made.
-        if not torch.isfinite(weights[name].sum(dtype=torch.float32)):
+        # A weight that is no number is the least and the largest; no mask of the weight's size is made.
+        if not all(bool(torch.isfinite(end)) for end in torch.aminmax(weights[name])):
             raise HastenError(f"{origin}: {name} holds values that are not finite: fetch or copy it again")
     network.load_state_dict({n: weights[n] for n in expected}, assign=True)
     if config.tie_word_embeddings:
@@ -33,6 +34,25 @@ def assemble(config: Any, weights: dict[str, Tensor], origin: Path) -> Any:
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network.eval()
+
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def _tie(config: Any, weights: dict[str, Tensor], origin: Path) -> None:
+    """Gives both names of a tied matrix the one that is stored; two that differ are two matrices, whatever is said."""
+    table, head = weights.get(_EMBEDDING), weights.get(_HEAD)
+    if table is not None and head is not None and not torch.equal(table, head):
+        config.tie_word_embeddings = False
+        warnings.warn(
+            f"{origin} says that the embedding is the output head too, but holds two that differ: both are used",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return
+    one = table if table is not None else head
+    if one is not None:
+        weights[_EMBEDDING] = weights[_HEAD] = one
 
 
 def check_layers(config: Any, names: Iterable[str], origin: Path) -> None:
@@ -61,8 +81,9 @@ def check_shapes(
     """
     expected = {n: tuple(p.shape) for n, p in network.named_parameters(remove_duplicate=False)}
     found = dict(shapes)
-    if config.tie_word_embeddings and "model.embed_tokens.weight" in found:
-        found.setdefault("lm_head.weight", found["model.embed_tokens.weight"])
+    for name, other in ((_HEAD, _EMBEDDING), (_EMBEDDING, _HEAD)):
+        if config.tie_word_embeddings and other in found:
+            found.setdefault(name, found[other])
     missing = sorted(set(expected) - set(found))
     if missing:
         raise HastenError(f"{origin} lacks {len(missing)} tensors (first: {missing[0][:60]!r}): fetch or copy it again")

@@ -17,6 +17,7 @@ from hasten.models.loading.config import FAMILIES, config_of, json_object, quiet
 from hasten.models.loading.loaded import Loaded, check_descriptions, fingerprint
 
 CONFIG = "config.json"
+_FREQUENCIES = "rotary_emb.inv_freq"
 _TYPES = {
     "F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
@@ -25,7 +26,7 @@ _TYPES = {
 
 def from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
     data = json_object(folder / CONFIG)
-    if "quantization_config" in data:
+    if data.get("quantization_config"):
         raise HastenError(f"{folder} holds quantized weights: give the model's unquantized folder, or a GGUF file")
     config = config_of(data, folder / CONFIG)
     if config.model_type not in FAMILIES:
@@ -37,7 +38,8 @@ def from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loa
     for shard, promised in shards.items():
         try:
             with safe_open(shard, framework="pt") as file:
-                held = set(file.keys())
+                # Old checkpoints carry the rotary frequencies, which follow from the config.
+                held = {key for key in file.keys() if not key.endswith(_FREQUENCIES)}  # noqa: SIM118 - no mapping
                 if promised is not None and promised != held:
                     odd = sorted(promised ^ held)[0]
                     raise HastenError(
@@ -49,9 +51,7 @@ def from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loa
                         raise HastenError(
                             f"{shard}: {key[:60]!r} is {tensor.dtype}: give a folder with unquantized weights"
                         )
-                    # Old checkpoints carry the rotary frequencies, which follow from the config.
-                    if not key.endswith("rotary_emb.inv_freq"):
-                        weights[key] = tensor.to(dtype)
+                    weights[key] = tensor.to(dtype)
         except FileNotFoundError:
             raise HastenError(f"{folder} lacks {shard.name}: fetch or copy it again") from None
         except (SafetensorError, OSError, ValueError):
@@ -68,6 +68,10 @@ def from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loa
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:
     """The files of weights, and what the index promises of each; None without an index."""
+    if (folder / "model.safetensors").is_file():
+        return {
+            folder / "model.safetensors": None
+        }  # an index beside it is of another time, and transformers reads none
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         promised: dict[Path, set[str] | None] = {}
@@ -80,12 +84,11 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
                 raise HastenError(f"{index} names files outside its folder: do not use this model")
             held = promised.setdefault(folder / shard, set())
             assert held is not None
-            held.add(key)
+            if not str(key).endswith(_FREQUENCIES):
+                held.add(key)
         if not promised:
             raise HastenError(f"{index} names no files: fetch or copy it again")
         return promised
-    if (folder / "model.safetensors").is_file():
-        return {folder / "model.safetensors": None}
     if list(folder.glob("*.bin")):
         raise HastenError(f"{folder} has only pickled weights (.bin), which can run code: convert them to safetensors")
     raise HastenError(f"{folder} has no model.safetensors: give a folder with safetensors weights")
