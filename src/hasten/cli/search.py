@@ -30,6 +30,13 @@ def search(
         typer.Option(min=1, help="Different points in the end, earlier runs included; 40 when there is no --budget."),
     ] = None,
     budget: Annotated[float | None, typer.Option(help="Seconds of trying, earlier runs included.")] = None,
+    latency_on: Annotated[
+        str | None,
+        typer.Option(help="Of networks: the device whose latency is estimated, by name or file."),
+    ] = None,
+    latency_limit: Annotated[
+        float | None, typer.Option(help="Of networks: milliseconds of one image that none may take longer than.")
+    ] = None,
     study: Annotated[
         str | None,
         output(
@@ -64,6 +71,8 @@ def search(
 
         hasten search hourglass --budget 600 --workers 2 --out found
 
+        hasten search cell --latency-on pi5 --latency-limit 2 --trials 30
+
         hasten search my_chip.py:problem --ray 10.0.0.1:6379 --workers 16
     """
     use_threads(threads)
@@ -85,13 +94,14 @@ def search(
     kept = None if study is None else study_path(study)
     if budget is not None and not 0 < budget < math.inf:
         raise HastenError("budget must be a number of seconds above 0")
+    options = _latency(space, latency_on, latency_limit)
     if trials is None and budget is None:
         trials = 40
     check_output(out, folder=True)  # before minutes go into preparing the problem
     if kept is not None:
         check_output(kept)
     with progress(f"preparing {space}") as tell:
-        problem = spaces.build(space)
+        problem = spaces.build(space, **options)
         if kept is None:
             kept = out / (re.sub(r"[^\w.-]+", "-", problem.name).strip("-.") + ".db")
         make_folder(out)
@@ -153,6 +163,26 @@ def search(
             f"none of the {len(result.trials)} points tried is feasible: loosen the constraints, or raise"
             f" --{'trials' if budget is None else 'budget'} ({out / 'search.html'} shows what stands in the way)"
         )
+
+
+def _latency(space: str, device: str | None, limit: float | None) -> dict[str, Any]:
+    """Options of a space of networks.
+
+    Raises:
+        HastenError: a limit that is no time, or a space that has no latency to limit.
+    """
+    from hasten import spaces
+
+    if limit is not None and not 0 < limit < math.inf:
+        raise HastenError("--latency-limit must be a number of milliseconds above 0")
+    given = {"device": device, "limit": None if limit is None else limit / 1e3}
+    options = {name: value for name, value in given.items() if value is not None}
+    if options and space in spaces.names() and not given.keys() <= spaces.options_of(space):
+        able = ", ".join(name for name in spaces.names() if given.keys() <= spaces.options_of(name))
+        raise HastenError(f"{space} is no space of networks: --latency-on and --latency-limit are for {able}")
+    if options and space.rpartition(":")[0].endswith(".py"):
+        raise HastenError(f"{space} says itself what is sought: leave --latency-on and --latency-limit out")
+    return options
 
 
 def _listing(what: str, told: dict[str, str], as_json: bool) -> None:

@@ -1,5 +1,7 @@
 """Problems that are known by name: each module of this folder has ``problem(**options) -> Problem``.
 
+Spaces of networks (`hasten.search.networks.architecture_space`) are known by theirs, where no module here is called so.
+
 Its ``ENVIRONMENT``, where it has one, are the options with which it is made as an environment when none are given; None
 where it is no environment. Its ``NEEDS`` says what such an environment has to be given, or why making it takes minutes.
 """
@@ -7,15 +9,18 @@ where it is no environment. Its ``NEEDS`` says what such an environment has to b
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from hasten.errors import HastenError
+from hasten.exports import Written, decorated
 from hasten.search.environments import environment
 from hasten.search.problem import Problem
 from hasten.search.user_file import load_made
@@ -23,11 +28,20 @@ from hasten.search.user_file import load_made
 
 def names() -> list[str]:
     """Every known name."""
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
+    return sorted({m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__)} | _networks().keys())
+
+
+def _networks() -> Mapping[str, Written]:
+    """Spaces of networks by name, but for those that a module here is called like."""
+    modules = {m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__)}
+    found = decorated("hasten.search.networks.members", "architecture_space")
+    return {name: written for name, written in found.items() if name not in modules}
 
 
 def describe(name: str) -> str:
     """A line that says what is sought."""
+    if name in (networks := _networks()):
+        return f"{networks[name].about}: accuracy after a short training against latency here or on a device"
     return (ast.get_docstring(_source(name)) or "").partition("\n")[0]
 
 
@@ -36,6 +50,8 @@ def needs(name: str) -> str | None:
 
     One that needs something is unlisted; ``gymnasium.make("hasten/test-time-v0", problem={"records": ...})`` makes it.
     """
+    if name in _networks():
+        return None  # a try trains a network: nothing to explore in thousands of steps
     said: dict[str, Any] = {}
     for statement in _source(name).body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
@@ -65,7 +81,22 @@ def build(source: str, **options: Any) -> Problem:
     if source not in names():
         known = ", ".join(names())
         raise HastenError(f"no space is called {source!r}: choose {known}, or give file.py:problem")
-    return _module(source).problem(**options)
+    return _problem(source)(**options)
+
+
+def options_of(source: str) -> set[str]:
+    """Names of the options that `build` takes for a name; none for a file."""
+    return set(inspect.signature(_problem(source)).parameters) if source in names() else set()
+
+
+def _problem(name: str) -> Callable[..., Problem]:
+    if name not in _networks():
+        made: Callable[..., Problem] = _module(name).problem
+        return made
+    from hasten.search.networks.architecture_space import architecture_spaces
+    from hasten.search.networks.network_problem import SIZE, network_problem
+
+    return functools.partial(network_problem, architecture_spaces()[name].for_images(1, SIZE, 10))
 
 
 def _module(name: str) -> Any:
@@ -115,4 +146,5 @@ def make_environment(space: str, problem: Mapping[str, Any] | None = None, **opt
     """
     if space not in names():
         build(space)  # says what there is
-    return environment(build(space, **{**getattr(_module(space), "ENVIRONMENT", {}), **(problem or {})}), **options)
+    given = {} if space in _networks() else getattr(_module(space), "ENVIRONMENT", {})
+    return environment(build(space, **{**given, **(problem or {})}), **options)

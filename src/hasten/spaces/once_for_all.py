@@ -27,8 +27,10 @@ from hasten.models.vision.once_for_all import (
     macs,
     resized,
 )
+from hasten.search.networks.members.once_for_all import OnceForAllSpace
+from hasten.search.networks.network_problem import within
 from hasten.search.networks.specialize import estimated, measured
-from hasten.search.parameter import Params, ordinal
+from hasten.search.parameter import Params
 from hasten.search.problem import Objective, Problem
 from hasten.search.space import Space
 from hasten.tasks.images import Digits, FashionMNIST
@@ -183,29 +185,21 @@ def _shaped(pictures: Tensor, resolution: int) -> Tensor:
 
 
 def space(config: OFAConfig) -> Space:
-    """Depth of each stage, kernel and expansion of each block that is there, and resolution.
-
-    It has as many points as the network has sub-networks.
-    """
-    parameters = [ordinal("resolution", config.resolutions)]
-    for s in range(1, len(config.widths) + 1):
-        parameters.append(ordinal(f"depth-{s}", config.depths))
-        for j in range(1, config.depths[-1] + 1):
-            when = {f"depth-{s}": [d for d in config.depths if d >= j]}
-            parameters.append(ordinal(f"kernel-{s}-{j}", config.kernels, when))
-            parameters.append(ordinal(f"expand-{s}-{j}", config.expands, when))
-    return Space(parameters)
+    """`OnceForAllSpace.space` of the sub-networks of a configuration."""
+    return OnceForAllSpace(config).space()
 
 
 def problem(
-    supernet: str | Path = "supernet", device: str | None = None, *, seconds: float = 300.0, count: int = 2000
-) -> Problem:
+    supernet: str | Path = "supernet", device: str | None = None, *, limit: float | None = None,
+    seconds: float = 300.0, count: int = 2000,
+) -> Problem:  # fmt: skip
     """Accuracy on held-out images, statistics calibrated, against latency of one image as a sum over blocks.
 
     Args:
         supernet: folder of a saved `OnceForAll`, of one grey channel and ten classes; where there is none, a `SMALL`
             one is trained into it.
         device: of the catalogue or a file, whose latency the analytic model estimates; None measures this machine.
+        limit: seconds of one image that no sub-network may take longer than; None for no limit.
         seconds: of training where there is no supernet; with 0 that is an error.
         count: held-out images.
 
@@ -231,10 +225,11 @@ def problem(
 
     def evaluate(params: Params) -> Mapping[str, Any]:
         arch = from_params(config, params)
+        taken = within(latency(arch), limit)
         alone = specialized(network, arch)
         found = judged(alone, images().held[:count], images().held_labels[:count])
         return {
-            "accuracy": found, "latency": latency(arch), "macs": macs(alone, arch.resolution, config.channels),
+            "accuracy": found, "latency": taken, "macs": macs(alone, arch.resolution, config.channels),
             "parameters": sum(p.numel() for p in alone.parameters()),
         }  # fmt: skip
 
@@ -244,5 +239,10 @@ def problem(
         space(config),
         (Objective("accuracy", "maximize"), Objective("latency", unit="s")),
         evaluate,
-        identity={"supernet": digest, "device": where.name if where else "measured here", "images": str(count)},
+        identity={
+            "supernet": digest,
+            "device": where.name if where else "measured here",
+            "images": str(count),
+            **({} if limit is None else {"limit": f"{limit:g} s"}),
+        },
     )

@@ -18,6 +18,7 @@ from hasten.cost.latency.modelled import EstimatedDevice
 from hasten.cost.latency.regimes import Regime
 from hasten.errors import HastenError
 from hasten.hardware import load_device
+from hasten.models.vision.ascan import AsCANConfig, StageLayout
 from hasten.models.vision.cell_network import CellConfig
 from hasten.models.vision.mobile_chain import ChainConfig
 from hasten.models.vision.once_for_all import OFAConfig
@@ -46,6 +47,11 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "cell": {"config": CellConfig(width=4, repeats=2, resolution=8)},
     "chain": {"config": ChainConfig(multiplier=0.25, resolution=32, last=64)},
+    "ascan": {
+        "config": AsCANConfig(
+            StageLayout(("CC", "CCC", "CC")), (8, 8, 8), 8, head_size=8, image=16, channels=1, classes=5
+        )
+    },
 }  # fmt: skip
 each = pytest.mark.parametrize("name", list(architecture_spaces()))
 
@@ -59,8 +65,8 @@ def drawn(space: ArchitectureSpace[Any], count: int, seed: int = 0) -> list[Any]
     return list(dict.fromkeys(space.sample(rng) for _ in range(count)))
 
 
-def test_three_spaces_are_found() -> None:
-    assert {"once-for-all", "cell", "chain"} <= set(architecture_spaces())
+def test_spaces_are_found() -> None:
+    assert {"once-for-all", "cell", "chain", "ascan"} <= set(architecture_spaces())
     assert all(kind.name == name for name, kind in architecture_spaces().items())
     with pytest.raises(HastenError, match="no space of networks is called 'tpu': choose"):
         open_space("tpu")
@@ -118,6 +124,31 @@ def test_json_and_numbers_come_back(name: str) -> None:
         assert space.from_json(json.loads(json.dumps(space.to_json(arch)))) == arch
         assert space.from_numbers(space.numbers(arch)) == arch
     assert pickle.loads(pickle.dumps(space)).smallest() == space.smallest()
+
+
+@each
+def test_points_of_samplers_are_its_networks(name: str) -> None:
+    space = opened(name)
+    points = space.space()
+    for arch in (*drawn(space, 10), space.smallest()):
+        params = space.to_params(arch)
+        assert points.validate(params) == params
+        assert space.from_params(params) == arch
+    for seed in range(10):
+        point = points.sample(seed)
+        assert space.valid(space.from_params(point))
+        assert space.to_params(space.from_params(point)) == point
+
+
+@each
+def test_it_is_made_for_images(name: str) -> None:
+    space = architecture_spaces()[name].for_images(1, 16, 10)
+    assert space.about
+    arch = space.smallest()
+    network, image = space.example(arch)
+    assert image.shape[1] == 1
+    assert network(image).shape == (1, 10)
+    assert space.products(arch) < 10e6
 
 
 @each

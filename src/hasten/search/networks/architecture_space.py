@@ -11,7 +11,7 @@ import pkgutil
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from hasten.cost.latency.predictor import LatencyPredictor
 from hasten.cost.latency.regimes import MeasuredRegimes, Regime, measure_regimes
 from hasten.cost.latency.tables import Arch, LatencyTables
 from hasten.errors import HastenError
+from hasten.models.vision.backbone import multiply_accumulates
+from hasten.search.parameter import Params
+from hasten.search.space import Space
 
 A = TypeVar("A", bound=Hashable)
 _KNOWN: dict[str, type[ArchitectureSpace[Any]]] = {}
@@ -32,13 +35,29 @@ class ArchitectureSpace(ABC, Generic[A]):
 
     Attributes:
         name: by which `open_space` finds it.
+        about: what its networks are, in a line.
         graph_labels: labels of a node in `graphs`; 0 where the space has none.
         prefers_graphs: whether a latency predictor learns better from graphs than from `encode`.
     """
 
     name: ClassVar[str] = ""
+    about: ClassVar[str] = ""
     graph_labels: int = 0
     prefers_graphs: bool = False
+
+    @classmethod
+    def for_images(cls, channels: int, size: int, classes: int) -> Self:
+        """The space with networks for such images, small enough for a processor to train one in seconds.
+
+        Args:
+            channels: of the images.
+            size: their height and width.
+            classes: that they are of.
+
+        Raises:
+            HastenError: its networks are not for images.
+        """
+        raise HastenError(f"networks of {cls.name or cls.__name__} are not for images of a size: give another space")
 
     # -- choosing --------------------------------------------------------------------------------
 
@@ -61,6 +80,24 @@ class ArchitectureSpace(ABC, Generic[A]):
     def near_smallest(self, rng: random.Random) -> A:
         """A network drawn near the smallest."""
         return self.mutate(self.smallest(), rng, 0.3)
+
+    # -- as points of a `Space`, for the samplers of `hasten.search.samplers` ----------------------
+
+    @abstractmethod
+    def space(self) -> Space:
+        """The same choices as parameters."""
+
+    @abstractmethod
+    def from_params(self, params: Params) -> A:
+        """The network of a point of `space`.
+
+        Raises:
+            HastenError: the point stands for none.
+        """
+
+    @abstractmethod
+    def to_params(self, arch: A) -> Params:
+        """The point of `space` that a network is."""
 
     # -- describing ------------------------------------------------------------------------------
 
@@ -109,23 +146,9 @@ class ArchitectureSpace(ABC, Generic[A]):
             return sum(p.numel() for p in self.build(arch).parameters())
 
     def products(self, arch: A) -> int:
-        """Multiply-accumulates of its convolutions and linear layers for one image."""
-        total = 0
-
-        def seen(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-            nonlocal total
-            assert isinstance(layer, nn.Conv2d | nn.Linear)
-            total += layer.weight.numel() * (
-                made[0, 0].numel() if isinstance(layer, nn.Conv2d) else made[..., 0].numel()
-            )
-
-        with torch.device("meta"), torch.no_grad():
-            network = self.build(arch).eval()
-            for layer in network.modules():
-                if isinstance(layer, nn.Conv2d | nn.Linear):
-                    layer.register_forward_hook(seen)
-            network(torch.zeros(1, *self.input_shape(arch)))
-        return total
+        """Multiply-accumulates of its convolutions, linear layers and attention for one image."""
+        with torch.device("meta"):
+            return multiply_accumulates(self.build(arch), self.input_shape(arch))
 
     @abstractmethod
     def parts(self, arch: A) -> Sequence[Part]:
@@ -176,8 +199,12 @@ class ArchitectureSpace(ABC, Generic[A]):
 S = TypeVar("S", bound="type[ArchitectureSpace[Any]]")
 
 
-def architecture_space(name: str) -> Callable[[S], S]:
+def architecture_space(name: str, about: str = "") -> Callable[[S], S]:
     """Registers a class under a name.
+
+    Args:
+        name: by which `open_space` and ``hasten search`` find it.
+        about: what its networks are, in a line.
 
     Raises:
         HastenError: another class has it.
@@ -186,7 +213,7 @@ def architecture_space(name: str) -> Callable[[S], S]:
     def register(kind: S) -> S:
         if name in _KNOWN and _KNOWN[name].__qualname__ != kind.__qualname__:
             raise HastenError(f"two spaces of networks are called {name!r}: rename one")
-        kind.name = name
+        kind.name, kind.about = name, about
         _KNOWN[name] = kind
         return kind
 

@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from hasten.cost.latency.modelled import Part
-from hasten.models.vision.cell_network import LABELS, OPERATIONS, SKIP, Cell, CellConfig, CellNetwork
+from hasten.models.vision.cell_network import EDGES, LABELS, OPERATIONS, SKIP, Cell, CellConfig, CellNetwork
 from hasten.search.networks.architecture_space import ArchitectureSpace, architecture_space
+from hasten.search.parameter import Params, categorical
+from hasten.search.space import Space
+
+_PARAMETERS = tuple(f"edge-{start}-{end}" for start, end in EDGES)
 
 
-@architecture_space("cell")
+@architecture_space("cell", "networks of one repeated cell of six operations (NAS-Bench-201)")
 @dataclass(frozen=True)
 class CellSpace(ArchitectureSpace[Cell]):
     """Cells: six operations, one an edge.
@@ -25,6 +29,19 @@ class CellSpace(ArchitectureSpace[Cell]):
     config: CellConfig = field(default_factory=CellConfig)
     graph_labels = LABELS + 1
     prefers_graphs = True
+
+    @classmethod
+    def for_images(cls, channels: int, size: int, classes: int) -> CellSpace:
+        return cls(CellConfig(width=8, resolution=size, channels=channels, classes=classes))
+
+    def space(self) -> Space:
+        return Space([categorical(name, OPERATIONS) for name in _PARAMETERS])
+
+    def from_params(self, params: Params) -> Cell:
+        return tuple(OPERATIONS.index(str(params[name])) for name in _PARAMETERS)
+
+    def to_params(self, arch: Cell) -> Params:
+        return {name: OPERATIONS[o] for name, o in zip(_PARAMETERS, arch, strict=True)}
 
     def sample(self, rng: random.Random) -> Cell:
         return self.config.sample(rng)

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from hasten.cost.latency.modelled import Part
-from hasten.models.vision.mobile_chain import SKIP, Chain, ChainConfig, MobileChain, chain_macs
+from hasten.models.vision.mobile_chain import OPERATIONS, SKIP, Chain, ChainConfig, MobileChain, chain_macs
 from hasten.search.networks.architecture_space import ArchitectureSpace, architecture_space
+from hasten.search.parameter import Params, categorical
+from hasten.search.space import Space
 
 
-@architecture_space("chain")
+@architecture_space("chain", "chains of mobile blocks, one of nine at each place (FBNet)")
 @dataclass(frozen=True)
 class ChainSpace(ArchitectureSpace[Chain]):
     """Chains: an operation at each place.
@@ -27,6 +29,23 @@ class ChainSpace(ArchitectureSpace[Chain]):
     config: ChainConfig = field(default_factory=ChainConfig)
     varied: bool = True
     graph_labels = SKIP + 4
+
+    @classmethod
+    def for_images(cls, channels: int, size: int, classes: int) -> ChainSpace:
+        return cls(ChainConfig(last=512, resolution=size, channels=channels, classes=classes))
+
+    @property
+    def _parameters(self) -> tuple[str, ...]:
+        return tuple(f"block-{i}" for i in range(1, self.config.places + 1))
+
+    def space(self) -> Space:
+        return Space([categorical(name, OPERATIONS) for name in self._parameters])
+
+    def from_params(self, params: Params) -> Chain:
+        return tuple(OPERATIONS.index(str(params[name])) for name in self._parameters)
+
+    def to_params(self, arch: Chain) -> Params:
+        return {name: OPERATIONS[o] for name, o in zip(self._parameters, arch, strict=True)}
 
     def sample(self, rng: random.Random) -> Chain:
         return self.config.sample_varied(rng) if self.varied else self.config.sample(rng)

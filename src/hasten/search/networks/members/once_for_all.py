@@ -10,11 +10,13 @@ from torch import nn
 
 from hasten.cost.latency.modelled import Part
 from hasten.errors import HastenError
-from hasten.models.vision.once_for_all import Architecture, OFAConfig, SubNetwork
+from hasten.models.vision.once_for_all import Architecture, OFAConfig, SubNetwork, from_params
 from hasten.search.networks.architecture_space import ArchitectureSpace, architecture_space
+from hasten.search.parameter import Params, ordinal
+from hasten.search.space import Space
 
 
-@architecture_space("once-for-all")
+@architecture_space("once-for-all", "sub-networks of an elastic MobileNetV3 (Once-for-All)")
 @dataclass(frozen=True)
 class OnceForAllSpace(ArchitectureSpace[Architecture]):
     """Sub-networks: depths of stages, kernels and expansions of blocks, and the size of the input.
@@ -26,6 +28,44 @@ class OnceForAllSpace(ArchitectureSpace[Architecture]):
 
     config: OFAConfig = field(default_factory=OFAConfig)
     resize: float = 0.5
+
+    @classmethod
+    def for_images(cls, channels: int, size: int, classes: int) -> OnceForAllSpace:
+        return cls(
+            OFAConfig(
+                widths=(8, 16, 24), strides=(2, 2, 1), activations=("relu", "h_swish", "h_swish"),
+                se=(False, True, True), depths=(1, 2, 3), resolutions=(size - size // 4, size, size + size // 4),
+                stem=8, final=64, last=64, channels=channels, classes=classes, dropout=0.0,
+            )
+        )  # fmt: skip
+
+    def space(self) -> Space:
+        """Depth of each stage, kernel and expansion of each block that is there, and resolution.
+
+        It has as many points as the network has sub-networks.
+        """
+        config = self.config
+        parameters = [ordinal("resolution", config.resolutions)]
+        for s in range(1, len(config.widths) + 1):
+            parameters.append(ordinal(f"depth-{s}", config.depths))
+            for j in range(1, config.depths[-1] + 1):
+                when = {f"depth-{s}": [d for d in config.depths if d >= j]}
+                parameters.append(ordinal(f"kernel-{s}-{j}", config.kernels, when))
+                parameters.append(ordinal(f"expand-{s}-{j}", config.expands, when))
+        return Space(parameters)
+
+    def from_params(self, params: Params) -> Architecture:
+        return from_params(self.config, params)
+
+    def to_params(self, arch: Architecture) -> Params:
+        params: Params = {"resolution": arch.resolution}
+        top = self.config.depths[-1]
+        for s, depth in enumerate(arch.depths, 1):
+            params[f"depth-{s}"] = depth
+            for j in range(1, depth + 1):
+                at = (s - 1) * top + j - 1
+                params[f"kernel-{s}-{j}"], params[f"expand-{s}-{j}"] = arch.kernels[at], arch.expands[at]
+        return params
 
     def sample(self, rng: random.Random) -> Architecture:
         return self.config.sample(rng)
