@@ -8,18 +8,23 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from hasten.data import assets
 from hasten.errors import HastenError
 from hasten.kernels import native
 from hasten.models.loading.tiny import tiny_model
+from hasten.nn import PackedLinear
 from hasten.runtime import CacheSpec, LanguageModel
 from hasten.runtime.policies import SnapKVPolicy
 from hasten.serving.answer import AnswerStream
 from hasten.serving.engine import Engine, QueueFull
+from hasten.serving.loading import load_model
 from hasten.serving.request import AnswerPart, Request, Sampling
 from hasten.serving.steps import PagedSteps, PlainSteps, SlotSteps
 
@@ -30,6 +35,16 @@ LOADED = tiny_model(layers=2, positions=512)
 
 def model(**changes: Any) -> LanguageModel:
     return LanguageModel(LOADED.network, LOADED.tokenizer, **changes)
+
+
+def packed(bits: int, int8: bool) -> LanguageModel:
+    """Weights as codes, and rows that meet them as whole numbers, as of a GGUF file."""
+    network = tiny_model(layers=2, positions=512).network
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, PackedLinear.from_linear(child, bits, int8=int8))
+    return LanguageModel(network, LOADED.tokenizer, cache=CacheSpec("fp16"))
 
 
 def prompt(seed: int, length: int) -> tuple[int, ...]:
@@ -71,6 +86,19 @@ def test_an_answer_is_the_same_whatever_runs_beside_it(spec: CacheSpec, steps: t
     assert metrics.answered == metrics.requests == len(requests)
     assert metrics.new_tokens == 20 * len(requests)
     assert bool(metrics.cached_tokens) == (steps is PagedSteps)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("bits", "int8"), [(4, True), (8, True), (4, False)])
+def test_packed_weights_are_the_same_for_one_row_and_for_many(bits: int, int8: bool) -> None:
+    own = packed(bits, int8)
+    requests = [Request(prompt(i, length), max_tokens=8, logprobs=1) for i, length in enumerate((1, 17, 90, 140))]
+    requests = [replace(r, sampling=Sampling(seed=1, temperature=1.5)) for r in requests]
+    found = []
+    for piece in (1, 5, 33, 400):
+        with Engine(own, piece=piece) as engine:
+            found.append([s.result(60) for s in [engine.submit(r) for r in requests]])
+    assert all(answers == found[0] for answers in found)
 
 
 def test_tokens_are_those_of_generate(engine: Engine) -> None:
@@ -249,6 +277,21 @@ def test_an_error_of_the_model_ends_what_runs_and_nothing_else(engine: Engine, m
     assert engine.metrics.failed == 2
 
 
+def test_a_text_that_has_no_cache_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = engine._steps.open
+
+    def refuses(text: Any) -> bool:
+        if len(text.tokens) == 9:
+            raise MemoryError
+        return opened(text)
+
+    monkeypatch.setattr(engine._steps, "open", refuses)
+    bad, good = engine.submit(Request((1,) * 9, max_tokens=2)), engine.submit(Request((1,) * 8, max_tokens=2))
+    with pytest.raises(HastenError, match="MemoryError"):
+        bad.result(60)
+    assert len(good.result(60).tokens) == 2
+
+
 def test_numbers_that_are_none_are_an_error(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     run = engine._steps.run
     monkeypatch.setattr(engine._steps, "run", lambda plan: run(plan).fill_(torch.nan))
@@ -391,3 +434,25 @@ def test_many_who_come_and_go_leave_nothing_behind() -> None:
     with Engine(own, most_running=1) as alone:
         for i in list(found)[::12]:
             assert found[i] == alone.submit(asked[i]).result(60)
+
+
+@needs_kernels
+@pytest.mark.asset
+def test_smollm_answers_several_as_one() -> None:
+    path = assets.cached("smollm2-135m-instruct")
+    if path is None:
+        pytest.skip("needs `hasten assets get smollm2-135m-instruct`")
+    own = load_model(path)
+
+    def asked(question: str) -> Request:
+        messages = [{"role": "user", "content": question}]
+        ids = own.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return Request(tuple(ids), max_tokens=12, sampling=GREEDY, logprobs=0)
+
+    questions = ("What is the capital of France?", "Say hello in French.", "What is the capital of Italy?")
+    with Engine(own) as engine:
+        alone = [engine.submit(asked(q)).result(120) for q in questions]
+    with Engine(own, piece=20) as engine:
+        assert [s.result(120) for s in [engine.submit(asked(q)) for q in questions]] == alone
+    assert "Paris" in alone[0].text
+    assert all(a.finish == "length" or a.tokens[-1] in engine.end_tokens for a in alone)

@@ -19,7 +19,7 @@ from hasten.runtime.language_model import LanguageModel
 from hasten.serving.answer import AnswerRecord, AnswerStream
 from hasten.serving.choosing import TokenChooser, likeliest
 from hasten.serving.detokenizer import TokenTexts
-from hasten.serving.request import Request, TokenLogprob
+from hasten.serving.request import Finish, Request, TokenLogprob
 from hasten.serving.running_text import RunningText
 from hasten.serving.scheduler import Scheduler
 from hasten.serving.steps import PagedSteps, PlainSteps, PlannedRows, SlotSteps, Steps
@@ -209,6 +209,11 @@ class Engine:
         )
 
     @property
+    def cache_bytes(self) -> int:
+        """Of keys and values that it holds, or may come to hold."""
+        return self._steps.nbytes
+
+    @property
     def metrics(self) -> EngineMetrics:
         """Of now."""
         with self._changed:
@@ -253,8 +258,7 @@ class Engine:
         with self._changed:
             self._take_arrived()
             for text in list(self._scheduler):
-                self._leave(text, "cancelled")
-                text.finish("cancelled")
+                self._end_without_token(text, "cancelled")
 
     def _next(self) -> bool:
         """Waits for something to do; whether there is."""
@@ -272,10 +276,15 @@ class Engine:
     def _turn(self) -> None:
         scheduler = self._scheduler
         for text in [t for t in scheduler if t.record.cancelled]:
-            self._leave(text, "cancelled")
-            text.finish("cancelled")
+            self._end_without_token(text, "cancelled")
+        try:
+            with self._changed:
+                scheduler.start()
+        except Exception as error:
+            # There is no room for it of the kind that it needs, or no such cache of this model.
+            self._fail(scheduler.waiting[0], error)
+            return
         with self._changed:
-            scheduler.start()
             plan = scheduler.plan(self._piece_now())
         if not plan:
             return
@@ -322,8 +331,7 @@ class Engine:
                     if text.most_new:
                         last.append((text, end - 1))
                     else:
-                        self._leave(text, "answered")
-                        text.finish("length")
+                        self._end_without_token(text, "length")
             except Exception as error:
                 self._fail(text, error)
             row = end
@@ -370,6 +378,13 @@ class Engine:
                     self._steps.forget()
         with self._changed:
             self._counts["new_tokens"] += new
+
+    def _end_without_token(self, text: RunningText, why: Finish) -> None:
+        self._leave(text, "cancelled" if why == "cancelled" else "answered")
+        try:
+            text.finish(why)
+        except Exception as error:
+            text.record.fail(_told("the request failed", error))
 
     def _leave(self, text: RunningText, how: str) -> None:
         """A text that has ended is none of the scheduler's any more."""

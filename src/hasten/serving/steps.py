@@ -44,6 +44,10 @@ class Steps(Protocol):
     most_tokens: int
     notes: tuple[str, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Of keys and values that it has reserved."""
+
     def open(self, text: RunningText) -> bool:
         """Makes room for all of a text and sets how much is read already; False where there is none now."""
 
@@ -138,6 +142,10 @@ class PagedSteps:
         self.tree = BlockTree(blocks)
         self._sequences = list(range(most_running - 1, -1, -1))
         self._quantized = self._cache.spec.quantized
+
+    @property
+    def nbytes(self) -> int:
+        return self._cache.nbytes
 
     def open(self, text: RunningText) -> bool:
         # The last token is read whatever is known, for its logits.
@@ -257,6 +265,10 @@ class SlotSteps:
         spec = self._cache.spec
         self._by_blocks = spec.quantized or spec.window is not None
 
+    @property
+    def nbytes(self) -> int:
+        return self._cache.nbytes
+
     def open(self, text: RunningText) -> bool:
         if not self._free:
             return False
@@ -312,18 +324,22 @@ class PlainSteps:
         )
         self._model = model
         self._vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-        self._open = 0
+        self._held: dict[int, int] = {}  # bytes of running texts' caches
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self._held.values())
 
     def open(self, text: RunningText) -> bool:
         cache = self._model.new_cache(1, min(self.most_tokens, len(text.tokens) + text.most_new))
         cache.decoding = False
         text.place, text.read = cache, 0
-        self._open += 1
+        self._held[text.number] = cache.nbytes
         return True
 
     def close(self, text: RunningText) -> None:
         text.place = None
-        self._open -= 1
+        del self._held[text.number]
 
     def make_room(self, text: RunningText) -> bool:
         return True
@@ -355,4 +371,4 @@ class PlainSteps:
         pass
 
     def blocks(self) -> tuple[int, int, int]:
-        return self._open, 0, 0
+        return len(self._held), 0, 0
