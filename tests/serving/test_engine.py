@@ -126,6 +126,26 @@ def test_what_is_new_of_a_second_turn_is_read_alone(engine: Engine) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_who_goes_on_where_a_text_ended_has_its_place_in_a_window(dtype: str) -> None:
+    spec = CacheSpec(dtype, window=40, sinks=4)  # type: ignore[arg-type]
+    first = Request(prompt(1, 77), max_tokens=30, sampling=GREEDY)
+    with Engine(model(cache=spec), most_running=2) as engine:
+        answer = engine.submit(first).result(60)
+        other = Request(prompt(2, 50), max_tokens=3, sampling=GREEDY)
+        engine.submit(other).result(60)
+        further = Request((*first.prompt, *answer.tokens, 5, 6, 7), max_tokens=20, sampling=GREEDY)
+        stream = engine.submit(further)
+        found = stream.result(60)
+        assert stream.usage.cached == 77 + 29
+        again = engine.submit(first)  # a window cannot go back
+        assert again.result(60) == answer
+        assert again.usage.cached == 0
+    with Engine(model(cache=spec)) as alone:
+        assert alone.submit(further).result(60) == found
+
+
+@needs_kernels
 def test_a_beginning_that_many_ask_for_at_once_is_read_once() -> None:
     shared = prompt(1, 320)
     with Engine(model(), most_running=4, piece=32) as engine:

@@ -258,10 +258,13 @@ class SlotSteps:
         if most_tokens < BLOCK:
             raise HastenError(f"a cache of {most_bytes} bytes holds no {most_running} texts: give more, or run fewer")
         self.most_tokens = most_tokens
-        self.notes: tuple[str, ...] = ("each text has a place of its own in the cache: beginnings are not shared",)
+        self.notes: tuple[str, ...] = (
+            "each text has a place of its own in the cache: beginnings are shared only by who goes on where one ended",
+        )
         self._cache = model.new_cache(most_running, -(-most_tokens // BLOCK) * BLOCK)
         self._step = CompiledStep(model.network, self._cache)
-        self._free = list(range(most_running - 1, -1, -1))
+        self._free = list(range(most_running))  # those that were longest unused come first
+        self._kept: list[tuple[int, ...]] = [()] * most_running  # what has been read in each
         spec = self._cache.spec
         self._by_blocks = spec.quantized or spec.window is not None
 
@@ -272,12 +275,22 @@ class SlotSteps:
     def open(self, text: RunningText) -> bool:
         if not self._free:
             return False
-        text.place = place = self._free.pop()
-        self._cache.lengths[place] = self._cache.quantized[place] = text.read = 0
+        # A window has forgotten what a shorter beginning would need: all that was read there, or nothing.
+        going_on = [p for p in self._free if self._kept[p] and self._begins(text, self._kept[p])]
+        place = max(going_on, key=lambda p: len(self._kept[p]), default=self._free[0])
+        self._free.remove(place)
+        text.place, text.read = place, len(self._kept[place]) if going_on else 0
+        self._kept[place] = ()
+        if not text.read:
+            self._cache.lengths[place] = self._cache.quantized[place] = 0
         return True
+
+    def _begins(self, text: RunningText, kept: tuple[int, ...]) -> bool:
+        return not text.wants_prompt and len(kept) < len(text.tokens) and tuple(text.tokens[: len(kept)]) == kept
 
     def close(self, text: RunningText) -> None:
         self._free.append(text.place)
+        self._kept[text.place] = tuple(text.tokens[: text.read])
         text.place = None
 
     def make_room(self, text: RunningText) -> bool:
@@ -300,7 +313,7 @@ class SlotSteps:
         return logits
 
     def forget(self) -> None:
-        pass
+        self._kept = [()] * len(self._kept)
 
     def blocks(self) -> tuple[int, int, int]:
         each = -(-self.most_tokens // BLOCK)
