@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from hasten.serving.running_text import RunningText, answered_rows
 from hasten.serving.steps import PlannedRows, Steps
 
+# Tokens of a prompt whose log-probabilities are asked for, a step: each has a row of logits, a number for every token.
+_MOST_ANSWERED = 128
+
 
 class Scheduler:
     """Texts that wait and texts that run.
@@ -84,7 +87,10 @@ class Scheduler:
             shared.add(following)
             # The first one leaves half of it to a shorter one, the others take what there is.
             leaves = index == 0 and bool(by_length) and by_length[0].unread < text.unread
-            count = self._steps.piece(text, max(1, most // 2) if leaves else most)
+            count = max(1, most // 2) if leaves else most
+            if text.wants_prompt:
+                count = min(count, _MOST_ANSWERED)
+            count = self._steps.piece(text, count)
             plan.append(PlannedRows(text, count, answered_rows(text, count)))
             most -= count
         return plan
