@@ -147,6 +147,7 @@ BLOCKS: dict[str, Example] = {
     "Mamba: time-invariant": Example(
         lambda **k: nn.Mamba(WIDTH, states=4, selective=(), **k), hidden, state=_new_state
     ),
+    "MapAttention": Example(lambda **k: nn.MapAttention(16, 8, **k), pictures(16, 4), **_PICTURE),
     "MapTransformer": Example(
         lambda **k: nn.MapTransformer(8, 16, 2, 8, relative=2, **k), pictures(8, 5), **_PICTURE
     ),

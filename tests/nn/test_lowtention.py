@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hasten.cost.preserving import check_same, difference
 from hasten.errors import HastenError
-from hasten.nn import Lowtention
+from hasten.nn import Lowtention, MapAttention
 from hasten.nn.lowtention import head_sizes
 
 
@@ -73,6 +73,19 @@ def test_at_full_size_and_width_it_is_plain_attention() -> None:
     y = F.scaled_dot_product_attention(*qkv).transpose(1, 2).reshape(2, 25, 64)
     wanted = F.linear(y, centre.t(), block.restore.bias).transpose(1, 2).reshape(2, 64, 5, 5)
     torch.testing.assert_close(block(x), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_plain_attention_is_that_of_a_transformer_layer() -> None:
+    torch.manual_seed(0)
+    plain = MapAttention(32, 16).double()
+    x = torch.randn(2, 32, 3, 4, dtype=torch.float64)
+    tokens = x.flatten(2).transpose(1, 2)
+    qkv = F.linear(tokens, plain.qkv.weight[:, :, 0, 0]).view(2, 12, 3, 2, 16).permute(2, 0, 3, 1, 4)
+    y = F.scaled_dot_product_attention(*qkv).transpose(1, 2).reshape(2, 12, 32)
+    wanted = F.linear(y, plain.project.weight[:, :, 0, 0], plain.project.bias).transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(plain(x), wanted, rtol=1e-9, atol=1e-9)
+    with pytest.raises(HastenError, match="do not divide 48"):
+        MapAttention(48)
 
 
 def test_what_it_cannot_be_is_told() -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hasten.nn.hourglass import Hourglass as Hourglass
     from hasten.nn.hourglass import Sizes as Sizes
     from hasten.nn.lowtention import Lowtention as Lowtention
+    from hasten.nn.lowtention import MapAttention as MapAttention
     from hasten.nn.mamba import Mamba as Mamba
     from hasten.nn.mamba import MambaState as MambaState
     from hasten.nn.map_transformer import MapTransformer as MapTransformer

@@ -107,3 +107,42 @@ class Lowtention(Block):
         assert old.bias is not None
         restore.bias.copy_(old.bias)
         self.project, self.restore = nn.Identity(), restore.train(self.training)
+
+
+class MapAttention(Block):
+    """Self-attention over all positions of a feature map at its full size and width: what `Lowtention` is beside.
+
+    Args:
+        channels: of the map.
+        head_size: channels of a head.
+        device, dtype: as torch's modules take them.
+
+    Shapes: (batch, channels, height, width) to the same.
+
+    Raises:
+        HastenError: heads do not divide the channels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        head_size: int = 32,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if channels % head_size:
+            raise HastenError(f"heads of {head_size} channels do not divide {channels}: choose another size")
+        self.head_size = head_size
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False, device=device, dtype=dtype)
+        self.project = nn.Conv2d(channels, channels, 1, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, rows, columns = x.shape
+        parts = self.qkv(x).view(batch, 3, channels // self.head_size, self.head_size, rows * columns)
+        q, k, v = parts.transpose(3, 4).unbind(1)
+        y = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
+        return self.project(y.transpose(2, 3).reshape(batch, channels, rows, columns))
+
+    if TYPE_CHECKING:
+        __call__ = forward
