@@ -261,7 +261,10 @@ def server_command(
 
 def has_server(python: str) -> bool:
     """Whether a Python can run ``llama_cpp.server``."""
-    done = subprocess.run([python, "-c", "import llama_cpp.server.app"], capture_output=True, check=False)
+    try:
+        done = subprocess.run([python, "-c", "import llama_cpp.server.app"], capture_output=True, check=False)
+    except OSError:
+        return False
     return done.returncode == 0
 
 

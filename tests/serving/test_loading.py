@@ -11,7 +11,7 @@ from hasten.data import assets
 from hasten.errors import HastenError
 from hasten.nn import PackedLinear
 from hasten.runtime import CacheSpec
-from hasten.serving.loading import load_model
+from hasten.serving.loading import end_of_turn, load_model
 
 
 def test_a_folder_is_loaded_with_its_tokenizer(folder: Path) -> None:
@@ -19,6 +19,22 @@ def test_a_folder_is_loaded_with_its_tokenizer(folder: Path) -> None:
     assert model.tokenizer.decode(model.tokenizer("a talk").input_ids) == "a talk"
     assert model.cache == CacheSpec()
     assert model.device == torch.device("cpu")
+
+
+def test_what_a_template_writes_behind_an_answer_ends_one(talker: Path, folder: Path) -> None:
+    model = load_model(talker)
+    end = model.tokenizer.convert_tokens_to_ids("<|end|>")
+    assert model.generation_config.eos_token_id == [end]
+    assert load_model(folder).generation_config.eos_token_id == 0
+    tokenizer = model.tokenizer
+    for template, expected in {
+        "{% for m in messages %}{{ m.content + ' <|end|><|user|>' }}{% endfor %}": end,
+        "{% for m in messages %}{{ m.content + ' and so on' }}{% endfor %}": None,
+        "{% for m in messages %}{{ m.content }}{% endfor %}": None,
+        "{{ raise_exception('no') }}": None,
+    }.items():
+        tokenizer.chat_template = template
+        assert end_of_turn(tokenizer) == expected
 
 
 def test_what_is_no_model_and_a_model_of_no_tuned_json(tmp_path: Path, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hasten.data import assets
 from hasten.errors import HastenError
@@ -20,7 +21,7 @@ def load_model(
     model: str | Path | None = None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> LanguageModel:
-    """A language model with its tokenizer, ready to talk.
+    """A language model with its tokenizer, ready to talk: what its template writes behind an answer ends one.
 
     A GGUF file keeps its codes, with keys and values in fp16 and int8 activations, as llama.cpp runs it; a folder's
     weights become fp32; a ``tuned.json`` is what it says.
@@ -34,6 +35,36 @@ def load_model(
     Raises:
         HastenError: nothing is there, it is broken, of a family that hasten does not load, or has no tokenizer.
     """
+    found = _loaded(source, model, progress)
+    end = end_of_turn(found.tokenizer)
+    ends = found.generation_config.eos_token_id
+    known = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    if end is not None and end not in known:
+        found.generation_config.eos_token_id = [*known, end]
+    return found
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The token that a chat template writes behind an answer, which not every file names among its end tokens.
+
+    None where there is no template, or it writes no token of its own there.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    answer = "an answer"
+    talk = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
+    try:
+        behind = str(tokenizer.apply_chat_template(talk, tokenize=False)).rpartition(answer)[2].lstrip()
+    except Exception:  # a template is a program of somebody else's: it says no when it is used
+        return None
+    tokens = tokenizer(behind, add_special_tokens=False, verbose=False).input_ids
+    if not tokens or tokens[0] == tokenizer.bos_token_id:
+        return None
+    added = tokenizer.added_tokens_decoder.get(tokens[0])
+    return int(tokens[0]) if added is not None and added.special else None
+
+
+def _loaded(source: str | Path, model: str | Path | None, progress: Callable[[str], None]) -> LanguageModel:
     if is_tuned(source):
         return load(source, model=model, progress=progress)
     if model is not None:
