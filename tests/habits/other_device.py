@@ -42,6 +42,9 @@ class Elsewhere(Tensor):
         made.inner = inner
         return made
 
+    def tolist(self) -> Any:
+        return self.inner.tolist()
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"Elsewhere({self.inner!r})"
 
@@ -84,7 +87,9 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     ]
     if written and isinstance(answer, Tensor):
         return written[0]
-    return tree_map(lambda t: Elsewhere(t) if away and isinstance(t, Tensor) else t, answer)
+    return tree_map(
+        lambda t: Elsewhere(t) if away and isinstance(t, Tensor) and not isinstance(t, Elsewhere) else t, answer
+    )
 
 
 def _made_of_lists() -> torch.library.Library:
@@ -179,9 +184,59 @@ def main(examples: Any) -> dict[str, str]:
         with Machine(), torch.no_grad():
             found[f"operator {name}"] = tried(operator)
     with Machine():
-        for name, function in functions().items():
+        for name, function in (functions() | language_models()).items():
             found[name] = tried(function)
     return found
+
+
+def language_models() -> dict[str, Callable[[], None]]:
+    """What `hasten tune` does with a language model, and the probe of a GPU."""
+    import transformers
+
+    from hasten.hardware.gpu_probing import measured
+    from hasten.methods import CacheFormat, LookupDecoding, SlidingWindow, SnapKV, apply_all
+    from hasten.runtime import LanguageModel
+    from hasten.runtime.cache import CacheSpec
+    from hasten.runtime.quality import perplexity
+
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=100, max_position_embeddings=128,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    plain = transformers.LlamaForCausalLM(config).eval()
+    away = transformers.LlamaForCausalLM(config).eval()
+    away.load_state_dict(plain.state_dict())
+    text, ids = torch.randint(100, (300,)), torch.randint(100, (1, 40))
+    moved(away)
+
+    def runs(*methods: Any, cache: str = "fp32") -> None:
+        there_, here = (LanguageModel(n, cache=CacheSpec(cache)) for n in (away, plain))
+        for model in (there_, here):
+            apply_all(model, methods)
+        assert there_.why_not_compiled, "the compiled step is for processors"
+        seen = there_.measure(40, 6, runs=1, ids=ids)
+        assert all(spread.median > 0 for spread in seen.phases.values())
+        said = {"context": 32, "scored": 40, "segments": 2}
+        here._idle = None
+        found, wanted = (perplexity(m, text, **said).value for m in (there_, here))
+        assert abs(found / wanted - 1) < 1e-2, f"perplexity is {found:.4g}, not {wanted:.4g}"
+
+    def probed() -> None:
+        device = measured(
+            ELSEWHERE, title="made up", capacity=1e9, cache=1e6, wait=lambda: None, side=64, stream=1 << 12
+        )
+        assert device.kind == "gpu"
+        assert device.launch_overhead > 0
+
+    return {
+        "language model": runs,
+        "language model: int8 cache": lambda: runs(CacheFormat("int8")),
+        "language model: window": lambda: runs(SlidingWindow(24, 4)),
+        "language model: SnapKV": lambda: runs(SnapKV(24, 8, 3)),
+        "language model: prompt lookup": lambda: runs(LookupDecoding()),
+        "probe of a GPU": probed,
+    }
 
 
 def functions() -> dict[str, Callable[[], None]]:
@@ -212,6 +267,8 @@ def functions() -> dict[str, Callable[[], None]]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    # A wrapper has no version that an operator could count up in inference mode.
+    torch.inference_mode = torch.no_grad  # type: ignore[assignment, misc]
     register = torch.library.impl
 
     def recorded(*given: Any, **named: Any) -> Any:

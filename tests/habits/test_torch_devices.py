@@ -19,6 +19,12 @@ FUNCTIONS = [
     "block_sparse_attention: SinkWindow",
     "block_sparse_attention: VerticalStride",
     "whole_attention",
+    "language model",
+    "language model: int8 cache",
+    "language model: window",
+    "language model: SnapKV",
+    "language model: prompt lookup",
+    "probe of a GPU",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,12 +13,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Prompt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate.")]
 Batch = Annotated[int, typer.Option(min=1, help="Sequences at once.")]
+Where = Annotated[
+    Literal["cpu", "cuda"],
+    typer.Option("--device", help="This machine's processor, or the GPU that torch sees, with weights in bf16."),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads to use; PyTorch's choice when not given.")]
 
 
 def output(help: str, *, folder: bool = False) -> Any:
     """The option of a file, or a folder, that a verb writes."""
     return typer.Option(writable=True, dir_okay=folder, file_okay=not folder, help=help)
+
+
+def check_device(where: str) -> None:
+    """Raises HastenError where torch sees no GPU and one is asked for."""
+    if where == "cuda":
+        from hasten.hardware.gpu_probing import find_gpu
+
+        find_gpu()
 
 
 def use_threads(threads: int | None) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hasten.cli.console import Batch, Json, NewTokens, Prompt, Threads, output, use_threads
+from hasten.cli.console import Batch, Json, NewTokens, Prompt, Threads, Where, check_device, output, use_threads
 from hasten.cli.messages import say
 from hasten.cli.progress import progress
 from hasten.cli.streams import document
@@ -47,6 +47,7 @@ def estimate(
         ),
     ] = None,
     page: Annotated[Path | None, output("Write all of it to this HTML file, with plots.")] = None,
+    device: Where = "cpu",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -67,8 +68,11 @@ def estimate(
         hasten estimate mamba-2.8b --on h100
 
         hasten estimate my_model.py:build --on here
+
+        hasten estimate config.json --on here --device cuda
     """
     use_threads(threads)
+    check_device(device)
     from hasten.cost import estimate as price
     from hasten.hardware import load_device, one_of_each
     from hasten.methods.spelling import rewritten
@@ -79,18 +83,19 @@ def estimate(
 
     if page is not None:
         check_output(page)
-    chosen = [load_device(name) for name in dict.fromkeys(on or one_of_each())]
+    asked = ["cuda" if name == "here" and device == "cuda" else name for name in on or one_of_each()]
+    chosen = [load_device(name) for name in dict.fromkeys(asked)]
     with progress("describing the model") as tell:
         workload = read_subject(
             subject, prompt, new_tokens, batch, dtype=dtype, image=image, context=context
         ).workload()
         arms = rewritten(workload, with_ or [], load_attribute)
         priced = []
-        for i, device in enumerate(chosen):
+        for i, target in enumerate(chosen):
             for j, arm in enumerate(arms):
-                tell(f"estimating on {device.name}", (i + j / len(arms)) / len(chosen))
-                cost = price(arm.workload, device, schedule=schedule)  # type: ignore[arg-type]
-                priced.append(Priced(device, arm.title, arm.methods, arm.workload, cost, arm.notes))
+                tell(f"estimating on {target.name}", (i + j / len(arms)) / len(chosen))
+                cost = price(arm.workload, target, schedule=schedule)  # type: ignore[arg-type]
+                priced.append(Priced(target, arm.title, arm.methods, arm.workload, cost, arm.notes))
         if page is not None:
             tell("writing the page", 1.0)
             write_estimates(priced, page)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hasten.cli.console import Batch, Json, NewTokens, Prompt, Threads, use_threads
+from hasten.cli.console import Batch, Json, NewTokens, Prompt, Threads, Where, check_device, use_threads
 from hasten.cli.progress import progress
 from hasten.cli.streams import document
 from hasten.errors import HastenError
@@ -23,6 +23,7 @@ def measure(
         str | None, typer.Option(help="Where the model of a tuned.json is now.", show_default=False)
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Timed repetitions.")] = 3,
+    device: Where = "cpu",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -35,6 +36,8 @@ def measure(
         hasten measure my_model.py:build --runs 20
     """
     use_threads(threads)
+    check_device(device)
+    from hasten.runtime.placement import placed
     from hasten.runtime.subject import Subject, read_subject
     from hasten.tuning.result import is_tuned, load
 
@@ -42,7 +45,7 @@ def measure(
         raise HastenError("runs must be at least 1")
     with progress("loading") as tell:
         if is_tuned(subject):
-            tuned = load(subject, model=model)
+            tuned = placed(load(subject, model=model), device)
             tuned.check_fits(prompt + new_tokens)
             found = Subject(
                 tuned.name,
@@ -52,7 +55,7 @@ def measure(
         elif model is not None:
             raise HastenError(f"--model says where the model of a tuned.json is, and {subject} is none: leave it out")
         else:
-            found = read_subject(subject, prompt, new_tokens, batch)
+            found = read_subject(subject, prompt, new_tokens, batch, where=device)
         if found.run is None:
             raise HastenError(f"{subject} has nothing to run: give a model with weights")
         tell("measuring", 0.3)

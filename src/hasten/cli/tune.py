@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hasten.cli.console import Json, NewTokens, Prompt, Threads, output, use_threads
+from hasten.cli.console import Json, NewTokens, Prompt, Threads, Where, check_device, output, use_threads
 from hasten.cli.messages import say
 from hasten.cli.progress import progress
 from hasten.cli.streams import document
@@ -84,6 +84,7 @@ def tune(
         output("SQLite file (or sqlite:///FILE) that keeps what was measured: the same command goes on from it."),
     ] = None,
     out: Annotated[Path, output("Folder for report.html and tuned.json.", folder=True)] = Path(),
+    device: Where = "cpu",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -101,6 +102,7 @@ def tune(
         hasten tune --for throughput --batch 16
     """
     use_threads(threads)
+    check_device(device)
     from hasten.data.text import read_text
     from hasten.report import print_tune, write_html
     from hasten.search.study_file import study_path
@@ -119,6 +121,7 @@ def tune(
         runs=runs,
         wanted=wanted,
         reference=reference,
+        device=device,
     )
     kept = study_path(study) if study else None
     make_folder(out)

@@ -26,6 +26,7 @@ from hasten.cost.sharing import Sharing
 from hasten.errors import HastenError
 from hasten.hardware import Device
 from hasten.hardware.achieved import Achieved, families
+from hasten.hardware.device import packed_key
 from hasten.kernels.packed_linear import FEW_ROWS
 from hasten.workload import Cascade, Einsum, Op, Phase, Role, Workload, fuse
 from hasten.workload.attention_sites import sites
@@ -465,7 +466,8 @@ class _Pricing:
     def _packed(self, einsum: Einsum) -> float | None:
         """Seconds of a product whose weights stream from main memory through a packed kernel.
 
-        Few rows unpack the weights in registers; for many rows they are unpacked once, then multiplied.
+        Few rows unpack the weights in registers. For many rows the kernel itself was measured, by what is stored and
+        what rows are rounded to; where it was not, weights are unpacked once, then multiplied.
         """
         device = self._device
         weight = next(
@@ -479,13 +481,24 @@ class _Pricing:
         packed = einsum.source.endswith("packed_linear")
         if weight is None or not (packed or self._fused) or "b" in einsum.sizes:
             return None
-        bits = str(dtypes.BITS[weight.dtype])
+        width, rounded = dtypes.BITS[weight.dtype], einsum.map.partition("-")[2]
+        whole = rounded if rounded == "int8" else ""
+        rows = einsum.sizes.get("m", 1) * einsum.sizes.get("d", 1)  # d: the tokens of a draft
+        if rows <= FEW_ROWS:
+            few = device.curve_table.get((f"few packed {whole}".rstrip(), weight.dtype))
+            if few is not None:
+                called = 0.0 if self._fused else device.curve_table[("packed launch", "fp32")].at(1)
+                return few.at(rows, einsum.sizes["n"], einsum.sizes["k"]) + called
+        bits = packed_key(width, whole)
+        bits = bits if bits in device.packed else packed_key(width)
         if bits not in device.packed:
             return None
-        rows = einsum.sizes.get("m", 1) * einsum.sizes.get("d", 1)  # d: the tokens of a draft
         stream = einsum.sizes["n"] * einsum.sizes["k"] / device.packed[bits]
         if rows <= FEW_ROWS:
             return stream * (1 + device.packed_row.get(bits, 0.0) * (rows - 1))
+        curve = device.curve_table.get((f"packed {rounded}".rstrip(), weight.dtype)) if packed else None
+        if curve is not None:
+            return max(curve.at(rows, einsum.sizes["n"], einsum.sizes["k"]) - device.launch_overhead, 0.0)
         product = operator_seconds([einsum], device, self._format([einsum]))
         if product is None:
             return None

@@ -44,6 +44,11 @@ Kind = Literal["contraction", "vector"]
 _NOTHING = Quantity(0.0, "0 s", "not charged")
 
 
+def packed_key(bits: int, rounded: str = "") -> str:
+    """How `Device.packed` names products of weights of so many bits, with rows that are rounded to a format."""
+    return f"{bits} {rounded}" if rounded else str(bits)
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
@@ -127,8 +132,9 @@ class Device(_Part):
         fork_overhead: seconds to hand a kernel to the threads and wait for the last, within a compiled
             program.
         idle_power, max_power: watts.
-        packed: bits of a weight -> weights a second that a product with one row reads and unpacks.
-        packed_row: bits -> time of each further row, as a share of the first one's.
+        packed: bits of a weight, and what rows are rounded to where they are (`packed_key`) -> weights a second that a
+            product with one row reads and unpacks.
+        packed_row: the same -> time of each further row, as a share of the first one's.
         curves: measured times of operators, where the device was probed.
         identity: what a probe found out about this machine.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hasten.hardware.device import MemoryLevel
+from hasten.hardware.device import MemoryLevel, packed_key
 from hasten.hardware.machine import MIB, caches, cores, memory_size
 from hasten.hardware.quantity import Quantity
 from hasten.hardware.timing import MEASURED, filled, seconds, using_threads
@@ -74,7 +74,7 @@ def main_memory() -> tuple[float, float]:
 
 
 def packed_rates() -> tuple[dict[str, Quantity], dict[str, float]]:
-    """Bits -> weights a second that a product with one row reads from main memory and unpacks; and what a
+    """Weights a second that a product with one row reads from main memory and unpacks, by `packed_key`; and what a
     further row adds, as a share.
 
     Measured where a ``packed_linear`` operator is registered with torch.
@@ -84,26 +84,30 @@ def packed_rates() -> tuple[dict[str, Quantity], dict[str, float]]:
     if not hasattr(torch.ops.hasten, "packed_linear"):
         return rates, further
     rows, columns, group = 16384, 2048, 32
-    kinds = {16: torch.bfloat16, 8: torch.int8, 4: torch.uint8}
-    plain = hasattr(torch.ops.hasten, "plain_linear")
-    for bits, kind in {**({32: torch.float32} if plain else {}), **kinds}.items():
+    kinds = [(32, torch.float32, False)] if hasattr(torch.ops.hasten, "plain_linear") else []
+    kinds += [(16, torch.bfloat16, False)]
+    kinds += [(bits, kind, int8) for bits, kind in ((8, torch.int8), (4, torch.uint8)) for int8 in (False, True)]
+    for bits, kind, int8 in kinds:
         packed = torch.ones(rows, columns // 2 if bits == 4 else columns, dtype=kind)
         copies = [packed, packed.clone(), packed.clone()]
         scales = torch.ones(rows, columns // group, dtype=torch.float16) if bits < 16 else None
         mins = scales if bits == 4 else None
 
-        def call(x: Any, bits: int = bits, copies: Any = copies, scales: Any = scales, mins: Any = mins) -> None:
+        def call(
+            x: Any, bits: int = bits, copies: Any = copies, scales: Any = scales, mins: Any = mins, int8: bool = int8
+        ) -> None:
             for matrix in copies:
                 if bits == 32:
                     torch.ops.hasten.plain_linear(x, matrix)
                 else:
-                    torch.ops.hasten.packed_linear(x, matrix, scales, mins, bits, group)
+                    torch.ops.hasten.packed_linear(x, matrix, scales, mins, bits, group, False, int8)
 
         one, six = torch.ones(1, columns), torch.ones(6, columns)
         first = seconds(lambda: call(one), 0.08, 4) / len(copies)  # noqa: B023 (called at once)
         sixth = seconds(lambda: call(six), 0.08, 4) / len(copies)  # noqa: B023
-        rates[str(bits)] = Quantity.make(rows * columns / first, "weights per second", MEASURED)
-        further[str(bits)] = round(max(0.0, (sixth / first - 1) / 5), 4)
+        key = packed_key(bits, "int8" if int8 else "")
+        rates[key] = Quantity.make(rows * columns / first, "weights per second", MEASURED)
+        further[key] = round(max(0.0, (sixth / first - 1) / 5), 4)
     return rates, further
 
 

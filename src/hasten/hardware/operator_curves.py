@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,14 @@ from hasten.hardware.curve import Curve
 from hasten.hardware.machine import MIB, caches, memory_size
 from hasten.hardware.timing import MEASURED, filled, seconds
 
+_GROUP = 32
+# Number format of a weight -> what it is kept in, its bits, weights in one of these.
+_STORED = {
+    "fp32": (torch.float32, 32, 1),
+    "bf16": (torch.bfloat16, 16, 1),
+    "int8": (torch.int8, 8, 1),
+    "int4": (torch.uint8, 4, 2),
+}
 _ELEMENTS = (1, 1024, 8192, 32768, 65536, 262144, 1 << 20, 1 << 21)
 
 
@@ -196,6 +205,62 @@ def _narrow_products() -> list[Curve]:
     return found
 
 
+def _packed_products() -> list[Curve]:
+    """Products with packed weights from main memory, by what is stored and what rows are rounded to.
+
+    ``packed``, ``packed bf16`` and ``packed int8`` are of many rows, however a kernel unpacks what it multiplies;
+    ``few packed`` and ``few packed int8`` of few, without what calling the operator costs, as in a compiled step, and
+    of fp32 too; ``packed launch`` is that cost. Small matrices read memory slower than large ones.
+    """
+    if not hasattr(torch.ops.hasten, "packed_linear"):
+        return []
+    few = {"m": (1, 4, 16), "n": (512, 2048, 16384), "k": (512, 2048)}
+    many = {"m": (24, 96, 384), "n": (128, 512, 2048), "k": (512, 2048)}
+    # One pattern that is an ordinary number in every format.
+    pool = torch.full((192 * MIB,), 0x3C, dtype=torch.uint8)
+    turns = itertools.count()
+
+    def matrices(rows: int, columns: int, kind: torch.dtype) -> list[torch.Tensor]:
+        size = rows * columns * kind.itemsize
+        count = max(1, len(pool) // size)
+        return list(pool[: count * size].view(kind).view(count, rows, columns).unbind())
+
+    def product(m: int, n: int, k: int, name: str, rounded: str) -> Callable[[], object]:
+        kind, bits, each = _STORED[name]
+        weights, x = matrices(n, k // each, kind), filled(1, m, k)
+        if bits == 32:
+            return lambda: torch.ops.hasten.plain_linear(x, weights[next(turns) % len(weights)])
+        scales = matrices(n, k // _GROUP, torch.float16) if bits < 16 else [None]
+
+        def call() -> object:
+            turn = next(turns)
+            own = scales[turn % len(scales)]
+            mins = scales[(turn + len(scales) // 2) % len(scales)] if bits == 4 else None
+            weight = weights[turn % len(weights)]
+            return torch.ops.hasten.packed_linear(
+                x, weight, own, mins, bits, _GROUP, rounded != "", rounded == "int8"
+            )  # fmt: skip
+
+        return call
+
+    launch = seconds(product(1, 32, 32, "int4", ""))
+    found = [
+        Curve(operation="packed launch", dtype="fp32", axes=("m",), grid=((1,),), seconds=(launch,), source=MEASURED)
+    ]
+    for name, (_, bits, _) in _STORED.items():
+        if bits == 32 and not hasattr(torch.ops.hasten, "plain_linear"):
+            continue
+        for rounded in ("", "int8") if bits < 16 else ("",):
+            made = functools.partial(product, name=name, rounded=rounded)
+            raw = _curve(f"few packed {rounded}".rstrip(), few, made, name)
+            net = tuple(max(t - launch, 0.2 * t) for t in raw.seconds)
+            found.append(raw.model_copy(update={"seconds": net}))
+        for rounded in {32: (), 16: ("bf16",)}.get(bits, ("", "bf16", "int8")):
+            made = functools.partial(product, name=name, rounded=rounded)
+            found.append(_curve(f"packed {rounded}".rstrip(), many, made, name))
+    return found
+
+
 def _batched() -> list[Curve]:
     def make(batch: int, m: int, n: int, k: int) -> Callable[[], object]:
         x, y = filled(batch, m, k), filled(batch, k, n)
@@ -262,5 +327,6 @@ STEPS: tuple[tuple[str, Callable[[], list[Curve]]], ...] = (
     ("batched products", _batched),
     ("recurrent layers", _recurrent),
     ("matrix products of narrow formats", _narrow_products),
+    ("products of packed weights", _packed_products),
 )
 """What the probe times, by name, in its order."""

@@ -99,6 +99,13 @@ def format_name(bits: int) -> str:
     return BLOCK_FORMATS[bits].name if bits in BLOCK_FORMATS else f"int{bits}" if bits < 16 else f"{bits} bits"
 
 
+def product_map(bits: int, rows: int, bf16: bool, int8: bool) -> str:
+    """How an Einsum calls the product of a packed weight: by what its rows are rounded to on the way."""
+    if int8 and bits not in (16, 32):
+        return "mul-int8"
+    return "mul-bf16" if bf16 and rows > FEW_ROWS else "mul"
+
+
 def native_matrix(
     packed: Tensor,
     scales: Tensor | None,
@@ -311,7 +318,7 @@ def _(call: Call) -> None:
     ranks = (("m", rows), ("n", n), ("k", k))
     scales = [call.read(t, ["n", "k"], t.numel()) for t in (call["scales"], call["mins"]) if t is not None]
     inputs = [call.read(x, ["m", "k"]), _codes(call, ["k", "n"], n), *scales]
-    product = "mul-bf16" if call["bf16"] and rows > FEW_ROWS else "mul"
+    product = product_map(call["bits"], rows, bool(call["bf16"]), bool(call["int8"]))
     call.emit(Op.MATMUL, ranks, inputs, output, ["m", "n"], map=product, reduce="sum")
 
 

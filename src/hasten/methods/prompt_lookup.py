@@ -25,6 +25,7 @@ class LookupDecoding(Method):
         ngram: longest match tried.
         draft: tokens drafted at most.
         accepted: drafted tokens that a step is expected to keep, for predictions (`acceptance` measures it).
+        drafted: tokens that a step is expected to draft, likewise; None: as many as it may.
     """
 
     name: ClassVar[str] = "prompt-lookup"
@@ -36,9 +37,13 @@ class LookupDecoding(Method):
     ngram: int = 3
     draft: int = 4
     accepted: float = 0.0
+    drafted: float | None = None
 
     def __post_init__(self) -> None:
-        PromptLookup(self.ngram, self.draft, self.accepted)
+        self._lookup()
+
+    def _lookup(self) -> PromptLookup:
+        return PromptLookup(self.ngram, self.draft, self.accepted, self.drafted)
 
     @property
     def title(self) -> str:
@@ -51,7 +56,7 @@ class LookupDecoding(Method):
 
     def apply(self, model: Any) -> Any:
         self.check(model)
-        model.lookup = PromptLookup(self.ngram, self.draft, self.accepted)
+        model.lookup = self._lookup()
         return model
 
     def why_not_described(self, workload: Workload) -> str | None:
@@ -70,17 +75,20 @@ class LookupDecoding(Method):
         return (f"{self.title} is priced as if no draft were right: say how many a step keeps of your text, as {kept}",)
 
     def rewrite(self, workload: Workload) -> Workload:
-        return with_drafts(appended(workload), PromptLookup(self.ngram, self.draft, self.accepted))
+        return with_drafts(appended(workload), self._lookup())
 
     @classmethod
     def variants(cls, model: Any) -> list[Self]:
         return [cls(3, 4)]
 
     def fitted(self, context: Context) -> Self:
-        """With the drafted tokens a step keeps where the model goes on as it did, unchanged."""
+        """With the tokens that a step drafts and keeps where the model goes on as it did, unchanged."""
         lookup = PromptLookup(self.ngram, self.draft)
-        kept = acceptance(context.prompts[0].tolist(), context.continuation, lookup)
-        return replace(self, accepted=round(kept, 3))
+        steps = replayed(context.prompts[0].tolist(), context.continuation, lookup)
+        if not steps:
+            return self
+        drafted, kept = (sum(numbers) / len(steps) for numbers in zip(*steps))
+        return replace(self, accepted=round(kept, 3), drafted=round(drafted, 3))
 
     def why_not_tried(self, context: Context) -> str | None:
         return "too few new tokens to draft" if context.new_tokens < _LEAST_NEW else None
@@ -88,7 +96,13 @@ class LookupDecoding(Method):
 
 def acceptance(prompt: Sequence[int], continuation: Sequence[int], lookup: PromptLookup) -> float:
     """Drafted tokens kept a step when greedy decoding makes ``continuation``: replayed, not estimated."""
-    index, at, steps = Index(lookup, prompt), 1, 0
+    steps = replayed(prompt, continuation, lookup)
+    return sum(kept for _, kept in steps) / len(steps) if steps else 0.0
+
+
+def replayed(prompt: Sequence[int], continuation: Sequence[int], lookup: PromptLookup) -> list[tuple[int, int]]:
+    """The tokens drafted and kept in each step of greedy decoding that makes ``continuation``."""
+    index, at, steps = Index(lookup, prompt), 1, []
     index.extend(continuation[:1])
     while at < len(continuation):
         draft = index.draft(len(continuation) - at - 1)
@@ -97,5 +111,5 @@ def acceptance(prompt: Sequence[int], continuation: Sequence[int], lookup: Promp
             kept += 1
         index.extend(continuation[at : at + kept + 1])
         at += kept + 1
-        steps += 1
-    return (len(continuation) - 1) / steps - 1 if steps else 0.0
+        steps.append((len(draft), kept))
+    return steps

@@ -10,10 +10,10 @@ from torch import nn
 
 from hasten.dtypes import BITS
 from hasten.errors import HastenError
-from hasten.kernels.packed_linear import FEW_ROWS, GROUP, fast_bf16
+from hasten.kernels.packed_linear import GROUP, fast_bf16, product_map
 from hasten.methods.described_model import WeightProduct, is_head, product_of, products
 from hasten.methods.editing import Draft, edit
-from hasten.methods.method import Method
+from hasten.methods.method import Context, Method
 from hasten.nn import PackedEmbedding, PackedLinear
 from hasten.workload.einsum import Access, Einsum, Op, Phase, Role, Tensor, Workload
 
@@ -196,7 +196,7 @@ class WeightOnly(Method):
             *(Access(s.name, ("n", "k"), s.elements) for s in scales),
         )
         output = Access(e.output.tensor, ("m", "n"))
-        product = "mul-bf16" if self.bf16 and ranks[0][1] > FEW_ROWS else "mul"
+        product = product_map(bits, ranks[0][1], self.bf16, self.int8)
         return replace(e, ranks=ranks, inputs=inputs, output=output, map=product, source="hasten::packed_linear")
 
     def _of_some(self, e: Einsum, found: WeightProduct, packed: Tensor, scales: list[Tensor]) -> Einsum:
@@ -219,6 +219,11 @@ class WeightOnly(Method):
             *ids,
         )
         return replace(e, inputs=inputs, map="dequantize", source="hasten::packed_embedding")
+
+    def why_not_tried(self, context: Context) -> str | None:
+        device = getattr(context.model, "device", None)
+        where = "cpu" if device is None else device.type
+        return None if where == "cpu" else f"its kernels are for processors: on {where} weights are unpacked every time"
 
     @classmethod
     def variants(cls, model: Any) -> list[Self]:

@@ -182,6 +182,8 @@ class LanguageModel(nn.Module):
             return f"{type(policy).__name__} chooses tokens in plain torch"
         if self.cache.capped:
             return "positions counted within the cache are turned in plain torch"
+        if self.device.type != "cpu":
+            return f"the compiled step is for processors, and its weights are on {self.device.type}"
         return compiled.why_not(self.network)
 
     @property
@@ -253,7 +255,8 @@ class LanguageModel(nn.Module):
             return self.network(input_ids, past_key_values=past_key_values, **kwargs)
         if past_key_values is not None and not past_key_values.uniform:
             start = past_key_values.get_seq_length() + past_key_values.dropped[past_key_values.members[0]]
-            kwargs.setdefault("position_ids", torch.arange(start, start + input_ids.shape[1])[None])
+            positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
+            kwargs.setdefault("position_ids", positions[None])
             with following(self.network, past_key_values):
                 return self.network(input_ids, past_key_values=past_key_values, **kwargs)
         if self.cache.window is not None:

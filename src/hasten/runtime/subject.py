@@ -28,6 +28,7 @@ from hasten.models.loading.config import build, read_config
 from hasten.models.loading.network import read_stored
 from hasten.models.loading.weight_types import WeightTypes
 from hasten.runtime.language_model import LanguageModel
+from hasten.runtime.placement import placed
 from hasten.runtime.step import FAMILIES
 from hasten.workload import Workload, trace
 
@@ -64,6 +65,7 @@ def read_subject(
     dtype: str | None = None,
     image: str | tuple[int, int] | None = None,
     context: int = 0,
+    where: str = "cpu",
 ) -> Subject:
     """Finds out what ``text`` names.
 
@@ -78,6 +80,7 @@ def read_subject(
         dtype: format of the weights, in place of what a configuration or a file says; of no other subjects.
         image: ``HEIGHTxWIDTH`` in pixels, or the two numbers, for configurations of models that see.
         context: tokens in the cache before the prompt, of a configuration or a file.
+        where: ``cuda`` runs language models on the GPU that torch sees, with weights in bf16.
 
     Raises:
         HastenError: none of these, or it is broken.
@@ -94,10 +97,12 @@ def read_subject(
     file, _, factory = text.rpartition(":")
     ours = factory and file.endswith(".py")
     asked = _Asked(prompt, new_tokens, batch, context, dtype, pixels)
+    if where != "cpu" and (ours or not (text.endswith((".json", ".gguf")) or Path(text).exists() or _is_asset(text))):
+        raise HastenError(f"--device {where} goes with a language model's file, folder or config.json, not with {text}")
     if text.endswith(".json") and not ours:
-        return _from_config(Path(text), asked)
+        return _from_config(Path(text), asked, where)
     if (Path(text).exists() or text.endswith(".gguf") or _is_asset(text)) and not ours:
-        return _from_weights(text, asked)
+        return _from_weights(text, asked, where)
     flags = (("--dtype", dtype is not None), ("--image", image is not None), ("--context", context > 0))
     for flag, given in flags:
         if given:
@@ -145,7 +150,7 @@ class _Asked:
         return describe(config, name=name, weights=weights, **vars(self))
 
 
-def _from_config(path: Path, asked: _Asked) -> Subject:
+def _from_config(path: Path, asked: _Asked, where: str = "cpu") -> Subject:
     config = read_config(path)
     # A hub's files are all called config.json: their folder says which one it is.
     name = path.resolve().parent.name if path.stem == "config" else path.stem
@@ -155,18 +160,18 @@ def _from_config(path: Path, asked: _Asked) -> Subject:
         if type(network).__name__ not in FAMILIES:
             raise HastenError(f"a config of {config.model_type!r} can be estimated, not run: {', '.join(FAMILIES)} can")
         network = type(network)(config)
-        model = LanguageModel(network, name=name)
+        model = placed(LanguageModel(network, name=name), where)
         return model.measure(asked.prompt, asked.new_tokens, asked.batch, runs)
 
     return Subject(name, lambda: asked.describe(config, name), run)
 
 
-def _from_weights(text: str, asked: _Asked) -> Subject:
+def _from_weights(text: str, asked: _Asked, where: str = "cpu") -> Subject:
     stored = read_stored(text)
 
     def run(runs: int) -> Measurement:
         loaded = load_network(text)
-        model = LanguageModel(loaded.network, name=loaded.name)
+        model = placed(LanguageModel(loaded.network, name=loaded.name), where)
         model.check_fits(asked.prompt + asked.new_tokens)
         return model.measure(asked.prompt, asked.new_tokens, asked.batch, runs)
 

@@ -158,7 +158,7 @@ def with_drafts(workload: Workload, lookup: PromptLookup) -> Workload:
 
 
 def _drafted(workload: Workload, lookup: PromptLookup) -> Workload:
-    rows = 1 + lookup.draft
+    rows = lookup.rows
     steps = math.ceil(int(workload.attributes["new_tokens"]) / (1 + lookup.accepted))
     phases = tuple(
         replace(p, cascade=with_rows(p.cascade, rows), repeats=steps) if p.name == "decode" else p

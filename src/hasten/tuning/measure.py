@@ -246,7 +246,9 @@ def tried(
     """
     s = prepared.settings
     try:
-        model = apply_all(LanguageModel(_twin(prepared.loaded.network), name=prepared.loaded.name), methods)
+        model = apply_all(
+            LanguageModel(_twin(prepared.base.network), cache=prepared.base.cache, name=prepared.base.name), methods
+        )
         found = figures(
             prepared, model, before.expected, limit=before.limit(s.floor), deadline=deadline, progress=progress,
         )  # fmt: skip

@@ -147,6 +147,7 @@ class TuneResult(_Data):
     kernels: dict[str, list[Kernel]]
     notes: list[str] = []
     wanted: Wanted = "total"
+    where: Literal["cpu", "cuda"] = "cpu"
     reference_name: str = "transformers generate, fp32"
     considered: int = 0
 

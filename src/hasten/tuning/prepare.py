@@ -19,6 +19,7 @@ from hasten.models.loading.loaded import Loaded
 from hasten.models.loading.network import load_network
 from hasten.processes import TimeIsUp
 from hasten.runtime import LanguageModel
+from hasten.runtime.placement import placed
 from hasten.tuning.settings import Settings
 
 # Part of a study's identity that says how much quality was read, where it was not all of it; and what stands for all.
@@ -138,6 +139,7 @@ class Prepared:
             "quality text": text,
             "quality floor": repr(s.floor),
             "threads": str(torch.get_num_threads()),
+            **({} if s.device == "cpu" else {"device": s.device}),
         }
 
 
@@ -156,7 +158,7 @@ def prepare(
     """
     loaded = load_network(source, progress=progress)
     s = settings
-    base = LanguageModel(loaded.network, name=loaded.name)
+    base = placed(LanguageModel(loaded.network, name=loaded.name), s.device)
     base.check_fits(s.prompt + s.new_tokens + 1)
     text = s.text
     if not text:

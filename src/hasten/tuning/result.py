@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 import optuna
@@ -27,6 +27,7 @@ from hasten.methods import apply_all, from_dict, rewrite_all
 from hasten.models.loading.loaded import Loaded
 from hasten.models.loading.network import load_network
 from hasten.runtime import LanguageModel
+from hasten.runtime.placement import placed
 from hasten.tuning.measure import Measured, Unchanged
 from hasten.tuning.outcome import Combination, Figures, TuneResult, Wanted, kernels_of, roof_of
 from hasten.tuning.predict import Choices, estimated
@@ -85,6 +86,7 @@ def result(
         kernels={},
         notes=[*prepared.notes, *unchanged.notes, *notes, *measured.notes],
         wanted=s.wanted,
+        where=s.device,
         reference_name=unchanged.reference_name,
         considered=considered,
     )
@@ -154,6 +156,7 @@ class TunedModel(BaseModel):
     new_tokens: PositiveInt
     batch: PositiveInt
     wanted: Wanted = "total"
+    device: Literal["cpu", "cuda"] = "cpu"
     measured: Figures
 
     @field_validator("measured")
@@ -185,6 +188,7 @@ def save(result: TuneResult, path: str | Path) -> None:
         new_tokens=result.new_tokens,
         batch=result.batch,
         wanted=result.wanted,
+        device=result.where,
         measured=best.measured,
     )
     write_aside(Path(path), tuned.model_dump_json(indent=1) + "\n")
@@ -236,7 +240,8 @@ def load(
     loaded = load_network(_place(tuned, path) if model is None else model, progress=progress)
     if loaded.fingerprint != tuned.fingerprint:
         raise HastenError(f"{loaded.source} is not the model that {path} was tuned for: give that one, or tune again")
-    tuned_model = apply_all(LanguageModel(loaded.network, loaded.tokenizer, name=loaded.name), methods)
+    base = placed(LanguageModel(loaded.network, loaded.tokenizer, name=loaded.name), tuned.device)
+    tuned_model = apply_all(base, methods)
     assert isinstance(tuned_model, LanguageModel)
     tuned_model.saved_by = functools.partial(_save_with_weights, tuned, loaded)
     return tuned_model

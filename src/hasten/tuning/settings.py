@@ -52,6 +52,7 @@ class Settings:
         wanted: what counts as fast.
         reference: what the unchanged model is measured beside: ``transformers``, ``llama.cpp`` (of a GGUF file),
             ``none``; None: transformers where the budget allows for it.
+        device: ``cpu``, or ``cuda`` for the GPU that torch sees, with weights and cache in bf16.
     """
 
     prompt: int = 512
@@ -65,6 +66,7 @@ class Settings:
     runs: int = 3
     wanted: Wanted = "total"
     reference: Reference | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("prompt", "new_tokens", "batch", "runs"):
@@ -79,5 +81,7 @@ class Settings:
             raise HastenError(f"fast for {self.wanted!r} is unknown: one of {', '.join(WANTED)}")
         if self.reference not in (None, *REFERENCES):
             raise HastenError(f"reference {self.reference!r} is unknown: one of {', '.join(REFERENCES)}")
+        if self.device not in ("cpu", "cuda"):
+            raise HastenError(f"device {self.device!r} is unknown: cpu or cuda")
         if self.wanted == "throughput" and self.batch < 2:
             raise HastenError("throughput is of several sequences at once: give a batch of 2 or more")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hasten.hardware import Device, probe, remember
+from hasten.hardware.gpu_probing import probe_gpu
 from hasten.methods import Context
 from hasten.models.loading.network import DEFAULT_MODEL
 from hasten.search import Study
@@ -70,7 +71,7 @@ def tune(
     reporter.stage("loading the model")
     prepared = prepare(source, settings, progress=reporter.stage)
     reporter.stage("probing this machine")
-    target = device or probe(progress=lambda message, share: reporter.advance(share, 1))
+    target = device or _probed(settings, reporter)
     deadline = Deadline.after(settings.seconds)
     reporter.stage("timing the unchanged model")
     first = timed(prepared, prepared.base, runs=1, warmup=0)
@@ -78,7 +79,7 @@ def tune(
     prepared = within(prepared, deadline.left, speed["prefill"].median, speed["decode"].median, kept)
     before = unchanged(prepared, target, reporter, deadline, first)
     notes: list[str] = []
-    if device is None and _misfit(before.combination) >= _FAR:
+    if device is None and settings.device == "cpu" and _misfit(before.combination) >= _FAR:
         if deadline.left is not None and deadline.left * _PROBING < _PROBE_SECONDS:
             notes.append(
                 f"predictions are more than {_FAR:g} times off, and the budget is too short to probe this machine again"
@@ -110,6 +111,13 @@ def tune(
         started=started, seconds=time.perf_counter() - began, command=command, notes=notes,
         considered=considered,
     )  # fmt: skip
+
+
+def _probed(settings: Settings, reporter: Reporter) -> Device:
+    """What predictions are for where nobody said: this machine's processor or its GPU."""
+    if settings.device == "cuda":
+        return probe_gpu()
+    return probe(progress=lambda message, share: reporter.advance(share, 1))
 
 
 def _probed_again(

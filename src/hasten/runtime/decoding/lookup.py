@@ -20,17 +20,26 @@ class PromptLookup:
         ngram: longest match that is tried; shorter ones follow, down to one token.
         draft: tokens drafted at most.
         accepted: drafted tokens that a step is expected to keep; only descriptions of the work use it.
+        drafted: tokens that a step is expected to draft, likewise; None: as many as it may.
     """
 
     ngram: int = 3
     draft: int = 8
     accepted: float = 0.0
+    drafted: float | None = None
 
     def __post_init__(self) -> None:
         if self.ngram < 1 or not 1 <= self.draft < MOST_NEW:
             raise HastenError(f"prompt lookup takes ngram >= 1 and 1 <= draft < {MOST_NEW}")
         if not 0 <= self.accepted <= self.draft:
             raise HastenError(f"a step keeps 0 to {self.draft} drafted tokens, not {self.accepted}")
+        if self.drafted is not None and not 0 <= self.drafted <= self.draft:
+            raise HastenError(f"a step drafts 0 to {self.draft} tokens, not {self.drafted}")
+
+    @property
+    def rows(self) -> int:
+        """Tokens that a step is expected to read."""
+        return 1 + (self.draft if self.drafted is None else round(self.drafted))
 
 
 class Index:
