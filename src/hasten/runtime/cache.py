@@ -147,8 +147,9 @@ class CacheLayer(CacheLayerMixin):
         length = start + new
         self.seen_length = length
         sinks, low = kernel.visible(length, new, self.spec.window, self.spec.sinks) if start else (0, 0)
-        columns = torch.cat((torch.arange(sinks), torch.arange(low, length)))
-        rows = torch.arange(start, length)[:, None]
+        every = torch.arange(length, device=query.device)
+        columns = torch.cat((every[:sinks], every[low:]))
+        rows = every[start:, None]
         mask = columns <= rows
         if self.spec.window is not None:
             mask &= (columns > rows - self.spec.window) | (columns < self.spec.sinks)

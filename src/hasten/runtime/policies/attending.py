@@ -46,7 +46,8 @@ def middle(length: int, sinks: int, local: int, block: int = 1) -> tuple[int, in
 
 def beside(chosen: Tensor, length: int, first: int, end: int) -> Tensor:
     """Positions (batch, kv heads, k) chosen from a `middle`, with all that lie before and behind it."""
-    fixed = torch.cat((torch.arange(first), torch.arange(end, length)))
+    every = torch.arange(length, device=chosen.device)
+    fixed = torch.cat((every[:first], every[end:]))
     return torch.cat((chosen, fixed.expand(*chosen.shape[:2], -1)), -1)
 
 

@@ -83,4 +83,4 @@ class BlockTopKPolicy(Selecting):
 
 def tokens_of(blocks: Tensor, block: int) -> Tensor:
     """Tokens (..., k * block) of blocks (..., k), counted from where block 0 begins."""
-    return (blocks[..., None] * block + torch.arange(block)).flatten(-2)
+    return (blocks[..., None] * block + torch.arange(block, device=blocks.device)).flatten(-2)

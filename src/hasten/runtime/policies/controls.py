@@ -31,7 +31,7 @@ class RandomKeep(Dropping):
         generator = torch.Generator().manual_seed(self.seed * 1000 + layer.index)
         shape = (layer.keys.shape[0], layer.heads, length - self.window)
         best = torch.rand(shape, generator=generator).topk(self.capacity - self.window, -1).indices.sort(-1).values
-        recent = torch.arange(length - self.window, length).expand(*best.shape[:2], -1)
+        recent = torch.arange(length - self.window, length, device=best.device).expand(*best.shape[:2], -1)
         return torch.cat((best, recent), -1)
 
 
@@ -50,5 +50,6 @@ class KeepEnds(Dropping):
     sinks: int = 4
 
     def kept(self, layer: PolicyLayer, length: int) -> Tensor:
-        ends = torch.cat((torch.arange(self.sinks), torch.arange(length - self.capacity + self.sinks, length)))
+        every = torch.arange(length, device=layer.keys.device)
+        ends = torch.cat((every[: self.sinks], every[length - self.capacity + self.sinks :]))
         return ends.expand(layer.keys.shape[0], layer.heads, -1)

@@ -30,8 +30,8 @@ class LocalShare(Selecting):
         length = keys.shape[2]
         if self.budget(length) >= length:
             return None
-        recent = torch.arange(length - self.budget(length) + self.sinks, length)
-        return torch.cat((torch.arange(self.sinks), recent)).expand(*keys.shape[:2], -1)
+        recent = torch.arange(length - self.budget(length) + self.sinks, length, device=keys.device)
+        return torch.cat((torch.arange(self.sinks, device=keys.device), recent)).expand(*keys.shape[:2], -1)
 
 
 @dataclass(frozen=True)
@@ -56,5 +56,5 @@ class LocalWindow(Selecting):
         length = keys.shape[2]
         if length <= self.size:
             return None
-        recent = torch.arange(length - self.size + self.sinks, length)
-        return torch.cat((torch.arange(self.sinks), recent)).expand(*keys.shape[:2], -1)
+        recent = torch.arange(length - self.size + self.sinks, length, device=keys.device)
+        return torch.cat((torch.arange(self.sinks, device=keys.device), recent)).expand(*keys.shape[:2], -1)

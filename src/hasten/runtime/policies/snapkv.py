@@ -48,7 +48,8 @@ class SnapKVPolicy(Dropping):
             recent = torch.cat((held[:, :, recent.shape[2] - self.window :], recent), 2)
         layer.memory["queries"] = recent
         rows, length = recent.shape[2], keys.shape[2]
-        mask = torch.arange(length) <= torch.arange(length - rows, length)[:, None]
+        columns = torch.arange(length, device=keys.device)
+        mask = columns <= columns[length - rows :, None]
         layer.memory["votes"] = weights(recent, keys, scaling, mask).sum(2)
 
     def kept(self, layer: PolicyLayer, length: int) -> Tensor:
@@ -57,5 +58,5 @@ class SnapKVPolicy(Dropping):
         smooth = pool(votes, self.kernel, stride=1, padding=self.kernel // 2)
         smooth = grouped(smooth, layer.heads)
         best = smooth.topk(self.capacity - self.window, -1).indices.sort(-1).values
-        recent = torch.arange(length - self.window, length).expand(*best.shape[:2], -1)
+        recent = torch.arange(length - self.window, length, device=best.device).expand(*best.shape[:2], -1)
         return torch.cat((best, recent), -1)

@@ -46,7 +46,8 @@ class SparseWindowPolicy(Selecting):
     def prompt(self, layer: PolicyLayer, query: Tensor, keys: Tensor, scaling: float, start: int) -> None:
         length = keys.shape[2]
         rows = query.shape[2] if self.history == -1 else min(query.shape[2], self._rows(length + 1))
-        mask = torch.arange(length) <= torch.arange(length - rows, length)[:, None]
+        columns = torch.arange(length, device=keys.device)
+        mask = columns <= columns[length - rows :, None]
         found = grouped(weights(query[:, :, -rows:], keys, scaling, mask), keys.shape[1])
         if self.history == -1:
             past = layer.memory.get("total")
@@ -71,7 +72,7 @@ class SparseWindowPolicy(Selecting):
         older = length - local
         scores = self.scores(layer, length)
         chosen = scores[..., :older].topk(others, -1).indices
-        recent = torch.arange(older, length).expand(*chosen.shape[:2], -1)
+        recent = torch.arange(older, length, device=chosen.device).expand(*chosen.shape[:2], -1)
         return torch.cat((chosen, recent), -1)
 
     def scores(self, layer: PolicyLayer, length: int) -> Tensor:

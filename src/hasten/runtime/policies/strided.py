@@ -30,7 +30,7 @@ class Strided(Selecting):
     def choose(self, layer: PolicyLayer, query: Tensor, keys: Tensor, scaling: float) -> Tensor | None:
         length = keys.shape[2]
         count = self.budget(length)
-        chosen = length - 1 - (torch.arange(count) * (length / count)).long()
+        chosen = length - 1 - (torch.arange(count, device=keys.device) * (length / count)).long()
         return chosen.expand(*keys.shape[:2], -1)
 
 
@@ -72,5 +72,5 @@ class StridedBlocks(Selecting):
         count = (end - first) // self.block
         if count <= self.top:
             return None
-        tokens = tokens_of(torch.arange(self.top) * count // self.top, self.block) + first
+        tokens = tokens_of(torch.arange(self.top, device=keys.device) * count // self.top, self.block) + first
         return beside(tokens.expand(*keys.shape[:2], -1), length, first, end)
