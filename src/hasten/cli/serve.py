@@ -67,7 +67,7 @@ def serve(
         int | None, typer.Option(min=2, help="Tokens of prompt and answer at most; the model's positions if not given.")
     ] = None,
     body: Annotated[float, typer.Option(min=0.001, max=1024, help="MiB of a request at most.")] = 8.0,
-    grace: Annotated[float, typer.Option(min=1, max=3600, help="Seconds that running answers have at the end.")] = 5.0,
+    grace: Annotated[float, typer.Option(min=0, max=3600, help="Seconds that running answers have at the end.")] = 5.0,
     model: Annotated[
         str | None, typer.Option(help="Where the model of a tuned.json is now.", show_default=False)
     ] = None,

@@ -16,7 +16,7 @@ _AT_A_TIME = 16
 class AnswerGroup:
     """Answers to requests, numbered as these.
 
-    The first ones are submitted at once, so that an engine that is full says so here.
+    The first ones are submitted at once, so that an engine that has no room for any says so here.
 
     Raises:
         QueueFull: too many requests wait.
@@ -30,6 +30,9 @@ class AnswerGroup:
         try:
             for request in requests[:_AT_A_TIME]:
                 self.answers.append(engine.submit(request))
+        except QueueFull:
+            if not self.answers:
+                raise
         except BaseException:
             self.cancel()
             raise

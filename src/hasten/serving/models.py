@@ -102,7 +102,8 @@ class ServedModel:
         model: what it runs.
         template: how it is given a talk.
         grammars: make it hold to a format.
-        sampling: how its makers would have tokens chosen; with what the API says where they do not say.
+        sampling: how its makers would have tokens chosen; where they do not say, as the API has it.
+        recommended: the same for a talk between people and it; where they do not say, as `hasten chat` has it.
         bytes: that it takes: weights, and keys and values.
     """
 
@@ -111,6 +112,7 @@ class ServedModel:
     template: ChatTemplate
     grammars: Grammars
     sampling: Sampling
+    recommended: Sampling
     bytes: int
 
     @property
@@ -162,13 +164,14 @@ def load(source: ModelSource, progress: Callable[[str], None], **engine: Any) ->
     if model.tokenizer is None:
         raise HastenError(f"{source.name} has no tokenizer: give a model folder with one, or a GGUF file")
     runs = Engine(model, **engine)
-    own = getattr(model, "generation_config", None)
+    own, recommended = getattr(model, "generation_config", None), own_sampling(model)
     return ServedModel(
         engine=runs,
         model=model,
         template=ChatTemplate(model.tokenizer),
         grammars=Grammars(model.tokenizer, runs.vocabulary, runs.end_tokens),
-        sampling=own_sampling(model) if own is not None and own.do_sample else Sampling(),
+        sampling=recommended if own is not None and own.do_sample else Sampling(),
+        recommended=recommended,
         bytes=model.weight_bytes + int(engine.get("cache_bytes") or 0),
     )
 

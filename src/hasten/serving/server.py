@@ -78,6 +78,8 @@ class Api:
 
     def __init__(self, models: ModelSet, settings: ServerSettings) -> None:
         self.models, self.settings, self.metrics = models, settings, Metrics()
+        self._running: set[AnswerGroup] = set()
+        self._ending = False
         routes = [
             Route("/", self._page, methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
@@ -158,8 +160,7 @@ class Api:
         async with contextlib.AsyncExitStack() as stack:
             loaded = await stack.enter_async_context(self.models.use(body.model))
             asked = await run_in_threadpool(_chat_requests, body, loaded)
-            choices = _submitted(loaded, asked)
-            stack.callback(choices.cancel)
+            choices = self._submitted(loaded, asked, stack)
             names = [t.function.name for t in body.tools_in_use]
             several = body.parallel_tool_calls is not False
             made = [
@@ -181,8 +182,7 @@ class Api:
         async with contextlib.AsyncExitStack() as stack:
             loaded = await stack.enter_async_context(self.models.use(body.model))
             asked, echoes = await run_in_threadpool(_completion_requests, body, loaded)
-            choices = _submitted(loaded, asked)
-            stack.callback(choices.cancel)
+            choices = self._submitted(loaded, asked, stack)
             ends = loaded.engine.end_tokens
             made = [CompletionChoice(i, ends, body.logprobs, echo) for i, echo in enumerate(echoes)]
             answer = AnswerShape("text_completion", body.model, body.usage_wanted)
@@ -192,6 +192,34 @@ class Api:
 
             running = _Running(self, body.model, choices, answer, add, [c.whole for c in made], body.n or 1)
             return await running.respond(request, bool(body.stream), body.usage_wanted, stack)
+
+    def end(self) -> None:
+        """Cancels all that runs: whoever waits is told that the server ends."""
+        self._ending = True
+        for choices in list(self._running):
+            choices.cancel()
+
+    def _submitted(
+        self, loaded: ServedModel, asked: Sequence[Request], stack: contextlib.AsyncExitStack
+    ) -> AnswerGroup:
+        """Answers that are made until ``stack`` ends.
+
+        Raises:
+            QueueFull: too many requests wait.
+            ApiError: they cannot be answered.
+        """
+        if self._ending:
+            raise busy("the server ends", 5, status=503)
+        try:
+            choices = AnswerGroup(loaded.engine, asked)
+        except QueueFull:
+            raise
+        except HastenError as error:
+            raise ApiError(400, str(error)) from None
+        self._running.add(choices)
+        stack.callback(self._running.discard, choices)
+        stack.callback(choices.cancel)
+        return choices
 
     async def _read(self, kind: type[Body], request: HttpRequest) -> Body:
         """
@@ -386,24 +414,13 @@ def _state(entry: Entry) -> dict[str, Any]:
 
 
 def _described(entry: Entry) -> dict[str, Any]:
-    told = {"id": entry.source.name, "object": "model", "created": entry.created, "owned_by": "hasten"}
+    told: dict[str, Any] = {"id": entry.source.name, "object": "model", "created": entry.created, "owned_by": "hasten"}
     told["state"] = entry.state
     if entry.loaded is not None:
         told["context_length"] = entry.loaded.engine.most_tokens
+        own = entry.loaded.recommended
+        told["recommended"] = {"temperature": min(own.temperature, 2.0), "top_p": own.top_p}
     return told
-
-
-def _submitted(loaded: ServedModel, asked: Sequence[Request]) -> AnswerGroup:
-    """
-    Raises:
-        ApiError: it is too much, or cannot be answered.
-    """
-    try:
-        return AnswerGroup(loaded.engine, asked)
-    except QueueFull:
-        raise
-    except HastenError as error:
-        raise ApiError(400, str(error)) from None
 
 
 def _chat_requests(body: ChatBody, loaded: ServedModel) -> list[Request]:
@@ -518,7 +535,8 @@ def _constraint(body: ChatBody, loaded: ServedModel) -> Callable[[], Constraint]
     Raises:
         ApiError: the format cannot be held to.
     """
-    if body.tool_choice not in (None, "none", "auto"):
+    calls = body.tool_choice not in (None, "none", "auto")
+    if calls:
         several = body.parallel_tool_calls is not False and body.tool_choice == "required"
         schema, param = forced_schema(body.tools_in_use, body.tool_choice, several), "tools"
     elif body.response_format is None or body.response_format.type == "text":
@@ -531,7 +549,7 @@ def _constraint(body: ChatBody, loaded: ServedModel) -> Callable[[], Constraint]
 
     def make() -> Constraint:
         try:
-            return loaded.grammars.json_schema(schema)
+            return loaded.grammars.json_schema(schema, narrow=calls)
         except HastenError as error:
             raise ApiError(400, f"{param} cannot be held to: {error}", param=param, code="invalid_schema") from None
 
@@ -580,6 +598,15 @@ class _Uvicorn(uvicorn.Server):
     """uvicorn, without raising signals once more when it has ended."""
 
     stopped_by: int | None = None
+    grace: float = 0.0
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        last = loop.call_later(self.grace, self.config.app.end)  # type: ignore[union-attr]
+        try:
+            await super().shutdown(sockets)
+        finally:
+            last.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -595,7 +622,7 @@ class _Uvicorn(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self.stopped_by is None:
-            logger.info("ending: answers that run may end within %s s", self.config.timeout_graceful_shutdown)
+            logger.info("ending: answers that run may end within %g s", self.grace)
         self.stopped_by = sig
         super().handle_exit(sig, frame)
 
@@ -606,15 +633,17 @@ def bound_socket(host: str, port: int) -> socket.socket:
     Raises:
         HastenError: somebody has it, it needs rights, or no such address is this machine's.
     """
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind, proto)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
-    except (OSError, UnicodeError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise HastenError(f"cannot listen on {host}:{port}: {why.lower()} (see --host and --port)") from None
-    return found
+    with contextlib.ExitStack() as stack:
+        try:
+            family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            found = stack.enter_context(socket.socket(family, kind, proto))
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+        except (OSError, UnicodeError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise HastenError(f"cannot listen on {host}:{port}: {why.lower()} (see --host and --port)") from None
+        stack.pop_all()
+        return found
 
 
 class Server:
@@ -643,9 +672,10 @@ class Server:
             h11_max_incomplete_event_size=64 << 10,
             limit_concurrency=settings.most_connections,
             timeout_keep_alive=_IDLE_SECONDS,
-            timeout_graceful_shutdown=max(1, round(settings.grace)),
+            timeout_graceful_shutdown=round(settings.grace) + 10,  # of those, too, that are told that it ends
         )
         self._uvicorn = _Uvicorn(config)
+        self._uvicorn.grace = settings.grace
 
     @property
     def port(self) -> int:

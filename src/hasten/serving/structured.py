@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hasten.errors import HastenError, MissingExtraError
 
-# Between JSON's parts: a model that may go on with spaces for ever does.
-_SPACE = r"[ \n]{1,24}"
+# Between JSON's parts, where a model that may go on with spaces for ever does: a space, or a line and how far it is in.
+_SPACE, _NARROW = r"([ ]|\n[ \t]{0,24})", r"[ ]"
 
 
 class GrammarConstraint:
@@ -64,13 +64,13 @@ class Grammars:
         self._tokens: Any = None
         self._lock = threading.Lock()
 
-    def json_schema(self, schema: Mapping[str, Any]) -> GrammarConstraint:
-        """Of JSON by a schema; ``{"type": "object"}`` for any object.
+    def json_schema(self, schema: Mapping[str, Any], narrow: bool = False) -> GrammarConstraint:
+        """Of JSON by a schema; ``{"type": "object"}`` for any object; ``narrow`` in one line.
 
         Raises:
             HastenError: the schema is wrong, or asks for what llguidance does not know.
         """
-        return self._made(lambda guidance: _json_grammar(guidance, schema))
+        return self._made(lambda guidance: _json_grammar(guidance, schema, narrow))
 
     def lark(self, grammar: str) -> GrammarConstraint:
         """Of a grammar in llguidance's form of Lark.
@@ -111,14 +111,9 @@ class Grammars:
             return self._tokens
 
 
-def _json_grammar(guidance: Any, schema: Mapping[str, Any]) -> str:
-    text = json.dumps(schema, allow_nan=False)
-    return str(guidance.LLMatcher.grammar_from_json_schema(text, overrides=json_options()))
-
-
-def json_options() -> dict[str, Any]:
-    """How JSON is written."""
-    return {"whitespace_flexible": True, "whitespace_pattern": _SPACE, "lenient": False}
+def _json_grammar(guidance: Any, schema: Mapping[str, Any], narrow: bool) -> str:
+    options = {"whitespace_flexible": True, "whitespace_pattern": _NARROW if narrow else _SPACE, "lenient": False}
+    return str(guidance.LLMatcher.grammar_from_json_schema(json.dumps(schema, allow_nan=False), overrides=options))
 
 
 def _llguidance() -> Any:

@@ -177,7 +177,9 @@ def forced_schema(tools: Sequence[Tool], choice: object, several: bool) -> dict[
     defined: dict[str, Any] = {}
     one = []
     for number, tool in enumerate(tools):
-        arguments = _moved(tool.function.parameters or {"type": "object", "properties": {}}, f"{number}.", defined)
+        # Without parameters a function takes none, as the API has it.
+        takes = tool.function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
+        arguments = _moved(takes, f"{number}.", defined)
         one.append(
             {
                 "type": "object",

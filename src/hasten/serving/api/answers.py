@@ -189,11 +189,13 @@ class CompletionChoice:
         made = _no_logprobs()
         for one in tokens:
             made["tokens"].append(token_text(one.text, one.raw))
-            made["token_logprobs"].append(None if one.logprob is None else finite(one.logprob))
+            own = _own(one)
+            made["token_logprobs"].append(own)
             made["text_offset"].append(self._offsets.next(one.raw))
-            top = None if one.logprob is None else {token_text(t, raw): finite(p) for _, t, raw, p in one.top}
-            if top is not None:
-                top.setdefault(token_text(one.text, one.raw), finite(one.logprob or 0.0))
+            top: dict[str, float] | None = None
+            if own is not None:
+                top = {token_text(text, raw): finite(p) for _, text, raw, p in one.top}
+                top.setdefault(token_text(one.text, one.raw), own)
             made["top_logprobs"].append(top)
         return made
 
@@ -240,6 +242,13 @@ def token_text(text: str, raw: bytes) -> str:
     return text
 
 
+def _own(one: TokenLogprob) -> float | None:
+    """A token's own; of the likeliest the very number that stands among them: harnesses compare the two."""
+    if one.logprob is None:
+        return None
+    return finite(next((p for token, _, _, p in one.top if token == one.token), one.logprob))
+
+
 def finite(logprob: float) -> float:
     return logprob if math.isfinite(logprob) else _UNLIKELIEST
 
@@ -247,7 +256,7 @@ def finite(logprob: float) -> float:
 def chat_logprob(one: TokenLogprob) -> Json:
     """A token as chat completions tell it."""
     return {
-        **_told(one.text, one.raw, 0.0 if one.logprob is None else one.logprob),
+        **_told(one.text, one.raw, _own(one) or 0.0),
         "top_logprobs": [_told(text, raw, logprob) for _, text, raw, logprob in one.top],
     }
 
