@@ -39,7 +39,8 @@ def test_each_form_piece_by_piece(text: str) -> None:
 
 
 def test_text_before_calls_and_several_of_them() -> None:
-    text = f'Let me see < 3.\n<tool_call>{OBJECT}</tool_call>\n<tool_call>{{"name": "clock", "arguments": {{}}}}</tool_call>'
+    clock = json.dumps({"name": "clock", "arguments": {}})
+    text = f"Let me see < 3.\n<tool_call>{OBJECT}</tool_call>\n<tool_call>{clock}</tool_call>"
     reader = CallReader(NAMES)
     shown = "".join(reader.add(c) for c in text)
     left, calls = reader.end()
