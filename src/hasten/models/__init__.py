@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hasten.models.loading.gguf import GGUFFile as GGUFFile
     from hasten.models.loading.gguf import Packed as Packed
     from hasten.models.loading.gguf import TensorInfo as TensorInfo
+    from hasten.models.loading.gguf_metadata import Metadata as Metadata
     from hasten.models.loading.loaded import Loaded as Loaded
     from hasten.models.loading.network import load_network as load_network
     from hasten.models.loading.network import load_packed as load_packed
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from hasten.models.vision.backbone import Level as Level
     from hasten.models.vision.cell_network import CellConfig as CellConfig
     from hasten.models.vision.cell_network import CellNetwork as CellNetwork
+    from hasten.models.vision.design_rules import DesignFinding as DesignFinding
     from hasten.models.vision.kat import KAT as KAT
     from hasten.models.vision.kat import KATConfig as KATConfig
     from hasten.models.vision.lowformer import LowFormer as LowFormer

@@ -192,6 +192,7 @@ class AsCAN(Backbone):
     Args:
         config: sizes and layout.
 
+    >>> import torch
     >>> tuple(AsCAN()(torch.zeros(2, 3, 32, 32)).shape)
     (2, 10)
     """

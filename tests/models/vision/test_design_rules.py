@@ -1,0 +1,66 @@
+"""The published SimpleNets keep every rule, and each violation is found by the rule it is of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hasten.errors import HastenError
+from hasten.models import SimpleNet, SimpleNetConfig
+from hasten.models.vision.design_rules import DesignFinding, design_rules
+from hasten.models.vision.simplenet import PUBLISHED
+
+LAYOUT = PUBLISHED["simplenet-cifar-310k"].layout
+
+
+def broken(network: nn.Module, size: int = 32) -> set[str]:
+    return {f.rule for f in design_rules(network, (3, size, size)) if not f.holds}
+
+
+def of(layout: str, **options: float) -> SimpleNet:
+    with torch.device("meta"):
+        return SimpleNet(SimpleNetConfig(layout, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_networks_keep_every_rule(name: str) -> None:
+    with torch.device("meta"):
+        model = SimpleNet.named(name, dropout=0.1)
+    found = design_rules(model, (3, 32, 32) if "cifar" in name else (3, 224, 224))
+    assert len(found) == 9
+    assert not [f for f in found if not f.holds]
+    assert all(0 <= f.score <= 1 and f.message for f in found)
+
+
+def test_each_violation_is_found() -> None:
+    assert "local correlation" in broken(of("256' 64' 64 32 32 32 p 32 32 64 p 64 64 p 128 p 64"))
+    assert broken(of("64 p 32 p 32 p 32 32 32 64 64 64 128 256' 64' 64")) == {"late pooling"}
+    mean = of(LAYOUT)
+    mean.head[0] = nn.AdaptiveAvgPool2d(1)  # type: ignore[operator]
+    assert broken(mean) == {"global maximum"}
+    last = of(LAYOUT)
+    last.head = nn.Sequential(last.head, nn.Dropout(0.5))
+    assert broken(last) == {"dropout everywhere"}
+    assert "gradual growth" in broken(of("16 64 64 64 p 64 64 64 p 64 64 p 128 256' 64' 64"))
+    assert "homogeneous groups" in broken(of("24 32 40 48 p 56 64 72 p 80 88 p 96 128' 96' 104"))
+    assert "balance" in broken(of("8 8 8 8 p 8 8 8 p 8 8 p 16 32' 256' 256"))
+    assert "receptive field" in broken(of("32 32 32 32"))
+
+
+def test_depthwise_convolutions_are_no_fast_ones() -> None:
+    layers = [nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3, groups=64), nn.Conv2d(64, 64, 1)]
+    found = {f.rule: f for f in design_rules(nn.Sequential(*layers), (3, 8, 8))}
+    assert isinstance(found["fast operators"], DesignFinding)
+    assert not found["fast operators"].holds
+
+
+def test_it_leaves_the_network_as_it_was() -> None:
+    model = SimpleNet(SimpleNetConfig("4 4 p 4")).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    design_rules(model, (3, 8, 8))
+    assert model.training
+    assert not any(m._forward_hooks for m in model.modules())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with pytest.raises(HastenError, match="calls no convolution"):
+        design_rules(nn.Linear(4, 4), (3, 4, 4))
