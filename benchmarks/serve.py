@@ -7,7 +7,7 @@ round of each counts. Peers run with whichever of their settings (flash attentio
 
 Each of the clients at a time sends its next request when its last answer has ended. Cold: prompts that nobody has
 seen. Shared prefix: 1,000 tokens, read before, and as many of its own as a cold prompt has. The second turn of a talk
-of 2,000 tokens is set against its first.
+of 2,000 tokens is set against its first. Seconds to the first token are the median's, and the 95th percentile's.
 
     python benchmarks/serve.py [--json] [--threads 2] [--clients 1,4,16] [--rounds 3] [--llama-python PYTHON]
         [--llama-server FILE] [--model FILE.gguf] [--q4-0]
@@ -356,21 +356,19 @@ def rows_of(
     for case, count in itertools.product(("cold", "shared prefix"), arguments.clients):
         found = {n: loads[case, count, n] for n in names}
         told = f"{case}, {count} client{'s' * (count > 1)}"
-        add(f"{told}: in all", "tokens/s", {n: f.rate for n, f in found.items()})
-        add(f"{told}: to the first token, median", "s", {n: f.median for n, f in found.items()})
-        add(f"{told}: to the first token, p95", "s", {n: f.p95 for n, f in found.items()})
+        add(told, "tokens/s", {n: f.rate for n, f in found.items()})
+        add(f"{told}, first token", "s", {n: f.median for n, f in found.items()})
+        add(f"{told}, first token, p95", "s", {n: f.p95 for n, f in found.items()})
         if count in TARGETS:
             for peer in peers:
                 ratio = found["hasten"].rate / found[peer].rate
-                case_told = f"{told}: tokens/s as many times as {peer}"
-                targets.append(
-                    compared(case_told, "hasten", ratio, "1", "target", TARGETS[count], less_is_better=False)
-                )
+                wanted = f"{told}, times {peer}"
+                targets.append(compared(wanted, "hasten", ratio, "1", "target", TARGETS[count], less_is_better=False))
     best = {n: (min(t[0] for t in seen), min(t[1] for t in seen)) for n, seen in turns.items()}
     for index, turn in enumerate(("first", "second")):
-        add(f"{turn} turn of {arguments.talk} tokens: to the first token", "s", {n: b[index] for n, b in best.items()})
+        add(f"{turn} turn, first token", "s", {n: b[index] for n, b in best.items()})
     first, second = best["hasten"]
-    wanted = "the second turn's first token as many times sooner than the first's"
+    wanted = "second turn, times sooner than the first"
     targets.append(compared(wanted, "hasten", first / second, "1", "target", SECOND_TURN, less_is_better=False))
     return rows + targets
 

@@ -52,10 +52,10 @@ def test_what_was_wanted_stands_beside_what_was_seen(script: Any) -> None:
     turns = {"hasten": [(1.0, 0.5), (2.0, 0.1)], "llama_cpp.server": [(1.0, 0.4)]}
     rows = script.rows_of(loads, turns, Namespace(clients=[1, 4], talk=2000))
     met = {r.case: r.ratio for r in rows if r.peer == "target"}
-    assert met["cold, 1 client: tokens/s as many times as llama_cpp.server"] == pytest.approx(0.9)
-    assert met["cold, 4 clients: tokens/s as many times as llama_cpp.server"] == pytest.approx(1.8 / 1.5)
-    assert met["the second turn's first token as many times sooner than the first's"] == pytest.approx(10 / 5)
-    beside = next(r for r in rows if r.subject == "hasten" and r.case == "cold, 4 clients: to the first token, p95")
+    assert met["cold, 1 client, times llama_cpp.server"] == pytest.approx(0.9)
+    assert met["cold, 4 clients, times llama_cpp.server"] == pytest.approx(1.8 / 1.5)
+    assert met["second turn, times sooner than the first"] == pytest.approx(10 / 5)
+    beside = next(r for r in rows if r.subject == "hasten" and r.case == "cold, 4 clients, first token, p95")
     assert (beside.peer, beside.ratio) == ("llama_cpp.server", pytest.approx(1.5))
 
 
