@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
 from hasten.data import assets
 from hasten.errors import HastenError
@@ -108,6 +109,41 @@ def test_tokens_are_those_of_generate(engine: Engine) -> None:
     assert list(found.tokens) == expected
     assert found.finish == "length"
     assert found.text == LOADED.tokenizer.decode(expected)
+
+
+SIZES = {
+    "vocab_size": 211,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+}
+
+
+def test_a_family_without_a_compiled_step_is_run_all_the_same() -> None:
+    config = Gemma2Config(**SIZES, head_dim=32, sliding_window=16)
+    own = LanguageModel(AutoModelForCausalLM.from_config(config).eval())
+    prompts = [prompt(i, length) for i, length in enumerate((40, 3, 25))]
+    prompts = [tuple(t % 211 for t in p) for p in prompts]
+    with Engine(own) as engine:
+        assert "Gemma2ForCausalLM" in engine.notes[0]
+        asked = [Request(p, max_tokens=8, ignore_end=True, sampling=GREEDY) for p in prompts]
+        found = [list(s.result(60).tokens) for s in [engine.submit(r) for r in asked]]
+    for tokens, ids in zip(found, prompts, strict=True):
+        expected = own.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False, eos_token_id=None)
+        assert tokens == expected[0, len(ids) :].tolist()
+
+
+def test_a_model_that_has_no_cache_is_refused_at_once() -> None:
+    own = LanguageModel(
+        AutoModelForCausalLM.from_config(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1))
+    )
+    with pytest.raises(HastenError, match="give most_tokens"):
+        Engine(own)
+    with pytest.raises(HastenError, match="MambaForCausalLM"):
+        Engine(own, most_tokens=64)
 
 
 def test_what_is_new_of_a_second_turn_is_read_alone(engine: Engine) -> None:

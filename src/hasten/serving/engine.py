@@ -106,7 +106,7 @@ class Engine:
         turn_seconds: what a step should take at most while others' prompts are read beside answers.
 
     Raises:
-        HastenError: the cache has no room for a text.
+        HastenError: the cache has no room for a text, or hasten has none for this model.
     """
 
     def __init__(
@@ -426,10 +426,12 @@ def steps_of(model: LanguageModel, most_running: int, most_tokens: int | None, c
     """The fastest way in which a model's steps run for many texts.
 
     Raises:
-        HastenError: the cache has no room for a text.
+        HastenError: the cache has no room for a text, hasten has none for this model, or nobody says how long a text is.
     """
-    positions = int(model.config.max_position_embeddings)
-    tokens = positions if most_tokens is None else min(most_tokens, positions)
+    positions = getattr(model.config, "max_position_embeddings", None) or most_tokens
+    if positions is None:
+        raise HastenError("the model's configuration says nothing of the longest text: give most_tokens")
+    tokens = int(positions if most_tokens is None else min(most_tokens, positions))
     most_bytes = int(memory_size() * _SHARE_OF_MEMORY) if cache_bytes is None else cache_bytes
     why = model.why_not_compiled
     if why is None and model.cache.policy is not None:

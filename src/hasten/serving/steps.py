@@ -328,6 +328,9 @@ class PlainSteps:
         model: any.
         why: it has no compiled step.
         most_tokens: of a text.
+
+    Raises:
+        HastenError: a model whose layers hasten does not know.
     """
 
     def __init__(self, model: LanguageModel, why: str, most_tokens: int) -> None:
@@ -335,6 +338,7 @@ class PlainSteps:
         self.notes: tuple[str, ...] = (
             f"texts are read one after the other in plain torch, none shares a beginning: {why}",
         )
+        model.new_cache(1, BLOCK)  # a model that hasten has no cache for says so now
         self._model = model
         self._vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
         self._held: dict[int, int] = {}  # bytes of running texts' caches
