@@ -426,7 +426,7 @@ def steps_of(model: LanguageModel, most_running: int, most_tokens: int | None, c
     """The fastest way in which a model's steps run for many texts.
 
     Raises:
-        HastenError: the cache has no room for a text, hasten has none for this model, or nobody says how long a text is.
+        HastenError: the cache has no room for a text, hasten has none for this model, or no longest text is known.
     """
     positions = getattr(model.config, "max_position_embeddings", None) or most_tokens
     if positions is None:
