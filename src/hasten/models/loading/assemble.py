@@ -20,13 +20,18 @@ def assemble(config: Any, weights: dict[str, Tensor], origin: Path) -> Any:
     check_layers(config, weights, origin)
     if config.tie_word_embeddings:
         _tie(config, weights, origin)
-    network = build(config)
+    return fill_network(build(config), config, weights, origin)
+
+
+def fill_network(network: Any, config: Any, weights: dict[str, Tensor], origin: Path) -> Any:
+    """Gives a network on the meta device its parameters; modules that have theirs are left alone."""
     expected = check_shapes(network, config, {n: tuple(w.shape) for n, w in weights.items()}, origin)
     for name in expected:
         # A weight that is no number is the least and the largest; no mask of the weight's size is made.
         if not all(bool(torch.isfinite(end)) for end in torch.aminmax(weights[name])):
             raise HastenError(f"{origin}: {name} holds values that are not finite: fetch or copy it again")
-    network.load_state_dict({n: weights[n] for n in expected}, assign=True)
+    given = {name: buffer for name, buffer in network.state_dict().items() if name not in expected}
+    network.load_state_dict({n: weights[n] for n in expected} | given, assign=True)
     if config.tie_word_embeddings:
         network.lm_head.weight = network.model.embed_tokens.weight
     # Buffers that no file carries (rotary frequencies) are still on the meta device.

@@ -12,7 +12,7 @@ from hasten.errors import HastenError
 from hasten.files import named_path
 from hasten.models.loading.gguf_network import from_gguf, from_gguf_packed
 from hasten.models.loading.loaded import Loaded
-from hasten.models.loading.safetensors_folder import from_folder
+from hasten.models.loading.safetensors_folder import from_folder, from_folder_packed
 from hasten.models.loading.stored_model import StoredModel, stored_folder, stored_gguf
 from hasten.processes import one_thread
 
@@ -31,7 +31,7 @@ def load_network(
 
     Args:
         source: a ``.gguf`` file, a folder with ``config.json`` and safetensors, the name of an asset, or a
-            hub id that this machine has cached. Nothing is downloaded but an asset.
+            hub id that this machine has cached. Nothing is downloaded but an asset. Quantized weights are unpacked.
         dtype: what its weights become.
         progress: told what is happening.
 
@@ -49,24 +49,28 @@ def load_packed(
     int8: bool = False,
     progress: assets.Progress = lambda message: None,
 ) -> Loaded:
-    """Loads a GGUF model with its weights as the file packs them: nothing is unpacked, nothing rounded again.
+    """Loads a model with its weights as its files pack them: nothing is unpacked, nothing rounded again.
 
     Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4, F16, BF16 and F32 matrices keep their codes; a
     matrix in another format is packed to 8 bits. At no time is more in memory than what the file holds and one matrix.
+    Of folders those with int4 weights of GPTQ, AWQ or compressed-tensors come so, the rest of them in fp32.
 
     Args:
-        source: a ``.gguf`` file or the name of an asset that is one.
+        source: a ``.gguf`` file, the name of an asset that is one, or a folder with int4 weights.
         bf16, int8: how many and few rows are multiplied, see `hasten.nn.PackedLinear`.
         progress: told what is happening.
 
     Raises:
-        HastenError: not a GGUF file, or one that `load_network` refuses.
+        HastenError: neither a GGUF file nor such a folder, or one that `load_network` refuses.
     """
     path = named_path(source, "the model")
     name, origin = path.stem, str(path.resolve())
     if any(a.name == str(source) for a in assets.assets()):
         name = origin = str(source)
         path = assets.get(origin, progress)
+    if path.is_dir():
+        with one_thread():
+            return from_folder_packed(path, path.name, origin, bf16)
     if path.suffix != ".gguf":
         raise HastenError(f"{source} is not a GGUF file: only those come packed")
     with one_thread():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from hasten.dtypes import nbytes
 from hasten.errors import HastenError
-from hasten.models.loading.assemble import assemble
-from hasten.models.loading.config import FAMILIES, config_of, json_object, quiet
+from hasten.models.loading.assemble import assemble, fill_network
+from hasten.models.loading.config import FAMILIES, build, config_of, json_object, quiet
+from hasten.models.loading.int4_folder import take_int4
 from hasten.models.loading.loaded import Loaded, check_descriptions, fingerprint
+from hasten.nn.packed import PackedLinear
 
 CONFIG = "config.json"
 _FREQUENCIES = "rotary_emb.inv_freq"
@@ -25,16 +28,63 @@ _TYPES = {
 
 
 def from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
+    """A folder's network, quantized weights unpacked."""
+    config, said = _described(folder)
+    shards = _shards(folder)
+    weights = _read(shards, quantized=bool(said))
+    if said:
+        weights |= {key: weight.dequantize() for key, weight in take_int4(said, weights, folder).items()}
+    network = assemble(config, {key: weight.to(dtype) for key, weight in weights.items()}, folder)
+    _set_generation(network, folder)
+    return Loaded(network, name, source, fingerprint([folder / CONFIG, *shards]), _folder=folder)
+
+
+def from_folder_packed(folder: Path, name: str, source: str, bf16: bool) -> Loaded:
+    """A folder's network with its int4 weights as they are, and the rest in fp32.
+
+    Raises:
+        HastenError: the folder's weights are not quantized, or not as hasten reads them.
+    """
+    if not json_object(folder / CONFIG).get("quantization_config"):
+        raise HastenError(f"{folder} is not a GGUF file, and its weights are not quantized: only those come packed")
+    config, said = _described(folder)
+    shards = _shards(folder)
+    weights = _read(shards, quantized=True)
+    found = take_int4(said, weights, folder)
+    network = build(config)
+    for key, weight in found.items():
+        owner, _, child = key.removesuffix(".weight").rpartition(".")
+        old = dict(network.named_modules()).get(key.removesuffix(".weight"))
+        if not isinstance(old, torch.nn.Linear) or tuple(old.weight.shape) != tuple(weight.codes.shape):
+            shape = tuple(weight.codes.shape)
+            raise HastenError(f"{folder}: {key[:60]} has shape {shape}, its config asks for another")
+        with torch.device("meta"):
+            new = PackedLinear(
+                old.in_features, old.out_features, old.bias is not None, bits=4, group=weight.group, bf16=bf16
+            )
+        new.fill(*weight.packed())
+        setattr(network.get_submodule(owner), child, new)
+    weights = {key: weight.float() for key, weight in weights.items()}
+    fill_network(network, config, weights, folder)
+    _set_generation(network, folder)
+    return Loaded(network, name, source, fingerprint([folder / CONFIG, *shards]), _folder=folder)
+
+
+def _described(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """A folder's configuration, and what it says of quantization."""
     data = json_object(folder / CONFIG)
-    if data.get("quantization_config"):
-        raise HastenError(f"{folder} holds quantized weights: give the model's unquantized folder, or a GGUF file")
     config = config_of(data, folder / CONFIG)
     if config.model_type not in FAMILIES:
         raise HastenError(f"{folder} is a {config.model_type!r} model; hasten loads {', '.join(sorted(FAMILIES))}")
     if config.tie_word_embeddings is None:
         config.tie_word_embeddings = False
+    said = data.get("quantization_config")
+    return config, said if isinstance(said, dict) else {}
+
+
+def _read(shards: dict[Path, set[str] | None], quantized: bool) -> dict[str, Tensor]:
+    """All tensors, as they are stored; whole numbers where weights are quantized."""
     weights: dict[str, Tensor] = {}
-    shards = _shards(folder)
     for shard, promised in shards.items():
         try:
             with safe_open(shard, framework="pt") as file:
@@ -47,23 +97,26 @@ def from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loa
                     )
                 for key in held:
                     tensor = file.get_tensor(key)
-                    if not tensor.is_floating_point() or tensor.element_size() < 2:
+                    plain = tensor.is_floating_point() and tensor.element_size() > 1
+                    if not plain and not (quantized and tensor.dtype in (torch.int32, torch.int64)):
                         raise HastenError(
                             f"{shard}: {key[:60]!r} is {tensor.dtype}: give a folder with unquantized weights"
                         )
-                    weights[key] = tensor.to(dtype)
+                    weights[key] = tensor
         except FileNotFoundError:
-            raise HastenError(f"{folder} lacks {shard.name}: fetch or copy it again") from None
+            raise HastenError(f"{shard.parent} lacks {shard.name}: fetch or copy it again") from None
         except (SafetensorError, OSError, ValueError):
             raise HastenError(f"{shard} is truncated or corrupted: fetch or copy it again") from None
-    network = assemble(config, weights, folder)
+    return weights
+
+
+def _set_generation(network: Any, folder: Path) -> None:
     if (folder / "generation_config.json").is_file():
         from transformers import GenerationConfig
 
         with contextlib.suppress(Exception), quiet():
             check_descriptions(folder)
             network.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return Loaded(network, name, source, fingerprint([folder / CONFIG, *shards]), _folder=folder)
 
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:
