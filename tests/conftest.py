@@ -84,3 +84,23 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network.model.embed_tokens.weight.data[256:] = 0  # marks are never the likeliest
     network.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def tuned(folder: Path, tmp_path: Path) -> Path:
+    """A tuned model whose weights are in another folder."""
+    import json
+
+    from hasten import __version__, load_network
+    from hasten.methods import WeightOnly
+    from hasten.tuning.outcome import Figures
+
+    figures = {n: 1.0 for n, field in Figures.model_fields.items() if field.is_required()}
+    content = {
+        "format": "hasten-tuned", "version": 1, "hasten": __version__, "source": str(folder), "beside": "",
+        "fingerprint": load_network(folder).fingerprint, "methods": [WeightOnly(4, 8).to_dict()],
+        "prompt": 16, "new_tokens": 8, "batch": 1, "measured": figures,
+    }  # fmt: skip
+    path = tmp_path / "tuned.json"
+    path.write_text(json.dumps(content))
+    return path

@@ -21,6 +21,18 @@ def test_a_folder_is_loaded_with_its_tokenizer(folder: Path) -> None:
     assert model.device == torch.device("cpu")
 
 
+def test_a_tuned_model_is_as_it_was_tuned(tuned: Path, folder: Path, tmp_path: Path) -> None:
+    model = load_model(tuned)
+    assert any(isinstance(m, PackedLinear) for m in model.network.modules())
+    moved = folder.rename(folder.with_name("moved"))
+    try:
+        with pytest.raises(HastenError, match="no longer"):
+            load_model(tuned)
+        assert load_model(tuned, model=moved).weight_bytes == model.weight_bytes
+    finally:
+        moved.rename(folder)
+
+
 def test_what_a_template_writes_behind_an_answer_ends_one(talker: Path, folder: Path) -> None:
     model = load_model(talker)
     end = model.tokenizer.convert_tokens_to_ids("<|end|>")

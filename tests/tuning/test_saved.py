@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,28 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hasten import __version__, load, load_network
+from hasten import load, load_network
 from hasten.errors import HastenError
 from hasten.methods import WeightOnly
 from hasten.runtime import LanguageModel
 
 PROMPT = torch.arange(3, 20)[None]
-
-
-@pytest.fixture
-def tuned(folder: Path, tmp_path: Path) -> Path:
-    """A tuned model whose weights are in another folder."""
-    from hasten.tuning.outcome import Figures
-
-    figures = {n: 1.0 for n, field in Figures.model_fields.items() if field.is_required()}
-    content = {
-        "format": "hasten-tuned", "version": 1, "hasten": __version__, "source": str(folder), "beside": "",
-        "fingerprint": load_network(folder).fingerprint, "methods": [WeightOnly(4, 8).to_dict()],
-        "prompt": 16, "new_tokens": 8, "batch": 1, "measured": figures,
-    }  # fmt: skip
-    path = tmp_path / "tuned.json"
-    path.write_text(json.dumps(content))
-    return path
 
 
 def test_a_tuned_model_is_saved_with_its_weights_and_moves(tuned: Path, tmp_path: Path) -> None:
