@@ -41,7 +41,7 @@ def alone(model: LanguageModel, text: list[int], pieces: list[int]) -> Tensor:
 def test_texts_beside_each_other_in_scattered_blocks(llama: Any, dtype: str) -> None:
     """Pieces of prompts and single tokens mixed in one step give what each text gives alone."""
     model = LanguageModel(llama, cache=CacheSpec(dtype))
-    cut = [[30, 7, 1, 1, 25, 1, 1, 1, 32, 1], [1, 20, 20, 1, 1, 1, 30, 1, 24, 1], [5, 1, 1, 1, 1, 1, 1, 1, 1, 1]]
+    cut = [[30, 7, 1, 1, 25, 1, 1, 1, 32, 1], [1, 40, 1, 1, 1, 1, 30, 1, 23, 1], [5, 1, 1, 1, 1, 1, 1, 1, 1, 1]]
     given = [text[: sum(pieces)] for text, pieces in zip(texts(3, 100), cut, strict=True)]
     expected = [alone(model, text, pieces) for text, pieces in zip(given, cut, strict=True)]
     cache = model.new_paged_cache(sequences=4, capacity=128, blocks=20)

@@ -14,6 +14,8 @@ from hasten.nn import PackedEmbedding, PackedLinear
 from hasten.runtime import CacheSpec, KVCache, LanguageModel
 from hasten.runtime.step import CompiledStep, why_not
 
+from .conftest import tiny
+
 pytestmark = pytest.mark.skipif(native() is None, reason="the compiled kernels are not installed")
 
 
@@ -147,3 +149,74 @@ def test_values_at_the_ends_of_scales_are_kept_alike(llama: Any, dtype: str, sca
     assert found.isfinite().all()
     assert found.any() == (scale > 1 or expected.any())
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-9)
+
+
+def read_in_pieces(model: LanguageModel, ids: list[int], pieces: list[int]) -> torch.Tensor:
+    """Logits of every token, by steps of so many rows."""
+    cache = model.new_cache(1, len(ids))
+    step = CompiledStep(model.network, cache)
+    found, at = [], 0
+    for count in pieces:
+        found.append(step(ids[at : at + count], [0] * count, list(range(at, at + count))).clone())
+        cache.advance([count])
+        at += count
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "window", "sinks", "changes"),
+    [
+        ("fp32", None, 0, {}),
+        ("fp16", None, 0, {"head_dim": 80}),
+        ("bf16", None, 0, {"head_dim": 24, "num_key_value_heads": 1}),
+        ("fp32", 40, 3, {"head_dim": 64}),
+        ("fp16", 33, 0, {}),
+        ("bf16", 90, 70, {"num_key_value_heads": 4}),
+    ],
+)
+def test_a_row_is_the_same_however_its_prompt_was_cut(
+    dtype: str, window: int | None, sinks: int, changes: dict[str, Any]
+) -> None:
+    """Bit for bit: alone, in short pieces and in long ones, which read and write the cache in other ways."""
+    model = LanguageModel(tiny("qwen3", **changes), cache=CacheSpec(dtype, window, sinks))
+    ids = torch.randint(0, 211, (220,), generator=torch.Generator().manual_seed(4)).tolist()
+    expected = read_in_pieces(model, ids, [*[1] * 20, *[10] * 20])
+    assert torch.equal(read_in_pieces(model, ids, [220]), expected)
+    assert torch.equal(read_in_pieces(model, ids, [41, 1, 128, 15, 16, 19]), expected)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("window", [None, 50])
+def test_a_long_piece_of_a_quantized_cache(llama: Any, dtype: str, window: int | None) -> None:
+    """Rows beside each other give what few at a time give; long pieces what plain torch makes of them."""
+    model = LanguageModel(llama, cache=CacheSpec(dtype, window))
+    ids = torch.randint(0, 211, (1, 230), generator=torch.Generator().manual_seed(4))
+    text = ids[0].tolist()
+    plain, cache = model.new_cache(1, 230), model.new_cache(1, 230)
+    step = CompiledStep(llama, cache)
+    at = 0
+    for count in (70, 100, 33, 27):
+        with torch.inference_mode():
+            expected = model(ids[:, at : at + count], past_key_values=plain).logits[0]
+        rows = list(range(at, at + count))
+        found = step(text[at : at + count], [0] * count, rows).clone()
+        torch.testing.assert_close(found, expected, rtol=0, atol={"int8": 0.05, "int4": 0.3}[dtype])
+        if count == 27:
+            few = [step(text[i : i + 9], [0] * 9, list(range(i, i + 9))).clone() for i in range(at, at + count, 9)]
+            assert torch.equal(torch.cat(few), found)
+        cache.advance([count])
+        at += count
+        assert cache.quantized == plain.quantized
+    for one, other in zip(cache.layers, plain.layers, strict=True):
+        torch.testing.assert_close(
+            one._read("key", 0, 200, 230, 6), other._read("key", 0, 200, 230, 6), rtol=0, atol=0.3
+        )
+
+
+def test_a_long_piece_begins_at_what_is_committed(llama: Any) -> None:
+    cache = LanguageModel(llama, cache=CacheSpec("int8")).new_cache(1, 128)
+    step = CompiledStep(llama, cache)
+    with pytest.raises(IndexError, match="behind what is committed"):
+        step([1] * 40, [0] * 40, list(range(3, 43)))
+    with pytest.raises(IndexError, match="too many tokens"):
+        step([1] * 20, [0] * 20, list(range(30, 50)))

@@ -28,6 +28,8 @@ from hasten.workload.einsum import Workload
 
 # Prompts are read in pieces of this many tokens: activations stay small, whatever the prompt's length.
 CHUNK = 1024
+# Of the compiled step: what it makes of so many rows stays in a processor's caches.
+PIECE = 512
 
 
 class LanguageModel(nn.Module):
@@ -286,7 +288,12 @@ class LanguageModel(nn.Module):
 
     @torch.inference_mode()
     def prefill(self, ids: Tensor, cache: KVCache) -> Tensor:
-        """Reads a prompt (batch, length) into the cache; returns the last token's logits (batch, vocabulary)."""
+        """Reads a prompt (batch, length) into the cache; returns the last token's logits (batch, vocabulary).
+
+        Where steps run compiled prompts do too, unless a policy looks at them.
+        """
+        if ids.shape[1] and (step := self._prompt_step(cache)) is not None:
+            return self._prefill_compiled(ids, cache, step)
         cache.decoding = False
         for start in range(0, ids.shape[1], CHUNK):
             logits = self(ids[:, start : start + CHUNK], past_key_values=cache, logits_to_keep=1).logits
@@ -294,6 +301,35 @@ class LanguageModel(nn.Module):
         if cache.spec.policy is not None:
             cache.spec.policy.prefilled(cache)
         return logits[:, -1].float()
+
+    def _prompt_step(self, cache: KVCache) -> compiled.CompiledStep | None:
+        """What reads prompts into this cache; None where plain torch does."""
+        if cache.spec != self.cache or cache.spec.policy is not None or self.why_not_compiled:
+            return None
+        if self._idle is not None and self._idle[1].lengths is cache.lengths:
+            return self._idle[2]
+        return compiled.CompiledStep(self.network, cache) if len(cache.members) == len(cache.lengths) else None
+
+    def _prefill_compiled(self, ids: Tensor, cache: KVCache, step: compiled.CompiledStep) -> Tensor:
+        texts, members = ids.tolist(), cache.members
+        piece = max(kv_cache.BLOCK, PIECE // len(texts))
+        length = len(texts[0])
+        if cache.get_seq_length() + length > cache.capacity:
+            raise HastenError(
+                f"the cache holds {cache.capacity} tokens, not {cache.get_seq_length() + length}: make it larger"
+                " (capacity=)"
+            )
+        for start in range(0, length, piece):
+            parts = [text[start : start + piece] for text in texts]
+            count = len(parts[0])
+            logits = step(
+                [token for part in parts for token in part],
+                [member for member in members for _ in range(count)],
+                [cache.lengths[member] + i for member in members for i in range(count)],
+                answered=range(count - 1, count * len(texts), count) if start + count == length else (),
+            )
+            cache.advance([count] * len(members))
+        return logits.clone()
 
     def session(
         self, batch: int, capacity: int, recent: int = kv_cache.RECENT

@@ -118,11 +118,6 @@ class PagedCache:
         shares = (layer.tensors[name].nbytes // self.blocks for layer in self.layers for name in self._pooled)
         return sum(shares)
 
-    @property
-    def most_new(self) -> int | None:
-        """Tokens of one sequence that a step may take at most; None: any number."""
-        return self.recent - kernel.BLOCK if self.spec.quantized else None
-
     def table(self, sequence: int) -> list[int]:
         """The blocks of a sequence, in order."""
         return list(self._tables[self._known(sequence)])

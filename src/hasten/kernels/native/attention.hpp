@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kPart = 4;  // blocks of keys that one item of work attends to
 constexpr int kMostHeads = 4;  // query heads that share a read of the keys
+constexpr int64_t kMostWide = 256;  // channels of a head that are merged at once
 
 HASTEN_INLINE int64_t quantized_blocks(const Cache& c, int64_t committed) {
   return c.bits >= kBf16 ? 0 : committed / c.block;
@@ -34,9 +35,11 @@ struct Place {
   int64_t slot(int64_t b) const { return table ? table[b] : layer.slot(b); }
 };
 
-// The blocks that the row at `pos` reads: the sinks' and the window's, all, or a list of chosen ones.
+// The blocks that the row at `pos` reads: the sinks' and the window's, all, or a list of chosen ones. They are read in
+// parts of kPart blocks; without a list a part begins at a multiple of kPart, so that rows of one sequence share parts.
 struct View {
-  int64_t pos, low, sinks, sink_end, first, count;
+  int64_t pos, low, sinks, sink_end, first, last, sink_parts, shared;
+  int64_t listed = 0;
   const int32_t* list = nullptr;
   // From here on the row's own path stands, scattered over the step's rows: first the root, at tree_from, then its
   // other tokens, each at tree_from + 1 plus the place of the next set bit of `mask`. Reading the path as a chain keeps
@@ -55,16 +58,38 @@ struct View {
     low = l.window && pos + 1 > l.window ? pos + 1 - l.window : 0;
     sinks = l.sinks < low ? l.sinks : low;
     first = low / c.block;
+    last = pos / c.block;
     sink_end = sinks ? (sinks - 1) / c.block + 1 : 0;
     if (sink_end > first) sink_end = first;
-    count = sink_end + pos / c.block - first + 1;
+    sink_parts = (sink_end + kPart - 1) / kPart;
+    shared = first / kPart < sink_parts;
     if (chosen && chosen[0] >= 0) {
-      count = chosen[0];
+      listed = chosen[0];
       list = chosen + 1;
     }
   }
-  int64_t block(int64_t i) const { return list ? list[i] : i < sink_end ? i : first + i - sink_end; }
-  int64_t parts() const { return (count + kPart - 1) / kPart; }
+  int64_t parts() const {
+    return list ? (listed + kPart - 1) / kPart : sink_parts + last / kPart - first / kPart + 1 - shared;
+  }
+  bool reads(int64_t b) const { return b < sink_end || (b >= first && b <= last); }
+  // The blocks of a part, rising, into found[kPart]; how many they are.
+  int64_t blocks(int64_t part, int64_t* found) const {
+    int64_t n = 0;
+    if (list) {
+      for (int64_t i = part * kPart; i < listed && i < (part + 1) * kPart; ++i) found[n++] = list[i];
+      return n;
+    }
+    const int64_t from = (part < sink_parts ? part : first / kPart + part - sink_parts + shared) * kPart;
+    for (int64_t b = from; b < from + kPart; ++b)
+      if (reads(b)) found[n++] = b;
+    return n;
+  }
+  // Scores of block b's tokens that the row does not see are the least there are.
+  void hide(int64_t b, float* scores) const {
+    const int64_t base = b * kBlock;
+    for (int64_t t = pos - base + 1 > 0 ? pos - base + 1 : 0; t < kBlock; ++t) scores[t] = -FLT_MAX;
+    for (int64_t t = sinks - base > 0 ? sinks - base : 0; t < low - base && t < kBlock; ++t) scores[t] = -FLT_MAX;
+  }
 };
 
 // Stored as IEEE half; plain uint16_t is bf16.
@@ -78,6 +103,15 @@ HASTEN_INLINE int64_t plain_bytes(const Cache& c) { return c.bits == kFp32 ? 4 :
 HASTEN_INLINE vec load_key(const float* p) { return load(p); }
 HASTEN_INLINE vec load_key(const uint16_t* p) { return load_bf16(p); }
 HASTEN_INLINE vec load_key(const Half* p) { return load_fp16(&p->bits); }
+// The first `count` <= 16 numbers, zeros behind.
+HASTEN_INLINE vec load_key_part(const float* p, int64_t count) { return load_part(p, count); }
+HASTEN_INLINE vec load_key_part(const uint16_t* p, int64_t count) { return load_part(p, count); }
+HASTEN_INLINE vec load_key_part(const Half* p, int64_t count) {
+  if (count >= kLanes) return load_fp16(&p->bits);
+  uint16_t f[kLanes] = {};
+  std::memcpy(f, p, size_t(count) * sizeof(uint16_t));
+  return load_fp16(f);
+}
 HASTEN_INLINE float one_key(const float* p) { return *p; }
 HASTEN_INLINE float one_key(const uint16_t* p) { return from_bf16(*p); }
 HASTEN_INLINE float one_key(const Half* p) { return from_fp16(p->bits); }
@@ -102,12 +136,16 @@ HASTEN_INLINE void score_plain(const T* keys, const float* q, int64_t d, float* 
         for (int u = 0; u < 4; ++u) total[h][u] = fma(query, key[u], total[h][u]);
       }
     }
-    for (int h = 0; h < Heads; ++h) {
-      float* to = s + h * kPart * kBlock + t;
-      sum4(to, total[h][0], total[h][1], total[h][2], total[h][3]);
-      for (int64_t i = whole; i < d; ++i)
-        for (int u = 0; u < 4; ++u) to[u] += q[h * d + i] * one_key(keys + (t + u) * d + i);
+    if (whole < d) {
+      vec key[4];
+      for (int u = 0; u < 4; ++u) key[u] = load_key_part(keys + (t + u) * d + whole, d - whole);
+      for (int h = 0; h < Heads; ++h) {
+        const vec query = load_part(q + h * d + whole, d - whole);
+        for (int u = 0; u < 4; ++u) total[h][u] = fma(query, key[u], total[h][u]);
+      }
     }
+    for (int h = 0; h < Heads; ++h)
+      sum4(s + h * kPart * kBlock + t, total[h][0], total[h][1], total[h][2], total[h][3]);
   }
 }
 
@@ -158,11 +196,49 @@ HASTEN_INLINE void value_pair(const T* p, vec& a, vec& b) {
   b = load_key(p + kLanes);
 }
 
-// Partial attention of Heads queries over blocks [i0, i1) of a view, i1 - i0 <= kPart: unnormalized sums of values,
-// the largest score and the sum of weights, at out[h * stride] (head_dim, then 2).
+// The exponentials of n scores above the largest, in their place; the largest and their sum.
+HASTEN_INLINE void soften(float* s, int64_t n, float& most, float& sum_of_all) {
+  vec best = load(s);
+  for (int64_t t = kLanes; t < n; t += kLanes) best = max(best, load(s + t));
+  alignas(64) float lanes[kLanes];
+  store(lanes, best);
+  most = lanes[0];
+  for (int i = 1; i < kLanes; ++i) most = lanes[i] > most ? lanes[i] : most;
+  vec total = zero();
+  for (int64_t t = 0; t < n; t += kLanes) {
+    // Nothing at all for hidden ones: exp alone gives no less than the smallest number.
+    const vec score = load(s + t);
+    const vec weight = where_less(score, broadcast(-FLT_MAX / 2), zero(), exp(sub(score, broadcast(most))));
+    store(s + t, weight);
+    total = add(total, weight);
+  }
+  sum_of_all = sum(total);
+}
+
+// Weighted sums of values in channels from `from` on, beyond whole groups of 32; such heads have plain caches.
+inline void gather_rest(const Cache& c, const void* const* value_rows, const int64_t* tokens, int64_t count,
+                        const float* weights, int64_t d, int64_t from, float* out) {
+  for (int64_t i = from; i < d; i += kLanes) {
+    const int64_t left = d - i < kLanes ? d - i : kLanes;
+    vec total = zero();
+    for (int64_t j = 0; j < count; ++j)
+      for (int64_t t = 0; t < tokens[j]; ++t) {
+        const int64_t at = t * d + i;
+        const vec value = c.bits == kBf16   ? load_part(static_cast<const uint16_t*>(value_rows[j]) + at, left)
+                          : c.bits == kFp16 ? load_key_part(static_cast<const Half*>(value_rows[j]) + at, left)
+                                            : load_part(static_cast<const float*>(value_rows[j]) + at, left);
+        total = fma(value, broadcast(weights[j * kBlock + t]), total);
+      }
+    store_part(out + i, total, left);
+  }
+}
+
+// Partial attention of Heads queries over the `count` blocks of a view's part: unnormalized sums of values, the
+// largest score and the sum of weights, at out[h * stride] (head_dim, then 2).
 template <int Heads>
 HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache& l, const Place& place, const View& view,
-                               int64_t i0, int64_t i1, int64_t quantized, const float* q, float* out, int64_t stride) {
+                               const int64_t* blocks, int64_t count, int64_t quantized, const float* q, float* out,
+                               int64_t stride) {
   const int64_t d = m.head_dim, block = c.block, groups = d / kBlock;
   alignas(64) float s[kMostHeads][kPart * kBlock];
   const float* recent_keys = l.recent_keys ? l.recent_keys + place.head * c.recent * d : nullptr;
@@ -174,8 +250,8 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
   constexpr int64_t kCopied = (kMostTreeRows + 2 * kBlock - 2) / kBlock;
   alignas(64) float copied[kCopied][2][kBlock * kMostTreeChannels];
   int64_t copies = 0;
-  for (int64_t i = i0; i < i1; ++i) {
-    const int64_t b = view.block(i), j = i - i0;
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t b = blocks[j];
     base[j] = b * block;
     at[j] = place.tokens + place.slot(b) * block;
     tokens[j] = view.pos - base[j] + 1 < block ? view.pos - base[j] + 1 : block;
@@ -219,34 +295,13 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
     else
       score_int4<Heads>(static_cast<const uint8_t*>(l.keys) + at[j] * d / 2, l.key_scales + at[j] / block * d,
                         l.key_mins + at[j] / block * d, q, d, to);
-    for (int h = 0; h < Heads; ++h) {
-      float* scores = &s[h][j * kBlock];
-      for (int64_t t = tokens[j]; t < kBlock; ++t) scores[t] = -FLT_MAX;
-      for (int64_t t = view.sinks - base[j] > 0 ? view.sinks - base[j] : 0; t < view.low - base[j] && t < kBlock; ++t)
-        scores[t] = -FLT_MAX;
-    }
+    for (int h = 0; h < Heads; ++h) view.hide(b, &s[h][j * kBlock]);
   }
-  for (int h = 0; h < Heads; ++h) {
-    const int64_t n = (i1 - i0) * kBlock;
-    vec best = load(s[h]);
-    for (int64_t t = kLanes; t < n; t += kLanes) best = max(best, load(s[h] + t));
-    alignas(64) float lanes[kLanes];
-    store(lanes, best);
-    float most = lanes[0];
-    for (int i = 1; i < kLanes; ++i) most = lanes[i] > most ? lanes[i] : most;
-    vec total = zero();
-    for (int64_t t = 0; t < n; t += kLanes) {
-      const vec weight = exp(sub(load(s[h] + t), broadcast(most)));
-      store(s[h] + t, weight);
-      total = add(total, weight);
-    }
-    out[h * stride + d] = most;
-    out[h * stride + d + 1] = sum(total);
-  }
+  for (int h = 0; h < Heads; ++h) soften(s[h], count * kBlock, out[h * stride + d], out[h * stride + d + 1]);
   for (int64_t g = 0; g < groups; ++g) {
     vec first[Heads], second[Heads];
     for (int h = 0; h < Heads; ++h) first[h] = second[h] = zero();
-    for (int64_t j = 0; j < i1 - i0; ++j) {
+    for (int64_t j = 0; j < count; ++j) {
       const auto gather = [&](int64_t t, vec a, vec b) HASTEN_LAMBDA {
         for (int h = 0; h < Heads; ++h) {
           const vec w = broadcast(s[h][j * kBlock + t]);
@@ -288,43 +343,55 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
       store(out + h * stride + g * kBlock + kLanes, second[h]);
     }
   }
-  // Channels beyond whole groups of 32; such heads have plain caches.
-  for (int64_t i = groups * kBlock; i < d; ++i)
-    for (int h = 0; h < Heads; ++h) {
-      float total = 0;
-      for (int64_t j = 0; j < i1 - i0; ++j)
-        for (int64_t t = 0; t < tokens[j]; ++t) total += s[h][j * kBlock + t] * one_plain(c, value_rows[j], t * d + i);
-      out[h * stride + i] = total;
-    }
+  for (int h = 0; h < Heads && groups * kBlock < d; ++h)
+    gather_rest(c, value_rows, tokens, count, s[h], d, groups * kBlock, out + h * stride);
 }
 
 // Part `part` of what the `heads` query heads of one kv head read; q is (heads, head_dim), already scaled.
 inline void attend(const Model& m, const Cache& c, const LayerCache& l, int64_t seq, int64_t kv, const View& view,
                    int64_t part, int64_t committed, const float* q, int64_t heads, float* out, int64_t stride) {
   const Place place(c, l, m, seq, kv);
-  const int64_t i0 = part * kPart, i1 = i0 + kPart < view.count ? i0 + kPart : view.count;
-  const int64_t quantized = quantized_blocks(c, committed);
+  int64_t blocks[kPart];
+  const int64_t count = view.blocks(part, blocks), quantized = quantized_blocks(c, committed);
   for (; heads > 0; heads -= kMostHeads, q += kMostHeads * m.head_dim, out += kMostHeads * stride) switch (heads) {
-      case 1: attend_part<1>(m, c, l, place, view, i0, i1, quantized, q, out, stride); break;
-      case 2: attend_part<2>(m, c, l, place, view, i0, i1, quantized, q, out, stride); break;
-      case 3: attend_part<3>(m, c, l, place, view, i0, i1, quantized, q, out, stride); break;
-      default: attend_part<4>(m, c, l, place, view, i0, i1, quantized, q, out, stride);
+      case 1: attend_part<1>(m, c, l, place, view, blocks, count, quantized, q, out, stride); break;
+      case 2: attend_part<2>(m, c, l, place, view, blocks, count, quantized, q, out, stride); break;
+      case 3: attend_part<3>(m, c, l, place, view, blocks, count, quantized, q, out, stride); break;
+      default: attend_part<4>(m, c, l, place, view, blocks, count, quantized, q, out, stride);
     }
 }
 
-// One head's parts, each (head_dim, largest score, sum of weights) at `width` floats, as its attention.
-HASTEN_INLINE void combine(const float* parts, int64_t count, int64_t width, int64_t d, float* out) {
+// Attention over some parts of the keys as it is known so far: unnormalized sums, the largest score, the sum of weights.
+struct Merged {
   float most = -FLT_MAX, total = 0;
-  for (int64_t i = 0; i < count; ++i) most = parts[i * width + d] > most ? parts[i * width + d] : most;
-  for (int64_t i = 0; i < d; ++i) out[i] = 0;
-  for (int64_t p = 0; p < count; ++p) {
-    const float* part = parts + p * width;
-    const float weight = std::exp(part[d] - most);
-    total += weight * part[d + 1];
-    for (int64_t i = 0; i < d; ++i) out[i] += weight * part[i];
+
+  // Adds a part's (width values at multiples of 16, those behind head_dim without meaning). In this order whatever else
+  // is computed beside it: a row's attention is the same alone and in a prompt.
+  HASTEN_INLINE_METHOD void add(const float* part, float part_most, float part_total, int64_t width, float* out) {
+    const float now = part_most > most ? part_most : most;
+    const float kept = std::exp(most - now), weight = std::exp(part_most - now);
+    total = std::fma(weight, part_total, total * kept);
+    for (int64_t i = 0; i < width; i += kLanes)
+      store(out + i, fma(broadcast(weight), load(part + i), mul(broadcast(kept), load(out + i))));
+    most = now;
   }
-  const float inverse = 1.0f / total;
-  for (int64_t i = 0; i < d; ++i) out[i] *= inverse;
+};
+
+// One head's parts, each (head_dim, largest score, sum of weights) at `width` floats, as its attention.
+inline void combine(const float* parts, int64_t count, int64_t width, int64_t d, float* out) {
+  alignas(64) float sums[kMostWide];
+  const int64_t padded = (d + kLanes - 1) / kLanes * kLanes;
+  for (int64_t from = 0; from < padded; from += kMostWide) {
+    const int64_t some = padded - from < kMostWide ? padded - from : kMostWide;
+    Merged merged;
+    std::memset(sums, 0, sizeof sums);
+    for (int64_t p = 0; p < count; ++p) {
+      const float* part = parts + p * width;
+      merged.add(part + from, part[d], part[d + 1], some, sums);
+    }
+    const float inverse = 1.0f / merged.total;
+    for (int64_t i = 0; i < some && from + i < d; ++i) out[from + i] = sums[i] * inverse;
+  }
 }
 
 // The mean key of one complete block.
@@ -439,14 +506,11 @@ HASTEN_INLINE void range_int4(const float* x, int64_t count, int64_t step, uint1
   scale = scale_fp16((high - from_fp16(min)) / 15 + wrong);
 }
 
-// Moves one complete block of 32 tokens from the recent part into codes.
-inline void quantize_block(const Model& m, const Cache& c, const LayerCache& l, int64_t seq, int64_t kv, int64_t b) {
+// Writes block b's 32 keys and values, (32, head_dim) each, as codes.
+inline void encode_block(const Model& m, const Cache& c, const LayerCache& l, const Place& place, int64_t b,
+                         const float* keys, const float* values) {
   const int64_t d = m.head_dim, groups = d / kBlock;
-  const Place place(c, l, m, seq, kv);
   const int64_t at = place.tokens + place.slot(b) * c.block;
-  const int64_t recent = place.head * c.recent + b * c.block % c.recent;
-  const float* keys = l.recent_keys + recent * d;
-  const float* values = l.recent_values + recent * d;
   for (int64_t i = 0; i < d; ++i) {
     if (c.bits == kInt8) {
       int8_t* codes = static_cast<int8_t*>(l.keys) + at * d + i * kBlock;
@@ -485,6 +549,13 @@ inline void quantize_block(const Model& m, const Cache& c, const LayerCache& l, 
           codes[i] = uint8_t(round_to((x[i] - low) * inverse, 0, 15) | round_to((x[i + kBlock / 2] - low) * inverse, 0, 15) << 4);
       }
     }
+}
+
+// Moves one complete block of 32 tokens from the recent part into codes.
+inline void quantize_block(const Model& m, const Cache& c, const LayerCache& l, int64_t seq, int64_t kv, int64_t b) {
+  const Place place(c, l, m, seq, kv);
+  const int64_t recent = (place.head * c.recent + b * c.block % c.recent) * m.head_dim;
+  encode_block(m, c, l, place, b, l.recent_keys + recent, l.recent_values + recent);
 }
 
 // Keys and values of the row at `pos` enter the cache.

@@ -259,6 +259,7 @@ class Decoder {
     in.quantized = pointer<const int64_t>(quantized);
     in.masks = pointer<const uint64_t>(masks);
     in.hidden = pointer<float>(hidden);
+    plan(in, threads);
     check(in);
     const Scratch scratch = reserve(in, threads);
     together_with_barrier(threads, [&](int rank, int size, Barrier& all) {
@@ -267,6 +268,43 @@ class Decoder {
   }
 
  private:
+  // Tokens of one sequence that a step writes into the cache before its rows have read.
+  int64_t most_new() const {
+    int64_t most = INT64_MAX;
+    for (const LayerCache& l : cache_.layers)
+      if (l.ring_blocks) most = cache_.block;
+    return cache_.bits < kBf16 ? std::min(most, cache_.recent - cache_.block) : most;
+  }
+
+  // Which rows are attended from one by one and which in tiles.
+  void plan(Tokens& in, int threads) const {
+    const int64_t shared = model_.heads / model_.kv_heads;
+    const bool alone = in.masks || cache_.top || shared > kTileQueries;
+    for (int begin = 0, end; begin < in.rows; begin = end) {
+      for (end = begin + 1; end < in.rows && in.seq[end] == in.seq[begin] && in.pos[end] == in.pos[end - 1] + 1;) ++end;
+      const int count = end - begin;
+      if (alone || count < kFewRows) {
+        for (int t = begin; t < end; ++t) in.single.push_back(t);
+        continue;
+      }
+      Tile run{begin, count, begin, count > most_new(), in.seq[begin], in.pos[begin], in.pos[begin]};
+      if (run.apart) {
+        in.apart.push_back(run);
+        in.stands_apart.resize(size_t(in.rows));
+        std::fill_n(in.stands_apart.begin() + begin, count, char(1));
+      }
+      // Small enough that no thread waits long for the last one.
+      const int64_t fair = (count * model_.kv_heads + 3 * threads - 1) / (3 * threads);
+      const int most = int(std::min<int64_t>({kTileRows, kTileQueries / shared, std::max<int64_t>(fair, 8)}));
+      for (int from = 0; from < count; from += most) {
+        run.row = begin + from;
+        run.pos = run.run_pos + from;
+        run.count = std::min(most, count - from);
+        in.tiles.push_back(run);
+      }
+    }
+  }
+
   void check(const Tokens& in) const {
     int64_t limit = model_.positions;
     bool ring = false;
@@ -285,8 +323,11 @@ class Decoder {
           (codes && length - blocks * cache_.block > cache_.recent))
         throw std::out_of_range("a length outside the cache");
     }
-    // Rows of a step beyond the ring's or the recent part's slack would overwrite what earlier rows read.
-    const int64_t slack = cache_.bits < kBf16 ? cache_.recent - cache_.block + 1 : in.rows;
+    for (const Tile& run : in.apart)
+      if (run.seq >= 0 && run.seq < cache_.batch && run.run_pos != in.committed[run.seq])
+        throw std::out_of_range("a long piece of a text begins behind what is committed of it");
+    // Other rows of a step beyond the ring's or the recent part's slack would overwrite what earlier rows read.
+    const int64_t slack = cache_.top ? std::min(most_new(), cache_.block) : most_new();
     for (int t = 0; t < in.rows; ++t) {
       if (in.ids[t] < 0 || in.ids[t] >= model_.vocabulary) throw std::out_of_range("a token id outside the vocabulary");
       if (in.seq[t] < 0 || in.seq[t] >= cache_.batch) throw std::out_of_range("a sequence outside the batch");
@@ -299,7 +340,7 @@ class Decoder {
       const int64_t place = in.pos[t] - from;
       if (in.masks && place >= kMostTreeRows) throw std::out_of_range("too many rows of a tree in a step");
       if (in.masks && place && !(in.masks[t] >> (place - 1) & 1)) throw std::out_of_range("a row of a tree sees itself");
-      if (in.pos[t] - from >= slack || ((ring || cache_.top) && in.pos[t] - from >= cache_.block))
+      if (place >= slack && (in.stands_apart.empty() || !in.stands_apart[size_t(t)]))
         throw std::out_of_range("too many tokens of one sequence in a step");
     }
   }
@@ -308,7 +349,7 @@ class Decoder {
     const Model& m = model_;
     const int rows = in.rows;
     int64_t reach = 0, blocks = 0;
-    for (int t = 0; t < rows; ++t) reach = std::max(reach, in.pos[t] / cache_.block + 1);
+    for (int t : in.single) reach = std::max(reach, in.pos[t] / cache_.block + 1);
     int64_t visible = 0;
     for (const LayerCache& l : cache_.layers) {
       // A window may touch two blocks more than it is long.
@@ -317,7 +358,7 @@ class Decoder {
       blocks = std::max(blocks, l.blocks);
     }
     // In steps, so that a growing text does not ask for memory at every token.
-    const int64_t chunks = ((visible + 3) / 4 + 15) / 16 * 16;
+    const int64_t chunks = ((visible + 3) / 4 + 2 + 15) / 16 * 16;
     const int64_t chosen_stride = cache_.top ? 2 + 1 + cache_.top + cache_.top_local + 2 : 0;
     const int64_t scores_stride = cache_.top ? round_up(blocks + 16) + round_up(m.head_dim) : 0;
     const int64_t widths[] = {m.hidden,
@@ -328,10 +369,12 @@ class Decoder {
                               m.heads * m.head_dim,
                               m.intermediate,
                               m.intermediate,
-                              m.heads * chunks * (m.head_dim + 16),
-                              m.kv_heads * chosen_stride};
-    int64_t floats = scores_stride * threads;
-    for (int64_t width : widths) floats += round_up(width * rows);
+                              m.kv_heads * chosen_stride,
+                              m.heads * chunks * (m.head_dim + 16)};
+    const auto room = [&](int i) { return round_up(widths[i] * (i < 9 ? rows : int64_t(in.single.size()))); };
+    const int64_t tile_stride = in.tiles.empty() ? 0 : chosen->tile_floats(m.head_dim);
+    int64_t floats = (scores_stride + tile_stride) * threads;
+    for (int i = 0; i < 10; ++i) floats += room(i);
     if (floats > capacity_) {
       buffer_.reset(static_cast<float*>(std::aligned_alloc(64, size_t(floats) * sizeof(float))));
       if (!buffer_) throw std::bad_alloc();
@@ -341,7 +384,7 @@ class Decoder {
     float* parts[10];
     for (int i = 0; i < 10; ++i) {
       parts[i] = next;
-      next += round_up(widths[i] * rows);
+      next += room(i);
     }
     Scratch s;
     s.state = parts[0];
@@ -352,9 +395,14 @@ class Decoder {
     s.attended = parts[5];
     s.inner = parts[6];
     s.up = parts[7];
-    s.partial = parts[8];
-    s.chosen = reinterpret_cast<int32_t*>(parts[9]);
+    s.chosen = reinterpret_cast<int32_t*>(parts[8]);
+    s.partial = parts[9];
     s.scores = next;
+    s.tile = next + scores_stride * threads;
+    s.tile_stride = tile_stride;
+    if (taken_.size() != m.layers.size()) taken_ = std::vector<std::atomic<int>>(m.layers.size());
+    for (std::atomic<int>& one : taken_) one.store(0, std::memory_order_relaxed);
+    s.taken = taken_.data();
     s.chunks = chunks;
     s.chosen_stride = chosen_stride;
     s.scores_stride = scores_stride;
@@ -370,6 +418,7 @@ class Decoder {
   Cache cache_;
   std::unique_ptr<float, Free> buffer_;
   CodesBuffer hidden_codes_, attended_codes_, inner_codes_;
+  std::vector<std::atomic<int>> taken_;
   int64_t capacity_ = 0;
 };
 

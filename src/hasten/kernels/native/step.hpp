@@ -8,15 +8,25 @@
 #include "attention.hpp"
 #include "barrier.hpp"
 #include "integer_linear.hpp"
+#include "prompt_attention.hpp"
 
 namespace hasten {
 namespace {
 
 HASTEN_INLINE void rms_norm(const float* x, const float* weight, float* y, int64_t n, float epsilon) {
-  float squares = 0;
-  for (int64_t i = 0; i < n; ++i) squares += x[i] * x[i];
-  const float scale = 1.0f / std::sqrt(squares / float(n) + epsilon);
-  for (int64_t i = 0; i < n; ++i) y[i] = weight[i] * (x[i] * scale);
+  vec first = zero(), second = zero();
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    const vec a = load(x + i), b = load(x + i + kLanes);
+    first = fma(a, a, first);
+    second = fma(b, b, second);
+  }
+  for (; i < n; i += kLanes) {
+    const vec a = load_part(x + i, n - i);
+    first = fma(a, a, first);
+  }
+  const float scale = 1.0f / std::sqrt(sum(add(first, second)) / float(n) + epsilon);
+  for (i = 0; i < n; ++i) y[i] = weight[i] * (x[i] * scale);
 }
 
 // Rotates the two halves of a head, as the published Llama weights expect.
@@ -92,7 +102,15 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
       float* key = s.key + t * kv_width + kv * d;
       if (layer.key_norm) rms_norm(key, layer.key_norm, key, d, m.epsilon);
       rotate(key, cosines, sines, d);
-      append(m, c, cache, in.seq[t], kv, in.pos[t], key, s.value + t * kv_width + kv * d);
+      float* value = s.value + t * kv_width + kv * d;
+      if (in.stands_apart.empty() || !in.stands_apart[t]) {
+        append(m, c, cache, in.seq[t], kv, in.pos[t], key, value);
+      } else if (c.bits == kBf16 || c.bits == kFp16) {
+        // Read from here, it is what the cache will hold.
+        for (float* one : {key, value})
+          for (int64_t j = 0; j < d; ++j)
+            one[j] = c.bits == kBf16 ? from_bf16(to_bf16(one[j])) : from_fp16(to_fp16(one[j]));
+      }
       for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h) {
         float* query = s.query + t * q_width + h * d;
         if (layer.query_norm) rms_norm(query, layer.query_norm, query, d, m.epsilon);
@@ -124,30 +142,49 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
       return view;
     };
 
-    // Parts of the keys, of every row and kv head, are shared out; each sum is over the same parts whatever the
-    // number of rows and threads.
+    const auto attended = [&](int64_t t, int64_t h) HASTEN_LAMBDA {
+      if (layer.output.takes_codes() && d % kGroup == 0)
+        for (int64_t g = h * d / kGroup; g < (h + 1) * d / kGroup; ++g)
+          encode_group(s.attended + t * q_width, s.attended_codes, t, g);
+    };
+    // Of rows that are attended from one by one parts of the keys are shared out; each sum is over the same parts
+    // whatever the number of rows and threads.
+    const int64_t single = int64_t(in.single.size());
     int64_t items = 0;
-    for (int64_t i = 0; i < rows * m.kv_heads; ++i) items += view_of(i).parts();
+    for (int64_t i = 0; i < single * m.kv_heads; ++i)
+      items += view_of(in.single[i / m.kv_heads] * m.kv_heads + i % m.kv_heads).parts();
     share(items, 1, rank, threads, begin, end);
     int64_t before = 0;
-    for (int64_t i = 0; i < rows * m.kv_heads && before < end; ++i) {
-      const View view = view_of(i);
-      const int64_t t = i / m.kv_heads, kv = i % m.kv_heads, count = view.parts();
+    for (int64_t i = 0; i < single * m.kv_heads && before < end; ++i) {
+      const int64_t t = in.single[i / m.kv_heads], kv = i % m.kv_heads;
+      const View view = view_of(t * m.kv_heads + kv);
+      const int64_t count = view.parts();
       for (int64_t part = begin > before ? begin - before : 0; part < count && before + part < end; ++part)
         attend(m, c, cache, in.seq[t], kv, view, part, in.committed[in.seq[t]], s.query + t * q_width + kv * heads * d,
-               heads, s.partial + ((t * m.heads + kv * heads) * s.chunks + part) * width, s.chunks * width);
+               heads, s.partial + ((i / m.kv_heads * m.heads + kv * heads) * s.chunks + part) * width, s.chunks * width);
       before += count;
+    }
+    // Tiles are taken by whoever is free, those that read most first.
+    const int tiles = int(in.tiles.size() * size_t(m.kv_heads));
+    for (int taken; tiles && (taken = s.taken[index].fetch_add(1, std::memory_order_relaxed)) < tiles;) {
+      const Tile& tile = in.tiles[in.tiles.size() - 1 - size_t(taken / m.kv_heads)];
+      const int64_t kv = taken % m.kv_heads;
+      attend_tile(m, c, cache, tile, kv, in.committed[tile.seq], s, s.tile + rank * s.tile_stride);
+      for (int64_t t = tile.row; t < tile.row + tile.count; ++t)
+        for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h) attended(t, h);
     }
     barrier.wait();
 
-    share(rows * m.heads, 1, rank, threads, begin, end);
+    share(single * m.heads, 1, rank, threads, begin, end);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t t = i / m.heads, h = i % m.heads;
-      float* out = s.attended + t * q_width + h * d;
-      combine(s.partial + i * s.chunks * width, view_of(t * m.kv_heads + h / heads).parts(), width, d, out);
-      if (layer.output.takes_codes() && d % kGroup == 0)
-        for (int64_t g = h * d / kGroup; g < (h + 1) * d / kGroup; ++g) encode_group(s.attended + t * q_width, s.attended_codes, t, g);
+      const int64_t t = in.single[i / m.heads], h = i % m.heads;
+      combine(s.partial + i * s.chunks * width, view_of(t * m.kv_heads + h / heads).parts(), width, d,
+              s.attended + t * q_width + h * d);
+      attended(t, h);
     }
+    share(int64_t(in.apart.size()) * m.kv_heads, 1, rank, threads, begin, end);
+    for (int64_t i = begin; i < end; ++i)
+      append_run(m, c, cache, in.apart[size_t(i / m.kv_heads)], i % m.kv_heads, s, s.tile + rank * s.tile_stride);
     barrier.wait();
     if (layer.output.takes_codes() && d % kGroup) {
       share(rows, 1, rank, threads, begin, end);

@@ -21,6 +21,7 @@ struct Kernels {
   void (*unpack)(const Matrix&, float* out, int64_t n0, int64_t n1);
   void (*step)(const Model&, const Cache&, const Tokens&, const Scratch&, float* logits, int rank, int threads,
                Barrier&);
+  int64_t (*tile_floats)(int64_t head_dim);  // that a thread needs to attend from a tile of rows
   float (*multiply_adds)(int64_t rounds);
   SelectiveScanKernels selective_scan;
   AssociativeScanKernels associative_scan;

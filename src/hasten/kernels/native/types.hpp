@@ -2,6 +2,7 @@
 // set) tell each other. Pointers are to memory that Python's tensors own.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -12,6 +13,9 @@ constexpr int kLanes = 16;  // numbers of a vector, whatever the instruction set
 constexpr int64_t kBlock = 32;  // tokens of a block of the cache, and channels of values that share a scale
 constexpr int64_t kGroup = 32;  // columns of x that share a scale in int8; a weight's groups are multiples
 constexpr int64_t kMostTreeRows = 65;  // of one sequence in a step: bits of a mask, and the root that all rows see
+constexpr int kTileQueries = 96;  // of one kv head, whose rows share each read of keys and values
+constexpr int kTileRows = 32;  // at most, of one sequence
+constexpr int kFewRows = 16;  // of one sequence one after another: fewer are attended from one by one
 constexpr int64_t kMostTreeChannels = 256;  // of a head, where rows of a step form a tree
 
 enum Format : int { kFp32 = 32, kFp16 = 17, kBf16 = 16, kInt8 = 8, kInt4 = 4 };
@@ -87,11 +91,23 @@ struct Model {
 struct Scratch {
   float *state = nullptr, *normed = nullptr, *query = nullptr, *key = nullptr, *value = nullptr;
   float *attended = nullptr, *inner = nullptr, *up = nullptr;
-  float* partial = nullptr;   // (rows, heads, chunks, head_dim + 16): attention over a part of the keys
+  float* partial = nullptr;   // (single rows, heads, chunks, head_dim + 16): attention over a part of the keys
   int32_t* chosen = nullptr;  // (rows, kv heads, chosen_stride): the blocks to read, where they are chosen
+  float* tile = nullptr;      // per thread, where rows are attended from in tiles
+  int64_t tile_stride = 0;
+  std::atomic<int>* taken = nullptr;  // of each layer: tiles that threads have taken to do
   float* scores = nullptr;    // per thread, where blocks are chosen
   int64_t chunks = 0, chosen_stride = 0, scores_stride = 0;
   Codes hidden_codes, attended_codes, inner_codes;
+};
+
+// `count` rows of one sequence from `row` on, at positions one after another from `pos` on. They belong to a run of such
+// rows from run_row, run_pos on. A run that stands apart is longer than the cache has room to write before the rows have
+// read: its keys and values are read from the step's own rows, and enter the cache last.
+struct Tile {
+  int row = 0, count = 0, run_row = 0;
+  bool apart = false;
+  int64_t seq = 0, pos = 0, run_pos = 0;
 };
 
 // `rows` tokens, each of sequence seq[t] at place pos[t] of the cache; a sequence's rows stand in order. Its rotary
@@ -107,6 +123,10 @@ struct Tokens {
   // Where rows of a step form a tree: bit i of a row's mask says whether it sees its sequence's row i + 1; all see the
   // first one, the root. Null: a chain.
   const uint64_t* masks = nullptr;
+  // How rows are attended from: one by one, or in tiles; and the runs that stand apart, each as one tile.
+  std::vector<int> single;
+  std::vector<Tile> tiles, apart;
+  std::vector<char> stands_apart;  // of each row; empty where none does
   float* hidden = nullptr;  // if not null: normed last states of the rows that are answered
 };
 
