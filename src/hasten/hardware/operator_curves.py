@@ -215,7 +215,11 @@ def _packed_products() -> list[Curve]:
     if not hasattr(torch.ops.hasten, "packed_linear"):
         return []
     few = {"m": (1, 4, 16), "n": (512, 2048, 16384), "k": (512, 2048)}
-    many = {"m": (24, 96, 384), "n": (128, 512, 2048), "k": (512, 2048)}
+    many = {"m": (24, 384), "n": (128, 512, 2048), "k": (512, 2048)}
+    from hasten.kernels.packed_linear import fast_bf16
+
+    # What rows are rounded to where it pays here; other products are priced as unpacking and multiplying.
+    wide = "bf16" if fast_bf16() else ""
     # One pattern that is an ordinary number in every format.
     pool = torch.full((192 * MIB,), 0x3C, dtype=torch.uint8)
     turns = itertools.count()
@@ -255,7 +259,7 @@ def _packed_products() -> list[Curve]:
             raw = _curve(f"few packed {rounded}".rstrip(), few, made, name)
             net = tuple(max(t - launch, 0.2 * t) for t in raw.seconds)
             found.append(raw.model_copy(update={"seconds": net}))
-        for rounded in {32: (), 16: ("bf16",)}.get(bits, ("", "bf16", "int8")):
+        for rounded in {32: (), 16: (wide,)}.get(bits, (wide, "int8")):
             made = functools.partial(product, name=name, rounded=rounded)
             found.append(_curve(f"packed {rounded}".rstrip(), many, made, name))
     return found

@@ -26,13 +26,15 @@ from hasten.hardware.machine import machine, memory_size
 from hasten.hardware.memory_rates import HOROWITZ, cache_levels, main_memory, memory_level, ordered, packed_rates
 from hasten.hardware.operator_curves import STEPS
 from hasten.hardware.quantity import Quantity, parse
-from hasten.hardware.timing import MEASURED, filled, seconds, using_threads
+from hasten.hardware.timing import MEASURED, filled, in_a_hurry, seconds, using_threads
 
 __all__ = ["probe", "remember"]
 
 Progress = Callable[[str, float], None]
 # Seconds after which nothing is measured again.
 _ENOUGH = 15.0
+# Seconds after which operators are timed once: a machine so busy does not get through in the usual time.
+_PATIENCE = 25.0
 
 
 @named("here")
@@ -105,7 +107,7 @@ def _least(first: Curve, second: Curve) -> Curve:
 def _measure(identity: dict[str, str], threads: int, progress: Progress) -> Device:
     started = time.perf_counter()
     total = len(STEPS) + 2
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), in_a_hurry(_PATIENCE):
         torch.manual_seed(0)
         progress("memory levels", 0.0)
         memory = [main_memory()]

@@ -148,6 +148,7 @@ class TuneResult(_Data):
     notes: list[str] = []
     wanted: Wanted = "total"
     where: Literal["cpu", "cuda"] = "cpu"
+    packed: bool = False
     reference_name: str = "transformers generate, fp32"
     considered: int = 0
 

@@ -16,10 +16,10 @@ from hasten.data.text import default_text
 from hasten.errors import HastenError
 from hasten.kernels.kv_cache import MOST_NEW
 from hasten.models.loading.loaded import Loaded
-from hasten.models.loading.network import load_network
 from hasten.processes import TimeIsUp
 from hasten.runtime import LanguageModel
 from hasten.runtime.placement import placed
+from hasten.tuning.loading import load_base
 from hasten.tuning.settings import Settings
 
 # Part of a study's identity that says how much quality was read, where it was not all of it; and what stands for all.
@@ -116,6 +116,7 @@ class Prepared:
         ids: (batch, prompt) prompts, out of that text.
         effort: how much is measured.
         notes: what the report should say.
+        packed: whether weights are as the model's file packs them.
     """
 
     settings: Settings
@@ -125,6 +126,7 @@ class Prepared:
     ids: torch.Tensor
     effort: Effort
     notes: tuple[str, ...] = ()
+    packed: bool = False
 
     @property
     def identity(self) -> dict[str, str]:
@@ -140,6 +142,7 @@ class Prepared:
             "quality floor": repr(s.floor),
             "threads": str(torch.get_num_threads()),
             **({} if s.device == "cpu" else {"device": s.device}),
+            **({"weights": "as packed"} if self.packed else {}),
         }
 
 
@@ -156,7 +159,7 @@ def prepare(
     Raises:
         HastenError: the model cannot be loaded, or the text or the model's positions are too short.
     """
-    loaded = load_network(source, progress=progress)
+    loaded, packed = load_base(source, progress=progress)
     s = settings
     base = placed(LanguageModel(loaded.network, name=loaded.name), s.device)
     base.check_fits(s.prompt + s.new_tokens + 1)
@@ -172,9 +175,11 @@ def prepare(
             f"the text has {len(tokens)} tokens, prompts and quality need {least}: give a longer text file"
         )
     slow = base.why_not_compiled
-    notes = (f"steps run in plain torch, slower: {slow}",) if slow else ()
+    notes: tuple[str, ...] = (f"steps run in plain torch, slower: {slow}",) if slow else ()
+    if packed:
+        notes += ("its weights stay as its file packs them: in fp32 they would take too much of this machine's memory",)
     ids = torch.tensor(tokens[:need]).reshape(s.batch, s.prompt)
-    return Prepared(s, loaded, base, tuple(tokens), ids, effort, notes)
+    return Prepared(s, loaded, base, tuple(tokens), ids, effort, notes, packed)
 
 
 def whole_effort(settings: Settings, positions: int) -> Effort:

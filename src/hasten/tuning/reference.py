@@ -68,7 +68,7 @@ def reference(
 
 
 def _format(prepared: Prepared) -> str:
-    return name_of(prepared.base.dtype)
+    return "weights as packed" if prepared.packed else name_of(prepared.base.dtype)
 
 
 def transformers_figures(prepared: Prepared, reporter: Reporter, deadline: Deadline) -> Figures:

@@ -25,9 +25,9 @@ from hasten.hardware import Device
 from hasten.kernels import compiled_isa
 from hasten.methods import apply_all, from_dict, rewrite_all
 from hasten.models.loading.loaded import Loaded
-from hasten.models.loading.network import load_network
 from hasten.runtime import LanguageModel
 from hasten.runtime.placement import placed
+from hasten.tuning.loading import load_base
 from hasten.tuning.measure import Measured, Unchanged
 from hasten.tuning.outcome import Combination, Figures, TuneResult, Wanted, kernels_of, roof_of
 from hasten.tuning.predict import Choices, estimated
@@ -87,6 +87,7 @@ def result(
         notes=[*prepared.notes, *unchanged.notes, *notes, *measured.notes],
         wanted=s.wanted,
         where=s.device,
+        packed=prepared.packed,
         reference_name=unchanged.reference_name,
         considered=considered,
     )
@@ -157,6 +158,7 @@ class TunedModel(BaseModel):
     batch: PositiveInt
     wanted: Wanted = "total"
     device: Literal["cpu", "cuda"] = "cpu"
+    packed: bool = False
     measured: Figures
 
     @field_validator("measured")
@@ -189,6 +191,7 @@ def save(result: TuneResult, path: str | Path) -> None:
         batch=result.batch,
         wanted=result.wanted,
         device=result.where,
+        packed=result.packed,
         measured=best.measured,
     )
     write_aside(Path(path), tuned.model_dump_json(indent=1) + "\n")
@@ -237,7 +240,8 @@ def load(
     if tuned.format != _FORMAT or tuned.version != 1:
         raise HastenError(f"{path} is not a tuned model that this hasten reads: tune again")
     methods = [from_dict(m) for m in tuned.methods]
-    loaded = load_network(_place(tuned, path) if model is None else model, progress=progress)
+    place = _place(tuned, path) if model is None else model
+    loaded, _ = load_base(place, packed=tuned.packed, progress=progress)
     if loaded.fingerprint != tuned.fingerprint:
         raise HastenError(f"{loaded.source} is not the model that {path} was tuned for: give that one, or tune again")
     base = placed(LanguageModel(loaded.network, loaded.tokenizer, name=loaded.name), tuned.device)
