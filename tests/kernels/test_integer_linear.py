@@ -7,7 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hasten.kernels.compiled import native
 from hasten.kernels.packed_linear import packed_linear, quantize, reference, round_rows
+
+ISAS = native().isas() if native() is not None else []
 
 
 def compare(out: int, groups: int, rows: int, bits: int, seed: int = 0) -> None:
@@ -34,13 +37,53 @@ def test_every_instruction_set(groups: int, bits: int) -> None:
         compare(19, groups, rows, bits)
 
 
+@pytest.mark.skipif(not ISAS, reason="the compiled kernels are not installed")
+@pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("bits", [4, 8])
-def test_rows_do_not_depend_on_their_neighbours(bits: int) -> None:
-    """A draft is verified exactly: a token's products are the same alone and among others."""
-    x, parts = torch.randn(13, 576), quantize(torch.randn(64, 576), bits)
-    together = packed_linear(x, *parts, bits, 32, int8=True)
-    for row in range(13):
-        assert torch.equal(packed_linear(x[row : row + 1], *parts, bits, 32, int8=True)[0], together[row])
+@pytest.mark.parametrize("columns", [32, 96, 576, 1120])
+def test_rows_do_not_depend_on_their_neighbours(columns: int, bits: int) -> None:
+    """A draft is verified exactly: a token's products are the same alone and among others, few or many."""
+    x, parts = torch.randn(70, columns), quantize(torch.randn(45, columns), bits)
+    alone = torch.cat([packed_linear(row[None], *parts, bits, 32, int8=True) for row in x])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for rows in (2, 5, 7, 13, *((33, 70) if native().isa() != "generic" else ())):
+            assert torch.equal(packed_linear(x[:rows], *parts, bits, 32, int8=True), alone[:rows])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_many_rows_of_every_instruction_set(bits: int) -> None:
+    for rows, groups in ((17, 1), (29, 19), (70, 5)):
+        compare(35, groups, rows, bits)
+
+
+@pytest.mark.usefixtures("isa")
+def test_every_code_is_multiplied_as_it_is() -> None:
+    """Codes of int8 are -128 too, in files that others wrote, and activations reach both ends of their range."""
+    codes = torch.arange(-128, 128).to(torch.int8).repeat(3, 1)
+    scales = torch.ones(3, 8).half()
+    x = torch.where(torch.arange(256) % 3 == 0, 127.0, -127.0).repeat(9, 1)
+    for rows in (1, 3, 9):
+        found = packed_linear(x[:rows], codes, scales, None, 8, 32, int8=True)
+        assert torch.equal(found, x[:rows] @ codes.float().t())
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_number_that_is_not_finite_spoils_its_own_row(bits: int) -> None:
+    x, parts = torch.randn(9, 64), quantize(torch.randn(19, 64), bits)
+    whole = packed_linear(x, *parts, bits, 32, int8=True)
+    x[3, 40], x[5, 1] = torch.inf, torch.nan
+    x[7] = 1e-40
+    found = packed_linear(x, *parts, bits, 32, int8=True)
+    assert found[[3, 5]].isnan().all()
+    assert found[7].abs().max() < 1e-35
+    kept = [0, 1, 2, 4, 6, 8]
+    assert torch.equal(found[kept], whole[kept])
 
 
 def test_rounding_errs_by_half_a_step() -> None:

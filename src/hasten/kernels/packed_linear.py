@@ -90,8 +90,10 @@ def reference(x: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | N
 def round_rows(x: Tensor) -> Tensor:
     """x (..., in) as int8 codes in groups of 32 would have it: code * largest / 127, rounded to nearest."""
     grouped = x.to(gate.wide(x.dtype)).unflatten(-1, (-1, GROUP))
-    scale = grouped.abs().amax(-1, keepdim=True) / 127
-    return (torch.round(grouped / torch.where(scale == 0, 1, scale)) * scale).flatten(-2).to(x.dtype)
+    largest = grouped.abs().amax(-1, keepdim=True)
+    # As compiled: multiplied by the inverse, which decides ties, and numbers that have none become 0.
+    inverse = torch.where(largest > 2**-118, 127 / largest, 0)
+    return (torch.round(grouped * inverse) * (largest / 127)).flatten(-2).to(x.dtype)
 
 
 def format_name(bits: int) -> str:
@@ -193,6 +195,12 @@ def _compiled_takes(packed: Tensor, columns: int, bits: int) -> bool:
     return known and packed.device.type == "cpu" and packed.is_contiguous() and native() is not None
 
 
+def _fast_codes() -> bool:
+    """Whether the compiled kernels multiply whole numbers faster than torch multiplies floats, of many rows too."""
+    module = native()
+    return module is not None and module.isa() != "generic"
+
+
 def dequantize(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
     """The weight (out, in) in fp32, by the compiled kernel where there is one."""
     return torch.ops.hasten.dequantize(packed, scales, mins, bits, group)
@@ -247,7 +255,7 @@ def _packed_linear(
     flat = x.reshape(rows, columns).to(wide).contiguous()
     out = packed.shape[0]
     y = gate.buffer(rows, out, dtype=wide)
-    if rows <= FEW_ROWS and wide is torch.float32:
+    if wide is torch.float32 and (rows <= FEW_ROWS or int8 and _fast_codes()):
         scales, mins = _together(scales), _together(mins)
         matrix = native_matrix(packed, scales, mins, bits, group, codes_in=int8)
         _multiply(matrix, flat, y)
@@ -461,7 +469,8 @@ def packed_linear(
     With ``bf16``, more than `FEW_ROWS` rows are multiplied in bf16 (x and the unpacked weight are rounded to
     8 bits of mantissa): several times faster where the processor multiplies bf16 itself (`fast_bf16`).
     With ``int8``, rows of x are first rounded to int8 in groups of 32 (`round_rows`), where W has 8 or 4 bits in such
-    groups: few rows are then multiplied as whole numbers, by the processor's byte dot products.
+    groups: they are then multiplied as whole numbers, by the processor's byte dot products, a row with the same result
+    among many others as alone.
     Gradients flow to x alone: the weight is not trainable.
     """
     gate.no_tangents("packed_linear", x)

@@ -1,122 +1,338 @@
-// y = x W^T + b with x rounded to int8 in groups of 32 and W in int8 or int4: products of whole numbers, summed
+// y = x W^T + b with x rounded to int8 in groups of 32 and W in codes (formats.hpp): products of whole numbers, summed
 // exactly within a group by the processor's byte dot products, then scaled.
 //
 // With w = s_w q_w + m_w and x = s_x q_x a group gives s_w s_x sum(q_w q_x) + m_w s_x sum(q_x).
+//
+// Of few rows of x, rows of W are read one after the other, and a vector holds the sums of 16 groups. Of many, codes of
+// 16 rows of W are first brought side by side into the cache, and a vector holds the sums of 16 outputs. Both add the
+// same numbers in the same order, whatever the number of rows: group g into sum g % 16, then the 16 sums in order.
 #pragma once
 
+#include <cstdlib>
+#include <memory>
+
+#include "formats.hpp"
 #include "linear.hpp"
 
 namespace hasten {
 namespace {
 
+constexpr int64_t kSums = 16;       // of an output, in which every 16th group is added up
+constexpr int kFewRows = 4;         // up to which codes of W are used where they are read
+constexpr int64_t kQuad = 4 * kGroup;
+
 // Values 32 g to 32 g + 31 of one row, and what `Codes` keeps of them.
 HASTEN_INLINE void encode_group(const float* x, const Codes& to, int64_t row, int64_t g) {
   const vec a = load(x + kGroup * g), b = load(x + kGroup * g + kLanes);
-  alignas(64) float largest[kLanes];
-  store(largest, max(abs(a), abs(b)));
-  float most = 0;
-  for (int i = 0; i < kLanes; ++i) most = largest[i] > most ? largest[i] : most;
+  const float most = largest(max(abs(a), abs(b)));
   // Not a number where a value is not finite: a maximum alone would pass over it.
   const float scale = most / 127 + sum(add(mul(a, zero()), mul(b, zero())));
-  const vec inverse = broadcast(scale > 0 ? 127 / most : 0.0f);
+  // Numbers so small that 127 / most were infinite become 0.
+  const vec inverse = broadcast(scale > 0 && most > 0x1p-118f ? 127 / most : 0.0f);
   const vec first = round(mul(a, inverse)), second = round(mul(b, inverse));
-  int8_t* codes = to.codes + row * to.width + kGroup * g;
+  int8_t* codes = to.codes + row * to.width + g / 4 * kQuad + g % 4 * 16;
   store_int8(codes, first);
-  store_int8(codes + kLanes, second);
-  to.scales[row * (to.width / kGroup) + g] = scale;
-  to.sums[row * (to.width / kGroup) + g] = scale * sum(add(first, second));
+  store_int8(codes + kQuad / 2, second);
+  const int64_t groups = to.width / kGroup;
+  const float sums[] = {sum(add(first, second)), sum(first), sum(second)};
+  to.scales[row * groups + g] = scale;
+  for (int i = 0; i < 3; ++i) {
+    to.sums[(row * 3 + i) * groups + g] = scale * sums[i];
+    // Codes that stand for no number have no sum, and no scale that is a number.
+    to.offsets[(row * 3 + i) * groups + g] = scale == scale ? -kOffset * int32_t(sums[i]) : 0;
+  }
 }
 
 HASTEN_INLINE void encode_row(const float* x, const Codes& to, int64_t row, int64_t in) {
   for (int64_t g = 0; g < in / kGroup; ++g) encode_group(x, to, row, g);
 }
 
-// One vector of products: 64 bytes of a row of W against the rows of x. Part `part` of sixteen groups' scales.
-template <int Bits, int Rows>
-HASTEN_INLINE void add_part(const uint8_t* codes, int64_t bytes, const int8_t* x, int64_t width, const vec* scale,
-                            int part, vec* total) {
-  if constexpr (Bits == kInt4) {
-    const nibbles w = load_nibbles(codes, bytes);
+// What of a row of x belongs to all of its groups (`part` 0 of formats with one scale a group), or to halves of them.
+template <class Format>
+HASTEN_INLINE int64_t plane(int part) {
+  return Format::kParts == 1 ? 0 : 1 + part;
+}
+
+// Sixteen groups from g on of one row of W, of which `left` are there: added to `sums` of each row of x.
+template <class Format, int Rows, bool Whole>
+HASTEN_INLINE void add_groups(const Format& w, const Codes& x, int64_t row, int64_t g, int64_t left, vec* sums) {
+  constexpr int kParts = Format::kParts;
+  const int64_t groups = x.width / kGroup;
+  const int8_t* codes = x.codes + row * x.width + g * kGroup;
+  ints products[kParts][Rows][4];
 #pragma GCC unroll 4
-    for (int t = 0; t < Rows; ++t)
-      total[t] = fma(dot_nibbles(w, x + t * width + part * 128), spread<4>(scale[t], part), total[t]);
-  } else {
-    const signed_bytes w = load_signed(reinterpret_cast<const int8_t*>(codes), bytes);
+  for (int i = 0; i < 4; ++i) {
+    if (!Whole && 4 * i >= left) {
 #pragma GCC unroll 4
-    for (int t = 0; t < Rows; ++t)
-      total[t] = fma(dot_signed(w, x + t * width + part * 64), spread<8>(scale[t], part), total[t]);
+      for (int t = 0; t < Rows; ++t)
+        for (int part = 0; part < kParts; ++part) products[part][t][i] = no_ints();
+      continue;
+    }
+    const Quad q = w.quad(g + 4 * i, Whole ? 4 : left - 4 * i);
+    const bytes first = factors<Format::kSigned>(q.first), second = factors<Format::kSigned>(q.second);
+#pragma GCC unroll 4
+    for (int t = 0; t < Rows; ++t) {
+      const int8_t* values = codes + t * x.width + kQuad * i;
+      products[0][t][i] = dot<Format::kSigned>(no_ints(), first, load_bytes(values));
+      products[kParts - 1][t][i] = dot<Format::kSigned>(kParts == 1 ? products[0][t][i] : no_ints(), second,
+                                                        load_bytes(values + kQuad / 2));
+    }
+  }
+#pragma GCC unroll 2
+  for (int part = 0; part < kParts; ++part) {
+    const vec scale = w.scales(g, Whole ? 16 : left, part);
+    vec min = zero();
+    if constexpr (Format::kMins) min = w.mins(g, Whole ? 16 : left, part);
+#pragma GCC unroll 4
+    for (int t = 0; t < Rows; ++t) {
+      const ints* p = products[part][t];
+      const int64_t at = ((row + t) * 3 + plane<Format>(part)) * groups + g;
+      ints total = group_sums(p[0], p[1], p[2], p[3]);
+      if (Format::kSigned && kOffset) total = add(total, load_ints(x.offsets + at));
+      sums[t] = fma(to_floats(total), mul(scale, load(x.scales + (row + t) * groups + g)), sums[t]);
+      if constexpr (Format::kMins) sums[t] = fma(min, load(x.sums + at), sums[t]);
+    }
   }
 }
 
-template <int Bits, int Outs, int Rows>
-HASTEN_INLINE void multiply_codes_block(const Matrix& m, const Codes& x, int64_t row, float* y, int64_t ldy, int64_t n) {
-  constexpr int kParts = Bits == kInt4 ? 4 : 8, kGroups = 16 / kParts, kGroupBytes = Bits == kInt4 ? kGroup / 2 : kGroup;
-  const int64_t groups = m.in / kGroup, bytes = groups * kGroupBytes;
-  vec total[Outs][Rows];
+template <class Format, int Rows>
+HASTEN_INLINE void multiply_codes_few(const Matrix& m, const Codes& x, int64_t row, float* y, int64_t ldy, int64_t n0,
+                                      int64_t n1) {
+  alignas(64) float kept[Rows][16][kSums] = {};
+  const int64_t groups = m.in / kGroup;
+  for (int64_t n = n0; n < n1; n += 16) {
+    const int64_t count = n1 - n < 16 ? n1 - n : 16;
+    for (int64_t o = 0; o < count; ++o) {
+      const Format w(m, n + o);
+      vec sums[Rows];
 #pragma GCC unroll 4
-  for (int o = 0; o < Outs; ++o)
+      for (int t = 0; t < Rows; ++t) sums[t] = zero();
+      int64_t g = 0;
+      for (; g + 16 <= groups; g += 16) add_groups<Format, Rows, true>(w, x, row, g, 16, sums);
+      if (g < groups) add_groups<Format, Rows, false>(w, x, row, g, groups - g, sums);
 #pragma GCC unroll 4
-    for (int t = 0; t < Rows; ++t) total[o][t] = zero();
-  for (int64_t g = 0; g < groups; g += 16) {
+      for (int t = 0; t < Rows; ++t) store(kept[t][o], sums[t]);
+    }
+    const vec bias = m.bias ? load_part(m.bias + n, count) : zero();
+    for (int t = 0; t < Rows; ++t) {
+      vec sums[16];
+#pragma GCC unroll 16
+      for (int o = 0; o < 16; ++o) sums[o] = load(kept[t][o]);
+      transpose(sums);
+#pragma GCC unroll 16
+      for (int i = 1; i < kSums; ++i) sums[0] = add(sums[0], sums[i]);
+      store_part(y + t * ldy + n, add(sums[0], bias), count);
+    }
+  }
+}
+
+// Sixteen rows of W side by side: of each group 8 times 4 codes of each row, and a scale and min of each row and part.
+// Groups stand in the order in which they are added: those of sum 0, of sum 1 and so on.
+struct Tile {
+  uint8_t* codes;
+  float *scales, *mins;
+
+  template <class Format>
+  static int64_t bytes_of(int64_t groups) {
+    return groups * 16 * (kGroup + int64_t(sizeof(float)) * Format::kParts * (Format::kMins ? 2 : 1));
+  }
+  template <class Format>
+  static Tile at(void* memory, int64_t groups) {
+    Tile t;
+    t.codes = static_cast<uint8_t*>(memory);
+    t.scales = reinterpret_cast<float*>(t.codes + groups * 16 * kGroup);
+    t.mins = t.scales + groups * 16 * Format::kParts;
+    return t;
+  }
+};
+
+HASTEN_INLINE int64_t place_of(int64_t g, int64_t groups) {
+  const int64_t sum = g % kSums, more = groups % kSums;
+  return sum * (groups / kSums) + (sum < more ? sum : more) + g / kSums;
+}
+
+// Rows n to n + 15 of W, of which those from `end` on repeat the last one: nobody reads what they give.
+template <class Format>
+HASTEN_INLINE void fill_tile(const Matrix& m, int64_t n, int64_t end, const Tile& to) {
+  constexpr int kParts = Format::kParts;
+  const int64_t groups = m.in / kGroup;
+  const auto row_of = [&](int i) HASTEN_LAMBDA { return Format(m, n + i < end ? n + i : end - 1); };
+  for (int64_t g = 0; g < groups; g += 4) {
     const int64_t left = groups - g;
-    const int8_t* values = x.codes + row * x.width + kGroup * g;
+    bytes first[16], second[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      const Quad q = row_of(i).quad(g, left);
+      first[i] = factors<Format::kSigned>(q.first);
+      second[i] = factors<Format::kSigned>(q.second);
+    }
+    transpose(first);
+    transpose(second);
+    for (int j = 0; j < 4 && j < left; ++j) {
+      uint8_t* codes = to.codes + place_of(g + j, groups) * 16 * kGroup;
 #pragma GCC unroll 4
-    for (int o = 0; o < Outs; ++o) {
-      const uint8_t* codes = static_cast<const uint8_t*>(m.codes) + (n + o) * bytes + g * kGroupBytes;
-      const vec w = load_fp16_part(m.scales + (n + o) * groups + g, left);
-      vec scale[Rows];
-#pragma GCC unroll 4
-      for (int t = 0; t < Rows; ++t) scale[t] = mul(w, load(x.scales + (row + t) * (x.width / kGroup) + g));
-      if constexpr (Bits == kInt4) {
-        const vec low = load_fp16_part(m.mins + (n + o) * groups + g, left);
-#pragma GCC unroll 4
-        for (int t = 0; t < Rows; ++t)
-          total[o][t] = fma(low, load(x.sums + (row + t) * (x.width / kGroup) + g), total[o][t]);
-      }
-      if (left >= 16) {
-#pragma GCC unroll 8
-        for (int part = 0; part < kParts; ++part)
-          add_part<Bits, Rows>(codes + 64 * part, 64, values, x.width, scale, part, total[o]);
-      } else {
-        for (int part = 0; part * kGroups < left; ++part)
-          add_part<Bits, Rows>(codes + 64 * part, left * kGroupBytes - 64 * part, values, x.width, scale, part,
-                               total[o]);
+      for (int i = 0; i < 4; ++i) {
+        store_bytes(codes + 64 * i, first[4 * j + i]);
+        store_bytes(codes + 64 * (4 + i), second[4 * j + i]);
       }
     }
   }
+  for (int64_t g = 0; g < groups; g += 16)
+    for (int part = 0; part < kParts; ++part) {
+      const int64_t left = groups - g;
+      vec found[16];
+      for (int i = 0; i < 16; ++i) found[i] = row_of(i).scales(g, left, part);
+      transpose(found);
+      for (int i = 0; i < 16 && i < left; ++i)
+        store(to.scales + (place_of(g + i, groups) * kParts + part) * 16, found[i]);
+      if constexpr (Format::kMins) {
+        for (int i = 0; i < 16; ++i) found[i] = row_of(i).mins(g, left, part);
+        transpose(found);
+        for (int i = 0; i < 16 && i < left; ++i)
+          store(to.mins + (place_of(g + i, groups) * kParts + part) * 16, found[i]);
+      }
+    }
+}
+
+// `Rows` rows of x times `Outs` tiles.
+template <class Format, int Rows, int Outs>
+HASTEN_INLINE void multiply_tiles(const Matrix& m, const Tile* tiles, const Codes& x, int64_t row, float* y,
+                                  int64_t ldy, int64_t n, int64_t n1) {
+  constexpr int kParts = Format::kParts;
+  const int64_t groups = m.in / kGroup, known = x.width / kGroup;
+  const int8_t* codes = x.codes + row * x.width;
+  vec total[Outs][Rows];
+#pragma GCC unroll 4
+  for (int o = 0; o < Outs; ++o)
+#pragma GCC unroll 8
+    for (int t = 0; t < Rows; ++t) total[o][t] = zero();
+  int64_t place = 0;
+  for (int64_t sum = 0; sum < kSums && sum < groups; ++sum) {
+    vec sums[Outs][Rows];
+#pragma GCC unroll 4
+    for (int o = 0; o < Outs; ++o)
+#pragma GCC unroll 8
+      for (int t = 0; t < Rows; ++t) sums[o][t] = zero();
+    for (int64_t g = sum; g < groups; g += kSums, ++place) {
+      const int8_t* values = codes + g / 4 * kQuad + g % 4 * 16;
+#pragma GCC unroll 2
+      for (int part = 0; part < kParts; ++part) {
+        const int64_t at = (row * 3 + plane<Format>(part)) * known + g;
+        ints products[Outs][Rows];
+#pragma GCC unroll 8
+        for (int t = 0; t < Rows; ++t) {
+          const ints start = Format::kSigned && kOffset ? broadcast_int(x.offsets[at + t * 3 * known]) : no_ints();
+#pragma GCC unroll 4
+          for (int o = 0; o < Outs; ++o) products[o][t] = start;
+        }
+#pragma GCC unroll 8
+        for (int i = part * 4; i < (kParts == 1 ? 8 : part * 4 + 4); ++i) {
+          bytes w[Outs];
+#pragma GCC unroll 4
+          for (int o = 0; o < Outs; ++o) w[o] = load_bytes(tiles[o].codes + place * 16 * kGroup + 64 * i);
+#pragma GCC unroll 8
+          for (int t = 0; t < Rows; ++t) {
+            const bytes four = broadcast_four(values + t * x.width + i / 4 * (kQuad / 2) + i % 4 * 4);
+#pragma GCC unroll 4
+            for (int o = 0; o < Outs; ++o) products[o][t] = dot<Format::kSigned>(products[o][t], w[o], four);
+          }
+        }
+#pragma GCC unroll 4
+        for (int o = 0; o < Outs; ++o) {
+          const vec scale = load(tiles[o].scales + (place * kParts + part) * 16);
+          vec min = zero();
+          if constexpr (Format::kMins) min = load(tiles[o].mins + (place * kParts + part) * 16);
+#pragma GCC unroll 8
+          for (int t = 0; t < Rows; ++t) {
+            const vec both = mul(scale, broadcast(x.scales[(row + t) * known + g]));
+            sums[o][t] = fma(to_floats(products[o][t]), both, sums[o][t]);
+            if constexpr (Format::kMins) sums[o][t] = fma(min, broadcast(x.sums[at + t * 3 * known]), sums[o][t]);
+          }
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int o = 0; o < Outs; ++o)
+#pragma GCC unroll 8
+      for (int t = 0; t < Rows; ++t) total[o][t] = add(total[o][t], sums[o][t]);
+  }
 #pragma GCC unroll 4
   for (int o = 0; o < Outs; ++o) {
-    const float bias = m.bias ? m.bias[n + o] : 0.0f;
-#pragma GCC unroll 4
-    for (int t = 0; t < Rows; ++t) y[t * ldy + n + o] = sum(total[o][t]) + bias;
+    const int64_t from = n + 16 * o, count = n1 - from < 16 ? n1 - from : 16;
+    const vec bias = m.bias ? load_part(m.bias + from, count) : zero();
+#pragma GCC unroll 8
+    for (int t = 0; t < Rows; ++t) store_part(y + (row + t) * ldy + from, add(total[o][t], bias), count);
   }
 }
 
-template <int Bits, int Rows>
-HASTEN_INLINE void multiply_codes_rows(const Matrix& m, const Codes& x, int64_t row, float* y, int64_t ldy, int64_t n0,
-                                       int64_t n1) {
-  // One row of W at a time: it streams from memory faster than several side by side.
-  for (int64_t n = n0; n < n1; ++n) multiply_codes_block<Bits, 1, Rows>(m, x, row, y, ldy, n);
+template <class Format, int Outs, int Rows = kTileRows>
+HASTEN_INLINE void multiply_tiles_by(int rows, const Matrix& m, const Tile* tiles, const Codes& x, int64_t row,
+                                     float* y, int64_t ldy, int64_t n, int64_t n1) {
+  if constexpr (Rows > 1)
+    if (rows < Rows) return multiply_tiles_by<Format, Outs, Rows - 1>(rows, m, tiles, x, row, y, ldy, n, n1);
+  multiply_tiles<Format, Rows, Outs>(m, tiles, x, row, y, ldy, n, n1);
 }
 
-template <int Bits>
-HASTEN_INLINE void multiply_codes_all(const Matrix& m, const Codes& x, int rows, float* y, int64_t ldy, int64_t n0,
-                                      int64_t n1) {
+struct FreeTile {
+  void operator()(void* p) const { std::free(p); }
+};
+
+// Memory of this thread, kept for the next call; null where there is none.
+inline void* tile_memory(int64_t bytes) {
+  static thread_local std::unique_ptr<void, FreeTile> memory;
+  static thread_local int64_t size = 0;
+  if (bytes > size) {
+    memory.reset(std::aligned_alloc(64, size_t((bytes + 63) / 64 * 64)));
+    size = memory ? bytes : 0;
+  }
+  return memory.get();
+}
+
+template <class Format>
+inline void multiply_codes_many(const Matrix& m, const Codes& x, int rows, float* y, int64_t ldy, int64_t n0,
+                                int64_t n1, uint8_t* memory) {
+  const int64_t groups = m.in / kGroup, blocks = (rows + kTileRows - 1) / kTileRows;
+  for (int64_t n = n0; n < n1; n += 16 * kTileOuts) {
+    Tile tiles[kTileOuts];
+    int outs = 0;
+    for (; outs < kTileOuts && n + 16 * outs < n1; ++outs) {
+      tiles[outs] = Tile::at<Format>(memory + outs * Tile::bytes_of<Format>(groups), groups);
+      fill_tile<Format>(m, n + 16 * outs, n1, tiles[outs]);
+    }
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t row = rows * b / blocks;
+      const int count = int(rows * (b + 1) / blocks - row);
+      if (outs == kTileOuts)
+        multiply_tiles_by<Format, kTileOuts>(count, m, tiles, x, row, y, ldy, n, n1);
+      else
+        multiply_tiles_by<Format, 1>(count, m, tiles, x, row, y, ldy, n, n1);
+    }
+  }
+}
+
+template <class Format>
+inline void multiply_codes_as(const Matrix& m, const Codes& x, int rows, float* y, int64_t ldy, int64_t n0,
+                              int64_t n1) {
+  if (rows > kFewRows)
+    if (void* memory = tile_memory(kTileOuts * Tile::bytes_of<Format>(m.in / kGroup)))
+      return multiply_codes_many<Format>(m, x, rows, y, ldy, n0, n1, static_cast<uint8_t*>(memory));
   int row = 0;
-  for (; rows - row >= 4; row += 4) multiply_codes_rows<Bits, 4>(m, x, row, y + row * ldy, ldy, n0, n1);
+  for (; rows - row >= 4; row += 4) multiply_codes_few<Format, 4>(m, x, row, y + row * ldy, ldy, n0, n1);
   float* rest = y + row * ldy;
   switch (rows - row) {
-    case 1: return multiply_codes_rows<Bits, 1>(m, x, row, rest, ldy, n0, n1);
-    case 2: return multiply_codes_rows<Bits, 2>(m, x, row, rest, ldy, n0, n1);
-    case 3: return multiply_codes_rows<Bits, 3>(m, x, row, rest, ldy, n0, n1);
+    case 1: return multiply_codes_few<Format, 1>(m, x, row, rest, ldy, n0, n1);
+    case 2: return multiply_codes_few<Format, 2>(m, x, row, rest, ldy, n0, n1);
+    case 3: return multiply_codes_few<Format, 3>(m, x, row, rest, ldy, n0, n1);
     default: return;
   }
 }
 
 // Rows [n0, n1) of W times every row of x, for a matrix that takes codes.
 inline void multiply_codes(const Matrix& m, const Codes& x, int rows, float* y, int64_t ldy, int64_t n0, int64_t n1) {
-  return m.bits == kInt8 ? multiply_codes_all<kInt8>(m, x, rows, y, ldy, n0, n1)
-                         : multiply_codes_all<kInt4>(m, x, rows, y, ldy, n0, n1);
+  with_format(m, [&](auto format) {
+    using Format = Row<decltype(format)::kBits>;
+    if constexpr (Format::kCodes) multiply_codes_as<Format>(m, x, rows, y, ldy, n0, n1);
+  });
 }
 
 inline void encode_rows(const float* x, const Codes& to, int64_t in, int64_t begin, int64_t end) {

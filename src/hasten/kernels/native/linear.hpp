@@ -6,90 +6,10 @@
 // tokens were computed beside it: speculative decoding stays exact.
 #pragma once
 
-#include "simd.hpp"
-#include "types.hpp"
+#include "formats.hpp"
 
 namespace hasten {
 namespace {
-
-// One row of W, read 32 weights at a time.
-template <int Bits>
-struct Row;
-
-template <>
-struct Row<kFp32> {
-  const float* w;
-  Row(const Matrix& m, int64_t n) : w(static_cast<const float*>(m.codes) + n * m.in) {}
-  HASTEN_INLINE_METHOD void pair(int64_t k, int64_t, int64_t, vec& a, vec& b) const {
-    a = load(w + k);
-    b = load(w + k + kLanes);
-  }
-};
-
-template <>
-struct Row<kBf16> {
-  const uint16_t* w;
-  Row(const Matrix& m, int64_t n) : w(static_cast<const uint16_t*>(m.codes) + n * m.in) {}
-  HASTEN_INLINE_METHOD void pair(int64_t k, int64_t, int64_t, vec& a, vec& b) const {
-    a = load_bf16(w + k);
-    b = load_bf16(w + k + kLanes);
-  }
-};
-
-template <>
-struct Row<kFp16> {
-  const uint16_t* w;
-  Row(const Matrix& m, int64_t n) : w(static_cast<const uint16_t*>(m.codes) + n * m.in) {}
-  HASTEN_INLINE_METHOD void pair(int64_t k, int64_t, int64_t, vec& a, vec& b) const {
-    a = load_fp16(w + k);
-    b = load_fp16(w + k + kLanes);
-  }
-};
-
-template <>
-struct Row<kInt8> {
-  const int8_t* w;
-  const uint16_t* scales;
-  Row(const Matrix& m, int64_t n)
-      : w(static_cast<const int8_t*>(m.codes) + n * m.in), scales(m.scales + n * (m.in / m.group)) {}
-  HASTEN_INLINE_METHOD void pair(int64_t k, int64_t, int64_t g, vec& a, vec& b) const {
-    const vec scale = broadcast_fp16(scales[g]);
-    a = mul(load_int8(w + k), scale);
-    b = mul(load_int8(w + k + kLanes), scale);
-  }
-};
-
-template <>
-struct Row<kInt4> {
-  const uint8_t* w;
-  const uint16_t *scales, *mins;
-  Row(const Matrix& m, int64_t n)
-      : w(static_cast<const uint8_t*>(m.codes) + n * (m.in / 2)),
-        scales(m.scales + n * (m.in / m.group)),
-        mins(m.mins + n * (m.in / m.group)) {}
-  HASTEN_INLINE_METHOD void pair(int64_t, int64_t byte, int64_t g, vec& a, vec& b) const {
-    const vec scale = broadcast_fp16(scales[g]), min = broadcast_fp16(mins[g]);
-    load_int4(w + byte, a, b);
-    a = fma(a, scale, min);
-    b = fma(b, scale, min);
-  }
-};
-
-// Calls body(k, second, byte, g) for every 32 weights of a row: they stand at k..k+15 and
-// second..second+15, in group g, and an int4 row holds them in the 16 bytes from `byte`.
-template <int Bits, class Body>
-HASTEN_INLINE void each_pair(const Matrix& m, Body body) {
-  if constexpr (Bits == kInt4) {
-    const int64_t half = m.group / 2;
-    for (int64_t k = 0, g = 0; k < m.in; k += m.group, ++g)
-      for (int64_t j = 0; j < half; j += kLanes) body(k + j, k + half + j, k / 2 + j, g);
-  } else if constexpr (Bits == kInt8) {
-    for (int64_t k = 0, g = 0; k < m.in; k += m.group, ++g)
-      for (int64_t j = 0; j < m.group; j += 2 * kLanes) body(k + j, k + j + kLanes, 0, g);
-  } else {
-    for (int64_t k = 0; k < m.in; k += 2 * kLanes) body(k, k + kLanes, 0, 0);
-  }
-}
 
 // `Outs` rows of W from n on against `Rows` rows of x: y[t * ldy + n]. Two sums a pair of rows, and several
 // pairs at once: one chain of dependent additions would wait four cycles for each.
@@ -142,13 +62,7 @@ HASTEN_INLINE void multiply_all(const Matrix& m, const float* x, int64_t ldx, in
 // Rows [n0, n1) of W times every row of x.
 inline void multiply(const Matrix& m, const float* x, int64_t ldx, int rows, float* y, int64_t ldy, int64_t n0,
                      int64_t n1) {
-  switch (m.bits) {
-    case kFp32: return multiply_all<kFp32>(m, x, ldx, rows, y, ldy, n0, n1);
-    case kFp16: return multiply_all<kFp16>(m, x, ldx, rows, y, ldy, n0, n1);
-    case kBf16: return multiply_all<kBf16>(m, x, ldx, rows, y, ldy, n0, n1);
-    case kInt8: return multiply_all<kInt8>(m, x, ldx, rows, y, ldy, n0, n1);
-    default: return multiply_all<kInt4>(m, x, ldx, rows, y, ldy, n0, n1);
-  }
+  with_format(m, [&](auto format) { multiply_all<decltype(format)::kBits>(m, x, ldx, rows, y, ldy, n0, n1); });
 }
 
 template <int Bits>
@@ -166,13 +80,7 @@ HASTEN_INLINE void unpack_all(const Matrix& m, float* out, int64_t n0, int64_t n
 
 // Rows [n0, n1) of W as floats, (n1 - n0, in).
 inline void unpack(const Matrix& m, float* out, int64_t n0, int64_t n1) {
-  switch (m.bits) {
-    case kFp32: return unpack_all<kFp32>(m, out, n0, n1);
-    case kFp16: return unpack_all<kFp16>(m, out, n0, n1);
-    case kBf16: return unpack_all<kBf16>(m, out, n0, n1);
-    case kInt8: return unpack_all<kInt8>(m, out, n0, n1);
-    default: return unpack_all<kInt4>(m, out, n0, n1);
-  }
+  with_format(m, [&](auto format) { unpack_all<decltype(format)::kBits>(m, out, n0, n1); });
 }
 
 }  // namespace

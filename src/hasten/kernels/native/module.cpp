@@ -85,7 +85,7 @@ class CodesBuffer {
     Codes c;
     c.width = Codes::padded(in);
     const int64_t scales = c.width / kGroup;
-    const size_t bytes = size_t(rows * (c.width + 2 * scales * int64_t(sizeof(float))));
+    const size_t bytes = size_t(rows * (c.width + 7 * scales * int64_t(sizeof(float))));
     if (bytes > size_ || in != in_) {
       memory_.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
       if (!memory_) throw std::bad_alloc();
@@ -97,6 +97,7 @@ class CodesBuffer {
     c.codes = static_cast<int8_t*>(memory_.get());
     c.scales = reinterpret_cast<float*>(c.codes + rows_ * c.width);
     c.sums = c.scales + rows_ * scales;
+    c.offsets = reinterpret_cast<int32_t*>(c.sums + 3 * rows_ * scales);
     return c;
   }
 

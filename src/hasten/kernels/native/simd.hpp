@@ -113,6 +113,12 @@ HASTEN_INLINE void store_bf16(uint16_t* p, vec a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(whole));
 }
 HASTEN_INLINE float sum(vec a) { return _mm512_reduce_add_ps(a.v); }
+HASTEN_INLINE float largest(vec a) {
+  const __m256 s = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  __m128 q = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+}
 HASTEN_INLINE vec broadcast_fp16(uint16_t h) { return {_mm512_cvtph_ps(_mm256_set1_epi16(short(h)))}; }
 HASTEN_INLINE vec load_bf16(const uint16_t* p) {
   const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -293,6 +299,12 @@ HASTEN_INLINE float sum(vec x) {
   __m128 q = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
   q = _mm_add_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+HASTEN_INLINE float largest(vec x) {
+  const __m256 s = _mm256_max_ps(x.a, x.b);
+  __m128 q = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
 }
 HASTEN_INLINE vec broadcast_fp16(uint16_t h) {
   const __m256 f = _mm256_cvtph_ps(_mm_set1_epi16(short(h)));
@@ -527,6 +539,11 @@ HASTEN_INLINE float sum(vec a) {
   float total = 0;
   for (int i = 0; i < kLanes; ++i) total += a.v[i];
   return total;
+}
+HASTEN_INLINE float largest(vec a) {
+  float most = a.v[0];
+  for (int i = 1; i < kLanes; ++i) most = a.v[i] > most ? a.v[i] : most;
+  return most;
 }
 HASTEN_INLINE vec load_bf16(const uint16_t* p) {
   uint32_t bits[kLanes];

@@ -33,11 +33,14 @@ struct Matrix {
   bool takes_codes() const { return codes_in && group == kGroup && (bits == kInt8 || bits == kInt4); }
 };
 
-// Rows of x as int8 codes in groups of 32, padded with zeros to whole blocks of 512.
+// Rows of x as int8 codes in groups of 32, padded with zeros to whole blocks of 512. Of four groups the first halves
+// stand side by side, then the second halves, as the formats of weights have them (formats.hpp).
 struct Codes {
-  int8_t* codes = nullptr;
-  float *scales = nullptr, *sums = nullptr;  // of a group: its scale, and scale times the sum of its codes
-  int64_t width = 0;                         // codes of a row, padding included; 1/32 as many scales
+  int8_t* codes = nullptr;       // (rows, width)
+  float* scales = nullptr;       // (rows, width / 32)
+  float* sums = nullptr;         // (rows, 3, width / 32): scale times the sum of codes, of a group and of its halves
+  int32_t* offsets = nullptr;    // likewise: what products of codes with 128 added have too much, negative
+  int64_t width = 0;             // codes of a row, padding included
 
   static int64_t padded(int64_t in) { return (in + 511) / 512 * 512; }
 };

@@ -1,0 +1,145 @@
+// How a format stores a row of a weight: all that products (linear.hpp, integer_linear.hpp) know of it.
+//
+// A format is a `Row`: made of a matrix and a row's number, it gives
+//   pair(k, byte, g, a, b)   32 weights as floats, where `each_pair` stands;
+// and, if it has codes, for products in whole numbers, with groups of 32 counted from the row's beginning:
+//   quad(g, left)            the codes of groups g to g + 3 (a multiple of 4), zeros for those beyond `left` groups;
+//   scales(g, left, part)    the scales of groups g to g + 15 (a multiple of 16), likewise;
+//   mins(g, left, part)      if kMins: what is added to each scaled code;
+//   kSigned                  whether codes are signed; else they are 0 to 127;
+//   kMins                    whether there are mins;
+//   kParts                   2 where each half of a group (16 weights) has a scale and min of its own, `part`; else 1.
+// No read goes beyond the row's last group. A new format adds its Row, and a line to `with_format`.
+#pragma once
+
+#include "bytes.hpp"
+#include "types.hpp"
+
+namespace hasten {
+namespace {
+
+// The codes of four groups: values 0 to 15 of each, 16 bytes after 16, and values 16 to 31.
+struct Quad {
+  bytes first, second;
+};
+
+template <int Bits>
+struct Row;
+
+// For formats whose weights are plain numbers.
+struct WithoutCodes {
+  static constexpr bool kCodes = false;
+};
+
+template <>
+struct Row<kFp32> : WithoutCodes {
+  const float* w;
+  Row(const Matrix& m, int64_t n) : w(static_cast<const float*>(m.codes) + n * m.in) {}
+  HASTEN_INLINE_METHOD void pair(int64_t k, int64_t, int64_t, vec& a, vec& b) const {
+    a = load(w + k);
+    b = load(w + k + kLanes);
+  }
+};
+
+template <>
+struct Row<kBf16> : WithoutCodes {
+  const uint16_t* w;
+  Row(const Matrix& m, int64_t n) : w(static_cast<const uint16_t*>(m.codes) + n * m.in) {}
+  HASTEN_INLINE_METHOD void pair(int64_t k, int64_t, int64_t, vec& a, vec& b) const {
+    a = load_bf16(w + k);
+    b = load_bf16(w + k + kLanes);
+  }
+};
+
+template <>
+struct Row<kFp16> : WithoutCodes {
+  const uint16_t* w;
+  Row(const Matrix& m, int64_t n) : w(static_cast<const uint16_t*>(m.codes) + n * m.in) {}
+  HASTEN_INLINE_METHOD void pair(int64_t k, int64_t, int64_t, vec& a, vec& b) const {
+    a = load_fp16(w + k);
+    b = load_fp16(w + k + kLanes);
+  }
+};
+
+template <>
+struct Row<kInt8> {
+  static constexpr bool kCodes = true, kSigned = true, kMins = false;
+  static constexpr int kParts = 1;
+  const int8_t* w;
+  const uint16_t* scale;
+  Row(const Matrix& m, int64_t n)
+      : w(static_cast<const int8_t*>(m.codes) + n * m.in), scale(m.scales + n * (m.in / m.group)) {}
+  HASTEN_INLINE_METHOD void pair(int64_t k, int64_t, int64_t g, vec& a, vec& b) const {
+    const vec s = broadcast_fp16(scale[g]);
+    a = mul(load_int8(w + k), s);
+    b = mul(load_int8(w + k + kLanes), s);
+  }
+  HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t left) const {
+    const int8_t* p = w + kGroup * g;
+    const bytes a = left >= 2 ? load_bytes(p) : load_bytes(p, kGroup);
+    const bytes b = left >= 4 ? load_bytes(p + 64) : load_bytes(p + 64, left > 2 ? kGroup : 0);
+    return {even_sixteens(a, b), odd_sixteens(a, b)};
+  }
+  HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int) const { return load_fp16_part(scale + g, left); }
+};
+
+template <>
+struct Row<kInt4> {
+  static constexpr bool kCodes = true, kSigned = false, kMins = true;
+  static constexpr int kParts = 1;
+  const uint8_t* w;
+  const uint16_t *scale, *min;
+  Row(const Matrix& m, int64_t n)
+      : w(static_cast<const uint8_t*>(m.codes) + n * (m.in / 2)),
+        scale(m.scales + n * (m.in / m.group)),
+        min(m.mins + n * (m.in / m.group)) {}
+  HASTEN_INLINE_METHOD void pair(int64_t, int64_t byte, int64_t g, vec& a, vec& b) const {
+    const vec s = broadcast_fp16(scale[g]), low = broadcast_fp16(min[g]);
+    load_int4(w + byte, a, b);
+    a = fma(a, s, low);
+    b = fma(b, s, low);
+  }
+  HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t left) const {
+    const uint8_t* p = w + kGroup / 2 * g;
+    const bytes both = left >= 4 ? load_bytes(p) : load_bytes(p, kGroup / 2 * left);
+    return {low_nibbles(both), high_nibbles(both)};
+  }
+  HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int) const { return load_fp16_part(scale + g, left); }
+  HASTEN_INLINE_METHOD vec mins(int64_t g, int64_t left, int) const { return load_fp16_part(min + g, left); }
+};
+
+// Calls body(k, second, byte, g) for every 32 weights of a row: they stand at k..k+15 and
+// second..second+15, in group g, and an int4 row holds them in the 16 bytes from `byte`.
+template <int Bits, class Body>
+HASTEN_INLINE void each_pair(const Matrix& m, Body body) {
+  if constexpr (Bits == kInt4) {
+    const int64_t half = m.group / 2;
+    for (int64_t k = 0, g = 0; k < m.in; k += m.group, ++g)
+      for (int64_t j = 0; j < half; j += kLanes) body(k + j, k + half + j, k / 2 + j, g);
+  } else if constexpr (Bits == kInt8) {
+    for (int64_t k = 0, g = 0; k < m.in; k += m.group, ++g)
+      for (int64_t j = 0; j < m.group; j += 2 * kLanes) body(k + j, k + j + kLanes, 0, g);
+  } else {
+    for (int64_t k = 0; k < m.in; k += 2 * kLanes) body(k, k + kLanes, 0, 0);
+  }
+}
+
+template <int Bits>
+struct FormatOf {
+  static constexpr int kBits = Bits;
+};
+
+// Calls body(FormatOf<Bits>()) of the matrix's format.
+template <class Body>
+HASTEN_INLINE void with_format(const Matrix& m, Body body) {
+  switch (m.bits) {
+    case kFp32: return body(FormatOf<kFp32>());
+    case kFp16: return body(FormatOf<kFp16>());
+    case kBf16: return body(FormatOf<kBf16>());
+    case kInt8: return body(FormatOf<kInt8>());
+    default: return body(FormatOf<kInt4>());
+  }
+}
+
+}  // namespace
+}  // namespace hasten
