@@ -255,7 +255,7 @@ def _packed_linear(
     flat = x.reshape(rows, columns).to(wide).contiguous()
     out = packed.shape[0]
     y = gate.buffer(rows, out, dtype=wide)
-    if wide is torch.float32 and (rows <= FEW_ROWS or int8 and _fast_codes()):
+    if wide is torch.float32 and (rows <= FEW_ROWS or (int8 and _fast_codes())):
         scales, mins = _together(scales), _together(mins)
         matrix = native_matrix(packed, scales, mins, bits, group, codes_in=int8)
         _multiply(matrix, flat, y)

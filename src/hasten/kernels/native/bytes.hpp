@@ -1,8 +1,8 @@
 // Vectors of codes and their products in whole numbers, beside simd.hpp's vectors of floats: 64 bytes, 16 sums.
 //
-// Codes of weights are 0 to 127, or signed; activations are -127 to 127. A signed code is multiplied by
-// AVX-512's byte dot products with 128 added, and `kOffset` times the sum of the activations is taken off again; where
-// there are none, by its magnitude with the activation's sign turned, so that sums of two products stay in 16 bits.
+// Codes of weights are 0 to 127, or signed; activations are -127 to 127. AVX-512's byte dot products take a signed code
+// with 128 added, and `kOffset` times the sum of the activations goes off again; where there are none it is taken by its
+// magnitude with the activation's sign turned, so that sums of two products stay within 16 bits.
 #pragma once
 
 #include "simd.hpp"
@@ -18,6 +18,11 @@ struct bytes {
 struct ints {
   __m512i v;
 };
+// The codes of four groups of 32: values 0 to 15 of each, 16 bytes after 16, and values 16 to 31.
+struct Quad {
+  bytes first, second;
+};
+#define HASTEN_UNROLL _Pragma("GCC unroll 16")
 constexpr int kTileRows = 6, kTileOuts = 2;  // rows of x, and times 16 outputs, that are summed in registers at once
 HASTEN_INLINE ints no_ints() { return {_mm512_setzero_si512()}; }
 HASTEN_INLINE bytes load_bytes(const void* p) { return {_mm512_loadu_si512(p)}; }
@@ -38,8 +43,10 @@ HASTEN_INLINE bytes high_nibbles(bytes a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
 }
 // Of a and b, each four times 16 bytes: those at even places, and at odd ones.
-HASTEN_INLINE bytes even_sixteens(bytes a, bytes b) { return {_mm512_shuffle_i32x4(a.v, b.v, 0x88)}; }
-HASTEN_INLINE bytes odd_sixteens(bytes a, bytes b) { return {_mm512_shuffle_i32x4(a.v, b.v, 0xdd)}; }
+HASTEN_INLINE Quad split_sixteens(bytes a, bytes b) {
+  asm("" : "+v"(b.v));  // or it is read from memory twice, which streams slower
+  return {{_mm512_shuffle_i32x4(a.v, b.v, 0x88)}, {_mm512_shuffle_i32x4(a.v, b.v, 0xdd)}};
+}
 
 #if defined(__AVX512VNNI__)
 constexpr int kOffset = 128;
@@ -116,6 +123,10 @@ struct bytes {
 struct ints {
   __m256i a, b;
 };
+struct Quad {
+  bytes first, second;
+};
+#define HASTEN_UNROLL _Pragma("GCC unroll 16")
 constexpr int kTileRows = 3, kTileOuts = 1;
 HASTEN_INLINE ints no_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 HASTEN_INLINE bytes load_bytes(const void* p) {
@@ -142,11 +153,9 @@ HASTEN_INLINE bytes high_nibbles(bytes x) {
   const __m256i mask = _mm256_set1_epi8(15);
   return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), mask)};
 }
-HASTEN_INLINE bytes even_sixteens(bytes x, bytes y) {
-  return {_mm256_permute2x128_si256(x.a, x.b, 0x20), _mm256_permute2x128_si256(y.a, y.b, 0x20)};
-}
-HASTEN_INLINE bytes odd_sixteens(bytes x, bytes y) {
-  return {_mm256_permute2x128_si256(x.a, x.b, 0x31), _mm256_permute2x128_si256(y.a, y.b, 0x31)};
+HASTEN_INLINE Quad split_sixteens(bytes x, bytes y) {
+  return {{_mm256_permute2x128_si256(x.a, x.b, 0x20), _mm256_permute2x128_si256(y.a, y.b, 0x20)},
+          {_mm256_permute2x128_si256(x.a, x.b, 0x31), _mm256_permute2x128_si256(y.a, y.b, 0x31)}};
 }
 template <bool Signed>
 HASTEN_INLINE ints dot(ints total, bytes w, bytes x) {
@@ -172,7 +181,11 @@ struct bytes {
 struct ints {
   int32_t v[16];
 };
-constexpr int kTileRows = 4, kTileOuts = 1;
+struct Quad {
+  bytes first, second;
+};
+#define HASTEN_UNROLL
+constexpr int kTileRows = 2, kTileOuts = 1;
 HASTEN_INLINE ints broadcast_int(int32_t a) {
   ints r;
   for (int i = 0; i < 16; ++i) r.v[i] = a;
@@ -212,15 +225,14 @@ HASTEN_INLINE bytes high_nibbles(bytes a) {
   for (int i = 0; i < 64; ++i) a.v[i] = int8_t(uint8_t(a.v[i]) >> 4);
   return a;
 }
-HASTEN_INLINE bytes even_sixteens(bytes a, bytes b) {
-  bytes r;
-  for (int i = 0; i < 4; ++i) std::memcpy(r.v + 16 * i, (i < 2 ? a : b).v + 32 * (i % 2), 16);
-  return r;
-}
-HASTEN_INLINE bytes odd_sixteens(bytes a, bytes b) {
-  bytes r;
-  for (int i = 0; i < 4; ++i) std::memcpy(r.v + 16 * i, (i < 2 ? a : b).v + 32 * (i % 2) + 16, 16);
-  return r;
+HASTEN_INLINE Quad split_sixteens(bytes a, bytes b) {
+  Quad q;
+  for (int i = 0; i < 4; ++i) {
+    const int8_t* from = (i < 2 ? a : b).v + 32 * (i % 2);
+    std::memcpy(q.first.v + 16 * i, from, 16);
+    std::memcpy(q.second.v + 16 * i, from + 16, 16);
+  }
+  return q;
 }
 template <bool Signed>
 HASTEN_INLINE ints dot(ints total, bytes w, bytes x) {

@@ -18,11 +18,6 @@
 namespace hasten {
 namespace {
 
-// The codes of four groups: values 0 to 15 of each, 16 bytes after 16, and values 16 to 31.
-struct Quad {
-  bytes first, second;
-};
-
 template <int Bits>
 struct Row;
 
@@ -78,7 +73,7 @@ struct Row<kInt8> {
     const int8_t* p = w + kGroup * g;
     const bytes a = left >= 2 ? load_bytes(p) : load_bytes(p, kGroup);
     const bytes b = left >= 4 ? load_bytes(p + 64) : load_bytes(p + 64, left > 2 ? kGroup : 0);
-    return {even_sixteens(a, b), odd_sixteens(a, b)};
+    return split_sixteens(a, b);
   }
   HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int) const { return load_fp16_part(scale + g, left); }
 };
@@ -108,19 +103,26 @@ struct Row<kInt4> {
   HASTEN_INLINE_METHOD vec mins(int64_t g, int64_t left, int) const { return load_fp16_part(min + g, left); }
 };
 
+// Where the two halves of 32 weights stand, of whose products two sums are made: an int4 group's first and second half.
+struct Halves {
+  int64_t group, half;  // columns of a group, and from its beginning to the second half
+};
+template <int Bits>
+HASTEN_INLINE Halves halves_of(const Matrix& m) {
+  return Bits == kInt4 ? Halves{m.group, m.group / 2} : Halves{2 * kLanes, kLanes};
+}
+
 // Calls body(k, second, byte, g) for every 32 weights of a row: they stand at k..k+15 and
 // second..second+15, in group g, and an int4 row holds them in the 16 bytes from `byte`.
 template <int Bits, class Body>
 HASTEN_INLINE void each_pair(const Matrix& m, Body body) {
-  if constexpr (Bits == kInt4) {
-    const int64_t half = m.group / 2;
-    for (int64_t k = 0, g = 0; k < m.in; k += m.group, ++g)
-      for (int64_t j = 0; j < half; j += kLanes) body(k + j, k + half + j, k / 2 + j, g);
-  } else if constexpr (Bits == kInt8) {
+  if constexpr (Bits == kInt8) {
     for (int64_t k = 0, g = 0; k < m.in; k += m.group, ++g)
       for (int64_t j = 0; j < m.group; j += 2 * kLanes) body(k + j, k + j + kLanes, 0, g);
   } else {
-    for (int64_t k = 0; k < m.in; k += 2 * kLanes) body(k, k + kLanes, 0, 0);
+    const Halves at = halves_of<Bits>(m);
+    for (int64_t k = 0, g = 0; k < m.in; k += at.group, ++g)
+      for (int64_t j = 0; j < at.half; j += kLanes) body(k + j, k + at.half + j, k / 2 + j, g);
   }
 }
 

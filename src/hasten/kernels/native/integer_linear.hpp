@@ -8,9 +8,6 @@
 // same numbers in the same order, whatever the number of rows: group g into sum g % 16, then the 16 sums in order.
 #pragma once
 
-#include <cstdlib>
-#include <memory>
-
 #include "formats.hpp"
 #include "linear.hpp"
 
@@ -47,11 +44,8 @@ HASTEN_INLINE void encode_row(const float* x, const Codes& to, int64_t row, int6
   for (int64_t g = 0; g < in / kGroup; ++g) encode_group(x, to, row, g);
 }
 
-// What of a row of x belongs to all of its groups (`part` 0 of formats with one scale a group), or to halves of them.
-template <class Format>
-HASTEN_INLINE int64_t plane(int part) {
-  return Format::kParts == 1 ? 0 : 1 + part;
-}
+// Which of a row's three planes of sums a part of its groups has: all of a group, or one of its halves.
+constexpr int64_t plane(int parts, int part) { return parts == 1 ? 0 : 1 + part; }
 
 // Sixteen groups from g on of one row of W, of which `left` are there: added to `sums` of each row of x.
 template <class Format, int Rows, bool Whole>
@@ -60,17 +54,17 @@ HASTEN_INLINE void add_groups(const Format& w, const Codes& x, int64_t row, int6
   const int64_t groups = x.width / kGroup;
   const int8_t* codes = x.codes + row * x.width + g * kGroup;
   ints products[kParts][Rows][4];
-#pragma GCC unroll 4
+HASTEN_UNROLL
   for (int i = 0; i < 4; ++i) {
     if (!Whole && 4 * i >= left) {
-#pragma GCC unroll 4
+HASTEN_UNROLL
       for (int t = 0; t < Rows; ++t)
         for (int part = 0; part < kParts; ++part) products[part][t][i] = no_ints();
       continue;
     }
     const Quad q = w.quad(g + 4 * i, Whole ? 4 : left - 4 * i);
     const bytes first = factors<Format::kSigned>(q.first), second = factors<Format::kSigned>(q.second);
-#pragma GCC unroll 4
+HASTEN_UNROLL
     for (int t = 0; t < Rows; ++t) {
       const int8_t* values = codes + t * x.width + kQuad * i;
       products[0][t][i] = dot<Format::kSigned>(no_ints(), first, load_bytes(values));
@@ -78,15 +72,15 @@ HASTEN_INLINE void add_groups(const Format& w, const Codes& x, int64_t row, int6
                                                         load_bytes(values + kQuad / 2));
     }
   }
-#pragma GCC unroll 2
+HASTEN_UNROLL
   for (int part = 0; part < kParts; ++part) {
     const vec scale = w.scales(g, Whole ? 16 : left, part);
     vec min = zero();
     if constexpr (Format::kMins) min = w.mins(g, Whole ? 16 : left, part);
-#pragma GCC unroll 4
+HASTEN_UNROLL
     for (int t = 0; t < Rows; ++t) {
       const ints* p = products[part][t];
-      const int64_t at = ((row + t) * 3 + plane<Format>(part)) * groups + g;
+      const int64_t at = ((row + t) * 3 + plane(kParts, part)) * groups + g;
       ints total = group_sums(p[0], p[1], p[2], p[3]);
       if (Format::kSigned && kOffset) total = add(total, load_ints(x.offsets + at));
       sums[t] = fma(to_floats(total), mul(scale, load(x.scales + (row + t) * groups + g)), sums[t]);
@@ -105,21 +99,21 @@ HASTEN_INLINE void multiply_codes_few(const Matrix& m, const Codes& x, int64_t r
     for (int64_t o = 0; o < count; ++o) {
       const Format w(m, n + o);
       vec sums[Rows];
-#pragma GCC unroll 4
+HASTEN_UNROLL
       for (int t = 0; t < Rows; ++t) sums[t] = zero();
       int64_t g = 0;
       for (; g + 16 <= groups; g += 16) add_groups<Format, Rows, true>(w, x, row, g, 16, sums);
       if (g < groups) add_groups<Format, Rows, false>(w, x, row, g, groups - g, sums);
-#pragma GCC unroll 4
+HASTEN_UNROLL
       for (int t = 0; t < Rows; ++t) store(kept[t][o], sums[t]);
     }
     const vec bias = m.bias ? load_part(m.bias + n, count) : zero();
     for (int t = 0; t < Rows; ++t) {
       vec sums[16];
-#pragma GCC unroll 16
+HASTEN_UNROLL
       for (int o = 0; o < 16; ++o) sums[o] = load(kept[t][o]);
       transpose(sums);
-#pragma GCC unroll 16
+HASTEN_UNROLL
       for (int i = 1; i < kSums; ++i) sums[0] = add(sums[0], sums[i]);
       store_part(y + t * ldy + n, add(sums[0], bias), count);
     }
@@ -128,23 +122,25 @@ HASTEN_INLINE void multiply_codes_few(const Matrix& m, const Codes& x, int64_t r
 
 // Sixteen rows of W side by side: of each group 8 times 4 codes of each row, and a scale and min of each row and part.
 // Groups stand in the order in which they are added: those of sum 0, of sum 1 and so on.
+template <bool Signed, bool Mins, int Parts>
 struct Tile {
+  static constexpr bool kSigned = Signed, kMins = Mins;
+  static constexpr int kParts = Parts;
   uint8_t* codes;
   float *scales, *mins;
 
-  template <class Format>
   static int64_t bytes_of(int64_t groups) {
-    return groups * 16 * (kGroup + int64_t(sizeof(float)) * Format::kParts * (Format::kMins ? 2 : 1));
+    return groups * 16 * (kGroup + int64_t(sizeof(float)) * Parts * (Mins ? 2 : 1));
   }
-  template <class Format>
-  static Tile at(void* memory, int64_t groups) {
-    Tile t;
-    t.codes = static_cast<uint8_t*>(memory);
-    t.scales = reinterpret_cast<float*>(t.codes + groups * 16 * kGroup);
-    t.mins = t.scales + groups * 16 * Format::kParts;
-    return t;
-  }
+  Tile() = default;
+  Tile(void* memory, int64_t groups)
+      : codes(static_cast<uint8_t*>(memory)),
+        scales(reinterpret_cast<float*>(codes + groups * 16 * kGroup)),
+        mins(scales + groups * 16 * Parts) {}
 };
+
+template <class Format>
+using TileOf = Tile<Format::kSigned, Format::kMins, Format::kParts>;
 
 HASTEN_INLINE int64_t place_of(int64_t g, int64_t groups) {
   const int64_t sum = g % kSums, more = groups % kSums;
@@ -153,14 +149,14 @@ HASTEN_INLINE int64_t place_of(int64_t g, int64_t groups) {
 
 // Rows n to n + 15 of W, of which those from `end` on repeat the last one: nobody reads what they give.
 template <class Format>
-HASTEN_INLINE void fill_tile(const Matrix& m, int64_t n, int64_t end, const Tile& to) {
+inline void fill_tile(const Matrix& m, int64_t n, int64_t end, const TileOf<Format>& to) {
   constexpr int kParts = Format::kParts;
   const int64_t groups = m.in / kGroup;
   const auto row_of = [&](int i) HASTEN_LAMBDA { return Format(m, n + i < end ? n + i : end - 1); };
   for (int64_t g = 0; g < groups; g += 4) {
     const int64_t left = groups - g;
     bytes first[16], second[16];
-#pragma GCC unroll 16
+HASTEN_UNROLL
     for (int i = 0; i < 16; ++i) {
       const Quad q = row_of(i).quad(g, left);
       first[i] = factors<Format::kSigned>(q.first);
@@ -170,7 +166,7 @@ HASTEN_INLINE void fill_tile(const Matrix& m, int64_t n, int64_t end, const Tile
     transpose(second);
     for (int j = 0; j < 4 && j < left; ++j) {
       uint8_t* codes = to.codes + place_of(g + j, groups) * 16 * kGroup;
-#pragma GCC unroll 4
+HASTEN_UNROLL
       for (int i = 0; i < 4; ++i) {
         store_bytes(codes + 64 * i, first[4 * j + i]);
         store_bytes(codes + 64 * (4 + i), second[4 * j + i]);
@@ -194,119 +190,105 @@ HASTEN_INLINE void fill_tile(const Matrix& m, int64_t n, int64_t end, const Tile
     }
 }
 
-// `Rows` rows of x times `Outs` tiles.
-template <class Format, int Rows, int Outs>
-HASTEN_INLINE void multiply_tiles(const Matrix& m, const Tile* tiles, const Codes& x, int64_t row, float* y,
-                                  int64_t ldy, int64_t n, int64_t n1) {
-  constexpr int kParts = Format::kParts;
+// `Rows` rows of x times the outputs of `kTileOuts` tiles, of which those from n1 on are not written.
+template <class Tile, int Rows>
+inline void multiply_tiles(const Matrix& m, const Tile* tiles, const Codes& x, int64_t row, float* y, int64_t ldy,
+                           int64_t n, int64_t n1) {
+  constexpr int kParts = Tile::kParts, kOuts = kTileOuts;
+  constexpr bool kSigned = Tile::kSigned, kMins = Tile::kMins;
   const int64_t groups = m.in / kGroup, known = x.width / kGroup;
   const int8_t* codes = x.codes + row * x.width;
-  vec total[Outs][Rows];
-#pragma GCC unroll 4
-  for (int o = 0; o < Outs; ++o)
-#pragma GCC unroll 8
+  vec total[kOuts][Rows];
+HASTEN_UNROLL
+  for (int o = 0; o < kOuts; ++o)
+HASTEN_UNROLL
     for (int t = 0; t < Rows; ++t) total[o][t] = zero();
   int64_t place = 0;
   for (int64_t sum = 0; sum < kSums && sum < groups; ++sum) {
-    vec sums[Outs][Rows];
-#pragma GCC unroll 4
-    for (int o = 0; o < Outs; ++o)
-#pragma GCC unroll 8
+    vec sums[kOuts][Rows];
+HASTEN_UNROLL
+    for (int o = 0; o < kOuts; ++o)
+HASTEN_UNROLL
       for (int t = 0; t < Rows; ++t) sums[o][t] = zero();
     for (int64_t g = sum; g < groups; g += kSums, ++place) {
       const int8_t* values = codes + g / 4 * kQuad + g % 4 * 16;
-#pragma GCC unroll 2
+HASTEN_UNROLL
       for (int part = 0; part < kParts; ++part) {
-        const int64_t at = (row * 3 + plane<Format>(part)) * known + g;
-        ints products[Outs][Rows];
-#pragma GCC unroll 8
+        const int64_t at = (row * 3 + plane(kParts, part)) * known + g;
+        ints products[kOuts][Rows];
+HASTEN_UNROLL
         for (int t = 0; t < Rows; ++t) {
-          const ints start = Format::kSigned && kOffset ? broadcast_int(x.offsets[at + t * 3 * known]) : no_ints();
-#pragma GCC unroll 4
-          for (int o = 0; o < Outs; ++o) products[o][t] = start;
+          const ints start = kSigned && kOffset ? broadcast_int(x.offsets[at + t * 3 * known]) : no_ints();
+HASTEN_UNROLL
+          for (int o = 0; o < kOuts; ++o) products[o][t] = start;
         }
-#pragma GCC unroll 8
+HASTEN_UNROLL
         for (int i = part * 4; i < (kParts == 1 ? 8 : part * 4 + 4); ++i) {
-          bytes w[Outs];
-#pragma GCC unroll 4
-          for (int o = 0; o < Outs; ++o) w[o] = load_bytes(tiles[o].codes + place * 16 * kGroup + 64 * i);
-#pragma GCC unroll 8
+          bytes w[kOuts];
+HASTEN_UNROLL
+          for (int o = 0; o < kOuts; ++o) w[o] = load_bytes(tiles[o].codes + place * 16 * kGroup + 64 * i);
+HASTEN_UNROLL
           for (int t = 0; t < Rows; ++t) {
             const bytes four = broadcast_four(values + t * x.width + i / 4 * (kQuad / 2) + i % 4 * 4);
-#pragma GCC unroll 4
-            for (int o = 0; o < Outs; ++o) products[o][t] = dot<Format::kSigned>(products[o][t], w[o], four);
+HASTEN_UNROLL
+            for (int o = 0; o < kOuts; ++o) products[o][t] = dot<kSigned>(products[o][t], w[o], four);
           }
         }
-#pragma GCC unroll 4
-        for (int o = 0; o < Outs; ++o) {
+HASTEN_UNROLL
+        for (int o = 0; o < kOuts; ++o) {
           const vec scale = load(tiles[o].scales + (place * kParts + part) * 16);
           vec min = zero();
-          if constexpr (Format::kMins) min = load(tiles[o].mins + (place * kParts + part) * 16);
-#pragma GCC unroll 8
+          if constexpr (kMins) min = load(tiles[o].mins + (place * kParts + part) * 16);
+HASTEN_UNROLL
           for (int t = 0; t < Rows; ++t) {
             const vec both = mul(scale, broadcast(x.scales[(row + t) * known + g]));
             sums[o][t] = fma(to_floats(products[o][t]), both, sums[o][t]);
-            if constexpr (Format::kMins) sums[o][t] = fma(min, broadcast(x.sums[at + t * 3 * known]), sums[o][t]);
+            if constexpr (kMins) sums[o][t] = fma(min, broadcast(x.sums[at + t * 3 * known]), sums[o][t]);
           }
         }
       }
     }
-#pragma GCC unroll 4
-    for (int o = 0; o < Outs; ++o)
-#pragma GCC unroll 8
+HASTEN_UNROLL
+    for (int o = 0; o < kOuts; ++o)
+HASTEN_UNROLL
       for (int t = 0; t < Rows; ++t) total[o][t] = add(total[o][t], sums[o][t]);
   }
-#pragma GCC unroll 4
-  for (int o = 0; o < Outs; ++o) {
+  for (int o = 0; o < kOuts && n + 16 * o < n1; ++o) {
     const int64_t from = n + 16 * o, count = n1 - from < 16 ? n1 - from : 16;
     const vec bias = m.bias ? load_part(m.bias + from, count) : zero();
-#pragma GCC unroll 8
+HASTEN_UNROLL
     for (int t = 0; t < Rows; ++t) store_part(y + (row + t) * ldy + from, add(total[o][t], bias), count);
   }
 }
 
-template <class Format, int Outs, int Rows = kTileRows>
+// Rows of x in blocks of nearly the same size: of more than `kFewRows`, none is smaller than half of `kTileRows`.
+template <class Tile, int Rows = kTileRows>
 HASTEN_INLINE void multiply_tiles_by(int rows, const Matrix& m, const Tile* tiles, const Codes& x, int64_t row,
                                      float* y, int64_t ldy, int64_t n, int64_t n1) {
-  if constexpr (Rows > 1)
-    if (rows < Rows) return multiply_tiles_by<Format, Outs, Rows - 1>(rows, m, tiles, x, row, y, ldy, n, n1);
-  multiply_tiles<Format, Rows, Outs>(m, tiles, x, row, y, ldy, n, n1);
+  if constexpr (Rows > (kTileRows + 1) / 2)
+    if (rows < Rows) return multiply_tiles_by<Tile, Rows - 1>(rows, m, tiles, x, row, y, ldy, n, n1);
+  multiply_tiles<Tile, Rows>(m, tiles, x, row, y, ldy, n, n1);
 }
 
-struct FreeTile {
-  void operator()(void* p) const { std::free(p); }
-};
-
-// Memory of this thread, kept for the next call; null where there is none.
-inline void* tile_memory(int64_t bytes) {
-  static thread_local std::unique_ptr<void, FreeTile> memory;
-  static thread_local int64_t size = 0;
-  if (bytes > size) {
-    memory.reset(std::aligned_alloc(64, size_t((bytes + 63) / 64 * 64)));
-    size = memory ? bytes : 0;
+template <class Tile>
+inline void multiply_by_tiles(const Matrix& m, const Tile* tiles, const Codes& x, int rows, float* y, int64_t ldy,
+                              int64_t n, int64_t n1) {
+  const int64_t blocks = (rows + kTileRows - 1) / kTileRows;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t row = rows * b / blocks;
+    multiply_tiles_by(int(rows * (b + 1) / blocks - row), m, tiles, x, row, y, ldy, n, n1);
   }
-  return memory.get();
 }
 
 template <class Format>
 inline void multiply_codes_many(const Matrix& m, const Codes& x, int rows, float* y, int64_t ldy, int64_t n0,
                                 int64_t n1, uint8_t* memory) {
-  const int64_t groups = m.in / kGroup, blocks = (rows + kTileRows - 1) / kTileRows;
+  const int64_t groups = m.in / kGroup;
+  TileOf<Format> tiles[kTileOuts];
+  for (int o = 0; o < kTileOuts; ++o) tiles[o] = TileOf<Format>(memory + o * TileOf<Format>::bytes_of(groups), groups);
   for (int64_t n = n0; n < n1; n += 16 * kTileOuts) {
-    Tile tiles[kTileOuts];
-    int outs = 0;
-    for (; outs < kTileOuts && n + 16 * outs < n1; ++outs) {
-      tiles[outs] = Tile::at<Format>(memory + outs * Tile::bytes_of<Format>(groups), groups);
-      fill_tile<Format>(m, n + 16 * outs, n1, tiles[outs]);
-    }
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t row = rows * b / blocks;
-      const int count = int(rows * (b + 1) / blocks - row);
-      if (outs == kTileOuts)
-        multiply_tiles_by<Format, kTileOuts>(count, m, tiles, x, row, y, ldy, n, n1);
-      else
-        multiply_tiles_by<Format, 1>(count, m, tiles, x, row, y, ldy, n, n1);
-    }
+    for (int o = 0; o < kTileOuts && n + 16 * o < n1; ++o) fill_tile<Format>(m, n + 16 * o, n1, tiles[o]);
+    multiply_by_tiles(m, tiles, x, rows, y, ldy, n, n1);
   }
 }
 
@@ -314,7 +296,7 @@ template <class Format>
 inline void multiply_codes_as(const Matrix& m, const Codes& x, int rows, float* y, int64_t ldy, int64_t n0,
                               int64_t n1) {
   if (rows > kFewRows)
-    if (void* memory = tile_memory(kTileOuts * Tile::bytes_of<Format>(m.in / kGroup)))
+    if (void* memory = tile_memory(kTileOuts * TileOf<Format>::bytes_of(m.in / kGroup)))
       return multiply_codes_many<Format>(m, x, rows, y, ldy, n0, n1, static_cast<uint8_t*>(memory));
   int row = 0;
   for (; rows - row >= 4; row += 4) multiply_codes_few<Format, 4>(m, x, row, y + row * ldy, ldy, n0, n1);

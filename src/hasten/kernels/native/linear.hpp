@@ -1,12 +1,13 @@
-// y = x W^T + b for a few rows of x, with W in fp32, fp16, bf16, int8 or int4 (group-wise scales).
+// y = x W^T + b with x in floats, and W in any format (formats.hpp).
 //
-// A weight is unpacked in registers to scale * code + min and used for every row of x before the next one
-// is read: at few rows the time is the time to stream W from memory. Each (row of x, row of W) pair is
-// summed in the same order whatever the number of rows, so a token's logits do not depend on how many
-// tokens were computed beside it: speculative decoding stays exact.
+// A weight is unpacked to scale * code + min, of few rows of x in registers, for every one of them before the next weight
+// is read: the time is the time to stream W from memory. Of many rows, a few rows of W are unpacked into the cache, and
+// used for all rows of x. Each (row of x, row of W) pair is summed in the same order whatever the number of rows, so a
+// token's logits do not depend on how many tokens were computed beside it: speculative decoding stays exact.
 #pragma once
 
 #include "formats.hpp"
+#include "tile_memory.hpp"
 
 namespace hasten {
 namespace {
@@ -59,12 +60,6 @@ HASTEN_INLINE void multiply_all(const Matrix& m, const float* x, int64_t ldx, in
   }
 }
 
-// Rows [n0, n1) of W times every row of x.
-inline void multiply(const Matrix& m, const float* x, int64_t ldx, int rows, float* y, int64_t ldy, int64_t n0,
-                     int64_t n1) {
-  with_format(m, [&](auto format) { multiply_all<decltype(format)::kBits>(m, x, ldx, rows, y, ldy, n0, n1); });
-}
-
 template <int Bits>
 HASTEN_INLINE void unpack_all(const Matrix& m, float* out, int64_t n0, int64_t n1) {
   for (int64_t n = n0; n < n1; ++n, out += m.in) {
@@ -81,6 +76,105 @@ HASTEN_INLINE void unpack_all(const Matrix& m, float* out, int64_t n0, int64_t n
 // Rows [n0, n1) of W as floats, (n1 - n0, in).
 inline void unpack(const Matrix& m, float* out, int64_t n0, int64_t n1) {
   with_format(m, [&](auto format) { unpack_all<decltype(format)::kBits>(m, out, n0, n1); });
+}
+
+// From so many rows of x and columns on, rows of W are unpacked into the cache first.
+constexpr int kManyRows = 12;
+constexpr int64_t kManyColumns = 1024;
+// At once: rows of W that are unpacked, and of x, whose columns are taken so many at a time that they stay in the
+// first cache.
+constexpr int64_t kUnpacked = 8, kRowsAtOnce = 6, kColumnsAtOnce = 1024;
+
+// Columns [from, to) of `Outs` unpacked rows of W, `in` apart, against `Rows` rows of x, added to what `sums` has of
+// them: (outs, kRowsAtOnce, 2, kLanes).
+template <int Outs, int Rows>
+inline void add_columns(const float* w, int64_t in, Halves at, const float* x, int64_t ldx, int64_t from, int64_t to,
+                        float* sums) {
+  vec first[Outs][Rows], second[Outs][Rows];
+  for (int o = 0; o < Outs; ++o)
+    for (int t = 0; t < Rows; ++t) {
+      const float* known = sums + (o * kRowsAtOnce + t) * 2 * kLanes;
+      first[o][t] = from ? load(known) : zero();
+      second[o][t] = from ? load(known + kLanes) : zero();
+    }
+  for (int64_t group = from; group < to; group += at.group)
+    for (int64_t k = group; k < group + at.half; k += kLanes) {
+      vec a[Outs], b[Outs];
+      for (int o = 0; o < Outs; ++o) {
+        a[o] = load(w + o * in + k);
+        b[o] = load(w + o * in + k + at.half);
+      }
+      for (int t = 0; t < Rows; ++t) {
+        const vec xa = load(x + t * ldx + k), xb = load(x + t * ldx + k + at.half);
+        for (int o = 0; o < Outs; ++o) {
+          first[o][t] = fma(a[o], xa, first[o][t]);
+          second[o][t] = fma(b[o], xb, second[o][t]);
+        }
+      }
+    }
+  for (int o = 0; o < Outs; ++o)
+    for (int t = 0; t < Rows; ++t) {
+      float* known = sums + (o * kRowsAtOnce + t) * 2 * kLanes;
+      store(known, first[o][t]);
+      store(known + kLanes, second[o][t]);
+    }
+}
+
+// `outs` rows of W, `Rows` of x.
+template <int Rows = int(kRowsAtOnce)>
+inline void multiply_unpacked(int rows, const Matrix& m, Halves at, const float* w, int64_t outs, const float* x,
+                              int64_t ldx, float* y, int64_t ldy, int64_t n) {
+  if constexpr (Rows > 1)
+    if (rows < Rows) return multiply_unpacked<Rows - 1>(rows, m, at, w, outs, x, ldx, y, ldy, n);
+  alignas(64) float sums[kUnpacked * kRowsAtOnce * 2 * kLanes];
+  const int64_t columns = at.group < kColumnsAtOnce ? kColumnsAtOnce / at.group * at.group : at.group;
+  for (int64_t from = 0; from < m.in; from += columns) {
+    const int64_t to = from + columns < m.in ? from + columns : m.in;
+    int64_t o = 0;
+    for (; o + 2 <= outs; o += 2)
+      add_columns<2, Rows>(w + o * m.in, m.in, at, x, ldx, from, to, sums + o * kRowsAtOnce * 2 * kLanes);
+    if (o < outs) add_columns<1, Rows>(w + o * m.in, m.in, at, x, ldx, from, to, sums + o * kRowsAtOnce * 2 * kLanes);
+  }
+  for (int64_t o = 0; o < outs; ++o) {
+    const float bias = m.bias ? m.bias[n + o] : 0.0f;
+    for (int t = 0; t < Rows; ++t) {
+      const float* found = sums + (o * kRowsAtOnce + t) * 2 * kLanes;
+      y[t * ldy + n + o] = sum(add(load(found), load(found + kLanes))) + bias;
+    }
+  }
+}
+
+template <int Bits>
+inline void multiply_many(const Matrix& m, const float* x, int64_t ldx, int rows, float* y, int64_t ldy, int64_t n0,
+                          int64_t n1, float* memory) {
+  const int64_t blocks = (rows + kRowsAtOnce - 1) / kRowsAtOnce;
+  for (int64_t n = n0; n < n1; n += kUnpacked) {
+    const int64_t outs = n1 - n < kUnpacked ? n1 - n : kUnpacked;
+    const float* w = memory;
+    if constexpr (Bits == kFp32)
+      w = static_cast<const float*>(m.codes) + n * m.in;
+    else
+      unpack_all<Bits>(m, memory, n, n + outs);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t row = rows * b / blocks;
+      multiply_unpacked(int(rows * (b + 1) / blocks - row), m, halves_of<Bits>(m), w, outs, x + row * ldx, ldx,
+                        y + row * ldy, ldy, n);
+    }
+  }
+}
+
+// Rows [n0, n1) of W times every row of x.
+inline void multiply(const Matrix& m, const float* x, int64_t ldx, int rows, float* y, int64_t ldy, int64_t n0,
+                     int64_t n1) {
+  const bool many = rows >= kManyRows && m.in >= kManyColumns;
+  void* memory = many ? tile_memory(kUnpacked * m.in * int64_t(sizeof(float))) : nullptr;
+  with_format(m, [&](auto format) {
+    constexpr int bits = decltype(format)::kBits;
+    if (memory)
+      multiply_many<bits>(m, x, ldx, rows, y, ldy, n0, n1, static_cast<float*>(memory));
+    else
+      multiply_all<bits>(m, x, ldx, rows, y, ldy, n0, n1);
+  });
 }
 
 }  // namespace

@@ -114,7 +114,7 @@ HASTEN_INLINE void store_bf16(uint16_t* p, vec a) {
 }
 HASTEN_INLINE float sum(vec a) { return _mm512_reduce_add_ps(a.v); }
 HASTEN_INLINE float largest(vec a) {
-  const __m256 s = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m256 s = _mm512_castps512_ps256(_mm512_max_ps(a.v, _mm512_shuffle_f32x4(a.v, a.v, 0xee)));
   __m128 q = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
   q = _mm_max_ps(q, _mm_movehl_ps(q, q));
   return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
@@ -150,10 +150,6 @@ HASTEN_INLINE void sum4(float* out, vec a, vec b, vec c, vec d) {
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
 
-// 128 4-bit codes of four groups of 32, byte j of a group holding values j and j + 16.
-struct nibbles {
-  __m512i low, high;
-};
 // 64 signed codes.
 struct signed_bytes {
   __m512i magnitude;
@@ -164,10 +160,6 @@ HASTEN_INLINE __mmask64 first_bytes(int64_t count) { return count >= 64 ? ~__mma
 HASTEN_INLINE vec load_fp16_part(const uint16_t* p, int64_t count) {
   const __mmask16 present = count >= 16 ? __mmask16(0xffff) : __mmask16((1u << count) - 1);
   return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(present, p))};
-}
-HASTEN_INLINE nibbles load_nibbles(const uint8_t* p, int64_t count) {
-  const __m512i b = _mm512_maskz_loadu_epi8(first_bytes(count), p), mask = _mm512_set1_epi8(15);
-  return {_mm512_and_si512(b, mask), _mm512_and_si512(_mm512_srli_epi16(b, 4), mask)};
 }
 HASTEN_INLINE signed_bytes load_signed(const int8_t* p, int64_t count) {
   const __m512i b = _mm512_maskz_loadu_epi8(first_bytes(count), p);
@@ -181,28 +173,12 @@ HASTEN_INLINE __m512i dot_bytes(__m512i total, __m512i unsigned_codes, __m512i s
   return _mm512_add_epi32(total, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 #endif
 }
-// Products with 128 values x, summed: lanes 4g to 4g + 3 belong to group g.
-HASTEN_INLINE vec dot_nibbles(nibbles w, const int8_t* x) {
-  const __m512i first = _mm512_loadu_si512(x), second = _mm512_loadu_si512(x + 64);
-  const __m512i even = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), odd = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
-  __m512i total = dot_bytes(_mm512_setzero_si512(), w.low, _mm512_permutex2var_epi64(first, even, second));
-  total = dot_bytes(total, w.high, _mm512_permutex2var_epi64(first, odd, second));
-  return {_mm512_cvtepi32_ps(total)};
-}
 // Products with 64 values x, summed: lanes 8g to 8g + 7 belong to group g.
 HASTEN_INLINE vec dot_signed(signed_bytes w, const int8_t* x) {
   const __m512i values = _mm512_loadu_si512(x);
   const __m512i turned = _mm512_mask_sub_epi8(values, w.negative, _mm512_setzero_si512(), values);
   return {_mm512_cvtepi32_ps(dot_bytes(_mm512_setzero_si512(), w.magnitude, turned))};
 }
-// Lane i is p's lane (part * 16 + i) / Times, for Times 4 (part 0 to 3) or 8 (part 0 to 7).
-template <int Times>
-HASTEN_INLINE vec spread(vec p, int part) {
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i from = _mm512_srli_epi32(lane, Times == 4 ? 2 : 3);
-  return {_mm512_permutexvar_ps(_mm512_add_epi32(from, _mm512_set1_epi32(part * 16 / Times)), p.v)};
-}
-
 // The 256 ternary weights of a block, plus 1 each: part i has columns 64 i to 64 i + 63.
 struct ternaries {
   __m512i v[4];
@@ -347,35 +323,16 @@ HASTEN_INLINE void sum4(float* out, vec a, vec b, vec c, vec d) {
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
 }
 
-struct nibbles {
-  __m256i low[2], high[2];
-};
 struct signed_bytes {
   __m256i v[2];
 };
 HASTEN_INLINE __m256i load_32(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-HASTEN_INLINE nibbles load_nibbles(const uint8_t* p) {
-  const __m256i mask = _mm256_set1_epi8(15);
-  nibbles w;
-  for (int i = 0; i < 2; ++i) {
-    const __m256i b = load_32(p + 32 * i);
-    w.low[i] = _mm256_and_si256(b, mask);
-    w.high[i] = _mm256_and_si256(_mm256_srli_epi16(b, 4), mask);
-  }
-  return w;
-}
 HASTEN_INLINE signed_bytes load_signed(const int8_t* p) { return {{load_32(p), load_32(p + 32)}}; }
 HASTEN_INLINE vec load_fp16_part(const uint16_t* p, int64_t count) {
   if (count >= 16) return load_fp16(p);
   uint16_t kept[16] = {};
   for (int64_t i = 0; i < count; ++i) kept[i] = p[i];
   return load_fp16(kept);
-}
-HASTEN_INLINE nibbles load_nibbles(const uint8_t* p, int64_t count) {
-  if (count >= 64) return load_nibbles(p);
-  alignas(64) uint8_t kept[64] = {};
-  std::memcpy(kept, p, size_t(count));
-  return load_nibbles(kept);
 }
 HASTEN_INLINE signed_bytes load_signed(const int8_t* p, int64_t count) {
   if (count >= 64) return load_signed(p);
@@ -386,32 +343,12 @@ HASTEN_INLINE signed_bytes load_signed(const int8_t* p, int64_t count) {
 HASTEN_INLINE __m256i dot_bytes(__m256i unsigned_codes, __m256i signed_codes) {
   return _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned_codes, signed_codes), _mm256_set1_epi16(1));
 }
-HASTEN_INLINE vec dot_nibbles(nibbles w, const int8_t* x) {
-  __m256i total[2];
-  for (int i = 0; i < 2; ++i) {
-    const __m256i first = load_32(x + 64 * i), second = load_32(x + 64 * i + 32);
-    total[i] = _mm256_add_epi32(dot_bytes(w.low[i], _mm256_permute2x128_si256(first, second, 0x20)),
-                                dot_bytes(w.high[i], _mm256_permute2x128_si256(first, second, 0x31)));
-  }
-  return {_mm256_cvtepi32_ps(total[0]), _mm256_cvtepi32_ps(total[1])};
-}
 HASTEN_INLINE vec dot_signed(signed_bytes w, const int8_t* x) {
   __m256i total[2];
   for (int i = 0; i < 2; ++i)
     total[i] = dot_bytes(_mm256_abs_epi8(w.v[i]), _mm256_sign_epi8(load_32(x + 32 * i), w.v[i]));
   return {_mm256_cvtepi32_ps(total[0]), _mm256_cvtepi32_ps(total[1])};
 }
-template <int Times>
-HASTEN_INLINE vec spread(vec p, int part) {
-  constexpr int groups = 16 / Times;  // that one vector of products spans: 4 or 2
-  const __m256 from = part * groups < 8 ? p.a : p.b;
-  const int first = part * groups % 8;
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const __m256i step = _mm256_srli_epi32(lane, Times == 4 ? 2 : 3);
-  return {_mm256_permutevar8x32_ps(from, _mm256_add_epi32(step, _mm256_set1_epi32(first))),
-          _mm256_permutevar8x32_ps(from, _mm256_add_epi32(step, _mm256_set1_epi32(first + groups / 2)))};
-}
-
 struct ternaries {
   __m256i v[4][2];
 };
@@ -579,17 +516,9 @@ HASTEN_INLINE void sum4(float* out, vec a, vec b, vec c, vec d) {
   out[3] = sum(d);
 }
 
-struct nibbles {
-  uint8_t p[64];
-};
 struct signed_bytes {
   int8_t p[64];
 };
-HASTEN_INLINE nibbles load_nibbles(const uint8_t* p, int64_t count) {
-  nibbles r = {};
-  std::memcpy(r.p, p, size_t(count < 64 ? count : 64));
-  return r;
-}
 HASTEN_INLINE signed_bytes load_signed(const int8_t* p, int64_t count) {
   signed_bytes r = {};
   std::memcpy(r.p, p, size_t(count < 64 ? count : 64));
@@ -598,16 +527,6 @@ HASTEN_INLINE signed_bytes load_signed(const int8_t* p, int64_t count) {
 HASTEN_INLINE vec load_fp16_part(const uint16_t* p, int64_t count) {
   vec r = zero();
   for (int64_t i = 0; i < kLanes && i < count; ++i) r.v[i] = from_fp16(p[i]);
-  return r;
-}
-HASTEN_INLINE vec dot_nibbles(nibbles w, const int8_t* x) {
-  vec r = zero();
-  for (int g = 0; g < 4; ++g) {
-    int32_t total = 0;
-    for (int j = 0; j < 16; ++j)
-      total += (w.p[16 * g + j] & 15) * x[32 * g + j] + (w.p[16 * g + j] >> 4) * x[32 * g + 16 + j];
-    r.v[4 * g] = float(total);
-  }
   return r;
 }
 HASTEN_INLINE vec dot_signed(signed_bytes w, const int8_t* x) {
@@ -619,13 +538,6 @@ HASTEN_INLINE vec dot_signed(signed_bytes w, const int8_t* x) {
   }
   return r;
 }
-template <int Times>
-HASTEN_INLINE vec spread(vec p, int part) {
-  vec r;
-  for (int i = 0; i < kLanes; ++i) r.v[i] = p.v[(part * kLanes + i) / Times];
-  return r;
-}
-
 struct ternaries {
   uint8_t v[256];
 };
