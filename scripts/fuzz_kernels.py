@@ -61,6 +61,11 @@ def _packed(bits: int) -> Arguments:
     return [*quantize(_floats(6, 64), bits), bits, 32]
 
 
+def _packed_linear() -> Arguments:
+    rows = random.choice((3, 40))  # few, and so many that weights are laid out anew
+    return [_floats(rows, 64), *_packed(random.choice((4, 8, 16))), False, random.random() < 0.5]
+
+
 def _expert_ffn() -> Arguments:
     scores = torch.relu(_floats(3, 4))
     return [_floats(3, 8), scores, _floats(8, 8), _floats(8, 8), scores > 0]
@@ -110,7 +115,7 @@ MAKERS: dict[str, Callable[[], Arguments]] = {
     "kv_append": _kv_append,
     "kv_read": _kv_read,
     "packed_embedding": lambda: [torch.randint(0, 6, (2, 3)), *_packed(random.choice((4, 8, 16)))],
-    "packed_linear": lambda: [_floats(3, 64), *_packed(random.choice((4, 8, 16))), False, random.random() < 0.5],
+    "packed_linear": _packed_linear,
     "plain_linear": lambda: [_floats(3, 64), _floats(6, 64)],
     "rational": _rational,
     "rational_backward": lambda: [_floats(3, 8), *_rational()],

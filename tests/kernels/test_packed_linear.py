@@ -73,6 +73,24 @@ def test_a_row_does_not_depend_on_its_company(bits: int) -> None:
         assert torch.equal(alone[0], together[row])
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize(("bits", "columns", "group"), [(4, 1120, 32), (4, 640, 64), (8, 1024, 128), (16, 544, 32)])
+def test_many_rows_are_as_few_bit_for_bit(bits: int, columns: int, group: int) -> None:
+    """A prompt's rows, by whatever path they go, are what they are alone: a resumed text is the same text."""
+    module = native()
+    assert module is not None
+    packed, scales, mins = kernel.quantize(weights(21, columns), bits, group)
+    matrix = kernel.native_matrix(packed, scales, mins, bits, group)
+    x = torch.randn(70, columns)
+    alone = torch.cat([kernel.packed_linear(row[None], packed, scales, mins, bits, group) for row in x])
+    torch.testing.assert_close(alone, kernel.reference(x, packed, scales, mins, bits, group), rtol=1e-4, atol=1e-4)
+    for rows in (5, 12, 13, 17, 70):
+        found = torch.full((rows + 1, 21), 7.0)
+        module.linear(matrix, x.data_ptr(), rows, found.data_ptr(), 2)
+        assert torch.equal(found[:rows], alone[:rows])
+        assert torch.equal(found[rows], torch.full((21,), 7.0))
+
+
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_gradient_flows_to_the_input(bits: int) -> None:
     packed, scales, mins = kernel.quantize(weights(7, 64), bits)

@@ -17,8 +17,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from hasten.errors import HastenError
+from hasten.kernels.compiled import native
 
 Named: TypeAlias = tuple[Tensor | None, str]
+
+# Bytes from which on memory is asked for in huge pages, of 2 MiB.
+_LARGE = 4 << 20
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -152,12 +156,33 @@ def without_gradient(name: str) -> None:
 
 def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Memory of this processor for a kernel to write into, whatever torch's default dtype and device are."""
-    return torch.empty(shape, dtype=dtype, device="cpu")
+    made = torch.empty(shape, dtype=dtype, device="cpu")
+    _ask_huge_pages(made, filled=False)
+    return made
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """`buffer`, filled with zeros."""
     return torch.zeros(shape, dtype=dtype, device="cpu")
+
+
+def in_huge_pages(tensor: Tensor) -> Tensor:
+    """The same tensor, for which the system was asked to move its memory into huge pages, if it is large and here.
+
+    Weights that are read again and again are found with fewer look-ups of addresses there. Linux only; nothing happens
+    to memory that is a file's.
+    """
+    _ask_huge_pages(tensor, filled=True)
+    return tensor
+
+
+def _ask_huge_pages(tensor: Tensor, filled: bool) -> None:
+    size = tensor.nbytes
+    if size < _LARGE or tensor.device.type != "cpu" or type(tensor) is not Tensor or not tensor.is_contiguous():
+        return
+    module = native()
+    if module is not None:
+        module.ask_huge_pages(tensor.data_ptr(), size, filled)
 
 
 def address(tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> int:

@@ -19,6 +19,8 @@ are no other tensors.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,9 +33,11 @@ from hasten.workload.operators import Call, axes, register, whole
 
 # Columns of x that share a scale in int8; a weight's groups are multiples of it.
 GROUP = 32
-# Up to this many rows of x the weight is unpacked in registers; beyond, it is unpacked to fp32 once
-# and multiplied by the platform's matrix product.
+# Up to this many rows of x the weight is unpacked in registers. Of more, compiled kernels unpack a few rows of it at a
+# time; beyond `_MANY_ROWS`, and in bf16 `_MANY_ROWS_BF16`, the platform's matrix product is the faster, for which a
+# weight is unpacked as a whole.
 FEW_ROWS = 16
+_MANY_ROWS, _MANY_ROWS_BF16 = 256, 128
 # Rows of W unpacked at a time in a matrix product, so that a large vocabulary's head needs no fp32 copy.
 _UNPACK_ROWS = 8192
 
@@ -195,10 +199,14 @@ def _compiled_takes(packed: Tensor, columns: int, bits: int) -> bool:
     return known and packed.device.type == "cpu" and packed.is_contiguous() and native() is not None
 
 
-def _fast_codes() -> bool:
-    """Whether the compiled kernels multiply whole numbers faster than torch multiplies floats, of many rows too."""
+def _most_compiled(packed: Tensor, bf16: bool, int8: bool) -> float:
+    """Up to how many rows the compiled kernels are faster than torch's matrix product."""
     module = native()
-    return module is not None and module.isa() != "generic"
+    if module is None or module.isa() == "generic" or (bf16 and packed.dtype is torch.bfloat16):
+        return FEW_ROWS
+    if int8:
+        return math.inf
+    return _MANY_ROWS_BF16 if bf16 else _MANY_ROWS
 
 
 def dequantize(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
@@ -255,7 +263,7 @@ def _packed_linear(
     flat = x.reshape(rows, columns).to(wide).contiguous()
     out = packed.shape[0]
     y = gate.buffer(rows, out, dtype=wide)
-    if wide is torch.float32 and (rows <= FEW_ROWS or (int8 and _fast_codes())):
+    if wide is torch.float32 and rows <= _most_compiled(packed, bf16, int8):
         scales, mins = _together(scales), _together(mins)
         matrix = native_matrix(packed, scales, mins, bits, group, codes_in=int8)
         _multiply(matrix, flat, y)
@@ -274,7 +282,7 @@ def _packed_linear(
 
 
 def _multiply(matrix: object, flat: Tensor, y: Tensor) -> None:
-    """Writes ``flat @ W.T`` of few rows to y."""
+    """Writes ``flat @ W.T`` to y."""
     module = native()
     assert module is not None
     rows = flat.shape[0]
@@ -466,8 +474,8 @@ def packed_linear(
 ) -> Tensor:
     """``x @ W.T`` with W packed: x (..., in) to (..., out), in x's dtype, summed in fp32.
 
-    With ``bf16``, more than `FEW_ROWS` rows are multiplied in bf16 (x and the unpacked weight are rounded to
-    8 bits of mantissa): several times faster where the processor multiplies bf16 itself (`fast_bf16`).
+    With ``bf16``, many rows (more than `FEW_ROWS` at least) are multiplied in bf16 (x and the unpacked weight are
+    rounded to 8 bits of mantissa): several times faster where the processor multiplies bf16 itself (`fast_bf16`).
     With ``int8``, rows of x are first rounded to int8 in groups of 32 (`round_rows`), where W has 8 or 4 bits in such
     groups: they are then multiplied as whole numbers, by the processor's byte dot products, a row with the same result
     among many others as alone.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
+from hasten.kernels import gate
 from hasten.kernels import packed_linear as kernel
 from hasten.kernels.block_formats import BLOCK_FORMATS
 from hasten.kernels.packed_linear import GROUP
@@ -47,7 +48,7 @@ class _Packed(PackedBlock):
 
     def fill(self, packed: Tensor, scales: Tensor | None, mins: Tensor | None) -> None:
         """Uses these tensors as the weight, see `hasten.kernels.packed_linear`."""
-        self.packed, self.scales, self.mins = packed, scales, mins
+        self.packed, self.scales, self.mins = gate.in_huge_pages(packed), scales, mins
 
     @property
     def format(self) -> str:

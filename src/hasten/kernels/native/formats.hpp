@@ -8,6 +8,7 @@
 //   mins(g, left, part)      if kMins: what is added to each scaled code;
 //   kSigned                  whether codes are signed; else they are 0 to 127;
 //   kMins                    whether there are mins;
+//   codes_at(g)              where the codes of group g stand, to ask for them ahead of time, if they stand in one piece;
 //   kParts                   2 where each half of a group (16 weights) has a scale and min of its own, `part`; else 1.
 // No read goes beyond the row's last group. A new format adds its Row, and a line to `with_format`.
 #pragma once
@@ -69,6 +70,7 @@ struct Row<kInt8> {
     a = mul(load_int8(w + k), s);
     b = mul(load_int8(w + k + kLanes), s);
   }
+  HASTEN_INLINE_METHOD const void* codes_at(int64_t g) const { return w + kGroup * g; }
   HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t left) const {
     const int8_t* p = w + kGroup * g;
     const bytes a = left >= 2 ? load_bytes(p) : load_bytes(p, kGroup);
@@ -94,6 +96,7 @@ struct Row<kInt4> {
     a = fma(a, s, low);
     b = fma(b, s, low);
   }
+  HASTEN_INLINE_METHOD const void* codes_at(int64_t g) const { return w + kGroup / 2 * g; }
   HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t left) const {
     const uint8_t* p = w + kGroup / 2 * g;
     const bytes both = left >= 4 ? load_bytes(p) : load_bytes(p, kGroup / 2 * left);

@@ -153,12 +153,20 @@ inline void fill_tile(const Matrix& m, int64_t n, int64_t end, const TileOf<Form
   constexpr int kParts = Format::kParts;
   const int64_t groups = m.in / kGroup;
   const auto row_of = [&](int i) HASTEN_LAMBDA { return Format(m, n + i < end ? n + i : end - 1); };
+  // Rows of W are too short, and too many at once, for the processor to see what comes next: the same place of the
+  // next tiles is asked for here.
+  constexpr int kNext = 16 * kTileOuts;
   for (int64_t g = 0; g < groups; g += 4) {
     const int64_t left = groups - g;
     bytes first[16], second[16];
 HASTEN_UNROLL
     for (int i = 0; i < 16; ++i) {
       const Quad q = row_of(i).quad(g, left);
+      if constexpr (requires(const Format& w) { w.codes_at(g); }) {
+        const Format row = row_of(i + kNext);
+        const char *next = static_cast<const char*>(row.codes_at(g)), *last = static_cast<const char*>(row.codes_at(g + 4));
+        for (; next < last; next += 64) __builtin_prefetch(next, 0, 2);
+      }
       first[i] = factors<Format::kSigned>(q.first);
       second[i] = factors<Format::kSigned>(q.second);
     }

@@ -6,6 +6,8 @@
 // token's logits do not depend on how many tokens were computed beside it: speculative decoding stays exact.
 #pragma once
 
+#include <cstring>
+
 #include "formats.hpp"
 #include "tile_memory.hpp"
 
@@ -80,39 +82,52 @@ inline void unpack(const Matrix& m, float* out, int64_t n0, int64_t n1) {
 
 // From so many rows of x and columns on, rows of W are unpacked into the cache first.
 constexpr int kManyRows = 12;
-constexpr int64_t kManyColumns = 1024;
+constexpr int64_t kManyColumns = 512;
 // At once: rows of W that are unpacked, and of x, whose columns are taken so many at a time that they stay in the
 // first cache.
-constexpr int64_t kUnpacked = 8, kRowsAtOnce = 6, kColumnsAtOnce = 1024;
+constexpr int64_t kUnpacked = 16, kRowsAtOnce = 6, kColumnsAtOnce = 768;
+// Between rows: lines of rows that are a multiple of 4096 bytes apart have the same few places in the first cache.
+constexpr int64_t kBetween = kLanes;
 
-// Columns [from, to) of `Outs` unpacked rows of W, `in` apart, against `Rows` rows of x, added to what `sums` has of
-// them: (outs, kRowsAtOnce, 2, kLanes).
+HASTEN_INLINE int64_t columns_at_once(Halves at) {
+  return at.group < kColumnsAtOnce ? kColumnsAtOnce / at.group * at.group : at.group;
+}
+
+// `columns` columns of `Outs` unpacked rows of W, `ldw` apart, against `Rows` rows of x: added to what `sums` has of
+// them, (outs, kRowsAtOnce, 2, kLanes), if there are any yet.
 template <int Outs, int Rows>
-inline void add_columns(const float* w, int64_t in, Halves at, const float* x, int64_t ldx, int64_t from, int64_t to,
+inline void add_columns(const float* w, int64_t ldw, Halves at, const float* x, int64_t ldx, int64_t columns, bool any,
                         float* sums) {
   vec first[Outs][Rows], second[Outs][Rows];
+HASTEN_UNROLL
   for (int o = 0; o < Outs; ++o)
+HASTEN_UNROLL
     for (int t = 0; t < Rows; ++t) {
       const float* known = sums + (o * kRowsAtOnce + t) * 2 * kLanes;
-      first[o][t] = from ? load(known) : zero();
-      second[o][t] = from ? load(known + kLanes) : zero();
+      first[o][t] = any ? load(known) : zero();
+      second[o][t] = any ? load(known + kLanes) : zero();
     }
-  for (int64_t group = from; group < to; group += at.group)
+  for (int64_t group = 0; group < columns; group += at.group)
     for (int64_t k = group; k < group + at.half; k += kLanes) {
       vec a[Outs], b[Outs];
+HASTEN_UNROLL
       for (int o = 0; o < Outs; ++o) {
-        a[o] = load(w + o * in + k);
-        b[o] = load(w + o * in + k + at.half);
+        a[o] = load(w + o * ldw + k);
+        b[o] = load(w + o * ldw + k + at.half);
       }
+HASTEN_UNROLL
       for (int t = 0; t < Rows; ++t) {
-        const vec xa = load(x + t * ldx + k), xb = load(x + t * ldx + k + at.half);
+        const vec xa = in_register(load(x + t * ldx + k)), xb = in_register(load(x + t * ldx + k + at.half));
+HASTEN_UNROLL
         for (int o = 0; o < Outs; ++o) {
           first[o][t] = fma(a[o], xa, first[o][t]);
           second[o][t] = fma(b[o], xb, second[o][t]);
         }
       }
     }
+HASTEN_UNROLL
   for (int o = 0; o < Outs; ++o)
+HASTEN_UNROLL
     for (int t = 0; t < Rows; ++t) {
       float* known = sums + (o * kRowsAtOnce + t) * 2 * kLanes;
       store(known, first[o][t]);
@@ -120,20 +135,28 @@ inline void add_columns(const float* w, int64_t in, Halves at, const float* x, i
     }
 }
 
-// `outs` rows of W, `Rows` of x.
+// `outs` rows of W, `Rows` of x; `room` for kColumnsAtOnce columns of x, or of a group that is longer.
 template <int Rows = int(kRowsAtOnce)>
-inline void multiply_unpacked(int rows, const Matrix& m, Halves at, const float* w, int64_t outs, const float* x,
-                              int64_t ldx, float* y, int64_t ldy, int64_t n) {
+inline void multiply_unpacked(int rows, const Matrix& m, Halves at, const float* w, int64_t ldw, int64_t outs,
+                              const float* x, int64_t ldx, float* y, int64_t ldy, int64_t n, float* room) {
   if constexpr (Rows > 1)
-    if (rows < Rows) return multiply_unpacked<Rows - 1>(rows, m, at, w, outs, x, ldx, y, ldy, n);
+    if (rows < Rows) return multiply_unpacked<Rows - 1>(rows, m, at, w, ldw, outs, x, ldx, y, ldy, n, room);
   alignas(64) float sums[kUnpacked * kRowsAtOnce * 2 * kLanes];
-  const int64_t columns = at.group < kColumnsAtOnce ? kColumnsAtOnce / at.group * at.group : at.group;
-  for (int64_t from = 0; from < m.in; from += columns) {
-    const int64_t to = from + columns < m.in ? from + columns : m.in;
+  const int64_t most = columns_at_once(at);
+  for (int64_t from = 0; from < m.in; from += most) {
+    const int64_t columns = from + most < m.in ? most : m.in - from;
+    const float* part = x + from;
+    int64_t apart = ldx;
+    if (ldx % 1024 == 0) {
+      apart = most + kBetween;
+      for (int t = 0; t < Rows; ++t) std::memcpy(room + t * apart, part + t * ldx, size_t(columns) * sizeof(float));
+      part = room;
+    }
     int64_t o = 0;
     for (; o + 2 <= outs; o += 2)
-      add_columns<2, Rows>(w + o * m.in, m.in, at, x, ldx, from, to, sums + o * kRowsAtOnce * 2 * kLanes);
-    if (o < outs) add_columns<1, Rows>(w + o * m.in, m.in, at, x, ldx, from, to, sums + o * kRowsAtOnce * 2 * kLanes);
+      add_columns<2, Rows>(w + o * ldw + from, ldw, at, part, apart, columns, from > 0, sums + o * kRowsAtOnce * 2 * kLanes);
+    if (o < outs)
+      add_columns<1, Rows>(w + o * ldw + from, ldw, at, part, apart, columns, from > 0, sums + o * kRowsAtOnce * 2 * kLanes);
   }
   for (int64_t o = 0; o < outs; ++o) {
     const float bias = m.bias ? m.bias[n + o] : 0.0f;
@@ -147,18 +170,14 @@ inline void multiply_unpacked(int rows, const Matrix& m, Halves at, const float*
 template <int Bits>
 inline void multiply_many(const Matrix& m, const float* x, int64_t ldx, int rows, float* y, int64_t ldy, int64_t n0,
                           int64_t n1, float* memory) {
-  const int64_t blocks = (rows + kRowsAtOnce - 1) / kRowsAtOnce;
+  const int64_t blocks = (rows + kRowsAtOnce - 1) / kRowsAtOnce, ldw = m.in + kBetween;
   for (int64_t n = n0; n < n1; n += kUnpacked) {
     const int64_t outs = n1 - n < kUnpacked ? n1 - n : kUnpacked;
-    const float* w = memory;
-    if constexpr (Bits == kFp32)
-      w = static_cast<const float*>(m.codes) + n * m.in;
-    else
-      unpack_all<Bits>(m, memory, n, n + outs);
+    for (int64_t o = 0; o < outs; ++o) unpack_all<Bits>(m, memory + o * ldw, n + o, n + o + 1);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t row = rows * b / blocks;
-      multiply_unpacked(int(rows * (b + 1) / blocks - row), m, halves_of<Bits>(m), w, outs, x + row * ldx, ldx,
-                        y + row * ldy, ldy, n);
+      multiply_unpacked(int(rows * (b + 1) / blocks - row), m, halves_of<Bits>(m), memory, ldw, outs, x + row * ldx, ldx,
+                        y + row * ldy, ldy, n, memory + kUnpacked * ldw);
     }
   }
 }
@@ -166,8 +185,11 @@ inline void multiply_many(const Matrix& m, const float* x, int64_t ldx, int rows
 // Rows [n0, n1) of W times every row of x.
 inline void multiply(const Matrix& m, const float* x, int64_t ldx, int rows, float* y, int64_t ldy, int64_t n0,
                      int64_t n1) {
-  const bool many = rows >= kManyRows && m.in >= kManyColumns;
-  void* memory = many ? tile_memory(kUnpacked * m.in * int64_t(sizeof(float))) : nullptr;
+  void* memory = nullptr;
+  if (rows >= kManyRows && m.in >= kManyColumns) {
+    const int64_t group = m.group > kColumnsAtOnce ? m.group : kColumnsAtOnce;
+    memory = tile_memory((kUnpacked * (m.in + kBetween) + kRowsAtOnce * (group + kBetween)) * int64_t(sizeof(float)));
+  }
   with_format(m, [&](auto format) {
     constexpr int bits = decltype(format)::kBits;
     if (memory)

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "bindings.hpp"
+#include "huge_pages.hpp"
 #include "team.hpp"
 
 namespace hasten {
@@ -89,6 +90,7 @@ class CodesBuffer {
     if (bytes > size_ || in != in_) {
       memory_.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
       if (!memory_) throw std::bad_alloc();
+      ask_huge_pages(memory_.get(), bytes, false);
       std::memset(memory_.get(), 0, bytes);  // the padding stays zero
       size_ = bytes;
       in_ = in;
@@ -379,6 +381,7 @@ class Decoder {
     if (floats > capacity_) {
       buffer_.reset(static_cast<float*>(std::aligned_alloc(64, size_t(floats) * sizeof(float))));
       if (!buffer_) throw std::bad_alloc();
+      ask_huge_pages(buffer_.get(), size_t(floats) * sizeof(float), false);
       capacity_ = floats;
     }
     float* next = buffer_.get();
@@ -464,6 +467,9 @@ NB_MODULE(_native, m) {
   m.def("dequantize", &dequantize, unlocked);
   m.def("dequantize_rows", &dequantize_rows, unlocked);
   m.def("vector_rate", &vector_rate, unlocked);
+  m.def("ask_huge_pages", [](uintptr_t address, size_t bytes, bool filled) {
+    ask_huge_pages(pointer<void>(address), bytes, filled);
+  }, unlocked, "Asks the system to keep memory in pages of 2 MiB; what is filled already moves now.");
   m.def("isas", &isas, "Instruction sets this machine runs, best first.");
   m.def("threads_of", [] { return std::string(kThreads); }, "Whose threads share the work.");
   m.def("isa", [] { return std::string(chosen->name); }, "The instruction set in use.");

@@ -81,6 +81,11 @@ HASTEN_INLINE vec zero() { return {_mm512_setzero_ps()}; }
 HASTEN_INLINE vec broadcast(float f) { return {_mm512_set1_ps(f)}; }
 HASTEN_INLINE vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
 HASTEN_INLINE void store(float* p, vec a) { _mm512_storeu_ps(p, a.v); }
+// What is loaded here, and not again at every use.
+HASTEN_INLINE vec in_register(vec a) {
+  asm("" : "+v"(a.v));
+  return a;
+}
 HASTEN_INLINE vec fma(vec a, vec b, vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 HASTEN_INLINE vec mul(vec a, vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 HASTEN_INLINE vec add(vec a, vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -232,6 +237,7 @@ HASTEN_INLINE void store(float* p, vec x) {
   _mm256_storeu_ps(p, x.a);
   _mm256_storeu_ps(p + 8, x.b);
 }
+HASTEN_INLINE vec in_register(vec x) { return x; }
 HASTEN_INLINE vec fma(vec x, vec y, vec z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 HASTEN_INLINE vec mul(vec x, vec y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 HASTEN_INLINE vec add(vec x, vec y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
@@ -407,6 +413,7 @@ HASTEN_INLINE vec load(const float* p) {
   return r;
 }
 HASTEN_INLINE void store(float* p, vec a) { std::memcpy(p, a.v, sizeof a.v); }
+HASTEN_INLINE vec in_register(vec a) { return a; }
 HASTEN_INLINE vec fma(vec a, vec b, vec c) {
   for (int i = 0; i < kLanes; ++i) c.v[i] += a.v[i] * b.v[i];
   return c;
