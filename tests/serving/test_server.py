@@ -254,6 +254,23 @@ def test_tools(client: openai.OpenAI, tokenizer: Any) -> None:
     assert none.usage.prompt_tokens < 20
 
 
+class Weather(BaseModel):
+    """Of a place."""
+
+    place: Literal["Oslo", "Rome"]
+
+
+def test_strict_tools(client: openai.OpenAI) -> None:
+    tools = [openai.pydantic_function_tool(Weather, name="weather")]
+    asked: Any = {"model": "talker", "messages": ASKED, "tools": tools, "max_tokens": 60}
+    forced = client.chat.completions.parse(**asked, tool_choice="required", parallel_tool_calls=False).choices[0]
+    (call,) = forced.message.tool_calls or []
+    assert isinstance(call.function.parsed_arguments, Weather)
+    free = client.chat.completions.create(**asked, temperature=0).choices[0]
+    assert free.message.content
+    assert free.finish_reason in ("stop", "length")
+
+
 def test_log_probabilities(client: openai.OpenAI, tokenizer: Any) -> None:
     found = client.chat.completions.create(**GREEDY, logprobs=True, top_logprobs=3)  # type: ignore[call-overload]
     told = found.choices[0].logprobs.content

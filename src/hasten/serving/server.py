@@ -34,7 +34,7 @@ from hasten.serving.metrics import CONTENT_TYPE, Metrics
 from hasten.serving.models import Entry, ModelSet, ServedModel
 from hasten.serving.page import page_response
 from hasten.serving.request import Constraint, Request
-from hasten.serving.tools import forced_schema
+from hasten.serving.tools import forced_schema, strict_calls_grammar
 
 logger = logging.getLogger("hasten.serve")
 
@@ -539,6 +539,8 @@ def _constraint(body: ChatBody, loaded: ServedModel) -> Callable[[], Constraint]
     if calls:
         several = body.parallel_tool_calls is not False and body.tool_choice == "required"
         schema, param = forced_schema(body.tools_in_use, body.tool_choice, several), "tools"
+    elif any(tool.function.strict for tool in body.tools_in_use):
+        return _strict_calls(body, loaded)
     elif body.response_format is None or body.response_format.type == "text":
         return None
     elif isinstance(body.response_format, SchemaFormat):
@@ -550,6 +552,29 @@ def _constraint(body: ChatBody, loaded: ServedModel) -> Callable[[], Constraint]
     def make() -> Constraint:
         try:
             return loaded.grammars.json_schema(schema, narrow=calls)
+        except HastenError as error:
+            raise ApiError(400, f"{param} cannot be held to: {error}", param=param, code="invalid_schema") from None
+
+    return make
+
+
+def _strict_calls(body: ChatBody, loaded: ServedModel) -> Callable[[], Constraint]:
+    """
+    Raises:
+        ApiError: calls that need not be cannot be held to a schema in this model's form of them.
+    """
+    number = next(i for i, tool in enumerate(body.tools_in_use) if tool.function.strict)
+    param, template = f"tools[{number}].function.strict", loaded.template
+    if not template.calls_by_tags:
+        told = f"{param} needs tool_choice required, or a function's name, with this model: give one, or leave it out"
+        raise ApiError(400, told, param=param, code="unsupported_parameter")
+    if body.response_format is not None and body.response_format.type != "text":
+        raise ApiError(400, f"{param} and response_format do not go together: leave one out", param=param)
+    grammar = strict_calls_grammar(body.tools_in_use, template.call_tags_are_tokens)
+
+    def make() -> Constraint:
+        try:
+            return loaded.grammars.lark(grammar)
         except HastenError as error:
             raise ApiError(400, f"{param} cannot be held to: {error}", param=param, code="invalid_schema") from None
 

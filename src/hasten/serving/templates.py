@@ -38,6 +38,17 @@ class ChatTemplate:
         """Whether calls are written as Mistral's models do, whose numbers of calls are nine letters and digits."""
         return "[TOOL_CALLS]" in self._source
 
+    @property
+    def calls_by_tags(self) -> bool:
+        """Whether calls are JSON between ``<tool_call>`` and ``</tool_call>``, as Hermes and Qwen have it."""
+        return "<tool_call>" in self._source and "<function=" not in self._source
+
+    @property
+    def call_tags_are_tokens(self) -> bool:
+        """Whether each of these is a token of its own."""
+        known = self._tokenizer.get_added_vocab()
+        return "<tool_call>" in known and "</tool_call>" in known
+
     def tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """What the model reads, up to where its answer goes.
 

@@ -194,6 +194,21 @@ def forced_schema(tools: Sequence[Tool], choice: object, several: bool) -> dict[
     return {**call, "$defs": defined} if defined else call
 
 
+def strict_calls_grammar(tools: Sequence[Tool], tokens: bool) -> str:
+    """Of an answer that may call, as `forced_schema` has calls, and say anything else (llguidance's form of Lark).
+
+    Args:
+        tools: that there are.
+        tokens: whether ``<tool_call>`` and its end are tokens, not text.
+    """
+    call = json.dumps(forced_schema(tools, "auto", several=False))
+    if tokens:
+        rules = f"call: TEXT <tool_call> SPACE body SPACE </tool_call>\nbody: %json {call}"
+    else:
+        rules = f'call: begin SPACE body SPACE "</tool_call>"\nbegin[lazy]: TEXT "<tool_call>"\nbody: %json {call}'
+    return f"%llguidance {{}}\nstart: call* TEXT\n{rules}\nTEXT: /(.|\\n)*/\nSPACE: /[ \\n]?/\n"
+
+
 _DEFINITIONS = ("$defs", "definitions")
 
 
