@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hasten.cost.preserving import check_same
 from hasten.errors import HastenError
 from hasten.models import LowFormer, LowFormerConfig
 from hasten.models.vision.backbone import multiply_accumulates
@@ -85,3 +86,21 @@ def test_wrong_sizes_are_told() -> None:
         LowFormerConfig((8, 8))
     with pytest.raises(HastenError, match="from 1 in the second and third stage"):
         LowFormerConfig(depths=(0, 0, 0, 6, 6))
+
+
+@pytest.mark.parametrize("name", ["lowformer_b0", "lowformer_e1"])
+def test_logits_are_those_of_timm_s_own(name: str) -> None:
+    """Where timm has the model: the same weights in the same order, the same logits, from odd maps too."""
+    timm = pytest.importorskip("timm")
+    pytest.importorskip("timm.models.lowformer", reason="this timm has no LowFormer")
+    torch.manual_seed(0)
+    theirs, ours = timm.create_model(name).eval(), LowFormer.named(name).eval()
+    state = theirs.state_dict()
+    for key, tensor in state.items():
+        if key.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+        elif tensor.is_floating_point() and tensor.ndim == 1:
+            tensor.add_(0.1 * torch.randn_like(tensor))
+    theirs.load_state_dict(state)
+    ours.load_state_dict(dict(zip(ours.state_dict(), state.values(), strict=True)))
+    check_same(theirs, ours, (torch.randn(1, 3, 104, 104),))
