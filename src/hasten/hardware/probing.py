@@ -34,7 +34,7 @@ Progress = Callable[[str, float], None]
 # Seconds after which nothing is measured again.
 _ENOUGH = 15.0
 # Seconds after which operators are timed once: a machine so busy does not get through in the usual time.
-_PATIENCE = 25.0
+_PATIENCE = 40.0
 
 
 @named("here")
@@ -67,9 +67,11 @@ def probe(
             known = None  # damaged: measured again below
         if known is not None and known.identity == identity:
             return known
+    begun = time.monotonic()
     with using_threads(threads):
         device = _measure(identity, threads, progress or (lambda what, done: None))
-    remember(device, cache)
+    if time.monotonic() - begun <= _PATIENCE:
+        remember(device, cache)  # not what was measured in a hurry: the machine may be quiet next time
     return device
 
 
