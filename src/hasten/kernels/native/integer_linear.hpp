@@ -123,7 +123,7 @@ HASTEN_UNROLL
 // Sixteen rows of W side by side: of each group 8 times 4 codes of each row, and a scale and min of each row and part.
 // Groups stand in the order in which they are added: those of sum 0, of sum 1 and so on.
 template <bool Signed, bool Mins, int Parts>
-struct Tile {
+struct WeightTile {
   static constexpr bool kSigned = Signed, kMins = Mins;
   static constexpr int kParts = Parts;
   uint8_t* codes;
@@ -132,15 +132,15 @@ struct Tile {
   static int64_t bytes_of(int64_t groups) {
     return groups * 16 * (kGroup + int64_t(sizeof(float)) * Parts * (Mins ? 2 : 1));
   }
-  Tile() = default;
-  Tile(void* memory, int64_t groups)
+  WeightTile() = default;
+  WeightTile(void* memory, int64_t groups)
       : codes(static_cast<uint8_t*>(memory)),
         scales(reinterpret_cast<float*>(codes + groups * 16 * kGroup)),
         mins(scales + groups * 16 * Parts) {}
 };
 
 template <class Format>
-using TileOf = Tile<Format::kSigned, Format::kMins, Format::kParts>;
+using TileOf = WeightTile<Format::kSigned, Format::kMins, Format::kParts>;
 
 HASTEN_INLINE int64_t place_of(int64_t g, int64_t groups) {
   const int64_t sum = g % kSums, more = groups % kSums;
