@@ -172,7 +172,7 @@ def load(source: ModelSource, progress: Callable[[str], None], **engine: Any) ->
         grammars=Grammars(model.tokenizer, runs.vocabulary, runs.end_tokens),
         sampling=recommended if own is not None and own.do_sample else Sampling(),
         recommended=recommended,
-        bytes=model.weight_bytes + int(engine.get("cache_bytes") or 0),
+        bytes=model.weight_bytes + runs.cache_bytes,
     )
 
 
@@ -335,6 +335,8 @@ class ModelSet:
             raise HastenError(f"unexpected {type(error).__name__}: {entry.error[:200]}") from error
         entry.seconds, entry.note = time.monotonic() - started, ""
         logger.info("%s is loaded: %.1f s, %.2f GiB", name, entry.seconds, loaded.bytes / 2**30)
+        for note in getattr(loaded.engine, "notes", ()):
+            logger.info("%s: %s", name, note)
         return loaded
 
     def _has(self, entry: Entry, loaded: ServedModel) -> None:

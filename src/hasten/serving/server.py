@@ -92,6 +92,7 @@ class Api:
         ]
         handlers: Any = {ApiError: _api_error, HTTPException: _http_error, Exception: _unexpected}
         self._app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
+        self._app.router.redirect_slashes = False
         self._paths = {r.path for r in routes}
         self._guard = Guard(self._app, settings.hosts, settings.origins, settings.key)
 

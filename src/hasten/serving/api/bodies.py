@@ -404,8 +404,15 @@ def _told(error: ValidationError, given: dict[str, Any]) -> ApiError:
             field = f"{field}.{str(first['ctx']['discriminator']).strip(chr(39))}"
             return ApiError(400, f"{field} is missing", param=field, code="missing_required_parameter")
     many = len({tuple(e["loc"]) for e in mine}) > 1 and len(path) == 1
-    told = "; or: ".join(dict.fromkeys(e["msg"] for e in mine)) if many else first["msg"]
+    told = "; or ".join(dict.fromkeys(map(_words, mine))) if many else _words(first)
     return ApiError(400, f"{field}: {told[:300]}", param=field, code="invalid_value")
+
+
+def _words(error: Any) -> str:
+    """What pydantic says is wrong, without the names of our classes."""
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "it should be an object"
+    return str(error["msg"]).replace("Input should", "it should").replace("String should", "it should")
 
 
 def _path(loc: tuple[int | str, ...], given: Any) -> list[int | str]:
