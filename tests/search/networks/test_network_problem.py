@@ -7,10 +7,13 @@ import random
 from typing import Any
 
 import pytest
+import torch
 
 from hasten.errors import HastenError
 from hasten.models.vision.ascan import AsCANConfig, StageLayout
+from hasten.processes import torch_threads
 from hasten.search import Infeasible, Study
+from hasten.search.networks import network_problem as network_problem_module
 from hasten.search.networks.architecture_space import open_space
 from hasten.search.networks.members.ascan import LayoutSpace
 from hasten.search.networks.network_problem import network_problem, within
@@ -40,6 +43,24 @@ def test_a_study_finds_networks_within_a_limit() -> None:
     assert free.fingerprint != limited.fingerprint
 
 
+def test_latency_is_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def table(space: Any) -> Any:
+        def seconds(arch: Any) -> float:
+            threads.append(torch.get_num_threads())
+            return 1.0
+
+        return seconds
+
+    monkeypatch.setattr(network_problem_module, "measured", table)
+    cells = type(open_space("cell")).for_images(1, 16, 10)
+    problem = network_problem(cells, limit=0.5)
+    with torch_threads(2), pytest.raises(Infeasible, match="over the limit"):
+        problem.evaluate(problem.space.sample(0))
+    assert threads == [1]
+
+
 def test_points_that_break_the_space_s_rules_are_not_had() -> None:
     config = AsCANConfig(StageLayout(("C", "C")), (8, 8), 8, head_size=8, image=16, channels=1)
     problem = network_problem(LayoutSpace(config, ruled=True), "pi5", epochs=0.1)
@@ -64,4 +85,4 @@ def test_what_is_wrong_is_told_before_anything_is_made() -> None:
         ({"limit": -1.0}, "above 0"),
     ):
         with pytest.raises(HastenError, match=message):
-            network_problem(cells, **options)  # type: ignore[arg-type]
+            network_problem(cells, **options)

@@ -10,6 +10,7 @@ import torch
 from hasten.errors import HastenError
 from hasten.hardware import load_device
 from hasten.models.vision.once_for_all import resized
+from hasten.processes import one_thread
 from hasten.search.networks.architecture_space import ArchitectureSpace
 from hasten.search.networks.specialize import estimated, measured
 from hasten.search.parameter import Params
@@ -49,7 +50,8 @@ def network_problem(
 ) -> Problem:
     """Accuracy on images that were held out, after a short training, against the latency of one image.
 
-    Latency is a sum over parts, each looked up once. What exceeds the limit is not trained.
+    Latency is a sum over parts, each looked up once. What exceeds the limit is not trained. One thread measures and
+    trains: several points at a time are what workers are for.
 
     Args:
         space: of networks for images of one channel in ten classes.
@@ -72,7 +74,7 @@ def network_problem(
     parts = kind(counts).parts
     latency = estimated(space, where) if where else measured(space)
 
-    def evaluate(params: Params) -> Mapping[str, Any]:
+    def scored(params: Params) -> Mapping[str, Any]:
         try:
             arch = space.from_params(params)
         except HastenError as error:
@@ -94,13 +96,17 @@ def network_problem(
             "parameters": space.parameters(arch), "network": space.to_json(arch),
         }  # fmt: skip
 
+    def evaluate(params: Params) -> Mapping[str, Any]:
+        with one_thread():  # several wait longer for each other than so small a network takes
+            return scored(params)
+
     return Problem(
         space.name,
         space.space(),
         (Objective("accuracy", "maximize"), Objective("latency", unit="s")),
         evaluate,
         identity={
-            "networks": repr(space), "device": where.name if where else "measured here", "images": source,
+            "networks": repr(space), "device": where.name if where else "measured here, one thread", "images": source,
             "epochs": f"{epochs:g}", "seed": str(seed), **({} if limit is None else {"limit": f"{limit:g} s"}),
         },
     )  # fmt: skip
