@@ -56,14 +56,23 @@ def _rational() -> Arguments:
 
 
 def _packed(bits: int) -> Arguments:
+    from hasten.kernels.block_formats import BLOCK_FORMATS
     from hasten.kernels.packed_linear import quantize
 
+    if random.random() < 0.5:
+        number, known = random.choice(list(BLOCK_FORMATS.items()))
+        # Exactly as many bytes as the blocks have, so that every byte read behind them is noticed.
+        width = 64 // known.columns * known.nbytes or known.nbytes
+        return [torch.randint(0, 256, (6, width), dtype=torch.uint8), None, None, number, 32]
     return [*quantize(_floats(6, 64), bits), bits, 32]
 
 
 def _packed_linear() -> Arguments:
-    rows = random.choice((3, 40))  # few, and so many that weights are laid out anew
-    return [_floats(rows, 64), *_packed(random.choice((4, 8, 16))), False, random.random() < 0.5]
+    from hasten.kernels.packed_linear import columns_of
+
+    weight = _packed(random.choice((4, 8, 16)))
+    rows = random.choice((1, 3, 40))  # few, and so many that weights are laid out anew
+    return [_floats(rows, columns_of(weight[0], weight[3])), *weight, False, random.random() < 0.5]
 
 
 def _expert_ffn() -> Arguments:

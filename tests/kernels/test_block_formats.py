@@ -10,6 +10,8 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Type
 
 from hasten.kernels.block_formats import BLOCK_FORMATS, decode, finite, take_apart
+from hasten.kernels.packed_linear import packed_linear, round_rows
+from hasten.nn.packed import PackedEmbedding, PackedLinear
 
 NUMBERS = {f.name: number for number, f in BLOCK_FORMATS.items()}
 
@@ -66,3 +68,44 @@ def test_weights_that_are_not_finite_are_found(name: str) -> None:
     if name == "mxfp4":
         packed[1, 17] = 255
         assert not finite(packed, number)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_compiled_products_are_the_reference(name: str, isa: str) -> None:
+    """Of one row of x, of few and of many, at widths of whole blocks and no more, in floats and in whole numbers."""
+    number = NUMBERS[name]
+    assert isa
+    for columns in (32, 96, 256, 288, 1280):
+        if columns % BLOCK_FORMATS[number].columns:
+            continue
+        packed = random_rows(name, 21, columns, columns)
+        weight = decode(packed, number)
+        unpacked = torch.ops.hasten.dequantize(packed, None, None, number, 32)
+        torch.testing.assert_close(unpacked, weight, rtol=1e-6, atol=1e-6 * float(weight.abs().max()))
+        x = torch.randn(17, columns, generator=torch.Generator().manual_seed(columns))
+        for int8 in (False, True):
+            expected = (round_rows(x) if int8 else x) @ weight.t()
+            most = float(expected.abs().max())
+            whole = packed_linear(x, packed, None, None, number, 32, False, int8)
+            # A code of x at a tie may go either way.
+            torch.testing.assert_close(whole, expected, rtol=0, atol=(1e-3 if int8 else 1e-5) * most)
+            for rows in (1, 5):
+                few = packed_linear(x[:rows], packed, None, None, number, 32, False, int8)
+                torch.testing.assert_close(few, whole[:rows], rtol=0, atol=1e-5 * most)
+
+
+def test_rows_that_are_no_blocks_are_refused() -> None:
+    packed = random_rows("q4_k", 4, 512)
+    layer = PackedLinear(512, 4, bits=NUMBERS["q4_k"])
+    assert layer.packed.shape == packed.shape
+    assert layer.format == "q4_k"
+    layer.fill(packed, None, None)
+    table = PackedEmbedding(4, 512, bits=NUMBERS["q4_k"]).tie(layer)
+    torch.testing.assert_close(table(torch.tensor([2, 0])), decode(packed, NUMBERS["q4_k"])[[2, 0]])
+    for wrong in (packed[:, :-1].contiguous(), packed.to(torch.int8)):
+        with pytest.raises(ValueError, match=r"blocks of 144|must be uint8"):
+            packed_linear(torch.randn(1, 512), wrong, None, None, NUMBERS["q4_k"], 32)
+    with pytest.raises(ValueError, match="blocks of 256"):
+        PackedLinear(96, 4, bits=NUMBERS["q4_k"])
+    with pytest.raises(ValueError, match="neither scales nor mins"):
+        packed_linear(torch.randn(1, 512), packed, torch.ones(4, 16).half(), None, NUMBERS["q4_k"], 32)

@@ -37,6 +37,7 @@ class BlockFormat(NamedTuple):
         columns: weights of a block.
         nbytes: bytes of a block.
         group: weights that share a scale.
+        bits: of a code.
         scale_bytes: where a block has the numbers that everything in it is multiplied by.
     """
 
@@ -44,6 +45,7 @@ class BlockFormat(NamedTuple):
     columns: int
     nbytes: int
     group: int
+    bits: int
     scale_bytes: tuple[int, ...]
 
 
@@ -57,16 +59,16 @@ class Parts(NamedTuple):
 
 # By the number that stands for the format in `hasten.kernels.packed_linear`: ggml's, plus 100.
 BLOCK_FORMATS: dict[int, BlockFormat] = {
-    106: BlockFormat("q5_0", 32, 22, 32, (0,)),
-    107: BlockFormat("q5_1", 32, 24, 32, (0, 2)),
-    110: BlockFormat("q2_k", 256, 84, 16, (80, 82)),
-    111: BlockFormat("q3_k", 256, 110, 16, (108,)),
-    112: BlockFormat("q4_k", 256, 144, 32, (0, 2)),
-    113: BlockFormat("q5_k", 256, 176, 32, (0, 2)),
-    114: BlockFormat("q6_k", 256, 210, 16, (208,)),
-    120: BlockFormat("iq4_nl", 32, 18, 32, (0,)),
-    123: BlockFormat("iq4_xs", 256, 136, 32, (0,)),
-    139: BlockFormat("mxfp4", 32, 17, 32, ()),
+    106: BlockFormat("q5_0", 32, 22, 32, 5, (0,)),
+    107: BlockFormat("q5_1", 32, 24, 32, 5, (0, 2)),
+    110: BlockFormat("q2_k", 256, 84, 16, 2, (80, 82)),
+    111: BlockFormat("q3_k", 256, 110, 16, 3, (108,)),
+    112: BlockFormat("q4_k", 256, 144, 32, 4, (0, 2)),
+    113: BlockFormat("q5_k", 256, 176, 32, 5, (0, 2)),
+    114: BlockFormat("q6_k", 256, 210, 16, 6, (208,)),
+    120: BlockFormat("iq4_nl", 32, 18, 32, 4, (0,)),
+    123: BlockFormat("iq4_xs", 256, 136, 32, 4, (0,)),
+    139: BlockFormat("mxfp4", 32, 17, 32, 4, ()),
 }
 _AT_A_TIME = 1 << 20
 _CURVE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)

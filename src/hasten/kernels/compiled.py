@@ -12,13 +12,17 @@ from pathlib import Path
 from types import ModuleType
 
 from hasten.errors import HastenError
+from hasten.kernels.block_formats import BLOCK_FORMATS
 
 # Sizes that the compiled kernels have too, as those of single kernels' files: a test compares them with the kernels'
 # `constants()`.
 LANES = 16  # numbers of a vector, whatever the instruction set
 MOST_TREE_ROWS = 65  # of one sequence in a compiled step, where its rows form a tree: a root and 64 others
-# Number formats as the compiled kernels call them: their bits, where no two have as many.
-FORMATS = {"fp32": 32, "fp16": 17, "bf16": 16, "int8": 8, "int4": 4}
+# Number formats as the compiled kernels call them: their bits, where no two have as many, or the number of a block's.
+FORMATS = {
+    **{"fp32": 32, "fp16": 17, "bf16": 16, "int8": 8, "int4": 4},
+    **{known.name: number for number, known in BLOCK_FORMATS.items()},
+}
 
 
 @functools.cache

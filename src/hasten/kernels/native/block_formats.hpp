@@ -232,6 +232,13 @@ HASTEN_INLINE uint64_t eight_bytes(const uint8_t* p) {
   return v;
 }
 
+// Where there are no vectors these are loops over bytes, too long to stand wherever they are used.
+#if defined(__AVX2__)
+#define HASTEN_BLOCK_METHOD HASTEN_INLINE_METHOD
+#else
+#define HASTEN_BLOCK_METHOD __attribute__((noinline))
+#endif
+
 // A row of blocks of `Columns` weights and `Bytes` bytes. With codes from 0 on there are mins.
 template <int Columns, int Bytes, bool Signed, int Parts>
 struct BlockRow {
@@ -280,24 +287,24 @@ struct SmallBlockRow : BlockRow<32, Bytes, Signed, 1> {
 template <>
 struct Row<kQ5_0> : SmallBlockRow<22, true> {
   using SmallBlockRow::SmallBlockRow;
-  HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t left) const {
+  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t left) const {
     const bytes q = sixteens(g, left, 6);
     return {minus(either(low_nibbles(q), where_set(fifth(g, left, 2), 16)), 16),
             minus(either(high_nibbles(q), where_set(fifth(g, left, 4), 16)), 16)};
   }
-  HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int) const { return halves(g, left, 0); }
+  HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int) const { return halves(g, left, 0); }
 };
 
 template <>
 struct Row<kQ5_1> : SmallBlockRow<24, false> {
   using SmallBlockRow::SmallBlockRow;
-  HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t left) const {
+  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t left) const {
     const bytes q = sixteens(g, left, 8);
     return {either(low_nibbles(q), where_set(fifth(g, left, 4), 16)),
             either(high_nibbles(q), where_set(fifth(g, left, 6), 16))};
   }
-  HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int) const { return halves(g, left, 0); }
-  HASTEN_INLINE_METHOD vec mins(int64_t g, int64_t left, int) const { return halves(g, left, 2); }
+  HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int) const { return halves(g, left, 0); }
+  HASTEN_BLOCK_METHOD vec mins(int64_t g, int64_t left, int) const { return halves(g, left, 2); }
 };
 
 alignas(16) constexpr int8_t kCurve[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
@@ -306,21 +313,21 @@ alignas(16) constexpr int8_t kFp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3,
 template <>
 struct Row<kIq4Nl> : SmallBlockRow<18, true> {
   using SmallBlockRow::SmallBlockRow;
-  HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t left) const {
+  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t left) const {
     const bytes q = sixteens(g, left, 2);
     return {looked_up(kCurve, low_nibbles(q)), looked_up(kCurve, high_nibbles(q))};
   }
-  HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int) const { return halves(g, left, 0); }
+  HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int) const { return halves(g, left, 0); }
 };
 
 template <>
 struct Row<kMxfp4> : SmallBlockRow<17, true> {
   using SmallBlockRow::SmallBlockRow;
-  HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t left) const {
+  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t left) const {
     const bytes q = sixteens(g, left, 1);
     return {looked_up(kFp4, low_nibbles(q)), looked_up(kFp4, high_nibbles(q))};
   }
-  HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int) const {
+  HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int) const {
     uint32_t bits[16] = {};
     const int64_t count = left < 16 ? left : 16;
     for (int64_t i = 0; i < count; ++i) {
@@ -338,12 +345,12 @@ struct Row<kMxfp4> : SmallBlockRow<17, true> {
 template <>
 struct Row<kQ2K> : BlockRow<256, 84, false, 2> {
   using BlockRow::BlockRow;
-  HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t) const {
+  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t) const {
     const uint8_t* q = block(g) + 16 + g % 8 * 8;
     return {both(turned<0>(repeat_sixteen(q)), 3), both(turned<0>(repeat_sixteen(q + 16)), 3)};
   }
-  HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int part) const { return factors_of(g, left, part, 0, 80); }
-  HASTEN_INLINE_METHOD vec mins(int64_t g, int64_t left, int part) const {
+  HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int part) const { return factors_of(g, left, part, 0, 80); }
+  HASTEN_BLOCK_METHOD vec mins(int64_t g, int64_t left, int part) const {
     return sub(zero(), factors_of(g, left, part, 4, 82));
   }
 
@@ -360,14 +367,14 @@ struct Row<kQ2K> : BlockRow<256, 84, false, 2> {
 template <>
 struct Row<kQ3K> : BlockRow<256, 110, true, 2> {
   using BlockRow::BlockRow;
-  HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t) const {
+  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t) const {
     const uint8_t *high = block(g), *q = high + 32 + g % 8 * 8;
     const int first = int(g % 8);
     return {minus(either(both(turned<0>(repeat_sixteen(q)), 3), where_bit(repeat_sixteen(high), first, 4)), 4),
             minus(either(both(turned<0>(repeat_sixteen(q + 16)), 3), where_bit(repeat_sixteen(high + 16), first, 4)),
                   4)};
   }
-  HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int part) const {
+  HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int part) const {
     const uint8_t *p = block(g), *q = next(p, left);
     uint64_t a, b, c, d;
     sixteen(p + 96, a, b);
@@ -391,12 +398,12 @@ template <int Bytes>
 struct SixBitRow : BlockRow<256, Bytes, false, 1> {
   using Base = BlockRow<256, Bytes, false, 1>;
   using Base::Base;
-  HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int) const {
+  HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int) const {
     const uint8_t *p = this->block(g), *q = this->next(p, left);
     return mul(floats_of(eight_scales(p + 4), eight_scales(q + 4)),
                two_fp16(two_bytes(p), left > 8 ? two_bytes(q) : uint16_t(0)));
   }
-  HASTEN_INLINE_METHOD vec mins(int64_t g, int64_t left, int) const {
+  HASTEN_BLOCK_METHOD vec mins(int64_t g, int64_t left, int) const {
     const uint8_t *p = this->block(g), *q = this->next(p, left);
     // With the sign turned: what is taken away.
     return mul(floats_of(eight_mins(p + 4), eight_mins(q + 4)),
@@ -417,8 +424,9 @@ struct SixBitRow : BlockRow<256, Bytes, false, 1> {
 template <>
 struct Row<kQ4K> : SixBitRow<144> {
   using SixBitRow::SixBitRow;
-  HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t) const {
-    const bytes q = load_bytes(block(g) + 16 + g % 8 * 16);
+  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t) const {
+    const uint8_t* p = block(g) + 16 + g % 8 * 16;
+    const bytes q = load_bytes(p);
     const bytes low = low_nibbles(q), high = high_nibbles(q);
     return {first_halves(low, high), second_halves(low, high)};
   }
@@ -427,7 +435,7 @@ struct Row<kQ4K> : SixBitRow<144> {
 template <>
 struct Row<kQ5K> : SixBitRow<176> {
   using SixBitRow::SixBitRow;
-  HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t) const {
+  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t) const {
     const uint8_t* p = block(g);
     const bytes q = load_bytes(p + 48 + g % 8 * 16);
     const bytes low = low_nibbles(q), high = high_nibbles(q);
@@ -440,14 +448,14 @@ struct Row<kQ5K> : SixBitRow<176> {
 template <>
 struct Row<kQ6K> : BlockRow<256, 210, true, 2> {
   using BlockRow::BlockRow;
-  HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t) const {
+  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t) const {
     const uint8_t *p = block(g), *high_bits = p + 128 + g % 8 * 8;
     const bytes q = load_bytes(p + g % 8 * 16);
-    const bytes low = low_nibbles(q), high = high_nibbles(q);
-    return {minus(either(even_sixteens(low, high), both(turned<-4>(repeat_sixteen(high_bits)), 0x30)), 32),
-            minus(either(odd_sixteens(low, high), both(turned<-4>(repeat_sixteen(high_bits + 16)), 0x30)), 32)};
+    const Quad low = split_sixteens(low_nibbles(q), high_nibbles(q));
+    return {minus(either(low.first, both(turned<-4>(repeat_sixteen(high_bits)), 0x30)), 32),
+            minus(either(low.second, both(turned<-4>(repeat_sixteen(high_bits + 16)), 0x30)), 32)};
   }
-  HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int part) const {
+  HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int part) const {
     const uint8_t *p = block(g), *q = next(p, left);
     return mul(alternate(eight_bytes(p + 192), eight_bytes(p + 200), eight_bytes(q + 192), eight_bytes(q + 200), part),
                two_fp16(two_bytes(p + 208), left > 8 ? two_bytes(q + 208) : uint16_t(0)));
@@ -457,11 +465,12 @@ struct Row<kQ6K> : BlockRow<256, 210, true, 2> {
 template <>
 struct Row<kIq4Xs> : BlockRow<256, 136, true, 1> {
   using BlockRow::BlockRow;
-  HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t) const {
-    const bytes q = load_bytes(block(g) + 8 + g % 8 * 16);
+  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t) const {
+    const uint8_t* p = block(g) + 8 + g % 8 * 16;
+    const bytes q = load_bytes(p);
     return {looked_up(kCurve, low_nibbles(q)), looked_up(kCurve, high_nibbles(q))};
   }
-  HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int) const {
+  HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int) const {
     const uint8_t *p = block(g), *q = next(p, left);
     return mul(sub(floats_of(eight_scales(p), eight_scales(q)), broadcast(32)),
                two_fp16(two_bytes(p), left > 8 ? two_bytes(q) : uint16_t(0)));

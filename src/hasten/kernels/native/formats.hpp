@@ -115,6 +115,14 @@ HASTEN_INLINE Halves halves_of(const Matrix& m) {
   return Bits == kInt4 ? Halves{m.group, m.group / 2} : Halves{2 * kLanes, kLanes};
 }
 
+}  // namespace
+}  // namespace hasten
+
+#include "block_formats.hpp"
+
+namespace hasten {
+namespace {
+
 // Calls body(k, second, byte, g) for every 32 weights of a row: they stand at k..k+15 and
 // second..second+15, in group g, and an int4 row holds them in the 16 bytes from `byte`.
 template <int Bits, class Body>
@@ -142,6 +150,16 @@ HASTEN_INLINE void with_format(const Matrix& m, Body body) {
     case kFp16: return body(FormatOf<kFp16>());
     case kBf16: return body(FormatOf<kBf16>());
     case kInt8: return body(FormatOf<kInt8>());
+    case kQ5_0: return body(FormatOf<kQ5_0>());
+    case kQ5_1: return body(FormatOf<kQ5_1>());
+    case kQ2K: return body(FormatOf<kQ2K>());
+    case kQ3K: return body(FormatOf<kQ3K>());
+    case kQ4K: return body(FormatOf<kQ4K>());
+    case kQ5K: return body(FormatOf<kQ5K>());
+    case kQ6K: return body(FormatOf<kQ6K>());
+    case kIq4Nl: return body(FormatOf<kIq4Nl>());
+    case kIq4Xs: return body(FormatOf<kIq4Xs>());
+    case kMxfp4: return body(FormatOf<kMxfp4>());
     default: return body(FormatOf<kInt4>());
   }
 }

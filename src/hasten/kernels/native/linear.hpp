@@ -14,6 +14,73 @@
 namespace hasten {
 namespace {
 
+// Groups g to g + 15 of a row in blocks, of which `left` are there, as floats.
+template <int Bits>
+inline void unpack_groups(const Row<Bits>& row, int64_t g, int64_t left, float* out) {
+  using Format = Row<Bits>;
+  alignas(64) float scale[Format::kParts][16], low[Format::kParts][16];
+  alignas(64) int8_t first[64], second[64];
+#pragma GCC unroll 2
+  for (int part = 0; part < Format::kParts; ++part) {
+    store(scale[part], row.scales(g, left, part));
+    if constexpr (Format::kMins) store(low[part], row.mins(g, left, part));
+  }
+  for (int i = 0; i < 4 && 4 * i < left; ++i) {
+    const Quad q = row.quad(g + 4 * i, left - 4 * i);
+    store_bytes(first, q.first);
+    store_bytes(second, q.second);
+    for (int j = 0; j < 4 && 4 * i + j < left; ++j, out += kGroup)
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const int part = half * (Format::kParts - 1);
+        const vec codes = load_int8((half ? second : first) + 16 * j), by = broadcast(scale[part][4 * i + j]);
+        if constexpr (Format::kMins)
+          store(out + half * kLanes, fma(codes, by, broadcast(low[part][4 * i + j])));
+        else
+          store(out + half * kLanes, mul(codes, by));
+      }
+  }
+}
+
+constexpr int64_t kPiece = 16 * kGroup;  // weights of a row that `unpack_groups` gives
+
+// Columns [from, from + count) of one unpacked row of W against `Rows` rows of x, added to `sums` (Rows, 2).
+template <int Rows>
+inline void add_piece(const float* piece, int64_t count, const float* x, int64_t ldx, vec* sums) {
+  vec first[Rows], second[Rows];
+  for (int t = 0; t < Rows; ++t) {
+    first[t] = sums[2 * t];
+    second[t] = sums[2 * t + 1];
+  }
+  for (int64_t k = 0; k < count; k += 2 * kLanes) {
+    const vec a = load(piece + k), b = load(piece + k + kLanes);
+    for (int t = 0; t < Rows; ++t) {
+      first[t] = fma(a, load(x + t * ldx + k), first[t]);
+      second[t] = fma(b, load(x + t * ldx + k + kLanes), second[t]);
+    }
+  }
+  for (int t = 0; t < Rows; ++t) {
+    sums[2 * t] = first[t];
+    sums[2 * t + 1] = second[t];
+  }
+}
+
+// One row of W in blocks against `Rows` rows of x, a piece of it at a time as floats.
+template <int Bits, int Rows>
+inline void multiply_blocks(const Matrix& m, const float* x, int64_t ldx, float* y, int64_t ldy, int64_t n) {
+  alignas(64) float piece[kPiece];
+  vec sums[2 * Rows];
+  for (vec& s : sums) s = zero();
+  const Row<Bits> row(m, n);
+  for (int64_t from = 0; from < m.in; from += kPiece) {
+    const int64_t count = m.in - from < kPiece ? m.in - from : kPiece;
+    unpack_groups<Bits>(row, from / kGroup, count / kGroup, piece);
+    add_piece<Rows>(piece, count, x + from, ldx, sums);
+  }
+  const float bias = m.bias ? m.bias[n] : 0.0f;
+  for (int t = 0; t < Rows; ++t) y[t * ldy + n] = sum(add(sums[2 * t], sums[2 * t + 1])) + bias;
+}
+
 // `Outs` rows of W from n on against `Rows` rows of x: y[t * ldy + n]. Two sums a pair of rows, and several
 // pairs at once: one chain of dependent additions would wait four cycles for each.
 template <int Bits, int Outs, int Rows>
@@ -44,8 +111,14 @@ HASTEN_INLINE void multiply_rows(const Matrix& m, const float* x, int64_t ldx, f
                                  int64_t n1) {
   constexpr int kOuts = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
   int64_t n = n0;
-  for (; n + kOuts <= n1; n += kOuts) multiply_block<Bits, kOuts, Rows>(m, x, ldx, y, ldy, n);
-  for (; n < n1; ++n) multiply_block<Bits, 1, Rows>(m, x, ldx, y, ldy, n);
+  if constexpr (in_blocks(Bits)) {
+    for (; n < n1; ++n) multiply_blocks<Bits, Rows>(m, x, ldx, y, ldy, n);
+    return;
+  }
+  if constexpr (!in_blocks(Bits)) {
+    for (; n + kOuts <= n1; n += kOuts) multiply_block<Bits, kOuts, Rows>(m, x, ldx, y, ldy, n);
+    for (; n < n1; ++n) multiply_block<Bits, 1, Rows>(m, x, ldx, y, ldy, n);
+  }
 }
 
 template <int Bits>
@@ -66,12 +139,17 @@ template <int Bits>
 HASTEN_INLINE void unpack_all(const Matrix& m, float* out, int64_t n0, int64_t n1) {
   for (int64_t n = n0; n < n1; ++n, out += m.in) {
     const Row<Bits> row(m, n);
-    each_pair<Bits>(m, [&](int64_t k, int64_t l, int64_t byte, int64_t g) HASTEN_LAMBDA {
-      vec a, b;
-      row.pair(k, byte, g, a, b);
-      store(out + k, a);
-      store(out + l, b);
-    });
+    if constexpr (in_blocks(Bits)) {
+      for (int64_t from = 0; from < m.in; from += kPiece)
+        unpack_groups<Bits>(row, from / kGroup, (m.in - from) / kGroup, out + from);
+    } else {
+      each_pair<Bits>(m, [&](int64_t k, int64_t l, int64_t byte, int64_t g) HASTEN_LAMBDA {
+        vec a, b;
+        row.pair(k, byte, g, a, b);
+        store(out + k, a);
+        store(out + l, b);
+      });
+    }
   }
 }
 

@@ -460,6 +460,16 @@ NB_MODULE(_native, m) {
     formats["bf16"] = int(kBf16);
     formats["int8"] = int(kInt8);
     formats["int4"] = int(kInt4);
+    formats["q5_0"] = int(kQ5_0);
+    formats["q5_1"] = int(kQ5_1);
+    formats["q2_k"] = int(kQ2K);
+    formats["q3_k"] = int(kQ3K);
+    formats["q4_k"] = int(kQ4K);
+    formats["q5_k"] = int(kQ5K);
+    formats["q6_k"] = int(kQ6K);
+    formats["iq4_nl"] = int(kIq4Nl);
+    formats["iq4_xs"] = int(kIq4Xs);
+    formats["mxfp4"] = int(kMxfp4);
     found["compiled.FORMATS"] = formats;
     return found;
   }, "Sizes that the kernels were compiled with, by the names that hasten.kernels has for them.");

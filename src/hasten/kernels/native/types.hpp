@@ -18,7 +18,13 @@ constexpr int kTileRows = 32;  // at most, of one sequence
 constexpr int kFewRows = 16;  // of one sequence one after another: fewer are attended from one by one
 constexpr int64_t kMostTreeChannels = 256;  // of a head, where rows of a step form a tree
 
-enum Format : int { kFp32 = 32, kFp16 = 17, kBf16 = 16, kInt8 = 8, kInt4 = 4 };
+// Formats of weights; those above 100 are ggml's, in blocks (block_formats.hpp), by its numbers and 100.
+enum Format : int {
+  kFp32 = 32, kFp16 = 17, kBf16 = 16, kInt8 = 8, kInt4 = 4,
+  kQ5_0 = 106, kQ5_1 = 107, kQ2K = 110, kQ3K = 111, kQ4K = 112, kQ5K = 113, kQ6K = 114,
+  kIq4Nl = 120, kIq4Xs = 123, kMxfp4 = 139
+};
+constexpr bool in_blocks(int format) { return format > 100; }
 
 // A weight matrix (out, in); see hasten/kernels/packed_linear.py for the formats.
 struct Matrix {
@@ -30,7 +36,7 @@ struct Matrix {
   const float* bias = nullptr;
   bool codes_in = false;  // rows of x are rounded to int8 first, and multiplied as whole numbers
 
-  bool takes_codes() const { return codes_in && group == kGroup && (bits == kInt8 || bits == kInt4); }
+  bool takes_codes() const { return codes_in && group == kGroup && (bits == kInt8 || bits == kInt4 || in_blocks(bits)); }
 };
 
 // Rows of x as int8 codes in groups of 32, padded with zeros to whole blocks of 512. Of four groups the first halves
