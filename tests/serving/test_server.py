@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from hasten.serving.loading import load_model
 from hasten.serving.server import ServerSettings
+from hasten.serving.templates import tokens_of
 
 ASKED = [{"role": "user", "content": "hello"}]
 GREEDY = {"model": "talker", "messages": ASKED, "temperature": 0, "max_tokens": 24}
@@ -578,3 +579,16 @@ def test_a_server_that_ends_cancels_what_runs(talkers: Path, serving: Any) -> No
     assert not loaded.engine._thread.is_alive()
     if "data: [DONE]" not in ended:  # this machine is not so quick that the answer ended before
         assert '"code":"server_ends"' in [line for line in ended if line][-1]
+
+
+def test_a_text_far_too_long_is_not_read_to_its_end(tokenizer: Any) -> None:
+    class Counting:
+        read = 0
+
+        def __call__(self, text: str, **options: Any) -> Any:
+            Counting.read += len(text)
+            return tokenizer(text, **options)
+
+    assert len(tokens_of(Counting(), "c" * 1_000_000, 512)) > 512
+    assert Counting.read == 8 * 512
+    assert tokens_of(Counting(), "ab" * 300, 512) == tuple(tokenizer("ab" * 300).input_ids)

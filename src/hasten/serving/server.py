@@ -10,12 +10,12 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
@@ -34,6 +34,7 @@ from hasten.serving.metrics import CONTENT_TYPE, Metrics
 from hasten.serving.models import Entry, ModelSet, ServedModel
 from hasten.serving.page import page_response
 from hasten.serving.request import Constraint, Request
+from hasten.serving.templates import tokens_of
 from hasten.serving.tools import forced_schema, strict_calls_grammar
 
 logger = logging.getLogger("hasten.serve")
@@ -65,6 +66,7 @@ class ServerSettings:
     grace: float = 5.0
 
 
+Made = TypeVar("Made")
 Endpoint = Callable[[HttpRequest], Awaitable[Any]]
 
 
@@ -80,6 +82,8 @@ class Api:
         self.models, self.settings, self.metrics = models, settings, Metrics()
         self._running: set[AnswerGroup] = set()
         self._ending = False
+        # Few: what each takes to read a long text is many times that text.
+        self._workers = ThreadPoolExecutor(4, "hasten requests")
         routes = [
             Route("/", self._page, methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
@@ -125,6 +129,7 @@ class Api:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         yield
         await self.models.close()
+        self._workers.shutdown()
 
     async def _page(self, request: HttpRequest) -> Response:
         return page_response()
@@ -160,7 +165,7 @@ class Api:
         body = await self._read(ChatBody, request)
         async with contextlib.AsyncExitStack() as stack:
             loaded = await stack.enter_async_context(self.models.use(body.model))
-            asked = await run_in_threadpool(_chat_requests, body, loaded)
+            asked = await self._aside(_chat_requests, body, loaded)
             choices = self._submitted(loaded, asked, stack)
             names = [t.function.name for t in body.tools_in_use]
             several = body.parallel_tool_calls is not False
@@ -182,7 +187,7 @@ class Api:
         body = await self._read(CompletionBody, request)
         async with contextlib.AsyncExitStack() as stack:
             loaded = await stack.enter_async_context(self.models.use(body.model))
-            asked, echoes = await run_in_threadpool(_completion_requests, body, loaded)
+            asked, echoes = await self._aside(_completion_requests, body, loaded)
             choices = self._submitted(loaded, asked, stack)
             ends = loaded.engine.end_tokens
             made = [CompletionChoice(i, ends, body.logprobs, echo) for i, echo in enumerate(echoes)]
@@ -221,6 +226,10 @@ class Api:
         stack.callback(self._running.discard, choices)
         stack.callback(choices.cancel)
         return choices
+
+    async def _aside(self, work: Callable[..., Made], *given: Any) -> Made:
+        """Runs what takes a while beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work, *given)
 
     async def _read(self, kind: type[Body], request: HttpRequest) -> Body:
         """
@@ -439,7 +448,7 @@ def _chat_requests(body: ChatBody, loaded: ServedModel) -> list[Request]:
             code="unsupported_parameter",
         )  # fmt: skip
     try:
-        prompt = loaded.template.tokens(body.messages, body.tools_in_use)
+        prompt = loaded.template.tokens(body.messages, body.tools_in_use, loaded.engine.most_tokens)
     except HastenError as error:
         raise ApiError(400, str(error), param="messages") from None
     _check_length(prompt, loaded, "messages")
@@ -488,8 +497,10 @@ def _prompt_tokens(given: str | list[int], loaded: ServedModel) -> tuple[int, ..
     Raises:
         ApiError: there is no token, or one that the model has not.
     """
-    found = loaded.tokenizer(given, verbose=False).input_ids if isinstance(given, str) else given
-    prompt = tuple(int(t) for t in found)
+    if isinstance(given, str):
+        prompt = tokens_of(loaded.tokenizer, given, loaded.engine.most_tokens)
+    else:
+        prompt = tuple(given)
     most = loaded.engine.vocabulary
     wrong = next((t for t in prompt if not 0 <= t < most), None)
     if wrong is not None:
@@ -509,7 +520,7 @@ def _check_length(prompt: Sequence[int], loaded: ServedModel, param: str, answer
     if len(prompt) + answers > most:
         raise ApiError(
             400,
-            f"the prompt has {len(prompt):,} tokens, and prompt and answer together at most {most:,}: make it shorter",
+            f"the prompt has {len(prompt):,} tokens or more, and at most {most:,} go with an answer: make it shorter",
             param=param,
             code="context_length_exceeded",
         )

@@ -49,8 +49,8 @@ class ChatTemplate:
         known = self._tokenizer.get_added_vocab()
         return "<tool_call>" in known and "</tool_call>" in known
 
-    def tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
-        """What the model reads, up to where its answer goes.
+    def tokens(self, messages: Sequence[Message], tools: Sequence[Tool], most: int) -> tuple[int, ...]:
+        """What the model reads, up to where its answer goes; see `tokens_of` for ``most``.
 
         Raises:
             HastenError: the template refuses the messages.
@@ -62,8 +62,7 @@ class ChatTemplate:
         except Exception as error:  # a template is a program of somebody else's
             why = " ".join(str(error).split())[:200]
             raise HastenError(f"the model's chat template refuses these messages: {why}") from None
-        found = self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        return tuple(int(t) for t in found)
+        return tokens_of(self._tokenizer, text, most, special=False)
 
     def _written(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
         return str(
@@ -80,6 +79,19 @@ class ChatTemplate:
             return "hasten_probe" in self._written(_PROBE, [_PROBE_TOOL])
         except Exception:
             return False
+
+
+def tokens_of(tokenizer: Any, text: str, most: int, special: bool = True) -> tuple[int, ...]:
+    """Tokens of a text; of one that has surely more than ``most``, only more than these.
+
+    A tokenizer takes hundreds of bytes for each byte of a text.
+    """
+    begin = text[: 8 * most]
+    if len(begin) < len(text):
+        found = tokenizer(begin, add_special_tokens=special, verbose=False).input_ids
+        if len(found) > most + 64:  # where it was cut there may be a few more than in the whole
+            return tuple(found)
+    return tuple(int(t) for t in tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
 
 
 def _source(tokenizer: Any) -> str:
