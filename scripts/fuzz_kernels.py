@@ -61,9 +61,13 @@ def _packed(bits: int) -> Arguments:
 
     if random.random() < 0.5:
         number, known = random.choice(list(BLOCK_FORMATS.items()))
-        # Exactly as many bytes as the blocks have, so that every byte read behind them is noticed.
-        width = 64 // known.columns * known.nbytes or known.nbytes
-        return [torch.randint(0, 256, (6, width), dtype=torch.uint8), None, None, number, 32]
+        # As many bytes as the blocks have: every byte read behind them is noticed. Scales of a usual size.
+        blocks = torch.randint(0, 256, (6, max(64 // known.columns, 1), known.nbytes), dtype=torch.uint8)
+        for at in known.scale_bytes:
+            blocks[..., at : at + 2] = torch.tensor([0.01], dtype=torch.float16).view(torch.uint8)
+        if not known.scale_bytes:
+            blocks[..., 0] = 122
+        return [blocks.flatten(1), None, None, number, 32]
     return [*quantize(_floats(6, 64), bits), bits, 32]
 
 
