@@ -41,6 +41,7 @@ REASONS = {
     ("report/tables.py", "rich"): "a table in a pipe needs none, and `hasten papers` answers at once",
     ("search/study_file.py", "optuna"): "its tables stand on sqlalchemy: half a second, for studies in files",
     ("search/study_file.py", "sqlalchemy"): "a quarter of a second, for studies in files",
+    ("spaces/__init__.py", "hasten.search"): "spaces without networks are listed and built without them",
     ("search/workers.py", "torch"): "two seconds: a search whose problem does without computes nothing by it",
 }
 

@@ -106,7 +106,8 @@ def test_a_script_with_a_peer_takes_require_and_says_last_what_is_missing(script
     tree = ast.parse((FOLDER / script).read_text("utf-8"))
     peers = [n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "PEERS"]
     outside = {"llama_cpp", "mambapy", "kvpress", "zigzag"} & set(_imported(tree))
-    assert bool(peers) == bool(outside or "zigzag_peer.py" in ast.dump(tree)) or script == "zigzag_peer.py"
+    beside = any(peer in ast.dump(tree) for peer in ("zigzag_peer.py", "llama_cpp.server"))
+    assert bool(peers) == bool(outside or beside) or script == "zigzag_peer.py"
     if peers:
         assert calls(script, "takes_required")
         (end,) = calls(script, "told_missing")

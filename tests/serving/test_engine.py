@@ -510,5 +510,10 @@ def test_smollm_answers_several_as_one() -> None:
         alone = [engine.submit(asked(q)).result(120) for q in questions]
     with Engine(own, piece=20) as engine:
         assert [s.result(120) for s in [engine.submit(asked(q)) for q in questions]] == alone
-    assert "Paris" in alone[0].text
+    # What stands in a tie of int8 activations changes with the processor: what it says is what generate says here.
+    for question, found in zip(questions, alone, strict=True):
+        ids = torch.tensor([asked(question).prompt])
+        with torch.inference_mode():
+            said = own.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert list(found.tokens) == said
     assert all(a.finish == "length" or a.tokens[-1] in engine.end_tokens for a in alone)

@@ -13,6 +13,7 @@ import torch
 from hasten.hardware.curve import Curve
 from hasten.hardware.machine import MIB, caches, memory_size
 from hasten.hardware.timing import MEASURED, filled, seconds
+from hasten.kernels.packed_linear import fast_bf16
 
 _GROUP = 32
 # Number format of a weight -> what it is kept in, its bits, weights in one of these.
@@ -212,12 +213,8 @@ def _packed_products() -> list[Curve]:
     ``few packed`` and ``few packed int8`` of few, without what calling the operator costs, as in a compiled step, and
     of fp32 too; ``packed launch`` is that cost. Small matrices read memory slower than large ones.
     """
-    if not hasattr(torch.ops.hasten, "packed_linear"):
-        return []
     few = {"m": (1, 4, 16), "n": (512, 2048, 16384), "k": (512, 2048)}
     many = {"m": (24, 384), "n": (128, 512, 2048), "k": (512, 2048)}
-    from hasten.kernels.packed_linear import fast_bf16
-
     # What rows are rounded to where it pays here; other products are priced as unpacking and multiplying.
     wide = "bf16" if fast_bf16() else ""
     # One pattern that is an ordinary number in every format.

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from hasten.models.loading.gguf import Packed as Packed
     from hasten.models.loading.gguf import TensorInfo as TensorInfo
     from hasten.models.loading.gguf_metadata import Metadata as Metadata
+    from hasten.models.loading.int4_folder import Int4 as Int4
     from hasten.models.loading.loaded import Loaded as Loaded
     from hasten.models.loading.network import load_network as load_network
     from hasten.models.loading.network import load_packed as load_packed
