@@ -9,7 +9,7 @@ import torch
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Type
 
-from hasten.kernels.block_formats import BLOCK_FORMATS, decode, finite, take_apart
+from hasten.kernels.block_formats import BLOCK_FORMATS, decode, decode_rows, finite, take_apart
 from hasten.kernels.packed_linear import packed_linear, round_rows
 from hasten.nn.packed import PackedEmbedding, PackedLinear
 
@@ -109,3 +109,13 @@ def test_rows_that_are_no_blocks_are_refused() -> None:
         PackedLinear(96, 4, bits=NUMBERS["q4_k"])
     with pytest.raises(ValueError, match="neither scales nor mins"):
         packed_linear(torch.randn(1, 512), packed, torch.ones(4, 16).half(), None, NUMBERS["q4_k"], 32)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(("rows", "blocks"), [(0, 2), (3, 0), (0, 0)])
+def test_no_rows_and_no_columns_have_no_weights(name: str, rows: int, blocks: int) -> None:
+    number = NUMBERS[name]
+    known = BLOCK_FORMATS[number]
+    packed = torch.zeros(rows, blocks * known.nbytes, dtype=torch.uint8)
+    assert decode_rows(packed, number).shape == (rows, blocks * known.columns)
+    assert finite(packed, number)

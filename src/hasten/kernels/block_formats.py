@@ -82,8 +82,10 @@ def decode(packed: Tensor, number: int) -> Tensor:
         (..., bytes) uint8 to (..., columns).
     """
     known = BLOCK_FORMATS[number]
-    parts = take_apart(packed.unflatten(-1, (-1, known.nbytes)), number)
-    values = parts.codes.unflatten(-1, (-1, known.group)).float().mul_(parts.scales[..., None])
+    parts = take_apart(_blocks(packed, known), number)
+    values = (
+        parts.codes.unflatten(-1, (known.columns // known.group, known.group)).float().mul_(parts.scales[..., None])
+    )
     if parts.mins is not None:
         values.add_(parts.mins[..., None])
     return values.flatten(-3)
@@ -94,10 +96,15 @@ def decode_rows(packed: Tensor, number: int) -> Tensor:
     known = BLOCK_FORMATS[number]
     columns = packed.shape[1] // known.nbytes * known.columns
     values = torch.empty(len(packed), columns, device=packed.device)
-    step = max(1, _AT_A_TIME // columns)
+    step = max(1, _AT_A_TIME // max(columns, 1))
     for start in range(0, len(packed), step):
         values[start : start + step] = decode(packed[start : start + step], number)
     return values
+
+
+def _blocks(packed: Tensor, known: BlockFormat) -> Tensor:
+    """Packed rows (..., bytes) as (..., blocks, bytes of a block), where there are none too."""
+    return packed.unflatten(-1, (packed.shape[-1] // known.nbytes, known.nbytes))
 
 
 def take_apart(blocks: Tensor, number: int) -> Parts:
@@ -108,7 +115,7 @@ def take_apart(blocks: Tensor, number: int) -> Parts:
 def finite(packed: Tensor, number: int) -> bool:
     """Whether every weight of packed rows is a finite number: what stands for the blocks' scales is."""
     known = BLOCK_FORMATS[number]
-    blocks = packed.unflatten(-1, (-1, known.nbytes))
+    blocks = _blocks(packed, known)
     if not known.scale_bytes:
         return bool((_power(blocks[..., 0]) * 12).isfinite().all())
     return all(bool(_half(blocks, at).isfinite().all()) for at in known.scale_bytes)
