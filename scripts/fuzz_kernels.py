@@ -61,10 +61,11 @@ def _packed(bits: int) -> Arguments:
 
     if random.random() < 0.5:
         number, known = random.choice(list(BLOCK_FORMATS.items()))
-        # As many bytes as the blocks have: every byte read behind them is noticed. Scales of a usual size.
+        # As many bytes as the blocks have: every byte read behind them is noticed. Scales that leave weights below 1:
+        # sums of larger ones that cancel out differ with their order by more than what is held to be the same.
         blocks = torch.randint(0, 256, (6, max(64 // known.columns, 1), known.nbytes), dtype=torch.uint8)
         for at in known.scale_bytes:
-            blocks[..., at : at + 2] = torch.tensor([0.01], dtype=torch.float16).view(torch.uint8)
+            blocks[..., at : at + 2] = torch.tensor([1e-4], dtype=torch.float16).view(torch.uint8)
         if not known.scale_bytes:
             blocks[..., 0] = 122
         return [blocks.flatten(1), None, None, number, 32]
