@@ -202,7 +202,6 @@ OWN = {
     "models/loading/gguf.py": "mapped, and checked against its length",
     "runtime/decoding/medusa.py": "checked before, read by tensor",
     "runtime/storage/expert_store.py": "read by bundle, and checked against its length",
-    "serving/metrics.py": "the kernel's own",
     "serving/page.py": "the package's own page",
     "serving/scheduler.py": "opens texts of its own, no files",
     "search/study_file.py": "the first hundred bytes, and a lock",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+
+from hasten.runtime import LanguageModel
+from hasten.runtime.step import CompiledStep
 
 FAMILIES = {
     "llama": ("LlamaConfig", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}),
@@ -50,3 +54,20 @@ def network(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def llama() -> Any:
     return tiny("llama")
+
+
+@pytest.fixture
+def read_in_pieces() -> Callable[[LanguageModel, list[int], list[int]], torch.Tensor]:
+    """Logits of every token of a text, by compiled steps of so many rows into a cache of its own."""
+
+    def read(model: LanguageModel, ids: list[int], pieces: list[int]) -> torch.Tensor:
+        cache = model.new_cache(1, len(ids))
+        step = CompiledStep(model.network, cache)
+        found, at = [], 0
+        for count in pieces:
+            found.append(step(ids[at : at + count], [0] * count, list(range(at, at + count))).clone())
+            cache.advance([count])
+            at += count
+        return torch.cat(found)
+
+    return read

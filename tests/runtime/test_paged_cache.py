@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,25 +26,15 @@ def texts(count: int, length: int) -> list[list[int]]:
     return torch.randint(0, 211, (count, length), generator=generator).tolist()
 
 
-def alone(model: LanguageModel, text: list[int], pieces: list[int]) -> Tensor:
-    """Logits of every token of a text, read in pieces into a cache of its own."""
-    cache = model.new_cache(1, len(text))
-    step = CompiledStep(model.network, cache)
-    found, at = [], 0
-    for count in pieces:
-        found.append(step(text[at : at + count], [0] * count, list(range(at, at + count))).clone())
-        cache.advance([count])
-        at += count
-    return torch.cat(found)
-
-
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_texts_beside_each_other_in_scattered_blocks(llama: Any, dtype: str) -> None:
+def test_texts_beside_each_other_in_scattered_blocks(
+    llama: Any, dtype: str, read_in_pieces: Callable[..., Tensor]
+) -> None:
     """Pieces of prompts and single tokens mixed in one step give what each text gives alone."""
     model = LanguageModel(llama, cache=CacheSpec(dtype))
     cut = [[30, 7, 1, 1, 25, 1, 1, 1, 32, 1], [1, 40, 1, 1, 1, 1, 30, 1, 23, 1], [5, 1, 1, 1, 1, 1, 1, 1, 1, 1]]
     given = [text[: sum(pieces)] for text, pieces in zip(texts(3, 100), cut, strict=True)]
-    expected = [alone(model, text, pieces) for text, pieces in zip(given, cut, strict=True)]
+    expected = [read_in_pieces(model, text, pieces) for text, pieces in zip(given, cut, strict=True)]
     cache = model.new_paged_cache(sequences=4, capacity=128, blocks=20)
     step = CompiledStep(model.network, cache)
     places = list(range(20))
@@ -69,11 +60,11 @@ def test_texts_beside_each_other_in_scattered_blocks(llama: Any, dtype: str) -> 
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8"])
-def test_a_shared_beginning_is_read_once(llama: Any, dtype: str) -> None:
+def test_a_shared_beginning_is_read_once(llama: Any, dtype: str, read_in_pieces: Callable[..., Tensor]) -> None:
     model = LanguageModel(llama, cache=CacheSpec(dtype))
     one, other = texts(2, 80)
     other[:64] = one[:64]
-    expected = alone(model, other, [32, 32, 16])
+    expected = read_in_pieces(model, other, [32, 32, 16])
     cache = model.new_paged_cache(sequences=2, capacity=96, blocks=6)
     step = CompiledStep(model.network, cache)
     cache.set_table(0, [4, 1, 2])
@@ -87,10 +78,10 @@ def test_a_shared_beginning_is_read_once(llama: Any, dtype: str) -> None:
     assert torch.equal(found, expected[64:])
 
 
-def test_a_copied_block_goes_on_by_itself(llama: Any) -> None:
+def test_a_copied_block_goes_on_by_itself(llama: Any, read_in_pieces: Callable[..., Tensor]) -> None:
     model = LanguageModel(llama, cache=CacheSpec("fp16"))
     text = texts(1, 60)[0]
-    expected = alone(model, text, [30, 15, 15])
+    expected = read_in_pieces(model, text, [30, 15, 15])
     cache = model.new_paged_cache(sequences=2, capacity=64, blocks=4)
     step = CompiledStep(model.network, cache)
     cache.set_table(0, [2, 0])

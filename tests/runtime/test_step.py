@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -151,18 +152,6 @@ def test_values_at_the_ends_of_scales_are_kept_alike(llama: Any, dtype: str, sca
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-9)
 
 
-def read_in_pieces(model: LanguageModel, ids: list[int], pieces: list[int]) -> torch.Tensor:
-    """Logits of every token, by steps of so many rows."""
-    cache = model.new_cache(1, len(ids))
-    step = CompiledStep(model.network, cache)
-    found, at = [], 0
-    for count in pieces:
-        found.append(step(ids[at : at + count], [0] * count, list(range(at, at + count))).clone())
-        cache.advance([count])
-        at += count
-    return torch.cat(found)
-
-
 @pytest.mark.parametrize(
     ("dtype", "window", "sinks", "changes"),
     [
@@ -175,7 +164,7 @@ def read_in_pieces(model: LanguageModel, ids: list[int], pieces: list[int]) -> t
     ],
 )
 def test_a_row_is_the_same_however_its_prompt_was_cut(
-    dtype: str, window: int | None, sinks: int, changes: dict[str, Any]
+    dtype: str, window: int | None, sinks: int, changes: dict[str, Any], read_in_pieces: Callable[..., torch.Tensor]
 ) -> None:
     """Bit for bit: alone, in short pieces and in long ones, which read and write the cache in other ways."""
     model = LanguageModel(tiny("qwen3", **changes), cache=CacheSpec(dtype, window, sinks))

@@ -172,7 +172,7 @@ class _MemoryRise:
         self.rise = 0.0
 
     def __enter__(self) -> _MemoryRise:
-        before = _resident()
+        before = resident_memory()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         elif before is not None:
@@ -182,7 +182,7 @@ class _MemoryRise:
 
     def _watch(self, before: int) -> None:
         while True:
-            self.rise = max(self.rise, float((_resident() or before) - before))
+            self.rise = max(self.rise, float((resident_memory() or before) - before))
             if self._stop.wait(0.002):
                 return
 
@@ -192,7 +192,7 @@ class _MemoryRise:
             self._thread.join()
 
 
-def _resident() -> int | None:
+def resident_memory() -> int | None:
     """Resident bytes of this process, or None where the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])

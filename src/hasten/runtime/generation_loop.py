@@ -339,4 +339,10 @@ def _padding(config: Any) -> int:
     """The token that ended sequences are filled with, as transformers chooses it."""
     if config.pad_token_id is not None:
         return int(torch.as_tensor(config.pad_token_id))
-    return 0 if config.eos_token_id is None else int(torch.as_tensor(config.eos_token_id).reshape(-1)[0])
+    return next(iter(end_tokens(config)), 0)
+
+
+def end_tokens(config: Any) -> tuple[int, ...]:
+    """The tokens that end a text, of a ``GenerationConfig``: one number, several, or none."""
+    ends = config.eos_token_id
+    return () if ends is None else tuple(int(token) for token in torch.as_tensor(ends).reshape(-1))

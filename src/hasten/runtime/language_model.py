@@ -304,10 +304,13 @@ class LanguageModel(nn.Module):
 
     def _prompt_step(self, cache: KVCache) -> compiled.CompiledStep | None:
         """What reads prompts into this cache; None where plain torch does."""
-        if cache.spec != self.cache or cache.spec.policy is not None or self.why_not_compiled:
+        if cache.spec != self.cache or cache.spec.policy is not None:
             return None
+        # The session's step is known; whether there could be one takes a look at every layer.
         if self._idle is not None and self._idle[1].lengths is cache.lengths:
             return self._idle[2]
+        if self.why_not_compiled:
+            return None
         return compiled.CompiledStep(self.network, cache) if len(cache.members) == len(cache.lengths) else None
 
     def _prefill_compiled(self, ids: Tensor, cache: KVCache, step: compiled.CompiledStep) -> Tensor:

@@ -8,13 +8,13 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hasten.errors import HastenError
 from hasten.hardware.machine import memory_size
+from hasten.runtime.generation_loop import end_tokens
 from hasten.runtime.language_model import LanguageModel
 from hasten.serving.answer import AnswerRecord, AnswerStream
 from hasten.serving.choosing import TokenChooser, likeliest
@@ -130,7 +130,7 @@ class Engine:
         self.notes = (*self._steps.notes, *_notes(model))
         self.most_tokens = self._steps.most_tokens
         self.vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-        self.end_tokens = _end_tokens(model)
+        self.end_tokens = end_tokens(model.generation_config)
         self._token_texts = TokenTexts(self.tokenizer)
         self._scheduler = Scheduler(self._steps, most_running)
         self._changed = threading.Condition()
@@ -447,10 +447,3 @@ def _notes(model: LanguageModel) -> tuple[str, ...]:
     if model.lookup is None:
         return ()
     return ("the model's drafts from the text so far are not used: many answers fill a step by themselves",)
-
-
-def _end_tokens(model: LanguageModel) -> tuple[int, ...]:
-    ends: Any = model.generation_config.eos_token_id
-    if ends is None:
-        return ()
-    return tuple(int(t) for t in torch.as_tensor(ends).reshape(-1))

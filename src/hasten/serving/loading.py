@@ -12,6 +12,7 @@ from hasten.files import named_path
 from hasten.kernels.packed_linear import fast_bf16
 from hasten.models.loading.network import load_network, load_packed
 from hasten.runtime import CacheSpec, LanguageModel
+from hasten.runtime.generation_loop import end_tokens
 from hasten.tuning.result import is_tuned, load
 
 
@@ -37,8 +38,7 @@ def load_model(
     """
     found = _loaded(source, model, progress)
     end = end_of_turn(found.tokenizer)
-    ends = found.generation_config.eos_token_id
-    known = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    known = end_tokens(found.generation_config)
     if end is not None and end not in known:
         found.generation_config.eos_token_id = [*known, end]
     return found

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import bisect
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from pathlib import Path
 
 from hasten import __version__
+from hasten.cost.measuring import resident_memory
 from hasten.serving.engine import EngineMetrics
 from hasten.serving.models import ModelSet
 from hasten.serving.request import Usage
@@ -87,7 +86,7 @@ class Metrics:
         yield f'hasten_info{{version="{__version__}"}} 1'
         yield from _described("process_start_time_seconds", "gauge", "Unix time at which the server began.")
         yield f"process_start_time_seconds {self._started:.3f}"
-        if (resident := _resident_bytes()) is not None:
+        if (resident := resident_memory()) is not None:
             yield from _described("process_resident_memory_bytes", "gauge", "Memory of the process.")
             yield f"process_resident_memory_bytes {resident}"
         yield from _described("hasten_http_responses_total", "counter", "Responses by path and status.")
@@ -132,10 +131,3 @@ def _described(name: str, kind: str, help: str) -> Iterable[str]:
 
 def _escaped(text: str) -> str:
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-def _resident_bytes() -> int | None:
-    try:
-        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError, AttributeError):
-        return None
