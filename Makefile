@@ -48,6 +48,7 @@ sanitize: $(READY) $(SANITIZED)
 
 $(SANITIZED): $(wildcard src/hasten/kernels/native/*) CMakeLists.txt | $(READY)
 	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Release -DHASTEN_SANITIZE=address,undefined \
+		-DHASTEN_INSTRUCTION_SETS=$$($(BIN)/python -c "from hasten.kernels.compiled import native; print(native().isa())") \
 		-DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) >/dev/null
 	$(BIN)/cmake --build build/sanitize -j2 >/dev/null
 	cp build/sanitize/_native.cpython*.so $@

@@ -45,6 +45,14 @@ def test_memory_counts_parameters_inputs_and_what_a_call_takes():
     assert large.peak_memory >= 1 << 27
 
 
+def test_memory_that_the_allocator_kept_counts_when_a_call_takes_it_again():
+    pieces = [b"x" * (1 << 16) for _ in range(5 << 10)]  # each too small for a map of its own
+    keep = pieces[-64:]  # the heap's end stays in use, so that nothing goes back by itself
+    del pieces
+    assert measure(Sleeper(), bytes=1 << 27, runs=3).peak_memory >= 1 << 27
+    assert keep
+
+
 def test_runs_without_gradients():
     class Check(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -18,24 +18,24 @@
 
 namespace hasten {
 
-extern const Kernels kernels_generic;
-#if defined(HASTEN_X86)
-extern const Kernels kernels_avx2;
-extern const Kernels kernels_avx512;
-extern const Kernels kernels_avx512vnni;
-#endif
+// Those that this build has: CMakeLists.txt, HASTEN_INSTRUCTION_SETS.
+extern const Kernels kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512vnni;
 
 namespace {
 
 std::vector<const Kernels*> available() {
   std::vector<const Kernels*> found;
-#if defined(HASTEN_X86)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq")) {
-    if (__builtin_cpu_supports("avx512vnni")) found.push_back(&kernels_avx512vnni);
-    found.push_back(&kernels_avx512);
-  }
+#if defined(HASTEN_AVX512) || defined(HASTEN_AVX512VNNI)
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#endif
+#if defined(HASTEN_AVX512VNNI)
+  if (avx512 && __builtin_cpu_supports("avx512vnni")) found.push_back(&kernels_avx512vnni);
+#endif
+#if defined(HASTEN_AVX512)
+  if (avx512) found.push_back(&kernels_avx512);
+#endif
+#if defined(HASTEN_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     found.push_back(&kernels_avx2);
 #endif
