@@ -23,6 +23,7 @@ from hasten import models, nn
 from hasten.exports import Exports
 from hasten.kernels import sparse_linear
 from hasten.methods.sparse_low_bit import SparseLinear
+from hasten.nn.mixed_edge import no_edge
 
 WIDTH, VOCABULARY = 32, 40
 
@@ -150,6 +151,14 @@ BLOCKS: dict[str, Example] = {
     "MapAttention": Example(lambda **k: nn.MapAttention(16, 8, **k), pictures(16, 4), **_PICTURE),
     "MapTransformer": Example(
         lambda **k: nn.MapTransformer(8, 16, 2, 8, relative=2, **k), pictures(8, 5), **_PICTURE
+    ),
+    "MixedEdge": Example(
+        lambda **k: nn.MixedEdge([tnn.Conv2d(8, 8, n, padding=n // 2, **k) for n in (1, 3)] + [no_edge()], **k),
+        pictures(8, 5), **_PICTURE,
+    ),
+    "MixedEdge: part": Example(
+        lambda **k: nn.MixedEdge([tnn.Conv2d(2, 2, n, padding=n // 2, **k) for n in (1, 3)], 4, **k), pictures(8, 5),
+        **_PICTURE,
     ),
     "MixtureOfExperts": Example(
         lambda **k: nn.MixtureOfExperts(WIDTH, 24, 4, 2, shared=1, zero=1, **k), hidden

@@ -32,6 +32,7 @@ def blocks(x: Tensor, ids: Tensor, picture: Tensor) -> None:
     assert_type(nn.MapTransformer(32, 32)(picture), Tensor)
     assert_type(nn.MLGRU(32)(x), tuple[Tensor, Tensor])
     assert_type(nn.Mamba(32)(x), Tensor)
+    assert_type(nn.MixedEdge([tnn.Identity()])(picture), Tensor)
     assert_type(nn.MixtureOfExperts(32, 24, 4, 2)(x), Tensor)
     assert_type(nn.MixtureOfExperts(32, 24, 4, 2)(x, return_routing=True), tuple[Tensor, Routing])
     assert_type(nn.NaiveRational(nn.GroupRational(32, 4))(x), Tensor)
