@@ -80,6 +80,15 @@ def _packed_linear() -> Arguments:
     return [_floats(rows, columns_of(weight[0], weight[3])), *weight, False, random.random() < 0.5]
 
 
+def _packed_experts() -> Arguments:
+    from hasten.kernels.packed_linear import columns_of
+
+    packed, scales, mins, bits, group = _packed(random.choice((4, 8, 16)))
+    stacked = [None if t is None else t.unflatten(0, (3, 2)) for t in (packed, scales, mins)]
+    ends = torch.tensor([2, 2, 5])
+    return [_floats(5, columns_of(packed, bits)), *stacked, ends, bits, group, False, random.random() < 0.5]
+
+
 def _expert_ffn() -> Arguments:
     scores = torch.relu(_floats(3, 4))
     return [_floats(3, 8), scores, _floats(8, 8), _floats(8, 8), scores > 0]
@@ -129,6 +138,7 @@ MAKERS: dict[str, Callable[[], Arguments]] = {
     "kv_append": _kv_append,
     "kv_read": _kv_read,
     "packed_embedding": lambda: [torch.randint(0, 6, (2, 3)), *_packed(random.choice((4, 8, 16)))],
+    "packed_experts": _packed_experts,
     "packed_linear": _packed_linear,
     "plain_linear": lambda: [_floats(3, 64), _floats(6, 64)],
     "rational": _rational,

@@ -38,6 +38,7 @@ def blocks(x: Tensor, ids: Tensor, picture: Tensor) -> None:
     assert_type(nn.NaiveRational(nn.GroupRational(32, 4))(x), Tensor)
     assert_type(nn.PackedEmbedding(40, 32)(ids), Tensor)
     assert_type(nn.PackedLinear.from_linear(tnn.Linear(32, 24), 4)(x), Tensor)
+    assert_type(nn.PackedGatedExperts(4, 32, 64)(x[0], ids, x[0, :, :2]), Tensor)
     assert_type(nn.ReGLUExperts(32, 24, 4, 2)(x, x), Tensor)
     assert_type(nn.Router(32, 4, 2)(x), tuple[Tensor, Tensor, Tensor])
     assert_type(nn.S5(32, 8)(x), tuple[Tensor, Tensor])

@@ -61,6 +61,7 @@ FAMILIES = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", {"head_dim": 64}),
     "qwen2": ("Qwen2Config", {}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4}),
 }
 
 
@@ -89,8 +90,11 @@ def titles(value: Any) -> str:
     return value.title if isinstance(value, Method) else ""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", METHODS, ids=titles)
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [(f, m) for f in FAMILIES for m in METHODS if f != "mixtral" or isinstance(m, WeightOnly)],
+    ids=lambda value: value if isinstance(value, str) else titles(value),
+)
 def test_traced_equals_rewritten(family: str, method: Method) -> None:
     changed = method.apply(tiny(family)).workload(70, 12)
     assert outline(method.rewrite(before(family))) == outline(changed)

@@ -312,20 +312,20 @@ def _(
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
-def _in_four_bits(bits: int) -> bool:
+def in_four_bits(bits: int) -> bool:
     return bits == 4 or (bits in BLOCK_FORMATS and BLOCK_FORMATS[bits].bits == 4)
 
 
 def _describe(call: Call, shape: tuple[int, ...]) -> None:
     """Says what the bytes of codes of 4 bits mean; other block formats stay the bytes that they are."""
-    if _in_four_bits(call["bits"]):
+    if in_four_bits(call["bits"]):
         call.recorder.describe(call["packed"], shape, "int4")
 
 
 def _codes(call: Call, names: list[str], rows: int) -> Access:
     """Reading so many rows of the packed weight."""
     packed, bits = call["packed"], call["bits"]
-    known = bits not in BLOCK_FORMATS or _in_four_bits(bits)
+    known = bits not in BLOCK_FORMATS or in_four_bits(bits)
     return call.read(packed, names, rows * (columns_of(packed, bits) if known else packed.shape[1]))
 
 

@@ -1,4 +1,4 @@
-"""Linear layers with weights of 16 (bf16), 8 or 4 bits, and activations as they were."""
+"""Linear layers and experts with weights of 16 (bf16), 8 or 4 bits, and activations as they were."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from hasten.kernels.packed_linear import GROUP, fast_bf16, product_map
 from hasten.methods.described_model import WeightProduct, is_head, product_of, products
 from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Context, Method
-from hasten.nn import PackedEmbedding, PackedLinear
+from hasten.nn import PackedEmbedding, PackedGatedExperts, PackedLinear
+from hasten.nn.packed_experts import plain_parts
 from hasten.workload.einsum import Access, Einsum, Op, Phase, Role, Tensor, Workload
 
 _STORED = {16: "bf16", 8: "int8", 4: "int4"}
@@ -22,10 +23,11 @@ _STORED = {16: "bf16", 8: "int8", 4: "int4"}
 
 @dataclass(frozen=True)
 class WeightOnly(Method):
-    """Packs the weights of linear layers, with a scale for each group of columns.
+    """Packs the weights of linear layers and of a mixture's experts, with a scale for each group of columns.
 
     Rounding to nearest in groups: int8 symmetric, int4 with a scale and a minimum (the formats of
-    `hasten.kernels.packed_linear`). A token's row is multiplied in fp32 with the unpacked weight.
+    `hasten.kernels.packed_linear`). A token's row is multiplied in fp32 with the unpacked weight. What chooses among
+    experts stays as it is.
 
     Args:
         bits: 16, 8 or 4, of the layers' weights.
@@ -69,12 +71,17 @@ class WeightOnly(Method):
         )
 
     def why_not(self, model: Any) -> str | None:
-        if any(isinstance(m, PackedLinear) for m in model.modules()):
+        if any(isinstance(m, PackedLinear | PackedGatedExperts) for m in model.modules()):
             return "its weights are packed already"
         linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
         if not linears:
             return "it has no linear layers"
-        odd = [m.in_features for m in linears if m.in_features % self.group]
+        mixtures = [m for m in model.modules() if _holds_experts(m)]
+        for reason in filter(None, map(PackedGatedExperts.why_not, mixtures)):
+            return reason
+        parts = [plain_parts(m) for m in mixtures]
+        columns = [m.in_features for m in linears] + [n for p in parts for n in (p.hidden, p.inner)]
+        odd = [n for n in columns if n % self.group]
         if odd:
             return f"a layer of {odd[0]} columns does not divide into groups of {self.group}"
         if isinstance(model, nn.Linear):
@@ -92,11 +99,13 @@ class WeightOnly(Method):
         self.check(model)
         # A layer that stands in several places is packed once, and stays shared. All are packed before one is replaced:
         # a weight that no scale reaches leaves the model as it was.
-        packed: dict[nn.Module, PackedLinear] = {}
+        packed: dict[nn.Module, PackedLinear | PackedGatedExperts] = {}
         places: list[tuple[nn.Module, str, nn.Module]] = []
         for path, parent in model.named_modules():
             for name, child in parent._modules.items():
-                if not isinstance(child, nn.Linear) or name == "lm_head" or _own_forward(child):
+                if child is None or name == "lm_head" or (_routes(name) and hasattr(parent, "experts")):
+                    continue
+                if not _holds_experts(child) and (not isinstance(child, nn.Linear) or _own_forward(child)):
                     continue
                 if child not in packed:
                     packed[child] = self._pack(child, self.bits, f"{path}.{name}" if path else name)
@@ -112,9 +121,10 @@ class WeightOnly(Method):
                 network.set_input_embeddings(_like(table, head))
         return model
 
-    def _pack(self, linear: nn.Linear, bits: int, name: str) -> PackedLinear:
+    def _pack(self, layer: nn.Module, bits: int, name: str) -> Any:
+        pack: Any = PackedLinear.from_linear if isinstance(layer, nn.Linear) else PackedGatedExperts.from_experts
         try:
-            return PackedLinear.from_linear(linear, bits, self.group, self.bf16, self.int8 and bits < 16)
+            return pack(layer, bits, self.group, self.bf16, self.int8 and bits < 16)
         except HastenError as error:
             raise HastenError(f"{name}: {error}") from error
 
@@ -151,6 +161,7 @@ class WeightOnly(Method):
     def rewrite(self, workload: Workload) -> Workload:
         weights = dict(workload.weights)
         tables = _embedding_tables(workload)
+        mixtures = {name.rpartition(".experts.")[0] for name in workload.weights if ".experts." in name}
 
         def change(phase: Phase, draft: Draft) -> None:
             for i, e in enumerate(draft.einsums):
@@ -161,6 +172,9 @@ class WeightOnly(Method):
                     continue
                 found = product_of(draft, e)
                 if found is None or not self._narrows(found.weight) or found.columns % self.group:
+                    continue
+                owner, _, last = found.base.rpartition(".")
+                if owner in mixtures and _routes(last):
                     continue
                 bits = self.head_bits if is_head(e) or found.weight.name in tables else self.bits
                 if bits and BITS[found.weight.dtype] >= bits:
@@ -205,7 +219,9 @@ class WeightOnly(Method):
         kept = [a for a in e.inputs if a.tensor not in (found.weight.name, *found.beside)]
         own = [replace(found.access, tensor=packed.name, elements=touched, index=None)]
         own += [Access(s.name, found.access.ranks, -(-touched // self.group)) for s in scales]
-        return replace(e, inputs=(kept[0], *own, *kept[1:]), map="mul", source="hasten::packed_part")
+        bits = BITS[packed.dtype]
+        product = product_map(bits, e.sizes["m"], self.bf16, self.int8) if _of_experts(packed) else "mul"
+        return replace(e, inputs=(kept[0], *own, *kept[1:]), map=product, source="hasten::packed_part")
 
     def _gather(self, draft: Draft, e: Einsum, weight: str, weights: dict[str, int]) -> Einsum:
         known = draft.tensors[weight]
@@ -235,6 +251,21 @@ class WeightOnly(Method):
 def _with_heads(model: Any) -> list[Any]:
     """The networks within ``model`` whose head is a linear layer."""
     return [m for m in model.modules() if isinstance(getattr(m, "lm_head", None), nn.Linear)]
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    """Whether a module holds the matrices of several experts, each weight of them in one tensor."""
+    named = "Experts" in type(module).__name__ and not isinstance(module, PackedGatedExperts)
+    return named and any(p.dim() == 3 for p in module.parameters(recurse=False))
+
+
+def _of_experts(weight: Tensor) -> bool:
+    return len(weight.shape) == 3 and ".experts." in weight.name
+
+
+def _routes(name: str) -> bool:
+    """Whether a part of a mixture, by its own name, chooses among its experts or weighs what is beside them."""
+    return name in ("gate", "router", "shared_expert_gate")
 
 
 def _own_forward(module: nn.Module) -> bool:

@@ -48,6 +48,11 @@ if TYPE_CHECKING:
     from hasten.nn.naive_rational import NaiveRational as NaiveRational
     from hasten.nn.packed import PackedEmbedding as PackedEmbedding
     from hasten.nn.packed import PackedLinear as PackedLinear
+    from hasten.nn.packed import PackedWeight as PackedWeight
+    from hasten.nn.packed_experts import ClampedGate as ClampedGate
+    from hasten.nn.packed_experts import ExpertWeights as ExpertWeights
+    from hasten.nn.packed_experts import PackedGatedExperts as PackedGatedExperts
+    from hasten.nn.packed_experts import PackedMatrices as PackedMatrices
     from hasten.nn.rational import GroupRational as GroupRational
     from hasten.nn.rational import GroupRationalMLP as GroupRationalMLP
     from hasten.nn.reglu_experts import Activation as Activation

@@ -15,15 +15,23 @@ from hasten.kernels.packed_linear import GROUP
 from hasten.nn.block import PackedBlock
 
 
-class _Packed(PackedBlock):
+class PackedWeight(PackedBlock):
+    """The storage of a packed weight: ``packed``, ``scales`` and ``mins`` as `hasten.kernels.packed_linear` has them.
+
+    Args:
+        rows: of the weight; several numbers for a stack of weights.
+        columns, bits, group, device: as for `PackedLinear`.
+    """
+
     packed: Tensor
     scales: Tensor | None
     mins: Tensor | None
 
     def __init__(
-        self, rows: int, columns: int, bits: int, group: int, device: torch.device | str | None = None
+        self, rows: int | tuple[int, ...], columns: int, bits: int, group: int, device: torch.device | str | None = None
     ) -> None:
         super().__init__()
+        rows = rows if isinstance(rows, tuple) else (rows,)
         self.bits = bits
         self.group = group
         stored = {32: torch.float32, 16: torch.bfloat16, 8: torch.int8, 4: torch.uint8}
@@ -35,9 +43,9 @@ class _Packed(PackedBlock):
         if blocks is not None and columns % blocks.columns:
             raise ValueError(f"blocks of {blocks.columns} ({blocks.name}) must divide {columns} columns")
         width = columns // 2 if bits == 4 else columns if blocks is None else columns // blocks.columns * blocks.nbytes
-        self.register_buffer("packed", torch.zeros(rows, width, dtype=stored.get(bits, torch.uint8), device=device))
+        self.register_buffer("packed", torch.zeros(*rows, width, dtype=stored.get(bits, torch.uint8), device=device))
         grouped = bits in (4, 8)
-        scales = torch.zeros(rows, columns // group, dtype=torch.float16, device=device) if grouped else None
+        scales = torch.zeros(*rows, columns // group, dtype=torch.float16, device=device) if grouped else None
         self.register_buffer("scales", scales)
         self.register_buffer("mins", torch.zeros_like(scales) if bits == 4 and scales is not None else None)
 
@@ -65,7 +73,7 @@ class _Packed(PackedBlock):
         return kernel.dequantize(self.packed, self.scales, self.mins, self.bits, self.group)
 
 
-class PackedLinear(_Packed):
+class PackedLinear(PackedWeight):
     """``y = x W^T + b`` with W packed in 16 (bf16), 8 or 4 bits, or in a file's blocks.
 
     See `hasten.kernels.packed_linear` for the formats.
@@ -152,7 +160,7 @@ class PackedLinear(_Packed):
         return f"{self.in_features}, {self.out_features}, {packing}{group}, bias={self.bias is not None}"
 
 
-class PackedEmbedding(_Packed):
+class PackedEmbedding(PackedWeight):
     """A table of ``num_embeddings`` packed rows.
 
     Args:
