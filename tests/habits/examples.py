@@ -152,6 +152,14 @@ BLOCKS: dict[str, Example] = {
     "MapTransformer": Example(
         lambda **k: nn.MapTransformer(8, 16, 2, 8, relative=2, **k), pictures(8, 5), **_PICTURE
     ),
+    "MaskUnitAttention": Example(
+        lambda **k: nn.MaskUnitAttention(8, 16, 2, 4, pool=True, **k), lambda batch: (torch.randn(batch, 16, 8),),
+        **_PICTURE,
+    ),
+    "MaskUnitBlock": Example(
+        lambda **k: nn.MaskUnitBlock(8, 16, 2, 4, pool=True, **k), lambda batch: (torch.randn(batch, 16, 8),),
+        **_PICTURE,
+    ),
     "MixedEdge": Example(
         lambda **k: nn.MixedEdge([tnn.Conv2d(8, 8, n, padding=n // 2, **k) for n in (1, 3)] + [no_edge()], **k),
         pictures(8, 5), **_PICTURE,
@@ -235,6 +243,14 @@ NETWORKS: dict[str, Example] = {
         lambda: models.SimpleNet(models.SimpleNetConfig("4 p 4")).features_only((-1,)), pictures(3, 6), **_PICTURE
     ),
     "HeadPredictor": Example(lambda: models.HeadPredictor(WIDTH, VOCABULARY, 8), hidden),
+    "Hiera": Example(
+        lambda: models.Hiera(
+            models.HieraConfig(
+                (8, 16), (1, 2), (1, 1), (False, True), (True, False), (2, 2), 2, 3, 2, 8, 3, 5
+            )
+        ),
+        pictures(3, 8), **_PICTURE,
+    ),
     "KAT": Example(
         lambda: models.KAT(models.KATConfig(image=8, patch=4, width=32, layers=1, heads=2, classes=5, groups=4)),
         pictures(3, 8), **_PICTURE,

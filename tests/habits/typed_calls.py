@@ -29,6 +29,8 @@ def blocks(x: Tensor, ids: Tensor, picture: Tensor) -> None:
     assert_type(nn.Lowtention(32)(picture), Tensor)
     assert_type(nn.MBConv(8, 8, 16, 3, 1, "relu", True)(picture), Tensor)
     assert_type(nn.MapAttention(32)(picture), Tensor)
+    assert_type(nn.MaskUnitAttention(32, 32)(x), Tensor)
+    assert_type(nn.MaskUnitBlock(32, 32)(x), Tensor)
     assert_type(nn.MapTransformer(32, 32)(picture), Tensor)
     assert_type(nn.MLGRU(32)(x), tuple[Tensor, Tensor])
     assert_type(nn.Mamba(32)(x), Tensor)

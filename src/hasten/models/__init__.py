@@ -63,6 +63,9 @@ if TYPE_CHECKING:
     from hasten.models.vision.cell_network import CellConfig as CellConfig
     from hasten.models.vision.cell_network import CellNetwork as CellNetwork
     from hasten.models.vision.design_rules import DesignFinding as DesignFinding
+    from hasten.models.vision.hiera import BlockSizes as BlockSizes
+    from hasten.models.vision.hiera import Hiera as Hiera
+    from hasten.models.vision.hiera import HieraConfig as HieraConfig
     from hasten.models.vision.kat import KAT as KAT
     from hasten.models.vision.kat import KATConfig as KATConfig
     from hasten.models.vision.lowformer import LowFormer as LowFormer

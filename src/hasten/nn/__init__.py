@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from hasten.nn.mamba import Mamba as Mamba
     from hasten.nn.mamba import MambaState as MambaState
     from hasten.nn.map_transformer import MapTransformer as MapTransformer
+    from hasten.nn.mask_unit import MaskUnitAttention as MaskUnitAttention
+    from hasten.nn.mask_unit import MaskUnitBlock as MaskUnitBlock
     from hasten.nn.mixed_edge import MixedEdge as MixedEdge
     from hasten.nn.mlgru import MLGRU as MLGRU
     from hasten.nn.mlgru import TernaryGLU as TernaryGLU

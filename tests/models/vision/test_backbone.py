@@ -13,6 +13,8 @@ from hasten.models import (
     AsCAN,
     Backbone,
     FeatureMaps,
+    Hiera,
+    HieraConfig,
     LowFormer,
     LowFormerConfig,
     SimpleNet,
@@ -25,8 +27,14 @@ from hasten.models.vision.backbone import multiply_accumulates
 SMALL: dict[str, Any] = {
     "AsCAN": AsCAN,
     "LowFormer": lambda: LowFormer(LowFormerConfig((4, 8, 8, 32, 32), (1, 1, 2, 1, 1), (8, 16), classes=10)),
+    "Hiera": lambda: Hiera(
+        HieraConfig(
+            (8, 16, 16), (1, 2, 2), (1, 1, 1), (False, True, True), (True, True, False), (2, 2, 2), 4, image=64,
+            classes=10,
+        )
+    ),
     "SimpleNet": lambda: SimpleNet(SimpleNetConfig("8 8 p 16 16' p 16", (2,))),
-}
+}  # fmt: skip
 each = pytest.mark.parametrize("name", SMALL)
 
 
@@ -90,7 +98,7 @@ def test_folding_the_whole_network_keeps_its_logits(name: str) -> None:
 
 @each
 def test_it_exports(name: str) -> None:
-    model, x = made(name), torch.randn(2, 3, 32, 32)
+    model, x = made(name), torch.randn(2, 3, 64, 64)
     program = torch.export.export(model, (x,)).module()
     torch.testing.assert_close(program(x), model(x))
 

@@ -1,0 +1,81 @@
+"""Hiera: published sizes, one order for all stages, who attends to whom where stages meet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hasten.errors import HastenError
+from hasten.models import Hiera, HieraConfig
+from hasten.models.vision.backbone import multiply_accumulates
+from hasten.models.vision.hiera import PUBLISHED
+
+# Parameters, and thousands of millions of multiply-accumulates at 224 pixels.
+SIZES = {
+    "hiera-tiny": (27_910_216, 4.901),
+    "hiera-small": (35_008_072, 6.406),
+    "hiera-base": (51_524_968, 9.375),
+    "hiera-base-plus": (69_896_616, 12.641),
+    "hiera-large": (213_739_912, 40.271),
+    "hiera-huge": (672_779_752, 124.733),
+    "hiera-tiny-64": (12_659_752, 2.246038),
+}
+SMALL = HieraConfig(
+    (8, 16, 24), (1, 2, 2), (1, 2, 1), (False, True, True), (True, True, False), (2, 2, 3), 4, 3, 2, 16, 1, 5
+)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes(name: str) -> None:
+    with torch.device("meta"):
+        model = Hiera.named(name)
+    parameters, products = SIZES[name]
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert multiply_accumulates(model, (3, 224, 224)) / 1e9 == pytest.approx(products, abs=5e-4)
+    assert SIZES.keys() == PUBLISHED.keys()
+
+
+def test_tokens_are_ordered_once() -> None:
+    model, x = Hiera(SMALL).eval(), torch.randn(2, 1, 16, 16)
+    maps = model.stem(x)
+    for stage in model.stages:
+        maps = stage(maps)
+    torch.testing.assert_close(model.forward_features(x), maps)
+    assert maps.shape == (2, 24, 2, 2)
+
+
+def test_a_stage_s_first_block_attends_as_the_stage_before() -> None:
+    blocks = HieraConfig().blocks
+    assert [b.unit for b in blocks] == [64, 64, 16, 16, *[0] * 6, 0, 0]
+    assert [(b.side, b.pool) for b in blocks] == [
+        (56, False), (56, True), (28, False), (28, True), *[(14, False)] * 6, (14, True), (7, False)
+    ]  # fmt: skip
+    local = replace(HieraConfig(), local=(True, False, True, True)).blocks
+    assert [b.unit for b in local] == [64, 64, 0, 0, *[4] * 6, 4, 1]
+
+
+def test_its_start() -> None:
+    torch.manual_seed(0)
+    model = Hiera(SMALL)
+    block = model.stages[1].get_submodule("blocks.0")
+    assert float(block.get_parameter("norm.bias").detach()[0]) == pytest.approx(0.02)
+    assert float(block.get_parameter("attention.qkv.weight").detach().std()) == pytest.approx(0.02, rel=0.2)
+    assert float(model.classifier.get_parameter("weight").detach().abs().max()) < 1e-4
+    assert "places" in {n.rpartition(".")[2] for n, p in model.named_parameters() if getattr(p, "no_decay", False)}
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(HastenError, match="takes images of 16 x 16 pixels"):
+        Hiera(SMALL)(torch.zeros(1, 1, 20, 20))
+    with pytest.raises(HastenError, match="does not divide into mask units"):
+        Hiera.named("hiera-tiny", img_size=240)
+    with pytest.raises(HastenError, match="not cut at a stride"):
+        replace(SMALL, image=15)
+    with pytest.raises(HastenError, match="its first stage does not pool"):
+        replace(SMALL, pool=(True, True, False))
+    with pytest.raises(HastenError, match="one a stage"):
+        replace(SMALL, depths=(1, 1))
+    with pytest.raises(HastenError, match="do not divide widths"):
+        replace(SMALL, heads=(3, 2, 2))
