@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch import nn as tnn
+from torch.nn import functional
 
 from hasten import models, nn
 from hasten.exports import Exports
@@ -106,6 +107,10 @@ BLOCKS: dict[str, Example] = {
     ),
     "BitLinear": Example(lambda **k: nn.BitLinear(WIDTH, 24, **k), hidden),
     "BlockFFN": Example(lambda **k: nn.BlockFFN(WIDTH, 8, 4, **k), hidden),
+    "ContextKernel": Example(
+        lambda **k: nn.ContextKernel(4, 3, hidden=8, **k), pictures(4, 5),
+        call=lambda module, x: functional.conv2d(x, module(x), padding=1, groups=4), **_PICTURE,
+    ),
     "ElasticMBConv": Example(
         lambda **k: nn.ElasticMBConv(8, 8, (3, 5), (2, 3), 1, "relu", True, **k), pictures(8, 6, 3, 2),
         varies=(0, None, None), pictures=True,
@@ -129,6 +134,9 @@ BLOCKS: dict[str, Example] = {
     "Hourglass": Example(lambda **k: nn.Hourglass(WIDTH, hidden=8, layers=2, latent=48, lift="trained", **k), hidden),
     "Hourglass: frozen": Example(
         lambda **k: nn.Hourglass(WIDTH, hidden=8, layers=2, latent=48, lift="frozen", seed=3, **k), hidden
+    ),
+    "HyperKernel": Example(
+        lambda **k: nn.HyperKernel(4, 5, hidden=8, **k), pictures(4, 5), call=lambda module, x: x * module(), **_PICTURE
     ),
     "LatentAttention": Example(
         lambda **k: nn.LatentAttention(WIDTH, **_LATENT, rotary=nn.Rotary(8), **k), hidden, state=_new_cache
@@ -188,9 +196,13 @@ BLOCKS: dict[str, Example] = {
         lambda **k: nn.ReGLUExperts(WIDTH, 24, 4, 2, **k),
         lambda length: (*hidden(length), torch.randn(2, length, 4)), varies=(1, 1),
     ),
+    "RecursiveGate": Example(lambda **k: nn.RecursiveGate(8, 5, **k), pictures(8, 5), **_PICTURE),
     "Router": Example(lambda **k: nn.Router(WIDTH, 4, 2, balanced=True, **k), lambda n: (torch.randn(2 * n, WIDTH),),
                       varies=(0,)),
     "S5": Example(lambda **k: nn.S5(WIDTH, 8, norm="before", **k), hidden, state=_new_state),
+    "SlowFastBlock": Example(
+        lambda **k: nn.SlowFastBlock(12, 5, 1, hidden=(8, 4, 4, 4, 8), **k), pictures(12, 5), **_PICTURE
+    ),
     "SparseLinear": Example(_sparse, lambda length: (torch.randn(2, length, 64),), trains=False),
     "SqueezeExcite": Example(lambda **k: nn.SqueezeExcite(16, **k), pictures(16, 6), **_PICTURE),
     "Stepped": Example(
@@ -287,6 +299,12 @@ NETWORKS: dict[str, Example] = {
     "SubNetwork": Example(
         lambda: models.SubNetwork(models.OFAConfig(**_OFA), models.OFAConfig(**_OFA).architecture()), pictures(3, 16),
         **_PICTURE,
+    ),
+    "Terminator": Example(
+        lambda: models.Terminator(
+            models.TerminatorConfig(8, 1, 5, (12, 1), (1, 1), (0.0, 0.0), ((), ()), (8, 4, 4, 4, 8))
+        ),
+        pictures(1, 8), **_PICTURE,
     ),
     "TokenEmbedding": _of_config("TokenEmbedding", "BottleneckConfig", **_ENCODER),
 }  # fmt: skip

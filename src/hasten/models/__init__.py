@@ -81,6 +81,8 @@ if TYPE_CHECKING:
     from hasten.models.vision.resnet9 import ResNet9 as ResNet9
     from hasten.models.vision.simplenet import SimpleNet as SimpleNet
     from hasten.models.vision.simplenet import SimpleNetConfig as SimpleNetConfig
+    from hasten.models.vision.terminator import Terminator as Terminator
+    from hasten.models.vision.terminator import TerminatorConfig as TerminatorConfig
 
 _exports = Exports(__name__)
 __getattr__ = _exports.find

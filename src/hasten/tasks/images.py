@@ -28,6 +28,13 @@ def _shuffled(source: str) -> tuple[Tensor, Tensor]:
     return pictures[order, None].float(), labels[order]
 
 
+def permute_pixels(pictures: Tensor) -> Tensor:
+    """Pictures (..., height, width) with their pixels in one random order, the same for all of one size."""
+    *_, height, width = pictures.shape
+    order = torch.randperm(height * width, generator=torch.Generator().manual_seed(0))
+    return pictures.flatten(-2)[..., order].unflatten(-1, (height, width))
+
+
 class LabelledImages(Classification):
     """Labelled images, shuffled by a fixed seed.
 
@@ -36,6 +43,7 @@ class LabelledImages(Classification):
     Args:
         counts: images for training, validation and test; eight, one and one tenth when None.
         halved: whether 2 x 2 pixels are averaged.
+        permuted: whether all pixels stand in one random order, the same in every image: what is near tells nothing.
 
     Raises:
         HastenError: the images are not on this machine, or counts that they do not have.
@@ -46,7 +54,7 @@ class LabelledImages(Classification):
     classes = 10
     source: ClassVar[str]
 
-    def __init__(self, counts: Sequence[int] | None = None, *, halved: bool = False) -> None:
+    def __init__(self, counts: Sequence[int] | None = None, *, halved: bool = False, permuted: bool = False) -> None:
         pictures, labels = _shuffled(self.source)
         total = len(labels)
         counts = (total - 2 * (total // 10), total // 10, total // 10) if counts is None else tuple(counts)
@@ -54,6 +62,8 @@ class LabelledImages(Classification):
             raise HastenError(f"{self.source} has {total} images: give three counts above 0 within that")
         if halved:
             pictures = F.avg_pool2d(pictures, 2)
+        if permuted:
+            pictures = permute_pixels(pictures)
         some = pictures[: min(10_000, counts[0])]
         pictures = (pictures - some.mean()) / some.std()
         sizes = [*counts, total - sum(counts)]

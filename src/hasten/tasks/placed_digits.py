@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hasten.data.images import digits
 from hasten.errors import HastenError
-from hasten.tasks.images import LabelledImages
+from hasten.tasks.images import LabelledImages, permute_pixels
 from hasten.tasks.task import SPLITS, Split, registered
 
 # Digits that each split's canvases are made of: no canvas of one shows a digit of another.
@@ -62,6 +62,7 @@ class PlacedDigits(LabelledImages):
     Args:
         counts: canvases for training, validation and test.
         side: of a canvas, in pixels.
+        permuted: whether all pixels stand in one random order, the same in every canvas.
 
     Raises:
         HastenError: counts that are not three above 0, or a canvas under 16 pixels.
@@ -70,7 +71,10 @@ class PlacedDigits(LabelledImages):
     description = "which digit is somewhere on a canvas: 32 x 32 pixels"
     source = "digits"
 
-    def __init__(self, counts: tuple[int, int, int] = (4000, 750, 750), side: int = 32) -> None:
+    def __init__(
+        self, counts: tuple[int, int, int] = (4000, 750, 750), side: int = 32, *, permuted: bool = False
+    ) -> None:
         if len(counts) != 3 or min(counts) < 1 or side < 16:
             raise HastenError("canvases are of at least 16 pixels a side, and three counts above 0 of them are made")
-        self.parts = _made(tuple(counts), side)
+        made = _made(tuple(counts), side)
+        self.parts = {s: (permute_pixels(p), y) for s, (p, y) in made.items()} if permuted else made
