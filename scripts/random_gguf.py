@@ -1,6 +1,8 @@
-"""Writes a GGUF file of a Llama with random weights, of the size and type that are asked for.
+"""Writes a GGUF file with random weights, of the architecture, size and type that are asked for.
 
     python scripts/random_gguf.py 1b.gguf --parameters 1.1b --type Q4_K_M
+    python scripts/random_gguf.py gemma.gguf --parameters 1.1b --architecture gemma3
+    python scripts/random_gguf.py moe.gguf --parameters 135m --architecture mixtral --experts 8 --used 2
     python scripts/random_gguf.py tiny.gguf --hidden 256 --layers 2 --heads 4 --ffn 512 --vocabulary 512 --type Q6_K
 
 The blocks are random bytes with scales that give weights of a standard deviation of 0.02: every value of every code
@@ -11,8 +13,10 @@ what it costs is not.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
@@ -20,7 +24,8 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Type
 
 from hasten.models.loading.ggml_types import FILE_TYPES, FileType
-from hasten.models.loading.gguf_names import gguf_name
+from hasten.models.loading.gguf_architectures import ARCHITECTURES, EXPERTS
+from hasten.models.loading.gguf_names import parameter_of
 
 # hidden, layers, heads, heads of keys and values, FFN, vocabulary
 SIZES = {
@@ -72,21 +77,85 @@ def random_blocks(kind: str, count: int, rng: np.random.Generator) -> np.ndarray
     return raw
 
 
-def _shapes(
-    hidden: int, layers: int, kv_width: int, width: int, ffn: int, vocabulary: int
-) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield "token_embd.weight", (vocabulary, hidden)
-    for i in range(layers):
-        yield f"blk.{i}.attn_norm.weight", (hidden,)
-        yield f"blk.{i}.attn_q.weight", (width, hidden)
-        yield f"blk.{i}.attn_k.weight", (kv_width, hidden)
-        yield f"blk.{i}.attn_v.weight", (kv_width, hidden)
-        yield f"blk.{i}.attn_output.weight", (hidden, width)
-        yield f"blk.{i}.ffn_norm.weight", (hidden,)
-        yield f"blk.{i}.ffn_gate.weight", (ffn, hidden)
-        yield f"blk.{i}.ffn_up.weight", (ffn, hidden)
-        yield f"blk.{i}.ffn_down.weight", (hidden, ffn)
-    yield "output_norm.weight", (hidden,)
+class Sizes(NamedTuple):
+    """What a network's tensors are as large as."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    vocabulary: int
+    experts: int = 0
+    used: int = 0
+
+
+# What the metadata of an architecture say beside the sizes.
+_SOFT_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+_SAID: dict[str, dict[str, float | int]] = {
+    "gemma2": {"attention.sliding_window": 4096, **_SOFT_CAPS},
+    "gemma3": {"attention.sliding_window": 1024},
+    "granite": {"attention.scale": 0.0078125, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 16.0},
+    "phi3": {"attention.sliding_window": 0},
+    "gpt-oss": {"attention.sliding_window": 128},
+}
+_BIASED = {
+    "qwen2": ("attn_q", "attn_k", "attn_v"),
+    "qwen2vl": ("attn_q", "attn_k", "attn_v"),
+    "qwen2moe": ("attn_q", "attn_k", "attn_v"),
+    "stablelm": ("attn_norm", "ffn_norm", "output_norm"),
+    "gpt-oss": ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps",
+                "ffn_down_exps"),
+}  # fmt: skip
+_ALIAS = {"mistral": "llama", "mixtral": "llama"}
+NAMES = (*ARCHITECTURES, *_ALIAS)
+# Names of tensors that files may lack, and these do.
+_LEFT = ("output", "rope_freqs", "rope_factors_long", "rope_factors_short", "attn_rot_embd")
+
+
+def _shapes(name: str, s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors of an architecture, by the lists of the ``gguf`` package."""
+    own = _ALIAS.get(name, name)
+    kinds = {text: number for number, text in gguf.MODEL_ARCH_NAMES.items()}
+    head = s.hidden // s.heads
+    kv = s.kv_heads * head
+    each = {"olmo2": (s.hidden, kv)}.get(own, (head, head))
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd": (s.vocabulary, s.hidden),
+        "attn_q": (s.hidden, s.hidden),
+        "attn_k": (kv, s.hidden),
+        "attn_v": (kv, s.hidden),
+        "attn_qkv": (s.hidden + 2 * kv, s.hidden),
+        "attn_output": (s.hidden, s.hidden),
+        "attn_q_norm": each[:1],
+        "attn_k_norm": each[1:],
+        "attn_sinks": (s.heads,),
+        "ffn_gate": (s.ffn, s.hidden),
+        "ffn_up": (2 * s.ffn if own == "phi3" else s.ffn, s.hidden),
+        "ffn_down": (s.hidden, s.ffn),
+        "ffn_gate_inp": (s.experts, s.hidden),
+        "ffn_gate_exps": (s.experts, s.ffn, s.hidden),
+        "ffn_up_exps": (s.experts, s.ffn, s.hidden),
+        "ffn_down_exps": (s.experts, s.hidden, s.ffn),
+        "ffn_gate_inp_shexp": (s.hidden,),
+        "ffn_gate_shexp": (s.ffn, s.hidden),
+        "ffn_up_shexp": (s.ffn, s.hidden),
+        "ffn_down_shexp": (s.hidden, s.ffn),
+    }
+    left = {*_LEFT, *(["attn_q", "attn_k", "attn_v"] if own == "phi3" else [])}
+    left |= {"attn_q_norm", "attn_k_norm"} if own == "stablelm" else set()
+    if own == "llama":
+        left |= {"ffn_gate", "ffn_up", "ffn_down"} if s.experts else {"ffn_gate_inp", *EXPERTS}
+    tensors = [gguf.TENSOR_NAMES[t] for t in gguf.MODEL_TENSORS[kinds[own]]]
+    for layer in (None, *range(s.layers)):
+        for tensor in tensors:
+            base = tensor.removeprefix("blk.{bid}.")
+            if base in left or (base != tensor) is (layer is None):
+                continue
+            shape = shapes.get(base, (s.hidden,))
+            yield f"{tensor.format(bid=layer)}.weight", shape
+            if base in _BIASED.get(own, ()):
+                yield f"{tensor.format(bid=layer)}.bias", shape[:-1] or shape
 
 
 def _vocabulary(count: int) -> tuple[list[str], list[int]]:
@@ -102,37 +171,52 @@ def _vocabulary(count: int) -> tuple[list[str], list[int]]:
 
 def write(
     path: Path,
-    sizes: tuple[int, int, int, int, int, int],
+    sizes: tuple[int, ...],
     kind: str,
     context: int = 8192,
     seed: int = 0,
     tied: bool = True,
+    architecture: str = "llama",
 ) -> None:
     """Writes the file.
 
     Args:
         path: where.
-        sizes: as in `SIZES`.
+        sizes: as in `SIZES`, and experts and how many of them a token has.
         kind: of the file, such as ``Q4_K_M``.
         context: positions.
         seed: of the weights.
         tied: whether the embedding is the output head too.
+        architecture: one of `NAMES`.
     """
-    hidden, layers, heads, kv_heads, ffn, vocabulary = sizes
+    s = Sizes(*sizes)
     rng = np.random.default_rng(seed)
     file_type = FileType(kind)
-    width = hidden // heads
-    writer = gguf.GGUFWriter(path, "llama")
+    width = s.hidden // s.heads
+    own = _ALIAS.get(architecture, architecture)
+    network = next(k for k in ARCHITECTURES[own] if not k.when or (k.when == "expert_count" and s.experts))
+    shapes = dict(_shapes(architecture, s))
+    writer = gguf.GGUFWriter(path, own)
     writer.add_context_length(context)
-    writer.add_embedding_length(hidden)
-    writer.add_block_count(layers)
-    writer.add_feed_forward_length(ffn)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_embedding_length(s.hidden)
+    writer.add_block_count(s.layers)
+    writer.add_feed_forward_length(s.ffn)
+    writer.add_head_count(s.heads)
+    writer.add_head_count_kv(s.kv_heads)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    (writer.add_layer_norm_eps if own == "stablelm" else writer.add_layer_norm_rms_eps)(1e-5)
     writer.add_rope_freq_base(500000.0)
-    writer.add_rope_dimension_count(width)
-    tokens, types = _vocabulary(vocabulary)
+    writer.add_rope_dimension_count(width // 4 if own == "stablelm" else width)
+    said = {**_SAID.get(own, {}), **({"attention.sliding_window": 4096} if architecture == "mistral" else {})}
+    for key, value in said.items():
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"{own}.{key}", value)
+    if s.experts:
+        writer.add_expert_count(s.experts)
+        writer.add_expert_used_count(s.used)
+        writer.add_expert_feed_forward_length(s.ffn)
+        writer.add_expert_shared_feed_forward_length(s.ffn)
+    tokens, types = _vocabulary(s.vocabulary)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
@@ -141,32 +225,31 @@ def write(
     writer.add_eos_token_id(0)
     writer.add_bos_token_id(0)
     writer.add_add_bos_token(False)
-    shapes = dict(_shapes(hidden, layers, kv_heads * width, hidden, ffn, vocabulary))
     if not tied:
-        shapes["output.weight"] = (vocabulary, hidden)
+        shapes["output.weight"] = (s.vocabulary, s.hidden)
     kinds = {}
     for name, shape in shapes.items():
-        target = gguf_name(name)
-        assert target is not None
-        kinds[name] = file_type.type_of(target, shape, layers, heads // kv_heads, tied) if len(shape) > 1 else "F32"
+        target = parameter_of(network, name)
+        assert target is not None, name
+        plain = len(shape) == 1 or name.endswith("bias")
+        kinds[name] = "F32" if plain else file_type.type_of(target, shape, s.layers, s.heads // s.kv_heads, tied)
         block, size = GGML_QUANT_SIZES[Type[kinds[name]]]
-        rows = shape[0] if len(shape) > 1 else 1
         writer.add_tensor_info(
             name,
-            (rows, shape[-1] // block * size) if kinds[name] != "F32" else shape,
+            (*shape[:-1], shape[-1] // block * size) if kinds[name] != "F32" else shape,
             np.dtype(np.uint8 if kinds[name] != "F32" else np.float32),
-            rows * (shape[-1] // block) * size,
+            math.prod(shape) // block * size,
             raw_dtype=Type[kinds[name]],
         )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, shape in shapes.items():
-        if len(shape) == 1:
-            writer.write_tensor_data(np.ones(shape, np.float32))
+        if len(shape) == 1 or name.endswith("bias"):
+            writer.write_tensor_data((np.ones if "norm.weight" in name else np.zeros)(shape, np.float32))
         else:
             block, _ = GGML_QUANT_SIZES[Type[kinds[name]]]
-            writer.write_tensor_data(random_blocks(kinds[name], shape[0] * shape[1] // block, rng))
+            writer.write_tensor_data(random_blocks(kinds[name], math.prod(shape) // block, rng))
     writer.close()
 
 
@@ -174,6 +257,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path)
     parser.add_argument("--parameters", choices=SIZES, help="sizes of a model with so many")
+    parser.add_argument("--architecture", default="llama", choices=NAMES)
+    parser.add_argument("--experts", type=int, default=0, help="of an architecture that has some")
+    parser.add_argument("--used", type=int, default=2, help="experts that a token has")
     parser.add_argument("--type", default="Q4_K_M", type=str.upper, choices=TYPES)
     for name in ("hidden", "layers", "heads", "kv-heads", "ffn", "vocabulary"):
         parser.add_argument(f"--{name}", type=int, default=0)
@@ -186,7 +272,11 @@ def main() -> None:
     sizes = known if given.parameters and not any(asked) else tuple(a or k for a, k in zip(asked, known))
     if not all(sizes):
         parser.error("give --parameters, or all sizes")
-    write(given.path, sizes, given.type, given.context, given.seed, not given.untied)
+    routed = given.architecture in ("mixtral", "qwen2moe", "qwen3moe", "gpt-oss")
+    experts = (given.experts or 8, given.used) if routed else (0, 0)
+    if given.experts and not routed:
+        parser.error(f"{given.architecture} has no experts")
+    write(given.path, (*sizes, *experts), given.type, given.context, given.seed, not given.untied, given.architecture)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,6 @@ def write_gguf(
     """Writes ``network`` as llama.cpp's converter would; ``metadata`` adds or replaces float and whole values."""
     architecture = FAMILIES[family][1]
     config = network.config
-    writer = gguf.GGUFWriter(path, architecture)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     values: dict[str, Any] = {
         "context_length": config.max_position_embeddings,
@@ -105,11 +104,44 @@ def write_gguf(
     }
     if family == "mistral":
         values["attention.sliding_window"] = config.sliding_window
-    for key, value in {**values, **(metadata or {})}.items():
+    names = gguf.get_tensor_name_map(
+        {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[architecture], config.num_hidden_layers
+    )
+    weights: dict[str, np.ndarray] = {}
+    for name, parameter in network.named_parameters():
+        weight = parameter.detach().float().numpy()
+        if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            weight = permuted(weight, heads)
+        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert target is not None, name
+        weights[target] = weight
+    return write_file(
+        path, architecture, {**values, **(metadata or {})}, weights, kind, pre=pre, as_they_are=tensors or {}
+    )
+
+
+def write_file(
+    path: Path,
+    architecture: str,
+    metadata: dict[str, Any],
+    weights: dict[str, np.ndarray],
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    *,
+    pre: str = "smollm",
+    as_they_are: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """Writes a file with a tiny vocabulary: matrices in ``kind``, all else in fp32, or as it is."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
         if isinstance(value, float):
             writer.add_float32(f"{architecture}.{key}", value)
         elif isinstance(value, str):
             writer.add_string(f"{architecture}.{key}", value)
+        elif isinstance(value, bool):
+            writer.add_bool(f"{architecture}.{key}", value)
+        elif isinstance(value, list):
+            writer.add_array(f"{architecture}.{key}", value)
         else:
             writer.add_uint32(f"{architecture}.{key}", value)
     writer.add_tokenizer_model("gpt2")
@@ -122,20 +154,11 @@ def write_gguf(
     writer.add_pad_token_id(0)
     writer.add_add_bos_token(False)
     writer.add_chat_template(TEMPLATE)
-    names = gguf.get_tensor_name_map(
-        {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[architecture], config.num_hidden_layers
-    )
-    for name, parameter in network.named_parameters():
-        weight = parameter.detach().float().numpy()
-        if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
-            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-            weight = permuted(weight, heads)
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert target is not None, name
-        stored = kind if weight.ndim == 2 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(target, gguf.quants.quantize(np.ascontiguousarray(weight), stored), raw_dtype=stored)
-    for name, values_ in (tensors or {}).items():
-        writer.add_tensor(name, values_)
+    for name, weight in weights.items():
+        stored = kind if weight.ndim > 1 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(weight), stored), raw_dtype=stored)
+    for name, values in (as_they_are or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -154,7 +177,8 @@ def _random_gguf() -> Any:
     return module
 
 
-random_blocks, write_random = (getattr(_random_gguf(), name) for name in ("random_blocks", "write"))
+random_gguf = _random_gguf()
+random_blocks, write_random = random_gguf.random_blocks, random_gguf.write
 
 
 def logits(network: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -41,7 +41,12 @@ if TYPE_CHECKING:
     from hasten.models.loading.gguf import GGUFFile as GGUFFile
     from hasten.models.loading.gguf import Packed as Packed
     from hasten.models.loading.gguf import TensorInfo as TensorInfo
+    from hasten.models.loading.gguf_architectures import FileSetting as FileSetting
+    from hasten.models.loading.gguf_architectures import StoredArchitecture as StoredArchitecture
+    from hasten.models.loading.gguf_architectures import TensorForm as TensorForm
+    from hasten.models.loading.gguf_architectures import WindowedLayers as WindowedLayers
     from hasten.models.loading.gguf_metadata import Metadata as Metadata
+    from hasten.models.loading.gguf_names import TensorSource as TensorSource
     from hasten.models.loading.int4_folder import Int4 as Int4
     from hasten.models.loading.loaded import Loaded as Loaded
     from hasten.models.loading.network import load_network as load_network

@@ -209,7 +209,8 @@ IMPOSSIBLE: dict[str, dict[str, Any]] = {
     "its config asks for": {"feed_forward_length": 1 << 26},
     "for 3 KV heads": {"attention.head_count_kv": 3},
     "rope.dimension_count differs": {"rope.dimension_count": 16},
-    "sets llama.expert_count": {"expert_count": 8},
+    "lacks llama.expert_used_count": {"expert_count": 8},
+    "sets llama.logit_scale": {"logit_scale": 2.0},
     "scales its rotary positions": {"rope.scaling.type": "longrope"},
     "not a multiple of the number of attention heads": {
         "attention.head_count": 256,

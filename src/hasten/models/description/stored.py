@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hasten.dtypes import BITS
 from hasten.models.loading.weight_format import KeptTensor, WeightFormat
 from hasten.models.loading.weight_types import WeightTypes
 from hasten.workload import Access, Cascade, Einsum, Op, Phase, Role, Tensor, Workload
@@ -32,7 +33,9 @@ def with_weights(workload: Workload, types: WeightTypes) -> Workload:
         if name in kept:
             weights |= {tensor.name: tensor.nbytes for tensor in kept[name][1]}
         else:
-            weights[name] = size
+            # Of what no phase reads as a weight (sinks are joined to scores), its share of the activations' format.
+            held = types.held.get(name)
+            weights[name] = size * BITS[held.dtype] // BITS[types.activations] if held and held.plain else size
     phases = tuple(_phase(phase, kept) for phase in workload.phases) if kept else workload.phases
     return replace(workload, phases=phases, weights=weights, notes=(*workload.notes, types.assumed))
 

@@ -34,11 +34,19 @@ def fill_network(network: Any, config: Any, weights: dict[str, Tensor], origin: 
     network.load_state_dict({n: weights[n] for n in expected} | given, assign=True)
     if config.tie_word_embeddings:
         network.lm_head.weight = network.model.embed_tokens.weight
-    # Buffers that no file carries (rotary frequencies) are still on the meta device.
-    network.model.rotary_emb = type(network.model.rotary_emb)(config)
+    make_tables(network, config)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network.eval()
+
+
+def make_tables(network: Any, config: Any) -> None:
+    """Makes what no file carries and is still on the meta device: rotary frequencies, an embedding's scale."""
+    network.model.rotary_emb = type(network.model.rotary_emb)(config)
+    for module in network.modules():
+        scale = getattr(module, "scalar_embed_scale", None)
+        if scale is not None and getattr(module, "embed_scale", None) is not None:
+            module.embed_scale = torch.nn.Buffer(torch.tensor(scale), persistent=False)
 
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -149,11 +149,14 @@ def build(config: Any) -> Any:
     Raises:
         HastenError: transformers has no causal LM for it.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     try:
         with quiet(), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+            class_ = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+            # transformers has no soft caps and no sinks in torch's own attention.
+            how = "sdpa" if getattr(class_, "_supports_sdpa", True) else "eager"
+            return AutoModelForCausalLM.from_config(config, attn_implementation=how).eval()
     except Exception as error:  # whatever a class makes of sizes that do not fit
         raise HastenError(f"no causal language model for this config: {one_line(error)}") from None
 

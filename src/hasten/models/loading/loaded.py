@@ -9,13 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hasten.errors import HastenError
 from hasten.files import checked_file
 from hasten.models.loading.config import one_line, quiet
 from hasten.models.loading.gguf import GGUFFile, Packed
-from hasten.models.loading.gguf_names import gguf_name, unpermuted
+from hasten.models.loading.gguf_config import architecture_of
+from hasten.models.loading.gguf_names import in_order, sources
 from hasten.models.loading.gguf_tokenizer import build_tokenizer
 
 # What a model's folder consists of; other files in it (notes, weights as pickles) are no part of the model.
@@ -95,17 +94,11 @@ class Loaded:
         """
         if self._gguf is None:
             return None
-        file = GGUFFile(self._gguf)
-        found = {gguf_name(n): n for n in file.tensors}
+        file, config = GGUFFile(self._gguf), self.network.config
+        found = sources(file, architecture_of(file), config)
         if name == "lm_head.weight":
             name = name if name in found else "model.embed_tokens.weight"
-        weight = file.packed(found[name]) if name in found else None
-        if weight is None:
-            return None
-        order = unpermuted(torch.arange(len(weight.packed)), name, file, self.network.config)
-        packed, scales, mins = (None if t is None else t[order] for t in weight[:3])
-        assert packed is not None
-        return Packed(packed, scales, mins, weight.bits)
+        return in_order(file, found[name], name, config) if name in found else None
 
 
 def check_descriptions(folder: Path) -> None:

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Type
 
-from hasten.errors import HastenError
 from hasten.models.loading.assemble import check_layers, check_shapes
 from hasten.models.loading.config import build, config_of, json_object
 from hasten.models.loading.ggml_types import ggml_format
 from hasten.models.loading.gguf import GGUFFile
-from hasten.models.loading.gguf_config import gguf_config
-from hasten.models.loading.gguf_names import NOT_WEIGHTS, gguf_name
+from hasten.models.loading.gguf_config import architecture_of, gguf_config
+from hasten.models.loading.gguf_names import TensorSource, shapes, sources
 from hasten.models.loading.safetensors_folder import CONFIG, has_weights, tensor_types
 from hasten.models.loading.weight_format import WeightFormat
 from hasten.models.loading.weight_types import WeightTypes, held_in, weight_types
@@ -36,25 +36,17 @@ def stored_gguf(path: Path, name: str) -> StoredModel:
     """
     file = GGUFFile(path)
     config = gguf_config(file)
-    held: dict[str, WeightFormat] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for tensor, info in file.tensors.items():
-        if tensor in NOT_WEIGHTS:
-            continue
-        target = gguf_name(tensor)
-        if target is None:
-            raise HastenError(
-                f"{path} holds the tensor {tensor[:60]!r}, which hasten does not know: it cannot load this variant"
-            )
-        held[target] = ggml_format(Type(info.kind).name)
-        shapes[target] = info.shape
-    if getattr(config, "attention_bias", False) and config.model_type == "llama":
-        for layer in range(config.num_hidden_layers):
-            # transformers' switch adds four biases, some files of this architecture have three.
-            shapes.setdefault(f"model.layers.{layer}.self_attn.o_proj.bias", (config.hidden_size,))
-    check_layers(config, shapes, path)
-    check_shapes(build(config), config, shapes, path)
+    found = sources(file, architecture_of(file), config)
+    check_layers(config, found, path)
+    held = {target: _format(file, source) for target, source in found.items() if source.names}
+    check_shapes(build(config), config, shapes(file, found, config), path)
     return StoredModel(name, config, held_in(held, "the file"))
+
+
+def _format(file: GGUFFile, source: TensorSource) -> WeightFormat:
+    """The format of a parameter; of one that is made of several tensors the largest."""
+    kinds = {Type(file.tensors[name].kind) for name in source.names}
+    return ggml_format(max(kinds, key=lambda k: GGML_QUANT_SIZES[k][1] / GGML_QUANT_SIZES[k][0]).name)
 
 
 def stored_folder(folder: Path, name: str) -> StoredModel:
