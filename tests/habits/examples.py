@@ -116,6 +116,7 @@ BLOCKS: dict[str, Example] = {
         varies=(0, None, None), pictures=True,
     ),
     "Expert": Example(lambda **k: nn.Expert(WIDTH, 24, **k), hidden),
+    "ResidualBranch": Example(lambda **k: nn.ResidualBranch(tnn.Linear(WIDTH, WIDTH, **k)), hidden),
     "FusedMBConv": Example(lambda **k: nn.FusedMBConv(8, 8, 16, bias=True, **k), pictures(8, 6), **_PICTURE),
     "FusedMBConv: pooled skip": Example(
         lambda **k: nn.FusedMBConv(8, 12, 16, stride=2, act="gelu", squeezed=2, pooled_skip=True, **k), pictures(8, 5),
@@ -145,6 +146,7 @@ BLOCKS: dict[str, Example] = {
         lambda **k: nn.LatentAttention(WIDTH, **_LATENT, rotary=nn.Rotary(8), expanded=True, **k), hidden,
         state=_new_cache,
     ),
+    "GroupSum": Example(lambda **k: nn.GroupSum(4, -1), hidden, trains=False),
     "Lowtention": Example(lambda **k: nn.Lowtention(32, **k), pictures(32, 5), **_PICTURE),
     "Lowtention: apart": Example(lambda **k: nn.Lowtention(32, 1, 3, fused=False, **k), pictures(32, 3), **_PICTURE),
     "MBConv": Example(lambda **k: nn.MBConv(8, 8, 16, 3, 1, "h_swish", True, **k), pictures(8, 6), **_PICTURE),
@@ -197,6 +199,12 @@ BLOCKS: dict[str, Example] = {
         lambda length: (*hidden(length), torch.randn(2, length, 4)), varies=(1, 1),
     ),
     "RecursiveGate": Example(lambda **k: nn.RecursiveGate(8, 5, **k), pictures(8, 5), **_PICTURE),
+    "ResidualStack": Example(
+        lambda **k: nn.ResidualStack(
+            [tnn.Sequential(tnn.Linear(WIDTH, WIDTH, **k), tnn.Tanh()) for _ in range(3)], 2
+        ),
+        hidden,
+    ),
     "Router": Example(lambda **k: nn.Router(WIDTH, 4, 2, balanced=True, **k), lambda n: (torch.randn(2 * n, WIDTH),),
                       varies=(0,)),
     "S5": Example(lambda **k: nn.S5(WIDTH, 8, norm="before", **k), hidden, state=_new_state),
@@ -291,6 +299,7 @@ NETWORKS: dict[str, Example] = {
         pictures(3, 16), **_PICTURE,
     ),
     "OnceForAll": Example(lambda: models.OnceForAll(models.OFAConfig(**_OFA)), pictures(3, 16), **_PICTURE),
+    "ResidualConvNet": Example(lambda: models.ResidualConvNet(5, 3, 8, 4, 3, groups=2), pictures(3, 8), **_PICTURE),
     "ResNet9": Example(lambda: models.ResNet9(5, 3, 4, (8,), (1,)), pictures(3, 8), **_PICTURE),
     "SimpleNet": Example(
         lambda: models.SimpleNet(models.SimpleNetConfig("4 4 p 8' 8", (2,), classes=5)), pictures(3, 12), **_PICTURE

@@ -59,6 +59,9 @@ if TYPE_CHECKING:
     from hasten.models.loading.weight_format import KeptTensor as KeptTensor
     from hasten.models.loading.weight_format import WeightFormat as WeightFormat
     from hasten.models.loading.weight_types import WeightTypes as WeightTypes
+    from hasten.models.parallel_blocks import ResidualRun as ResidualRun
+    from hasten.models.parallel_blocks import parallelize as parallelize
+    from hasten.models.parallel_blocks import residual_runs as residual_runs
     from hasten.models.vision.ascan import AsCAN as AsCAN
     from hasten.models.vision.ascan import AsCANConfig as AsCANConfig
     from hasten.models.vision.ascan import StageLayout as StageLayout
@@ -83,6 +86,7 @@ if TYPE_CHECKING:
     from hasten.models.vision.once_for_all import OFAConfig as OFAConfig
     from hasten.models.vision.once_for_all import OnceForAll as OnceForAll
     from hasten.models.vision.once_for_all import SubNetwork as SubNetwork
+    from hasten.models.vision.residual_convnet import ResidualConvNet as ResidualConvNet
     from hasten.models.vision.resnet9 import ResNet9 as ResNet9
     from hasten.models.vision.simplenet import SimpleNet as SimpleNet
     from hasten.models.vision.simplenet import SimpleNetConfig as SimpleNetConfig

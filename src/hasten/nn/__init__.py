@@ -64,6 +64,13 @@ if TYPE_CHECKING:
     from hasten.nn.packed_experts import ExpertWeights as ExpertWeights
     from hasten.nn.packed_experts import PackedGatedExperts as PackedGatedExperts
     from hasten.nn.packed_experts import PackedMatrices as PackedMatrices
+    from hasten.nn.parallel_residual import GroupSum as GroupSum
+    from hasten.nn.parallel_residual import ResidualBranch as ResidualBranch
+    from hasten.nn.parallel_residual import ResidualStack as ResidualStack
+    from hasten.nn.parallel_residual import TaylorGap as TaylorGap
+    from hasten.nn.parallel_residual import fuse_parallel as fuse_parallel
+    from hasten.nn.parallel_residual import taylor_gap as taylor_gap
+    from hasten.nn.parallel_residual import to_parallel as to_parallel
     from hasten.nn.rational import GroupRational as GroupRational
     from hasten.nn.rational import GroupRationalMLP as GroupRationalMLP
     from hasten.nn.reglu_experts import Activation as Activation
