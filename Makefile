@@ -33,7 +33,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/decode.py --transformers --caches
 	$(BIN)/python benchmarks/estimate.py
 	$(BIN)/python benchmarks/devices.py
 	$(BIN)/python benchmarks/kernels.py

@@ -56,13 +56,14 @@ def compared(
     return Row(case, subject, value, unit, peer, above / below if below else None)
 
 
-def emit(rows: Sequence[Row], json: bool = False) -> None:
-    """Writes the rows: a table to stderr, and with ``json`` one JSON list to stdout."""
-    table = Table("case", "subject", "value", "unit", "peer", "ratio")
-    for row in rows:
+def emit(rows: Sequence[Row], json: bool = False, table: Sequence[Row] | None = None) -> None:
+    """Writes the rows: a table to stderr, of `table` where that is given, and with ``json`` one JSON list to stdout."""
+    shown = Table("case", "subject", "value", "unit", "peer", "ratio")
+    for row in rows if table is None else table:
         ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
-        table.add_row(row.case, row.subject, f"{row.value:.4g}", row.unit, row.peer or "", ratio)
-    Console(stderr=True).print(table)
+        shown.add_row(row.case, row.subject, f"{row.value:.4g}", row.unit, row.peer or "", ratio)
+    if shown.rows:
+        Console(stderr=True).print(shown)
     if json:
         _dump(rows)
 

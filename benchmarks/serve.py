@@ -39,6 +39,7 @@ from hasten.data import assets
 from hasten.data.text import default_text
 from hasten.models.loading.gguf import GGUFFile
 from hasten.models.loading.gguf_tokenizer import build_tokenizer
+from peers import requantized, turned, why_without
 from rows import Row, compared, emit, takes_required, told_missing
 
 MODEL = "smollm2-135m-instruct"
@@ -261,11 +262,7 @@ def server_command(
 
 def has_server(python: str) -> bool:
     """Whether a Python can run ``llama_cpp.server``."""
-    try:
-        done = subprocess.run([python, "-c", "import llama_cpp.server.app"], capture_output=True, check=False)
-    except OSError:
-        return False
-    return done.returncode == 0
+    return not why_without(python, "llama_cpp.server.app")
 
 
 def best_settings(
@@ -286,22 +283,6 @@ def best_settings(
     return commands[max(seen, key=lambda s: seen[s])] if seen else None
 
 
-def as_q4_0(python: str, source: Path, target: Path) -> None:
-    """Packs a model anew as llama.cpp does.
-
-    Raises:
-        RuntimeError: it could not.
-    """
-    program = (
-        "import sys, llama_cpp as l; p = l.llama_model_quantize_default_params(); "
-        "p.ftype, p.allow_requantize = l.LLAMA_FTYPE_MOSTLY_Q4_0, True; "
-        "sys.exit(l.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), p))"
-    )
-    done = subprocess.run([python, "-c", program, str(source), str(target)], capture_output=True, check=False)
-    if done.returncode or not target.is_file():
-        raise RuntimeError(f"llama.cpp cannot pack {source}: {done.stderr.decode()[-300:]}")
-
-
 def measured(servers: Sequence[Server], texts: Texts, arguments: argparse.Namespace) -> list[Row]:
     """All cases, in turn."""
     clients = arguments.clients
@@ -315,7 +296,7 @@ def measured(servers: Sequence[Server], texts: Texts, arguments: argparse.Namesp
         range(arguments.rounds), itertools.product(("cold", "shared prefix"), clients)
     ):
         own = [texts.fresh(arguments.prompt) for _ in range(count * arguments.requests)]
-        for server in _from(servers, number):
+        for server in turned(servers, number):
             print(f"round {number + 1} of {arguments.rounds}: {server.name}, {count} clients, {case}", file=sys.stderr)
             if case == "cold":
                 prompts = [texts.fresh(arguments.prompt) for _ in own]
@@ -325,16 +306,10 @@ def measured(servers: Sequence[Server], texts: Texts, arguments: argparse.Namesp
             load = asyncio.run(loaded(server, prompts, count, arguments.new_tokens, texts))
             loads[case, count, server.name] = load.better(loads.get((case, count, server.name)))
     for number in range(arguments.rounds):
-        for server in _from(servers, number):
+        for server in turned(servers, number):
             print(f"round {number + 1} of {arguments.rounds}: {server.name}, two turns", file=sys.stderr)
             turns[server.name].append(asyncio.run(talked(server, texts, arguments.talk, arguments.new_tokens)))
     return rows_of(loads, turns, arguments)
-
-
-def _from(servers: Sequence[Server], number: int) -> list[Server]:
-    """All of them, beginning with another each time."""
-    at = number % len(servers)
-    return [*servers[at:], *servers[:at]]
 
 
 def rows_of(
@@ -401,8 +376,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         if arguments.q4_0:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            as_q4_0(arguments.llama_python, path, folder / f"{path.stem}-q4_0.gguf")
-            path = folder / f"{path.stem}-q4_0.gguf"
+            path = requantized(arguments.llama_python, path, "Q4_0", folder)
         peers: dict[str, dict[str, Callable[[int], Sequence[str]]]] = {}
         variants = list(itertools.product((False, True), (512, 2048)))
         given = (str(path), arguments.threads, length)

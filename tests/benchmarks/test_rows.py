@@ -1,6 +1,7 @@
 """Rows of benchmarks: one convention of a ratio everywhere, above 1 when the subject is better than its peer."""
 
 import ast
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = sorted(f.name for f in FOLDER.glob("*.py") if f.name != "rows.py")
+SCRIPTS = sorted(f.name for f in FOLDER.glob("*.py") if f.name not in ("rows.py", "peers.py"))
+ELSEWHERE = ("zigzag_peer.py", "llama_peer.py")
+"""Scripts that run in their peer's environment, and print no rows."""
 
 
 @pytest.fixture
@@ -60,7 +63,7 @@ def calls(script: str, name: str) -> list[ast.Call]:
 def test_no_script_makes_a_ratio_itself(script: str) -> None:
     """A row with a peer comes from `compared`, which knows the convention."""
     made = calls(script, "Row")
-    if script != "zigzag_peer.py":  # runs in zigzag's environment and prints no rows
+    if script not in ELSEWHERE:
         assert made
     for call in made:
         assert len(call.args) == 4, f"{script}:{call.lineno}"
@@ -88,16 +91,17 @@ def test_kernels_have_hasten_as_subject(module: Any) -> None:
 def test_a_required_peer_that_is_missing_is_told_last_and_fails_the_run(
     module: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    decode, rows = module("decode"), module("rows")
+    rows = module("rows")
+    peers = dict.fromkeys(module("decode").PEERS, "it gave no rate")
     seen = [rows.Row("decode", name, 1.0, "tokens/s") for name in ("transformers-fp32", "transformers-bf16", "hasten")]
-    assert rows.told_missing(seen, decode.HOW_TO_ADD, []) == 0
+    assert rows.told_missing(seen, peers, []) == 0
     assert "llama.cpp is missing" in capsys.readouterr().err.splitlines()[-1]
-    assert rows.told_missing(seen, decode.HOW_TO_ADD, ["llama.cpp"]) == 1
+    assert rows.told_missing(seen, peers, ["llama.cpp"]) == 1
     assert "llama.cpp is required, but missing" in capsys.readouterr().err.splitlines()[-1]
-    assert rows.told_missing(seen, decode.HOW_TO_ADD, ["transformers-bf16"]) == 0
+    assert rows.told_missing(seen, peers, ["transformers-bf16"]) == 0
     assert rows.told_missing([], {"mambapy": "pip", "other": "pip"}, ["mambapy"]) == 1
     assert "mambapy is required" in capsys.readouterr().err.splitlines()[-1]
-    assert rows.told_missing([*seen, rows.Row("a", "llama.cpp", 1.0, "s")], decode.HOW_TO_ADD, ["llama.cpp"]) == 0
+    assert rows.told_missing([*seen, rows.Row("a", "llama.cpp", 1.0, "s")], peers, ["llama.cpp"]) == 0
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -106,8 +110,8 @@ def test_a_script_with_a_peer_takes_require_and_says_last_what_is_missing(script
     tree = ast.parse((FOLDER / script).read_text("utf-8"))
     peers = [n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "PEERS"]
     outside = {"llama_cpp", "mambapy", "kvpress", "zigzag"} & set(_imported(tree))
-    beside = any(peer in ast.dump(tree) for peer in ("zigzag_peer.py", "llama_cpp.server"))
-    assert bool(peers) == bool(outside or beside) or script == "zigzag_peer.py"
+    beside = any(peer in ast.dump(tree) for peer in ("zigzag_peer.py", "llama_cpp.server", "LlamaPeer"))
+    assert bool(peers) == bool(outside or beside) or script in ELSEWHERE
     if peers:
         assert calls(script, "takes_required")
         (end,) = calls(script, "told_missing")
@@ -156,8 +160,9 @@ def test_llama_cpp_without_a_module_that_it_needs_is_missing_with_its_name(
 ) -> None:
     decode = module("decode")
     (tmp_path / "llama_cpp.py").write_text("import no_such_module_that_it_needs\n")
-    monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert decode.llama_runner("m.gguf", [1], 1, 1) is None
-    assert decode.told_missing([], decode.HOW_TO_ADD, ["llama.cpp"]) == 1
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    missing: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        assert decode.llama_peer(stack, sys.executable, missing) is None
+    assert decode.told_missing([], missing, ["llama.cpp"]) == 1
     assert "no_such_module_that_it_needs" in capsys.readouterr().err.splitlines()[-1]

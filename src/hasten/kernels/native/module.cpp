@@ -140,23 +140,43 @@ void dequantize_rows(const Matrix& m, uintptr_t ids, int64_t count, uintptr_t y)
   for (int64_t i = 0; i < count; ++i) chosen->unpack(m, pointer<float>(y) + i * m.in, rows[i], rows[i] + 1);
 }
 
-// Vector instructions (multiply-adds of 16 floats) that `threads` threads do in a second.
-double vector_rate(int threads) {
-  const int64_t rounds = 4'000'000;
-  std::atomic<float> kept{0};
+// What threads do in a second, the best of several attempts: body(rank, size) does what one of `size` does, and tells
+// how much that was.
+template <class Body>
+double best_rate(int threads, int attempts, Body body) {
   double best = 0;
-  for (int attempt = 0; attempt < 5; ++attempt) {
+  for (int attempt = 0; attempt < attempts; ++attempt) {
+    std::atomic<double> done{0};
     const auto begun = std::chrono::steady_clock::now();
-    std::atomic<int> present{1};
-    together(threads, [&](int rank, int size) {
-      if (rank == 0) present = size;
-      kept.fetch_add(chosen->multiply_adds(rounds));
-    });
+    together(threads, [&](int rank, int size) { done.fetch_add(body(rank, size)); });
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begun;
-    const double rate = double(rounds) * kChains * present / seconds.count();
-    best = std::max(best, rate);
+    best = std::max(best, done / seconds.count());
   }
-  return kept == 0 ? 0 : best;
+  return best;
+}
+
+constexpr int64_t kRounds = 4'000'000;
+
+// Looked at, so that no compiler leaves out what it was made of.
+double kept(double amount, float made) { return made == made ? amount : 0; }
+
+// Vector instructions a second: multiply-adds of 16 floats.
+double vector_rate(int threads) {
+  return best_rate(threads, 5, [](int, int) { return kept(double(kRounds) * kChains, chosen->multiply_adds(kRounds)); });
+}
+
+// Codes a second that are multiplied by codes, and added up.
+double code_rate(int threads) {
+  return best_rate(threads, 5, [](int, int) { return kept(64.0 * kRounds * kChains, chosen->code_products(kRounds)); });
+}
+
+// Bytes of memory a second that are read.
+double read_rate(uintptr_t memory, int64_t bytes, int threads) {
+  return best_rate(threads, 3, [&](int rank, int size) {
+    int64_t begin, end;
+    share(bytes, 4096, rank, size, begin, end);
+    return kept(double(end - begin), chosen->read_all(pointer<const char>(memory) + begin, end - begin));
+  });
 }
 
 class Decoder {
@@ -476,7 +496,9 @@ NB_MODULE(_native, m) {
   m.def("linear", &linear, unlocked);
   m.def("dequantize", &dequantize, unlocked);
   m.def("dequantize_rows", &dequantize_rows, unlocked);
-  m.def("vector_rate", &vector_rate, unlocked);
+  m.def("vector_rate", &vector_rate, unlocked, "Multiply-adds of 16 floats that threads do in a second.");
+  m.def("code_rate", &code_rate, unlocked, "Products of int8 codes that threads do and add up in a second.");
+  m.def("read_rate", &read_rate, unlocked, "Bytes a second that threads read from memory at an address.");
   m.def("ask_huge_pages", [](uintptr_t address, size_t bytes, bool filled) {
     ask_huge_pages(pointer<void>(address), bytes, filled);
   }, unlocked, "Asks the system to keep memory in pages of 2 MiB; what is filled already moves now.");

@@ -23,6 +23,8 @@ struct Kernels {
                Barrier&);
   int64_t (*tile_floats)(int64_t head_dim);  // that a thread needs to attend from a tile of rows
   float (*multiply_adds)(int64_t rounds);
+  float (*code_products)(int64_t rounds);
+  float (*read_all)(const void* memory, int64_t size);
   SelectiveScanKernels selective_scan;
   AssociativeScanKernels associative_scan;
   RationalKernels rational;
