@@ -36,11 +36,6 @@ if TYPE_CHECKING:
     from hasten.nn.hyper_kernels import HyperKernel as HyperKernel
     from hasten.nn.hyper_kernels import RecursiveGate as RecursiveGate
     from hasten.nn.hyper_kernels import SlowFastBlock as SlowFastBlock
-    from hasten.nn.hyper_kernels import freeze_batch_statistics as freeze_batch_statistics
-    from hasten.nn.hyper_kernels import hyper_zzw as hyper_zzw
-    from hasten.nn.hyper_kernels import instance_standardized as instance_standardized
-    from hasten.nn.hyper_kernels import slow_loss as slow_loss
-    from hasten.nn.hyper_kernels import thaw_batch_statistics as thaw_batch_statistics
     from hasten.nn.lowtention import Lowtention as Lowtention
     from hasten.nn.lowtention import MapAttention as MapAttention
     from hasten.nn.mamba import Mamba as Mamba
