@@ -176,7 +176,7 @@ def test_a_space_of_networks_is_searched_under_a_latency_limit(search: Shell, mo
 
 def test_a_latency_is_of_spaces_of_networks(search: Shell) -> None:
     for asked, why in (
-        (("dram", "--latency-on", "pi5"), "are for ascan, cell, chain, once-for-all"),
+        (("dram", "--latency-on", "pi5"), "are for ascan, cell, chain, darts, "),
         (("p.py:good", "--latency-limit", "3"), "says itself what is sought"),
         (("cell", "--latency-limit", "-3"), "milliseconds above 0"),
         (("cell", "--latency-on", "abacus"), "abacus"),

@@ -24,6 +24,7 @@ from hasten import models, nn
 from hasten.exports import Exports
 from hasten.kernels import sparse_linear
 from hasten.methods.sparse_low_bit import SparseLinear
+from hasten.models.vision.darts import GENOTYPES
 from hasten.nn.mixed_edge import no_edge
 
 WIDTH, VOCABULARY = 32, 40
@@ -242,6 +243,13 @@ _LOWFORMER: dict[str, Any] = {
     "fused": (True, True, False, False, True),
 }  # fmt: skip
 
+_DARTS: dict[str, Any] = {"width": 4, "cells": 3, "resolution": 8, "classes": 5}
+_PLACE = models.CellPlace(6, 8, 4, 4, True, True)
+_PROXYLESS: dict[str, Any] = {
+    "widths": (8,), "depths": (2,), "strides": (2,), "stem": 8, "first": 8, "last": 16, "kernels": (3, 5),
+    "resolution": 16, "classes": 5,
+}  # fmt: skip
+
 NETWORKS: dict[str, Example] = {
     "AsCAN": Example(
         lambda: models.AsCAN(
@@ -259,6 +267,11 @@ NETWORKS: dict[str, Example] = {
         **_PICTURE,
     ),
     "ChainBlock": Example(lambda: models.ChainBlock(8, 8, 5, 1), pictures(8, 6), **_PICTURE),
+    "DartsCell": Example(
+        lambda: models.DartsCell(_PLACE, GENOTYPES["pc-darts-cifar"].reduce),
+        lambda batch: (torch.randn(batch, 6, 8, 8), torch.randn(batch, 8, 4, 4)), varies=(0, 0), pictures=True,
+    ),
+    "DartsNetwork": Example(lambda: models.DartsNetwork(models.DartsConfig(**_DARTS)), pictures(3, 8), **_PICTURE),
     "FeatureMaps": Example(
         lambda: models.SimpleNet(models.SimpleNetConfig("4 p 4")).features_only((-1,)), pictures(3, 6), **_PICTURE
     ),
@@ -299,6 +312,12 @@ NETWORKS: dict[str, Example] = {
         pictures(3, 16), **_PICTURE,
     ),
     "OnceForAll": Example(lambda: models.OnceForAll(models.OFAConfig(**_OFA)), pictures(3, 16), **_PICTURE),
+    "ProxylessNet": Example(
+        lambda: models.ProxylessNet(models.ProxylessConfig(**_PROXYLESS), (1, 4)), pictures(3, 16), **_PICTURE
+    ),
+    "ProxylessSuperNet": Example(
+        lambda: models.ProxylessSuperNet(models.ProxylessConfig(**_PROXYLESS)), pictures(3, 16), **_PICTURE
+    ),
     "ResidualConvNet": Example(lambda: models.ResidualConvNet(5, 3, 8, 4, 3, groups=2), pictures(3, 8), **_PICTURE),
     "ResNet9": Example(lambda: models.ResNet9(5, 3, 4, (8,), (1,)), pictures(3, 8), **_PICTURE),
     "SimpleNet": Example(

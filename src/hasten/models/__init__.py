@@ -70,6 +70,11 @@ if TYPE_CHECKING:
     from hasten.models.vision.backbone import Level as Level
     from hasten.models.vision.cell_network import CellConfig as CellConfig
     from hasten.models.vision.cell_network import CellNetwork as CellNetwork
+    from hasten.models.vision.darts import CellPlace as CellPlace
+    from hasten.models.vision.darts import DartsCell as DartsCell
+    from hasten.models.vision.darts import DartsConfig as DartsConfig
+    from hasten.models.vision.darts import DartsNetwork as DartsNetwork
+    from hasten.models.vision.darts import Genotype as Genotype
     from hasten.models.vision.design_rules import DesignFinding as DesignFinding
     from hasten.models.vision.hiera import BlockSizes as BlockSizes
     from hasten.models.vision.hiera import Hiera as Hiera
@@ -86,6 +91,10 @@ if TYPE_CHECKING:
     from hasten.models.vision.once_for_all import OFAConfig as OFAConfig
     from hasten.models.vision.once_for_all import OnceForAll as OnceForAll
     from hasten.models.vision.once_for_all import SubNetwork as SubNetwork
+    from hasten.models.vision.proxyless import BlockPlace as BlockPlace
+    from hasten.models.vision.proxyless import ProxylessConfig as ProxylessConfig
+    from hasten.models.vision.proxyless import ProxylessNet as ProxylessNet
+    from hasten.models.vision.proxyless import ProxylessSuperNet as ProxylessSuperNet
     from hasten.models.vision.residual_convnet import ResidualConvNet as ResidualConvNet
     from hasten.models.vision.resnet9 import ResNet9 as ResNet9
     from hasten.models.vision.simplenet import SimpleNet as SimpleNet

@@ -20,8 +20,10 @@ from hasten.errors import HastenError
 from hasten.hardware import load_device
 from hasten.models.vision.ascan import AsCANConfig, StageLayout
 from hasten.models.vision.cell_network import CellConfig
+from hasten.models.vision.darts import DartsConfig
 from hasten.models.vision.mobile_chain import ChainConfig
 from hasten.models.vision.once_for_all import OFAConfig
+from hasten.models.vision.proxyless import ProxylessConfig
 from hasten.search.networks import architecture_space as registry
 from hasten.search.networks.architecture_space import (
     ArchitectureSpace,
@@ -46,6 +48,12 @@ SMALL: dict[str, dict[str, Any]] = {
         )
     },
     "cell": {"config": CellConfig(width=4, repeats=2, resolution=8)},
+    "proxyless": {
+        "config": ProxylessConfig(
+            (8, 12), (3, 2), (2, 1), stem=8, first=6, last=16, resolution=8, channels=1, classes=5
+        )
+    },
+    "darts": {"config": DartsConfig(4, 3, resolution=8, channels=1, classes=5)},
     "chain": {"config": ChainConfig(multiplier=0.25, resolution=32, last=64)},
     "ascan": {
         "config": AsCANConfig(
@@ -66,7 +74,7 @@ def drawn(space: ArchitectureSpace[Any], count: int, seed: int = 0) -> list[Any]
 
 
 def test_spaces_are_found() -> None:
-    assert {"once-for-all", "cell", "chain", "ascan"} <= set(architecture_spaces())
+    assert {"once-for-all", "cell", "chain", "ascan", "proxyless", "darts"} <= set(architecture_spaces())
     assert all(kind.name == name for name, kind in architecture_spaces().items())
     with pytest.raises(HastenError, match="no space of networks is called 'tpu': choose"):
         open_space("tpu")
