@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from hasten.models.loading.gguf_config import architecture_of, gguf_config
 from hasten.models.loading.gguf_names import TensorSource, in_order, read, shapes, sources
 from hasten.models.loading.loaded import Loaded, fingerprint
 from hasten.nn.packed import PackedEmbedding, PackedLinear
+from hasten.nn.packed_experts import PackedGatedExperts, plain_parts
 
 
 def from_gguf(path: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
@@ -33,14 +34,21 @@ def from_gguf(path: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
 def from_gguf_packed(path: Path, name: str, source: str, bf16: bool, int8: bool) -> Loaded:
     file = GGUFFile(path)
     config = gguf_config(file)
-    found = sources(file, architecture_of(file), config)
+    architecture = architecture_of(file)
+    found = sources(file, architecture, config)
     check_layers(config, found, path)
     network = build(config)
     check_shapes(network, config, shapes(file, found, config), path)
 
-    def in_codes(weight: Packed) -> bool:
-        return int8 and weight.bits not in (16, 32)
+    def in_codes(*weights: Packed) -> bool:
+        return int8 and all(weight.bits not in (16, 32) for weight in weights)
 
+    experts = architecture.experts
+    for owner, parent in list(network.named_modules()) if experts is not None else []:
+        for child, module in list(parent.named_children()):
+            full = f"{owner}.{child}"
+            if f"{full}.gate_up_proj" in found and f"{full}.down_proj" in found:
+                setattr(parent, child, _experts(file, module, full, found, bf16, in_codes))
     for owner, parent in list(network.named_modules()):
         for child, module in list(parent.named_children()):
             full = f"{owner}.{child}" if owner else child
@@ -85,16 +93,73 @@ def from_gguf_packed(path: Path, name: str, source: str, bf16: bool, int8: bool)
 
 def _matrix(file: GGUFFile, found: Mapping[str, TensorSource], target: str, config: Any) -> Packed:
     """A matrix as its file packs it, rows in the network's order; in 8 bits if the format has no counterpart."""
-    path = file.path
     packed = in_order(file, found[target], target, config)
     if packed is None:
-        weight = read(file, found[target], target, config)
-        if weight.shape[-1] % 32:
-            raise HastenError(f"{path}: {target} has {weight.shape[-1]} columns, which do not pack")
-        try:
-            packed = Packed(*quantize(weight, 8), 8)
-        except HastenError as error:
-            raise HastenError(f"{path}: {target}: {error}") from error
+        packed = _in_eight_bits(file.path, target, read(file, found[target], target, config))
+    return _checked(file.path, target, packed)
+
+
+def _experts(
+    file: GGUFFile,
+    module: torch.nn.Module,
+    name: str,
+    found: Mapping[str, TensorSource],
+    bf16: bool,
+    in_codes: Callable[..., bool],
+) -> PackedGatedExperts:
+    """A layer's experts as the file packs them: gate, up and down, (experts, out, in) each.
+
+    Args:
+        file, found: as `from_gguf_packed` has them.
+        module: transformers' experts, on the meta device.
+        name: of the module.
+        bf16: as `PackedGatedExperts` has it.
+        in_codes: whether rows are rounded to int8 that these weights are multiplied with.
+    """
+    why = PackedGatedExperts.why_not(module)
+    if why:
+        raise HastenError(f"{file.path}: {name}: {why}: load it unpacked")
+    names = (*found[f"{name}.gate_up_proj"].names, *found[f"{name}.down_proj"].names)
+    weights = []
+    for tensor in names:
+        packed = file.packed(tensor)
+        if packed is None:
+            packed = _in_eight_bits(file.path, tensor, file.dequantize(tensor).flatten(0, 1))
+        weights.append(_checked(file.path, tensor, packed))
+    plain = plain_parts(module)
+    with torch.device("meta"):
+        made = PackedGatedExperts(
+            plain.experts,
+            plain.hidden,
+            plain.inner,
+            bits=[weight.bits for weight in weights],
+            fused=False,
+            bias=plain.biases is not None,
+            activation=plain.activation,
+            clamped=plain.clamped,
+            bf16=bf16,
+            int8=in_codes(*weights),
+        )
+    for stack, weight, tensor in zip(made.stacks().values(), weights, names):
+        codes, scales, mins = (None if t is None else t.unflatten(0, (plain.experts, -1)) for t in weight[:3])
+        assert codes is not None
+        stack.fill(codes, scales, mins)
+        if plain.biases is not None:
+            bias = _finite(file.dequantize(f"{tensor.removesuffix('weight')}bias"), tensor, file.path)
+            stack.bias = torch.nn.Parameter(bias, requires_grad=False)
+    return made
+
+
+def _in_eight_bits(path: Path, target: str, weight: torch.Tensor) -> Packed:
+    if weight.shape[-1] % 32:
+        raise HastenError(f"{path}: {target} has {weight.shape[-1]} columns, which do not pack")
+    try:
+        return Packed(*quantize(weight, 8), 8)
+    except HastenError as error:
+        raise HastenError(f"{path}: {target}: {error}") from error
+
+
+def _checked(path: Path, target: str, packed: Packed) -> Packed:
     if not packed.finite():
         raise HastenError(f"{path}: {target} holds values that are not finite: fetch or copy it again")
     return packed

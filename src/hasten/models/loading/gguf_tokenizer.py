@@ -21,16 +21,25 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2")
+_QWEN2_NAMES = ("qwen2", "deepseek-r1-qwen")
 # Names of ``tokenizer.ggml.pre``, by how they split text.
 _SPLITS = {
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "smaug-bpe"), _LLAMA3),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2),
+    **dict.fromkeys((*_LLAMA3_NAMES, "smaug-bpe", "dbrx", "chatglm-bpe", "glm4"), _LLAMA3),
+    **dict.fromkeys((*_QWEN2_NAMES, "stablelm2", "megrez", "hunyuan"), _QWEN2),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), _GPT4O),
     "tekken": _TEKKEN,
 }
-_DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r")
-_AS_GPT2 = ("default", "gpt-2", "gpt2", "olmo", "mpt", "jais", "phi-2")
+_DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "exaone", "codeshell", "minerva-7b")
+_AS_GPT2 = ("default", "gpt-2", "gpt2", "olmo", "mpt", "jais", "phi-2", "exaone4", "trillion", "granite-docling")
 # These take a whole piece that is in the vocabulary before they look at merges, and begin a text with BOS.
-_WHOLE_FIRST = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
+_WHOLE_FIRST = (*_LLAMA3_NAMES, "tekken")
+# A model of such a name drops white space behind its special tokens, but for these: no metadata say so.
+_DROPS_SPACE, _BUT_BEHIND = ("phi-3", "phi3"), ("<unk>", "<s>", "<|endoftext|>")
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 
@@ -99,7 +108,7 @@ def _byte_level(metadata: dict[str, Any], tokens: list[str]) -> Any:
             ignore_merges=split in _WHOLE_FIRST,
         )
     )
-    if split in ("qwen2", "deepseek-r1-qwen"):
+    if split in _QWEN2_NAMES:
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre
     backend.decoder = decoders.ByteLevel()
@@ -152,11 +161,15 @@ def _merges_of(indices: dict[str, int], scores: list[float]) -> list[tuple[str, 
 def _add_special(backend: Any, metadata: dict[str, Any], tokens: list[str]) -> None:
     """Tokens that stand for themselves in a text and are never cut."""
     types = metadata.get("tokenizer.ggml.token_type") or []
+    name = str(metadata.get("general.name", "")).lower()
+    drops = any(part in name for part in _DROPS_SPACE)
+
+    def added(token: str, special: bool) -> AddedToken:
+        return AddedToken(token, normalized=False, special=special, rstrip=drops and token not in _BUT_BEHIND)
+
     pairs = list(zip(tokens, types))
-    special = [AddedToken(t, normalized=False, special=True) for t, type_ in pairs if type_ == _CONTROL]
-    plain = [AddedToken(t, normalized=False, special=False) for t, type_ in pairs if type_ == _USER_DEFINED]
-    backend.add_special_tokens(special)
-    backend.add_tokens(plain)
+    backend.add_special_tokens([added(t, True) for t, type_ in pairs if type_ == _CONTROL])
+    backend.add_tokens([added(t, False) for t, type_ in pairs if type_ == _USER_DEFINED])
 
 
 def _indices(tokens: list[str]) -> dict[str, int]:
