@@ -14,6 +14,8 @@ from hasten.errors import HastenError
 from hasten.models import load_network, load_packed
 from hasten.models.loading.gguf import GGUFFile
 from hasten.models.loading.gguf_architectures import ARCHITECTURES, NOT_WEIGHTS
+from hasten.models.loading.gguf_config import gguf_config
+from hasten.models.loading.gguf_network import set_ends
 from hasten.models.loading.network import read_stored
 from hasten.runtime.subject import read_subject
 
@@ -102,6 +104,29 @@ def test_a_random_file_of_every_architecture_loads(tmp_path: Path, ids: torch.Te
 
 def test_all_architectures_are_tried() -> None:
     assert {family.architecture for family in CONVERTED.values()} >= set(ARCHITECTURES) - {"qwen2", "qwen3", "qwen2vl"}
+
+
+@pytest.mark.parametrize(
+    ("control", "ends"),
+    [
+        (("<eos>", "<end_of_turn>", "<|end|>"), [0, 1, 2]),
+        (("<|return|>", "<|call|>", "<|end|>"), [0, 1]),
+        (("<eos>", "a", "b"), 0),
+    ],
+)
+def test_a_turn_ends_where_llama_cpp_ends_it(tmp_path: Path, control: tuple[str, ...], ends: int | list[int]) -> None:
+    path = convert(tiny_network("gemma2"), tmp_path / "m.gguf", "gemma2")
+    file = GGUFFile(path)
+    tokens = file.metadata["tokenizer.ggml.tokens"]
+    file.metadata |= {
+        "tokenizer.ggml.tokens": [*control, *tokens[len(control) :]],
+        "tokenizer.ggml.token_type": [3] * len(control) + [1] * (len(tokens) - len(control)),
+        "tokenizer.ggml.eos_token_id": 0,
+    }
+    network, config = tiny_network("gemma2"), gguf_config(file)
+    network.generation_config.eos_token_id = config.eos_token_id
+    set_ends(network, config, file)
+    assert network.generation_config.eos_token_id == ends
 
 
 BAD: dict[str, tuple[str, dict[str, Any], dict[str, np.ndarray | None]]] = {

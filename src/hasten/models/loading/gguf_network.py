@@ -27,7 +27,7 @@ def from_gguf(path: Path, name: str, source: str, dtype: torch.dtype) -> Loaded:
     check_layers(config, found, path)
     weights = {target: read(file, one, target, config).to(dtype) for target, one in found.items()}
     network = assemble(config, weights, path)
-    _set_ends(network, config, file)
+    set_ends(network, config, file)
     return Loaded(network, name, source, fingerprint(list(file.paths)), _gguf=path)
 
 
@@ -87,7 +87,7 @@ def from_gguf_packed(path: Path, name: str, source: str, bf16: bool, int8: bool)
             owner, _, leaf = full.rpartition(".")
             setattr(network.get_submodule(owner), leaf, torch.nn.Parameter(value, requires_grad=False))
     make_tables(network, config)
-    _set_ends(network, config, file)
+    set_ends(network, config, file)
     return Loaded(network.eval(), name, source, fingerprint(list(file.paths)), _gguf=path)
 
 
@@ -171,8 +171,24 @@ def _finite(value: torch.Tensor, target: str, path: Path) -> torch.Tensor:
     return value
 
 
-def _set_ends(network: Any, config: Any, file: GGUFFile) -> None:
-    ends = [config.eos_token_id, file.metadata.get("tokenizer.ggml.eot_token_id")]
-    if isinstance(ends[1], int) and 0 <= ends[1] < config.vocab_size and ends[0] not in (None, ends[1]):
+# Tokens that end a chat model's turn, whatever their numbers; in a file of gpt-oss <|end|> ends a part of it.
+_TURN_ENDS = ("<end_of_turn>", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|return|>", "<|call|>")
+_CONTROL = (3, 4)  # types of tokens that stand for themselves
+
+
+def set_ends(network: Any, config: Any, file: GGUFFile) -> None:
+    """Tells a network's generation settings which tokens end a text: the file's, and those that end a turn by name."""
+    meta = file.metadata
+    said = [meta.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom")]
+    ends = [n for n in said if isinstance(n, int) and 0 <= n < config.vocab_size]
+    tokens, types = (meta.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
+    if isinstance(tokens, list) and isinstance(types, list):
+        pairs = zip(tokens, types)
+        named = {t: i for i, (t, kind) in enumerate(pairs) if kind in _CONTROL and t in _TURN_ENDS}
+        if "<|return|>" in named and "<|call|>" in named:
+            named.pop("<|end|>", None)
+        ends += [number for number in named.values() if number < config.vocab_size]
+    ends = list(dict.fromkeys([*([] if config.eos_token_id is None else [config.eos_token_id]), *ends]))
+    if len(ends) > 1 or config.eos_token_id is None:
         # A chat model ends its turn by a token of its own.
-        network.generation_config.eos_token_id = ends
+        network.generation_config.eos_token_id = ends or None
