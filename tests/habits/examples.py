@@ -160,6 +160,10 @@ BLOCKS: dict[str, Example] = {
         lambda **k: nn.Mamba(WIDTH, states=4, selective=(), **k), hidden, state=_new_state
     ),
     "MapAttention": Example(lambda **k: nn.MapAttention(16, 8, **k), pictures(16, 4), **_PICTURE),
+    "MapCrossTransformer": Example(
+        lambda **k: nn.MapCrossTransformer(8, 6, 4, **k),
+        lambda batch: (torch.randn(batch, 8, 5, 5), torch.randn(batch, 3, 6)), varies=(0, 0), pictures=True,
+    ),
     "MapTransformer": Example(
         lambda **k: nn.MapTransformer(8, 16, 2, 8, relative=2, **k), pictures(8, 5), **_PICTURE
     ),
@@ -220,6 +224,10 @@ BLOCKS: dict[str, Example] = {
     ),
     "TernaryGLU": Example(lambda **k: nn.TernaryGLU(WIDTH, 48, **k), hidden),
     "TernaryLinear": Example(lambda **k: nn.BitLinear(WIDTH, 24).pack(), hidden, trains=False),
+    "TimedConv": Example(
+        lambda **k: nn.TimedConv(8, 12, 6, 4, **k), lambda batch: (torch.randn(batch, 8, 5, 5), torch.randn(batch, 6)),
+        varies=(0, 0), pictures=True,
+    ),
     "TopKFFN": Example(lambda **k: nn.TopKFFN(WIDTH, 8, 4, 2, **k), hidden),
 }  # fmt: skip
 
@@ -256,6 +264,16 @@ NETWORKS: dict[str, Example] = {
             models.AsCANConfig(models.StageLayout(("C", "CT")), (8, 16), 4, head_size=8, image=8, classes=5)
         ),
         pictures(3, 8), **_PICTURE,
+    ),
+    "AsCANUNet": Example(
+        lambda: models.AsCANUNet(
+            models.AsCANUNetConfig(models.StageLayout(("C", "T")), "T", (4, 8), text=6, classes=3, head_size=4)
+        ),
+        lambda batch: (
+            torch.randn(batch, 1, 8, 8), torch.arange(float(batch)), torch.randn(batch, 3, 6),
+            torch.zeros(batch, dtype=torch.int64),
+        ),
+        varies=(0, 0, 0, 0), pictures=True,
     ),
     "BMojoLM": _of_config("BMojoLM", "BMojoConfig", _new_state, pattern="bm", **_BMOJO),
     "BlockFFNLM": _of_config("BlockFFNLM", "BlockFFNConfig", _new_state, **_BLOCKFFN),

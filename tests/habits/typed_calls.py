@@ -33,6 +33,8 @@ def blocks(x: Tensor, ids: Tensor, picture: Tensor) -> None:
     assert_type(nn.MapAttention(32)(picture), Tensor)
     assert_type(nn.MaskUnitAttention(32, 32)(x), Tensor)
     assert_type(nn.MaskUnitBlock(32, 32)(x), Tensor)
+    assert_type(nn.MapCrossTransformer(32)(picture), Tensor)
+    assert_type(nn.TimedConv(32, 32, 8)(picture, x), Tensor)
     assert_type(nn.MapTransformer(32, 32)(picture), Tensor)
     assert_type(nn.MLGRU(32)(x), tuple[Tensor, Tensor])
     assert_type(nn.Mamba(32)(x), Tensor)
@@ -65,6 +67,7 @@ def networks(
     layer: models.Layer, encoder: models.BottleneckEncoder,
 ) -> None:  # fmt: skip
     assert_type(models.AsCAN()(picture), Tensor)
+    assert_type(models.AsCANUNet()(picture, 3), models.UNetOutput)
     assert_type(models.AsCAN().features_only()(picture), tuple[Tensor, ...])
     maps: models.FeatureMaps = models.LowFormer().features_only()
     assert_type(maps(picture), tuple[Tensor, ...])

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from hasten.models.description.architecture import Way as Way
     from hasten.models.description.kept import Store as Store
     from hasten.models.description.recurrences import Recurrences as Recurrences
+    from hasten.models.generation.ascan_unet import AsCANUNet as AsCANUNet
+    from hasten.models.generation.ascan_unet import AsCANUNetConfig as AsCANUNetConfig
+    from hasten.models.generation.ascan_unet import UNetOutput as UNetOutput
+    from hasten.models.generation.noise import NoiseSchedule as NoiseSchedule
     from hasten.models.language.blockffn_lm import BlockFFNConfig as BlockFFNConfig
     from hasten.models.language.blockffn_lm import BlockFFNLM as BlockFFNLM
     from hasten.models.language.bmojo_lm import BMojoConfig as BMojoConfig

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from hasten.nn.convolutional import FusedMBConv as FusedMBConv
     from hasten.nn.convolutional import MBConv as MBConv
     from hasten.nn.convolutional import SqueezeExcite as SqueezeExcite
+    from hasten.nn.denoising_blocks import MapCrossTransformer as MapCrossTransformer
+    from hasten.nn.denoising_blocks import TimedConv as TimedConv
     from hasten.nn.elastic import ElasticMBConv as ElasticMBConv
     from hasten.nn.hourglass import Hourglass as Hourglass
     from hasten.nn.hourglass import Sizes as Sizes

@@ -12,6 +12,7 @@ from hasten.errors import HastenError
 from hasten.models import AsCAN, AsCANConfig, StageLayout
 from hasten.models.vision.ascan import FITTED, layouts
 from hasten.models.vision.backbone import multiply_accumulates
+from hasten.nn import MapTransformer
 
 # Parameters and millions of multiply-accumulates without the relative bias.
 SIZES = {
@@ -56,6 +57,17 @@ def test_layouts_are_counted() -> None:
     assert all(not made.why_uneven() for made in layouts(blocks, True, 2))
     assert str(FITTED["ascan-fit-t"].layout) == "CC|CC|CCCTTTTTTT|TTTTTTT"
     assert not any(c.layout.why_uneven() for c in FITTED.values())
+
+
+def test_attention_reads_every_position_of_its_stage() -> None:
+    model, seen = AsCAN(AsCANConfig(StageLayout.of("CT|CT|TT"))), []
+    for stage, blocks in enumerate(model.stages):
+        for block in blocks:  # type: ignore[attr-defined]
+            if isinstance(block, MapTransformer):
+                block.qkv.register_forward_hook(lambda m, given, made, k=stage: seen.append((k, made.shape[1])))
+    model(torch.zeros(1, 3, 32, 32))
+    # The stem of the small network halves nothing: at stage k the maps are of R / 2^(k + 1) pixels a side.
+    assert seen == [(k, (32 // 2 ** (k + 1)) ** 2) for k in (0, 1, 2, 2)]
 
 
 def test_rules_say_what_is_broken() -> None:

@@ -177,15 +177,16 @@ class _Products(TorchFunctionMode):
         return made
 
 
-def multiply_accumulates(network: nn.Module, image: Sequence[int]) -> int:
+def multiply_accumulates(network: nn.Module, image: Sequence[int], *others: Any) -> int:
     """Multiply-accumulates of a network for one image: convolutions, linear layers and attention's products.
 
     Args:
         network: made on the meta device, or anywhere.
         image: channels, height and width.
+        others: that the network is given behind the image, such as a time.
     """
     like, was = next(network.parameters()), network.training
     with torch.no_grad(), _Products() as counter:
-        network.eval()(torch.zeros(1, *image, device=like.device, dtype=like.dtype))
+        network.eval()(torch.zeros(1, *image, device=like.device, dtype=like.dtype), *others)
     network.train(was)
     return counter.count

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from hasten.cost.measuring import alternating
+from hasten.data.images import digits
+from hasten.errors import MissingExtraError
+from hasten.models.generation.ascan_unet import AsCANUNet, AsCANUNetConfig
+from hasten.models.generation.noise import NoiseSchedule
 from hasten.models.vision.ascan import AsCAN, AsCANConfig, StageLayout
 from hasten.models.vision.backbone import multiply_accumulates
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 from hasten.processes import one_thread
 from hasten.tasks.placed_digits import PlacedDigits
-from hasten.train.fitting import fit_task
+from hasten.train.fitting import fit, fit_task
 
 _LAYOUTS = {
     "asymmetric": "CC|CCT|TTT",
@@ -94,3 +100,91 @@ def _asymmetric(experiment: Experiment) -> Seen:
     gain = points["asymmetric"] - points["symmetric"]
     share = arms["asymmetric"].seconds / arms["symmetric"].seconds
     return experiment.judge(value, gain >= 0.3 and share <= 0.9, gain > 0 and share < 1)
+
+
+_PLACES = {"asymmetric": "CC|CT|TT", "symmetric": "CT|CT|CT", "reversed": "TT|TC|CC"}  # as many of each kind in all
+_SIDE = 16
+
+
+def _unet(layout: str, width: int) -> AsCANUNetConfig:
+    stages = StageLayout.of(layout)
+    return AsCANUNetConfig(stages, "T", (width, 2 * width, 4 * width), classes=10, head_size=width)
+
+
+def _unet_products(config: AsCANUNetConfig) -> int:
+    return multiply_accumulates(AsCANUNet(config), (1, _SIDE, _SIDE), 0)
+
+
+def _pictures() -> tuple[torch.Tensor, torch.Tensor]:
+    pictures, labels = digits()
+    scaled = F.interpolate(pictures[:, None].float() / 8 - 1, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
+    return scaled, labels
+
+
+def _denoiser(config: AsCANUNetConfig, steps: int, seed: int) -> float:
+    """Loss on digits that it was not trained on, at times and noise that are the same for all."""
+    torch.manual_seed(seed)
+    network, schedule = AsCANUNet(config), NoiseSchedule()
+    pictures, labels = _pictures()
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(step: int) -> torch.Tensor:
+        some = torch.randint(1400, (32,), generator=generator)
+        return schedule.loss(network, pictures[some], generator, labels=labels[some])
+
+    fit(network, loss, steps=steps, peak=2e-3)
+    drawn = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        held = [schedule.loss(network.eval(), pictures[1400:], drawn, labels=labels[1400:], dropped=0) for _ in range(4)]  # fmt: skip
+    return sum(map(float, held)) / len(held)
+
+
+@check("A2.unet", weight=70, needs=240)
+def _denoising(experiment: Experiment) -> Seen:
+    """Digits of 16 x 16 asked for by their class, equal products and steps: a loss within 2 % of the symmetric one's and
+    less time, or a lower loss in no more time."""
+    width, around = experiment.at(quick=(4, 1), normal=(16, 3))
+    wanted = _unet_products(_unet(_PLACES["asymmetric"], width))
+    configs, products = {}, {}
+    for name, layout in _PLACES.items():
+        sizes = {w: _unet_products(_unet(layout, w)) for w in range(width - around, width + 1)}
+        nearest = min(sizes, key=lambda w: abs(sizes[w] - wanted))
+        configs[name], products[name] = _unet(layout, nearest), sizes[nearest]
+    steps, seeds = experiment.at(quick=2, normal=experiment.steps(300, most=3000)), experiment.seeds(1, long=3)
+    plan = {f"{name} {s}": (config, steps, s) for name, config in configs.items() for s in seeds}
+    found, _ = succeeded(experiment.arms(_denoiser, plan), plan)
+    losses = {name: sum(found[f"{name} {s}"] for s in seeds) / len(seeds) for name in configs}
+    noise, calls = torch.randn(experiment.at(quick=1, normal=16), 1, _SIDE, _SIDE), {}
+    for name, config in configs.items():
+        calls[name] = functools.partial(AsCANUNet(config).eval(), noise, 500)
+    with one_thread(), torch.inference_mode():
+        times = {n: min(t) for n, t in alternating(calls, experiment.at(quick=1, normal=30)).items()}
+    value = f"{steps} steps: " + "; ".join(
+        f"{name} {_PLACES[name]} loss {losses[name]:.4f}, {1e3 * times[name] / len(noise):.2f} ms an image and step of "
+        f"sampling, {products[name] / 1e6:.1f} M products"
+        for name in configs
+    )
+    loss, share = losses["asymmetric"] / losses["symmetric"], times["asymmetric"] / times["symmetric"]
+    holds = (loss <= 1.02 and share < 1) or (loss < 1 and share <= 1)
+    return experiment.judge(value, holds, loss < 1 or share < 1)
+
+
+_PEERS = ("coatnet_0_rw_224", "maxvit_tiny_tf_224")
+
+
+@check("A3", weight=30, needs=60)
+def _hybrids(experiment: Experiment) -> Seen:
+    """The fitted T beside timm's hybrids of windows, one image of 224 x 224, one thread."""
+    try:
+        import timm
+    except ImportError:
+        raise MissingExtraError("timm", "vision") from None
+    arms = {"ascan-fit-t": AsCAN.named("ascan-fit-t"), **{name: timm.create_model(name) for name in _PEERS}}
+    image = torch.randn(1, 3, 224, 224)
+    with one_thread(), torch.inference_mode():
+        calls = {name: functools.partial(arm.eval(), image) for name, arm in arms.items()}
+        times = alternating(calls, experiment.at(quick=1, normal=10, long=40))
+    least = {name: min(t) for name, t in times.items()}
+    value = ", ".join(f"{name} {1e3 * t:.0f} ms" for name, t in least.items())
+    faster = [least["ascan-fit-t"] < least[name] for name in _PEERS]
+    return experiment.judge(value, all(faster), any(faster))
