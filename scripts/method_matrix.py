@@ -30,13 +30,20 @@ from torch import Tensor
 
 from hasten.errors import HastenError
 from hasten.methods import (
+    Bf16Network,
     BlockTopK,
     CacheFormat,
+    ChannelsLast,
+    Compiled,
     DropLayers,
+    FoldNormalization,
     HybridWindow,
+    Int8Products,
     LambdaWindow,
     LookupDecoding,
     Method,
+    OnnxRuntime,
+    OpenVino,
     SlidingWindow,
     SnapKV,
     SparseLowBit,
@@ -75,6 +82,14 @@ SETTINGS: dict[str, tuple[Method, ...]] = {
     "prompt-lookup": (LookupDecoding(3, 4, 0.5),),
     "two-of-four": (TwoOfFour("wanda", 1, 32),),
     "sparse-low-bit": (SparseLowBit(1, 32),),
+    # For networks that are no language models: these must refuse.
+    "fold-normalization": (FoldNormalization(),),
+    "bf16-network": (Bf16Network(),),
+    "channels-last": (ChannelsLast(),),
+    "int8-products": (Int8Products(),),
+    "compile": (Compiled(),),
+    "onnxruntime": (OnnxRuntime(),),
+    "openvino": (OpenVino(),),
 }
 
 # What is known to fail, by (family, format, titles) and property, with the reason. Nothing is to be added here: mend

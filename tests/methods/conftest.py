@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import torch
 
+from hasten.methods import (
+    Bf16Network,
+    ChannelsLast,
+    Compiled,
+    FoldNormalization,
+    Int8Products,
+    Method,
+    OnnxRuntime,
+    OpenVino,
+)
 from hasten.runtime import LanguageModel
+
+NETWORK_METHODS: tuple[Method, ...] = (
+    FoldNormalization(), Bf16Network(), ChannelsLast(), Int8Products(), Compiled(), OnnxRuntime(), OnnxRuntime(True),
+    OpenVino(), OpenVino("bf16"), OpenVino("int8"),
+)  # fmt: skip
 
 
 def small_llama(seed: int) -> LanguageModel:

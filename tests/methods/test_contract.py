@@ -34,6 +34,8 @@ from hasten.methods import (
 from hasten.methods.editing import outline
 from hasten.runtime import LanguageModel
 
+from .conftest import NETWORK_METHODS
+
 METHODS = [
     WeightOnly(16, 16),
     WeightOnly(8, 8),
@@ -113,7 +115,9 @@ def test_plain_data_round_trip(method: Method) -> None:
 
 def test_every_method_is_tested() -> None:
     ours = {kind for kind in registry().values() if kind.__module__.startswith("hasten.")}
-    assert {type(m) for m in METHODS} | {SparseLowBit, TwoOfFour} == ours, "these calibrate: test_sparse_low_bit.py"
+    apart = {SparseLowBit, TwoOfFour}  # these calibrate: test_sparse_low_bit.py
+    networks = {type(m) for m in NETWORK_METHODS}  # test_network_methods.py
+    assert {type(m) for m in METHODS} | apart | networks == ours
 
 
 def test_bad_descriptions_are_refused() -> None:

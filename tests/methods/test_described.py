@@ -18,6 +18,8 @@ from hasten.models.description import describe
 from hasten.search.user_file import load_attribute
 from hasten.workload import Workload
 
+from .conftest import NETWORK_METHODS
+
 PROMPT, NEW = 1200, 48
 _SIZES = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 256}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,6 +45,7 @@ REFUSED = {
     ("mamba", "prompt-lookup"): "its state cannot take drafts back",
     ("gemma2", "snapkv"): "its layers attend to a window of their own",
     ("gemma2", "sparse-window"): "its layers attend to a window of their own",
+    **{(kind, method.name): "it is a language model" for kind in KINDS for method in NETWORK_METHODS},
 }
 _KNOWN: dict[str, Workload] = {}
 

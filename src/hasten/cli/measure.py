@@ -37,21 +37,29 @@ def measure(
     """
     use_threads(threads)
     check_device(device)
+    from hasten.runtime.network import Network
     from hasten.runtime.placement import placed
-    from hasten.runtime.subject import Subject, read_subject
-    from hasten.tuning.result import is_tuned, load
+    from hasten.runtime.subject import Subject, of_network, read_subject
+    from hasten.tuning.result import is_tuned
+    from hasten.tuning.tune import load
 
     if runs < 1:
         raise HastenError("runs must be at least 1")
     with progress("loading") as tell:
         if is_tuned(subject):
-            tuned = placed(load(subject, model=model), device)
-            tuned.check_fits(prompt + new_tokens)
-            found = Subject(
-                tuned.name,
-                lambda: tuned.workload(prompt, new_tokens, batch),
-                lambda count: tuned.measure(prompt, new_tokens, batch, count),
-            )
+            loaded = load(subject, model=model)
+            if isinstance(loaded, Network):
+                if device != "cpu":
+                    raise HastenError(f"--device {device} goes with language models, and {subject} is a tuned network")
+                found = of_network(loaded)
+            else:
+                tuned = placed(loaded, device)
+                tuned.check_fits(prompt + new_tokens)
+                found = Subject(
+                    tuned.name,
+                    lambda: tuned.workload(prompt, new_tokens, batch),
+                    lambda count: tuned.measure(prompt, new_tokens, batch, count),
+                )
         elif model is not None:
             raise HastenError(f"--model says where the model of a tuned.json is, and {subject} is none: leave it out")
         else:

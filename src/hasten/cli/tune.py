@@ -36,9 +36,17 @@ class _TuneReporter:
         if seen is None:
             say(f"  {combination.title}: {combination.failure}")
             return
+        floor = "" if combination.within_floor else " (below the quality floor)"
+        if seen.forward:
+            moved = "" if seen.difference is None else f", answers {seen.difference:.2%} from the unchanged network's"
+            score = "" if seen.score is None else f", score {seen.score:.4g}"
+            say(
+                f"  {combination.title}: {seen.forward * 1e3:.2f} ms a call (predicted"
+                f" {combination.predicted.forward * 1e3:.2f} ms){moved}{score}{floor}"
+            )
+            return
         error = "" if seen.perplexity_error is None else f" ± {seen.perplexity_error:.2g}"
         quality = "" if seen.perplexity is None else f", perplexity {seen.perplexity:.3f}{error}"
-        floor = "" if combination.within_floor else " (below the quality floor)"
         say(
             f"  {combination.title}: prefill {seen.prefill_rate:.0f} tokens/s, decode {seen.decode_rate:.0f} tokens/s"
             f" (predicted {combination.predicted.latency:.2f} s, took {seen.latency:.2f} s){quality}{floor}"
@@ -47,26 +55,50 @@ class _TuneReporter:
 
 def tune(
     model: Annotated[
-        str, typer.Argument(help="A .gguf file, a model folder (safetensors), an asset, or a cached hub id.")
+        str,
+        typer.Argument(
+            help="A .gguf file, a model folder (safetensors), an asset, or a cached hub id; or any network:"
+            " file.py:build (a function that returns a module and its inputs), a published name (lowformer-b1) or"
+            " one of timm's."
+        ),
     ] = "smollm2-135m-instruct",
     prompt: Prompt = 512,
     new_tokens: NewTokens = 64,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, show_default="1; 8 for throughput", help="Sequences at a time."),
+        typer.Option(
+            min=1,
+            show_default="1; 8 for throughput",
+            help="Sequences at a time; of a network examples of a call (given to build(batch=...) of a file).",
+        ),
     ] = None,
     wanted: Annotated[
         Literal["total", "decode", "first-token", "throughput"],
         typer.Option(
             "--for",
-            help="What counts as fast: the whole run, its decoding, its prefill, or tokens a second of a batch.",
+            help="What counts as fast: the whole run, its decoding, its prefill, or tokens a second of a batch. Of a"
+            " network: total or throughput.",
         ),
     ] = "total",
     text: Annotated[
         Path | None,
         typer.Option(help="UTF-8 text to measure quality on; English prose of Python's own when not given."),
     ] = None,
-    floor: Annotated[float, typer.Option(help="Perplexity may be worse by this share at most.")] = 0.03,
+    floor: Annotated[
+        float,
+        typer.Option(
+            help="Perplexity may be worse by this share at most; a network's answers may move by this share of their"
+            " size, or its score be less by it."
+        ),
+    ] = 0.03,
+    quality: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.PY:SCORE",
+            show_default="how far its answers move",
+            help="A function of a network that returns a number, more is better: what a network is judged by.",
+        ),
+    ] = None,
     reference: Annotated[
         Literal["transformers", "llama.cpp", "none"] | None,
         typer.Option(
@@ -88,10 +120,13 @@ def tune(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Find how to run a language model fast here without losing quality.
+    """Find how to run a language model, or any other network, fast here without losing quality.
 
-    Measures the model as it is (and transformers beside it), predicts combinations of methods, measures the best
-    predicted for real, and leaves a table, `report.html` and `tuned.json`. Ctrl-C keeps what was measured.
+    Measures the model as it is (and transformers beside a language model), predicts combinations of methods, measures
+    the best predicted for real, and leaves a table, `report.html` and `tuned.json`. Ctrl-C keeps what was measured.
+
+    A network is any torch module with example inputs: file.py:build names a function that returns (module, inputs);
+    hasten runs that file, and no other. ONNX Runtime and OpenVINO are tried where they are installed.
 
     Examples:
 
@@ -100,15 +135,22 @@ def tune(
         hasten tune model.gguf --prompt 2048 --new-tokens 256 --budget 600 --study my.db
 
         hasten tune --for throughput --batch 16
+
+        hasten tune my_model.py:build --quality my_model.py:accuracy --floor 0.01
+
+        hasten tune lowformer-b1 --batch 8
     """
     use_threads(threads)
     check_device(device)
     from hasten.data.text import read_text
     from hasten.report import print_tune, write_html
+    from hasten.runtime.network import names_network
     from hasten.search.study_file import study_path
     from hasten.tuning.tune import Settings, save
     from hasten.tuning.tune import tune as run
 
+    if batch is None and wanted == "throughput" and names_network(model) and ".py:" not in model:
+        batch = 8
     settings = Settings(
         prompt=prompt,
         new_tokens=new_tokens,
@@ -122,6 +164,8 @@ def tune(
         wanted=wanted,
         reference=reference,
         device=device,
+        quality=quality or "",
+        batch_given=batch,
     )
     kept = study_path(study) if study else None
     make_folder(out)
@@ -161,6 +205,7 @@ def tune(
         raise KeyboardInterrupt
     if not kept_floor:
         raise HastenError(
-            f"no measured combination keeps perplexity within {floor:.1%} of the unchanged model: "
+            f"no measured combination keeps {'quality' if result.inputs else 'perplexity'} within {floor:.1%} of the"
+            " unchanged model: "
             f"loosen --floor or raise --budget ({out / 'report.html'} shows what was measured)"
         )

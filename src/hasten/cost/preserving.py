@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from hasten.errors import HastenError
 
@@ -30,6 +32,100 @@ def fold_normalization(network: M) -> M:
                     transposed = isinstance(conv, nn.ConvTranspose2d)
                     part[i], part[i + 1] = fuse_conv_bn_eval(conv, norm, transposed), nn.Identity()
     return made
+
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class _Uses(TorchFunctionMode):
+    """How many functions that make tensors read each of some tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched: dict[int, int] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if any(isinstance(t, Tensor) for t in tree_leaves(made)):
+            for t in tree_leaves((args, dict(kwargs or {}))):
+                if isinstance(t, Tensor) and id(t) in self.watched:
+                    self.watched[id(t)] += 1
+        return made
+
+
+@torch.no_grad()
+def norms_to_fold(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """Paths of batch normalizations that a call runs on what a layer made and nothing else reads, and that layer's.
+
+    Args:
+        network: in evaluation mode; it is called once.
+        args, kwargs: of the call.
+    """
+    places: dict[nn.Module, list[str]] = {}
+    for path, part in network.named_modules(remove_duplicate=False):
+        places.setdefault(part, []).append(path)
+    uses, calls = _Uses(), dict.fromkeys(places, 0)
+    made: dict[int, tuple[Tensor, nn.Module]] = {}
+    pairs: list[tuple[nn.Module, nn.Module, Tensor]] = []
+
+    def seen(part: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
+        calls[part] += 1
+        if type(part) in _LAYERS and isinstance(answer, Tensor):
+            made[id(answer)] = (answer, part)  # held, so that no other tensor gets its identity
+            uses.watched[id(answer)] = 0
+        elif isinstance(part, _NORMS) and given and id(given[0]) in made:
+            pairs.append((made[id(given[0])][1], part, given[0]))
+
+    hooks = [part.register_forward_hook(seen) for part in places if type(part) in _LAYERS or isinstance(part, _NORMS)]
+    try:
+        with uses:
+            answers = network(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    given_out = {id(t) for t in tree_leaves(answers)}
+    return {
+        places[norm][0]: places[layer][0]
+        for layer, norm, between in pairs
+        if uses.watched[id(between)] == 1 and id(between) not in given_out and calls[layer] == calls[norm] == 1
+        and len(places[layer]) == len(places[norm]) == 1 and _rest(norm) is not None and not norm.training
+        and norm.running_mean is not None
+        and all(t.is_floating_point() for t in (*layer.parameters(), *norm.parameters()))
+    }  # fmt: skip
+
+
+def _rest(norm: nn.Module) -> nn.Module | None:
+    """What is left of a normalization that is folded away; None where it is of a kind that does something unknown."""
+    if type(norm) in _NORMS:
+        return nn.Identity()
+    parts = [getattr(norm, name, None) for name in ("drop", "act")]  # timm's, with an activation inside
+    if type(norm).__name__ == "BatchNormAct2d" and all(isinstance(p, nn.Module) for p in parts):
+        return nn.Sequential(*(p for p in parts if isinstance(p, nn.Module)))
+    return None
+
+
+def fold_norms(network: M, args: Sequence[Any], kwargs: Mapping[str, Any]) -> M:
+    """``network`` with the normalizations of `norms_to_fold` folded; it is changed, its layers' tensors are not.
+
+    Args:
+        network, args, kwargs: of `norms_to_fold`.
+    """
+    for norm_path, layer_path in norms_to_fold(network, args, kwargs).items():
+        norm: Any = network.get_submodule(norm_path)
+        layer: Any = network.get_submodule(layer_path)
+        if isinstance(layer, nn.Linear):
+            fused: nn.Module = fuse_linear_bn_eval(layer, norm)
+        else:
+            fused = fuse_conv_bn_eval(layer, norm, isinstance(layer, _TRANSPOSED))
+        rest = _rest(norm)
+        assert rest is not None
+        network.set_submodule(layer_path, fused)
+        network.set_submodule(norm_path, rest)
+    return network
 
 
 def _tensors(output: Any) -> list[Tensor]:

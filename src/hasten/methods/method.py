@@ -17,10 +17,13 @@ from typing import Any, ClassVar, Self, TypeVar
 from torch import nn
 
 from hasten.errors import HastenError
+from hasten.runtime.network import Network
 from hasten.runtime.tracing import beneath
 from hasten.workload.einsum import Workload
 
 _REGISTRY: dict[str, type[Method]] = {}
+LANGUAGE_MODEL, NETWORK = "language model", "network"
+"""What a method is for, see `Method.subjects`."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Context:
     Args:
         model: the unchanged model.
         text: tokens of the text that quality is measured on.
-        prompts: (batch, prompt) tokens of the workload.
+        prompts: (batch, prompt) tokens of the workload; None for a network that reads no text.
         continuation: the tokens that the unchanged model makes of the first prompt.
         new_tokens: tokens to make for each sequence.
         judged: tokens of the text that a method may run the model on, to choose its settings by.
@@ -45,8 +48,13 @@ class Context:
 
     @property
     def prompt(self) -> int:
-        """Tokens of each prompt."""
-        return int(self.prompts.shape[1])
+        """Tokens of each prompt; 0 where there is none."""
+        return 0 if self.prompts is None else int(self.prompts.shape[1])
+
+    @property
+    def subject(self) -> str:
+        """What the model is: see `Method.subjects`."""
+        return NETWORK if isinstance(self.model, Network) else LANGUAGE_MODEL
 
 
 def _of_any_order(rewrite: Callable[[Any, Workload], Workload]) -> Callable[[Any, Workload], Workload]:
@@ -72,6 +80,8 @@ class Method(ABC):
         exact: whether greedy output stays what it was.
         layerwise: whether it does something else to one layer than to another of the same kind. Its `rewrite` then
             gets every layer, and before that of methods that treat equal layers alike; those get a few of a kind.
+        subjects: what it is for: ``language model``, and ``network`` for any other module with example inputs. A run of
+            `hasten tune` asks no other method.
         untried: why `hasten tune` does not try it, where it has no `variants`.
         spellings: short words for it on a command line, and the settings that each stands for; see
             `hasten.methods.spelling`.
@@ -84,6 +94,7 @@ class Method(ABC):
     order: ClassVar[int] = 50
     exact: ClassVar[bool] = False
     layerwise: ClassVar[bool] = False
+    subjects: ClassVar[tuple[str, ...]] = (LANGUAGE_MODEL,)
     untried: ClassVar[str] = ""
     spellings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     source: ClassVar[str] = ""
@@ -119,6 +130,10 @@ class Method(ABC):
     def why_not_described(self, workload: Workload) -> str | None:
         """Why `rewrite` has nothing to change in a description; None when it has."""
         return None
+
+    def seconds_to_apply(self, model: Any) -> float:
+        """About how long `apply` takes, where that is longer than a few calls of the model."""
+        return 0.0
 
     def remarks(self, workload: Workload) -> Sequence[str]:
         """What a reader of a prediction should know of it: what is left as it was, what was assumed."""

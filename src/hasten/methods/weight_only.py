@@ -13,7 +13,7 @@ from hasten.errors import HastenError
 from hasten.kernels.packed_linear import GROUP, fast_bf16, product_map
 from hasten.methods.described_model import WeightProduct, is_head, product_of, products
 from hasten.methods.editing import Draft, edit
-from hasten.methods.method import Context, Method
+from hasten.methods.method import LANGUAGE_MODEL, NETWORK, Context, Method
 from hasten.nn import PackedEmbedding, PackedGatedExperts, PackedLinear
 from hasten.nn.packed_experts import plain_parts
 from hasten.workload.einsum import Access, Einsum, Op, Phase, Role, Tensor, Workload
@@ -40,6 +40,7 @@ class WeightOnly(Method):
     name: ClassVar[str] = "weight-only"
     kind: ClassVar[str] = "weights"
     order: ClassVar[int] = 20
+    subjects: ClassVar[tuple[str, ...]] = (LANGUAGE_MODEL, NETWORK)
     spellings: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "int4": {"bits": 4},
         "int8": {"bits": 8},

@@ -18,6 +18,9 @@ WANTED = {
     "throughput": "new tokens a second, all sequences",
 }
 
+# Of a network that is no language model.
+CALLS = {"total": "a call", "throughput": "examples a second"}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -82,9 +85,9 @@ def quality_change(result: TuneResult, one: Combination) -> float | None:
 
 
 def worst_perplexity(result: TuneResult) -> float | None:
-    """The perplexity that the quality floor still allows."""
-    before = result.baseline.measured.perplexity if result.baseline.measured else None
-    return before * (1 + result.floor) if before else None
+    """The perplexity, or other loss, that the quality floor still allows."""
+    before = result.baseline.measured
+    return before.limit(result.floor) if before is not None and before.loss is not None else None
 
 
 def prediction_rank(result: TuneResult) -> float | None:
@@ -118,11 +121,12 @@ def best_rows(result: TuneResult) -> list[tuple[str, str, str, str, bool]]:
         seconds = seconds_of(one.measured, wanted)  # type: ignore[arg-type]
         figure = q.seconds(seconds)
         if wanted == "throughput":
-            figure = f"{q.digits(result.throughput(one.measured))} tokens/s"
+            figure = f"{q.digits(result.throughput(one.measured))} {'examples' if result.inputs else 'tokens'}/s"
         elif wanted == "decode":
             figure += f", {q.digits(one.measured.decode_rate)} tokens/s"
         faster = _ratio(seconds_of(before, wanted), seconds) if before else None  # type: ignore[arg-type]
-        found.append((WANTED[wanted], one.title, figure, q.times(faster) if faster else "–", wanted == result.wanted))
+        name = CALLS[wanted] if result.inputs else WANTED[wanted]
+        found.append((name, one.title, figure, q.times(faster) if faster else "–", wanted == result.wanted))
     return found
 
 
@@ -138,13 +142,18 @@ def prediction_error(result: TuneResult) -> float | None:
 
 @dataclass(frozen=True)
 class Rung:
-    """What the next method of the best combination gave: ratios over the rung before it; perplexity as a change."""
+    """What the next method of the best combination gave: ratios over the rung before it; perplexity as a change.
+
+    Of a network that is no language model ``forward`` is the ratio of a call, and ``loss`` what it came to.
+    """
 
     added: str
     decode: float
     prefill: float
     memory: float
     perplexity: float | None
+    forward: float | None = None
+    loss: float | None = None
 
 
 def ladder(result: TuneResult) -> list[Rung]:
@@ -160,10 +169,12 @@ def ladder(result: TuneResult) -> list[Rung]:
         found.append(
             Rung(
                 after.title.removeprefix(shared).removeprefix(" + "),
-                new.decode_rate / old.decode_rate,
-                old.prefill / new.prefill,
+                _ratio(new.decode_rate, old.decode_rate) or 1.0,
+                _ratio(old.prefill, new.prefill) or 1.0,
                 new.memory / old.memory,
                 change,
+                _ratio(old.forward, new.forward),
+                new.loss,
             )
         )
     return found
@@ -173,11 +184,51 @@ def _in_a_sentence(reference: str) -> str:
     return reference.replace("transformers generate, ", "transformers' own generate in ")
 
 
-def summary(result: TuneResult) -> list[str]:
-    """What was found, in sentences."""
-    tried = everything(result)
-    measured = [c for c in tried if c.measured]
-    within = [c for c in measured if c.within_floor]
+def loss_text(result: TuneResult, figures: Figures | None) -> str:
+    """The loss of a network in a table's words: the share by which answers moved, or the user's score."""
+    if figures is None or figures.loss is None:
+        return "–"
+    return f"{figures.difference * 100:.2g} %" if figures.difference is not None else q.digits(figures.score or 0.0)
+
+
+def _quality_of_network(result: TuneResult, before: Figures, after: Figures) -> list[str]:
+    """What a network's quality came to, in sentences."""
+    if after.score is not None and before.score is not None:
+        return [
+            f"{result.text} gives it {q.digits(after.score)}, and {q.digits(before.score)} to the unchanged network"
+            f" ({result.floor * 100:.3g} % less was allowed)."
+        ]
+    lines = []
+    if after.difference is not None:
+        lines.append(
+            f"Its {result.text} lie {loss_text(result, after)} of their size from the unchanged network's"
+            f" ({result.floor * 100:.3g} % was allowed)."
+        )
+    if after.agreement is not None:
+        lines.append(f"The largest number of an answer stands where it did in {after.agreement * 100:.0f} % of rows.")
+    return lines
+
+
+def _summary_of_network(result: TuneResult) -> list[str]:
+    """What was found of a network that is no language model, in sentences."""
+    before, best = result.baseline.measured, result.best
+    after = best.measured if best else None
+    if best is None or after is None or before is None:
+        return ["Nothing that was measured stays within the quality floor."]
+    if best == result.baseline:
+        return [f"The unchanged network is the fastest within the quality floor: {q.seconds(after.forward)} a call."]
+    faster = _ratio(before.forward, after.forward)
+    return [
+        f"Fastest within the quality floor: {best.title}.",
+        f"A call takes {q.seconds(after.forward)}, against {q.seconds(before.forward)} unchanged"
+        f"{f': {q.times(faster)} as fast' if faster else ''}.",
+        *_quality_of_network(result, before, after),
+        f"It takes {q.si(after.memory, 'B')} of memory, against {q.si(before.memory, 'B')} unchanged.",
+    ]
+
+
+def _summary_of_language_model(result: TuneResult) -> list[str]:
+    """What was found of a language model, in sentences."""
     before, best = result.baseline.measured, result.best
     after = best.measured if best else None
     lines = []
@@ -214,6 +265,15 @@ def summary(result: TuneResult) -> list[str]:
             if old is not None and new is not None and new < old:
                 lines.append(f"It loses some of {what}: {new * 100:.0f} % right, {old * 100:.0f} % unchanged.")
         lines.append(f"Weights and cache take {q.si(after.memory, 'B')}, against {q.si(before.memory, 'B')} unchanged.")
+    return lines
+
+
+def summary(result: TuneResult) -> list[str]:
+    """What was found, in sentences."""
+    tried = everything(result)
+    measured = [c for c in tried if c.measured]
+    within = [c for c in measured if c.within_floor]
+    lines = _summary_of_network(result) if result.inputs else _summary_of_language_model(result)
     lines.append(
         f"Of {max(len(tried), result.considered + 1)} combinations {len(measured)} were measured,"
         f" and {len(within)} of those stay within the quality floor."

@@ -19,6 +19,14 @@ from hasten.report.findings import Row
 from hasten.report.placing import NO_SCRIPT, placed
 from hasten.tuning.outcome import Figures, TuneResult
 
+# Of a language model, and of any other network.
+_LOSSES = ("perplexity", "quality")
+_TIMES = (
+    "Times are of the whole run: the prompt for prefill, all new tokens for decode.",
+    "Times are of one call. Quality is how far answers moved, as a share of their size, or the user's own score.",
+)
+_BETTER = ("better text", "better quality")
+
 
 def write_html(result: TuneResult, path: str | Path) -> None:
     """Writes the report of a tuning run, aside first, then in place.
@@ -44,8 +52,8 @@ def page(result: TuneResult) -> str:
             "combinations",
             "All combinations",
             '<p class="explain">★ the fastest within the quality floor, ● on the Pareto front of measured latency,'
-            " perplexity and memory; perplexity in red is worse than the quality floor. Times are of the whole run:"
-            " the prompt for prefill, all new tokens for decode. Click a heading to sort.</p>" + _table(result),
+            f" {_LOSSES[bool(result.inputs)]} and memory; {_LOSSES[bool(result.inputs)]} in red is worse than the"
+            f" quality floor. {_TIMES[bool(result.inputs)]} Click a heading to sort.</p>" + _table(result),
         ),
     ]
     if result.best_of_each:
@@ -75,8 +83,8 @@ def page(result: TuneResult) -> str:
             section(
                 "pareto",
                 "Speed against quality",
-                '<p class="explain">Left is faster, down is better text. What lies above the dashed line is'
-                " worse than the quality floor.</p>" + plot("plot-pareto", lambda: plots.pareto(result)),
+                f'<p class="explain">Left is faster, down is {_BETTER[bool(result.inputs)]}. What lies above the dashed'
+                " line is worse than the quality floor.</p>" + plot("plot-pareto", lambda: plots.pareto(result)),
             ),
             section(
                 "speed-ups",
@@ -182,6 +190,9 @@ def section(name: str, title: str, content: str) -> str:
 
 
 def _lead(result: TuneResult) -> str:
+    if result.inputs:
+        made = f" · {escape(result.started)}" if result.started else ""
+        return f"calls with {escape(result.inputs)} · on {escape(result.device)}{made}"
     batch = f", batch {result.batch}" if result.batch != 1 else ""
     when = f" · {escape(result.started)}" if result.started else ""
     return (
@@ -194,6 +205,8 @@ def _headline(result: TuneResult) -> str:
     best = result.best
     if best is None or best.measured is None:
         return ""
+    if result.inputs:
+        return _headline_of_network(result, best.measured)
     cards = [(q.digits(best.measured.decode_rate), "new tokens a second")]
     for known, name in ((result.reference, result.reference_name), (result.baseline.measured, "the unchanged model")):
         faster = findings.decode_speedup(known, best.measured)
@@ -203,6 +216,20 @@ def _headline(result: TuneResult) -> str:
     if change is not None:
         cards.append((q.percent(change), "change of perplexity"))
     cards.append((q.si(best.measured.memory, "B"), "weights and cache"))
+    return _cards(cards)
+
+
+def _headline_of_network(result: TuneResult, figures: Figures) -> str:
+    cards = [(q.seconds(figures.forward), "a call")]
+    before = result.baseline.measured
+    if before is not None and before is not figures and figures.forward:
+        cards.append((q.times(before.forward / figures.forward), "the speed of the unchanged network"))
+    cards.append((findings.loss_text(result, figures), "score" if figures.score is not None else "answers moved by"))
+    cards.append((q.si(figures.memory, "B"), "memory"))
+    return _cards(cards)
+
+
+def _cards(cards: Sequence[tuple[str, str]]) -> str:
     inner = "".join(f'<div class="figure"><b>{escape(n)}</b><span>{escape(t)}</span></div>' for n, t in cards)
     return f'<div class="figures">{inner}</div>\n'
 
@@ -219,7 +246,37 @@ _HEADINGS = (
 )  # fmt: skip
 
 
+_NETWORK_HEADINGS = (
+    "", "combination", "predicted", "measured", "least", "predicted ×", "measured ×", "quality", "same", "memory",
+)  # fmt: skip
+
+
+def _network_row(result: TuneResult, row: Row) -> str:
+    one, pred, meas = row.combination, row.combination.predicted, row.combination.measured
+    mark, rank = ("★", 0) if row.best else ("●", 1) if one.pareto else ("", 2)
+    classes = " ".join(c for c in ("best" * row.best, "over" * (one.within_floor is False)) if c)
+    reason = f' <span class="reason">{escape(one.failure)}</span>' if one.failure else ""
+    return (
+        (f'<tr class="{classes}">' if classes else "<tr>")
+        + f'<td class="mark{" pareto" if mark == "●" else ""}" data-value="{rank}">{mark}</td>'
+        + f'<td class="name">{escape(one.title)}{reason}</td>'
+        + _cell(pred.forward, q.seconds)
+        + _cell(meas.forward if meas else None, q.seconds)
+        + _cell(meas.forward_low if meas else None, q.seconds)
+        + _cell(row.predicted_speedup, q.times)
+        + _cell(row.measured_speedup, q.times)
+        + _cell(meas.loss if meas else None, lambda loss: findings.loss_text(result, meas), "", "perplexity")
+        + _cell(meas.agreement if meas else None, lambda share: f"{share * 100:.0f} %")
+        + _cell((meas or pred).memory, _bytes, "" if meas else "predicted")
+        + "</tr>"
+    )
+
+
 def _table(result: TuneResult) -> str:
+    if result.inputs:
+        rows = "".join(_network_row(result, row) for row in findings.rows(result))
+        titles = headings(_NETWORK_HEADINGS)
+        return f'<div class="scroll"><table><thead>{titles}</thead><tbody>{rows}</tbody></table></div>'
     head = (
         '<tr><th colspan="2"></th><th colspan="2">predicted</th><th colspan="3">measured</th>'
         '<th colspan="2">speed-up</th><th colspan="6">quality</th><th></th></tr>' + headings(_HEADINGS)
@@ -241,6 +298,17 @@ def _best(result: TuneResult) -> str:
 
 
 def _ladder(rungs: list[findings.Rung]) -> str:
+    if any(r.forward is not None for r in rungs):
+        titles = headings(("method", "a call", "memory", "quality after it"), ("name",))
+        lines = "".join(
+            f'<tr><td class="name">{escape(r.added)}</td>'
+            + "".join(_cell(value, show) for value, show in (
+                (r.forward, q.times), (r.memory, q.times), (r.loss, q.digits),
+            ))
+            + "</tr>"
+            for r in rungs
+        )  # fmt: skip
+        return f'<div class="scroll"><table><thead>{titles}</thead><tbody>{lines}</tbody></table></div>'
     head = headings(("method", "decode", "prefill", "memory", "perplexity"), ("name",))
     body = "".join(
         f'<tr><td class="name">{escape(r.added)}</td>'

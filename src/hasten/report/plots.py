@@ -50,13 +50,13 @@ def pareto(result: TuneResult) -> Figure:
     """Measured latency of the run against perplexity, the front joined by a line, the floor dashed."""
     figure = new_figure(
         xaxis={"title": {"text": "measured latency of the whole run"}, "type": "log"},
-        yaxis={"title": {"text": f"perplexity on {escaped(result.text)}"}},
+        yaxis={"title": {"text": _loss_title(result)}},
     )
     best = result.best
     points = [
-        (c.measured.latency, c.measured.perplexity, c)
+        (c.measured.latency, c.measured.loss, c)
         for c in findings.everything(result)
-        if c.measured and c.measured.perplexity is not None
+        if c.measured and c.measured.loss is not None
     ]
     figure.update_xaxes(**log_seconds([p[0] for p in points]))
     front = sorted(p[:2] for p in points if p[2].pareto)
@@ -100,6 +100,14 @@ def pareto(result: TuneResult) -> Figure:
     return figure
 
 
+def _loss_title(result: TuneResult) -> str:
+    """What quality is judged by, as an axis's title."""
+    before = result.baseline.measured
+    if not result.inputs:
+        return f"perplexity on {escaped(result.text)}"
+    return "difference of answers" if before is None or before.score is None else f"- {escaped(result.text)}"
+
+
 def log_seconds(values: Sequence[float]) -> dict[str, Any]:
     """Round ticks for a logarithmic axis of seconds: dense where it spans little, so that two are always in sight."""
     if not values:
@@ -127,7 +135,8 @@ def _combination_hover(one: Combination) -> str:
     lines = [f"<b>{escaped(one.title)}</b>"]
     if one.measured:
         m = one.measured
-        lines.append(f"prefill {q.seconds(m.prefill)}, decode {q.seconds(m.decode)}, {q.si(m.memory, 'B')}")
+        told = f"prefill {q.seconds(m.prefill)}, decode {q.seconds(m.decode)}"
+        lines.append(f"{f'a call {q.seconds(m.forward)}' if m.forward else told}, {q.si(m.memory, 'B')}")
         if m.perplexity is not None:
             lines.append(f"perplexity {q.digits(m.perplexity)}")
     return "<br>".join(lines)
@@ -173,14 +182,14 @@ def _short(label: str, limit: int = 60) -> str:
 
 
 def predicted_measured(result: TuneResult) -> Figure:
-    """Predicted against measured seconds, prefill and decode, on equal logarithmic axes."""
+    """Predicted against measured seconds, of each phase, on equal logarithmic axes."""
     axis = {"type": "log"}
     figure = new_figure(
         xaxis={**axis, "title": {"text": "measured"}},
         yaxis={**axis, "title": {"text": "predicted"}},
     )
     every: list[float] = []
-    for phase, colour in (("prefill", BLUE), ("decode", ORANGE)):
+    for phase, colour in (("forward", BLUE),) if result.inputs else (("prefill", BLUE), ("decode", ORANGE)):
         pairs = [
             (getattr(c.measured, phase), getattr(c.predicted, phase), c)
             for c in findings.everything(result)

@@ -180,6 +180,8 @@ def _shares(figures: Figures | None) -> tuple[str, ...]:
 
 def tune_table(result: TuneResult, limit: int | None = None) -> Table:
     """All combinations of a tuning run: measured ones first, the best marked ★, Pareto points ●."""
+    if result.inputs:
+        return _network_table(result, limit)
     columns = (
         "", "combination", ">pred. prefill", ">pred. decode", ">meas. prefill", ">meas. decode", ">tokens/s",
         ">pred. ×", ">meas. ×", ">perplexity", ">change", ">same", ">needle", ">recall", ">choice", ">memory",
@@ -237,6 +239,42 @@ def tune_table(result: TuneResult, limit: int | None = None) -> Table:
     return Table(title, columns, tuple(rows), frozenset(marked), tuple(notes))
 
 
+def _network_table(result: TuneResult, limit: int | None) -> Table:
+    """`tune_table` of a network that is no language model."""
+    before = result.baseline.measured
+    quality = "difference" if before is None or before.score is None else "score"
+    columns = (
+        "", "combination", ">pred.", ">meas.", ">least", ">pred. ×", ">meas. ×", f">{quality}", ">same", ">memory",
+    )  # fmt: skip
+    found = findings.rows(result)
+    shown = found if limit is None else found[:limit]
+    rows = []
+    for row in shown:
+        one, pred, meas = row.combination, row.combination.predicted, row.combination.measured
+        rows.append(
+            (
+                "★" if row.best else "●" * one.pareto + "✗" * (one.within_floor is False),
+                one.title + (f" ({one.failure})" if one.failure else ""),
+                q.seconds(pred.forward),
+                q.seconds(meas.forward) if meas else "–",
+                q.seconds(meas.forward_low) if meas else "–",
+                q.times(row.predicted_speedup) if row.predicted_speedup else "–",
+                q.times(row.measured_speedup) if row.measured_speedup else "–",
+                findings.loss_text(result, meas),
+                f"{meas.agreement * 100:.0f} %" if meas and meas.agreement is not None else "–",
+                q.si((meas or pred).memory, "B"),
+            )
+        )
+    notes = [
+        "★ best within the quality floor   ● Pareto   ✗ worse than the quality floor   × over the unchanged network",
+        "difference: of answers from the unchanged network's, by their size; same: rows whose largest number stays",
+    ]
+    if len(shown) < len(found):
+        notes.append(f"and {len(found) - len(shown)} more, in the report")
+    marked = frozenset(i for i, row in enumerate(shown) if row.best)
+    return Table(f"{result.model}: {result.inputs}, on {result.device}", columns, tuple(rows), marked, tuple(notes))
+
+
 def _perplexity(figures: Figures | None) -> str:
     """With its standard error, where that is known."""
     if figures is None or figures.perplexity is None:
@@ -255,6 +293,12 @@ def best_table(result: TuneResult) -> Table:
 
 def ladder_table(result: TuneResult) -> Table:
     """What each method of the best combination gave, over the one before it."""
+    note = ("each over the line above it, the first over the unchanged model",)
+    if result.inputs:
+        steps = [
+            (r.added, q.times(r.forward) if r.forward else "–", q.times(r.memory)) for r in findings.ladder(result)
+        ]
+        return Table("", ("what each method gave", ">a call", ">memory"), tuple(steps), notes=note)
     rows = [
         (
             rung.added,
@@ -266,7 +310,7 @@ def ladder_table(result: TuneResult) -> Table:
         for rung in findings.ladder(result)
     ]
     columns = ("what each method gave", ">decode", ">prefill", ">memory", ">perplexity")
-    return Table("", columns, tuple(rows), notes=("each over the line above it, the first over the unchanged model",))
+    return Table("", columns, tuple(rows), notes=note)
 
 
 def _measured(figures: Figures | None) -> tuple[str, str, str]:

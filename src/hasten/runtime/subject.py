@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import logging
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from hasten.cost import Measurement, measure
+from hasten.cost import Measurement
 from hasten.cost.measuring import spread
 from hasten.data import assets
-from hasten.errors import HastenError, MissingExtraError, users_code
-from hasten.files import checked_file, named_path
+from hasten.errors import HastenError, MissingExtraError
+from hasten.files import named_path
 from hasten.models import load_network, named
 from hasten.models.decoder import is_decoder
 from hasten.models.description import describe
@@ -28,11 +24,11 @@ from hasten.models.loading.config import build, read_config
 from hasten.models.loading.network import read_stored
 from hasten.models.loading.weight_types import WeightTypes
 from hasten.runtime.language_model import LanguageModel
+from hasten.runtime.network import Inputs, Network, made_by_file
 from hasten.runtime.placement import placed
 from hasten.runtime.step import FAMILIES
-from hasten.workload import Workload, trace
+from hasten.workload import Workload
 
-_T = TypeVar("_T")
 _LONGEST = 1 << 24
 _LARGEST = 1 << 14
 _HELP = (
@@ -108,7 +104,7 @@ def read_subject(
         if given:
             raise HastenError(f"{flag} goes with a config.json, a .gguf file or a model folder, not with {text}")
     if ours:
-        return _from_factory(Path(file), factory, batch)
+        return _from_factory(Path(file), factory)
     if named.is_named(text):
         return _from_name(text, prompt, new_tokens, batch)
     return _from_timm(text, batch)
@@ -243,53 +239,19 @@ def time_generation(
     )
 
 
-def _from_factory(path: Path, factory: str, batch: int) -> Subject:
-    path = checked_file(path)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        with users_code(f"{path}:{factory} failed"):
-            spec.loader.exec_module(module)
-            made = getattr(module, factory)()
-    finally:
-        with contextlib.suppress(ValueError):  # the file may have changed the list
-            sys.path.remove(str(path.parent.resolve()))
-    network, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if not isinstance(network, nn.Module):
-        raise HastenError(
-            f"{path}:{factory} must return a torch module, or (module, inputs), not {type(made).__name__}"
-        )
-    if inputs is None:
-        with users_code(f"{path}:inputs failed"):
-            inputs = getattr(module, "inputs", None)
-            inputs = inputs() if callable(inputs) else inputs
-    if inputs is None:
-        raise HastenError(f"{path}:{factory} gives no inputs: return (module, inputs), inputs a tensor or a tuple")
-    return _of_module(f"{path.stem}:{factory}", network.eval(), inputs)
+def _from_factory(path: Path, factory: str) -> Subject:
+    network, inputs = made_by_file(path, factory)
+    return of_network(Network(network.eval(), inputs, f"{path.stem}:{factory}"))
+
+
+def of_network(network: Network) -> Subject:
+    """A network with example inputs."""
+    return Subject(network.name, network.workload, lambda runs: network.measure(max(3, runs), warmup=2))
 
 
 def _of_module(name: str, module: nn.Module, inputs: Any) -> Subject:
     given = inputs if isinstance(inputs, tuple) else (inputs,)
-    return Subject(
-        name,
-        lambda: _on_inputs(name, lambda: trace(module, *given, name=name)),
-        lambda runs: _on_inputs(name, lambda: measure(module, *given, runs=max(3, runs))),
-    )
-
-
-def _on_inputs(name: str, use: Callable[[], _T]) -> _T:
-    """Runs a user's module; an error of the module's own is theirs to mend, not a defect to report."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")  # prints a traceback of its own before it raises
-    before = log.disabled
-    log.disabled = True
-    try:
-        with users_code(f"{name} fails on its inputs"):
-            return use()
-    finally:
-        log.disabled = before
+    return of_network(Network(module, Inputs(given), name))
 
 
 def _from_timm(name: str, batch: int) -> Subject:

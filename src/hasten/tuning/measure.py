@@ -25,6 +25,7 @@ from hasten.search.parameter import Params
 from hasten.search.problem import Infeasible, Objective, Problem, Trial
 from hasten.search.study import Study
 from hasten.tasks.questions import facts
+from hasten.tuning.network import PreparedNetwork, changed_figures, network_figures
 from hasten.tuning.outcome import Combination, Figures, Wanted, seconds_of
 from hasten.tuning.predict import NONE, Choices, Predictions, corrected, estimated, gentle_first, prediction
 from hasten.tuning.prepare import Deadline, Prepared
@@ -66,11 +67,9 @@ class Unchanged:
     notes: tuple[str, ...] = ()
 
     def limit(self, floor: float) -> float:
-        """The highest perplexity within a quality floor."""
-        figures = self.combination.measured
-        assert figures is not None
-        assert figures.perplexity is not None
-        return figures.perplexity * (1 + floor)
+        """The highest perplexity, or other loss, within a quality floor."""
+        assert self.combination.measured is not None
+        return self.combination.measured.limit(floor)
 
 
 @dataclass(frozen=True)
@@ -166,6 +165,29 @@ def unchanged(
     return Unchanged(peer, workload, first.tokens, found, name, seconds, (note,) if note else ())
 
 
+def unchanged_network(prepared: PreparedNetwork, device: Device, reporter: Reporter) -> Unchanged:
+    """A network without any method: traced, predicted, measured.
+
+    Args:
+        prepared: the network, and how much is measured.
+        device: what predictions are for.
+        reporter: told how it goes.
+    """
+    workload = prepared.base.workload()
+    begun = time.monotonic()
+    seen = network_figures(prepared, prepared.base, progress=reporter.advance)
+    seconds = max(0.0, time.monotonic() - begun - seen.forward * (prepared.effort.runs + prepared.effort.warmup))
+    found = Combination(
+        title=NONE,
+        methods=[],
+        predicted=prediction(estimated(prepared, device, workload), workload),
+        measured=seen,
+        within_floor=True,
+    )
+    reporter.measured(found)
+    return Unchanged(None, workload, (), found, "", seconds)
+
+
 def figures(
     prepared: Prepared,
     model: LanguageModel,
@@ -231,7 +253,7 @@ def figures(
 
 
 def tried(
-    prepared: Prepared,
+    prepared: Prepared | PreparedNetwork,
     methods: Sequence[Method],
     before: Unchanged,
     *,
@@ -245,6 +267,8 @@ def tried(
         TimeIsUp: the deadline has passed.
     """
     s = prepared.settings
+    if isinstance(prepared, PreparedNetwork):
+        return changed_figures(prepared, methods, deadline=deadline, progress=progress)
     try:
         model = apply_all(
             LanguageModel(_twin(prepared.base.network), cache=prepared.base.cache, name=prepared.base.name), methods
@@ -268,19 +292,19 @@ def _twin(network: Any) -> Any:
 
 def values(found: Figures, limit: float) -> dict[str, float]:
     """Objectives and the constraint of a study, out of figures."""
-    assert found.perplexity is not None
+    assert found.loss is not None
     return {
         "latency": found.latency,
-        "perplexity": found.perplexity,
+        "loss" if found.perplexity is None else "perplexity": found.loss,
         "memory": found.memory,
-        "quality": found.perplexity - limit,
+        "quality": found.loss - limit,
     }
 
 
 UNITS: Mapping[str, str] = {
     f"figures.{name}": unit
     for unit, names in {
-        "s": ("prefill", "decode", "decode_low", "decode_high"),
+        "s": ("prefill", "decode", "decode_low", "decode_high", "forward", "forward_low", "forward_high"),
         "token/s": ("prefill_rate", "decode_rate"),
         "B": ("memory",),
     }.items()
@@ -289,13 +313,13 @@ UNITS: Mapping[str, str] = {
 """Of what else is kept of a combination."""
 
 
-def objectives() -> tuple[Objective, ...]:
-    """What a study of combinations minimizes."""
-    return Objective("latency", unit="s"), Objective("perplexity"), Objective("memory", unit="B")
+def objectives(loss: str = "perplexity") -> tuple[Objective, ...]:
+    """What a study of combinations minimizes; ``loss`` names what quality is judged by."""
+    return Objective("latency", unit="s"), Objective(loss), Objective("memory", unit="B")
 
 
 def measure(
-    prepared: Prepared,
+    prepared: Prepared | PreparedNetwork,
     before: Unchanged,
     found: Choices,
     plan: Predictions,
@@ -332,7 +356,8 @@ def measure(
         """Seconds of a combination's speed and quality, by its prediction and what was measured."""
         known = [c for t, m in singles.items() if m in plan.methods[title] and (c := combinations[t]).measured]
         once = corrected(combinations[title], known, before.combination)
-        return once * (prepared.effort.runs + prepared.effort.warmup) + before.quality_seconds
+        making = sum(m.seconds_to_apply(prepared.base) for m in plan.methods[title])
+        return making + once * (prepared.effort.runs + prepared.effort.warmup) + before.quality_seconds
 
     def evaluate(params: Params) -> Mapping[str, Any]:
         title = titles[_point_key(params)]
@@ -360,7 +385,7 @@ def measure(
     problem = Problem(
         name="tune",
         space=found.space,
-        objectives=objectives(),
+        objectives=objectives("loss" if isinstance(prepared, PreparedNetwork) else "perplexity"),
         evaluate=evaluate,
         constraints=("quality",),
         identity=prepared.identity,
@@ -443,8 +468,8 @@ def _with(combination: Combination, trial: Trial, limit: float) -> Combination:
     if trial.reason:
         return combination.model_copy(update={"failure": trial.reason})
     found = Figures.model_validate(trial.details["figures"])
-    assert found.perplexity is not None
-    return combination.model_copy(update={"measured": found, "within_floor": found.perplexity <= limit})
+    assert found.loss is not None
+    return combination.model_copy(update={"measured": found, "within_floor": found.loss <= limit})
 
 
 def _failed(combination: Combination) -> bool:

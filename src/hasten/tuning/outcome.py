@@ -21,16 +21,21 @@ sequences at once."""
 WANTED: tuple[Wanted, ...] = get_args(Wanted)
 
 
-class Prediction(_Data):
-    """By the cost model: seconds of prefill and of the whole decoding, bytes of weights and cache."""
+PHASES = ("prefill", "decode", "forward")
+"""What seconds are of: a language model's prompt and its new tokens, or a call of any other network."""
 
-    prefill: float
-    decode: float
+
+class Prediction(_Data):
+    """By the cost model: seconds of each phase that there is, bytes of weights and cache."""
+
+    prefill: float = 0.0
+    decode: float = 0.0
     memory: float
+    forward: float = 0.0
 
     @property
     def latency(self) -> float:
-        return self.prefill + self.decode
+        return self.prefill + self.decode + self.forward
 
 
 def seconds_of(found: Prediction | Figures, wanted: Wanted) -> float:
@@ -44,15 +49,24 @@ class Figures(_Data):
     ``agreement`` is the share of the unchanged model's greedy tokens that come out the same, up to the first
     that differs; ``needle`` and ``recall`` are shares of hidden numbers and of list entries found again in a text as
     long as the prompt, ``choice`` the share of right answers to questions with four options (`hasten.runtime.quality`).
+
+    Of a network that is no language model: seconds of a call; ``difference``, how far its answers lie from the
+    unchanged network's, as a share of their size; ``agreement``, the share of answers whose largest number stands where
+    it did; ``score``, what the user's own function says, where more is better.
     """
 
-    prefill: float
-    decode: float
-    decode_low: float
-    decode_high: float
-    prefill_rate: float
-    decode_rate: float
+    prefill: float = 0.0
+    decode: float = 0.0
+    decode_low: float = 0.0
+    decode_high: float = 0.0
+    prefill_rate: float = 0.0
+    decode_rate: float = 0.0
     memory: float
+    forward: float = 0.0
+    forward_low: float = 0.0
+    forward_high: float = 0.0
+    difference: float | None = None
+    score: float | None = None
     perplexity: float | None = None
     perplexity_error: float | None = None
     agreement: float | None = None
@@ -62,7 +76,21 @@ class Figures(_Data):
 
     @property
     def latency(self) -> float:
-        return self.prefill + self.decode
+        return self.prefill + self.decode + self.forward
+
+    @property
+    def loss(self) -> float | None:
+        """What quality is judged by, to be small: perplexity, the user's score with its sign turned, or the difference
+        of answers."""
+        if self.perplexity is not None:
+            return self.perplexity
+        return self.difference if self.score is None else -self.score
+
+    def limit(self, floor: float) -> float:
+        """The largest loss within a quality floor, these being the unchanged model's figures."""
+        if self.perplexity is not None:
+            return self.perplexity * (1 + floor)
+        return floor if self.score is None else -self.score + floor * abs(self.score)
 
 
 class Combination(_Data):
@@ -122,7 +150,11 @@ def kernels_of(cost: Estimate) -> list[Kernel]:
 
 
 class TuneResult(_Data):
-    """A whole run."""
+    """A whole run.
+
+    ``inputs`` says what a network is called with that is no language model; "" for language models. ``text`` is then
+    what its quality is judged on.
+    """
 
     model: str
     source: str
@@ -151,6 +183,7 @@ class TuneResult(_Data):
     packed: bool = False
     reference_name: str = "transformers generate, fp32"
     considered: int = 0
+    inputs: str = ""
 
     @property
     def best_of_each(self) -> dict[str, Combination]:
@@ -160,11 +193,13 @@ class TuneResult(_Data):
         """
         measured = [(c, c.measured) for c in (self.baseline, *self.combinations) if c.measured and c.within_floor]
         wanted = [w for w in WANTED if w != "throughput" or self.batch > 1]
+        if self.inputs:
+            wanted = [self.wanted]
         return {w: min(measured, key=lambda pair: seconds_of(pair[1], w))[0] for w in wanted} if measured else {}
 
     def throughput(self, figures: Figures) -> float:
-        """New tokens a second of the whole run, all sequences together."""
-        return self.batch * self.new_tokens / figures.latency
+        """New tokens a second of the whole run, all sequences together; examples a second of any other network."""
+        return self.batch * (self.new_tokens or 1) / figures.latency
 
     @property
     def met(self) -> bool:

@@ -12,10 +12,12 @@ from hasten.cost import Estimate, estimate
 from hasten.cost.folding import folded, resident_bytes
 from hasten.hardware import Device
 from hasten.methods import Context, Method, clash, ordered, registry, unwritable
+from hasten.methods.network_method import FUSED
 from hasten.runtime.tracing import beneath
 from hasten.search.parameter import Params, categorical
 from hasten.search.space import Space
-from hasten.tuning.outcome import Combination, Prediction, Wanted, seconds_of
+from hasten.tuning.network import PreparedNetwork
+from hasten.tuning.outcome import PHASES, Combination, Prediction, Wanted, seconds_of
 from hasten.tuning.prepare import Deadline, Prepared
 from hasten.workload import Workload
 
@@ -83,6 +85,8 @@ def choices(context: Context) -> Choices:
     offered: dict[str, list[Method]] = {kind: [] for kind in _FIRST}
     skipped: dict[str, str] = {}
     for known in registry().values():
+        if context.subject not in known.subjects:
+            continue
         found = known.candidates(context)
         if not found and known.untried:
             skipped[known.name] = known.untried
@@ -106,16 +110,18 @@ def choices(context: Context) -> Choices:
     return Choices(options, skipped)
 
 
-def estimated(prepared: Prepared, device: Device, workload: Workload) -> Estimate:
+def estimated(prepared: Prepared | PreparedNetwork, device: Device, workload: Workload) -> Estimate:
     """What the cost model says of a workload on a device, run as this model runs."""
+    if isinstance(prepared, PreparedNetwork):
+        return estimate(workload, device, schedule="fused" if workload.attributes.get(FUSED) else "eager")
     compiled = prepared.base.why_not_compiled is None
     return estimate(workload, device, schedule={"prefill": "eager", "decode": "fused" if compiled else "eager"})
 
 
 def prediction(cost: Estimate, workload: Workload) -> Prediction:
-    """Seconds of both phases, and bytes of weights and cache."""
+    """Seconds of each phase, and bytes of weights and cache."""
     memory = float(sum(resident_bytes(workload)))
-    return Prediction(prefill=cost.phase("prefill").latency, decode=cost.phase("decode").latency, memory=memory)
+    return Prediction(memory=memory, **{p.name: p.latency for p in cost.phases})
 
 
 class Descriptions:
@@ -152,7 +158,7 @@ class Descriptions:
 
 
 def predict(
-    prepared: Prepared,
+    prepared: Prepared | PreparedNetwork,
     device: Device,
     workload: Workload,
     found: Choices,
@@ -235,7 +241,9 @@ def corrected(
     if baseline.measured is None:
         return seconds_of(combination.predicted, wanted)
     seconds = {}
-    for phase in ("prefill", "decode"):
+    for phase in PHASES:
+        if not getattr(baseline.predicted, phase):
+            continue
         ratio = getattr(baseline.measured, phase) / getattr(baseline.predicted, phase)
         scale = ratio
         for one in alone:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -127,6 +128,20 @@ class Prepared:
     effort: Effort
     notes: tuple[str, ...] = ()
     packed: bool = False
+
+    def told(self) -> dict[str, Any]:
+        """What a result says of it."""
+        s, loaded = self.settings, self.loaded
+        return {
+            "model": loaded.name,
+            "source": loaded.source,
+            "fingerprint": loaded.fingerprint,
+            "prompt": s.prompt,
+            "new_tokens": s.new_tokens,
+            "batch": s.batch,
+            "text": s.text_name,
+            "packed": self.packed,
+        }
 
     @property
     def identity(self) -> dict[str, str]:

@@ -29,16 +29,18 @@ from hasten.runtime import LanguageModel
 from hasten.runtime.placement import placed
 from hasten.tuning.loading import load_base
 from hasten.tuning.measure import Measured, Unchanged
+from hasten.tuning.network import PreparedNetwork
 from hasten.tuning.outcome import Combination, Figures, TuneResult, Wanted, kernels_of, roof_of
 from hasten.tuning.predict import Choices, estimated
 from hasten.tuning.prepare import Prepared
+from hasten.tuning.saved_network import NETWORK_FORMAT, is_tuned_network, save_network
 
 _FORMAT = "hasten-tuned"
 _FILE = "tuned.json"
 
 
 def result(
-    prepared: Prepared,
+    prepared: Prepared | PreparedNetwork,
     device: Device,
     unchanged: Unchanged,
     choices: Choices,
@@ -60,16 +62,10 @@ def result(
         notes: what the report should say beside what the steps have noted.
         considered: combinations that there are, those that were not predicted included.
     """
-    s, loaded, workload = prepared.settings, prepared.loaded, unchanged.workload
+    s, workload = prepared.settings, unchanged.workload
     baseline, *combinations = _with_pareto([unchanged.combination, *measured.combinations.values()])
     found = TuneResult(
-        model=loaded.name,
-        source=loaded.source,
-        fingerprint=loaded.fingerprint,
-        prompt=s.prompt,
-        new_tokens=s.new_tokens,
-        batch=s.batch,
-        text=s.text_name,
+        **prepared.told(),
         floor=s.floor,
         device=device.title,
         identity=dict(device.identity),
@@ -87,7 +83,6 @@ def result(
         notes=[*prepared.notes, *unchanged.notes, *notes, *measured.notes],
         wanted=s.wanted,
         where=s.device,
-        packed=prepared.packed,
         reference_name=unchanged.reference_name,
         considered=considered,
     )
@@ -98,7 +93,8 @@ def result(
         found.kernels["best"] = kernels_of(estimated(prepared, device, described))
     if not found.met and (measured.stopped != "interrupted" or any(c.measured for c in found.combinations)):
         found.notes.append(
-            f"no measured combination keeps perplexity within {s.floor:.1%}: loosen the floor or raise the budget"
+            f"no measured combination keeps {'quality' if found.inputs else 'perplexity'} within {s.floor:.1%}: "
+            "loosen the floor or raise the budget"
         )
     return found
 
@@ -107,9 +103,9 @@ def _with_pareto(combinations: Sequence[Combination]) -> list[Combination]:
     """All of them; those that no other measured one beats in latency, perplexity and memory at once are marked."""
 
     def figures(c: Combination) -> tuple[float, float, float] | None:
-        if c.measured is None or c.measured.perplexity is None:
+        if c.measured is None or c.measured.loss is None:
             return None
-        return c.measured.latency, c.measured.perplexity, c.measured.memory
+        return c.measured.latency, c.measured.loss, c.measured.memory
 
     known = [f for c in combinations if (f := figures(c))]
     return [
@@ -180,6 +176,9 @@ def save(result: TuneResult, path: str | Path) -> None:
     best = result.best
     if not result.met or best is None or best.measured is None:
         raise HastenError("nothing that was measured keeps the quality floor: loosen it or raise the budget")
+    if result.inputs:
+        save_network(result, path)
+        return
     tuned = TunedModel(
         hasten=__version__,
         source=result.source,
@@ -200,7 +199,10 @@ def save(result: TuneResult, path: str | Path) -> None:
 def is_tuned(path: str | Path) -> bool:
     """Whether a path is that of a file that `save` may have written."""
     path = named_path(path, "the tuned model")
-    return path.suffix == ".json" and path.is_file() and f'"format": "{_FORMAT}"' in read_text(path, "the tuned model")
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    text = read_text(path, "the tuned model")
+    return any(f'"format": "{known}"' in text for known in (_FORMAT, NETWORK_FORMAT))
 
 
 def _seen_from(path: str | Path, source: str) -> str:
@@ -236,6 +238,10 @@ def load(
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
+        if path.is_file() and is_tuned_network(path):
+            raise HastenError(
+                f"{path} is a tuned network, no language model: hasten.load gives it as a module"
+            ) from None
         raise HastenError(f"{path} is not a tuned model of hasten ({where}: {first['msg']})") from None
     if tuned.format != _FORMAT or tuned.version != 1:
         raise HastenError(f"{path} is not a tuned model that this hasten reads: tune again")

@@ -53,6 +53,9 @@ class Settings:
         reference: what the unchanged model is measured beside: ``transformers``, ``llama.cpp`` (of a GGUF file),
             ``none``; None: transformers where the budget allows for it.
         device: ``cpu``, or ``cuda`` for the GPU that torch sees, with weights and cache in bf16.
+        quality: ``file.py:score``, a function of a network that gives a number, more is better; what a network is then
+            judged by, in place of how far its answers move. The file is run.
+        batch_given: examples of a network's call; what its inputs have when None.
     """
 
     prompt: int = 512
@@ -67,11 +70,15 @@ class Settings:
     wanted: Wanted = "total"
     reference: Reference | None = None
     device: Literal["cpu", "cuda"] = "cpu"
+    quality: str = ""
+    batch_given: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "new_tokens", "batch", "runs"):
             if getattr(self, name) < 1:
                 raise HastenError(f"{name.replace('_', '-')} must be at least 1")
+        if self.batch_given is not None and self.batch_given < 1:
+            raise HastenError("batch must be at least 1")
         if not 0 <= self.floor < 100:
             raise HastenError("the quality floor is a share such as 0.03, not negative")
         endless = self.seconds is not None and not (0 < self.seconds < math.inf)  # so is what is no number

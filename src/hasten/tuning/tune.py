@@ -1,24 +1,31 @@
-"""Making a language model fast on this machine: predict every combination of methods, measure the best ones."""
+"""Making a model fast on this machine: predict every combination of methods, measure the best ones."""
 
 from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from hasten.errors import HastenError
+from hasten.files import named_path
 from hasten.hardware import Device, probe, remember
 from hasten.hardware.gpu_probing import probe_gpu
 from hasten.methods import Context
 from hasten.models.loading.network import DEFAULT_MODEL
+from hasten.runtime.network import names_network
 from hasten.search import Study
-from hasten.tuning.measure import Measured, Unchanged, measure, timed, unchanged
+from hasten.tuning.measure import Measured, Unchanged, measure, timed, unchanged, unchanged_network
+from hasten.tuning.network import prepare_network
 from hasten.tuning.outcome import Combination, TuneResult
 from hasten.tuning.predict import Choices, choices, corrected, estimated, predict, prediction
 from hasten.tuning.prepare import READ, WHOLE, Deadline, Prepared, prepare, within
 from hasten.tuning.reference import check_reference
-from hasten.tuning.result import TunedModel, load, result, save
+from hasten.tuning.result import TunedModel, result, save
+from hasten.tuning.result import load as load_language_model
+from hasten.tuning.saved_network import is_tuned_network, load_tuned_network
 from hasten.tuning.settings import Reporter, Settings, Silent
 
 __all__ = ["Reporter", "Settings", "Silent", "TunedModel", "corrected", "load", "save", "tune"]
@@ -48,8 +55,12 @@ def tune(
     After Ctrl-C the result has what was measured; before the unchanged model was, there is none, and the interrupt is
     raised.
 
+    Any other network than a language model is measured as it is, and judged by how far its answers move, or by the
+    user's own function (`Settings.quality`).
+
     Args:
-        source: what `hasten.models.load_network` takes.
+        source: what `hasten.models.load_network` takes, or a network: ``file.py:build`` (a function that returns a
+            module and its inputs: the file is run), a published name or one of timm's.
         settings: the workload, the floor, the budget.
         study: an SQLite file that keeps what was measured.
         device: what predictions are for; this machine, probed, when None.
@@ -61,6 +72,10 @@ def tune(
             there.
     """
     settings, reporter = settings or Settings(), reporter or Silent()
+    if names_network(str(source)):
+        return _tune_network(source, settings, study, device, reporter, command)
+    if settings.quality:
+        raise HastenError("--quality goes with a network that is no language model: that is judged by perplexity")
     check_reference(settings)
     kept = ""
     if study is not None:
@@ -111,6 +126,67 @@ def tune(
         started=started, seconds=time.perf_counter() - began, command=command, notes=notes,
         considered=considered,
     )  # fmt: skip
+
+
+def _tune_network(
+    source: str | Path,
+    settings: Settings,
+    study: str | Path | None,
+    device: Device | None,
+    reporter: Reporter,
+    command: Sequence[str],
+) -> TuneResult:
+    """`tune`, of a network that is no language model."""
+    if study is not None:
+        Study(study).begin()
+    started, began = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    prepared = prepare_network(source, settings, progress=reporter.stage)
+    reporter.stage("probing this machine")
+    target = device or _probed(settings, reporter)
+    deadline = Deadline.after(settings.seconds)
+    reporter.stage("measuring the unchanged network")
+    before = unchanged_network(prepared, target, reporter)
+    notes: list[str] = []
+    found, measured, considered = Choices({}, {}), Measured({}, "interrupted"), 0
+    try:
+        reporter.stage("listing methods")
+        found = choices(Context(prepared.base, (), None, (), 0))
+        reporter.stage("predicting every combination")
+        plan = predict(
+            prepared, target, before.workload, found, deadline=deadline.part(_PREDICTING), progress=reporter.advance
+        )
+        considered = plan.considered
+        measured = measure(prepared, before, found, plan, study, reporter, deadline)
+    except KeyboardInterrupt:
+        notes.append("interrupted before any combination was measured")
+    return result(
+        prepared, target, before, found, measured,
+        started=started, seconds=time.perf_counter() - began, command=command, notes=notes, considered=considered,
+    )  # fmt: skip
+
+
+def load(
+    path: str | Path,
+    *,
+    model: str | Path | None = None,
+    progress: Callable[[str], None] = lambda message: None,
+) -> Any:
+    """What ``tuned.json`` describes: a `LanguageModel` ready to generate, or any other network as a module to call.
+
+    Args:
+        path: the file.
+        model: where its model is now, as `tune` takes it. When None, where it was, or where it is if it was moved
+            together with the file. It must be the very model all the same. Where it is ``file.py:build``, which is
+            code, it must be given: a ``tuned.json`` runs none by itself.
+        progress: told what is being loaded.
+
+    Raises:
+        HastenError: the file is missing or not a tuned model, or its model is gone or another one.
+    """
+    place = named_path(path, "the tuned model")
+    if place.is_file() and is_tuned_network(place):
+        return load_tuned_network(place, model=model, progress=progress)
+    return load_language_model(place, model=model, progress=progress)
 
 
 def _probed(settings: Settings, reporter: Reporter) -> Device:

@@ -15,6 +15,9 @@ from torch.overrides import TorchFunctionMode
 from hasten.errors import HastenError
 from hasten.nn.block import Block
 
+# Pixels along each side of the images that published sizes are for.
+_IMAGE = 224
+
 
 @dataclass(frozen=True)
 class Level:
@@ -67,6 +70,11 @@ class Backbone(Block, ABC):
             {"num_chs": level.channels, "reduction": level.reduction, "module": f"stages.{i}"}
             for i, level in enumerate(self.levels)
         ]
+
+    def example_inputs(self, batch: int = 1) -> Tensor:
+        """Images (batch, channels, 224, 224) of zeros, in the format of the weights."""
+        first = next(m for m in self.modules() if isinstance(m, nn.Conv2d))
+        return torch.zeros(batch, first.in_channels, _IMAGE, _IMAGE, dtype=first.weight.dtype)
 
     def new_classifier(self, classes: int) -> nn.Module:
         """A last layer of so many classes; an identity for 0.

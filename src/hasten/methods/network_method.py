@@ -1,0 +1,47 @@
+"""What methods for networks that are no language models share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from hasten.errors import users_code
+from hasten.methods.method import NETWORK, Method
+from hasten.runtime.language_model import LanguageModel
+from hasten.runtime.network import Network, quietly
+from hasten.workload.einsum import Workload
+
+FUSED = "engine"
+"""Attribute of a workload that one program computes: which."""
+
+
+class NetworkMethod(Method):
+    """A change to a `hasten.runtime.Network`: any module with example inputs."""
+
+    subjects: ClassVar[tuple[str, ...]] = (NETWORK,)
+    untried: ClassVar[str] = "it is for networks that are no language models"
+
+    def why_not(self, model: Any) -> str | None:
+        if not isinstance(model, Network):
+            kind = "a language model" if isinstance(model, LanguageModel) else "no network with example inputs"
+            return f"it is {kind}: this is for a hasten.runtime.Network"
+        return "an engine runs it already" if model.engine is not None else self.why_not_network(model)
+
+    def why_not_network(self, network: Network) -> str | None:
+        """Why it cannot be applied to a network that no engine runs; None when it can."""
+        return None
+
+    def apply(self, model: Any) -> Any:
+        self.check(model)
+        with users_code(f"{self.title} cannot be applied to {model.name}"), quietly():
+            self.change(model)
+        return model
+
+    @abstractmethod
+    def change(self, network: Network) -> None:
+        """Changes the network's module or gives it an engine; tensors that it shares with others stay as they are."""
+
+    def why_not_described(self, workload: Workload) -> str | None:
+        if [p.name for p in workload.phases] != ["forward"]:
+            return "it is a language model's workload"
+        return "an engine runs it already" if workload.attributes.get(FUSED) else None

@@ -1,0 +1,262 @@
+"""Any network as tuning takes it: what it is judged by, how long calls take, how far its answers may move."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hasten.errors import HastenError, users_code
+from hasten.methods import Method, apply_all
+from hasten.processes import at_most
+from hasten.runtime.network import MadeNetwork, Network, file_and_name, make_network
+from hasten.search.problem import Infeasible
+from hasten.search.user_file import load_attribute
+from hasten.tuning.outcome import Figures
+from hasten.tuning.prepare import Deadline
+from hasten.tuning.settings import Settings
+
+# Calls are short: so many are timed for each repetition that is asked for, within a share of the budget.
+_CALLS, _SHARE = 10, 0.02
+# What is timed at most where there is no budget.
+_LONGEST = 5.0
+
+
+@dataclass(frozen=True)
+class Calls:
+    """How much is timed of the unchanged network and of each combination.
+
+    Args:
+        runs, warmup: calls that count, and those before them.
+        seconds: after which no further call is timed, once there are three.
+    """
+
+    runs: int
+    warmup: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PreparedNetwork:
+    """What is measured, and by what it is judged.
+
+    Args:
+        settings: as asked for.
+        made: the network and what it is made by.
+        expected: the unchanged network's answers to each example.
+        score: the user's own judgement of a network, more is better; None: how far answers move.
+        fingerprint: of the network's weights.
+        effort: how much is timed.
+        notes: what the report should say.
+    """
+
+    settings: Settings
+    made: MadeNetwork
+    expected: tuple[tuple[Tensor, ...], ...]
+    score: Callable[[nn.Module], float] | None
+    fingerprint: str
+    effort: Calls
+    notes: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> Network:
+        """The unchanged network."""
+        return self.made.network
+
+    @property
+    def quality(self) -> str:
+        """What quality is judged on, for people."""
+        if self.score is not None:
+            return self.settings.quality
+        count = len(self.expected)
+        return f"answers to {count} input{'s' * (count > 1)}"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a study must be of to be gone on with."""
+        s = self.settings
+        return {
+            "model": self.fingerprint,
+            "workload": f"calls with {self.base.inputs.title}",
+            "quality": self.quality,
+            "quality floor": repr(s.floor),
+            "threads": str(torch.get_num_threads()),
+        }
+
+    def told(self) -> dict[str, Any]:
+        """What a result says of it."""
+        first = next((t for t in self.base.inputs.tensors if t.ndim), None)
+        return {
+            "model": self.base.name,
+            "source": self.made.source,
+            "fingerprint": self.fingerprint,
+            "prompt": 0,
+            "new_tokens": 0,
+            "batch": 1 if first is None else max(1, first.shape[0]),
+            "text": self.quality,
+            "inputs": self.base.inputs.title,
+        }
+
+
+def prepare_network(
+    source: str | Path, settings: Settings, *, progress: Callable[[str], None] = lambda message: None
+) -> PreparedNetwork:
+    """Makes the network, asks it for the answers that all others are compared with, and finds the user's judgement.
+
+    Args:
+        source: what `hasten.runtime.network.make_network` takes; of a file what it names is run.
+        settings: the floor, the budget, the user's judgement.
+        progress: told what is being made.
+
+    Raises:
+        HastenError: the network cannot be made or called; its answers hold what is no number, or differ from call to
+            call where nothing else judges them.
+    """
+    s = settings
+    if s.wanted in ("decode", "first-token"):
+        raise HastenError(f"--for {s.wanted} is of language models: a network has calls, --for total or throughput")
+    if s.device != "cpu":
+        raise HastenError(f"--device {s.device} goes with language models: networks are tuned on the processor")
+    score = _scorer(s.quality) if s.quality else None
+    progress("making the network")
+    made = make_network(source, s.batch_given)
+    network = made.network
+    progress("asking it for its answers")
+    answers = network.answers()
+    if not answers:
+        raise HastenError(f"{network.name} answers with no tensors: return a tensor, or a tuple or dict of them")
+    if any(not bool(torch.isfinite(t).all()) for t in answers if t.is_floating_point() or t.is_complex()):
+        raise HastenError(
+            f"{network.name} answers with numbers that are not finite on its inputs: mend it or them first"
+        )
+    if score is None and difference(answers, network.answers()) != 0:
+        raise HastenError(
+            f"{network.name} answers otherwise when it is asked again (randomness, or state that calls change): make "
+            "it deterministic, or say by --quality file.py:score what it is worth"
+        )
+    expected = tuple(network.answers(example) for example in network.examples) if score is None else (answers,)
+    seconds = _LONGEST if s.seconds is None else s.seconds * _SHARE
+    effort = Calls(_CALLS * s.runs, 1, seconds)
+    return PreparedNetwork(s, made, expected, score, made.fingerprint, effort, made.notes)
+
+
+def _scorer(text: str) -> Callable[[nn.Module], float]:
+    """The user's judgement ``file.py:score``: a function of a module that gives a number, more is better."""
+    where = file_and_name(text)
+    if where is None:
+        raise HastenError(
+            f"--quality takes file.py:score, a function of the network that gives a number: not {text[:60]!r}"
+        )
+    function = load_attribute(*where)
+    if not callable(function):
+        raise HastenError(f"{text} is no function: it takes the network and returns a number, more is better")
+
+    def score(network: nn.Module) -> float:
+        with users_code(f"{text} failed"), torch.no_grad():
+            return float(function(network))
+
+    return score
+
+
+def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """How far answers lie apart: the length of the difference over that of what was expected, of the tensor where that
+    is the most; of whole numbers the share that differs. Infinite for other shapes.
+
+    Args:
+        expected, found: tensors in order.
+    """
+    if [t.shape for t in expected] != [t.shape for t in found]:
+        return math.inf
+    return max((_apart(a, b) for a, b in zip(expected, found, strict=True) if a.numel()), default=0.0)
+
+
+def _apart(expected: Tensor, found: Tensor) -> float:
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return float((expected != found).double().mean())
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    a, b = expected.detach().to(wide), found.detach().to(wide)
+    apart, whole = float(torch.linalg.vector_norm(a - b)), float(torch.linalg.vector_norm(a))
+    return apart / whole if whole else (0.0 if apart == 0 else math.inf)
+
+
+def _largest_kept(expected: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[int, int]:
+    """Rows whose largest number stands where it did, and rows; of answers with several numbers a row."""
+    kept = rows = 0
+    for a, b in zip(expected, found, strict=True):
+        if a.is_floating_point() and a.ndim > 1 and a.shape[-1] > 1 and a.shape == b.shape:
+            same = a.argmax(-1) == b.argmax(-1)
+            kept, rows = kept + int(same.sum()), rows + same.numel()
+    return kept, rows
+
+
+def network_figures(
+    prepared: PreparedNetwork,
+    network: Network,
+    *,
+    deadline: Deadline = Deadline(),  # noqa: B008
+    progress: Callable[[float, float], None] = lambda done, total: None,
+) -> Figures:
+    """Speed, memory and quality of a network, measured here.
+
+    Args:
+        prepared: what it is compared with.
+        network: changed or not.
+        deadline: looked at between the parts.
+        progress: told how much is done.
+
+    Raises:
+        TimeIsUp: the deadline has passed.
+        HastenError: a call fails, or answers are not finite.
+    """
+    effort = prepared.effort
+    deadline.check()
+    speed = network.measure(effort.runs, effort.warmup, effort.seconds)
+    call = speed.phases["forward"]
+    progress(0.5, 1)
+    known: dict[str, float] = {}
+    if prepared.score is None:
+        apart, kept, rows = 0.0, 0, 0
+        for example, expected in zip(prepared.base.examples, prepared.expected, strict=True):
+            deadline.check()
+            found = network.answers(example)
+            apart = max(apart, difference(expected, found))
+            same, of = _largest_kept(expected, found)
+            kept, rows = kept + same, rows + of
+        known["difference"] = apart
+        if rows:
+            known["agreement"] = kept / rows
+    else:
+        known["score"] = prepared.score(network)
+    progress(1, 1)
+    if not math.isfinite(sum(known.values())):
+        raise HastenError("its answers are not finite, or of other shapes")
+    return Figures(
+        forward=call.median, forward_low=call.low, forward_high=call.high, memory=speed.peak_memory, **known
+    )  # fmt: skip
+
+
+def changed_figures(
+    prepared: PreparedNetwork,
+    methods: Sequence[Method],
+    *,
+    deadline: Deadline = Deadline(),  # noqa: B008
+    progress: Callable[[float, float], None] = lambda done, total: None,
+) -> Figures:
+    """Figures of the network with some methods; a compiler that is at work when the time is over is broken off.
+
+    Raises:
+        Infeasible: they do not apply together, or its answers are no numbers.
+        TimeIsUp: the deadline has passed.
+    """
+    try:
+        with at_most(deadline.left):
+            network = apply_all(prepared.base.twin(), methods)
+            progress(0.1, 1)
+            return network_figures(prepared, network, deadline=deadline, progress=progress)
+    except HastenError as error:
+        raise Infeasible(str(error)) from None

@@ -1,0 +1,269 @@
+"""Tuning networks that are no language models: what is measured, judged, kept, saved, loaded, and refused in a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hasten import load
+from hasten.errors import HastenError
+from hasten.hardware import Device, load_device
+from hasten.methods import Bf16Network, from_dict, registry
+from hasten.report import print_tune, write_html
+from hasten.runtime.network import Network, make_network, names_network
+from hasten.tuning.network import difference
+from hasten.tuning.outcome import Combination, TuneResult
+from hasten.tuning.settings import Settings, Silent
+from hasten.tuning.tune import save, tune
+
+HEAD = "import torch\nfrom torch import nn\n"
+SMALL = """
+def build():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5))
+    return net.eval(), torch.randn(2, 3, 8, 8)
+def score(network):
+    return float(network(torch.ones(2, 3, 8, 8)).shape[1])
+"""
+# What is quick to measure: no compiler, no other library.
+QUICK = ("compile", "onnxruntime", "openvino", "weight-only")
+SETTINGS = Settings(seconds=None, trials=3, runs=1, floor=0.05)
+
+
+def written(folder: Path, code: str, name: str = "net.py") -> str:
+    (folder / name).write_text(HEAD + code)
+    return f"{folder / name}:build"
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return load_device("cpu2")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in QUICK:
+        monkeypatch.setattr(registry()[name], "variants", classmethod(lambda cls, model: []))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    return written(tmp_path, SMALL)
+
+
+class Listener(Silent):
+    def __init__(self, stop_after: int = 0) -> None:
+        self.seen: list[str] = []
+        self.stop_after = stop_after
+
+    def measured(self, combination: Combination) -> None:
+        self.seen.append(combination.title)
+        if len(self.seen) == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def test_a_network_is_tuned_reported_saved_and_loaded(small: str, device: Device, tmp_path: Path, capsys: Any) -> None:
+    found = tune(small, SETTINGS, device=device, command=["hasten", "tune", "net.py:build"])
+    assert found.stopped == "trials"
+    assert found.inputs == "float32 2x3x8x8"
+    assert (found.prompt, found.new_tokens, found.batch) == (0, 0, 2)
+    seen = [c for c in found.combinations if c.measured]
+    assert len(seen) == 3
+    for one in [found.baseline, *seen]:
+        assert one.measured is not None
+        assert 0 < one.measured.forward_low <= one.measured.forward <= one.measured.forward_high
+        assert one.measured.difference is not None
+        assert one.within_floor == (one.measured.difference <= 0.05)
+        assert one.predicted.forward > 0
+        assert one.predicted.prefill == one.predicted.decode == 0
+    assert "SnapKV" not in str(found.skipped), "methods for language models are not asked"
+    print_tune(found)
+    told = capsys.readouterr().out
+    assert "a call" in told
+    assert "perplexity" not in told
+    write_html(found, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "tokens/s" not in page.split("<script")[0]
+    assert TuneResult.model_validate_json(found.model_dump_json()) == found
+    # The best is what was measured fastest; here any that was measured will do.
+    best = next(c for c in seen if c.within_floor)
+    for c in [found.baseline, *seen]:
+        assert c.measured is not None
+        c.measured.forward = 1.0
+    assert best.measured is not None
+    best.measured.forward = 0.5
+    save(found, tmp_path / "tuned.json")
+    with pytest.raises(HastenError, match="which is code: say that it may run"):
+        load(tmp_path / "tuned.json")
+    tuned = load(tmp_path / "tuned.json", model=small)
+    assert isinstance(tuned, Network)
+    x = torch.randn(4, 3, 8, 8)
+    plain = make_network(small).network
+    assert difference([plain(x)], [tuned(x)]) < 0.05
+    (tmp_path / "tuned.json").write_text((tmp_path / "tuned.json").read_text().replace(found.fingerprint, "0" * 32))
+    with pytest.raises(HastenError, match="is not the network"):
+        load(tmp_path / "tuned.json", model=small)
+
+
+def test_a_file_is_run_only_where_it_is_named(tmp_path: Path, device: Device) -> None:
+    flag = tmp_path / "ran"
+    source = written(tmp_path, SMALL + f"open({str(flag)!r}, 'w').close()\n")
+    tuned = {
+        "format": "hasten-tuned-network", "version": 1, "hasten": "0", "source": source, "fingerprint": "0" * 32,
+        "inputs": "", "batch": 1, "methods": [], "measured": {"memory": 1.0},
+    }  # fmt: skip
+    (tmp_path / "tuned.json").write_text(json.dumps(tuned, indent=1))
+    with pytest.raises(HastenError, match="which is code"):
+        load(tmp_path / "tuned.json")
+    assert names_network(source)
+    assert not flag.exists()
+    make_network(source)
+    assert flag.exists()
+    bad = tuned | {"methods": [{"method": "magic"}]}
+    (tmp_path / "tuned.json").write_text(json.dumps(bad, indent=1))
+    with pytest.raises(HastenError, match="unknown method"):
+        load(tmp_path / "tuned.json", model=source)
+
+
+def test_an_interrupted_run_goes_on_from_its_study(small: str, device: Device, tmp_path: Path) -> None:
+    study = tmp_path / "study.db"
+    first = Listener(stop_after=2)  # the unchanged network is one
+    found = tune(small, SETTINGS, study=study, device=device, reporter=first)
+    assert found.stopped == "interrupted"
+    assert sum(c.measured is not None for c in found.combinations) == 1
+    second = Listener()
+    again = tune(small, SETTINGS, study=study, device=device, reporter=second)
+    assert again.stopped == "trials"
+    assert len(second.seen) == 3, "the unchanged network and the two that were left"
+    other = written(tmp_path, SMALL.replace("288, 5", "288, 6"), "other.py")
+    with pytest.raises(HastenError, match="another problem"):
+        tune(other, SETTINGS, study=study, device=device)
+
+
+def test_the_users_score_is_the_floor(tmp_path: Path, device: Device) -> None:
+    code = SMALL + "def strict(network):\n    return 1.0 if network.module[-1].weight.dtype is torch.float32 else 0.5\n"
+    source = written(tmp_path, code)
+    settings = Settings(seconds=None, trials=8, runs=1, quality=source.replace(":build", ":strict"))
+    found = tune(source, settings, device=device)
+    for one in found.combinations:
+        if one.measured:
+            narrow = any(isinstance(from_dict(m), Bf16Network) for m in one.methods)
+            if narrow:
+                assert one.measured.score == 0.5
+                assert not one.within_floor
+    assert found.baseline.measured is not None
+    assert found.baseline.measured.score == 1.0
+    for wrong, why in (("net.py", "takes file.py:score"), (source.replace("build", "no"), "defines no 'no'")):
+        with pytest.raises(HastenError, match=why):
+            tune(source, Settings(quality=wrong), device=device)
+    raising = written(tmp_path, SMALL + "def score(network):\n    raise KeyError('x')\n", "raising.py")
+    with pytest.raises(HastenError, match="score failed: KeyError"):
+        tune(raising, Settings(quality=raising.replace(":build", ":score")), device=device)
+
+
+REFUSED = {
+    "no build": ("x = 1\n", "defines no 'build'"),
+    "no module": ("def build():\n    return 3, torch.ones(1)\n", "must return a torch module"),
+    "no inputs": ("def build():\n    return nn.Linear(2, 2)\n", "gives no inputs"),
+    "wrong inputs": (
+        "def build():\n    return nn.Linear(2, 2), torch.ones(1, 3)\n",
+        "fails on its inputs: RuntimeError",
+    ),
+    "no numbers": ("def build():\n    return nn.Linear(2, 2), torch.ones(1, 2) / 0\n", "not finite"),
+    "random": (
+        "class N(nn.Module):\n    def forward(self, x):\n        return x + torch.rand(2)\n"
+        "def build():\n    return N(), torch.ones(1, 2)\n",
+        "answers otherwise",
+    ),
+    "state": (
+        "class N(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.n = 0\n"
+        "    def forward(self, x):\n        self.n += 1\n        return x + self.n\n"
+        "def build():\n    return N(), torch.ones(1, 2)\n",
+        "answers otherwise",
+    ),
+    "no tensors": (
+        "class N(nn.Module):\n    def forward(self, x):\n        return 3\n"
+        "def build():\n    return N(), torch.ones(1, 2)\n",
+        "no tensors",
+    ),
+    "elsewhere": ("def build():\n    return nn.Linear(2, 2, device='meta'), torch.ones(1, 2)\n", "on meta"),
+    "exits": ("raise SystemExit(3)\n", "failed: SystemExit"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_tuned_is_told_in_a_line(case: str, tmp_path: Path, device: Device) -> None:
+    code, why = REFUSED[case]
+    with pytest.raises(HastenError, match=why) as told:
+        tune(written(tmp_path, code), SETTINGS, device=device)
+    assert "\n" not in str(told.value)
+
+
+TAKEN = {
+    "dropout in training mode": (
+        "def build():\n    return nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train(), torch.ones(2, 4)\n",
+        "it is tuned in evaluation mode",
+    ),
+    "whole numbers": ("def build():\n    return nn.Embedding(9, 4), torch.tensor([[1, 8, 3]])\n", ""),
+    "a dict of inputs and answers": (
+        "class N(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.a = nn.Linear(4, 4)\n"
+        "    def forward(self, x, *, y=None):\n        return {'sum': self.a(x) + y, 'name': 'n'}\n"
+        "def build():\n    return N(), {'x': torch.randn(2, 4), 'y': torch.randn(2, 4)}\n",
+        "",
+    ),
+    "another format": ("def build():\n    return nn.Linear(4, 4).double(), torch.randn(2, 4).double()\n", ""),
+    "inputs beside it": ("build = lambda: nn.Linear(4, 4)\ninputs = torch.randn(3, 4)\n", ""),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_what_is_unusual_is_tuned(case: str, tmp_path: Path, device: Device) -> None:
+    code, note = TAKEN[case]
+    found = tune(written(tmp_path, code), Settings(seconds=None, trials=2, runs=1), device=device)
+    assert found.best is not None
+    assert not [c.failure for c in found.combinations if c.failure]
+    assert note in " ".join(found.notes)
+
+
+def test_the_batch_is_the_functions_and_the_budget_bounds_the_run(tmp_path: Path, device: Device) -> None:
+    source = written(tmp_path, "def build(batch=1):\n    return nn.Linear(4, 4), torch.randn(batch, 4)\n")
+    found = tune(source, Settings(seconds=1e-6, runs=1, batch_given=3, wanted="throughput", batch=3), device=device)
+    assert found.batch == 3
+    assert found.stopped == "seconds"
+    assert found.best == found.baseline
+    save(found, tmp_path / "tuned.json") if found.met else None
+    plain = written(tmp_path, "def build():\n    return nn.Linear(4, 4), torch.randn(2, 4)\n", "plain.py")
+    with pytest.raises(HastenError, match="takes no batch"):
+        tune(plain, Settings(batch_given=3), device=device)
+    with pytest.raises(HastenError, match="is of language models"):
+        tune(plain, Settings(wanted="decode"), device=device)
+    with pytest.raises(HastenError, match="goes with a network"):
+        tune("no-such-model", Settings(quality="a.py:b"), device=device)
+
+
+def test_published_names_are_networks_and_language_models_are_not(tmp_path: Path) -> None:
+    assert names_network("lowformer-b0")
+    assert not names_network("mamba-130m")
+    assert not names_network("llama-2-7b")
+    assert not names_network("smollm2-135m-instruct")
+    assert not names_network(str(tmp_path))
+    made = make_network("simplenet-cifar-310k", 2)
+    assert made.network.inputs.title == "float32 2x3x224x224"
+    assert made.fingerprint == make_network("simplenet-cifar-310k", 2).fingerprint
+    assert "random" in made.notes[0]
+
+
+def test_a_timm_name_is_a_network() -> None:
+    pytest.importorskip("timm", exc_type=ImportError)
+    assert names_network("resnet18")
+    assert make_network("resnet18").network.answers()[0].shape == (1, 1000)
+
+
+def test_user_modules_are_not_left_in_the_path(small: str) -> None:
+    before = list(sys.path)
+    make_network(small)
+    assert sys.path == before
