@@ -201,6 +201,7 @@ OWN = {
     "models/loading/loaded.py": "samples of fixed size",
     "models/loading/gguf.py": "mapped, and checked against its length",
     "runtime/decoding/medusa.py": "checked before, read by tensor",
+    "runtime/engines.py": "what was written there a moment before",
     "runtime/storage/expert_store.py": "read by bundle, and checked against its length",
     "serving/page.py": "the package's own page",
     "serving/scheduler.py": "opens texts of its own, no files",

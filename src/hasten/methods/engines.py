@@ -15,7 +15,7 @@ from hasten.methods.network_formats import narrow_numbers
 from hasten.methods.network_method import NetworkMethod
 from hasten.methods.network_products import products_in_int8
 from hasten.runtime.engines import CompiledEngine, OnnxEngine, OpenVinoEngine, cpp_compiler, fused
-from hasten.runtime.network import Engine, Network
+from hasten.runtime.network import Network, NetworkEngine
 from hasten.workload.einsum import Workload
 
 # What a compiler takes for a module of a network, so that none is begun that would end long after the budget.
@@ -31,7 +31,7 @@ class EngineMethod(NetworkMethod):
     order: ClassVar[int] = 90
     package: ClassVar[str] = ""
 
-    def engine(self, network: Network, described: Callable[[Workload], Workload]) -> Engine:
+    def engine(self, network: Network, described: Callable[[Workload], Workload]) -> NetworkEngine:
         """What runs the network.
 
         Args:
@@ -71,7 +71,7 @@ class Compiled(EngineMethod):
     def why_not_network(self, network: Network) -> str | None:
         return None if cpp_compiler() else "there is no C++ compiler: install g++ or clang++"
 
-    def engine(self, network: Network, described: Callable[[Workload], Workload]) -> Engine:
+    def engine(self, network: Network, described: Callable[[Workload], Workload]) -> NetworkEngine:
         return CompiledEngine(network, described)
 
     def seconds_to_apply(self, model: Any) -> float:
@@ -110,7 +110,7 @@ class OnnxRuntime(EngineMethod):
             return "onnx is not installed: run pip install 'hasten[onnxruntime]'"
         return super().why_not_network(network)
 
-    def engine(self, network: Network, described: Callable[[Workload], Workload]) -> Engine:
+    def engine(self, network: Network, described: Callable[[Workload], Workload]) -> NetworkEngine:
         return OnnxEngine(network, self.int8, described)
 
     def rewrite(self, workload: Workload) -> Workload:
@@ -156,7 +156,7 @@ class OpenVino(EngineMethod):
             return f"{missing[0]} finds the scales of int8 and is not installed: run pip install 'hasten[onnxruntime]'"
         return super().why_not_network(network)
 
-    def engine(self, network: Network, described: Callable[[Workload], Workload]) -> Engine:
+    def engine(self, network: Network, described: Callable[[Workload], Workload]) -> NetworkEngine:
         return OpenVinoEngine(network, self.numbers, described)
 
     def rewrite(self, workload: Workload) -> Workload:

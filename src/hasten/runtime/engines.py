@@ -37,7 +37,7 @@ class CompiledEngine:
 
     Args:
         network: whose module it is; it is compiled by a call with its inputs. Other shapes are compiled when they come.
-        described: see `Engine`.
+        described: see `NetworkEngine`.
 
     Raises:
         Exception: what torch's compiler raises.
@@ -93,7 +93,7 @@ class _Exported:
     Args:
         network: what they were given.
         name: of the engine, for people.
-        described: see `Engine`.
+        described: see `NetworkEngine`.
     """
 
     nbytes: int
@@ -171,7 +171,7 @@ class OnnxEngine(_Exported):
     Args:
         network: exported for the shapes of its inputs.
         int8: weights and inputs of products in int8.
-        described: see `Engine`.
+        described: see `NetworkEngine`.
 
     Raises:
         MissingExtraError: it is not installed.
@@ -208,7 +208,7 @@ class OpenVinoEngine(_Exported):
     Args:
         network: exported for the shapes of its inputs.
         numbers: ``fp32``, ``bf16``, or ``int8`` for weights and inputs of products.
-        described: see `Engine`.
+        described: see `NetworkEngine`.
 
     Raises:
         MissingExtraError: it is not installed, or for int8 ONNX Runtime is not, which finds the scales.

@@ -64,7 +64,7 @@ class Inputs:
         return ", ".join(told) or "no tensors"
 
 
-class Engine(Protocol):
+class NetworkEngine(Protocol):
     """What runs a network in its module's place.
 
     Attributes:
@@ -94,7 +94,7 @@ class Network(nn.Module):
         self.module = module
         self.inputs = inputs
         self.name = name or type(module).__name__
-        self.engine: Engine | None = None
+        self.engine: NetworkEngine | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.engine is not None:
@@ -165,7 +165,7 @@ class Network(nn.Module):
             found.append(drawn)
         return tuple(found)
 
-    def replace_engine(self, engine: Engine) -> None:
+    def replace_engine(self, engine: NetworkEngine) -> None:
         """Lets ``engine`` run it; of the module only shapes stay, which describe what it computes."""
         tensors = (*self.module.parameters(), *self.module.buffers())
         memo: dict[int, Any] = {}
