@@ -13,13 +13,21 @@ import torch
 
 from hasten.errors import HastenError
 from hasten.models.vision.cell_network import CellConfig
+from hasten.models.vision.darts import DartsConfig
+from hasten.models.vision.proxyless import ProxylessConfig
 from hasten.search.networks import searching
 from hasten.search.networks.architecture_space import ArchitectureSpace, open_space
 from hasten.search.networks.searching import FoundNetwork, NetworkTrials, network_search, network_searches
 from hasten.tasks.images import Digits
 
 # A space that each search suits; where it is not here, the cells.
-SUITED: dict[str, tuple[str, dict[str, Any]]] = {}
+SUITED: dict[str, tuple[str, dict[str, Any]]] = {
+    "pc-darts": ("darts", {"config": DartsConfig(8, 3, resolution=8, channels=1)}),
+    "proxyless": (
+        "proxyless",
+        {"config": ProxylessConfig((8, 12), (2, 1), (1, 2), 8, 8, 16, 1, resolution=8, channels=1, classes=10)},
+    ),
+}
 CELLS = ("cell", {"config": CellConfig(width=4, repeats=1, resolution=8, channels=1, classes=10)})
 TRAINING: dict[str, Any] = {"steps": 2, "batch": 16}
 each = pytest.mark.parametrize("name", list(network_searches()))
