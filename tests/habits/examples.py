@@ -337,6 +337,8 @@ NETWORKS: dict[str, Example] = {
         lambda: models.ProxylessSuperNet(models.ProxylessConfig(**_PROXYLESS)), pictures(3, 16), **_PICTURE
     ),
     "ResidualConvNet": Example(lambda: models.ResidualConvNet(5, 3, 8, 4, 3, groups=2), pictures(3, 8), **_PICTURE),
+    "BasicBlock": Example(lambda: models.BasicBlock(4, 8, 2, projected=False), pictures(4, 6), **_PICTURE),
+    "ResNet": Example(lambda: models.ResNet(5, 3, (2, 1), 4), pictures(3, 8), **_PICTURE),
     "ResNet9": Example(lambda: models.ResNet9(5, 3, 4, (8,), (1,)), pictures(3, 8), **_PICTURE),
     "SimpleNet": Example(
         lambda: models.SimpleNet(models.SimpleNetConfig("4 4 p 8' 8", (2,), classes=5)), pictures(3, 12), **_PICTURE

@@ -95,6 +95,8 @@ def networks(
     assert_type(chain(picture), Tensor)
     assert_type(elastic(picture), Tensor)
     assert_type(models.ResidualConvNet(5, 3, 8, 4, 2)(picture), Tensor)
+    assert_type(models.BasicBlock(8, 8)(picture), Tensor)
+    assert_type(models.ResNet(5, 3)(picture), Tensor)
     assert_type(models.ResNet9(5, 3, 4, (8,), (1,))(picture), Tensor)
     assert_type(thinker(ids), Tensor)
     assert_type(thinker(ids, return_routing=True), tuple[Tensor, list[Routing]])

@@ -100,6 +100,8 @@ if TYPE_CHECKING:
     from hasten.models.vision.proxyless import ProxylessNet as ProxylessNet
     from hasten.models.vision.proxyless import ProxylessSuperNet as ProxylessSuperNet
     from hasten.models.vision.residual_convnet import ResidualConvNet as ResidualConvNet
+    from hasten.models.vision.residual_network import BasicBlock as BasicBlock
+    from hasten.models.vision.residual_network import ResNet as ResNet
     from hasten.models.vision.resnet9 import ResNet9 as ResNet9
     from hasten.models.vision.simplenet import SimpleNet as SimpleNet
     from hasten.models.vision.simplenet import SimpleNetConfig as SimpleNetConfig

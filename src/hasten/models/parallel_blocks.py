@@ -79,20 +79,25 @@ def _calls(network: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any])
     modes = [(part, part.training) for part in network.modules()]
     try:
         network.eval()(*inputs, **kwargs)
+        for hook in hooks:
+            hook.remove()
         found: dict[str, list[dict[int, _Call]]] = {}
-        for path, module in lists.items():
+        # The innermost first: what has a run within is a stage, not a block.
+        for path in sorted(lists, key=lambda p: -(p.count(".") + bool(p))):
             run: dict[int, _Call] = {}
-            for i, block in enumerate(module):
+            for i, block in enumerate(lists[path]):
                 calls = seen.get(id(block), [])
                 call = calls[0] if len(calls) == 1 else None
-                if call is None or not _is_residual(block, call):
+                inside = f"{path}.{i}" if path else str(i)
+                stage = any(f"{p}.".startswith(f"{inside}.") and any(len(r) > 1 for r in found[p]) for p in found)
+                if call is None or stage or not _is_residual(block, call):
                     run = {}
                     continue
                 if not run or not run[i - 1].goes_on(call):
                     run = {}
                     found.setdefault(path, []).append(run)
                 run[i] = call
-        return found
+        return {path: found[path] for path in lists if path in found}
     finally:
         for hook in hooks:
             hook.remove()

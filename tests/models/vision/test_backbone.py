@@ -17,6 +17,7 @@ from hasten.models import (
     HieraConfig,
     LowFormer,
     LowFormerConfig,
+    ResNet,
     SimpleNet,
     SimpleNetConfig,
     named,
@@ -33,6 +34,7 @@ SMALL: dict[str, Any] = {
             classes=10,
         )
     ),
+    "ResNet": lambda: ResNet(10, 3, (2, 1, 1), 8),
     "SimpleNet": lambda: SimpleNet(SimpleNetConfig("8 8 p 16 16' p 16", (2,))),
 }  # fmt: skip
 each = pytest.mark.parametrize("name", SMALL)
