@@ -96,6 +96,7 @@ _SAID: dict[str, dict[str, float | int]] = {
     "gemma2": {"attention.sliding_window": 4096, **_SOFT_CAPS},
     "gemma3": {"attention.sliding_window": 1024},
     "granite": {"attention.scale": 0.0078125, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 16.0},
+    "granitemoe": {"attention.scale": 0.0078125, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 16.0},
     "phi3": {"attention.sliding_window": 0},
     "gpt-oss": {"attention.sliding_window": 128},
 }
@@ -109,6 +110,7 @@ _BIASED = {
 }  # fmt: skip
 _ALIAS = {"mistral": "llama", "mixtral": "llama"}
 NAMES = (*ARCHITECTURES, *_ALIAS)
+ROUTED = ("mixtral", "qwen2moe", "qwen3moe", "olmoe", "granitemoe", "gpt-oss")
 # Names of tensors that files may lack, and these do.
 _LEFT = ("output", "rope_freqs", "rope_factors_long", "rope_factors_short", "attn_rot_embd")
 
@@ -119,7 +121,7 @@ def _shapes(name: str, s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
     kinds = {text: number for number, text in gguf.MODEL_ARCH_NAMES.items()}
     head = s.hidden // s.heads
     kv = s.kv_heads * head
-    each = {"olmo2": (s.hidden, kv)}.get(own, (head, head))
+    each = (s.hidden, kv) if own in ("olmo2", "olmoe") else (head, head)
     shapes: dict[str, tuple[int, ...]] = {
         "token_embd": (s.vocabulary, s.hidden),
         "attn_q": (s.hidden, s.hidden),
@@ -144,6 +146,8 @@ def _shapes(name: str, s: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
     }
     left = {*_LEFT, *(["attn_q", "attn_k", "attn_v"] if own == "phi3" else [])}
     left |= {"attn_q_norm", "attn_k_norm"} if own == "stablelm" else set()
+    if own == "granitemoe":
+        left |= {"ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"}
     if own == "llama":
         left |= {"ffn_gate", "ffn_up", "ffn_down"} if s.experts else {"ffn_gate_inp", *EXPERTS}
     tensors = [gguf.TENSOR_NAMES[t] for t in gguf.MODEL_TENSORS[kinds[own]]]
@@ -215,6 +219,7 @@ def write(
         writer.add_expert_count(s.experts)
         writer.add_expert_used_count(s.used)
         writer.add_expert_feed_forward_length(s.ffn)
+    if own == "qwen2moe":
         writer.add_expert_shared_feed_forward_length(s.ffn)
     tokens, types = _vocabulary(s.vocabulary)
     writer.add_tokenizer_model("gpt2")
@@ -272,7 +277,7 @@ def main() -> None:
     sizes = known if given.parameters and not any(asked) else tuple(a or k for a, k in zip(asked, known))
     if not all(sizes):
         parser.error("give --parameters, or all sizes")
-    routed = given.architecture in ("mixtral", "qwen2moe", "qwen3moe", "gpt-oss")
+    routed = given.architecture in ROUTED
     experts = (given.experts or 8, given.used) if routed else (0, 0)
     if given.experts and not routed:
         parser.error(f"{given.architecture} has no experts")

@@ -40,6 +40,10 @@ _EXPERTS = {"num_experts_per_tok": 2}
 _IN_FP32 = ("norm.weight", "bias", "sinks.weight")
 
 
+# Architectures whose q and k llama.cpp permutes.
+_PERMUTED = ("llama", "granite", "granitemoe", "smollm3")
+
+
 class Family(NamedTuple):
     """A configuration of transformers, GGUF's architecture, and the settings that make it different."""
 
@@ -85,6 +89,14 @@ CONVERTED: dict[str, Family] = {
         "granite",
         {"attention_multiplier": 0.11, "embedding_multiplier": 3.0, "residual_multiplier": 0.3, "logits_scaling": 2.0},
     ),
+    "granitemoe": Family(
+        "GraniteMoeConfig",
+        "granitemoe",
+        {**_EXPERTS, "num_local_experts": 4, "attention_multiplier": 0.11, "embedding_multiplier": 3.0,
+         "residual_multiplier": 0.3, "logits_scaling": 2.0},
+    ),
+    "olmoe": Family("OlmoeConfig", "olmoe", {**_EXPERTS, "num_experts": 4, "num_key_value_heads": 4}),
+    "seed_oss": Family("SeedOssConfig", "seed_oss", {"head_dim": 32}),
     "stablelm": Family("StableLmConfig", "stablelm", {"use_qkv_bias": True}),
     "stablelm in parallel": Family(
         "StableLmConfig", "stablelm", {"use_parallel_residual": True, "qk_layernorm": True}
@@ -171,7 +183,7 @@ def metadata(network: Any, architecture: str) -> dict[str, Any]:
         for key in ("beta_fast", "beta_slow"):
             if key in rope:
                 found[f"rope.scaling.yarn_{key}"] = float(rope[key])
-    if architecture in ("llama", "granite", "smollm3"):
+    if architecture in _PERMUTED:
         found["rope.dimension_count"] = head_dim
     if architecture == "phi3":
         found["rope.dimension_count"] = int(rope["partial_rotary_factor"] * head_dim)
@@ -223,11 +235,13 @@ def tensors(network: Any, architecture: str) -> dict[str, np.ndarray]:
 
     for name, parameter in network.named_parameters():
         value = parameter.detach().float().numpy()
+        if architecture == "granitemoe":  # by the names that its folders have, or Mixtral's
+            name = name.replace("moe.router.", "moe.router.layer.").replace("block_sparse_moe.experts", "mlp.experts")
         if architecture.startswith("gemma") and name.endswith("norm.weight"):
             value = value + 1
-        if architecture in ("llama", "granite", "smollm3") and "q_proj" in name:
+        if architecture in _PERMUTED and "q_proj" in name:
             value = permuted(value, c.num_attention_heads)
-        if architecture in ("llama", "granite", "smollm3") and "k_proj" in name:
+        if architecture in _PERMUTED and "k_proj" in name:
             value = permuted(value, c.num_key_value_heads)
         base = name.rpartition(".experts.")[0] + ".experts."
         if ".norms." in name:

@@ -95,7 +95,7 @@ def test_packed_files_hold_what_they_say(tmp_path: Path, ids: torch.Tensor, fami
 
 @pytest.mark.parametrize("name", random_gguf.NAMES)
 def test_a_random_file_of_every_architecture_loads(tmp_path: Path, ids: torch.Tensor, name: str) -> None:
-    routed = name in ("mixtral", "qwen2moe", "qwen3moe", "gpt-oss")
+    routed = name in random_gguf.ROUTED
     sizes = (256, 2, 4, 2, 256, 300, *((4, 2) if routed else (0, 0)))
     random_gguf.write(tmp_path / "m.gguf", sizes, "Q4_K_M", context=512, architecture=name)
     found = load_packed(tmp_path / "m.gguf").network
@@ -177,6 +177,28 @@ def test_a_file_that_does_not_fit_is_one_line(tmp_path: Path, message: str) -> N
             read(path)
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+STRANGE = (-1, 0, 3, 1 << 20, 1 << 31, float("nan"), float("inf"), 1e30, True, "x", [], [1], ["a"], {})
+OTHERS = ("attention.sliding_window_pattern", "rope.freq_base_swa", "rope.dimension_count", "rope.scaling.type",
+          "rope.scaling.factor", "expert_count", "attention.scale", "logit_scale")  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["gemma3", "phi4-mini", "olmo3", "qwen2moe"])
+def test_strange_metadata_are_a_configuration_or_one_line(tmp_path: Path, family: str) -> None:
+    file = GGUFFile(convert(tiny_network(family), tmp_path / "m.gguf", family))
+    whole = dict(file.metadata)
+    own = whole["general.architecture"]
+    refused: list[str] = []
+    for key in dict.fromkeys([*(k for k in whole if k.startswith(own)), *(f"{own}.{key}" for key in OTHERS)]):
+        for value in STRANGE:
+            file.metadata = {**whole, key: value}
+            try:
+                gguf_config(file)
+            except HastenError as error:
+                refused.append(str(error))
+    assert len(refused) > 100
+    assert not any("\n" in line for line in refused)
 
 
 def test_an_unknown_architecture_lists_the_known(tmp_path: Path) -> None:

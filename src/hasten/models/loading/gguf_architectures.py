@@ -278,8 +278,27 @@ ARCHITECTURES: dict[str, tuple[StoredArchitecture, ...]] = {
         ),
         _OLMO2,
     ),
+    "olmoe": (
+        StoredArchitecture(
+            "OlmoeConfig",
+            _ROUTED,
+            experts=_JOINED,
+            settings=(_RMS, FileSetting("num_experts", "expert_count", whole=True), _USED),
+            fixed={"norm_topk_prob": False},
+        ),
+    ),
     "smollm3": (replace(_LLAMA, config="SmolLM3Config", fixed={"no_rope_layer_interval": 4}),),
     "granite": (_GRANITE,),
+    "granitemoe": (
+        replace(
+            _GRANITE,
+            config="GraniteMoeConfig",
+            layer={**_BEFORE, **_ATTENTION, "ffn_gate_inp": "block_sparse_moe.router"},
+            experts=("block_sparse_moe.experts", TensorForm.JOINED, TensorForm.EXPERTS),
+            settings=(*_GRANITE.settings, _EXPERT_COUNT, _USED),
+            present={"attention_bias": "attn_q.bias"},
+        ),
+    ),
     "stablelm": (
         StoredArchitecture(
             "StableLmConfig",
@@ -292,6 +311,14 @@ ARCHITECTURES: dict[str, tuple[StoredArchitecture, ...]] = {
                 "use_parallel_residual": "!ffn_norm.weight",
             },
             partial=True,
+        ),
+    ),
+    "seed_oss": (
+        StoredArchitecture(
+            "SeedOssConfig",
+            {**_ATTENTION, **_GATED, "attn_norm": "input_layernorm", "post_attention_norm": "post_attention_layernorm"},
+            settings=(_RMS,),
+            present={"attention_bias": "attn_q.bias", "attention_out_bias": "attn_output.bias"},
         ),
     ),
     "gpt-oss": (

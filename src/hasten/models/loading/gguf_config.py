@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from hasten.errors import HastenError
@@ -13,6 +14,7 @@ from hasten.models.loading.gguf_rope import rope_parameters
 
 # What changes a network; where an architecture has no such setting, hasten does not build what the file means.
 _CHANGING = (
+    "expert_shared_feed_forward_length",
     "expert_count",
     "expert_shared_count",
     "expert_group_count",
@@ -72,6 +74,10 @@ def gguf_config(file: GGUFFile) -> Any:
     vocabulary = embedding.shape[0]
     heads, hidden = meta.whole("attention.head_count"), meta.whole("embedding_length")
     layers = meta.whole("block_count")
+    held = {found[1] for name in file.tensors if (found := re.match(r"blk\.(\d{1,6})\.", name))}
+    if len(held) != layers:
+        # Before a list of as many layers is made.
+        raise HastenError(f"{file.path} holds {len(held)} layers, its config says {layers}: fetch or copy it again")
     head_dim = meta.whole("attention.key_length", max(hidden // heads, 1))
     turned = meta.whole("rope.dimension_count", head_dim)
     for key, found in (("attention.value_length", meta.whole("attention.value_length", head_dim)),
