@@ -74,7 +74,7 @@ def gguf_config(file: GGUFFile) -> Any:
     vocabulary = embedding.shape[0]
     heads, hidden = meta.whole("attention.head_count"), meta.whole("embedding_length")
     layers = meta.whole("block_count")
-    held = {found[1] for name in file.tensors if (found := re.match(r"blk\.(\d{1,6})\.", name))}
+    held = {layer[1] for name in file.tensors if (layer := re.match(r"blk\.(\d{1,6})\.", name))}
     if len(held) != layers:
         # Before a list of as many layers is made.
         raise HastenError(f"{file.path} holds {len(held)} layers, its config says {layers}: fetch or copy it again")
