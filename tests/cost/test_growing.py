@@ -1,0 +1,235 @@
+"""Growing: what a network computes stays, through normalization, flattening and concatenation, and comes back."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hasten.cost.growing import (
+    calibrate,
+    deepen,
+    drawn_places,
+    identity_layer,
+    narrow,
+    widen,
+    with_inputs,
+    with_outputs,
+)
+from hasten.cost.preserving import check_same, difference
+from hasten.errors import HastenError
+
+
+def unit(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class Joined(nn.Module):
+    """Two branches that are concatenated with the input, a depthwise layer, and a map that is flattened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = unit(2, 4), unit(2, 3)
+        self.norm = nn.BatchNorm2d(9)
+        self.deep = nn.Conv2d(9, 9, 3, padding=1, groups=9)
+        self.mixed = nn.Conv2d(9, 5, 1)
+        self.act = nn.ReLU()
+        self.dense = nn.Linear(5 * 4, 6)
+        self.dense_act = nn.ReLU()
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.left(x), x, self.right(x)], 1)
+        x = self.act(self.mixed(self.deep(torch.relu(self.norm(x)))))
+        x = torch.flatten(nn.functional.max_pool2d(x, 2), 1)
+        return self.last(self.dense_act(self.dense(x)))
+
+
+def settled(network: nn.Module, *shape: int) -> nn.Module:
+    """With statistics of its own, in float64."""
+    torch.manual_seed(1)
+    network = network.double().train()
+    for _ in range(3):
+        network(torch.randn(16, *shape, dtype=torch.float64))
+    return network.eval()
+
+
+@pytest.fixture
+def joined() -> nn.Module:
+    return settled(Joined(), 2, 4, 4)
+
+
+@pytest.fixture
+def x() -> tuple[Tensor]:
+    torch.manual_seed(2)
+    return (torch.randn(8, 2, 4, 4, dtype=torch.float64),)
+
+
+GROWING = {"left.0": 7, "right.0": 11, "mixed": 9, "dense": 8}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_a_wider_layer_keeps_what_is_computed(joined: nn.Module, x: tuple[Tensor], name: str) -> None:
+    grown = widen(joined, {name: GROWING[name]}, x, seed=3)
+    check_same(joined, grown.network, x, 1e-6)
+    assert len(grown.network.get_submodule(name).weight) == GROWING[name]
+    single = joined.float(), widen(joined.float(), {name: GROWING[name]}, (x[0].float(),), seed=3).network
+    check_same(*single, (x[0].float(),), 1e-5)
+
+
+def test_moves_together_keep_it_and_noise_does_not(joined: nn.Module, x: tuple[Tensor]) -> None:
+    grown = widen(joined, GROWING, x, seed=3).network
+    grown = deepen(grown, "left.0", x, kernel=3)
+    grown = deepen(grown, "mixed", x, kernel=5)
+    grown = widen(grown, {"left.0": 12}, x, seed=4).network
+    grown = deepen(grown, "dense", x)
+    assert calibrate(grown, x) == 1  # of these three the first alone has a normalization
+    check_same(joined, grown, x, 1e-6)
+    assert 1e-6 < difference(joined, widen(joined, GROWING, x, noise=1e-2).network, x) < 0.1
+    assert 1e-7 < difference(joined, deepen(joined, "mixed", x, noise=1e-3), x) < 0.1
+
+
+def test_pruning_the_copies_gives_the_old_weights_back(joined: nn.Module, x: tuple[Tensor]) -> None:
+    grown = widen(joined, GROWING, x, seed=5)
+    back = narrow(grown.network, grown.places, x)
+    for (name, old), new in zip(joined.state_dict().items(), back.state_dict().values(), strict=True):
+        # What reads copies sums thirds: exact but for their last bit.
+        torch.testing.assert_close(new, old, rtol=4e-16, atol=0, msg=name)
+    assert torch.equal(back.get_submodule("left.0").weight, joined.get_submodule("left.0").weight)  # type: ignore[arg-type]
+
+
+def test_shares_of_copies_sum_to_the_old_weight() -> None:
+    layer, places = nn.Conv2d(4, 3, 3).double(), torch.tensor([0, 1, 2, 3, 1, 1, 3])
+    made = with_inputs(layer, places)
+    total = torch.zeros_like(layer.weight).index_add_(1, places, made.weight.detach())
+    torch.testing.assert_close(total, layer.weight.detach(), rtol=1e-15, atol=0)
+    assert torch.equal(made.weight[:, 4], layer.weight[:, 1] / 3)
+    assert torch.equal(made.weight[:, 0], layer.weight[:, 0])
+
+
+def test_copies_are_drawn_and_have_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    places = drawn_places(4, 64, generator)
+    assert places[:4].tolist() == [0, 1, 2, 3]
+    assert places[4:].tolist() != [i % 4 for i in range(60)]
+    assert set(places[4:].tolist()) == {0, 1, 2, 3}
+    layer = nn.Linear(50, 4)
+    made = with_outputs(layer, places, 1e-2, generator)
+    noise = (made.weight - layer.weight[places]).detach()
+    assert not noise[:4].any()
+    assert float(noise[4:].std()) == pytest.approx(1e-2 * float(layer.weight.detach().std()), rel=0.1)
+    with pytest.raises(HastenError, match="at least as many"):
+        drawn_places(4, 3, generator)
+
+
+def test_an_inserted_normalization_changes_nothing_in_training_either() -> None:
+    torch.manual_seed(0)
+    network: Any = nn.Sequential(
+        unit(2, 4), nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)
+    )
+    x = torch.randn(64, 2, 4, 4)
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            norm.momentum = 1.0  # the statistics are this batch's
+    network.train()(x)
+    for norm, count in ((network[0][1], 64 * 16), (network[3], 64)):
+        norm.momentum = 0.0
+        norm.running_var *= (count - 1) / count  # what a batch is divided by, where the running one is unbiased
+    grown: Any = network
+    for name in ("0.0", "0.0", "4", "4"):
+        grown = deepen(grown, name, (x,))
+    assert len(grown) == len(network) + 2 + 2 * 3  # units are put beside units, single layers beside layers
+    assert difference(network, grown, (x,)) < 1e-5
+    # A mean of 0 and a variance of 1 are not the batch's.
+    assert (copy.deepcopy(grown).train()(x) - network.train()(x)).abs().max() > 1e-2
+    grown.eval()
+    assert calibrate(grown, (x,)) == 4
+    assert calibrate(grown, (x,)) == 0
+    assert not grown.training
+    check_same(network, grown, (x,))
+    torch.testing.assert_close(grown.train()(x), network.train()(x), rtol=0, atol=1e-3)
+
+
+def test_a_layer_without_a_list_around_it_is_deepened(joined: nn.Module, x: tuple[Tensor]) -> None:
+    grown = deepen(joined, "mixed", x)
+    assert isinstance(grown.get_submodule("act"), nn.Sequential)
+    check_same(joined, grown, x, 1e-9)
+
+
+def test_a_layer_that_changes_nothing() -> None:
+    generator = torch.Generator()
+    for layer in (nn.Linear(3, 5), nn.Conv2d(3, 5, 3, bias=False)):
+        made = identity_layer(layer, 5, 0.0, generator)
+        y = torch.randn(2, 5) if isinstance(layer, nn.Linear) else torch.randn(2, 5, 6, 6)
+        assert torch.equal(made(y), y)
+        assert (made.bias is None) == (layer.bias is None)
+    with pytest.raises(HastenError, match="an odd kernel"):
+        identity_layer(nn.Conv2d(3, 5, 3), 2, 0.0, generator)
+
+
+class Added(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(x + self.first(x)))
+
+
+class Depends(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "why"),
+    [
+        (Added(), "first", "add does not keep channels apart"),
+        (Added(), "second", "is the network's answer"),
+        (Added(), "third", "has no layer 'third'"),
+        (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4)), "0", "1 does not keep channels apart"),
+        (nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "1", "neither a convolution nor a linear layer"),
+        (nn.Sequential(*[nn.Linear(4, 4)] * 2, nn.Linear(4, 4)), "0", "called 2 times|calls no layer"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(network: nn.Module, name: str, why: str) -> None:
+    before = {n: p.clone() for n, p in network.state_dict().items()}
+    with pytest.raises(HastenError, match=why):
+        widen(network, {name: 6}, (torch.zeros(2, 4),))
+    assert all(torch.equal(p, before[n]) for n, p in network.state_dict().items())
+
+
+def test_what_cannot_be_deepened_is_refused() -> None:
+    x = (torch.zeros(2, 4),)
+    with pytest.raises(HastenError, match="is followed by 1"):
+        deepen(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)), "0", x)
+    with pytest.raises(HastenError, match="calls no layer"):
+        deepen(Added(), "none", x)
+    with pytest.raises(HastenError, match="cannot trace"):
+        deepen(Depends(), "none", x)
+
+
+def test_random_moves_keep_what_random_networks_compute() -> None:
+    rng = random.Random(0)
+    for trial in range(4):
+        torch.manual_seed(trial)
+        widths = [rng.randint(2, 4) for _ in range(3)]
+        parts: list[Any] = [unit(a, b) for a, b in zip([2, *widths], widths, strict=False)]
+        network: Any = settled(
+            nn.Sequential(nn.Sequential(*parts), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], 3)), 2, 4, 4
+        )
+        x = (torch.randn(8, 2, 4, 4, dtype=torch.float64),)
+        grown = network
+        for move in range(9):
+            name = f"0.{rng.randrange(len(grown[0]))}.0"
+            if rng.random() < 0.5:
+                size = len(grown.get_submodule(name).weight) + rng.randint(1, 3)
+                grown = widen(grown, {name: size}, x, seed=move).network
+            else:
+                grown = deepen(grown, name, x, kernel=rng.choice((1, 3, 5)), seed=move)
+                calibrate(grown, x)
+        assert difference(network, grown, x) < 1e-6
