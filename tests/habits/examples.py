@@ -290,6 +290,10 @@ NETWORKS: dict[str, Example] = {
         lambda batch: (torch.randn(batch, 6, 8, 8), torch.randn(batch, 8, 4, 4)), varies=(0, 0), pictures=True,
     ),
     "DartsNetwork": Example(lambda: models.DartsNetwork(models.DartsConfig(**_DARTS)), pictures(3, 8), **_PICTURE),
+    "DenseLayer": Example(lambda: models.DenseLayer(8, 4), pictures(8, 6), **_PICTURE),
+    "DenseNet": Example(
+        lambda: models.DenseNet(models.DenseLayers(4, ((2, 3), (2,))), classes=5), pictures(3, 8), **_PICTURE
+    ),
     "FeatureMaps": Example(
         lambda: models.SimpleNet(models.SimpleNetConfig("4 p 4")).features_only((-1,)), pictures(3, 6), **_PICTURE
     ),
@@ -339,6 +343,9 @@ NETWORKS: dict[str, Example] = {
     "ResidualConvNet": Example(lambda: models.ResidualConvNet(5, 3, 8, 4, 3, groups=2), pictures(3, 8), **_PICTURE),
     "BasicBlock": Example(lambda: models.BasicBlock(4, 8, 2, projected=False), pictures(4, 6), **_PICTURE),
     "ResNet": Example(lambda: models.ResNet(5, 3, (2, 1), 4), pictures(3, 8), **_PICTURE),
+    "PlainNet": Example(
+        lambda: models.PlainNet(models.PlainLayers((((3, 4),), ((5, 8),)), (6,)), classes=5), pictures(3, 8), **_PICTURE
+    ),
     "ResNet9": Example(lambda: models.ResNet9(5, 3, 4, (8,), (1,)), pictures(3, 8), **_PICTURE),
     "SimpleNet": Example(
         lambda: models.SimpleNet(models.SimpleNetConfig("4 4 p 8' 8", (2,), classes=5)), pictures(3, 12), **_PICTURE

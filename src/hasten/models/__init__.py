@@ -79,6 +79,9 @@ if TYPE_CHECKING:
     from hasten.models.vision.darts import DartsConfig as DartsConfig
     from hasten.models.vision.darts import DartsNetwork as DartsNetwork
     from hasten.models.vision.darts import Genotype as Genotype
+    from hasten.models.vision.densenet import DenseLayer as DenseLayer
+    from hasten.models.vision.densenet import DenseLayers as DenseLayers
+    from hasten.models.vision.densenet import DenseNet as DenseNet
     from hasten.models.vision.design_rules import DesignFinding as DesignFinding
     from hasten.models.vision.hiera import BlockSizes as BlockSizes
     from hasten.models.vision.hiera import Hiera as Hiera
@@ -95,6 +98,8 @@ if TYPE_CHECKING:
     from hasten.models.vision.once_for_all import OFAConfig as OFAConfig
     from hasten.models.vision.once_for_all import OnceForAll as OnceForAll
     from hasten.models.vision.once_for_all import SubNetwork as SubNetwork
+    from hasten.models.vision.plain import PlainLayers as PlainLayers
+    from hasten.models.vision.plain import PlainNet as PlainNet
     from hasten.models.vision.proxyless import BlockPlace as BlockPlace
     from hasten.models.vision.proxyless import ProxylessConfig as ProxylessConfig
     from hasten.models.vision.proxyless import ProxylessNet as ProxylessNet

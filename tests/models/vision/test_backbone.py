@@ -12,11 +12,15 @@ from hasten.errors import HastenError
 from hasten.models import (
     AsCAN,
     Backbone,
+    DenseLayers,
+    DenseNet,
     FeatureMaps,
     Hiera,
     HieraConfig,
     LowFormer,
     LowFormerConfig,
+    PlainLayers,
+    PlainNet,
     ResNet,
     SimpleNet,
     SimpleNetConfig,
@@ -28,6 +32,7 @@ from hasten.models.vision.backbone import multiply_accumulates
 SMALL: dict[str, Any] = {
     "AsCAN": AsCAN,
     "LowFormer": lambda: LowFormer(LowFormerConfig((4, 8, 8, 32, 32), (1, 1, 2, 1, 1), (8, 16), classes=10)),
+    "DenseNet": lambda: DenseNet(DenseLayers(8, ((4, 4), (4,), (4,)))),
     "Hiera": lambda: Hiera(
         HieraConfig(
             (8, 16, 16), (1, 2, 2), (1, 1, 1), (False, True, True), (True, True, False), (2, 2, 2), 4, image=64,
@@ -35,6 +40,7 @@ SMALL: dict[str, Any] = {
         )
     ),
     "ResNet": lambda: ResNet(10, 3, (2, 1, 1), 8),
+    "PlainNet": lambda: PlainNet(PlainLayers((((3, 8),), ((3, 8), (5, 12)), ((3, 16),)), (24,))),
     "SimpleNet": lambda: SimpleNet(SimpleNetConfig("8 8 p 16 16' p 16", (2,))),
 }  # fmt: skip
 each = pytest.mark.parametrize("name", SMALL)
@@ -94,7 +100,7 @@ def test_folding_the_whole_network_keeps_its_logits(name: str) -> None:
     model.train()(x)
     folded = fold_normalization(model)
     norms = [n for n, m in folded.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert not norms
+    assert not norms or name == "DenseNet"  # it normalizes before it convolves
     check_same(model, folded, (x,), 1e-4)
 
 

@@ -21,6 +21,7 @@ from hasten.hardware import load_device
 from hasten.models.vision.ascan import AsCANConfig, StageLayout
 from hasten.models.vision.cell_network import CellConfig
 from hasten.models.vision.darts import DartsConfig
+from hasten.models.vision.hiera import HieraConfig
 from hasten.models.vision.mobile_chain import ChainConfig
 from hasten.models.vision.once_for_all import OFAConfig
 from hasten.models.vision.proxyless import ProxylessConfig
@@ -35,6 +36,7 @@ from hasten.search.networks.architecture_space import (
     open_space,
 )
 from hasten.search.networks.latency_baselines import all_baselines
+from hasten.search.networks.members.hiera import HieraChoices
 from hasten.search.networks.specialize import AccuracyPredictor, LatencyTable, estimated, evolve
 from hasten.workload import trace
 from hasten.workload.einsum import Op
@@ -55,6 +57,17 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "darts": {"config": DartsConfig(4, 3, resolution=8, channels=1, classes=5)},
     "chain": {"config": ChainConfig(multiplier=0.25, resolution=32, last=64)},
+    "hiera": {
+        "config": HieraConfig(
+            (16, 16, 16), (1, 1, 1), (1, 1, 1), (False, True, True), (True, True, False), (2, 2, 2), 4, 3, 2, 16, 1, 5
+        ),
+        "choices": HieraChoices(((16, 32),) * 3, ((1, 2),) * 3, heads=(8, 16)),
+    },
+    "plain": {
+        "blocks": 2, "depth": 3, "dense": 2, "filters": (4, 6, 8), "units": (8, 12), "image": 8, "channels": 1,
+        "classes": 5,
+    },
+    "dense": {"blocks": 2, "depth": 3, "sizes": (2, 3, 4), "image": 8, "channels": 1, "classes": 5},
     "ascan": {
         "config": AsCANConfig(
             StageLayout(("CC", "CCC", "CC")), (8, 8, 8), 8, head_size=8, image=16, channels=1, classes=5
@@ -74,7 +87,8 @@ def drawn(space: ArchitectureSpace[Any], count: int, seed: int = 0) -> list[Any]
 
 
 def test_spaces_are_found() -> None:
-    assert {"once-for-all", "cell", "chain", "ascan", "proxyless", "darts"} <= set(architecture_spaces())
+    known = {"once-for-all", "cell", "chain", "ascan", "proxyless", "darts", "hiera", "plain", "dense"}
+    assert known <= set(architecture_spaces())
     assert all(kind.name == name for name, kind in architecture_spaces().items())
     with pytest.raises(HastenError, match="no space of networks is called 'tpu': choose"):
         open_space("tpu")

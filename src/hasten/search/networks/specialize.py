@@ -167,9 +167,11 @@ def measured(space: HasParts[A], runs: int = 7, batch: int = 1) -> LatencyTable[
     """Latencies by running the parts on this machine, ``batch`` images at a time, channels last."""
 
     def cost(module: nn.Module, x: Tensor) -> float:
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        x = x.expand(batch, *x.shape[1:])
-        return seconds_of(module, x.contiguous(memory_format=torch.channels_last), runs)
+        layout = torch.contiguous_format
+        if x.ndim == 4:  # tokens have no channels
+            layout = torch.channels_last
+            module = module.to(memory_format=layout)  # type: ignore[call-overload]
+        return seconds_of(module, x.expand(batch, *x.shape[1:]).contiguous(memory_format=layout), runs)
 
     return LatencyTable(space, cost)
 

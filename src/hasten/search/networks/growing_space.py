@@ -1,0 +1,69 @@
+"""Spaces whose networks grow into each other: what a controller of growth sees of a network, and the moves."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from torch import nn
+
+from hasten.search.networks.gene_space import GeneSpace
+
+A = TypeVar("A", bound=Hashable)
+
+
+class Grown(NamedTuple):
+    """A network after a move, and what it is in its space."""
+
+    arch: Any
+    network: nn.Module
+
+
+class GrowingSpace(GeneSpace[A]):
+    """Networks that are widened and deepened without changing what they compute.
+
+    A network is a sequence of layers, some of which are one size below another of the space; blocks of layers can get
+    one more. Moves leave the network that they are given as it is.
+    """
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """Kinds of layers, for an embedding; 0 stands for none."""
+
+    @abstractmethod
+    def sequence(self, arch: A) -> list[int]:
+        """A network's layers, poolings among them, as numbers from 1 to `tokens` - 1."""
+
+    @abstractmethod
+    def widenable(self, arch: A) -> list[bool]:
+        """Of each layer of `sequence` whether it can be widened to the next size."""
+
+    @property
+    @abstractmethod
+    def kernels(self) -> tuple[int, ...]:
+        """Of a further layer; one entry where there is nothing to choose."""
+
+    @property
+    @abstractmethod
+    def most(self) -> int:
+        """Layers of the longest block there can be."""
+
+    @abstractmethod
+    def layers(self, arch: A) -> list[int]:
+        """Layers of each block, behind any of which another may be put; 0 where a block is full."""
+
+    @abstractmethod
+    def has_kernel(self, arch: A, block: int) -> bool:
+        """Whether a further layer of this block has a kernel."""
+
+    @abstractmethod
+    def widened(self, arch: A, network: nn.Module, which: Sequence[bool], *, noise: float, seed: int) -> Grown:
+        """Layers of `sequence` widened to their next sizes."""
+
+    @abstractmethod
+    def deepened(
+        self, arch: A, network: nn.Module, block: int, layer: int, kernel: int, *, noise: float, seed: int
+    ) -> Grown:
+        """One more layer in a block."""
