@@ -21,12 +21,17 @@ from hasten.search.networks.searching import FoundNetwork, NetworkTrials, networ
 from hasten.tasks.images import Digits
 
 # A space that each search suits; where it is not here, the cells.
+PLAIN = {
+    "blocks": 2, "depth": 2, "dense": 1, "filters": (4, 6, 8), "units": (8, 12), "image": 8, "channels": 1,
+}  # fmt: skip
 SUITED: dict[str, tuple[str, dict[str, Any]]] = {
     "pc-darts": ("darts", {"config": DartsConfig(8, 3, resolution=8, channels=1)}),
     "proxyless": (
         "proxyless",
         {"config": ProxylessConfig((8, 12), (2, 1), (1, 2), 8, 8, 16, 1, resolution=8, channels=1, classes=10)},
     ),
+    "growth": ("plain", PLAIN),
+    "random-growth": ("dense", {"blocks": 2, "depth": 3, "sizes": (2, 3, 4), "image": 8, "channels": 1}),
 }
 CELLS = ("cell", {"config": CellConfig(width=4, repeats=1, resolution=8, channels=1, classes=10)})
 TRAINING: dict[str, Any] = {"steps": 2, "batch": 16}
@@ -88,7 +93,8 @@ def test_its_form_is_the_common_one(name: str) -> None:
     asked = inspect.signature(searching.NetworkSearch.__call__).parameters
     given = inspect.signature(network_searches()[name]).parameters
     assert [n for n in given if n in asked] == [n for n in asked if n != "self"]
-    assert all(given[n].default is not inspect.Parameter.empty for n in given if n not in asked and n != "training")
+    own = [n for n, p in given.items() if n not in asked and p.kind is not inspect.Parameter.VAR_KEYWORD]
+    assert all(given[n].default is not inspect.Parameter.empty for n in own)
 
 
 def test_trials_count_and_remember(task: Digits) -> None:
