@@ -35,6 +35,8 @@ def test_published_sizes(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert multiply_accumulates(model, (3, 224, 224)) / 1e9 == pytest.approx(products, abs=5e-4)
     assert SIZES.keys() == PUBLISHED.keys()
+    assert PUBLISHED[name].parameters == parameters
+    assert PUBLISHED[name].products == multiply_accumulates(model, (3, 224, 224))
 
 
 def test_tokens_are_ordered_once() -> None:

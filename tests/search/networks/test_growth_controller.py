@@ -46,7 +46,9 @@ def test_chances_are_those_of_the_draw_and_masks_hold(space: Any) -> None:
         torch.testing.assert_close(chances, torch.tensor([d.log_chance for d in decisions]), rtol=1e-5, atol=1e-6)
         assert torch.isfinite(spread).all()
         # Alone or among others, a network is the same.
-        alone = [float(controller.log_chances([a], [d.action])[0]) for a, d in zip(archs, decisions, strict=True)]
+        alone = [
+            float(controller.log_chances([a], [d.action])[0].detach()) for a, d in zip(archs, decisions, strict=True)
+        ]
         torch.testing.assert_close(torch.tensor(alone), chances.detach(), rtol=1e-4, atol=1e-5)
     for arch, decision in zip(archs, controller.widen(archs, generator), strict=True):
         assert isinstance(decision.action, Widen)
@@ -67,8 +69,8 @@ def test_a_kernel_that_is_not_there_has_no_chance() -> None:
     dense, _ = controller.log_chances([arch], [Deepen(2, 0, 0)])
     decoder = _Decoder(controller, [arch])
     block = decoder.blocks()[0, 2] + decoder.layers(torch.tensor([2]))[0, 0]
-    assert float(dense) == pytest.approx(float(block), rel=1e-5)
-    assert float(controller.log_chances([arch], [Deepen(0, 0, 3)])[0]) < 0
+    assert float(dense.detach()) == pytest.approx(float(block.detach()), rel=1e-5)
+    assert float(controller.log_chances([arch], [Deepen(0, 0, 3)])[0].detach()) < 0
 
 
 def test_it_learns_what_it_is_paid_for() -> None:

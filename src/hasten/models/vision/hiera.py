@@ -105,6 +105,30 @@ class HieraConfig:
                 inputs = width
         return found
 
+    @property
+    def parameters(self) -> int:
+        """Weights of a network, by formula."""
+        first, last = self.widths[0], self.widths[-1]
+        total = (self.channels * self.kernel**2 + 1 + self.side**2) * first + 2 * last
+        for b in self.blocks:
+            total += 2 * b.inputs + 3 * (b.inputs + 1) * b.outputs + (b.outputs + 1) * b.outputs + 2 * b.outputs
+            total += (b.inputs + 1) * b.outputs if b.pool or b.inputs != b.outputs else 0
+            total += 2 * b.ratio * b.outputs**2 + (b.ratio + 1) * b.outputs
+        return total + ((last + 1) * self.classes if self.classes else 0)
+
+    @property
+    def products(self) -> int:
+        """Multiply-accumulates of a network for one image, by formula: an even kernel's last row and column counted."""
+        grown = self.side + (self.kernel % 2 == 0)
+        total = self.channels * self.kernel**2 * self.widths[0] * grown**2
+        for b in self.blocks:
+            read = b.side**2
+            made = read // 4 if b.pool else read
+            total += 3 * read * b.inputs * b.outputs + made * b.outputs**2 + 2 * made * b.ratio * b.outputs**2
+            total += read * b.inputs * b.outputs if b.pool or b.inputs != b.outputs else 0
+            total += 2 * made * (b.unit or read) * b.outputs
+        return total + self.widths[-1] * self.classes
+
     def parts(self) -> list[tuple[Hashable, Callable[[], nn.Module], tuple[int, ...]]]:
         """What a network is a sum of: a key, the part, and the shape of its input for one image."""
         found: list[tuple[Hashable, Callable[[], nn.Module], tuple[int, ...]]] = [

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hasten.errors import HastenError
+from hasten.processes import one_thread
 from hasten.search.agents.agent import Agent, Indices
 from hasten.search.agents.registry import register_agent
 
@@ -93,6 +94,10 @@ class PointGenerator(nn.Module):
             condition: what is asked for.
             heat: of the draw; 0 for the likeliest value of each parameter.
         """
+        with one_thread():
+            return self._points(seeds, condition, heat)
+
+    def _points(self, seeds: Sequence[int], condition: Sequence[float], heat: float) -> list[Indices]:
         state = torch.tanh(self.begin(torch.cat([self._noise(seeds), self._asked(len(seeds), condition)], 1)))
         draws = [torch.Generator().manual_seed((s + _SEEDS // 2) % _SEEDS) for s in seeds]
         levels = torch.stack([torch.rand(len(self.sizes), generator=g, dtype=torch.float64) for g in draws])
@@ -185,6 +190,13 @@ class GeneratorTraining:
                 part of each value's own advantage.
             sure: of each score whether it is more than a guess, so that its point may be repeated; all are when None.
         """
+        with one_thread():
+            self._update(points, seeds, scores, condition, credit, sure or [True] * len(points))
+
+    def _update(
+        self, points: Sequence[Indices], seeds: Sequence[int], scores: Sequence[float], condition: Sequence[float],
+        credit: Tensor | None, sure: Sequence[bool],
+    ) -> None:  # fmt: skip
         raw = np.array([s if np.isfinite(s) else np.nan for s in scores], dtype=float)
         if np.isnan(raw).all():
             raw[:] = 0.0
@@ -193,7 +205,7 @@ class GeneratorTraining:
         advantage = ((paid - paid.mean()) / paid.std(unbiased=False).clamp_min(1e-6))[:, None]
         if credit is not None:
             advantage = advantage + credit / credit.std(unbiased=False).clamp_min(1e-6)
-        for point, seed, score, known in zip(points, seeds, scores, sure or [True] * len(points), strict=True):
+        for point, seed, score, known in zip(points, seeds, scores, sure, strict=True):
             if known and np.isfinite(score):
                 self.best[point, tuple(condition)] = (float(score), seed)
         chances, spread = self.generator.log_chances(points, seeds, condition)

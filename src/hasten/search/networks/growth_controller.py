@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
+from hasten.processes import one_thread
 from hasten.search.networks.growing_space import GrowingSpace
 
 A = TypeVar("A", bound=Hashable)
@@ -118,6 +119,10 @@ class GrowthController(nn.Module):
     @torch.no_grad()
     def widen(self, archs: Sequence[Any], generator: torch.Generator) -> list[Decision]:
         """Draws what to widen in each network."""
+        with one_thread():
+            return self._widen(archs, generator)
+
+    def _widen(self, archs: Sequence[Any], generator: torch.Generator) -> list[Decision]:
         logits, able = self.widening(archs)
         drawn = (torch.rand(logits.shape, generator=generator) < logits.sigmoid()) & able
         actions = [
@@ -135,6 +140,10 @@ class GrowthController(nn.Module):
         """
         if not all(any(self.space.layers(a)) for a in archs):
             raise HastenError("every block of a network is full: there is nothing to deepen")
+        with one_thread():
+            return self._deepen(archs, generator)
+
+    def _deepen(self, archs: Sequence[Any], generator: torch.Generator) -> list[Decision]:
         decoder = _Decoder(self, archs)
         block = torch.multinomial(decoder.blocks().exp(), 1, generator=generator)[:, 0]
         layer = torch.multinomial(decoder.layers(block).exp(), 1, generator=generator)[:, 0]
@@ -236,6 +245,10 @@ class GrowthTraining:
             episodes: decisions of each network.
             rewards: of each network (`stretched`).
         """
+        with one_thread():
+            self._update(episodes, rewards)
+
+    def _update(self, episodes: Sequence[Sequence[Decision]], rewards: Sequence[float]) -> None:
         self.baseline += (1 - self.decay) * (sum(rewards) / len(rewards) - self.baseline)
         loss = torch.zeros(())
         for kind in (Widen, Deepen):

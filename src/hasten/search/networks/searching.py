@@ -288,7 +288,8 @@ def until_used(trials: NetworkTrials[A], step: Callable[[], object]) -> FoundNet
     while idle < 50 and trials.used < 1:
         before = trials.trained
         try:
-            step()
+            with one_thread():  # what a search does beside its trainings is small operations
+                step()
         except BudgetIsUsed:
             break
         idle = idle + 1 if trials.trained == before else 0

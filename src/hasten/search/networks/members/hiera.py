@@ -151,6 +151,12 @@ class HieraSpace(GeneSpace[HieraGenes]):
     def input_shape(self, arch: HieraGenes) -> tuple[int, int, int]:
         return (self.config.channels, self.config.image, self.config.image)
 
+    def parameters(self, arch: HieraGenes) -> int:
+        return arch.config(self.config).parameters
+
+    def products(self, arch: HieraGenes) -> int:
+        return arch.config(self.config).products
+
     def parts(self, arch: HieraGenes) -> Sequence[Part]:
         return arch.config(self.config).parts()
 

@@ -137,13 +137,28 @@ class GrowthSearch(Generic[A]):
         self._stage = stage
         return self._start
 
+    def grow_from(self, grown: Grown) -> None:
+        """Makes a network the one that is grown from: a stage of one's own."""
+        self._start = grown
+
     def episode(self) -> None:
         """Grows networks, trains those that are new and within the limit, and teaches the controller.
 
         Raises:
             BudgetIsUsed: before a training, where the budget is used up.
         """
-        start = self.start()
+        grown, decisions = self.grow(self.start())
+        scores = [self.score(g) for g in grown]
+        self.means.append(sum(scores) / len(scores))
+        if self.learned:
+            self.training.update(decisions, [stretched(s) for s in scores])
+
+    def grow(self, start: Grown) -> tuple[list[Grown], list[list[Decision]]]:
+        """Networks of one episode, untrained since they grew, and what was decided for each.
+
+        Args:
+            start: what is grown from.
+        """
         grown = [Grown(start.arch, start.network) for _ in range(self.networks)]
         decisions: list[list[Decision]] = [[] for _ in grown]
         moves = [Widen] * self.widenings + [Deepen] * self.deepenings
@@ -162,10 +177,7 @@ class GrowthSearch(Generic[A]):
                     if not self.learned:
                         self._calibrate(grown[i].network)
                 decisions[i].append(decision)
-        scores = [self._score(g) for g in grown]
-        self.means.append(sum(scores) / len(scores))
-        if self.learned:
-            self.training.update(decisions, [stretched(s) for s in scores])
+        return grown, decisions
 
     def _can(self, kind: type, arch: Any) -> bool:
         return any(self.space.widenable(arch)) if kind is Widen else any(self.space.layers(arch))
@@ -199,7 +211,12 @@ class GrowthSearch(Generic[A]):
         side = self.space.input_shape(self.space.smallest())[-1]
         calibrate(network, (resized(self._examples, side),))
 
-    def _score(self, grown: Grown) -> float:
+    def score(self, grown: Grown) -> float:
+        """The task's metric after a training from the weights that a network grew with; known ones cost nothing.
+
+        Raises:
+            BudgetIsUsed: before the training, where the budget is used up.
+        """
         if grown.arch in self.trials.scores:
             return self.trials.scores[grown.arch]
         if self.trials.used >= 1:
