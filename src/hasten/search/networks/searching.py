@@ -177,6 +177,11 @@ class NetworkTrials(Generic[A]):
         by_time = 0.0 if self.seconds is None else (self.clock() - self._begun) / self.seconds
         return max(by_time, 0.0 if self.trainings is None else self.trained / self.trainings)
 
+    @property
+    def over(self) -> bool:
+        """Whether the budget is used up: it is good for one training at least."""
+        return self.trained > 0 and self.used >= 1
+
     def seconds_of(self, arch: A) -> float:
         """Latency of a network, asked once."""
         if arch not in self._latencies:
@@ -223,11 +228,11 @@ class NetworkTrials(Generic[A]):
             steps: of this training.
 
         Raises:
-            BudgetIsUsed: before the training, where the budget is used up.
+            BudgetIsUsed: before the training, where the budget is used up; it is good for one at least.
         """
         if arch in self.scores:
             return self.scores[arch]
-        if self.used >= 1:
+        if self.over:
             raise BudgetIsUsed
         network = self.build(arch) if network is None else network
         found = self._train(arch, network, steps or self.steps)
@@ -285,7 +290,7 @@ def until_used(trials: NetworkTrials[A], step: Callable[[], object]) -> FoundNet
     A step that trains nothing several times in a row ends it too: what is left of the space is known.
     """
     idle = 0
-    while idle < 50 and trials.used < 1:
+    while idle < 50 and not trials.over:
         before = trials.trained
         try:
             with one_thread():  # what a search does beside its trainings is small operations

@@ -205,7 +205,7 @@ class GenerativeSearch(Generic[A]):
     def _probed(self, arch: A) -> list[float]:
         if not self.probes:
             return []
-        if self.trials.used >= 1:
+        if self.trials.over:
             raise BudgetIsUsed
         images, labels = self._stimulus
         with torch.random.fork_rng(devices=[]):

@@ -219,7 +219,7 @@ class GrowthSearch(Generic[A]):
         """
         if grown.arch in self.trials.scores:
             return self.trials.scores[grown.arch]
-        if self.trials.used >= 1:
+        if self.trials.over:
             raise BudgetIsUsed
         network = copy.deepcopy(grown.network)  # what it was grown from is grown again
         self._calibrate(network)
