@@ -48,6 +48,7 @@ CALLS: dict[Words, Words] = {
     ("measure",): ("net.py:build",),
     ("search",): ("p.py:good", "--trials", "3"),
     ("probe",): (),
+    ("rules",): ("net.py:plain",),
     ("papers",): ("--field", "training"),
     ("check",): ("doubling", "--quick"),
     ("assets", "list"): (),
@@ -68,6 +69,8 @@ def build():
     warnings.warn("of a library", FutureWarning)
     logging.getLogger("transformers").warning("a library's notice")
     return torch.nn.Linear(3, 4), torch.zeros(2, 3)
+def plain():
+    return torch.nn.Conv2d(3, 4, 3), torch.zeros(2, 3, 8, 8)
 """
 PROBLEMS = """
 from hasten.search import Objective, Problem, Space, integer

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from hasten import __version__
-from hasten.cli import assets, chat, check, estimate, measure, papers, probe, search, serve, tune
+from hasten.cli import assets, chat, check, estimate, measure, papers, probe, rules, search, serve, tune
 from hasten.cli.messages import complain, keep_libraries_quiet, telling
 from hasten.cli.options import Commands
 from hasten.cli.streams import keep_stdout_for_documents, prepare, to_nowhere
@@ -39,6 +39,7 @@ app.command()(estimate.estimate)
 app.command()(measure.measure)
 app.command()(search.search)
 app.command()(probe.probe)
+app.command()(rules.rules)
 app.command()(papers.papers)
 app.command()(check.check)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from hasten.errors import HastenError
 from hasten.models import SimpleNet, SimpleNetConfig
-from hasten.models.vision.design_rules import DesignFinding, design_rules
+from hasten.models.vision.design_rules import DesignFinding, design_rules, image_of
 from hasten.models.vision.simplenet import PUBLISHED
 
 LAYOUT = PUBLISHED["simplenet-cifar-310k"].layout
@@ -64,3 +64,10 @@ def test_it_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     with pytest.raises(HastenError, match="calls no convolution"):
         design_rules(nn.Linear(4, 4), (3, 4, 4))
+
+
+def test_images_are_known_by_example_inputs() -> None:
+    assert image_of((torch.zeros(2, 3, 8, 9),)) == (3, 8, 9)
+    for wrong in ((), (torch.zeros(2, 3),), (torch.zeros(2, 3, 8, 9), 1), (torch.zeros(2, 3, 8, 9, dtype=torch.long),)):
+        with pytest.raises(HastenError, match="one tensor of images"):
+            image_of(wrong)

@@ -91,6 +91,18 @@ def _layers(network: nn.Module, image: Sequence[int]) -> list[_Layer]:
     return found
 
 
+def image_of(inputs: Sequence[Any]) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a network's example inputs are.
+
+    Raises:
+        HastenError: they are no single tensor (batch, channels, height, width).
+    """
+    first = inputs[0] if len(inputs) == 1 else None
+    if not isinstance(first, Tensor) or first.ndim != 4 or not first.is_floating_point():
+        raise HastenError("the rules are for networks of one tensor of images: (batch, channels, height, width)")
+    return int(first.shape[1]), int(first.shape[2]), int(first.shape[3])
+
+
 # Of layers, the image's height and all weights: whether a rule holds, its score, and what was found.
 _Judge = Callable[[list[_Layer], int, int], tuple[bool, float, str]]
 _RULES: dict[str, _Judge] = {}
