@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-REFUSED = (ValueError, TypeError, IndexError, RuntimeError, NotImplementedError, AssertionError)
+from hasten.errors import HastenError
+
+REFUSED = (HastenError, ValueError, TypeError, IndexError, RuntimeError, NotImplementedError, AssertionError)
 Arguments = list[Any]
 
 
@@ -303,6 +305,83 @@ def fuzz_pool(calls: int, seed: int) -> dict[str, int]:
     return counts
 
 
+# What decoders differ in, see `hasten.models.decoder_form`: configurations of transformers, and what they say.
+_FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 24}),
+    ("Gemma2", {"head_dim": 32, "sliding_window": 5, "final_logit_softcapping": 2.0}),
+    ("Gemma3Text", {"head_dim": 32, "sliding_window": 37, "layer_types": ["sliding_attention", "full_attention"]}),
+    ("Olmo2", {}),
+    ("Phi3", {"sliding_window": 7}),
+    ("SmolLM3", {"no_rope_layers": [1, 0]}),
+    ("Granite", {"logits_scaling": 2.0, "residual_multiplier": 0.5}),
+    ("StableLm", {"use_parallel_residual": True, "qk_layernorm": True}),
+)
+
+
+def _bend_network(network: Any) -> None:
+    """Gives a network a weight, a bias, a number or a window of another size."""
+    layer = random.choice(network.model.layers)
+    module = random.choice([m for m in layer.modules() if getattr(m, "weight", None) is not None])
+    choice = random.randrange(6)
+    if choice == 0:
+        size = list(module.weight.shape)
+        size[random.randrange(len(size))] = random.choice((0, 1, 31, 32, 33, 64, 128))
+        module.weight = nn.Parameter(torch.randn(size), requires_grad=False)
+    elif choice == 1:
+        module.bias = nn.Parameter(torch.randn(random.choice((0, 1, 31, 64, 200))), requires_grad=False)
+    elif choice == 2:
+        module.weight = nn.Parameter(restrided(module.weight.detach()), requires_grad=False)
+    elif choice == 3:
+        network.config.sliding_window = bent(1)
+    elif choice == 4:
+        key = random.choice(("num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size"))
+        setattr(network.config, key, bent(1))
+    else:
+        layer.self_attn.head_dim = bent(1)
+
+
+def fuzz_decoders(calls: int, seed: int) -> dict[str, int]:
+    """Compiled steps of small networks of several families, bent or with windows of any length.
+
+    How many answered, all rows finite, and were refused.
+    """
+    import transformers
+
+    from hasten.runtime import CacheSpec, LanguageModel
+    from hasten.runtime.step import CompiledStep
+
+    random.seed(seed)
+    torch.manual_seed(seed)
+    counts = {"answered": 0, "refused": 0}
+    for number in range(calls):
+        kind, more = _FORMS[number % len(_FORMS)]
+        config = getattr(transformers, f"{kind}Config")(
+            vocab_size=32, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=random.choice((1, 2, 4)), max_position_embeddings=128, pad_token_id=0, **more,
+        )  # fmt: skip
+        network = transformers.AutoModelForCausalLM.from_config(config).eval()
+        if getattr(config, "sliding_window", None):
+            config.sliding_window = random.randrange(1, 80)
+        formats = ("fp32", "fp16", "bf16", "int8", "int4") if more.get("head_dim") == 32 else ("fp32", "fp16", "bf16")
+        cache = LanguageModel(network, cache=CacheSpec(random.choice(formats))).new_cache(1, 96)
+        if number % 3:
+            _bend_network(network)
+        try:
+            step, at = CompiledStep(network, cache), 0
+            for count in (random.randrange(1, 33), 1, random.randrange(1, 33)):
+                found = step([1] * count, [0] * count, list(range(at, at + count)))
+                cache.advance([count])
+                at += count
+            answered = True
+        except REFUSED:
+            answered = False
+        # Every third is as transformers made it.
+        if number % 3 == 0 and not (answered and found.isfinite().all()):
+            raise RuntimeError(f"a {kind} network without a bend has no step, or one that is no number")
+        counts["answered" if answered else "refused"] += 1
+    return counts
+
+
 # A kernel that writes past its result, as the gate is left open, in a process of its own: a sanitizer ends it.
 _OVERFLOW = """
 import torch
@@ -344,3 +423,4 @@ if __name__ == "__main__":
         use(options.native)
     print(fuzz(options.calls, options.seed))
     print("pools of blocks", fuzz_pool(options.calls // 10, options.seed))
+    print("decoders", fuzz_decoders(options.calls // 10, options.seed))

@@ -53,6 +53,13 @@ def test_bent_block_tables_are_refused(fuzzing: ModuleType) -> None:
     assert counts["refused"] > counts["answered"] > 0
 
 
+@pytest.mark.skipif(native() is None, reason="the compiled kernels are not installed")
+def test_bent_decoders_answer_or_raise(fuzzing: ModuleType) -> None:
+    counts = fuzzing.fuzz_decoders(24, 1)
+    assert counts["answered"] > 8
+    assert counts["refused"] > 2
+
+
 def test_a_sequence_of_one_step_has_any_stride() -> None:
     x = torch.randn(1, 64, 16).transpose(0, 1)  # (64, 1, 16), whose middle stride is of a dimension of 1
     d, rates, (B, C) = torch.rand(64, 1, 16), -torch.rand(16, 4), torch.randn(2, 64, 1, 4)

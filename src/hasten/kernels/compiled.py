@@ -23,6 +23,8 @@ FORMATS = {
     **{"fp32": 32, "fp16": 17, "bf16": 16, "int8": 8, "int4": 4},
     **{known.name: number for number, known in BLOCK_FORMATS.items()},
 }
+# Activations of a gated feed-forward, by the compiled step's numbers.
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
 
 @functools.cache

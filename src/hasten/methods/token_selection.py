@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from hasten.methods.described_cache import appended
 from hasten.methods.described_cache import own_windows as described_windows
 from hasten.methods.reading import Reading
-from hasten.runtime.language_model import own_windows
+from hasten.models.decoder_form import own_windows
 from hasten.runtime.policies import BlockTopKPolicy, Policy, SnapKVPolicy, SparseWindowPolicy
 from hasten.runtime.tracing import with_policy
 from hasten.workload.einsum import Workload

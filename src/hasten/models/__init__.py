@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from hasten.models.decoder import DecoderLayer as DecoderLayer
     from hasten.models.decoder import HasLayout as HasLayout
     from hasten.models.decoder import Layout as Layout
+    from hasten.models.decoder_form import DecoderForm as DecoderForm
+    from hasten.models.decoder_form import GatedFeedForward as GatedFeedForward
+    from hasten.models.decoder_form import LayerForm as LayerForm
+    from hasten.models.decoder_form import RotaryForm as RotaryForm
+    from hasten.models.decoder_form import RowNorm as RowNorm
+    from hasten.models.decoder_form import WeightRows as WeightRows
     from hasten.models.description.architecture import Way as Way
     from hasten.models.description.kept import Store as Store
     from hasten.models.description.recurrences import Recurrences as Recurrences

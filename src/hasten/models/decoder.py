@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import nn
@@ -23,6 +23,7 @@ class DecoderLayer:
         attention_norm: what norms its input.
         feed_forward: what works on each token alone: an MLP or experts.
         feed_forward_norm: what norms its input.
+        attention_after, feed_forward_after: what norms their results before they join the residual stream.
     """
 
     module: Any
@@ -30,6 +31,8 @@ class DecoderLayer:
     attention_norm: Any
     feed_forward: Any
     feed_forward_norm: Any
+    attention_after: Any = None
+    feed_forward_after: Any = None
 
 
 @runtime_checkable
@@ -87,7 +90,7 @@ class Layout:
 
     Args:
         layers, embedding, norm, head, rotary: of the network.
-        attention, attention_norm, feed_forward, feed_forward_norm: of a layer.
+        attention, attention_norm, feed_forward, feed_forward_norm, attention_after, feed_forward_after: of a layer.
     """
 
     layers: tuple[str, ...] = ("model.layers",)
@@ -97,13 +100,21 @@ class Layout:
     rotary: tuple[str, ...] = ("model.rotary_emb",)
     attention: tuple[str, ...] = ("self_attn",)
     attention_norm: tuple[str, ...] = ("input_layernorm",)
-    # Gemma 2 and 3 norm what attention returns too, under the name that the others have for the MLP's input.
-    feed_forward_norm: tuple[str, ...] = ("pre_feedforward_layernorm", "post_attention_layernorm")
+    feed_forward_norm: tuple[str, ...] = ("post_attention_layernorm",)
     feed_forward: tuple[str, ...] = ("mlp", "block_sparse_moe")
+    attention_after: tuple[str, ...] = ()
+    feed_forward_after: tuple[str, ...] = ()
 
 
 # Llama, Mistral, Qwen2, Qwen3, Gemma, and whoever follows their names.
 LLAMA_LIKE = Layout()
+# Who norms results too (Gemma 2 and 3, OLMo 2) does so under the name that the others have for the MLP's input.
+_AFTER = "post_feedforward_layernorm"
+_NORMS_AFTER = {
+    "feed_forward_norm": ("pre_feedforward_layernorm",),
+    "attention_after": ("post_attention_layernorm",),
+    "feed_forward_after": (_AFTER,),
+}
 # The same within a network of several parts, as Gemma 3 with pictures has it.
 _NESTED = Layout(
     layers=("model.language_model.layers",),
@@ -163,6 +174,8 @@ class _Placed:
             _found(module, places.attention_norm),
             _found(module, places.feed_forward),
             _found(module, places.feed_forward_norm),
+            _found(module, places.attention_after),
+            _found(module, places.feed_forward_after),
         )
 
     def replace_layers(self, layers: Iterable[nn.Module], kept: Sequence[int]) -> None:
@@ -215,8 +228,11 @@ def decoder_of(network: Any) -> Decoder:
         return network
     given = getattr(type(network), "layout", None)
     for layout in (given,) if given is not None else (LLAMA_LIKE, _NESTED):
-        if isinstance(_found(network, layout.layers), nn.ModuleList):
-            return _Placed(network, layout)
+        layers = _found(network, layout.layers)
+        if isinstance(layers, nn.ModuleList):
+            norms_after = len(layers) > 0 and hasattr(layers[0], _AFTER)
+            norms_after = norms_after and layout.feed_forward_norm == LLAMA_LIKE.feed_forward_norm
+            return _Placed(network, replace(layout, **_NORMS_AFTER) if norms_after else layout)
     raise HastenError(
         f"the layers of {type(network).__name__} are nowhere that hasten knows: give its class a `layout` "
         "(hasten.models.decoder.Layout)"

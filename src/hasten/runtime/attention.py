@@ -23,12 +23,19 @@ _ACTIVE: ContextVar[KVCache] = ContextVar("the cache of the forward pass under w
 
 
 def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **kwargs: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if mask is not None:
         raise HastenError(_NO_MASK)
     layer = _ACTIVE.get().layers[module.layer_idx]
-    return layer.attend(query, key, value, scaling).transpose(1, 2).contiguous(), None
+    return layer.attend(query, key, value, scaling, softcap).transpose(1, 2).contiguous(), None
 
 
 def no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:

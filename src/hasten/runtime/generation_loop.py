@@ -19,6 +19,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from hasten.errors import HastenError
 from hasten.kernels.kv_cache import BLOCK
+from hasten.models.decoder_form import turning_point
 from hasten.runtime.cache import CacheSpec, KVCache
 from hasten.runtime.decoding.lookup import Index, PromptLookup
 from hasten.runtime.step import CompiledStep
@@ -129,7 +130,16 @@ class GenerationLoop:
         self._indexes = self._drafts()
         draft = model.lookup.draft if model.lookup is not None and self._indexes else 0
         capacity = max(map(len, self._prompts)) + self._limit + draft
-        self._cache, self._step = model.session(rows, capacity)
+        # Where the rotary positions of long texts turn otherwise than those of short ones, a text that grows past the
+        # turning point is read again, as transformers does.
+        turn = turning_point(model.network)
+        self._turn = None
+        self._later = capacity
+        if turn is not None and max(map(len, self._prompts)) <= turn < capacity and model.cache.policy is None:
+            self._cache, self._step = model.session(rows, turn)
+            self._turn = turn if self._step is not None else None
+        if self._turn is None:
+            self._cache, self._step = model.session(rows, capacity)
 
     def _drafts(self) -> list[Index] | None:
         """What drafts are found in; None where there is nothing to draft for.
@@ -289,14 +299,28 @@ class GenerationLoop:
     def _room(self, i: int) -> int:
         """Tokens that may be drafted for sequence ``i``."""
         room = self._text.shape[1] - self._lengths[i] - 1
+        if self._turn is not None:
+            room = min(room, max(0, self._turn - self._cache.lengths[i] - 1))
         if self._cache.spec.quantized:
             # A block is read as codes from the first step on that begins behind it. A draft that goes on into the next
             # block would read it as it was before rounding, and end in another text than step by step.
             room = min(room, BLOCK - 1 - self._cache.lengths[i] % BLOCK)
         return room
 
+    def _read_again(self) -> None:
+        """Reads every text anew, into a cache with room for long ones."""
+        model, known = self._model, list(self._cache.lengths)
+        given = self._given.shape[1]
+        texts = [[*prompt, *self._text[i, given : self._lengths[i]].tolist()] for i, prompt in enumerate(self._prompts)]
+        self._cache, self._step = model.session(len(texts), self._later)
+        self._turn = None
+        for i, (text, length) in enumerate(zip(texts, known, strict=True)):
+            model.prefill(torch.tensor([text[:length]], device=model.device), self._cache.sequence(i))
+
     def _run(self, tokens: dict[int, list[int]]) -> Tensor:
         """Logits of every given token of some sequences, in order: (tokens, vocabulary)."""
+        if self._turn is not None and any(self._cache.lengths[i] + len(t) > self._turn for i, t in tokens.items()):
+            self._read_again()
         if self._step is None:
             return self._run_plain(tokens)
         ids = [t for rows in tokens.values() for t in rows]

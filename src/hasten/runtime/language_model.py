@@ -17,6 +17,7 @@ from hasten.errors import HastenError
 from hasten.files import make_folder, named_path
 from hasten.kernels import kv_cache
 from hasten.models.decoder import Decoder, decoder_of
+from hasten.models.decoder_form import own_windows, turning_point
 from hasten.models.loading.config import check_positions
 from hasten.runtime import generation, tracing
 from hasten.runtime import step as compiled
@@ -184,6 +185,8 @@ class LanguageModel(nn.Module):
             return f"{type(policy).__name__} chooses tokens in plain torch"
         if self.cache.capped:
             return "positions counted within the cache are turned in plain torch"
+        if policy is not None and any(own_windows(self.config, len(self.layers))):
+            return f"{type(policy).__name__} and the window that layers have of their own are joined in plain torch"
         if self.device.type != "cpu":
             return f"the compiled step is for processors, and its weights are on {self.device.type}"
         return compiled.why_not(self.network)
@@ -266,7 +269,11 @@ class LanguageModel(nn.Module):
             no_mask(attention_mask=kwargs.pop("attention_mask", None))
             if input_ids.shape[1] > 1:
                 start = past_key_values.get_seq_length() if past_key_values is not None else 0
-                kwargs["attention_mask"] = self.window_mask(start, input_ids.shape[1], input_ids.device)
+                seen = self.window_mask(start, input_ids.shape[1], input_ids.device)
+                if self.config._attn_implementation == "eager":
+                    # Which adds the mask to its scores.
+                    seen = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
+                kwargs["attention_mask"] = seen
         return self.network(input_ids, past_key_values=past_key_values, **kwargs)
 
     @property
@@ -295,8 +302,11 @@ class LanguageModel(nn.Module):
         if ids.shape[1] and (step := self._prompt_step(cache)) is not None:
             return self._prefill_compiled(ids, cache, step)
         cache.decoding = False
-        for start in range(0, ids.shape[1], CHUNK):
-            logits = self(ids[:, start : start + CHUNK], past_key_values=cache, logits_to_keep=1).logits
+        turn = turning_point(self.network)
+        # A prompt whose end turns all its positions otherwise is read at once.
+        piece = ids.shape[1] if turn is not None and ids.shape[1] > turn else CHUNK
+        for start in range(0, ids.shape[1], piece):
+            logits = self(ids[:, start : start + piece], past_key_values=cache, logits_to_keep=1).logits
         cache.decoding = True
         if cache.spec.policy is not None:
             cache.spec.policy.prefilled(cache)
@@ -338,14 +348,19 @@ class LanguageModel(nn.Module):
         self, batch: int, capacity: int, recent: int = kv_cache.RECENT
     ) -> tuple[KVCache, compiled.CompiledStep | None]:
         """A cache and the compiled step over it, None without one; reused while nothing has changed."""
+        turn = turning_point(self.network)
+        # Rotary tables are those of short texts or of long ones, by the room that there is.
+        far = turn is not None and capacity > turn
         capacity = -(-capacity // kv_cache.BLOCK) * kv_cache.BLOCK
+        if turn is not None and not far:
+            capacity = min(capacity, turn)
         # Whoever changes weights (a method, an optimizer, load_state_dict, a merged adapter) puts another tensor in
         # their place or another version into it; both are in the key, and held so that no address is used again.
         tensors = (*self.network.parameters(), *self.network.buffers())
         weights = tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
         modules = tuple(self.network.modules())
         reason = self.why_not_compiled
-        key = (self.cache, batch, recent, weights, tuple(map(id, modules)), reason)
+        key = (self.cache, batch, recent, weights, tuple(map(id, modules)), reason, far)
         if self._idle is not None and self._idle[0] == key and self._idle[1].capacity >= capacity:
             _, cache, step = self._idle
             cache.clear()
@@ -441,13 +456,3 @@ class LanguageModel(nn.Module):
             assert self.cache.window is not None
             length = min(length, self.cache.window + self.cache.sinks)
         check_positions(self.config, length)
-
-
-def own_windows(config: Any, layers: int) -> tuple[int | None, ...]:
-    """The window of each layer that a model itself has, by its configuration; empty where no layer has one."""
-    window = getattr(config, "sliding_window", None)
-    if not window or not getattr(config, "use_sliding_window", True):
-        return ()
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
-    found = tuple(int(window) if "sliding" in kind else None for kind in kinds)
-    return found if any(found) else ()

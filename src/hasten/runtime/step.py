@@ -1,4 +1,4 @@
-"""One decoding step of a Llama-like model in the compiled kernels: no Python per operator."""
+"""One decoding step of a model in the compiled kernels: no Python per operator."""
 
 from __future__ import annotations
 
@@ -10,50 +10,29 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.kernels import gate
-from hasten.kernels.compiled import FORMATS, MOST_TREE_ROWS, native
+from hasten.kernels.compiled import ACTIVATIONS, FORMATS, MOST_TREE_ROWS, native
 from hasten.kernels.kv_cache import BLOCK
 from hasten.kernels.packed_linear import GROUP, native_matrix
-from hasten.models.decoder import DecoderLayer, decoder_of
+from hasten.models.decoder_form import DecoderForm, LayerForm, RowNorm, WeightRows, form_of
 from hasten.nn.packed import PackedEmbedding, PackedLinear
 from hasten.runtime.cache import KVCache
 from hasten.runtime.paged_cache import PagedCache
 from hasten.runtime.policies import BlockTopKPolicy
-
-FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-_STATIC_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-_FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
 
 def why_not(network: Any) -> str | None:
     """Why the compiled step cannot run ``network``; None when it can."""
     if native() is None:
         return "the compiled kernels are not installed"
-    if type(network).__name__ not in FAMILIES:
-        return f"{type(network).__name__} is not one of {', '.join(FAMILIES)}"
-    config = network.config
-    if config.hidden_act != "silu":
-        return f"its activation is {config.hidden_act}"
-    if config.rope_parameters["rope_type"] not in _STATIC_ROPE:
-        return f"its rotary positions change with length ({config.rope_parameters['rope_type']})"
-    if any("sliding" in kind for kind in getattr(config, "layer_types", None) or []):
-        return "some of its layers attend to a window of their own"
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return "its layers attend to a window of their own"
-    decoder = decoder_of(network)
-    modules = [m for i in range(len(decoder.layers)) for m in _projections(decoder.layer(i))]
-    for module in (*modules, decoder.head, decoder.embedding):
-        reason = _why_not_weight(module)
+    try:
+        form = form_of(network)
+    except HastenError as error:
+        return str(error)
+    for rows in (*(rows for layer in form.layers for rows in layer.weights), form.head, form.embedding):
+        reason = _why_not_weight(rows.module if isinstance(rows, WeightRows) else rows)
         if reason:
             return reason
     return None
-
-
-def _projections(layer: DecoderLayer) -> list[nn.Module]:
-    return [
-        *(getattr(layer.attention, name) for name in _ATTENTION),
-        *(getattr(layer.feed_forward, name) for name in _FEED_FORWARD),
-    ]
 
 
 def _why_not_weight(module: nn.Module) -> str | None:
@@ -77,7 +56,9 @@ def _why_not_weight(module: nn.Module) -> str | None:
 class CompiledStep:
     """The compiled decoder of one model, over one cache.
 
-    It reads the model's own tensors where they are: no copy of a weight is made, and it holds on to them.
+    It reads the model's own tensors where they are: no copy of a weight is made, and it holds on to them. Where rotary
+    positions of long texts turn otherwise than those of short ones (longrope), all texts in a cache that has room for
+    long ones are turned as long ones are.
 
     Args:
         network: a transformers causal LM for which `why_not` is None.
@@ -93,71 +74,90 @@ class CompiledStep:
             raise HastenError(f"this model has no compiled step: {reason}")
         module = native()
         assert module is not None
+        self._native = module
         self._kept: list[object] = [network, cache]
-        config, decoder = network.config, decoder_of(network)
-        layers = [decoder.layer(i) for i in range(len(decoder.layers))]
-        first = layers[0].attention
-        self.vocabulary = decoder.head.out_features
+        form = form_of(network)
+        self.vocabulary = form.head.out_features
         self._cache = cache
-        self._head_dim, self._hidden = first.head_dim, config.hidden_size
+        self._hidden = form.hidden
         self._decoder = module.Decoder(
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            first.head_dim,
+            form.hidden,
+            form.intermediate,
+            form.heads,
+            form.kv_heads,
+            form.head_dim,
             self.vocabulary,
-            float(decoder.norm.variance_epsilon),
-            float(first.scaling),
+            cache.capacity,
+            form.scaling,
         )
-        for layer in layers:
-            attention = layer.attention
-            self._decoder.add_layer(
-                self._vector(layer.attention_norm.weight),
-                self._vector(layer.feed_forward_norm.weight),
-                self._vector(attention.q_norm.weight) if hasattr(attention, "q_norm") else 0,
-                self._vector(attention.k_norm.weight) if hasattr(attention, "k_norm") else 0,
-                [self._matrix(module) for module in _projections(layer)],
-            )
+        self._decoder.set_scales(
+            form.embedding_scale, form.residual_scale, form.logit_scale, form.score_cap or 0.0, form.logit_cap or 0.0
+        )
+        for rotary in form.rotaries:
+            cosines, sines = (self._keep(table) for table in rotary.table(cache.capacity))
+            width = cosines.shape[1]
+            places = (gate.address(t, torch.float32, cache.capacity, width) for t in (cosines, sines))
+            self._decoder.add_rotary(*places, width)
+        for layer in form.layers:
+            self._decoder.add_layer(self._layer(layer, form))
         self._decoder.set_ends(
-            self._matrix(decoder.embedding),
-            self._matrix(decoder.head),
-            self._vector(decoder.norm.weight),
+            self._matrix(form.embedding), self._matrix(form.head), self._norm(form.norm, form.hidden)
         )
-        self._set_rotary(decoder.rotary, cache.capacity)
         self._set_cache(cache)
         self._logits = gate.buffer(0, self.vocabulary)
+
+    def _layer(self, layer: LayerForm, form: DecoderForm) -> object:
+        made = self._native.Layer()
+        made.attention_norm = self._norm(layer.attention_norm, form.hidden)
+        made.attention_after = self._norm(layer.attention_after, form.hidden)
+        made.feed_forward_norm = self._norm(layer.feed_forward_norm, form.hidden)
+        made.feed_forward_after = self._norm(layer.feed_forward_after, form.hidden)
+        made.query_norm = self._norm(layer.query_norm, form.heads * form.head_dim)
+        made.key_norm = self._norm(layer.key_norm, form.kv_heads * form.head_dim)
+        made.norm_together = layer.norm_together
+        for name in ("query", "key", "value", "output"):
+            setattr(made, name, self._rows(getattr(layer, name)))
+        for name in ("gate", "up", "down"):
+            setattr(made, name, self._rows(getattr(layer.feed_forward, name)))
+        made.activation = ACTIVATIONS[layer.feed_forward.activation]
+        if layer.sinks is not None:
+            made.sinks = self._vector(layer.sinks, form.heads)
+        made.window = layer.window or 0
+        made.rotary = -1 if layer.rotary is None else layer.rotary
+        made.parallel = layer.parallel
+        return made
 
     def _keep(self, tensor: Tensor) -> Tensor:
         self._kept.append(tensor)
         return tensor
 
-    def _vector(self, tensor: Tensor) -> int:
-        kept = self._keep(tensor.detach().float().contiguous())
-        return gate.address(kept, torch.float32, tensor.numel())
+    def _vector(self, tensor: Tensor, size: int) -> int:
+        return gate.address(self._keep(tensor.detach().float().contiguous()), torch.float32, size)
 
-    def _matrix(self, module: nn.Module) -> object:
-        if isinstance(module, PackedLinear | PackedEmbedding):
-            bias = getattr(module, "bias", None)
-            bias = None if bias is None else self._keep(bias.detach().float().contiguous())
-            self._kept += [module.packed, module.scales, module.mins]
-            codes = getattr(module, "int8", False)
-            return native_matrix(module.packed, module.scales, module.mins, module.bits, module.group, bias, codes)
-        assert isinstance(module, nn.Linear | nn.Embedding)
-        weight = self._keep(module.weight.detach())
+    def _norm(self, norm: RowNorm | None, width: int) -> object:
+        if norm is None:
+            return self._native.Norm()
+        bias = norm.bias(width)
+        places = self._vector(norm.weight(width), width), 0 if bias is None else self._vector(bias, width)
+        return self._native.norm(*places, norm.epsilon, norm.centred)
+
+    def _rows(self, rows: WeightRows) -> object:
+        return self._matrix(rows.module, slice(rows.start, rows.stop))
+
+    def _matrix(self, module: nn.Module, rows: slice = slice(None)) -> object:
+        """Some rows of a layer's weight: whole rows lie one after another in every format."""
         bias = getattr(module, "bias", None)
-        bias = None if bias is None else self._keep(bias.detach().float().contiguous())
+        bias = None if bias is None else self._keep(bias.detach().float().contiguous()[rows])
+        if isinstance(module, PackedLinear | PackedEmbedding):
+            packed = self._keep(module.packed[rows])
+            scales, mins = (None if t is None else self._keep(t[rows]) for t in (module.scales, module.mins))
+            codes = getattr(module, "int8", False)
+            return native_matrix(packed, scales, mins, module.bits, module.group, bias, codes)
+        assert isinstance(module, nn.Linear | nn.Embedding)
+        weight = self._keep(module.weight.detach()[rows])
         return native_matrix(
             weight, None, None, FORMATS["fp32" if weight.dtype is torch.float32 else "bf16"], GROUP, bias
         )
-
-    def _set_rotary(self, rotary: Any, positions: int) -> None:
-        with torch.inference_mode():
-            where = torch.arange(positions)[None]
-            cosines, sines = rotary(torch.empty(1, dtype=torch.float32), where)
-        cosines, sines = self._keep(cosines[0].contiguous()), self._keep(sines[0].contiguous())
-        places = (gate.address(t, torch.float32, positions, self._head_dim) for t in (cosines, sines))
-        self._decoder.set_rotary(*places, positions)
 
     def _set_cache(self, cache: KVCache | PagedCache) -> None:
         names = (

@@ -18,6 +18,7 @@ from hasten.errors import HastenError, MissingExtraError
 from hasten.files import named_path
 from hasten.models import load_network, named
 from hasten.models.decoder import is_decoder
+from hasten.models.decoder_form import FAMILIES
 from hasten.models.description import describe
 from hasten.models.language.recurrent import RecurrentLM
 from hasten.models.loading.config import build, read_config
@@ -26,7 +27,6 @@ from hasten.models.loading.weight_types import WeightTypes
 from hasten.runtime.language_model import LanguageModel
 from hasten.runtime.network import Inputs, Network, made_by_file
 from hasten.runtime.placement import placed
-from hasten.runtime.step import FAMILIES
 from hasten.workload import Workload
 
 _LONGEST = 1 << 24

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from hasten.errors import HastenError
 from hasten.hardware.machine import memory_size
+from hasten.kernels.kv_cache import BLOCK
+from hasten.models.decoder_form import turning_point
 from hasten.runtime.generation_loop import end_tokens
 from hasten.runtime.language_model import LanguageModel
 from hasten.serving.answer import AnswerRecord, AnswerStream
@@ -127,7 +129,7 @@ class Engine:
         self._rate: float | None = None  # tokens a second of steps that read prompts
         self._most_waiting, self._most_running = most_waiting, most_running
         self._steps = steps_of(model, most_running, most_tokens, cache_bytes)
-        self.notes = (*self._steps.notes, *_notes(model))
+        self.notes = (*self._steps.notes, *_notes(model, most_tokens))
         self.most_tokens = self._steps.most_tokens
         self.vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
         self.end_tokens = end_tokens(model.generation_config)
@@ -431,7 +433,11 @@ def steps_of(model: LanguageModel, most_running: int, most_tokens: int | None, c
     positions = getattr(model.config, "max_position_embeddings", None) or most_tokens
     if positions is None:
         raise HastenError("the model's configuration says nothing of the longest text: give most_tokens")
-    tokens = int(positions if most_tokens is None else min(most_tokens, positions))
+    most = most_tokens
+    if most is None and (turn := turning_point(model.network)) is not None:
+        # All positions of longer texts turn otherwise: short ones are read, unless long ones are asked for.
+        most = max(BLOCK, turn // BLOCK * BLOCK)
+    tokens = int(positions if most is None else min(most, positions))
     most_bytes = int(memory_size() * _SHARE_OF_MEMORY) if cache_bytes is None else cache_bytes
     why = model.why_not_compiled
     if why is None and model.cache.policy is not None:
@@ -443,7 +449,12 @@ def steps_of(model: LanguageModel, most_running: int, most_tokens: int | None, c
     return SlotSteps(model, most_running, tokens, most_bytes)
 
 
-def _notes(model: LanguageModel) -> tuple[str, ...]:
-    if model.lookup is None:
-        return ()
-    return ("the model's drafts from the text so far are not used: many answers fill a step by themselves",)
+def _notes(model: LanguageModel, most_tokens: int | None) -> tuple[str, ...]:
+    turn, found = turning_point(model.network), []
+    if turn is not None and most_tokens is None:
+        found.append(
+            f"texts of {turn} tokens and fewer are read: positions of longer ones turn otherwise (most_tokens)"
+        )
+    if model.lookup is not None:
+        found.append("the model's drafts from the text so far are not used: many answers fill a step by themselves")
+    return tuple(found)

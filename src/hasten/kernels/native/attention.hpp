@@ -39,6 +39,7 @@ struct Place {
 // parts of kPart blocks; without a list a part begins at a multiple of kPart, so that rows of one sequence share parts.
 struct View {
   int64_t pos, low, sinks, sink_end, first, last, sink_parts, shared;
+  int64_t floor = 0;  // sinks before it are not seen: they lie behind the layer's own window
   int64_t listed = 0;
   const int32_t* list = nullptr;
   // From here on the row's own path stands, scattered over the step's rows: first the root, at tree_from, then its
@@ -57,6 +58,11 @@ struct View {
   View(const Cache& c, const LayerCache& l, int64_t at, const int32_t* chosen) : pos(at) {
     low = l.window && pos + 1 > l.window ? pos + 1 - l.window : 0;
     sinks = l.sinks < low ? l.sinks : low;
+    if (l.own_window && pos + 1 > l.own_window) {
+      floor = pos + 1 - l.own_window;
+      if (floor > low) low = floor;
+      if (floor >= sinks) sinks = 0;
+    }
     first = low / c.block;
     last = pos / c.block;
     sink_end = sinks ? (sinks - 1) / c.block + 1 : 0;
@@ -89,6 +95,7 @@ struct View {
     const int64_t base = b * kBlock;
     for (int64_t t = pos - base + 1 > 0 ? pos - base + 1 : 0; t < kBlock; ++t) scores[t] = -FLT_MAX;
     for (int64_t t = sinks - base > 0 ? sinks - base : 0; t < low - base && t < kBlock; ++t) scores[t] = -FLT_MAX;
+    for (int64_t t = 0; sinks && t < floor - base && t < kBlock; ++t) scores[t] = -FLT_MAX;
   }
 };
 
@@ -196,6 +203,13 @@ HASTEN_INLINE void value_pair(const T* p, vec& a, vec& b) {
   b = load_key(p + kLanes);
 }
 
+// Bends a block's scores to lie within the model's bound, where it has one.
+HASTEN_INLINE void cap_scores(const Model& m, float* scores) {
+  if (m.score_cap <= 0) return;
+  const vec most = broadcast(m.score_cap), inverse = broadcast(1 / m.score_cap);
+  for (int64_t t = 0; t < kBlock; t += kLanes) store(scores + t, mul(most, tanh(mul(load(scores + t), inverse))));
+}
+
 // The exponentials of n scores above the largest, in their place; the largest and their sum.
 HASTEN_INLINE void soften(float* s, int64_t n, float& most, float& sum_of_all) {
   vec best = load(s);
@@ -295,7 +309,10 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
     else
       score_int4<Heads>(static_cast<const uint8_t*>(l.keys) + at[j] * d / 2, l.key_scales + at[j] / block * d,
                         l.key_mins + at[j] / block * d, q, d, to);
-    for (int h = 0; h < Heads; ++h) view.hide(b, &s[h][j * kBlock]);
+    for (int h = 0; h < Heads; ++h) {
+      cap_scores(m, &s[h][j * kBlock]);
+      view.hide(b, &s[h][j * kBlock]);
+    }
   }
   for (int h = 0; h < Heads; ++h) soften(s[h], count * kBlock, out[h * stride + d], out[h * stride + d + 1]);
   for (int64_t g = 0; g < groups; ++g) {
@@ -375,10 +392,12 @@ struct Merged {
       store(out + i, fma(broadcast(weight), load(part + i), mul(broadcast(kept), load(out + i))));
     most = now;
   }
+  // What sums are divided by; `sink` is a further score without a value, or null.
+  HASTEN_INLINE_METHOD float divisor(const float* sink) const { return sink ? total + std::exp(*sink - most) : total; }
 };
 
 // One head's parts, each (head_dim, largest score, sum of weights) at `width` floats, as its attention.
-inline void combine(const float* parts, int64_t count, int64_t width, int64_t d, float* out) {
+inline void combine(const float* parts, int64_t count, int64_t width, int64_t d, const float* sink, float* out) {
   alignas(64) float sums[kMostWide];
   const int64_t padded = (d + kLanes - 1) / kLanes * kLanes;
   for (int64_t from = 0; from < padded; from += kMostWide) {
@@ -389,7 +408,7 @@ inline void combine(const float* parts, int64_t count, int64_t width, int64_t d,
       const float* part = parts + p * width;
       merged.add(part + from, part[d], part[d + 1], some, sums);
     }
-    const float inverse = 1.0f / merged.total;
+    const float inverse = 1.0f / merged.divisor(sink);
     for (int64_t i = 0; i < some && from + i < d; ++i) out[from + i] = sums[i] * inverse;
   }
 }

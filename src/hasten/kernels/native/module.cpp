@@ -179,47 +179,59 @@ double read_rate(uintptr_t memory, int64_t bytes, int threads) {
   });
 }
 
+Norm make_norm(uintptr_t weight, uintptr_t bias, float epsilon, bool centred) {
+  return {pointer<const float>(weight), pointer<const float>(bias), epsilon, centred};
+}
+
+// Pointers that a decoder is given are to tensors that outlive it, of the sizes that its own sizes say.
 class Decoder {
  public:
   Decoder(int64_t hidden, int64_t intermediate, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t vocabulary,
-          float epsilon, float scaling) {
+          int64_t positions, float scaling) {
+    for (const int64_t size : {hidden, intermediate, heads, kv_heads, head_dim, vocabulary, positions})
+      if (size < 1 || size > INT32_MAX) throw std::invalid_argument("sizes that no decoder has");
+    if (heads % kv_heads) throw std::invalid_argument("sizes that no decoder has");
     model_.hidden = hidden;
     model_.intermediate = intermediate;
     model_.heads = heads;
     model_.kv_heads = kv_heads;
     model_.head_dim = head_dim;
     model_.vocabulary = vocabulary;
-    model_.epsilon = epsilon;
+    model_.positions = positions;
     model_.scaling = scaling;
   }
 
-  void set_ends(const Matrix& embedding, const Matrix& head, uintptr_t final_norm) {
+  void set_ends(const Matrix& embedding, const Matrix& head, const Norm& final_norm) {
+    if (embedding.in != model_.hidden || embedding.out < model_.vocabulary) throw std::invalid_argument("an embedding of another size");
+    if (head.in != model_.hidden || head.out != model_.vocabulary) throw std::invalid_argument("a head of another size");
     model_.embedding = embedding;
     model_.head = head;
-    model_.final_norm = pointer<const float>(final_norm);
+    model_.final_norm = final_norm;
   }
 
-  void set_rotary(uintptr_t cosines, uintptr_t sines, int64_t positions) {
-    model_.cosines = pointer<const float>(cosines);
-    model_.sines = pointer<const float>(sines);
-    model_.positions = positions;
+  void set_scales(float embedding, float residual, float logit, float score_cap, float logit_cap) {
+    model_.embedding_scale = embedding;
+    model_.residual_scale = residual;
+    model_.logit_scale = logit;
+    model_.score_cap = score_cap;
+    model_.logit_cap = logit_cap;
   }
 
-  void add_layer(uintptr_t input_norm, uintptr_t post_norm, uintptr_t query_norm, uintptr_t key_norm,
-                 const std::vector<Matrix>& weights) {
-    if (weights.size() != 7) throw std::invalid_argument("a layer has seven weight matrices");
-    Layer l;
-    l.input_norm = pointer<const float>(input_norm);
-    l.post_norm = pointer<const float>(post_norm);
-    l.query_norm = pointer<const float>(query_norm);
-    l.key_norm = pointer<const float>(key_norm);
-    l.query = weights[0];
-    l.key = weights[1];
-    l.value = weights[2];
-    l.output = weights[3];
-    l.gate = weights[4];
-    l.up = weights[5];
-    l.down = weights[6];
+  // A table of rotary positions, (positions, width); layers name it by its number, counted from 0.
+  void add_rotary(uintptr_t cosines, uintptr_t sines, int64_t width) {
+    if (width < 0 || width % 2 || width > model_.head_dim) throw std::invalid_argument("rotary positions of another width than a head's");
+    model_.rotaries.push_back({pointer<const float>(cosines), pointer<const float>(sines), width});
+  }
+
+  void add_layer(const Layer& l) {
+    const int64_t q = model_.heads * model_.head_dim, kv = model_.kv_heads * model_.head_dim;
+    const auto is = [](const Matrix& m, int64_t out, int64_t in) { return m.codes && m.out == out && m.in == in; };
+    if (!is(l.query, q, model_.hidden) || !is(l.key, kv, model_.hidden) || !is(l.value, kv, model_.hidden) ||
+        !is(l.output, model_.hidden, q) || !is(l.gate, model_.intermediate, model_.hidden) ||
+        !is(l.up, model_.intermediate, model_.hidden) || !is(l.down, model_.hidden, model_.intermediate))
+      throw std::invalid_argument("a layer's weight is missing or of another size");
+    if (l.rotary >= int64_t(model_.rotaries.size())) throw std::invalid_argument("a layer names rotary positions that are not there");
+    if (l.window < 0) throw std::invalid_argument("a window of fewer than no tokens");
     model_.layers.push_back(l);
   }
 
@@ -256,8 +268,11 @@ class Decoder {
       cache_.layers.push_back(l);
     }
     if (cache_.layers.size() != model_.layers.size()) throw std::invalid_argument("one cache for each layer");
+    for (size_t i = 0; i < cache_.layers.size(); ++i) cache_.layers[i].own_window = model_.layers[i].window;
     for (const LayerCache& l : cache_.layers)
       if (table_blocks && (l.pooled || l.window || l.ring_blocks)) throw std::invalid_argument("a pool's blocks keep everything");
+    for (const LayerCache& l : cache_.layers)
+      if (top && l.own_window) throw std::invalid_argument("blocks are chosen where a layer has no window of its own");
     if (top > 0 && top_local < 2) throw std::invalid_argument("the two newest blocks are always read");
     capacity_ = 0;
   }
@@ -376,7 +391,8 @@ class Decoder {
     int64_t visible = 0;
     for (const LayerCache& l : cache_.layers) {
       // A window may touch two blocks more than it is long.
-      const int64_t most = l.window ? (l.window + l.sinks) / cache_.block + 4 : reach;
+      int64_t most = l.window ? (l.window + l.sinks) / cache_.block + 4 : reach;
+      if (l.own_window) most = std::min(most, (l.own_window + l.sinks) / cache_.block + 4);
       visible = std::max(visible, std::min(most, reach));
       blocks = std::max(blocks, l.blocks);
     }
@@ -384,6 +400,7 @@ class Decoder {
     const int64_t chunks = ((visible + 3) / 4 + 2 + 15) / 16 * 16;
     const int64_t chosen_stride = cache_.top ? 2 + 1 + cache_.top + cache_.top_local + 2 : 0;
     const int64_t scores_stride = cache_.top ? round_up(blocks + 16) + round_up(m.head_dim) : 0;
+    const bool parallel = std::any_of(m.layers.begin(), m.layers.end(), [](const Layer& l) { return l.parallel; });
     const int64_t widths[] = {m.hidden,
                               m.hidden,
                               m.heads * m.head_dim,
@@ -393,11 +410,12 @@ class Decoder {
                               m.intermediate,
                               m.intermediate,
                               m.kv_heads * chosen_stride,
+                              parallel ? m.hidden : 0,
                               m.heads * chunks * (m.head_dim + 16)};
-    const auto room = [&](int i) { return round_up(widths[i] * (i < 9 ? rows : int64_t(in.single.size()))); };
+    const auto room = [&](int i) { return round_up(widths[i] * (i < 10 ? rows : int64_t(in.single.size()))); };
     const int64_t tile_stride = in.tiles.empty() ? 0 : chosen->tile_floats(m.head_dim);
     int64_t floats = (scores_stride + tile_stride) * threads;
-    for (int i = 0; i < 10; ++i) floats += room(i);
+    for (int i = 0; i < 11; ++i) floats += room(i);
     if (floats > capacity_) {
       buffer_.reset(static_cast<float*>(std::aligned_alloc(64, size_t(floats) * sizeof(float))));
       if (!buffer_) throw std::bad_alloc();
@@ -405,8 +423,8 @@ class Decoder {
       capacity_ = floats;
     }
     float* next = buffer_.get();
-    float* parts[10];
-    for (int i = 0; i < 10; ++i) {
+    float* parts[11];
+    for (int i = 0; i < 11; ++i) {
       parts[i] = next;
       next += room(i);
     }
@@ -420,7 +438,8 @@ class Decoder {
     s.inner = parts[6];
     s.up = parts[7];
     s.chosen = reinterpret_cast<int32_t*>(parts[8]);
-    s.partial = parts[9];
+    s.added = parts[9];
+    s.partial = parts[10];
     s.scores = next;
     s.tile = next + scores_stride * threads;
     s.tile_stride = tile_stride;
@@ -491,6 +510,11 @@ NB_MODULE(_native, m) {
     formats["iq4_xs"] = int(kIq4Xs);
     formats["mxfp4"] = int(kMxfp4);
     found["compiled.FORMATS"] = formats;
+    nb::dict activations;
+    activations["silu"] = int(kSilu);
+    activations["gelu"] = int(kGelu);
+    activations["gelu_tanh"] = int(kGeluTanh);
+    found["compiled.ACTIVATIONS"] = activations;
     return found;
   }, "Sizes that the kernels were compiled with, by the names that hasten.kernels has for them.");
   m.def("linear", &linear, unlocked);
@@ -506,10 +530,41 @@ NB_MODULE(_native, m) {
   m.def("threads_of", [] { return std::string(kThreads); }, "Whose threads share the work.");
   m.def("isa", [] { return std::string(chosen->name); }, "The instruction set in use.");
   m.def("use_isa", &use_isa, "Use another of isas(): for tests and comparisons.");
+  nb::class_<Norm>(m, "Norm").def(nb::init<>());
+  m.def("norm", &make_norm, nb::arg("weight"), nb::arg("bias"), nb::arg("epsilon"), nb::arg("centred"));
+  nb::class_<Layer>(m, "Layer", "A layer's parts, see types.hpp: what is not set is not there.")
+      .def(nb::init<>())
+      .def_rw("attention_norm", &Layer::attention_norm)
+      .def_rw("attention_after", &Layer::attention_after)
+      .def_rw("feed_forward_norm", &Layer::feed_forward_norm)
+      .def_rw("feed_forward_after", &Layer::feed_forward_after)
+      .def_rw("query_norm", &Layer::query_norm)
+      .def_rw("key_norm", &Layer::key_norm)
+      .def_rw("norm_together", &Layer::norm_together)
+      .def_rw("query", &Layer::query)
+      .def_rw("key", &Layer::key)
+      .def_rw("value", &Layer::value)
+      .def_rw("output", &Layer::output)
+      .def_rw("gate", &Layer::gate)
+      .def_rw("up", &Layer::up)
+      .def_rw("down", &Layer::down)
+      .def_prop_rw(
+          "sinks", [](const Layer& l) { return reinterpret_cast<uintptr_t>(l.sinks); },
+          [](Layer& l, uintptr_t sinks) { l.sinks = pointer<const float>(sinks); })
+      .def_rw("window", &Layer::window)
+      .def_rw("rotary", &Layer::rotary)
+      .def_prop_rw(
+          "activation", [](const Layer& l) { return int(l.activation); },
+          [](Layer& l, int activation) {
+            if (activation < kSilu || activation > kGeluTanh) throw std::invalid_argument("an activation that is not compiled");
+            l.activation = Activation(activation);
+          })
+      .def_rw("parallel", &Layer::parallel);
   nb::class_<Decoder>(m, "Decoder")
-      .def(nb::init<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float, float>())
+      .def(nb::init<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, float>())
       .def("set_ends", &Decoder::set_ends)
-      .def("set_rotary", &Decoder::set_rotary)
+      .def("set_scales", &Decoder::set_scales)
+      .def("add_rotary", &Decoder::add_rotary)
       .def("add_layer", &Decoder::add_layer)
       .def("set_cache", &Decoder::set_cache)
       .def("step", &Decoder::step, unlocked);

@@ -163,7 +163,7 @@ inline void decode_values(const Model& m, const Cache& c, const LayerCache& l, i
 
 // Attention of a tile's rows, for the query heads of one kv head: from s.query, already scaled, to s.attended.
 inline void attend_tile(const Model& m, const Cache& c, const LayerCache& l, const Tile& tile, int64_t kv,
-                        int64_t committed, const Scratch& s, float* memory) {
+                        int64_t committed, const float* sinks, const Scratch& s, float* memory) {
   constexpr int64_t kScores = kPart * kBlock;
   const int64_t d = m.head_dim, wide = to_lanes(d), heads = m.heads / m.kv_heads, q_width = m.heads * d;
   const int64_t n = tile.count * heads, padded = (n + kAtOnce - 1) / kAtOnce * kAtOnce;
@@ -181,7 +181,7 @@ inline void attend_tile(const Model& m, const Cache& c, const LayerCache& l, con
   for (int64_t group = 0; group <= bottom.last / kPart; ++group) {
     int64_t blocks[kPart], count = 0, tokens = 0;
     for (int64_t b = group * kPart; b < (group + 1) * kPart && b <= bottom.last; ++b)
-      if (b < bottom.sink_end || b >= top.first) blocks[count++] = b;
+      if ((b * kBlock < l.sinks && (b + 1) * kBlock > top.floor) || b >= top.first) blocks[count++] = b;
     if (!count) continue;
     for (int64_t j = 0; j < count; ++j) {
       const int64_t b = blocks[j], base = b * kBlock, at = place.tokens + place.slot(b) * kBlock;
@@ -213,8 +213,10 @@ inline void attend_tile(const Model& m, const Cache& c, const LayerCache& l, con
             score_int4<kAtOnce>(static_cast<const uint8_t*>(l.keys) + at * d / 2, l.key_scales + at / kBlock * d,
                                 l.key_mins + at / kBlock * d, q, d, scores);
         }
-        for (int64_t k = i; k < end; ++k)
+        for (int64_t k = i; k < end; ++k) {
+          cap_scores(m, room.scores + k * kScores + j * kBlock);
           View(c, l, tile.pos + k / heads, nullptr).hide(b, room.scores + k * kScores + j * kBlock);
+        }
       }
     }
     for (int64_t i = 0; i < padded; i += kAtOnce) {
@@ -241,7 +243,7 @@ inline void attend_tile(const Model& m, const Cache& c, const LayerCache& l, con
   }
   for (int64_t i = 0; i < n; ++i) {
     float* out = s.attended + (tile.row + i / heads) * q_width + (kv * heads + i % heads) * d;
-    const float inverse = 1.0f / merged[i].total;
+    const float inverse = 1.0f / merged[i].divisor(sinks ? sinks + kv * heads + i % heads : nullptr);
     for (int64_t k = 0; k < d; ++k) out[k] = room.out[i * wide + k] * inverse;
   }
 }

@@ -612,6 +612,20 @@ HASTEN_INLINE vec exp2m1(vec a) {
 
 HASTEN_INLINE vec sigmoid(vec a) { return div(broadcast(1.0f), add(broadcast(1.0f), exp(sub(zero(), a)))); }
 
+// Near 0 it errs by 1e-7 at most, in absolute terms.
+HASTEN_INLINE vec tanh(vec a) {
+  const vec e = exp(mul(broadcast(-2.0f), abs(a)));
+  return copysign(div(sub(broadcast(1.0f), e), add(broadcast(1.0f), e)), a);
+}
+
+// The error function within 2e-7: Abramowitz and Stegun, 7.1.26.
+HASTEN_INLINE vec erf(vec a) {
+  const vec x = abs(a), t = div(broadcast(1.0f), fma(broadcast(0.3275911f), x, broadcast(1.0f)));
+  vec p = broadcast(1.061405429f);
+  for (const float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) p = fma(p, t, broadcast(c));
+  return copysign(sub(broadcast(1.0f), mul(mul(p, t), exp(sub(zero(), mul(x, x))))), a);
+}
+
 // log(1 + e^a): log1p(w) is 2 artanh(w / (2 + w)), here for w = e^-|a| in (0, 1].
 HASTEN_INLINE vec softplus(vec a) {
   const vec w = exp(sub(zero(), abs(a)));

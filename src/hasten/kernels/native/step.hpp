@@ -1,4 +1,4 @@
-// One step of a Llama-like decoder for a few tokens, run by all threads of one parallel region: the threads
+// One step of a decoder (types.hpp says which there are) for a few tokens, run by all threads of one parallel region: the threads
 // split the rows of every weight matrix and the heads of the attention, and meet at a barrier only where
 // one's result is the other's input.
 #pragma once
@@ -29,6 +29,54 @@ HASTEN_INLINE void rms_norm(const float* x, const float* weight, float* y, int64
   for (i = 0; i < n; ++i) y[i] = weight[i] * (x[i] * scale);
 }
 
+// Divides by the standard deviation about the mean.
+HASTEN_INLINE void layer_norm(const float* x, const Norm& norm, float* y, int64_t n) {
+  vec total = zero();
+  for (int64_t i = 0; i < n; i += kLanes) total = add(total, load_part(x + i, n - i));
+  const float mean = sum(total) / float(n);
+  total = zero();
+  for (int64_t i = 0; i < n; i += kLanes) {
+    alignas(64) float off[kLanes];
+    store(off, sub(load_part(x + i, n - i), broadcast(mean)));
+    const vec apart = load_part(off, n - i);  // zeros behind the end
+    total = fma(apart, apart, total);
+  }
+  const float scale = 1.0f / std::sqrt(sum(total) / float(n) + norm.epsilon);
+  for (int64_t i = 0; i < n; ++i) y[i] = norm.weight[i] * ((x[i] - mean) * scale) + (norm.bias ? norm.bias[i] : 0.0f);
+}
+
+// A row of n numbers whose weights stand `from` on among the norm's; x and y may be the same.
+HASTEN_INLINE void norm_row(const float* x, const Norm& norm, int64_t from, float* y, int64_t n) {
+  if (norm.centred)
+    layer_norm(x, {norm.weight + from, norm.bias ? norm.bias + from : nullptr, norm.epsilon, true}, y, n);
+  else
+    rms_norm(x, norm.weight + from, y, n, norm.epsilon);
+}
+
+// act(gate) * up in the place of `gate`, n numbers.
+template <int Act>
+HASTEN_INLINE void activate(float* gate, const float* up, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const vec g = load_part(gate + i, n - i);
+    vec open;  // what g is multiplied by
+    if constexpr (Act == kGelu)
+      open = mul(broadcast(0.5f), add(broadcast(1.0f), erf(mul(g, broadcast(0.70710678118654752f)))));
+    else if constexpr (Act == kGeluTanh)  // (1 + tanh(z)) / 2 is sigmoid(2 z), z = sqrt(2 / pi) (g + 0.044715 g^3)
+      open = sigmoid(mul(mul(g, broadcast(1.5957691216057308f)), fma(mul(g, g), broadcast(0.044715f), broadcast(1.0f))));
+    else
+      open = sigmoid(g);
+    store_part(gate + i, mul(mul(g, open), load_part(up + i, n - i)), n - i);
+  }
+}
+
+HASTEN_INLINE void activate(Activation act, float* gate, const float* up, int64_t n) {
+  switch (act) {
+    case kGelu: return activate<kGelu>(gate, up, n);
+    case kGeluTanh: return activate<kGeluTanh>(gate, up, n);
+    default: return activate<kSilu>(gate, up, n);
+  }
+}
+
 // Rotates the two halves of a head, as the published Llama weights expect.
 HASTEN_INLINE void rotate(float* x, const float* cosines, const float* sines, int64_t d) {
   const int64_t half = d / 2;
@@ -49,15 +97,41 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
   int64_t begin, end;
 
   share(rows, 1, rank, threads, begin, end);
-  for (int64_t t = begin; t < end; ++t) embed(m.embedding, in.ids[t], s.state + t * m.hidden);
+  for (int64_t t = begin; t < end; ++t) {
+    float* row = s.state + t * m.hidden;
+    embed(m.embedding, in.ids[t], row);
+    if (m.embedding_scale != 1)
+      for (int64_t i = 0; i < m.hidden; ++i) row[i] *= m.embedding_scale;
+  }
   barrier.wait();
 
   // Rows (all, or `count` that `which` names) normed into s.normed and there rounded to codes if `matrix` takes them.
-  const auto norm = [&](const float* weight, const int64_t* which, int count, const Matrix& matrix) {
+  const auto norm = [&](const Norm& by, const int64_t* which, int count, const Matrix& matrix) {
     share(count, 1, rank, threads, begin, end);
     for (int64_t t = begin; t < end; ++t) {
-      rms_norm(s.state + (which ? which[t] : t) * m.hidden, weight, s.normed + t * m.hidden, m.hidden, m.epsilon);
+      const float* row = s.state + (which ? which[t] : t) * m.hidden;
+      if (by)
+        norm_row(row, by, 0, s.normed + t * m.hidden, m.hidden);
+      else
+        std::memcpy(s.normed + t * m.hidden, row, size_t(m.hidden) * sizeof(float));
       if (matrix.takes_codes()) encode_row(s.normed + t * m.hidden, s.hidden_codes, t, m.hidden);
+    }
+    barrier.wait();
+  };
+  // Every row's `added`, in the columns that this thread has made, joins the state; where it is normed first each row
+  // is one thread's.
+  const auto join = [&](const Norm& after, float* added) {
+    if (after) {
+      barrier.wait();
+      share(rows, 1, rank, threads, begin, end);
+      for (int64_t t = begin; t < end; ++t) {
+        float *row = added + t * m.hidden, *state = s.state + t * m.hidden;
+        norm_row(row, after, 0, row, m.hidden);
+        for (int64_t i = 0; i < m.hidden; ++i) state[i] += m.residual_scale * row[i];
+      }
+    } else {
+      for (int t = 0; t < rows; ++t)
+        for (int64_t i = begin; i < end; ++i) s.state[t * m.hidden + i] += m.residual_scale * added[t * m.hidden + i];
     }
     barrier.wait();
   };
@@ -66,7 +140,7 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
     const Layer& layer = m.layers[index];
     const LayerCache& cache = c.layers[index];
 
-    norm(layer.input_norm, nullptr, rows, layer.query);
+    norm(layer.attention_norm, nullptr, rows, layer.query);
 
     // The rows of the three projections are shared out as if they were one matrix.
     share(q_width + 2 * kv_width, 8, rank, threads, begin, end);
@@ -95,13 +169,24 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
       // The recent ring reuses the places that have just become codes.
       barrier.wait();
     }
+    if (layer.norm_together) {
+      share(rows, 1, rank, threads, begin, end);
+      for (int64_t t = begin; t < end; ++t) {
+        if (layer.query_norm) norm_row(s.query + t * q_width, layer.query_norm, 0, s.query + t * q_width, q_width);
+        if (layer.key_norm) norm_row(s.key + t * kv_width, layer.key_norm, 0, s.key + t * kv_width, kv_width);
+      }
+      barrier.wait();
+    }
+    const bool query_alone = layer.query_norm && !layer.norm_together, key_alone = layer.key_norm && !layer.norm_together;
+    const Rotary rotary = layer.rotary < 0 ? Rotary() : m.rotaries[size_t(layer.rotary)];
     share(rows * m.kv_heads, 1, rank, threads, begin, end);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t t = i / m.kv_heads, kv = i % m.kv_heads;
-      const float *cosines = m.cosines + in.turn[t] * d, *sines = m.sines + in.turn[t] * d;
+      const int64_t turn = in.turn[t] * rotary.width;
+      const float *cosines = rotary.cosines + turn, *sines = rotary.sines + turn;
       float* key = s.key + t * kv_width + kv * d;
-      if (layer.key_norm) rms_norm(key, layer.key_norm, key, d, m.epsilon);
-      rotate(key, cosines, sines, d);
+      if (key_alone) norm_row(key, layer.key_norm, kv * d, key, d);
+      rotate(key, cosines, sines, rotary.width);
       float* value = s.value + t * kv_width + kv * d;
       if (in.stands_apart.empty() || !in.stands_apart[t]) {
         append(m, c, cache, in.seq[t], kv, in.pos[t], key, value);
@@ -113,8 +198,8 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
       }
       for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h) {
         float* query = s.query + t * q_width + h * d;
-        if (layer.query_norm) rms_norm(query, layer.query_norm, query, d, m.epsilon);
-        rotate(query, cosines, sines, d);
+        if (query_alone) norm_row(query, layer.query_norm, h * d, query, d);
+        rotate(query, cosines, sines, rotary.width);
         for (int64_t j = 0; j < d; ++j) query[j] *= m.scaling;
       }
     }
@@ -169,7 +254,7 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
     for (int taken; tiles && (taken = s.taken[index].fetch_add(1, std::memory_order_relaxed)) < tiles;) {
       const Tile& tile = in.tiles[in.tiles.size() - 1 - size_t(taken / m.kv_heads)];
       const int64_t kv = taken % m.kv_heads;
-      attend_tile(m, c, cache, tile, kv, in.committed[tile.seq], s, s.tile + rank * s.tile_stride);
+      attend_tile(m, c, cache, tile, kv, in.committed[tile.seq], layer.sinks, s, s.tile + rank * s.tile_stride);
       for (int64_t t = tile.row; t < tile.row + tile.count; ++t)
         for (int64_t h = kv * heads; h < (kv + 1) * heads; ++h) attended(t, h);
     }
@@ -179,7 +264,7 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
     for (int64_t i = begin; i < end; ++i) {
       const int64_t t = in.single[i / m.heads], h = i % m.heads;
       combine(s.partial + i * s.chunks * width, view_of(t * m.kv_heads + h / heads).parts(), width, d,
-              s.attended + t * q_width + h * d);
+              layer.sinks ? layer.sinks + h : nullptr, s.attended + t * q_width + h * d);
       attended(t, h);
     }
     share(int64_t(in.apart.size()) * m.kv_heads, 1, rank, threads, begin, end);
@@ -193,41 +278,40 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
     }
 
     share(m.hidden, 8, rank, threads, begin, end);
-    multiply_either(layer.output, s.attended, q_width, s.attended_codes, rows, s.normed, m.hidden, begin, end);
-    for (int t = 0; t < rows; ++t)
-      for (int64_t i = begin; i < end; ++i) s.state[t * m.hidden + i] += s.normed[t * m.hidden + i];
-    barrier.wait();
+    float* added = layer.parallel ? s.added : s.normed;
+    multiply_either(layer.output, s.attended, q_width, s.attended_codes, rows, added, m.hidden, begin, end);
+    join(layer.attention_after, added);
 
-    norm(layer.post_norm, nullptr, rows, layer.gate);
+    if (!layer.parallel) norm(layer.feed_forward_norm, nullptr, rows, layer.gate);
 
     share(m.intermediate, kGroup, rank, threads, begin, end);
     multiply_either(layer.gate, s.normed, m.hidden, s.hidden_codes, rows, s.inner, m.intermediate, begin, end);
     multiply_either(layer.up, s.normed, m.hidden, s.hidden_codes, rows, s.up, m.intermediate, begin, end);
     for (int t = 0; t < rows; ++t) {
       float* gate = s.inner + t * m.intermediate;
-      const float* up = s.up + t * m.intermediate;
-      int64_t i = begin;
-      for (; i + kLanes <= end; i += kLanes) {
-        const vec g = load(gate + i);
-        store(gate + i, mul(mul(g, sigmoid(g)), load(up + i)));
-      }
-      for (; i < end; ++i) gate[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+      activate(layer.activation, gate + begin, s.up + t * m.intermediate + begin, end - begin);
       if (layer.down.takes_codes())
         for (int64_t g = begin / kGroup; g < end / kGroup; ++g) encode_group(gate, s.inner_codes, t, g);
     }
     barrier.wait();
 
     share(m.hidden, 8, rank, threads, begin, end);
-    multiply_either(layer.down, s.inner, m.intermediate, s.inner_codes, rows, s.normed, m.hidden, begin, end);
-    for (int t = 0; t < rows; ++t)
-      for (int64_t i = begin; i < end; ++i) s.state[t * m.hidden + i] += s.normed[t * m.hidden + i];
-    barrier.wait();
+    multiply_either(layer.down, s.inner, m.intermediate, s.inner_codes, rows, added, m.hidden, begin, end);
+    join(layer.feed_forward_after, added);
   }
 
   norm(m.final_norm, in.answered, in.answers, m.head);
   if (in.hidden && rank == 0) std::memcpy(in.hidden, s.normed, size_t(in.answers * m.hidden) * sizeof(float));
   share(m.vocabulary, 8, rank, threads, begin, end);
   multiply_either(m.head, s.normed, m.hidden, s.hidden_codes, in.answers, logits, m.vocabulary, begin, end);
+  if (m.logit_scale == 1 && m.logit_cap <= 0) return;
+  const vec scale = broadcast(m.logit_scale), most = broadcast(m.logit_cap), inverse = broadcast(1 / m.logit_cap);
+  for (int t = 0; t < in.answers; ++t)
+    for (int64_t i = begin; i < end; i += kLanes) {
+      float* at = logits + t * m.vocabulary + i;
+      const vec scaled = mul(scale, load_part(at, end - i));
+      store_part(at, m.logit_cap > 0 ? mul(most, tanh(mul(scaled, inverse))) : scaled, end - i);
+    }
 }
 
 }  // namespace

@@ -51,11 +51,36 @@ struct Codes {
   static int64_t padded(int64_t in) { return (in + 511) / 512 * 512; }
 };
 
-// One decoder layer of the Llama family: pre-norm attention with rotary positions, then a gated MLP.
+// What divides a row by its root mean square, or by its standard deviation about its mean. Without weights: nothing.
+struct Norm {
+  const float *weight = nullptr, *bias = nullptr;
+  float epsilon = 1e-5f;
+  bool centred = false;
+
+  explicit operator bool() const { return weight != nullptr; }
+};
+
+enum Activation : int { kSilu = 0, kGelu = 1, kGeluTanh = 2 };
+
+// One decoder layer: attention, then a gated MLP, each with a norm before it, one after it, or both.
 struct Layer {
-  const float *input_norm = nullptr, *post_norm = nullptr;
-  const float *query_norm = nullptr, *key_norm = nullptr;  // per head (Qwen3) or null
+  Norm attention_norm, attention_after, feed_forward_norm, feed_forward_after;
+  // Of queries and keys, with weights for every channel of every head. Each head is normed by itself, or with
+  // `norm_together` all of a token's as one.
+  Norm query_norm, key_norm;
+  bool norm_together = false;
   Matrix query, key, value, output, gate, up, down;
+  const float* sinks = nullptr;  // of each head a score that takes its share and has no value, or null
+  int64_t window = 0;            // newest tokens that a token attends to, itself included; 0: all
+  int rotary = 0;                // which of the model's tables; negative: no rotary positions
+  Activation activation = kSilu;
+  bool parallel = false;  // the MLP reads what attention reads, not what it adds to
+};
+
+// Cosines and sines of rotary positions, (positions, width) each; channels of a head from `width` on are not turned.
+struct Rotary {
+  const float *cosines = nullptr, *sines = nullptr;
+  int64_t width = 0;
 };
 
 // Where a layer's keys and values are; layouts in hasten/kernels/kv_cache.py. Positions are stored in blocks;
@@ -67,6 +92,7 @@ struct LayerCache {
   float* pooled = nullptr;  // mean keys of complete blocks (batch, kv heads, blocks, head_dim), or null
   int64_t blocks = 0;
   int64_t window = 0;  // 0: unlimited
+  int64_t own_window = 0;  // the layer's own (Layer::window), which hides sinks too
   int64_t sinks = 0, sink_blocks = 0, ring_blocks = 0;
 
   int64_t slot(int64_t b) const {
@@ -88,10 +114,15 @@ struct Cache {
 
 struct Model {
   int64_t hidden = 0, intermediate = 0, heads = 0, kv_heads = 0, head_dim = 0, vocabulary = 0;
-  float epsilon = 1e-5f, scaling = 0;
-  const float* final_norm = nullptr;
+  float scaling = 0;          // of queries
+  float embedding_scale = 1;  // of embedded tokens
+  float residual_scale = 1;   // of what a layer adds
+  float logit_scale = 1;
+  // Scores of attention, and logits, are bent to stay between minus this and this; 0: they are not.
+  float score_cap = 0, logit_cap = 0;
+  Norm final_norm;
   Matrix embedding, head;
-  const float *cosines = nullptr, *sines = nullptr;  // (positions, head_dim)
+  std::vector<Rotary> rotaries;
   int64_t positions = 0;
   std::vector<Layer> layers;
 };
@@ -100,6 +131,7 @@ struct Model {
 struct Scratch {
   float *state = nullptr, *normed = nullptr, *query = nullptr, *key = nullptr, *value = nullptr;
   float *attended = nullptr, *inner = nullptr, *up = nullptr;
+  float* added = nullptr;     // (rows, hidden): what a layer adds, where `normed` is still read
   float* partial = nullptr;   // (single rows, heads, chunks, head_dim + 16): attention over a part of the keys
   int32_t* chosen = nullptr;  // (rows, kv heads, chosen_stride): the blocks to read, where they are chosen
   float* tile = nullptr;      // per thread, where rows are attended from in tiles

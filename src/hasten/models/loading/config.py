@@ -17,7 +17,22 @@ from hasten.errors import HastenError
 from hasten.files import parse_json, read_bytes
 
 # What hasten loads: model types of transformers, and their configurations.
-FAMILIES = {"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
+FAMILIES = {
+    "gemma": "GemmaConfig",
+    "gemma2": "Gemma2Config",
+    "gemma3_text": "Gemma3TextConfig",
+    "granite": "GraniteConfig",
+    "llama": "LlamaConfig",
+    "mistral": "MistralConfig",
+    "olmo2": "Olmo2Config",
+    "olmo3": "Olmo3Config",
+    "phi3": "Phi3Config",
+    "qwen2": "Qwen2Config",
+    "qwen3": "Qwen3Config",
+    "seed_oss": "SeedOssConfig",
+    "smollm3": "SmolLM3Config",
+    "stablelm": "StableLmConfig",
+}
 
 # No model comes near these; a config beyond them would be built for hours, or into all memory. By the names that the
 # families of transformers give one size: (names, least, most).

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from hasten.errors import HastenError
+from hasten.models.decoder_form import check_llama_like, own_windows
 from hasten.nn.attention import half, turned
 from hasten.runtime.generation_loop import numbers
-from hasten.runtime.language_model import LanguageModel, own_windows
+from hasten.runtime.language_model import LanguageModel
 from hasten.runtime.quality import agreement
 
 
@@ -58,11 +59,12 @@ def generate(
         exits: layers after which it may, counted from 1; every fourth from the middle on when empty.
 
     Raises:
-        HastenError: a batch, a window (the model's own too) or a policy, a text longer than the model's positions, or
-            an output that is no number.
+        HastenError: a model whose layers have more than Llama's, a batch, a window (the model's own too) or a policy, a
+            text longer than the model's positions, or an output that is no number.
     """
     if own_windows(model.config, len(model.layers)):
         raise HastenError("early exit decodes models without a window of their own")
+    check_llama_like(model.network, "early exit")
     if ids.shape[0] != 1 or model.cache.window is not None or model.cache.policy is not None:
         raise HastenError("early exit decodes one sequence with a cache that keeps everything")
     count = len(model.layers)

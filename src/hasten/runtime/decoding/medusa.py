@@ -25,9 +25,10 @@ from hasten.errors import HastenError
 from hasten.files import checked_file, write_aside
 from hasten.kernels.compiled import MOST_TREE_ROWS
 from hasten.kernels.kv_cache import BLOCK, RECENT
+from hasten.models.decoder_form import own_windows
 from hasten.runtime.cache import KVCache
 from hasten.runtime.generation_loop import numbers
-from hasten.runtime.language_model import LanguageModel, own_windows
+from hasten.runtime.language_model import LanguageModel
 from hasten.runtime.step import CompiledStep
 
 Path_ = tuple[int, ...]

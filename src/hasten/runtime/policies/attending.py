@@ -6,11 +6,27 @@ import torch
 from torch import Tensor
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    mask: Tensor | None = None,
+    cap: float | None = None,
+) -> Tensor:
     """Attention of (batch, heads, new, d) queries to (batch, kv heads, n, d) keys.
 
-    The mask (..., new, n) is True for what is seen, or a float that is added to the logits.
+    The mask (..., new, n) is True for what is seen, or a float that is added to the logits. With ``cap`` a score s
+    becomes ``cap * tanh(s / cap)``, and the mask is of truth values.
     """
+    if cap is not None:
+        shared = query.shape[1] // keys.shape[1]
+        scores = torch.matmul(query.float(), keys.float().repeat_interleave(shared, 1).transpose(-1, -2)) * scaling
+        scores = cap * torch.tanh(scores / cap)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        found = torch.matmul(torch.softmax(scores, -1).to(values.dtype), values.repeat_interleave(shared, 1))
+        return found.to(query.dtype)
     return torch.nn.functional.scaled_dot_product_attention(
         query, keys, values, mask, scale=scaling, enable_gqa=query.shape[1] != keys.shape[1]
     )

@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from hasten.cost.serving.tiers import Job, Schedule
 from hasten.errors import HastenError
+from hasten.models.decoder_form import check_llama_like
 from hasten.nn.attention import half, turned
 from hasten.runtime.cache import CacheSpec
 from hasten.runtime.generation_loop import numbers
@@ -338,8 +339,8 @@ class TieredCache(Cache):
         dtype: ``fp32``, or ``int8`` for a quarter of the bytes in both tiers, to half a step of a channel's range.
 
     Raises:
-        HastenError: the budget is too small for one token, or in int8 for a group of 64 in fp32 beside the scales; or
-            there is no room for the slow tier.
+        HastenError: a model whose layers have more than Llama's; the budget is too small for one token, or in int8 for
+            a group of 64 in fp32 beside the scales; or there is no room for the slow tier.
     """
 
     def __init__(
@@ -358,6 +359,7 @@ class TieredCache(Cache):
     ) -> None:
         if dtype not in ("fp32", "int8"):
             raise HastenError(f"a tiered cache holds fp32 or int8, not {dtype!r}")
+        check_llama_like(model.network, "a tiered cache")
         config = model.config
         self.policy, self.schedule = policy, schedule
         self.spec = CacheSpec(policy=policy)
