@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import gguf
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Type
 
 from hasten.kernels.block_formats import BLOCK_FORMATS, decode, decode_rows, finite, take_apart
-from hasten.kernels.packed_linear import packed_linear, round_rows
+from hasten.kernels.packed_linear import native_matrix, packed_linear, round_rows
 from hasten.nn.packed import PackedEmbedding, PackedLinear
 
 NUMBERS = {f.name: number for number, f in BLOCK_FORMATS.items()}
@@ -92,6 +94,18 @@ def test_compiled_products_are_the_reference(name: str, isa: str) -> None:
             for rows in (1, 5):
                 few = packed_linear(x[:rows], packed, None, None, number, 32, False, int8)
                 torch.testing.assert_close(few, whole[:rows], rtol=0, atol=1e-5 * most)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_row_of_codes_is_the_same_in_any_company(
+    name: str, alone_as_beside_others: Callable[[object, torch.Tensor, int], None]
+) -> None:
+    """Of one row, of several and of many each has a way of its own, and all add the same numbers in the same order."""
+    number = NUMBERS[name]
+    columns = 1280 if BLOCK_FORMATS[number].columns > 32 else 1120
+    packed = random_rows(name, 37, columns, 3)
+    matrix = native_matrix(packed, None, None, number, 32, codes_in=True)
+    alone_as_beside_others(matrix, torch.randn(40, columns, generator=torch.Generator().manual_seed(4)), 37)
 
 
 def test_rows_that_are_no_blocks_are_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -89,6 +91,15 @@ def test_many_rows_are_as_few_bit_for_bit(bits: int, columns: int, group: int) -
         module.linear(matrix, x.data_ptr(), rows, found.data_ptr(), 2)
         assert torch.equal(found[:rows], alone[:rows])
         assert torch.equal(found[rows], torch.full((21,), 7.0))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_row_of_codes_is_the_same_in_any_company(
+    bits: int, alone_as_beside_others: Callable[[object, torch.Tensor, int], None]
+) -> None:
+    packed, scales, mins = kernel.quantize(weights(37, 1120), bits)
+    matrix = kernel.native_matrix(packed, scales, mins, bits, 32, codes_in=True)
+    alone_as_beside_others(matrix, torch.randn(40, 1120), 37)
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])

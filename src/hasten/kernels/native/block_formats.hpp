@@ -22,7 +22,10 @@ HASTEN_INLINE bytes four_sixteens(const void* a, const void* b, const void* c, c
 }
 HASTEN_INLINE bytes both(bytes a, int8_t mask) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(mask))}; }
 HASTEN_INLINE bytes either(bytes a, bytes b) { return {_mm512_or_si512(a.v, b.v)}; }
-HASTEN_INLINE bytes minus(bytes a, int8_t b) { return {_mm512_sub_epi8(a.v, _mm512_set1_epi8(b))}; }
+// Of a what the mask says, and b.
+HASTEN_INLINE bytes both_or(bytes a, int8_t mask, bytes b) {
+  return {_mm512_ternarylogic_epi64(a.v, _mm512_set1_epi8(mask), b.v, 0xea)};
+}
 // Sixteen i, as four times 32 bits, turned by First + 2 i bits to the right.
 template <int First>
 HASTEN_INLINE bytes turned(bytes a) {
@@ -52,12 +55,10 @@ HASTEN_INLINE bytes second_halves(bytes low, bytes high) {
   return {_mm512_permutex2var_epi64(low.v, _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15), high.v)};
 }
 // 16 signed bytes, the lowest first, as floats.
-HASTEN_INLINE vec floats_of(uint64_t a, uint64_t b) {
-  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_set_epi64x(int64_t(b), int64_t(a))))};
-}
+HASTEN_INLINE vec floats_of(__m128i a) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(a))}; }
+HASTEN_INLINE vec floats_of_halves(__m256i a) { return {_mm512_cvtph_ps(a)}; }
 // Of 32 bytes every second one, from `part` on, as floats.
-HASTEN_INLINE vec alternate(uint64_t a, uint64_t b, uint64_t c, uint64_t d, int part) {
-  const __m256i all = _mm256_set_epi64x(int64_t(d), int64_t(c), int64_t(b), int64_t(a));
+HASTEN_INLINE vec alternate(__m256i all, int part) {
   return {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(_mm512_cvtepu16_epi32(all), part ? 16 : 24), 24))};
 }
 // Eight times a, eight times b.
@@ -88,10 +89,7 @@ HASTEN_INLINE bytes both(bytes x, int8_t mask) {
   return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};
 }
 HASTEN_INLINE bytes either(bytes x, bytes y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
-HASTEN_INLINE bytes minus(bytes x, int8_t b) {
-  const __m256i s = _mm256_set1_epi8(b);
-  return {_mm256_sub_epi8(x.a, s), _mm256_sub_epi8(x.b, s)};
-}
+HASTEN_INLINE bytes both_or(bytes x, int8_t mask, bytes y) { return either(both(x, mask), y); }
 HASTEN_INLINE __m256i two_counts(int a, int b) { return _mm256_setr_epi32(a, a, a, a, b, b, b, b); }
 template <int First>
 HASTEN_INLINE bytes turned(bytes x) {
@@ -128,21 +126,80 @@ HASTEN_INLINE bytes first_halves(bytes low, bytes high) {
 HASTEN_INLINE bytes second_halves(bytes low, bytes high) {
   return {_mm256_permute2x128_si256(low.a, high.a, 0x31), _mm256_permute2x128_si256(low.b, high.b, 0x31)};
 }
-HASTEN_INLINE vec floats_of(uint64_t a, uint64_t b) {
-  const auto eight_floats = [](uint64_t v) HASTEN_LAMBDA {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(int64_t(v))));
-  };
-  return {eight_floats(a), eight_floats(b)};
+HASTEN_INLINE vec floats_of(__m128i a) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(a, 8)))};
 }
-HASTEN_INLINE vec alternate(uint64_t a, uint64_t b, uint64_t c, uint64_t d, int part) {
-  const auto eight_floats = [&](uint64_t v, uint64_t w) HASTEN_LAMBDA {
-    const __m256i pairs = _mm256_cvtepu16_epi32(_mm_set_epi64x(int64_t(w), int64_t(v)));
-    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(pairs, part ? 16 : 24), 24));
+HASTEN_INLINE vec floats_of_halves(__m256i a) {
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(a)), _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1))};
+}
+HASTEN_INLINE vec alternate(__m256i all, int part) {
+  const auto eight_floats = [&](__m128i v) HASTEN_LAMBDA {
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), part ? 16 : 24), 24));
   };
-  return {eight_floats(a, b), eight_floats(c, d)};
+  return {eight_floats(_mm256_castsi256_si128(all)), eight_floats(_mm256_extracti128_si256(all, 1))};
 }
 HASTEN_INLINE vec two_fp16(uint16_t a, uint16_t b) {
   return {_mm256_cvtph_ps(_mm_set1_epi16(short(a))), _mm256_cvtph_ps(_mm_set1_epi16(short(b)))};
+}
+
+#elif defined(__aarch64__)
+
+HASTEN_INLINE bytes four_sixteens(const void* a, const void* b, const void* c, const void* d) {
+  const auto at = [](const void* p) HASTEN_LAMBDA { return vld1q_s8(static_cast<const int8_t*>(p)); };
+  return {{at(a), at(b), at(c), at(d)}};
+}
+HASTEN_INLINE bytes repeat_sixteen(const void* p) { return all_alike(vld1q_s8(static_cast<const int8_t*>(p))); }
+HASTEN_INLINE bytes both(bytes a, int8_t mask) {
+  HASTEN_EACH_QUARTER a.v[i] = vandq_s8(a.v[i], vdupq_n_s8(mask));
+  return a;
+}
+HASTEN_INLINE bytes either(bytes a, bytes b) {
+  HASTEN_EACH_QUARTER a.v[i] = vorrq_s8(a.v[i], b.v[i]);
+  return a;
+}
+HASTEN_INLINE bytes both_or(bytes a, int8_t mask, bytes b) { return either(both(a, mask), b); }
+template <int First>
+HASTEN_INLINE bytes turned(bytes a) {
+  HASTEN_EACH_QUARTER {
+    // A shift by 32 gives zeros, as a turn by 0 needs them.
+    const int by = (First + 32 + 2 * i) % 32;
+    const uint32x4_t v = vreinterpretq_u32_s8(a.v[i]);
+    a.v[i] = vreinterpretq_s8_u32(vorrq_u32(vshlq_u32(v, vdupq_n_s32(-by)), vshlq_u32(v, vdupq_n_s32(32 - by))));
+  }
+  return a;
+}
+HASTEN_INLINE bytes where_bit(bytes a, int first, int8_t value) {
+  HASTEN_EACH_QUARTER {
+    const uint8x16_t set = vtstq_s8(a.v[i], vdupq_n_s8(int8_t(1 << (first + i))));
+    a.v[i] = vandq_s8(vreinterpretq_s8_u8(set), vdupq_n_s8(value));
+  }
+  return a;
+}
+HASTEN_INLINE bytes where_set(uint64_t set, int8_t value) {
+  const uint8x8_t bit = vcreate_u8(0x8040201008040201);
+  bytes r;
+  HASTEN_EACH_QUARTER {
+    const uint8x8_t low = vdup_n_u8(uint8_t(set >> 16 * i)), high = vdup_n_u8(uint8_t(set >> (16 * i + 8)));
+    const uint8x16_t found = vcombine_u8(vtst_u8(low, bit), vtst_u8(high, bit));
+    r.v[i] = vandq_s8(vreinterpretq_s8_u8(found), vdupq_n_s8(value));
+  }
+  return r;
+}
+HASTEN_INLINE bytes looked_up(const int8_t* table, bytes codes) {
+  const int8x16_t t = vld1q_s8(table);
+  HASTEN_EACH_QUARTER codes.v[i] = vqtbl1q_s8(t, vreinterpretq_u8_s8(codes.v[i]));
+  return codes;
+}
+HASTEN_INLINE bytes first_halves(bytes low, bytes high) { return {{low.v[0], high.v[0], low.v[2], high.v[2]}}; }
+HASTEN_INLINE bytes second_halves(bytes low, bytes high) { return {{low.v[1], high.v[1], low.v[3], high.v[3]}}; }
+HASTEN_INLINE vec floats_of(uint64_t a, uint64_t b) { return floats_of(vcombine_s8(vcreate_s8(a), vcreate_s8(b))); }
+HASTEN_INLINE vec alternate(uint64_t a, uint64_t b, uint64_t c, uint64_t d, int part) {
+  const int8x16_t low = vcombine_s8(vcreate_s8(a), vcreate_s8(b)), high = vcombine_s8(vcreate_s8(c), vcreate_s8(d));
+  return floats_of(part ? vuzp2q_s8(low, high) : vuzp1q_s8(low, high));
+}
+HASTEN_INLINE vec two_fp16(uint16_t a, uint16_t b) {
+  const float32x4_t first = vdupq_n_f32(from_fp16(a)), second = vdupq_n_f32(from_fp16(b));
+  return {{first, first, second, second}};
 }
 
 #else
@@ -162,8 +219,8 @@ HASTEN_INLINE bytes either(bytes a, bytes b) {
   for (int i = 0; i < 64; ++i) a.v[i] = int8_t(a.v[i] | b.v[i]);
   return a;
 }
-HASTEN_INLINE bytes minus(bytes a, int8_t b) {
-  for (int i = 0; i < 64; ++i) a.v[i] = int8_t(a.v[i] - b);
+HASTEN_INLINE bytes both_or(bytes a, int8_t mask, bytes b) {
+  for (int i = 0; i < 64; ++i) a.v[i] = int8_t((a.v[i] & mask) | b.v[i]);
   return a;
 }
 template <int First>
@@ -216,6 +273,20 @@ HASTEN_INLINE vec two_fp16(uint16_t a, uint16_t b) {
 #endif
 #endif
 
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+
+// 32 bytes, 16 of each of two places.
+HASTEN_INLINE __m256i two_sixteens(const void* a, const void* b) {
+  return _mm256_set_m128i(_mm_loadu_si128(static_cast<const __m128i*>(b)),
+                          _mm_loadu_si128(static_cast<const __m128i*>(a)));
+}
+HASTEN_INLINE vec floats_of(uint64_t a, uint64_t b) { return floats_of(_mm_set_epi64x(int64_t(b), int64_t(a))); }
+HASTEN_INLINE vec alternate(uint64_t a, uint64_t b, uint64_t c, uint64_t d, int part) {
+  return alternate(_mm256_set_epi64x(int64_t(d), int64_t(c), int64_t(b), int64_t(a)), part);
+}
+
+#endif
+
 HASTEN_INLINE uint16_t two_bytes(const uint8_t* p) {
   uint16_t v;
   std::memcpy(&v, p, sizeof v);
@@ -233,22 +304,29 @@ HASTEN_INLINE uint64_t eight_bytes(const uint8_t* p) {
 }
 
 // Where there are no vectors these are loops over bytes, too long to stand wherever they are used.
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__aarch64__)
 #define HASTEN_BLOCK_METHOD HASTEN_INLINE_METHOD
 #else
 #define HASTEN_BLOCK_METHOD __attribute__((noinline))
 #endif
 
-// A row of blocks of `Columns` weights and `Bytes` bytes. With codes from 0 on there are mins.
-template <int Columns, int Bytes, bool Signed, int Parts>
+// How the codes of a format in blocks stand for weights: signed ones by themselves, from 0 on with mins, or less `n`.
+enum class Coded { kSigned, kWithMins, kLess4 = 4, kLess16 = 16, kLess32 = 32 };
+
+// A row of blocks of `Columns` weights and `Bytes` bytes.
+template <int Columns, int Bytes, Coded How, int Parts>
 struct BlockRow {
-  static constexpr bool kCodes = true, kSigned = Signed, kMins = !Signed;
-  static constexpr int kParts = Parts;
+  static constexpr bool kCodes = true, kSigned = How == Coded::kSigned, kMins = How == Coded::kWithMins;
+  static constexpr bool kAhead = true;
+  static constexpr int kParts = Parts, kLess = kSigned || kMins ? 0 : int(How);
   static constexpr int64_t kBytes = Bytes;
   static constexpr int64_t kGroups = Columns / kGroup;  // of a block
   const uint8_t* w;
   BlockRow(const Matrix& m, int64_t n) : w(static_cast<const uint8_t*>(m.codes) + n * (m.in / Columns * Bytes)) {}
   HASTEN_INLINE_METHOD const uint8_t* block(int64_t g) const { return w + g / kGroups * Bytes; }
+  HASTEN_INLINE_METHOD void ask(int64_t g, int64_t count) const {
+    ask_memory(w + g * Bytes / kGroups, count * Bytes / kGroups);
+  }
   // The next block, where at least one more group is there than a block has.
   HASTEN_INLINE_METHOD const uint8_t* next(const uint8_t* p, int64_t left) const {
     return left > kGroups ? p + Bytes : p;
@@ -256,9 +334,9 @@ struct BlockRow {
 };
 
 // Formats in blocks of one group.
-template <int Bytes, bool Signed>
-struct SmallBlockRow : BlockRow<32, Bytes, Signed, 1> {
-  using Base = BlockRow<32, Bytes, Signed, 1>;
+template <int Bytes, Coded How>
+struct SmallBlockRow : BlockRow<32, Bytes, How, 1> {
+  using Base = BlockRow<32, Bytes, How, 1>;
   using Base::Base;
   // 16 bytes at `offset` of each of four blocks; those that are not there repeat the last.
   HASTEN_INLINE_METHOD bytes sixteens(int64_t g, int64_t left, int offset) const {
@@ -269,6 +347,13 @@ struct SmallBlockRow : BlockRow<32, Bytes, Signed, 1> {
   // The fp16 numbers at `offset` of sixteen blocks, zeros where there are none.
   HASTEN_INLINE_METHOD vec halves(int64_t g, int64_t left, int offset) const {
     const uint8_t* p = this->w + g * Bytes + offset;
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+    if (left >= 16) {  // put together in registers: what is written in pieces is not read as a whole for a while
+      const auto at = [&](int i) HASTEN_LAMBDA { return short(two_bytes(p + i * Bytes)); };
+      return floats_of_halves(_mm256_setr_epi16(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9),
+                                                at(10), at(11), at(12), at(13), at(14), at(15)));
+    }
+#endif
     uint16_t found[16] = {};
     const int64_t count = left < 16 ? left : 16;
     for (int64_t i = 0; i < count; ++i) found[i] = two_bytes(p + i * Bytes);
@@ -285,18 +370,18 @@ struct SmallBlockRow : BlockRow<32, Bytes, Signed, 1> {
 };
 
 template <>
-struct Row<kQ5_0> : SmallBlockRow<22, true> {
+struct Row<kQ5_0> : SmallBlockRow<22, Coded::kLess16> {
   using SmallBlockRow::SmallBlockRow;
   HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t left) const {
     const bytes q = sixteens(g, left, 6);
-    return {minus(either(low_nibbles(q), where_set(fifth(g, left, 2), 16)), 16),
-            minus(either(high_nibbles(q), where_set(fifth(g, left, 4), 16)), 16)};
+    return {either(low_nibbles(q), where_set(fifth(g, left, 2), 16)),
+            either(high_nibbles(q), where_set(fifth(g, left, 4), 16))};
   }
   HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int) const { return halves(g, left, 0); }
 };
 
 template <>
-struct Row<kQ5_1> : SmallBlockRow<24, false> {
+struct Row<kQ5_1> : SmallBlockRow<24, Coded::kWithMins> {
   using SmallBlockRow::SmallBlockRow;
   HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t left) const {
     const bytes q = sixteens(g, left, 8);
@@ -311,22 +396,24 @@ alignas(16) constexpr int8_t kCurve[16] = {-127, -104, -83, -65, -49, -35, -22, 
 alignas(16) constexpr int8_t kFp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 template <>
-struct Row<kIq4Nl> : SmallBlockRow<18, true> {
+struct Row<kIq4Nl> : SmallBlockRow<18, Coded::kSigned> {
   using SmallBlockRow::SmallBlockRow;
-  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t left) const {
-    const bytes q = sixteens(g, left, 2);
+  HASTEN_INLINE_METHOD bytes raw(int64_t g, int64_t left) const { return sixteens(g, left, 2); }
+  HASTEN_INLINE_METHOD static Quad split(bytes q) {
     return {looked_up(kCurve, low_nibbles(q)), looked_up(kCurve, high_nibbles(q))};
   }
+  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t left) const { return split(raw(g, left)); }
   HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int) const { return halves(g, left, 0); }
 };
 
 template <>
-struct Row<kMxfp4> : SmallBlockRow<17, true> {
+struct Row<kMxfp4> : SmallBlockRow<17, Coded::kSigned> {
   using SmallBlockRow::SmallBlockRow;
-  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t left) const {
-    const bytes q = sixteens(g, left, 1);
+  HASTEN_INLINE_METHOD bytes raw(int64_t g, int64_t left) const { return sixteens(g, left, 1); }
+  HASTEN_INLINE_METHOD static Quad split(bytes q) {
     return {looked_up(kFp4, low_nibbles(q)), looked_up(kFp4, high_nibbles(q))};
   }
+  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t left) const { return split(raw(g, left)); }
   HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int) const {
     uint32_t bits[16] = {};
     const int64_t count = left < 16 ? left : 16;
@@ -343,7 +430,7 @@ struct Row<kMxfp4> : SmallBlockRow<17, true> {
 // Formats in blocks of eight groups.
 
 template <>
-struct Row<kQ2K> : BlockRow<256, 84, false, 2> {
+struct Row<kQ2K> : BlockRow<256, 84, Coded::kWithMins, 2> {
   using BlockRow::BlockRow;
   HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t) const {
     const uint8_t* q = block(g) + 16 + g % 8 * 8;
@@ -365,14 +452,13 @@ struct Row<kQ2K> : BlockRow<256, 84, false, 2> {
 };
 
 template <>
-struct Row<kQ3K> : BlockRow<256, 110, true, 2> {
+struct Row<kQ3K> : BlockRow<256, 110, Coded::kLess4, 2> {
   using BlockRow::BlockRow;
   HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t) const {
     const uint8_t *high = block(g), *q = high + 32 + g % 8 * 8;
     const int first = int(g % 8);
-    return {minus(either(both(turned<0>(repeat_sixteen(q)), 3), where_bit(repeat_sixteen(high), first, 4)), 4),
-            minus(either(both(turned<0>(repeat_sixteen(q + 16)), 3), where_bit(repeat_sixteen(high + 16), first, 4)),
-                  4)};
+    return {both_or(turned<0>(repeat_sixteen(q)), 3, where_bit(repeat_sixteen(high), first, 4)),
+            both_or(turned<0>(repeat_sixteen(q + 16)), 3, where_bit(repeat_sixteen(high + 16), first, 4))};
   }
   HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int part) const {
     const uint8_t *p = block(g), *q = next(p, left);
@@ -395,9 +481,43 @@ struct Row<kQ3K> : BlockRow<256, 110, true, 2> {
 
 // What Q4_K and Q5_K share: d, dmin, and 6 bits for each of eight scales and eight mins.
 template <int Bytes>
-struct SixBitRow : BlockRow<256, Bytes, false, 1> {
-  using Base = BlockRow<256, Bytes, false, 1>;
+struct SixBitRow : BlockRow<256, Bytes, Coded::kWithMins, 1> {
+  using Base = BlockRow<256, Bytes, Coded::kWithMins, 1>;
   using Base::Base;
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+  HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int) const {
+    const __m256i b = begins(g, left), codes = six_bits(b);
+    return mul(floats_of(_mm_unpacklo_epi64(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1))),
+               eight_halves(b, 0x0100, left));
+  }
+  HASTEN_INLINE_METHOD vec mins(int64_t g, int64_t left, int) const {
+    const __m256i b = begins(g, left), codes = six_bits(b);
+    // With the sign turned: what is taken away.
+    return mul(floats_of(_mm_unpackhi_epi64(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1))),
+               eight_halves(_mm256_xor_si256(b, _mm256_set1_epi32(int(0x80000000u))), 0x0302, left));
+  }
+
+ private:
+  HASTEN_INLINE_METHOD __m256i begins(int64_t g, int64_t left) const {
+    const uint8_t* p = this->block(g);
+    return two_sixteens(p, this->next(p, left));
+  }
+  // The two bytes `which` of each beginning eight times, as fp16; 0 for the second one where it is not there.
+  HASTEN_INLINE_METHOD static vec eight_halves(__m256i b, int which, int64_t left) {
+    b = _mm256_shuffle_epi8(b, _mm256_set1_epi16(short(which)));
+    return floats_of_halves(left > 8 ? b : _mm256_permute2x128_si256(b, b, 0x80));
+  }
+  // Eight scales and then eight mins of each beginning.
+  HASTEN_INLINE_METHOD static __m256i six_bits(__m256i b) {
+    const __m256i low_places = _mm256_broadcastsi128_si256(_mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
+    const __m256i high_places = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
+    const __m256i right = _mm256_broadcastsi128_si256(_mm_setr_epi32(0, 0, 0, 4));
+    const __m256i mask = _mm256_broadcastsi128_si256(_mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
+    const __m256i low = _mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(b, low_places), right), mask);
+    const __m256i high = _mm256_srli_epi16(_mm256_shuffle_epi8(b, high_places), 2);
+    return _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi8(0x30)));
+  }
+#else
   HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int) const {
     const uint8_t *p = this->block(g), *q = this->next(p, left);
     return mul(floats_of(eight_scales(p + 4), eight_scales(q + 4)),
@@ -419,14 +539,16 @@ struct SixBitRow : BlockRow<256, Bytes, false, 1> {
     const uint32_t second = four_bytes(p + 4), third = four_bytes(p + 8);
     return (second & 0x3f3f3f3f) | uint64_t((third >> 4 & 0x0f0f0f0f) | (second >> 2 & 0x30303030)) << 32;
   }
+#endif
 };
 
 template <>
 struct Row<kQ4K> : SixBitRow<144> {
   using SixBitRow::SixBitRow;
+  // The 64 bytes that groups g to g + 3 stand in, two groups in the halves of the same bytes.
+  HASTEN_INLINE_METHOD bytes raw_pairs(int64_t g) const { return load_bytes(block(g) + 16 + g % 8 * 16); }
   HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t) const {
-    const uint8_t* p = block(g) + 16 + g % 8 * 16;
-    const bytes q = load_bytes(p);
+    const bytes q = raw_pairs(g);
     const bytes low = low_nibbles(q), high = high_nibbles(q);
     return {first_halves(low, high), second_halves(low, high)};
   }
@@ -446,30 +568,34 @@ struct Row<kQ5K> : SixBitRow<176> {
 };
 
 template <>
-struct Row<kQ6K> : BlockRow<256, 210, true, 2> {
+struct Row<kQ6K> : BlockRow<256, 210, Coded::kLess32, 2> {
   using BlockRow::BlockRow;
   HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t) const {
     const uint8_t *p = block(g), *high_bits = p + 128 + g % 8 * 8;
     const bytes q = load_bytes(p + g % 8 * 16);
     const Quad low = split_sixteens(low_nibbles(q), high_nibbles(q));
-    return {minus(either(low.first, both(turned<-4>(repeat_sixteen(high_bits)), 0x30)), 32),
-            minus(either(low.second, both(turned<-4>(repeat_sixteen(high_bits + 16)), 0x30)), 32)};
+    return {both_or(turned<-4>(repeat_sixteen(high_bits)), 0x30, low.first),
+            both_or(turned<-4>(repeat_sixteen(high_bits + 16)), 0x30, low.second)};
   }
   HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int part) const {
     const uint8_t *p = block(g), *q = next(p, left);
-    return mul(alternate(eight_bytes(p + 192), eight_bytes(p + 200), eight_bytes(q + 192), eight_bytes(q + 200), part),
-               two_fp16(two_bytes(p + 208), left > 8 ? two_bytes(q + 208) : uint16_t(0)));
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+    const vec codes = alternate(two_sixteens(p + 192, q + 192), part);
+#else
+    const vec codes = alternate(eight_bytes(p + 192), eight_bytes(p + 200), eight_bytes(q + 192), eight_bytes(q + 200), part);
+#endif
+    return mul(codes, two_fp16(two_bytes(p + 208), left > 8 ? two_bytes(q + 208) : uint16_t(0)));
   }
 };
 
 template <>
-struct Row<kIq4Xs> : BlockRow<256, 136, true, 1> {
+struct Row<kIq4Xs> : BlockRow<256, 136, Coded::kSigned, 1> {
   using BlockRow::BlockRow;
-  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t) const {
-    const uint8_t* p = block(g) + 8 + g % 8 * 16;
-    const bytes q = load_bytes(p);
+  HASTEN_INLINE_METHOD bytes raw(int64_t g, int64_t) const { return load_bytes(block(g) + 8 + g % 8 * 16); }
+  HASTEN_INLINE_METHOD static Quad split(bytes q) {
     return {looked_up(kCurve, low_nibbles(q)), looked_up(kCurve, high_nibbles(q))};
   }
+  HASTEN_BLOCK_METHOD Quad quad(int64_t g, int64_t left) const { return split(raw(g, left)); }
   HASTEN_BLOCK_METHOD vec scales(int64_t g, int64_t left, int) const {
     const uint8_t *p = block(g), *q = next(p, left);
     return mul(sub(floats_of(eight_scales(p), eight_scales(q)), broadcast(32)),

@@ -7,8 +7,11 @@
 //   scales(g, left, part)    the scales of groups g to g + 15 (a multiple of 16), likewise;
 //   mins(g, left, part)      if kMins: what is added to each scaled code;
 //   kSigned                  whether codes are signed; else they are 0 to 127;
+//   kLess                    what is taken off unsigned codes: 0, or a power of two up to 64;
 //   kMins                    whether there are mins;
-//   codes_at(g)              where the codes of group g stand, to ask for them ahead of time, if they stand in one piece;
+//   raw(g, left), split(raw) of formats with 16 bytes a group: these of groups g to g + 3, and the codes in any of them;
+//   kAhead                   whether one row of x asks for weights ahead of time: not where the processor sees them coming;
+//   ask(g, count)            asks the memory for so many groups from g on ahead of time, wherever the row stands;
 //   kParts                   2 where each half of a group (16 weights) has a scale and min of its own, `part`; else 1.
 // No read goes beyond the row's last group. A new format adds its Row, and a line to `with_format`.
 #pragma once
@@ -21,6 +24,12 @@ namespace {
 
 template <int Bits>
 struct Row;
+
+// Asks for memory that is read later, and may be anywhere: into the second cache.
+HASTEN_INLINE void ask_memory(const void* p, int64_t size) {
+  const uintptr_t first = reinterpret_cast<uintptr_t>(p), last = first + uintptr_t(size);
+  for (uintptr_t at = first; at < last; at += 64) __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);
+}
 
 // For formats whose weights are plain numbers.
 struct WithoutCodes {
@@ -59,8 +68,8 @@ struct Row<kFp16> : WithoutCodes {
 
 template <>
 struct Row<kInt8> {
-  static constexpr bool kCodes = true, kSigned = true, kMins = false;
-  static constexpr int kParts = 1;
+  static constexpr bool kCodes = true, kSigned = true, kMins = false, kAhead = false;
+  static constexpr int kParts = 1, kLess = 0;
   const int8_t* w;
   const uint16_t* scale;
   Row(const Matrix& m, int64_t n)
@@ -70,7 +79,10 @@ struct Row<kInt8> {
     a = mul(load_int8(w + k), s);
     b = mul(load_int8(w + k + kLanes), s);
   }
-  HASTEN_INLINE_METHOD const void* codes_at(int64_t g) const { return w + kGroup * g; }
+  HASTEN_INLINE_METHOD void ask(int64_t g, int64_t count) const {
+    ask_memory(w + kGroup * g, kGroup * count);
+    if (g % 32 == 0) ask_memory(scale + g, 1);
+  }
   HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t left) const {
     const int8_t* p = w + kGroup * g;
     const bytes a = left >= 2 ? load_bytes(p) : load_bytes(p, kGroup);
@@ -82,8 +94,8 @@ struct Row<kInt8> {
 
 template <>
 struct Row<kInt4> {
-  static constexpr bool kCodes = true, kSigned = false, kMins = true;
-  static constexpr int kParts = 1;
+  static constexpr bool kCodes = true, kSigned = false, kMins = true, kAhead = true;
+  static constexpr int kParts = 1, kLess = 0;
   const uint8_t* w;
   const uint16_t *scale, *min;
   Row(const Matrix& m, int64_t n)
@@ -96,12 +108,18 @@ struct Row<kInt4> {
     a = fma(a, s, low);
     b = fma(b, s, low);
   }
-  HASTEN_INLINE_METHOD const void* codes_at(int64_t g) const { return w + kGroup / 2 * g; }
-  HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t left) const {
-    const uint8_t* p = w + kGroup / 2 * g;
-    const bytes both = left >= 4 ? load_bytes(p) : load_bytes(p, kGroup / 2 * left);
-    return {low_nibbles(both), high_nibbles(both)};
+  HASTEN_INLINE_METHOD void ask(int64_t g, int64_t count) const {
+    ask_memory(w + kGroup / 2 * g, kGroup / 2 * count);
+    if (g % 32) return;
+    ask_memory(scale + g, 1);
+    ask_memory(min + g, 1);
   }
+  HASTEN_INLINE_METHOD bytes raw(int64_t g, int64_t left) const {
+    const uint8_t* p = w + kGroup / 2 * g;
+    return left >= 4 ? load_bytes(p) : load_bytes(p, kGroup / 2 * left);
+  }
+  HASTEN_INLINE_METHOD static Quad split(bytes both) { return {low_nibbles(both), high_nibbles(both)}; }
+  HASTEN_INLINE_METHOD Quad quad(int64_t g, int64_t left) const { return split(raw(g, left)); }
   HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int) const { return load_fp16_part(scale + g, left); }
   HASTEN_INLINE_METHOD vec mins(int64_t g, int64_t left, int) const { return load_fp16_part(min + g, left); }
 };

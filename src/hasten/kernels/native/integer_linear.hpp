@@ -3,9 +3,11 @@
 //
 // With w = s_w q_w + m_w and x = s_x q_x a group gives s_w s_x sum(q_w q_x) + m_w s_x sum(q_x).
 //
-// Of few rows of x, rows of W are read one after the other, and a vector holds the sums of 16 groups. Of many, codes of
-// 16 rows of W are first brought side by side into the cache, and a vector holds the sums of 16 outputs. Both add the
-// same numbers in the same order, whatever the number of rows: group g into sum g % 16, then the 16 sums in order.
+// A vector holds the sums of 16 groups of one row of W, which are read one after the other: of one row of x, products of
+// a group's codes are added up across the vector; of several, fours of codes first change places, once for all rows of
+// x, so that nothing is left to add across. Of many, codes of 16 rows of W are first brought side by side into the cache,
+// and a vector holds the sums of 16 outputs. All add the same numbers in the same order, whatever the number of rows:
+// group g into sum g % 16, then the 16 sums in order.
 #pragma once
 
 #include "formats.hpp"
@@ -15,7 +17,7 @@ namespace hasten {
 namespace {
 
 constexpr int64_t kSums = 16;       // of an output, in which every 16th group is added up
-constexpr int kFewRows = 4;         // up to which codes of W are used where they are read
+constexpr int kSeveralRows = 32;    // up to which codes of W are used where they are read
 constexpr int64_t kQuad = 4 * kGroup;
 
 // Values 32 g to 32 g + 31 of one row, and what `Codes` keeps of them.
@@ -36,7 +38,7 @@ HASTEN_INLINE void encode_group(const float* x, const Codes& to, int64_t row, in
   for (int i = 0; i < 3; ++i) {
     to.sums[(row * 3 + i) * groups + g] = scale * sums[i];
     // Codes that stand for no number have no sum, and no scale that is a number.
-    to.offsets[(row * 3 + i) * groups + g] = scale == scale ? -kOffset * int32_t(sums[i]) : 0;
+    to.offsets[(row * 3 + i) * groups + g] = scale == scale ? -kWhole * int32_t(sums[i]) : 0;
   }
 }
 
@@ -46,6 +48,17 @@ HASTEN_INLINE void encode_row(const float* x, const Codes& to, int64_t row, int6
 
 // Which of a row's three planes of sums a part of its groups has: all of a group, or one of its halves.
 constexpr int64_t plane(int parts, int part) { return parts == 1 ? 0 : 1 + part; }
+
+// Whether products of a format's codes have too much, and what takes it off: a part of what `Codes` has for `kWhole`.
+template <class Format>
+constexpr bool kHasOffsets = Format::kLess != 0 || (Format::kSigned && kOffset != 0);
+template <class Format>
+HASTEN_INLINE ints offset_of(ints whole) {
+  constexpr int less = Format::kSigned ? kOffset : Format::kLess;
+  constexpr int by = less == kWhole ? 0 : less == 32 ? 2 : less == 16 ? 3 : 5;
+  static_assert(!kHasOffsets<Format> || less << by == kWhole);
+  return by ? shifted<by>(whole) : whole;
+}
 
 // Sixteen groups from g on of one row of W, of which `left` are there: added to `sums` of each row of x.
 template <class Format, int Rows, bool Whole>
@@ -82,50 +95,267 @@ HASTEN_UNROLL
       const ints* p = products[part][t];
       const int64_t at = ((row + t) * 3 + plane(kParts, part)) * groups + g;
       ints total = group_sums(p[0], p[1], p[2], p[3]);
-      if (Format::kSigned && kOffset) total = add(total, load_ints(x.offsets + at));
+      if constexpr (kHasOffsets<Format>) total = add(total, offset_of<Format>(load_ints(x.offsets + at)));
       sums[t] = fma(to_floats(total), mul(scale, load(x.scales + (row + t) * groups + g)), sums[t]);
       if constexpr (Format::kMins) sums[t] = fma(min, load(x.sums + at), sums[t]);
     }
   }
 }
 
-template <class Format, int Rows>
-HASTEN_INLINE void multiply_codes_few(const Matrix& m, const Codes& x, int64_t row, float* y, int64_t ldy, int64_t n0,
-                                      int64_t n1) {
-  alignas(64) float kept[Rows][16][kSums] = {};
-  const int64_t groups = m.in / kGroup;
+// The bias, and what stands in `kept`: 16 sums of each of 16 outputs, in the order in which `order(i)` says they are.
+template <class Order>
+HASTEN_INLINE void write_sums(const Matrix& m, const float* kept, float* y, int64_t n, int64_t count, Order order) {
+  vec sums[16];
+HASTEN_UNROLL
+  for (int o = 0; o < 16; ++o) sums[o] = load(kept + o * kSums);
+  transpose(sums);
+  vec total = sums[order(0)];
+HASTEN_UNROLL
+  for (int i = 1; i < kSums; ++i) total = add(total, sums[order(i)]);
+  const vec bias = m.bias ? load_part(m.bias + n, count) : zero();
+  store_part(y + n, add(total, bias), count);
+}
+
+// Weights that are asked for so many columns ahead, where a format's unpacking leaves the memory time to give them.
+constexpr int64_t kAhead = 16384;
+
+template <class Format>
+HASTEN_INLINE void multiply_codes_one(const Matrix& m, const Codes& x, int64_t row, float* y, int64_t n0, int64_t n1) {
+  alignas(64) float kept[16][kSums] = {};
+  const int64_t groups = m.in / kGroup, ahead = 1 + kAhead / m.in;
   for (int64_t n = n0; n < n1; n += 16) {
     const int64_t count = n1 - n < 16 ? n1 - n : 16;
     for (int64_t o = 0; o < count; ++o) {
       const Format w(m, n + o);
-      vec sums[Rows];
-HASTEN_UNROLL
-      for (int t = 0; t < Rows; ++t) sums[t] = zero();
+      vec sums[1] = {zero()};
       int64_t g = 0;
-      for (; g + 16 <= groups; g += 16) add_groups<Format, Rows, true>(w, x, row, g, 16, sums);
-      if (g < groups) add_groups<Format, Rows, false>(w, x, row, g, groups - g, sums);
-HASTEN_UNROLL
-      for (int t = 0; t < Rows; ++t) store(kept[t][o], sums[t]);
+      const Format next(m, n + o + ahead);
+      for (; g + 16 <= groups; g += 16) {
+        if constexpr (Format::kAhead) next.ask(g, 16);
+        add_groups<Format, 1, true>(w, x, row, g, 16, sums);
+      }
+      if (g < groups) add_groups<Format, 1, false>(w, x, row, g, groups - g, sums);
+      store(kept[o], sums[0]);
     }
-    const vec bias = m.bias ? load_part(m.bias + n, count) : zero();
-    for (int t = 0; t < Rows; ++t) {
-      vec sums[16];
+    write_sums(m, kept[0], y, n, count, [](int i) HASTEN_LAMBDA { return i; });
+  }
+}
+
+// What a row of x has of 16 groups: 512 codes, scales, and of each part sums and offsets; fours of codes of sixteen
+// groups stand side by side, in the order of `by_fours`.
+template <class Format>
+struct Piece {
+  static constexpr int64_t kCodes = 16 * kGroup, kVector = 16 * int64_t(sizeof(float));
+  static constexpr int64_t kSumsAt = kCodes + kVector;
+  static constexpr int64_t kOffsetsAt = kSumsAt + (Format::kMins ? Format::kParts * kVector : 0);
+  static constexpr int64_t kBytes = kOffsetsAt + (kHasOffsets<Format> ? Format::kParts * kVector : 0);
+};
+
+HASTEN_INLINE ints by_fours(ints a) {
+  vec v;
+  std::memcpy(&v, &a, sizeof v);
+  v = by_fours(v);
+  std::memcpy(&a, &v, sizeof a);
+  return a;
+}
+HASTEN_INLINE void store_ints(void* p, ints a) { std::memcpy(p, &a, sizeof a); }
+
+template <class Format>
+inline void lay_out_pieces(const Codes& x, int64_t row, int rows, int64_t groups, uint8_t* to) {
+  const int64_t known = x.width / kGroup;
+  for (int64_t g = 0; g < groups; g += 16)
+    for (int64_t t = row; t < row + rows; ++t, to += Piece<Format>::kBytes) {
+      const int8_t* codes = x.codes + t * x.width + g * kGroup;
+      for (int half = 0; half < 2; ++half) {
+        bytes v[4];
 HASTEN_UNROLL
-      for (int o = 0; o < 16; ++o) sums[o] = load(kept[t][o]);
-      transpose(sums);
+        for (int i = 0; i < 4; ++i) v[i] = load_bytes(codes + kQuad * i + kQuad / 2 * half);
+        transpose_fours(v);
 HASTEN_UNROLL
-      for (int i = 1; i < kSums; ++i) sums[0] = add(sums[0], sums[i]);
-      store_part(y + t * ldy + n, add(sums[0], bias), count);
+        for (int i = 0; i < 4; ++i) store_bytes(to + (4 * half + i) * 64, v[i]);
+      }
+      store(reinterpret_cast<float*>(to + Piece<Format>::kCodes), by_fours(load(x.scales + t * known + g)));
+      for (int part = 0; part < Format::kParts; ++part) {
+        const int64_t at = (t * 3 + plane(Format::kParts, part)) * known + g, vectors = part * Piece<Format>::kVector;
+        if constexpr (Format::kMins)
+          store(reinterpret_cast<float*>(to + Piece<Format>::kSumsAt + vectors), by_fours(load(x.sums + at)));
+        if constexpr (kHasOffsets<Format>)
+          store_ints(to + Piece<Format>::kOffsetsAt + vectors, by_fours(offset_of<Format>(load_ints(x.offsets + at))));
+      }
     }
+}
+
+// Sixteen groups from g on of `Outs` rows of W, of which `left` are there, times the pieces of `rows` rows of x: added to
+// what `kept` has, where there is any yet, a vector for each of 16 rows of W, for each row of x.
+template <class Format, int Outs, bool Whole>
+HASTEN_INLINE void add_pieces(const Matrix& m, int64_t n, int64_t g, int64_t left, const uint8_t* x, int rows, bool any,
+                              float* kept) {
+  constexpr int kParts = Format::kParts;
+  using Held = Piece<Format>;
+  bytes codes[Outs][8];
+  vec scale[Outs][kParts], min[Outs][kParts];
+HASTEN_UNROLL
+  for (int o = 0; o < Outs; ++o) {
+    const Format w(m, n + o);
+    if constexpr (requires { w.raw(g, left); }) {
+      bytes raw[4];
+HASTEN_UNROLL
+      for (int i = 0; i < 4; ++i)
+        raw[i] = !Whole && 4 * i >= left ? no_bytes() : w.raw(g + 4 * i, Whole ? 4 : left - 4 * i);
+      transpose_fours(raw);
+HASTEN_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const Quad q = w.split(raw[i]);
+        codes[o][i] = factors<Format::kSigned>(q.first);
+        codes[o][4 + i] = factors<Format::kSigned>(q.second);
+      }
+    } else {
+HASTEN_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        codes[o][i] = codes[o][4 + i] = no_bytes();
+        if (!Whole && 4 * i >= left) continue;
+        const Quad q = w.quad(g + 4 * i, Whole ? 4 : left - 4 * i);
+        codes[o][i] = factors<Format::kSigned>(q.first);
+        codes[o][4 + i] = factors<Format::kSigned>(q.second);
+      }
+      transpose_fours(codes[o]);
+      transpose_fours(codes[o] + 4);
+    }
+HASTEN_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      scale[o][part] = by_fours(w.scales(g, Whole ? 16 : left, part));
+      if constexpr (Format::kMins) min[o][part] = by_fours(w.mins(g, Whole ? 16 : left, part));
+    }
+  }
+  for (int t = 0; t < rows; ++t, x += Held::kBytes, kept += 16 * kSums) {
+    const auto floats = [&](int64_t at) HASTEN_LAMBDA { return load(reinterpret_cast<const float*>(x + at)); };
+    vec sums[Outs];
+    const vec by = floats(Held::kCodes);
+HASTEN_UNROLL
+    for (int o = 0; o < Outs; ++o) sums[o] = any ? load(kept + o * kSums) : zero();
+HASTEN_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      ints total[Outs];
+HASTEN_UNROLL
+      for (int o = 0; o < Outs; ++o) {
+        total[o] = no_ints();
+        if constexpr (kHasOffsets<Format>)
+          total[o] = load_ints(reinterpret_cast<const int32_t*>(x + Held::kOffsetsAt + part * Held::kVector));
+      }
+HASTEN_UNROLL
+      for (int i = part * 4; i < (kParts == 1 ? 8 : part * 4 + 4); ++i) {
+        const bytes values = in_register(load_bytes(x + 64 * i));
+HASTEN_UNROLL
+        for (int o = 0; o < Outs; ++o) total[o] = dot<Format::kSigned>(total[o], codes[o][i], values);
+      }
+HASTEN_UNROLL
+      for (int o = 0; o < Outs; ++o) {
+        sums[o] = fma(to_floats(total[o]), mul(scale[o][part], by), sums[o]);
+        if constexpr (Format::kMins) sums[o] = fma(min[o][part], floats(Held::kSumsAt + part * Held::kVector), sums[o]);
+      }
+    }
+HASTEN_UNROLL
+    for (int o = 0; o < Outs; ++o) store(kept + o * kSums, sums[o]);
+  }
+}
+
+// One row of x where two groups stand in the same bytes, one in the low halves and one in the high ones, whole groups
+// one after the other (Q4_K): bytes change places before they are taken apart, and the row of x is laid out to match.
+// Sums stand in the order of `by_pairs`.
+template <class Format>
+inline void multiply_codes_paired(const Matrix& m, const Codes& x, int64_t row, float* y, int64_t n0, int64_t n1,
+                                  uint8_t* memory) {
+  static_assert(!kHasOffsets<Format> && Format::kMins && Format::kParts == 1);
+  using Held = Piece<Format>;
+  const int64_t groups = m.in / kGroup, known = x.width / kGroup, ahead = 1 + kAhead / m.in;
+  for (int64_t g = 0; g < groups; g += 16) {
+    const int8_t* codes = x.codes + row * x.width + g * kGroup;
+    uint8_t* to = memory + g / 16 * Held::kBytes;
+    bytes low[4], high[4];
+    for (int i = 0; i < 4; ++i) {
+      const bytes first = load_bytes(codes + kQuad * i), second = load_bytes(codes + kQuad * i + kQuad / 2);
+      low[i] = first_halves(first, second);
+      high[i] = second_halves(first, second);
+    }
+    transpose_fours(low);
+    transpose_fours(high);
+    for (int i = 0; i < 4; ++i) {
+      store_bytes(to + 64 * i, low[i]);
+      store_bytes(to + 64 * (4 + i), high[i]);
+    }
+    store(reinterpret_cast<float*>(to + Held::kCodes), by_pairs(load(x.scales + row * known + g)));
+    store(reinterpret_cast<float*>(to + Held::kSumsAt), by_pairs(load(x.sums + row * 3 * known + g)));
+  }
+  alignas(64) float kept[16][kSums] = {};
+  for (int64_t n = n0; n < n1; n += 16) {
+    const int64_t count = n1 - n < 16 ? n1 - n : 16;
+    for (int64_t o = 0; o < count; ++o) {
+      const Format w(m, n + o), next(m, n + o + ahead);
+      vec sums = zero();
+      const uint8_t* part = memory;
+      for (int64_t g = 0; g < groups; g += 16, part += Held::kBytes) {
+        next.ask(g, 16);
+        const int64_t left = groups - g;
+        bytes raw[4];
+HASTEN_UNROLL
+        for (int i = 0; i < 4; ++i) raw[i] = 4 * i < left ? w.raw_pairs(g + 4 * i) : no_bytes();
+        transpose_fours(raw);
+        ints low = no_ints(), high = no_ints();
+HASTEN_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          low = dot<false>(low, low_nibbles(raw[i]), load_bytes(part + 64 * i));
+          high = dot<false>(high, high_nibbles(raw[i]), load_bytes(part + 64 * (4 + i)));
+        }
+        const auto floats = [&](int64_t at) HASTEN_LAMBDA { return load(reinterpret_cast<const float*>(part + at)); };
+        sums = fma(to_floats(add_halves(low, high)), mul(by_pairs(w.scales(g, left, 0)), floats(Held::kCodes)), sums);
+        sums = fma(by_pairs(w.mins(g, left, 0)), floats(Held::kSumsAt), sums);
+      }
+      store(kept[o], sums);
+    }
+    write_sums(m, kept[0], y, n, count,
+               [](int i) HASTEN_LAMBDA { return 4 * (i % 4 == 1 ? 2 : i % 4 == 2 ? 1 : i % 4) + i / 4; });
+  }
+}
+
+// At once: pieces of so many bytes, which stay in the first cache while 16 rows of W pass by.
+constexpr int64_t kPieces = 16384;
+
+template <class Format>
+inline void multiply_codes_several(const Matrix& m, const Codes& x, int64_t row, int rows, float* y, int64_t ldy,
+                                   int64_t n0, int64_t n1, uint8_t* memory) {
+  constexpr int64_t kBytes = Piece<Format>::kBytes;
+  const int64_t groups = m.in / kGroup, pieces = (groups + 15) / 16;
+  lay_out_pieces<Format>(x, row, rows, groups, memory);
+  float* kept = reinterpret_cast<float*>(memory + pieces * rows * kBytes);
+  const int64_t fit = kPieces / (rows * kBytes), at_once = fit > 0 ? fit : 1;
+  for (int64_t n = n0; n < n1; n += 16) {
+    const int64_t count = n1 - n < 16 ? n1 - n : 16;
+    for (int64_t from = 0; from < pieces; from += at_once)
+      for (int64_t o = 0; o < count; o += kTileOuts)
+        for (int64_t p = from; p < pieces && p < from + at_once; ++p) {
+          const int64_t g = 16 * p, left = groups - g;
+          const uint8_t* part = memory + p * rows * kBytes;
+          const int outs = count - o < kTileOuts ? int(count - o) : kTileOuts;
+          for (int i = 0; i < outs; ++i) Format(m, n + o + i + 16).ask(g, 16);
+          if (left >= 16 && outs == kTileOuts) {
+            add_pieces<Format, kTileOuts, true>(m, n + o, g, 16, part, rows, p > 0, kept + o * kSums);
+            continue;
+          }
+          for (int i = 0; i < outs; ++i)
+            add_pieces<Format, 1, false>(m, n + o + i, g, left, part, rows, p > 0, kept + (o + i) * kSums);
+        }
+    for (int t = 0; t < rows; ++t)
+      write_sums(m, kept + t * 16 * kSums, y + t * ldy, n, count,
+                 [](int i) HASTEN_LAMBDA { return 4 * (i % 4) + i / 4; });
   }
 }
 
 // Sixteen rows of W side by side: of each group 8 times 4 codes of each row, and a scale and min of each row and part.
 // Groups stand in the order in which they are added: those of sum 0, of sum 1 and so on.
-template <bool Signed, bool Mins, int Parts>
+template <bool Signed, bool Mins, int Parts, int Less>
 struct WeightTile {
   static constexpr bool kSigned = Signed, kMins = Mins;
-  static constexpr int kParts = Parts;
+  static constexpr int kParts = Parts, kLess = Less;
   uint8_t* codes;
   float *scales, *mins;
 
@@ -140,7 +370,7 @@ struct WeightTile {
 };
 
 template <class Format>
-using TileOf = WeightTile<Format::kSigned, Format::kMins, Format::kParts>;
+using TileOf = WeightTile<Format::kSigned, Format::kMins, Format::kParts, Format::kLess>;
 
 HASTEN_INLINE int64_t place_of(int64_t g, int64_t groups) {
   const int64_t sum = g % kSums, more = groups % kSums;
@@ -162,11 +392,7 @@ inline void fill_tile(const Matrix& m, int64_t n, int64_t end, const TileOf<Form
 HASTEN_UNROLL
     for (int i = 0; i < 16; ++i) {
       const Quad q = row_of(i).quad(g, left);
-      if constexpr (requires(const Format& w) { w.codes_at(g); }) {
-        const Format row = row_of(i + kNext);
-        const char *next = static_cast<const char*>(row.codes_at(g)), *last = static_cast<const char*>(row.codes_at(g + 4));
-        for (; next < last; next += 64) __builtin_prefetch(next, 0, 2);
-      }
+      row_of(i + kNext).ask(g, 4);
       first[i] = factors<Format::kSigned>(q.first);
       second[i] = factors<Format::kSigned>(q.second);
     }
@@ -226,7 +452,8 @@ HASTEN_UNROLL
         ints products[kOuts][Rows];
 HASTEN_UNROLL
         for (int t = 0; t < Rows; ++t) {
-          const ints start = kSigned && kOffset ? broadcast_int(x.offsets[at + t * 3 * known]) : no_ints();
+          ints start = no_ints();
+          if constexpr (kHasOffsets<Tile>) start = offset_of<Tile>(broadcast_int(x.offsets[at + t * 3 * known]));
 HASTEN_UNROLL
           for (int o = 0; o < kOuts; ++o) products[o][t] = start;
         }
@@ -269,7 +496,7 @@ HASTEN_UNROLL
   }
 }
 
-// Rows of x in blocks of nearly the same size: of more than `kFewRows`, none is smaller than half of `kTileRows`.
+// Rows of x in blocks of nearly the same size: of more than `kSeveralRows`, none is smaller than half of `kTileRows`.
 template <class Tile, int Rows = kTileRows>
 HASTEN_INLINE void multiply_tiles_by(int rows, const Matrix& m, const Tile* tiles, const Codes& x, int64_t row,
                                      float* y, int64_t ldy, int64_t n, int64_t n1) {
@@ -303,18 +530,21 @@ inline void multiply_codes_many(const Matrix& m, const Codes& x, int rows, float
 template <class Format>
 inline void multiply_codes_as(const Matrix& m, const Codes& x, int rows, float* y, int64_t ldy, int64_t n0,
                               int64_t n1) {
-  if (rows > kFewRows)
+  if (rows > kSeveralRows) {
     if (void* memory = tile_memory(kTileOuts * TileOf<Format>::bytes_of(m.in / kGroup)))
       return multiply_codes_many<Format>(m, x, rows, y, ldy, n0, n1, static_cast<uint8_t*>(memory));
-  int row = 0;
-  for (; rows - row >= 4; row += 4) multiply_codes_few<Format, 4>(m, x, row, y + row * ldy, ldy, n0, n1);
-  float* rest = y + row * ldy;
-  switch (rows - row) {
-    case 1: return multiply_codes_few<Format, 1>(m, x, row, rest, ldy, n0, n1);
-    case 2: return multiply_codes_few<Format, 2>(m, x, row, rest, ldy, n0, n1);
-    case 3: return multiply_codes_few<Format, 3>(m, x, row, rest, ldy, n0, n1);
-    default: return;
+  } else if (rows > 1) {
+    const int64_t pieces = (m.in / kGroup + 15) / 16;
+    if (void* memory = tile_memory(rows * (pieces * Piece<Format>::kBytes + 16 * kSums * int64_t(sizeof(float)))))
+      return multiply_codes_several<Format>(m, x, 0, rows, y, ldy, n0, n1, static_cast<uint8_t*>(memory));
   }
+  if constexpr (requires(const Format& w) { w.raw_pairs(0); })
+    if (void* memory = tile_memory((m.in / kGroup + 15) / 16 * Piece<Format>::kBytes)) {
+      for (int row = 0; row < rows; ++row)
+        multiply_codes_paired<Format>(m, x, row, y + row * ldy, n0, n1, static_cast<uint8_t*>(memory));
+      return;
+    }
+  for (int row = 0; row < rows; ++row) multiply_codes_one<Format>(m, x, row, y + row * ldy, n0, n1);
 }
 
 // Rows [n0, n1) of W times every row of x, for a matrix that takes codes.

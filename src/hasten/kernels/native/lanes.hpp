@@ -26,6 +26,16 @@ HASTEN_INLINE auto sum_leaves(Leaf leaf) {
   return add(four(0), four(4));
 }
 
+#elif defined(__aarch64__)
+
+template <class Leaf>
+HASTEN_INLINE auto sum_leaves(Leaf leaf) {
+  const auto four = [&](int i) HASTEN_LAMBDA {
+    return add(add(leaf(i), leaf(i + 8)), add(leaf(i + 4), leaf(i + 12)));
+  };
+  return add(add(four(0), four(1)), add(four(2), four(3)));
+}
+
 #else
 
 template <class Leaf>

@@ -33,7 +33,9 @@ inline void unpack_groups(const Row<Bits>& row, int64_t g, int64_t left, float* 
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const int part = half * (Format::kParts - 1);
-        const vec codes = load_int8((half ? second : first) + 16 * j), by = broadcast(scale[part][4 * i + j]);
+        vec codes = load_int8((half ? second : first) + 16 * j);
+        const vec by = broadcast(scale[part][4 * i + j]);
+        if constexpr (Format::kLess != 0) codes = sub(codes, broadcast(float(Format::kLess)));
         if constexpr (Format::kMins)
           store(out + half * kLanes, fma(codes, by, broadcast(low[part][4 * i + j])));
         else

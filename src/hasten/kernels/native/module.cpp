@@ -12,6 +12,10 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(HASTEN_DOTPROD) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 #include "bindings.hpp"
 #include "huge_pages.hpp"
 #include "team.hpp"
@@ -19,9 +23,23 @@
 namespace hasten {
 
 // Those that this build has: CMakeLists.txt, HASTEN_INSTRUCTION_SETS.
-extern const Kernels kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512vnni;
+extern const Kernels kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512vnni, kernels_dotprod;
 
 namespace {
+
+#if defined(HASTEN_DOTPROD)
+// Arm's dot products of bytes: every Apple processor has them, Linux says it, and nobody is asked elsewhere.
+bool has_dot_products() {
+#if defined(__linux__)
+  constexpr unsigned long kBit = 1ul << 20;  // HWCAP_ASIMDDP
+  return getauxval(AT_HWCAP) & kBit;
+#elif defined(__APPLE__)
+  return true;
+#else
+  return false;
+#endif
+}
+#endif
 
 std::vector<const Kernels*> available() {
   std::vector<const Kernels*> found;
@@ -38,6 +56,9 @@ std::vector<const Kernels*> available() {
 #if defined(HASTEN_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
     found.push_back(&kernels_avx2);
+#endif
+#if defined(HASTEN_DOTPROD)
+  if (has_dot_products()) found.push_back(&kernels_dotprod);
 #endif
   found.push_back(&kernels_generic);
   return found;

@@ -1,5 +1,5 @@
-// What every kernel here is written in: a vector of 16 floats with the operations that they need. Three
-// bodies of it (AVX-512, AVX2, plain loops for anything else) are chosen by the instruction set a file is
+// What every kernel here is written in: a vector of 16 floats with the operations that they need. Four
+// bodies of it (AVX-512, AVX2, Arm's NEON, plain loops for anything else) are chosen by the instruction set a file is
 // compiled for; see isa.cpp for how one binary carries all of them. Intrinsics stand here and nowhere else:
 // on the portable vector types g++ 12 turned the same loops into code that was 3 to 20 times slower.
 #pragma once
@@ -9,6 +9,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "types.hpp"
@@ -395,6 +397,117 @@ HASTEN_INLINE int32_t total(const ternary_sum& a) {
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 
+#elif defined(__aarch64__)
+
+struct vec {
+  float32x4_t v[4];
+};
+#define HASTEN_EACH_QUARTER _Pragma("GCC unroll 4") for (int i = 0; i < 4; ++i)
+HASTEN_INLINE vec broadcast(float f) {
+  const float32x4_t q = vdupq_n_f32(f);
+  return {{q, q, q, q}};
+}
+HASTEN_INLINE vec zero() { return broadcast(0); }
+HASTEN_INLINE vec broadcast_fp16(uint16_t h) { return broadcast(from_fp16(h)); }
+HASTEN_INLINE vec load(const float* p) {
+  return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
+}
+HASTEN_INLINE void store(float* p, vec a) { HASTEN_EACH_QUARTER vst1q_f32(p + 4 * i, a.v[i]); }
+HASTEN_INLINE vec in_register(vec a) { return a; }
+HASTEN_INLINE vec fma(vec a, vec b, vec c) {
+  HASTEN_EACH_QUARTER c.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
+  return c;
+}
+HASTEN_INLINE vec mul(vec a, vec b) {
+  HASTEN_EACH_QUARTER a.v[i] = vmulq_f32(a.v[i], b.v[i]);
+  return a;
+}
+HASTEN_INLINE vec add(vec a, vec b) {
+  HASTEN_EACH_QUARTER a.v[i] = vaddq_f32(a.v[i], b.v[i]);
+  return a;
+}
+HASTEN_INLINE vec sub(vec a, vec b) {
+  HASTEN_EACH_QUARTER a.v[i] = vsubq_f32(a.v[i], b.v[i]);
+  return a;
+}
+HASTEN_INLINE vec div(vec a, vec b) {
+  HASTEN_EACH_QUARTER a.v[i] = vdivq_f32(a.v[i], b.v[i]);
+  return a;
+}
+HASTEN_INLINE vec where_less(vec a, vec b, vec yes, vec no) {
+  HASTEN_EACH_QUARTER no.v[i] = vbslq_f32(vcltq_f32(a.v[i], b.v[i]), yes.v[i], no.v[i]);
+  return no;
+}
+// The second where one is not a number, as everywhere.
+HASTEN_INLINE vec min(vec a, vec b) { return where_less(a, b, a, b); }
+HASTEN_INLINE vec max(vec a, vec b) { return where_less(b, a, a, b); }
+HASTEN_INLINE vec abs(vec a) {
+  HASTEN_EACH_QUARTER a.v[i] = vabsq_f32(a.v[i]);
+  return a;
+}
+HASTEN_INLINE vec copysign(vec magnitude, vec sign) {
+  HASTEN_EACH_QUARTER magnitude.v[i] = vbslq_f32(vdupq_n_u32(0x80000000u), sign.v[i], magnitude.v[i]);
+  return magnitude;
+}
+HASTEN_INLINE vec round(vec a) {
+  HASTEN_EACH_QUARTER a.v[i] = vrndnq_f32(a.v[i]);
+  return a;
+}
+HASTEN_INLINE float32x4_t power2(float32x4_t n) {
+  return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
+}
+// In two steps, so that results as small as subnormals come out right.
+HASTEN_INLINE vec scale2(vec a, vec n) {
+  const vec half = round(mul(n, broadcast(0.5f))), rest = sub(n, half);
+  HASTEN_EACH_QUARTER a.v[i] = vmulq_f32(vmulq_f32(a.v[i], power2(half.v[i])), power2(rest.v[i]));
+  return a;
+}
+HASTEN_INLINE void store_bf16(uint16_t* p, vec a) {
+  float f[kLanes];
+  store(f, a);
+  for (int i = 0; i < kLanes; ++i) p[i] = to_bf16(f[i]);
+}
+HASTEN_INLINE float32x4_t quarters(vec a) {
+  return vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+}
+HASTEN_INLINE float sum(vec a) {
+  const float32x4_t q = quarters(a);
+  return (vgetq_lane_f32(q, 0) + vgetq_lane_f32(q, 1)) + (vgetq_lane_f32(q, 2) + vgetq_lane_f32(q, 3));
+}
+HASTEN_INLINE void sum4(float* out, vec a, vec b, vec c, vec d) {
+  vst1q_f32(out, vpaddq_f32(vpaddq_f32(quarters(a), quarters(b)), vpaddq_f32(quarters(c), quarters(d))));
+}
+HASTEN_INLINE float largest(vec a) {
+  return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3])));
+}
+HASTEN_INLINE vec load_bf16(const uint16_t* p) {
+  vec r;
+  HASTEN_EACH_QUARTER r.v[i] = vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16));
+  return r;
+}
+HASTEN_INLINE vec load_fp16(const uint16_t* p) {
+  vec r;
+  HASTEN_EACH_QUARTER r.v[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
+  return r;
+}
+HASTEN_INLINE vec floats_of(int8x16_t b) {
+  const int16x8_t low = vmovl_s8(vget_low_s8(b)), high = vmovl_high_s8(b);
+  return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_high_s16(low)),
+           vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))}};
+}
+HASTEN_INLINE vec load_int8(const int8_t* p) { return floats_of(vld1q_s8(p)); }
+HASTEN_INLINE void load_int4(const uint8_t* p, vec& low, vec& high) {
+  const uint8x16_t b = vld1q_u8(p);
+  low = floats_of(vreinterpretq_s8_u8(vandq_u8(b, vdupq_n_u8(15))));
+  high = floats_of(vreinterpretq_s8_u8(vshrq_n_u8(b, 4)));
+}
+HASTEN_INLINE void store_int8(int8_t* p, vec a) {
+  const auto two = [&](int i) HASTEN_LAMBDA {
+    return vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(a.v[i])), vqmovn_s32(vcvtnq_s32_f32(a.v[i + 1])));
+  };
+  vst1q_s8(p, vcombine_s8(vqmovn_s16(two(0)), vqmovn_s16(two(2))));
+}
+
 #else
 
 struct vec {
@@ -523,6 +636,10 @@ HASTEN_INLINE void sum4(float* out, vec a, vec b, vec c, vec d) {
   out[3] = sum(d);
 }
 
+#endif
+
+#if !defined(__AVX2__) || !defined(__FMA__) || !defined(__F16C__)
+
 struct signed_bytes {
   int8_t p[64];
 };
@@ -532,18 +649,18 @@ HASTEN_INLINE signed_bytes load_signed(const int8_t* p, int64_t count) {
   return r;
 }
 HASTEN_INLINE vec load_fp16_part(const uint16_t* p, int64_t count) {
-  vec r = zero();
-  for (int64_t i = 0; i < kLanes && i < count; ++i) r.v[i] = from_fp16(p[i]);
-  return r;
+  float f[kLanes] = {};
+  for (int64_t i = 0; i < kLanes && i < count; ++i) f[i] = from_fp16(p[i]);
+  return load(f);
 }
 HASTEN_INLINE vec dot_signed(signed_bytes w, const int8_t* x) {
-  vec r = zero();
+  float f[kLanes] = {};
   for (int g = 0; g < 2; ++g) {
     int32_t total = 0;
     for (int j = 0; j < 32; ++j) total += w.p[32 * g + j] * x[32 * g + j];
-    r.v[8 * g] = float(total);
+    f[8 * g] = float(total);
   }
-  return r;
+  return load(f);
 }
 struct ternaries {
   uint8_t v[256];
