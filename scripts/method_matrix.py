@@ -44,6 +44,7 @@ from hasten.methods import (
     Method,
     OnnxRuntime,
     OpenVino,
+    ParallelBlocks,
     SlidingWindow,
     SnapKV,
     SparseLowBit,
@@ -90,6 +91,7 @@ SETTINGS: dict[str, tuple[Method, ...]] = {
     "compile": (Compiled(),),
     "onnxruntime": (OnnxRuntime(),),
     "openvino": (OpenVino(),),
+    "parallel-blocks": (ParallelBlocks(),),
 }
 
 # What is known to fail, by (family, format, titles) and property, with the reason. Nothing is to be added here: mend

@@ -110,7 +110,7 @@ def test_a_script_with_a_peer_takes_require_and_says_last_what_is_missing(script
     tree = ast.parse((FOLDER / script).read_text("utf-8"))
     peers = [n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "PEERS"]
     outside = {"llama_cpp", "mambapy", "kvpress", "zigzag"} & set(_imported(tree))
-    beside = any(peer in ast.dump(tree) for peer in ("zigzag_peer.py", "llama_cpp.server", "LlamaPeer"))
+    beside = any(peer in ast.dump(tree) for peer in ("zigzag_peer.py", "llama_cpp.server", "LlamaPeer", "OpenVino"))
     assert bool(peers) == bool(outside or beside) or script in ELSEWHERE
     if peers:
         assert calls(script, "takes_required")

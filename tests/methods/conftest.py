@@ -13,12 +13,13 @@ from hasten.methods import (
     Method,
     OnnxRuntime,
     OpenVino,
+    ParallelBlocks,
 )
 from hasten.runtime import LanguageModel
 
 NETWORK_METHODS: tuple[Method, ...] = (
     FoldNormalization(), Bf16Network(), ChannelsLast(), Int8Products(), Compiled(), OnnxRuntime(), OnnxRuntime(True),
-    OpenVino(), OpenVino("bf16"), OpenVino("int8"),
+    OpenVino(), OpenVino("bf16"), OpenVino("int8"), ParallelBlocks(),
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from hasten.methods import (
     Method,
     OnnxRuntime,
     OpenVino,
+    ParallelBlocks,
     WeightOnly,
     apply_all,
     clash,
@@ -34,7 +35,7 @@ from hasten.tuning.network import difference
 
 from .conftest import NETWORK_METHODS, small_llama
 
-IN_TORCH = [m for m in NETWORK_METHODS if not isinstance(m, Compiled | OnnxRuntime | OpenVino)]
+IN_TORCH = [m for m in NETWORK_METHODS if not isinstance(m, Compiled | OnnxRuntime | OpenVino | ParallelBlocks)]
 
 
 class Residual(nn.Module):
@@ -122,6 +123,29 @@ def test_answers_stay_and_so_does_what_weights_are_shared_with(method: Method) -
     assert answer["logits"].dtype is torch.float32
     assert all(torch.equal(v, before[k]) for k, v in base.module.state_dict().items())
     assert difference(expected, base.answers()) == 0
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.05 * self.branch(x)
+
+
+def test_blocks_side_by_side_have_the_same_products_and_nearly_the_answers() -> None:
+    torch.manual_seed(2)
+    base = Network(nn.Sequential(*(Block() for _ in range(4))).eval(), Inputs((torch.randn(1, 4, 6, 6),)))
+    changed = ParallelBlocks().apply(base.twin())
+    assert 0 < difference(base.answers(), changed.answers()) < 0.02
+    before, after = ParallelBlocks().rewrite(base.workload()), changed.workload()
+    assert after.flops == before.flops
+    assert after.weight_bytes == before.weight_bytes
+    assert len(base.module) == 4
+    assert "no residual blocks" in str(ParallelBlocks().why_not(network()))
+    with pytest.raises(HastenError, match="from 2 blocks"):
+        ParallelBlocks(1)
 
 
 def test_only_what_nothing_else_reads_is_folded() -> None:

@@ -165,6 +165,16 @@ def in_int8(model: bytes, examples: Sequence[Inputs]) -> bytes:
         return after.read_bytes()
 
 
+def _exported(network: Network, flat: _Flat, int8: bool) -> bytes:
+    """A network as an ONNX model; made once where several engines take the same."""
+    known = network.exports
+    if "onnx" not in known:
+        known["onnx"] = to_onnx(flat, network.inputs.tensors)
+    if int8 and "onnx int8" not in known:
+        known["onnx int8"] = in_int8(known["onnx"], network.examples)
+    return known["onnx int8" if int8 else "onnx"]
+
+
 class OnnxEngine(_Exported):
     """ONNX Runtime on the processor, all its optimizations on, with as many threads as torch has.
 
@@ -185,9 +195,7 @@ class OnnxEngine(_Exported):
             raise MissingExtraError("onnxruntime", "onnxruntime") from None
         super().__init__(network, "ONNX Runtime", described)
         assert self._flat is not None
-        model = to_onnx(self._flat, self._inputs)
-        if int8:
-            model = in_int8(model, network.examples)
+        model = _exported(network, self._flat, int8)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
@@ -224,7 +232,7 @@ class OpenVinoEngine(_Exported):
         assert self._flat is not None
         core = openvino.Core()
         if numbers == "int8":
-            model = core.read_model(in_int8(to_onnx(self._flat, self._inputs), network.examples))
+            model = core.read_model(_exported(network, self._flat, int8=True))
         else:
             with torch.no_grad(), quietly():
                 shapes = [tuple(t.shape) for t in self._inputs]

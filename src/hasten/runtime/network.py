@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hasten.cost import Measurement, measure
+from hasten.data import assets
 from hasten.errors import HastenError, users_code
 from hasten.files import checked_file, named_path
 from hasten.models import named
@@ -95,6 +96,8 @@ class Network(nn.Module):
         self.inputs = inputs
         self.name = name or type(module).__name__
         self.engine: NetworkEngine | None = None
+        # What the module was exported to, by format: several engines take the same. Twins share it.
+        self.exports: dict[str, bytes] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.engine is not None:
@@ -143,6 +146,7 @@ class Network(nn.Module):
         with users_code(f"{self.name} cannot be copied"):
             made = Network(copy.deepcopy(self.module, {id(t): t for t in tensors}), self.inputs, self.name)
         made.examples = self.examples
+        made.exports = self.exports
         return made
 
     @functools.cached_property
@@ -320,9 +324,15 @@ def names_network(text: str) -> bool:
     """Whether ``text`` names a network that is no language model: ``file.py:build``, a published name or one of timm's.
 
     No file is run for it.
+
+    Raises:
+        HastenError: nothing can be called so.
     """
     if file_and_name(text) is not None:
         return True
+    named_path(text, "the model")
+    if any(a.name == text for a in assets.assets()):
+        return False
     if named.is_named(text):
         with torch.random.fork_rng(devices=[]):
             model = named.build(text)
