@@ -165,14 +165,23 @@ class GeneratorTraining:
         entropy: weight of the bonus.
         elites: best points that are repeated at each update.
         replay: weight of their log-chance.
+        least: share of the largest entropy that shall stay, so that seeds go on giving different points; what is
+            missing is a loss of its own.
     """
 
     def __init__(
-        self, generator: PointGenerator, rate: float = 1e-2, entropy: float = 0.02, elites: int = 6, replay: float = 0.3
+        self,
+        generator: PointGenerator,
+        rate: float = 1e-2,
+        entropy: float = 0.02,
+        elites: int = 6,
+        replay: float = 0.3,
+        least: float = 0.0,
     ) -> None:
-        if rate <= 0 or entropy < 0 or elites < 0 or replay < 0:
+        if rate <= 0 or entropy < 0 or elites < 0 or replay < 0 or not 0 <= least < 1:
             raise HastenError("a generator is taught at a rate above 0, with entropy, elites and replay from 0")
         self.generator, self.entropy, self.elites, self.replay = generator, entropy, elites, replay
+        self.least = least * float(np.mean(np.log(generator.sizes)))
         self.optimizer = torch.optim.Adam(generator.parameters(), rate)
         self.best: dict[tuple[Indices, tuple[float, ...]], tuple[float, int]] = {}
 
@@ -210,6 +219,7 @@ class GeneratorTraining:
                 self.best[point, tuple(condition)] = (float(score), seed)
         chances, spread = self.generator.log_chances(points, seeds, condition)
         loss = -(advantage * chances).mean() - self.entropy * spread.mean()
+        loss = loss + (self.least - spread.mean()).clamp_min(0)
         like = [(s, p, seed) for (p, c), (s, seed) in self.best.items() if c == tuple(condition)]
         elite = sorted(like, key=lambda row: -row[0])[: self.elites]
         if elite and self.replay:

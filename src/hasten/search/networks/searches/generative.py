@@ -75,16 +75,18 @@ class Analytic(Generic[A]):
         generator: taught in place.
         score: of a network; larger is better.
         admits: whether it keeps all requirements: asked exactly, apart from the score.
+        options: of `GeneratorTraining`.
     """
 
     generator: ArchitectureGenerator[A]
     score: Callable[[A, tuple[float, ...]], float]
     admits: Callable[[A, tuple[float, ...]], bool] = lambda arch, condition: True
+    options: dict[str, float] = field(default_factory=dict)
     training: GeneratorTraining = field(init=False)
     known: dict[tuple[A, tuple[float, ...]], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.training = GeneratorTraining(self.generator.points)
+        self.training = GeneratorTraining(self.generator.points, **self.options)  # type: ignore[arg-type]
 
     def step(self, seeds: list[int], condition: tuple[float, ...] = ()) -> list[float]:
         """One round: the networks of some seeds are scored, and the generator learns; their scores, -inf where a
