@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -216,6 +218,33 @@ def test_packed_weights_stream_at_their_measured_rate():
     three = estimate(product(3, 100, 1000, "int4"), device, schedule="fused")
     assert one.latency == pytest.approx(100e-6 + 1e-6)
     assert three.latency == pytest.approx(200e-6 + 1e-6)
+
+
+def test_weights_in_blocks_have_rates_of_their_own():
+    """By the bits of a weight with its scales; a row more costs what it was seen to cost, however many there are."""
+    rates = {"4": 8e8, "8": 4e8, "4.5 int8": 2e8, "6.5625 int8": 1e8}
+    made = {key: Quantity.make(rate, "weights per second", "made up") for key, rate in rates.items()}
+    rows = {"4.5 int8": 0.25, "6.5625 int8": 0.5}
+    device = measured(1e-6).model_copy(update={"packed": made, "packed_row": rows})
+
+    def seconds(m: int, dtype: str, stored: int, rounded: str = "-int8") -> float:
+        work = product(m, 100, 1024, dtype)
+        (phase,) = work.phases
+        (einsum,) = phase.cascade.einsums
+        cascade = Cascade(
+            (replace(einsum, map=f"mul{rounded}"),),
+            {**phase.cascade.tensors, "w": Tensor("w", (stored, 100), dtype, Role.WEIGHT)},
+        )
+        whole = Workload("product", (replace(phase, cascade=cascade),), work.weights)
+        return estimate(whole, device, schedule="fused").latency - 1e-6
+
+    q6_k, q4_k = 1024 // 256 * 210, 1024
+    assert seconds(1, "uint8", q6_k) == pytest.approx(102400 / 1e8)
+    assert seconds(41, "uint8", q6_k) == pytest.approx(21 * 102400 / 1e8)
+    assert seconds(5, "int4", q4_k) == pytest.approx(2 * 102400 / 2e8)
+    # What was not measured is priced by its bits, as before.
+    assert seconds(1, "uint8", 1024 // 256 * 84) == pytest.approx(102400 / 4e8)
+    assert seconds(1, "int4", q4_k, "") == pytest.approx(102400 / 8e8)
 
 
 # -- properties ------------------------------------------------------------------------------------------

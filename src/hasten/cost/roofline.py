@@ -30,6 +30,7 @@ from hasten.hardware.device import packed_key
 from hasten.kernels.packed_linear import FEW_ROWS
 from hasten.workload import Cascade, Einsum, Op, Phase, Role, Workload, fuse
 from hasten.workload.attention_sites import sites
+from hasten.workload.einsum import Tensor
 
 Schedule = Literal["eager", "fused"]
 
@@ -484,6 +485,10 @@ class _Pricing:
         width, rounded = dtypes.BITS[weight.dtype], einsum.map.partition("-")[2]
         whole = rounded if rounded == "int8" else ""
         rows = einsum.sizes.get("m", 1) * einsum.sizes.get("d", 1)  # d: the tokens of a draft
+        if (blocks := packed_key(_bits_in_blocks(einsum, weight), whole)) in device.packed:
+            # Compiled for any number of rows: each adds the same.
+            stream = einsum.sizes["n"] * einsum.sizes["k"] / device.packed[blocks]
+            return stream * (1 + device.packed_row.get(blocks, 0.0) * (rows - 1))
         if rows <= FEW_ROWS:
             few = device.curve_table.get((f"few packed {whole}".rstrip(), weight.dtype))
             if few is not None:
@@ -534,6 +539,17 @@ class _Pricing:
                 size = curve.grid[0][-3] if len(curve.grid[0]) > 2 else curve.grid[0][-1]
                 seconds = work * max(curve.at(size) - curve.at(1), 0.0) / size
         return unit.name, seconds, work * _energy(unit.energy, used)
+
+
+def _bits_in_blocks(einsum: Einsum, weight: Tensor) -> float:
+    """Bits of a weight that is stored in blocks with its scales; 0 where it is not.
+
+    Such weights come without scales beside them: as the bytes that they are, or as the codes of 4 bits that all blocks
+    of Q4_K's size have.
+    """
+    if weight.dtype == "uint8":
+        return 8 * weight.elements / (einsum.sizes["n"] * einsum.sizes["k"])
+    return 4.5 if weight.dtype == "int4" and len(einsum.inputs) == 2 else 0.0
 
 
 def _energy(table: Mapping[str, float], dtype: str) -> float:

@@ -44,9 +44,15 @@ Kind = Literal["contraction", "vector"]
 _NOTHING = Quantity(0.0, "0 s", "not charged")
 
 
-def packed_key(bits: int, rounded: str = "") -> str:
-    """How `Device.packed` names products of weights of so many bits, with rows that are rounded to a format."""
-    return f"{bits} {rounded}" if rounded else str(bits)
+def packed_key(bits: float, rounded: str = "") -> str:
+    """How `Device.packed` names products of weights of so many bits, with rows that are rounded to a format.
+
+    Weights in blocks count with their scales:
+
+    >>> packed_key(4), packed_key(6.5625, "int8")
+    ('4', '6.5625 int8')
+    """
+    return f"{bits:g} {rounded}" if rounded else f"{bits:g}"
 
 
 class _Part(BaseModel):

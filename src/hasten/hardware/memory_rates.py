@@ -12,6 +12,8 @@ from hasten.hardware.device import MemoryLevel, packed_key
 from hasten.hardware.machine import MIB, caches, cores, memory_size
 from hasten.hardware.quantity import Quantity
 from hasten.hardware.timing import MEASURED, filled, seconds, using_threads
+from hasten.kernels.block_formats import BLOCK_FORMATS
+from hasten.kernels.compiled import native
 
 HOROWITZ = "Horowitz, ISSCC 2014, 45 nm; not measured here"
 _ENERGY: dict[str, tuple[float, str]] = {
@@ -77,7 +79,8 @@ def packed_rates() -> tuple[dict[str, Quantity], dict[str, float]]:
     """Weights a second that a product with one row reads from main memory and unpacks, by `packed_key`; and what a
     further row adds, as a share.
 
-    Measured where a ``packed_linear`` operator is registered with torch.
+    Measured where a ``packed_linear`` operator is registered with torch; weights in blocks, which cost more to take
+    apart the more parts a block has, where products of them are compiled.
     """
     rates: dict[str, Quantity] = {}
     further: dict[str, float] = {}
@@ -87,6 +90,18 @@ def packed_rates() -> tuple[dict[str, Quantity], dict[str, float]]:
     kinds = [(32, torch.float32, False)] if hasattr(torch.ops.hasten, "plain_linear") else []
     kinds += [(16, torch.bfloat16, False)]
     kinds += [(bits, kind, int8) for bits, kind in ((8, torch.int8), (4, torch.uint8)) for int8 in (False, True)]
+    if (module := native()) is not None and module.isa() != "generic":
+        for bits, (nbytes, number) in blocks_by_bits().items():
+            packed = torch.ones(rows, columns // 256 * nbytes, dtype=torch.uint8)
+            copies = [packed, packed.clone(), packed.clone()]
+
+            def in_blocks(x: Any, number: int = number, copies: Any = copies) -> None:
+                for matrix in copies:
+                    torch.ops.hasten.packed_linear(x, matrix, None, None, number, group, False, True)
+
+            rates[packed_key(bits, "int8")], further[packed_key(bits, "int8")] = _one_and_six(
+                in_blocks, len(copies), rows, columns, 0.03
+            )
     for bits, kind, int8 in kinds:
         packed = torch.ones(rows, columns // 2 if bits == 4 else columns, dtype=kind)
         copies = [packed, packed.clone(), packed.clone()]
@@ -102,13 +117,29 @@ def packed_rates() -> tuple[dict[str, Quantity], dict[str, float]]:
                 else:
                     torch.ops.hasten.packed_linear(x, matrix, scales, mins, bits, group, False, int8)
 
-        one, six = torch.ones(1, columns), torch.ones(6, columns)
-        first = seconds(lambda: call(one), 0.08, 4) / len(copies)  # noqa: B023 (called at once)
-        sixth = seconds(lambda: call(six), 0.08, 4) / len(copies)  # noqa: B023
         key = packed_key(bits, "int8" if int8 else "")
-        rates[key] = Quantity.make(rows * columns / first, "weights per second", MEASURED)
-        further[key] = round(max(0.0, (sixth / first - 1) / 5), 4)
+        rates[key], further[key] = _one_and_six(call, len(copies), rows, columns, 0.08)
     return rates, further
+
+
+def blocks_by_bits() -> dict[float, tuple[int, int]]:
+    """Bits of a weight in blocks of 256, scales included -> bytes of a block, and the number of the format."""
+    found: dict[float, tuple[int, int]] = {}
+    for number, known in BLOCK_FORMATS.items():
+        if known.columns == 256:
+            found.setdefault(8 * known.nbytes / known.columns, (known.nbytes, number))
+    return found
+
+
+def _one_and_six(
+    call: Callable[[Any], None], matrices: int, rows: int, columns: int, budget: float
+) -> tuple[Quantity, float]:
+    """Weights a second of a product with one row, and what each of five more adds, as a share."""
+    one, six = torch.ones(1, columns), torch.ones(6, columns)
+    first = seconds(lambda: call(one), budget, 4) / matrices
+    sixth = seconds(lambda: call(six), budget, 4) / matrices
+    rate = Quantity.make(rows * columns / first, "weights per second", MEASURED)
+    return rate, round(max(0.0, (sixth / first - 1) / 5), 4)
 
 
 def memory_level(name: str, capacity: float, read: float, write: float) -> MemoryLevel:
