@@ -315,12 +315,20 @@ _FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("SmolLM3", {"no_rope_layers": [1, 0]}),
     ("Granite", {"logits_scaling": 2.0, "residual_multiplier": 0.5}),
     ("StableLm", {"use_parallel_residual": True, "qk_layernorm": True}),
-)
+    ("Mixtral", {"num_local_experts": 5}),
+    ("Qwen2Moe", {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+                  "shared_expert_intermediate_size": 96}),
+    ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 32, "sliding_window": 9}),
+)  # fmt: skip
 
 
 def _bend_network(network: Any) -> None:
     """Gives a network a weight, a bias, a number or a window of another size."""
     layer = random.choice(network.model.layers)
+    experts = getattr(layer.mlp, "experts", None)
+    if experts is not None and random.random() < 0.5:
+        _bend_mixture(layer.mlp, experts)
+        return
     module = random.choice([m for m in layer.modules() if getattr(m, "weight", None) is not None])
     choice = random.randrange(6)
     if choice == 0:
@@ -338,6 +346,20 @@ def _bend_network(network: Any) -> None:
         setattr(network.config, key, bent(1))
     else:
         layer.self_attn.head_dim = bent(1)
+
+
+def _bend_mixture(mlp: Any, experts: Any) -> None:
+    """Gives a mixture more experts to choose than it has, or a weight, a bias or a sink of another size."""
+    router = getattr(mlp, "gate", None) or mlp.router
+    if random.random() < 0.3:
+        router.top_k = random.choice((bent(1), 2, 6))
+        return
+    owner = random.choice((router, experts))
+    name, old = random.choice(list(owner.named_parameters(recurse=False)))
+    size = list(old.shape)
+    size[random.randrange(len(size))] = random.choice((0, 1, 2, 3, 31, 64, 128))
+    made = torch.randn(size) if random.random() < 0.7 else restrided(old.detach())
+    setattr(owner, name, nn.Parameter(made, requires_grad=False))
 
 
 def fuzz_decoders(calls: int, seed: int) -> dict[str, int]:
@@ -360,6 +382,9 @@ def fuzz_decoders(calls: int, seed: int) -> dict[str, int]:
             num_key_value_heads=random.choice((1, 2, 4)), max_position_embeddings=128, pad_token_id=0, **more,
         )  # fmt: skip
         network = transformers.AutoModelForCausalLM.from_config(config).eval()
+        for parameter in network.parameters():
+            # Of gpt-oss's sinks and routers transformers makes nothing here.
+            nn.init.normal_(parameter, std=0.1)
         if getattr(config, "sliding_window", None):
             config.sliding_window = random.randrange(1, 80)
         formats = ("fp32", "fp16", "bf16", "int8", "int4") if more.get("head_dim") == 32 else ("fp32", "fp16", "bf16")

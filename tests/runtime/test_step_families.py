@@ -77,6 +77,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                                                    "partial_rotary_factor": 0.25}},
     ),
     "stablelm, parallel": ("StableLmConfig", {"use_parallel_residual": True, "qk_layernorm": True}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 5, "sliding_window": 29}),
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [0],
+         "shared_expert_intermediate_size": 160, "norm_topk_prob": False},
+    ),
+    "qwen3-moe": (
+        "Qwen3MoeConfig",
+        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "decoder_sparse_step": 2,
+         "norm_topk_prob": True, "head_dim": 32},
+    ),
+    "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "gpt-oss": (
+        "GptOssConfig",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 24, "sliding_window": 21, "swiglu_limit": 0.5,
+         "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1.5e5, "truncate": False,
+                             "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 64}},
+    ),
     "seed-oss": ("SeedOssConfig", {"head_dim": 32, "attention_bias": True, "attention_out_bias": True}),
 }  # fmt: skip
 
@@ -209,7 +227,7 @@ def test_a_caches_window_beside_the_models_own(
     assert torch.equal(read_in_pieces(model, ids, [100, 50]), found)
 
 
-@pytest.mark.parametrize("name", ["phi3", "gemma3", "olmo2", "stablelm"])
+@pytest.mark.parametrize("name", ["phi3", "gemma3", "olmo2", "stablelm", "qwen2-moe", "gpt-oss"])
 def test_packed_weights(name: str) -> None:
     from hasten.methods import WeightOnly
 

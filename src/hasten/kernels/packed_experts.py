@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hasten.kernels import gate
 from hasten.kernels.block_formats import BLOCK_FORMATS
-from hasten.kernels.packed_linear import columns_of, dequantize, in_four_bits, product_map
+from hasten.kernels.compiled import native
+from hasten.kernels.packed_linear import columns_of, dequantize, in_four_bits, native_matrix, product_map
 from hasten.workload.einsum import Op
 from hasten.workload.operators import Call, register
 from hasten.workload.routing import distinct_experts
@@ -123,6 +124,43 @@ def _input_gradient(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> t
 
 
 torch.library.register_autograd("hasten::packed_experts", _input_gradient, setup_context=_save_weight)
+
+
+def native_stack(
+    packed: Tensor,
+    scales: Tensor | None,
+    mins: Tensor | None,
+    bits: int,
+    group: int,
+    bias: Tensor | None = None,
+    codes_in: bool = False,
+) -> object:
+    """What the compiled kernels call a stack of matrices: the tensors must outlive it.
+
+    Each expert's matrix is contiguous; experts may stand further apart than one is long, as the gates do of weights
+    that hold gate and up (``gate_up[:, :inner]``). Nothing is copied.
+
+    Args:
+        packed, scales, mins: (experts, out, ...), as in the table above.
+        bits, group, codes_in: see `hasten.kernels.packed_linear.native_matrix`.
+        bias: (experts, out) fp32, or None.
+
+    Raises:
+        ValueError: parts that do not fit each other, or matrices that are not contiguous.
+    """
+    module = native()
+    assert module is not None
+    gate.sizes(
+        "native_stack", packed=(packed, "e n p"), scales=(scales, "e n g"), mins=(mins, "e n g"), bias=(bias, "e n")
+    )
+    if not len(packed):
+        raise ValueError("native_stack: there are no experts")
+    scale, low, added = (None if t is None else t[0] for t in (scales, mins, bias))
+    first = native_matrix(packed[0], scale, low, bits, group, added, codes_in)
+    if mins is not None and scales is not None and mins.stride(0) != scales.stride(0):
+        raise ValueError("native_stack: scales and mins stand at different distances")
+    steps = [0 if t is None else t.stride(0) for t in (scales, bias)]
+    return module.matrix_stack(first, len(packed), packed.stride(0) * packed.element_size(), *steps)
 
 
 def packed_experts(

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from hasten.models.language.smallthinker import Layer as Layer
     from hasten.models.language.smallthinker import SmallThinkerConfig as SmallThinkerConfig
     from hasten.models.language.smallthinker import SmallThinkerLM as SmallThinkerLM
+    from hasten.models.loading.expert_tensors import MxExperts as MxExperts
     from hasten.models.loading.ggml_types import FileType as FileType
     from hasten.models.loading.gguf import GGUFFile as GGUFFile
     from hasten.models.loading.gguf import Packed as Packed
@@ -69,6 +70,9 @@ if TYPE_CHECKING:
     from hasten.models.loading.weight_format import KeptTensor as KeptTensor
     from hasten.models.loading.weight_format import WeightFormat as WeightFormat
     from hasten.models.loading.weight_types import WeightTypes as WeightTypes
+    from hasten.models.mixture_form import ExpertStack as ExpertStack
+    from hasten.models.mixture_form import MixtureForm as MixtureForm
+    from hasten.models.mixture_form import RouterKind as RouterKind
     from hasten.models.parallel_blocks import ResidualRun as ResidualRun
     from hasten.models.parallel_blocks import parallelize as parallelize
     from hasten.models.parallel_blocks import residual_runs as residual_runs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,20 +11,26 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.models.decoder import Decoder, DecoderLayer, decoder_of
+from hasten.models.mixture_form import MixtureForm, mixture_of
 
 # Networks of transformers whose forward is what a `DecoderForm` says. What they have of it is read from their modules.
 FAMILIES = (
     "GemmaForCausalLM",
     "Gemma2ForCausalLM",
     "Gemma3ForCausalLM",
+    "GptOssForCausalLM",
     "GraniteForCausalLM",
     "LlamaForCausalLM",
     "MistralForCausalLM",
+    "MixtralForCausalLM",
     "Olmo2ForCausalLM",
     "Olmo3ForCausalLM",
+    "OlmoeForCausalLM",
     "Phi3ForCausalLM",
     "Qwen2ForCausalLM",
+    "Qwen2MoeForCausalLM",
     "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
     "SeedOssForCausalLM",
     "SmolLM3ForCausalLM",
     "StableLmForCausalLM",
@@ -32,6 +38,8 @@ FAMILIES = (
 # Gemma's classes add one to a norm's weight, and Gemma 2 alone caps scores: both stand in code, not in a module.
 _ADDS_ONE = ("GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm")
 _CAPS_SCORES = ("Gemma2ForCausalLM",)
+# gpt-oss makes each cosine once, for both halves of a head.
+_HALF_TABLES = ("GptOssRotaryEmbedding",)
 _ACTIVATIONS = {
     **dict.fromkeys(("SiLU", "SiLUActivation"), "silu"),
     **dict.fromkeys(("GELUActivation",), "gelu"),
@@ -107,7 +115,7 @@ class LayerForm:
 
     Args:
         query, key, value, output: its attention's projections.
-        feed_forward: what works on each token alone.
+        feed_forward: what works on each token alone: an MLP or experts.
         attention_norm, feed_forward_norm: what norms their inputs, or None.
         attention_after, feed_forward_after: what norms their results before they are added, or None.
         query_norm, key_norm: of each head's channels, or of all heads' together; None without.
@@ -122,7 +130,7 @@ class LayerForm:
     key: WeightRows
     value: WeightRows
     output: WeightRows
-    feed_forward: GatedFeedForward
+    feed_forward: GatedFeedForward | MixtureForm
     attention_norm: RowNorm | None
     feed_forward_norm: RowNorm | None
     attention_after: RowNorm | None = None
@@ -137,8 +145,10 @@ class LayerForm:
 
     @property
     def weights(self) -> tuple[WeightRows, ...]:
-        """Every matrix that it multiplies by."""
-        return self.query, self.key, self.value, self.output, *self.feed_forward.weights
+        """Every matrix that it multiplies by, but for its experts' and what chooses among them."""
+        own = self.query, self.key, self.value, self.output
+        mlp = self.feed_forward.beside if isinstance(self.feed_forward, MixtureForm) else self.feed_forward
+        return own if mlp is None else (*own, *mlp.weights)
 
 
 @dataclass(frozen=True)
@@ -160,6 +170,8 @@ class RotaryForm:
         with torch.inference_mode():
             kinds = () if self.kind is None else (self.kind,)
             cosines, sines = self.module(torch.empty(1, dtype=torch.float32), torch.arange(positions)[None], *kinds)
+        if type(self.module).__name__ in _HALF_TABLES:
+            cosines, sines = (torch.cat((half, half), -1) for half in (cosines, sines))
         return cosines[0].contiguous(), sines[0].contiguous()
 
 
@@ -172,7 +184,7 @@ class DecoderForm:
         embedding, head: its ends' modules.
         norm: before the head.
         heads, kv_heads, head_dim: of attention.
-        hidden, intermediate: widths of a token's state and within a feed-forward.
+        hidden, intermediate: widths of a token's state, and within the MLP of layers without experts; 0 where all have.
         scaling: that queries are multiplied by.
         rotaries: kinds of rotary positions, by number.
         embedding_scale: that embedded tokens are multiplied by.
@@ -285,11 +297,15 @@ def form_of(network: Any) -> DecoderForm:
     norm = _norm(decoder.norm)
     if norm is None:
         raise HastenError("it has no norm before its head")
+    if getattr(config, "clip_qkv", None) is not None:
+        raise HastenError("its queries, keys and values are clipped")
+    forms = tuple(
+        _layer(layer, heads, kv_heads, head_dim, window, rotary)
+        for layer, window, rotary in zip(layers, windows, turned, strict=True)
+    )
+    mixed = all(isinstance(form.feed_forward, MixtureForm) for form in forms)
     return DecoderForm(
-        layers=tuple(
-            _layer(layer, heads, kv_heads, head_dim, window, rotary)
-            for layer, window, rotary in zip(layers, windows, turned, strict=True)
-        ),
+        layers=forms,
         embedding=decoder.embedding,
         head=decoder.head,
         norm=norm,
@@ -297,7 +313,7 @@ def form_of(network: Any) -> DecoderForm:
         kv_heads=kv_heads,
         head_dim=head_dim,
         hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
+        intermediate=0 if mixed else config.intermediate_size,
         scaling=_one("scaling of queries", [float(a.scaling) for a in attention]),
         rotaries=rotaries,
         embedding_scale=_embedding_scale(decoder.embedding) * float(getattr(config, "embedding_multiplier", 1.0)),
@@ -393,6 +409,7 @@ def _layer(
         norm_together=query_norm is not None and len(query_norm.modules) == 1 and query_norm.width > head_dim,
         window=window,
         rotary=rotary,
+        sinks=getattr(attention, "sinks", None),
         parallel=bool(getattr(layer.module, "use_parallel_residual", False)),
     )
 
@@ -404,7 +421,14 @@ def _needed(module: Any, name: str) -> Any:
     return found
 
 
-def _feed_forward(module: Any) -> GatedFeedForward:
+def _feed_forward(module: Any) -> GatedFeedForward | MixtureForm:
+    mixture = mixture_of(module)
+    if mixture is None:
+        return _gated(module)
+    return mixture if mixture.beside is None else replace(mixture, beside=_gated(mixture.beside))
+
+
+def _gated(module: Any) -> GatedFeedForward:
     made = _child(module, "act_fn", "activation_fn")
     activation = _ACTIVATIONS.get(type(made).__name__)
     if activation is None:

@@ -195,8 +195,8 @@ class PackedGatedExperts(PackedBlock):
         device = parts.device
         packed = packed.to_empty(device=device)
         if device.type != "meta":
-            packed._stack("gate_up_proj").pack([torch.cat(parts.gate_up(e)) for e in range(parts.experts)])
-            packed._stack("down_proj").pack([parts.down(e) for e in range(parts.experts)])
+            packed.stack("gate_up_proj").pack([torch.cat(parts.gate_up(e)) for e in range(parts.experts)])
+            packed.stack("down_proj").pack([parts.down(e) for e in range(parts.experts)])
         if parts.biases is not None:
             for stack, bias in zip(packed.stacks().values(), parts.biases):
                 stack.bias = nn.Parameter(bias.detach().float().contiguous(), requires_grad=False)
@@ -216,15 +216,16 @@ class PackedGatedExperts(PackedBlock):
     def stacks(self) -> dict[str, PackedMatrices]:
         """The stacks of weights by name, in order."""
         names = ("gate_up_proj", "down_proj") if self.fused else ("gate_proj", "up_proj", "down_proj")
-        return {name: self._stack(name) for name in names}
+        return {name: self.stack(name) for name in names}
 
-    def _stack(self, name: str) -> PackedMatrices:
+    def stack(self, name: str) -> PackedMatrices:
+        """One of its stacks of weights, by name."""
         stack = self._modules[name]
         assert isinstance(stack, PackedMatrices)
         return stack
 
     def _product(self, name: str, rows: Tensor, sorted_ids: Tensor, ends: Tensor) -> Tensor:
-        stack = self._stack(name)
+        stack = self.stack(name)
         # Not as a module's call: the product is the experts', as it is where they are not packed.
         y = kernel.packed_experts(
             rows, stack.packed, stack.scales, stack.mins, ends, stack.bits, stack.group, self.bf16, self.int8

@@ -30,12 +30,13 @@ def _attention(
     mask: Tensor | None,
     scaling: float,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if mask is not None:
         raise HastenError(_NO_MASK)
     layer = _ACTIVE.get().layers[module.layer_idx]
-    return layer.attend(query, key, value, scaling, softcap).transpose(1, 2).contiguous(), None
+    return layer.attend(query, key, value, scaling, cap=softcap, sinks=s_aux).transpose(1, 2).contiguous(), None
 
 
 def no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:

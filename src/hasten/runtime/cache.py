@@ -141,25 +141,37 @@ class CacheLayer(CacheLayerMixin):
             part = keys[:, :, known * kernel.BLOCK : whole * kernel.BLOCK].float()
             self.tensors["pooled"][:, :, known:whole] = part.unflatten(2, (whole - known, kernel.BLOCK)).mean(3)
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float, cap: float | None = None) -> Tensor:
+    def attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        *,
+        cap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         """Attention of the newest tokens (batch, heads, new, d) to what `update` returned, by this layer's rule.
 
         Args:
             query, keys, values: keys and values are (batch, kv heads, seen, d).
             scaling: of scores.
-            cap: scores are bent to stay between minus this and this (Gemma 2); None: they are not.
+            cap, sinks: what the model does with its scores, see `hasten.runtime.policies.attending.attend`.
 
         Raises:
-            HastenError: a cap, and a rule that knows none.
+            HastenError: the rule is one that knows nothing of ``cap`` or ``sinks``.
         """
+        also: dict[str, Any] = {"cap": cap, "sinks": sinks}
         new, start, policy = query.shape[2], self._start, self.spec.policy
-        if cap is not None and (policy is not None or self.spec.capped):
-            raise HastenError("this cache's rule knows no cap on scores: use a window or a format alone")
+        if policy is not None or self.spec.capped:
+            for given, what in ((cap, "cap on scores"), (sinks, "attention sinks of the model's own")):
+                if given is not None:
+                    raise HastenError(f"this cache's rule knows no {what}: use a window or a format alone")
         length = start + new
         self.seen_length = length
-        sinks, low = kernel.visible(length, new, self.spec.window, self.spec.sinks) if start else (0, 0)
+        first, low = kernel.visible(length, new, self.spec.window, self.spec.sinks) if start else (0, 0)
         every = torch.arange(length, device=query.device)
-        columns = torch.cat((every[:sinks], every[low:]))
+        columns = torch.cat((every[:first], every[low:]))
         rows = every[start:, None]
         mask = columns <= rows
         if self.spec.window is not None:
@@ -170,7 +182,7 @@ class CacheLayer(CacheLayerMixin):
         if self.spec.capped:
             return self._capped(query, keys, values, scaling, rows, columns, mask)
         if policy is None:
-            return attend(query, keys, values, scaling, None if new == 1 and own is None else mask, cap)
+            return attend(query, keys, values, scaling, None if new == 1 and own is None else mask, **also)
         if new > self._cache.most_new or not start or not self._cache.decoding:
             policy.prompt(self, query, keys, scaling, start)
             return attend(query, keys, values, scaling, mask)

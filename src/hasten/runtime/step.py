@@ -12,9 +12,12 @@ from hasten.errors import HastenError
 from hasten.kernels import gate
 from hasten.kernels.compiled import ACTIVATIONS, FORMATS, MOST_TREE_ROWS, native
 from hasten.kernels.kv_cache import BLOCK
+from hasten.kernels.packed_experts import native_stack
 from hasten.kernels.packed_linear import GROUP, native_matrix
 from hasten.models.decoder_form import DecoderForm, LayerForm, RowNorm, WeightRows, form_of
+from hasten.models.mixture_form import ExpertStack, MixtureForm
 from hasten.nn.packed import PackedEmbedding, PackedLinear
+from hasten.nn.packed_experts import PackedGatedExperts
 from hasten.runtime.cache import KVCache
 from hasten.runtime.paged_cache import PagedCache
 from hasten.runtime.policies import BlockTopKPolicy
@@ -32,6 +35,38 @@ def why_not(network: Any) -> str | None:
         reason = _why_not_weight(rows.module if isinstance(rows, WeightRows) else rows)
         if reason:
             return reason
+    mixtures = (layer.feed_forward for layer in form.layers)
+    return next((r for m in mixtures if isinstance(m, MixtureForm) and (r := _why_not_mixture(m, form.hidden))), None)
+
+
+# As configurations of experts name them.
+_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+def _why_not_mixture(mixture: MixtureForm, hidden: int) -> str | None:
+    if mixture.activation not in _ACTIVATIONS and mixture.clamped is None:
+        return f"its experts' activation is {mixture.activation}"
+    experts, routers = mixture.experts, [mixture.router.weight]
+    if mixture.beside_router is not None and (reason := _why_not_weight(mixture.beside_router)):
+        return reason
+    if isinstance(experts, PackedGatedExperts):
+        for stack in experts.stacks().values():
+            if stack.bits not in FORMATS.values():
+                return f"its experts are in {stack.format}"
+        weights = [stack.packed for stack in experts.stacks().values()]
+    else:
+        weights = [experts.gate_up_proj, experts.down_proj]
+        routers += weights
+    for weight in routers:
+        if weight.dtype not in (torch.float32, torch.bfloat16):
+            return f"a weight is {str(weight.dtype).removeprefix('torch.')}"
+    for weight in (*routers, *weights):
+        if weight.device.type != "cpu":
+            return f"the model is on {weight.device.type}"
+        if not weight.is_contiguous():
+            return "a weight of its experts is not contiguous"
+    if hidden % GROUP or mixture.inner % GROUP:
+        return f"its experts' widths are no multiples of {GROUP}"
     return None
 
 
@@ -117,15 +152,41 @@ class CompiledStep:
         made.norm_together = layer.norm_together
         for name in ("query", "key", "value", "output"):
             setattr(made, name, self._rows(getattr(layer, name)))
-        for name in ("gate", "up", "down"):
-            setattr(made, name, self._rows(getattr(layer.feed_forward, name)))
-        made.activation = ACTIVATIONS[layer.feed_forward.activation]
+        mlp = layer.feed_forward
+        if isinstance(mlp, MixtureForm):
+            made.mixture = self._mixture(mlp)
+            # A clamped gate takes the place of the activation.
+            made.activation = ACTIVATIONS[_ACTIVATIONS.get(mlp.activation, "silu")]
+            mlp = mlp.beside
+        if mlp is not None:
+            for name in ("gate", "up", "down"):
+                setattr(made, name, self._rows(getattr(mlp, name)))
+            made.activation = ACTIVATIONS[mlp.activation]
         if layer.sinks is not None:
             made.sinks = self._vector(layer.sinks, form.heads)
         made.window = layer.window or 0
         made.rotary = -1 if layer.rotary is None else layer.rotary
         made.parallel = layer.parallel
         return made
+
+    def _mixture(self, form: MixtureForm) -> object:
+        made = self._native.Mixture()
+        made.router = self._plain(form.router)
+        for name, stack in zip(("gate", "up", "down"), form.stacks(), strict=True):
+            setattr(made, name, self._stack(stack))
+        made.top = form.top
+        made.softmax_first, made.normed = form.kind.softmax_first, bool(form.kind.normed)
+        if form.clamped is not None:
+            made.alpha, made.limit = form.clamped
+        if form.beside_router is not None:
+            made.beside = self._matrix(form.beside_router)
+        return made
+
+    def _stack(self, stack: ExpertStack) -> object:
+        self._kept.append(stack)
+        return native_stack(
+            stack.packed, stack.scales, stack.mins, stack.bits, stack.group, stack.bias, codes_in=stack.int8
+        )
 
     def _keep(self, tensor: Tensor) -> Tensor:
         self._kept.append(tensor)
@@ -146,18 +207,24 @@ class CompiledStep:
 
     def _matrix(self, module: nn.Module, rows: slice = slice(None)) -> object:
         """Some rows of a layer's weight: whole rows lie one after another in every format."""
-        bias = getattr(module, "bias", None)
-        bias = None if bias is None else self._keep(bias.detach().float().contiguous()[rows])
         if isinstance(module, PackedLinear | PackedEmbedding):
+            bias = getattr(module, "bias", None)
+            bias = None if bias is None else self._keep(bias.detach().float().contiguous()[rows])
             packed = self._keep(module.packed[rows])
             scales, mins = (None if t is None else self._keep(t[rows]) for t in (module.scales, module.mins))
             codes = getattr(module, "int8", False)
             return native_matrix(packed, scales, mins, module.bits, module.group, bias, codes)
         assert isinstance(module, nn.Linear | nn.Embedding)
+        return self._plain(module, rows)
+
+    def _plain(self, module: nn.Module, rows: slice = slice(None)) -> object:
+        """Some rows of a weight in fp32 or bf16, whatever the module is that has it."""
+        assert isinstance(module.weight, Tensor)
+        bias = getattr(module, "bias", None)
+        bias = None if bias is None else self._keep(bias.detach().float().contiguous()[rows])
         weight = self._keep(module.weight.detach()[rows])
-        return native_matrix(
-            weight, None, None, FORMATS["fp32" if weight.dtype is torch.float32 else "bf16"], GROUP, bias
-        )
+        bits = FORMATS["fp32" if weight.dtype is torch.float32 else "bf16"]
+        return native_matrix(weight, None, None, bits, GROUP, bias)
 
     def _set_cache(self, cache: KVCache | PagedCache) -> None:
         names = (

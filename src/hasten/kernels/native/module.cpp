@@ -209,9 +209,11 @@ class Decoder {
  public:
   Decoder(int64_t hidden, int64_t intermediate, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t vocabulary,
           int64_t positions, float scaling) {
-    for (const int64_t size : {hidden, intermediate, heads, kv_heads, head_dim, vocabulary, positions})
+    for (const int64_t size : {hidden, heads, kv_heads, head_dim, vocabulary, positions})
       if (size < 1 || size > INT32_MAX) throw std::invalid_argument("sizes that no decoder has");
-    if (heads % kv_heads) throw std::invalid_argument("sizes that no decoder has");
+    // No layer without experts has no MLP.
+    if (intermediate < 0 || intermediate > INT32_MAX || heads % kv_heads)
+      throw std::invalid_argument("sizes that no decoder has");
     model_.hidden = hidden;
     model_.intermediate = intermediate;
     model_.heads = heads;
@@ -247,10 +249,33 @@ class Decoder {
   void add_layer(const Layer& l) {
     const int64_t q = model_.heads * model_.head_dim, kv = model_.kv_heads * model_.head_dim;
     const auto is = [](const Matrix& m, int64_t out, int64_t in) { return m.codes && m.out == out && m.in == in; };
+    const auto all = [&](const MatrixStack& stack, int64_t out, int64_t in) {
+      return is(stack.first, out, in) && stack.count == l.mixture.experts() && stack.codes_step >= 0 &&
+             stack.scales_step >= 0 && stack.bias_step >= 0;
+    };
+    const int64_t inner = l.mixture ? l.gate.out : model_.intermediate;
     if (!is(l.query, q, model_.hidden) || !is(l.key, kv, model_.hidden) || !is(l.value, kv, model_.hidden) ||
-        !is(l.output, model_.hidden, q) || !is(l.gate, model_.intermediate, model_.hidden) ||
-        !is(l.up, model_.intermediate, model_.hidden) || !is(l.down, model_.hidden, model_.intermediate))
+        !is(l.output, model_.hidden, q))
       throw std::invalid_argument("a layer's weight is missing or of another size");
+    if ((!l.mixture || l.gate.codes) && (!is(l.gate, inner, model_.hidden) || !is(l.up, inner, model_.hidden) ||
+                                         !is(l.down, model_.hidden, inner) || inner % kGroup))
+      throw std::invalid_argument("a layer's weight is missing or of another size");
+    if (l.mixture) {
+      const Mixture& x = l.mixture;
+      if (x.router.in != model_.hidden || x.experts() < 1 || x.experts() > kMostExperts || x.top < 1 || x.top > x.experts())
+        throw std::invalid_argument("a router of another size, or of more experts than there are");
+      if (x.inner() < 1 || x.inner() % kGroup || !all(x.gate, x.inner(), model_.hidden) ||
+          !all(x.up, x.inner(), model_.hidden) || !all(x.down, model_.hidden, x.inner()))
+        throw std::invalid_argument("experts whose weights are missing or of another size");
+      if (x.beside.codes ? !is(x.beside, 1, model_.hidden) || !l.gate.codes : l.gate.codes != nullptr)
+        throw std::invalid_argument("an MLP beside experts goes with what weighs it");
+      for (const Layer& other : model_.layers) {
+        if (!other.mixture) continue;
+        if (other.mixture.inner() != x.inner() || other.gate.out != l.gate.out)
+          throw std::invalid_argument("layers whose experts are of different sizes");
+      }
+      if (l.gate.codes) model_.beside = l.gate.out;
+    }
     if (l.rotary >= int64_t(model_.rotaries.size())) throw std::invalid_argument("a layer names rotary positions that are not there");
     if (l.window < 0) throw std::invalid_argument("a window of fewer than no tokens");
     model_.layers.push_back(l);
@@ -428,8 +453,8 @@ class Decoder {
                               m.kv_heads * m.head_dim,
                               m.kv_heads * m.head_dim,
                               m.heads * m.head_dim,
-                              m.intermediate,
-                              m.intermediate,
+                              std::max(m.intermediate, m.beside),
+                              std::max(m.intermediate, m.beside),
                               m.kv_heads * chosen_stride,
                               parallel ? m.hidden : 0,
                               m.heads * chunks * (m.head_dim + 16)};
@@ -437,6 +462,8 @@ class Decoder {
     const int64_t tile_stride = in.tiles.empty() ? 0 : chosen->tile_floats(m.head_dim);
     int64_t floats = (scores_stride + tile_stride) * threads;
     for (int i = 0; i < 11; ++i) floats += room(i);
+    Routes routes;
+    floats += lay_out(routes, rows, threads, nullptr);
     if (floats > capacity_) {
       buffer_.reset(static_cast<float*>(std::aligned_alloc(64, size_t(floats) * sizeof(float))));
       if (!buffer_) throw std::bad_alloc();
@@ -464,6 +491,8 @@ class Decoder {
     s.scores = next;
     s.tile = next + scores_stride * threads;
     s.tile_stride = tile_stride;
+    lay_out(routes, rows, threads, s.tile + tile_stride * threads);
+    s.routes = routes;
     if (taken_.size() != m.layers.size()) taken_ = std::vector<std::atomic<int>>(m.layers.size());
     for (std::atomic<int>& one : taken_) one.store(0, std::memory_order_relaxed);
     s.taken = taken_.data();
@@ -476,12 +505,55 @@ class Decoder {
     return s;
   }
 
+  // Floats that what is known of a mixture's rows needs; `next`, if not null, is where it stands.
+  int64_t lay_out(Routes& r, int64_t rows, int threads, float* next) {
+    int64_t experts = 0, top = 0, inner = 0;
+    bool codes = false;
+    for (const Layer& l : model_.layers) {
+      if (!l.mixture) continue;
+      experts = std::max(experts, l.mixture.experts());
+      top = std::max(top, l.mixture.top);
+      inner = l.mixture.inner();
+      for (const MatrixStack* stack : {&l.mixture.gate, &l.mixture.up, &l.mixture.down})
+        codes = codes || stack->first.takes_codes();
+    }
+    if (!experts) return 0;
+    const int64_t pairs = rows * top;
+    int64_t used = 0;
+    const auto take = [&](int64_t count) {
+      float* at = next ? next + used : nullptr;
+      used += round_up(count);
+      return at;
+    };
+    const auto take_ints = [&](int64_t count) { return reinterpret_cast<int32_t*>(take(count)); };
+    r.logits = take(rows * experts);
+    r.beside = take(rows);
+    r.weights = take(pairs);
+    r.chosen = take_ints(pairs);
+    r.place = take_ints(pairs);
+    r.row = take_ints(pairs);
+    r.used = take_ints(experts);
+    r.begin = take_ints(experts + 1);
+    r.count = take_ints(experts + 1);
+    r.ranked = reinterpret_cast<Ranked*>(take(2 * experts * threads));
+    r.rows = take(pairs * model_.hidden);
+    r.inner = take(pairs * inner);
+    r.up = take(pairs * inner);
+    if (next && codes) {
+      r.row_codes = row_codes_.reserve(pairs, model_.hidden);
+      r.inner_codes = pair_codes_.reserve(pairs, inner);
+    }
+    if (next && model_.beside) r.beside_codes = beside_codes_.reserve(rows, model_.beside);
+    return used;
+  }
+
   static int64_t round_up(int64_t n) { return (n + 15) / 16 * 16; }
 
   Model model_;
   Cache cache_;
   std::unique_ptr<float, Free> buffer_;
   CodesBuffer hidden_codes_, attended_codes_, inner_codes_;
+  CodesBuffer row_codes_, pair_codes_, beside_codes_;  // of mixtures
   std::vector<std::atomic<int>> taken_;
   int64_t capacity_ = 0;
 };
@@ -553,6 +625,22 @@ NB_MODULE(_native, m) {
   m.def("use_isa", &use_isa, "Use another of isas(): for tests and comparisons.");
   nb::class_<Norm>(m, "Norm").def(nb::init<>());
   m.def("norm", &make_norm, nb::arg("weight"), nb::arg("bias"), nb::arg("epsilon"), nb::arg("centred"));
+  nb::class_<MatrixStack>(m, "MatrixStack");
+  m.def("matrix_stack", [](const Matrix& first, int64_t count, int64_t codes_step, int64_t scales_step, int64_t bias_step) {
+    return MatrixStack{first, count, codes_step, scales_step, bias_step};
+  }, "Matrices of one kind, one for each expert: the first one, and by how much the next stands behind it.");
+  nb::class_<Mixture>(m, "Mixture", "A layer's experts, see types.hpp.")
+      .def(nb::init<>())
+      .def_rw("router", &Mixture::router)
+      .def_rw("gate", &Mixture::gate)
+      .def_rw("up", &Mixture::up)
+      .def_rw("down", &Mixture::down)
+      .def_rw("top", &Mixture::top)
+      .def_rw("softmax_first", &Mixture::softmax_first)
+      .def_rw("normed", &Mixture::normed)
+      .def_rw("alpha", &Mixture::alpha)
+      .def_rw("limit", &Mixture::limit)
+      .def_rw("beside", &Mixture::beside);
   nb::class_<Layer>(m, "Layer", "A layer's parts, see types.hpp: what is not set is not there.")
       .def(nb::init<>())
       .def_rw("attention_norm", &Layer::attention_norm)
@@ -569,6 +657,7 @@ NB_MODULE(_native, m) {
       .def_rw("gate", &Layer::gate)
       .def_rw("up", &Layer::up)
       .def_rw("down", &Layer::down)
+      .def_rw("mixture", &Layer::mixture)
       .def_prop_rw(
           "sinks", [](const Layer& l) { return reinterpret_cast<uintptr_t>(l.sinks); },
           [](Layer& l, uintptr_t sinks) { l.sinks = pointer<const float>(sinks); })

@@ -8,6 +8,7 @@
 #include "attention.hpp"
 #include "barrier.hpp"
 #include "integer_linear.hpp"
+#include "mixture.hpp"
 #include "prompt_attention.hpp"
 
 namespace hasten {
@@ -284,19 +285,27 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
 
     if (!layer.parallel) norm(layer.feed_forward_norm, nullptr, rows, layer.gate);
 
-    share(m.intermediate, kGroup, rank, threads, begin, end);
-    multiply_either(layer.gate, s.normed, m.hidden, s.hidden_codes, rows, s.inner, m.intermediate, begin, end);
-    multiply_either(layer.up, s.normed, m.hidden, s.hidden_codes, rows, s.up, m.intermediate, begin, end);
-    for (int t = 0; t < rows; ++t) {
-      float* gate = s.inner + t * m.intermediate;
-      activate(layer.activation, gate + begin, s.up + t * m.intermediate + begin, end - begin);
-      if (layer.down.takes_codes())
-        for (int64_t g = begin / kGroup; g < end / kGroup; ++g) encode_group(gate, s.inner_codes, t, g);
+    const auto gated = [&](float* gate, const float* up, int64_t n) HASTEN_LAMBDA { activate(layer.activation, gate, up, n); };
+    const int64_t inner = layer.gate.out;
+    const Codes& inner_codes = layer.mixture ? s.routes.beside_codes : s.inner_codes;
+    if (layer.gate.codes) {
+      share(inner, kGroup, rank, threads, begin, end);
+      multiply_either(layer.gate, s.normed, m.hidden, s.hidden_codes, rows, s.inner, inner, begin, end);
+      multiply_either(layer.up, s.normed, m.hidden, s.hidden_codes, rows, s.up, inner, begin, end);
+      for (int t = 0; t < rows; ++t) {
+        float* gate = s.inner + t * inner;
+        gated(gate + begin, s.up + t * inner + begin, end - begin);
+        if (layer.down.takes_codes())
+          for (int64_t g = begin / kGroup; g < end / kGroup; ++g) encode_group(gate, inner_codes, t, g);
+      }
     }
+    if (layer.mixture) mix_up(layer.mixture, m.hidden, rows, s, rank, threads, barrier, gated);
     barrier.wait();
 
     share(m.hidden, 8, rank, threads, begin, end);
-    multiply_either(layer.down, s.inner, m.intermediate, s.inner_codes, rows, added, m.hidden, begin, end);
+    if (layer.gate.codes)
+      multiply_either(layer.down, s.inner, inner, inner_codes, rows, added, m.hidden, begin, end);
+    if (layer.mixture) mix_down(layer.mixture, m.hidden, rows, s, added, begin, end);
     join(layer.feed_forward_after, added);
   }
 

@@ -16,6 +16,7 @@ constexpr int64_t kMostTreeRows = 65;  // of one sequence in a step: bits of a m
 constexpr int kTileQueries = 96;  // of one kv head, whose rows share each read of keys and values
 constexpr int kTileRows = 32;  // at most, of one sequence
 constexpr int kFewRows = 16;  // of one sequence one after another: fewer are attended from one by one
+constexpr int64_t kMostExperts = 1 << 16;  // of a layer
 constexpr int64_t kMostTreeChannels = 256;  // of a head, where rows of a step form a tree
 
 // Formats of weights; those above 100 are ggml's, in blocks (block_formats.hpp), by its numbers and 100.
@@ -49,6 +50,16 @@ struct Codes {
   int64_t width = 0;             // codes of a row, padding included
 
   static int64_t padded(int64_t in) { return (in + 511) / 512 * 512; }
+  // The same rows from `row` on.
+  Codes from(int64_t row) const {
+    const int64_t groups = width / kGroup;
+    Codes c = *this;
+    c.codes += row * width;
+    c.scales += row * groups;
+    c.sums += row * 3 * groups;
+    c.offsets += row * 3 * groups;
+    return c;
+  }
 };
 
 // What divides a row by its root mean square, or by its standard deviation about its mean. Without weights: nothing.
@@ -62,14 +73,75 @@ struct Norm {
 
 enum Activation : int { kSilu = 0, kGelu = 1, kGeluTanh = 2 };
 
-// One decoder layer: attention, then a gated MLP, each with a norm before it, one after it, or both.
+// Matrices of one kind, one of each of a layer's experts: each stands as far behind the one before it.
+struct MatrixStack {
+  Matrix first;
+  int64_t count = 0, codes_step = 0;     // matrices; bytes
+  int64_t scales_step = 0, bias_step = 0;  // numbers, of scales and mins alike
+
+  Matrix of(int64_t expert) const {
+    Matrix m = first;
+    m.codes = static_cast<const char*>(m.codes) + expert * codes_step;
+    if (m.scales) m.scales += expert * scales_step;
+    if (m.mins) m.mins += expert * scales_step;
+    if (m.bias) m.bias += expert * bias_step;
+    return m;
+  }
+};
+
+// A mixture of experts, of which a token goes to the `top` that the router's logits are largest for.
+struct Mixture {
+  Matrix router;  // (experts, hidden)
+  MatrixStack gate, up, down;
+  int64_t top = 0;
+  bool softmax_first = true;  // weights are of a softmax over all experts, not over the chosen ones
+  bool normed = true;         // and then divided by their sum
+  // Where limit > 0 experts are (up + 1) gate sigmoid(alpha gate), the gate at most `limit`, up within it both ways.
+  float alpha = 1, limit = 0;
+  Matrix beside;  // (1, hidden), or none: its sigmoid weighs the layer's plain MLP, which joins the experts
+
+  explicit operator bool() const { return router.codes != nullptr; }
+  int64_t experts() const { return router.out; }
+  int64_t inner() const { return gate.first.out; }
+};
+
+// An expert and how much it is wanted.
+struct Ranked {
+  float score;
+  int32_t expert;
+};
+
+// Where a step keeps what it knows of a mixture's rows: `pairs` are rows times `top`, sorted by expert.
+struct Routes {
+  float *logits = nullptr, *beside = nullptr;   // (rows, experts); (rows)
+  float* weights = nullptr;                     // (rows, top)
+  int32_t *chosen = nullptr, *place = nullptr;  // (rows, top) both: experts, and where the pair stands
+  int32_t* row = nullptr;                       // (pairs)
+  // Of experts that some row goes to, rising: which, and where their pairs begin; the end of the last one's too.
+  int32_t *used = nullptr, *begin = nullptr;  // (experts), (experts + 1)
+  int32_t* count = nullptr;                   // (1 + experts): how many are used, and room to count
+  Ranked* ranked = nullptr;                   // per thread (experts)
+  float* rows = nullptr;                      // (pairs, hidden): what experts read, then what they make
+  float *inner = nullptr, *up = nullptr;      // (pairs, inner)
+  Codes row_codes, inner_codes;
+  Codes beside_codes;  // within the MLP beside the experts
+};
+
+// The `top` experts of one row and their weights, ties falling as in torch's topk. `room`: one for each expert.
+void choose_experts(const Mixture& m, const float* logits, Ranked* room, int32_t* chosen, float* weights);
+// Sorts the pairs of `rows` rows by expert.
+void sort_by_expert(const Mixture& m, int64_t rows, const Routes& r);
+
+// One decoder layer: attention, then a gated MLP or experts, each with a norm before it, one after it, or both.
 struct Layer {
   Norm attention_norm, attention_after, feed_forward_norm, feed_forward_after;
   // Of queries and keys, with weights for every channel of every head. Each head is normed by itself, or with
   // `norm_together` all of a token's as one.
   Norm query_norm, key_norm;
   bool norm_together = false;
-  Matrix query, key, value, output, gate, up, down;
+  Matrix query, key, value, output;
+  Matrix gate, up, down;  // none, where there are experts and nothing beside them
+  Mixture mixture;        // none without a router
   const float* sinks = nullptr;  // of each head a score that takes its share and has no value, or null
   int64_t window = 0;            // newest tokens that a token attends to, itself included; 0: all
   int rotary = 0;                // which of the model's tables; negative: no rotary positions
@@ -124,6 +196,7 @@ struct Model {
   Matrix embedding, head;
   std::vector<Rotary> rotaries;
   int64_t positions = 0;
+  int64_t beside = 0;  // channels within the MLPs beside experts
   std::vector<Layer> layers;
 };
 
@@ -140,6 +213,7 @@ struct Scratch {
   float* scores = nullptr;    // per thread, where blocks are chosen
   int64_t chunks = 0, chosen_stride = 0, scores_stride = 0;
   Codes hidden_codes, attended_codes, inner_codes;
+  Routes routes;
 };
 
 // `count` rows of one sequence from `row` on, at positions one after another from `pos` on. They belong to a run of such

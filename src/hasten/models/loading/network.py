@@ -53,10 +53,11 @@ def load_packed(
 
     Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4, F16, BF16 and F32 matrices keep their codes; a
     matrix in another format is packed to 8 bits. At no time is more in memory than what the file holds and one matrix.
-    Of folders those with int4 weights of GPTQ, AWQ or compressed-tensors come so, the rest of them in fp32.
+    Of folders those with int4 weights of GPTQ, AWQ or compressed-tensors, or with MXFP4 experts (gpt-oss), come so, the
+    rest of them in fp32.
 
     Args:
-        source: a ``.gguf`` file, the name of an asset that is one, or a folder with int4 weights.
+        source: a ``.gguf`` file, the name of an asset that is one, or a folder with int4 weights or MXFP4 experts.
         bf16, int8: how many and few rows are multiplied, see `hasten.nn.PackedLinear`.
         progress: told what is happening.
 

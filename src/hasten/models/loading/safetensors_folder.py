@@ -15,6 +15,7 @@ from hasten.dtypes import nbytes
 from hasten.errors import HastenError
 from hasten.models.loading.assemble import assemble, fill_network
 from hasten.models.loading.config import FAMILIES, build, config_of, json_object, quiet
+from hasten.models.loading.expert_tensors import fill_experts, packs_mxfp4, stack_experts, take_mxfp4
 from hasten.models.loading.int4_folder import take_int4
 from hasten.models.loading.loaded import Loaded, check_descriptions, fingerprint
 from hasten.nn.packed import PackedLinear
@@ -32,15 +33,19 @@ def from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loa
     config, said = _described(folder)
     shards = _shards(folder)
     weights = _read(shards, quantized=bool(said))
-    if said:
+    if packs_mxfp4(said):
+        # The class holds them in columns.
+        weights |= {key: w.dequantize().transpose(1, 2).contiguous() for key, w in take_mxfp4(weights, folder).items()}
+    elif said:
         weights |= {key: weight.dequantize() for key, weight in take_int4(said, weights, folder).items()}
+    stack_experts(weights, folder)
     network = assemble(config, {key: weight.to(dtype) for key, weight in weights.items()}, folder)
     _set_generation(network, folder)
     return Loaded(network, name, source, fingerprint([folder / CONFIG, *shards]), _folder=folder)
 
 
 def from_folder_packed(folder: Path, name: str, source: str, bf16: bool) -> Loaded:
-    """A folder's network with its int4 weights as they are, and the rest in fp32.
+    """A folder's network with its int4 weights, or its MXFP4 experts, as they are, and the rest in fp32.
 
     Raises:
         HastenError: the folder's weights are not quantized, or not as hasten reads them.
@@ -50,9 +55,11 @@ def from_folder_packed(folder: Path, name: str, source: str, bf16: bool) -> Load
     config, said = _described(folder)
     shards = _shards(folder)
     weights = _read(shards, quantized=True)
-    found = take_int4(said, weights, folder)
     network = build(config)
-    for key, weight in found.items():
+    if packs_mxfp4(said):
+        fill_experts(network, weights, folder)
+        said = {}
+    for key, weight in (take_int4(said, weights, folder) if said else {}).items():
         owner, _, child = key.removesuffix(".weight").rpartition(".")
         old = dict(network.named_modules()).get(key.removesuffix(".weight"))
         if not isinstance(old, torch.nn.Linear) or tuple(old.weight.shape) != tuple(weight.codes.shape):
@@ -98,7 +105,7 @@ def _read(shards: dict[Path, set[str] | None], quantized: bool) -> dict[str, Ten
                 for key in held:
                     tensor = file.get_tensor(key)
                     plain = tensor.is_floating_point() and tensor.element_size() > 1
-                    if not plain and not (quantized and tensor.dtype in (torch.int32, torch.int64)):
+                    if not plain and not (quantized and tensor.dtype in (torch.int32, torch.int64, torch.uint8)):
                         raise HastenError(
                             f"{shard}: {key[:60]!r} is {tensor.dtype}: give a folder with unquantized weights"
                         )

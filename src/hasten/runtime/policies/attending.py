@@ -12,24 +12,31 @@ def attend(
     values: Tensor,
     scaling: float,
     mask: Tensor | None = None,
+    *,
     cap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention of (batch, heads, new, d) queries to (batch, kv heads, n, d) keys.
 
-    The mask (..., new, n) is True for what is seen, or a float that is added to the logits. With ``cap`` a score s
-    becomes ``cap * tanh(s / cap)``, and the mask is of truth values.
+    Args:
+        mask: (..., new, n), True for what is seen, or a float that is added to the logits; None: a single row sees all.
+        cap: logits x become ``cap * tanh(x / cap)`` (Gemma 2), or None.
+        sinks: of each head (heads) a further logit, which takes its share and has no value (gpt-oss), or None.
     """
+    shared = query.shape[1] // keys.shape[1]
+    if cap is None and sinks is None:
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, keys, values, mask, scale=scaling, enable_gqa=shared > 1
+        )
+    scores = torch.matmul(query.float(), keys.float().repeat_interleave(shared, 1).transpose(-1, -2)) * scaling
     if cap is not None:
-        shared = query.shape[1] // keys.shape[1]
-        scores = torch.matmul(query.float(), keys.float().repeat_interleave(shared, 1).transpose(-1, -2)) * scaling
         scores = cap * torch.tanh(scores / cap)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        found = torch.matmul(torch.softmax(scores, -1).to(values.dtype), values.repeat_interleave(shared, 1))
-        return found.to(query.dtype)
-    return torch.nn.functional.scaled_dot_product_attention(
-        query, keys, values, mask, scale=scaling, enable_gqa=query.shape[1] != keys.shape[1]
-    )
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.float()[:, None, None].expand(*scores.shape[:-1], 1)), -1)
+    shares = torch.softmax(scores, -1)[..., : keys.shape[2]].to(values.dtype)
+    return torch.matmul(shares, values.repeat_interleave(shared, 1)).to(query.dtype)
 
 
 def weights(query: Tensor, keys: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
