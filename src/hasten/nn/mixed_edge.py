@@ -265,8 +265,9 @@ class MixedEdge(Block):
         for i, candidate in enumerate(self.candidates):
             if is_no_edge(candidate) or (running is not None and i not in running):
                 continue
-            y = candidate(x)
-            y = weights[i] * (y.detach() if running is not None and running[i] else y)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not (running is not None and running[i])):
+                y = candidate(x)
+            y = weights[i] * y
             total = y if total is None else total + y
         if total is None:
             total = self.candidates[0](x)

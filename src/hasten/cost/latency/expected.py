@@ -54,6 +54,11 @@ class ExpectedLatency:
             edges.append([seconds - min(row) for seconds in row])
         return cls(whole - sum(row[0] for row in edges), tuple(map(tuple, edges)))
 
+    @property
+    def slowest(self) -> float:
+        """Seconds of the network that no other takes longer than."""
+        return self.fixed + sum(map(max, self.edges))
+
     def __call__(self, probabilities: Sequence[Tensor]) -> Tensor:
         """Expected seconds, a scalar with the graph of the probabilities (candidates,) of each edge."""
         total = torch.full((), self.fixed)

@@ -127,8 +127,8 @@ def search_paths(
         limit: seconds that the result may take; without one latency is not in the loss.
         rule: how logits learn.
         form: of `latency_loss`.
-        strength: of its additive form; when None it grows while the expected latency is over the limit and shrinks
-            below it, so that the search ends near the limit.
+        strength: of its additive form; when None that of an augmented Lagrangian, which brings the expected latency to
+            the limit from both sides, so that the search ends near it.
         seconds, steps: the budget, in seconds or steps of the weights.
         seed: of everything random but the super-network's first weights.
         warm: share of the budget before logits move.
@@ -158,7 +158,7 @@ def search_paths(
     logits = torch.optim.Adam(supernet.logits(), lr=logit_rate, betas=(0.0, 0.999))
     spending, schedule = Spending(seconds, steps, clock), Cosine()
     seen: list[float] = []
-    baseline, pull = 0.0, 0.1 if strength is None else strength
+    baseline = multiplier = 0.0
     supernet.train()
 
     def weight_step(share: float) -> None:
@@ -172,13 +172,21 @@ def search_paths(
             raise HastenError("the super-network's loss is not finite: lower its rate")
 
     def gated_loss(given: Batch) -> Tensor:
+        nonlocal multiplier
         for edge in edges:
             # A place of one candidate has no pair.
             edge.draw("full_v2" if rule == "reinforce" or len(edge.candidates) < 2 else rule, generator)
         loss = F.cross_entropy(answer(given.inputs), given.targets)
         expected = latency([edge.probabilities() for edge in edges])
         seen.append(float(expected.detach()))
-        return loss if math.isinf(limit) else latency_loss(loss, expected, limit, form, pull, unit)
+        if math.isinf(limit):
+            return loss
+        pull = strength
+        if pull is None:  # of an augmented Lagrangian
+            error = (seen[-1] - limit) / limit
+            multiplier += 0.05 * error
+            pull = multiplier + 2.0 * error
+        return latency_loss(loss, expected, limit, form, pull, unit)
 
     def drawn_loss(given: Batch) -> Tensor:
         nonlocal baseline
@@ -198,7 +206,6 @@ def search_paths(
         return reinforce_loss(chances, rewards, baseline)
 
     def logit_step() -> None:
-        nonlocal pull
         given = next(parts.logits)
         loss = drawn_loss(given) if rule == "reinforce" else gated_loss(given)
         logits.zero_grad(set_to_none=True)
@@ -208,8 +215,6 @@ def search_paths(
         logits.step()
         for edge in edges:
             edge.rescale()
-        if strength is None and not math.isinf(limit):
-            pull = min(10.0, max(0.0, pull + 0.05 * (seen[-1] - limit) / limit))
 
     while (share := spending.share) < 1:
         weight_step(share)

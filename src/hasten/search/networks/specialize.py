@@ -322,6 +322,14 @@ def picks_within(
     return [Pick(*row) for row in zip(found, limits, over, best, strict=True)]
 
 
+def whole_seconds(space: ArchitectureSpace[A], arch: A, runs: int = 7, batch: int = 1) -> float:
+    """Least seconds of a whole network for ``batch`` images on one thread, run as `measured` runs its parts."""
+    network, image = _channels_last(space, arch)
+    images = image.expand(batch, *image.shape[1:]).contiguous(memory_format=torch.channels_last)
+    with one_thread():
+        return seconds_of(network, images, runs)
+
+
 def _channels_last(space: ArchitectureSpace[A], arch: A) -> tuple[nn.Module, Tensor]:
     network, image = space.example(arch)
     kept = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

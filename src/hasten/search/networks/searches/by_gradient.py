@@ -14,12 +14,11 @@ from hasten.errors import HastenError
 from hasten.models.vision.darts import EDGES, KINDS, OPERATIONS, CellKind, Genotype, genotype
 from hasten.processes import one_thread
 from hasten.search.networks.architecture_space import ArchitectureSpace
-from hasten.search.networks.bilevel import answering
 from hasten.search.networks.cell_search import search_cells
 from hasten.search.networks.members.darts import DartsSpace
 from hasten.search.networks.members.proxyless import ProxylessSpace
 from hasten.search.networks.path_search import Rule, search_paths
-from hasten.search.networks.searching import BudgetIsUsed, FoundNetwork, NetworkTrials, Progress, network_search, silent
+from hasten.search.networks.searching import FoundNetwork, NetworkTrials, Progress, network_search, silent
 from hasten.tasks.task import Task
 
 _LEARNS = 0.6  # share of the budget for the super-network; the rest trains what was found
@@ -36,18 +35,11 @@ def _budget(trials: NetworkTrials[Any], batch: int) -> dict[str, Any]:
 
 
 def _trained(trials: NetworkTrials[Any], arch: Any, steps: int) -> FoundNetwork[Any]:
-    """Trains what was found with what is left, which may be nothing, and counts a super-network as the trainings that
-    its steps are."""
-    trials.trained += max(1, round(steps / trials.steps))
-    if trials.trainings is not None:
-        trials.trained = min(trials.trained, trials.trainings - 1)
-    try:
-        # In seconds it has all that is left; the schedule's end is the budget's.
-        trials.score(arch, steps=trials.steps if trials.seconds is None else 10**9)
-    except BudgetIsUsed:
-        network = trials.build(arch).eval()
-        side = trials.space.input_shape(arch)[-1]
-        trials.add(arch, network, trials.task.evaluate(answering(network, side), "validation"))
+    """Trains what was found with what is left, and counts a super-network as the trainings that its steps are."""
+    # In seconds it has all that is left; the schedule's end is the budget's.
+    trials.score(arch, steps=trials.steps if trials.seconds is None else 10**9)
+    alone = max(1, round(steps / trials.steps))
+    trials.trained += alone if trials.trainings is None else min(alone, trials.trainings - 1)
     return trials.found()
 
 
