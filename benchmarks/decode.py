@@ -215,20 +215,20 @@ class Subjects:
         if case.texts == 1:
             for name, network in self.networks.items():
                 found[name] = {None: functools.partial(transformers_run, network, case, tokens)}
-        # A piece of a prompt that is shorter than any n_ubatch is one piece.
-        sizes = (512, 2048) if case.prompt * case.texts > 512 else (512,)
+        # A prompt that is shorter than any n_ubatch is one piece.
+        long = case.prompt * case.texts > 512
         if self.peer is not None:
             found["llama.cpp"] = {
                 (flash, size): functools.partial(llama_run, self.peer, case, tokens, flash, size)
-                for flash in (True, False)
-                for size in sizes
+                for flash, size in ((True, 512), (False, 512), (True, 2048))
+                if long or size == 512
             }
         if self.bench is not None and case.texts == 1:
             given = (self.bench, path, threads, case.prompt, case.new)
             found["ik_llama.cpp"] = {
                 (repack, size): functools.partial(ik_llama_run, *given, repack, size)
-                for repack in (False, True)
-                for size in sizes
+                for repack, size in ((False, 512), (True, 512), (True, 2048))
+                if long or size == 512
             }
         for name, model in self.hasten.items():
             found[name] = {None: functools.partial(hasten_run, model, case, tokens)}
