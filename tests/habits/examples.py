@@ -297,6 +297,10 @@ NETWORKS: dict[str, Example] = {
     "FeatureMaps": Example(
         lambda: models.SimpleNet(models.SimpleNetConfig("4 p 4")).features_only((-1,)), pictures(3, 6), **_PICTURE
     ),
+    "FeaturePyramid": Example(
+        lambda: models.FeaturePyramid((4, 6), 8),
+        lambda batch: (torch.randn(batch, 4, 6, 6), torch.randn(batch, 6, 3, 3)), varies=(0, 0), pictures=True,
+    ),
     "HeadPredictor": Example(lambda: models.HeadPredictor(WIDTH, VOCABULARY, 8), hidden),
     "Hiera": Example(
         lambda: models.Hiera(
@@ -341,6 +345,13 @@ NETWORKS: dict[str, Example] = {
         lambda: models.ProxylessSuperNet(models.ProxylessConfig(**_PROXYLESS)), pictures(3, 16), **_PICTURE
     ),
     "ResidualConvNet": Example(lambda: models.ResidualConvNet(5, 3, 8, 4, 3, groups=2), pictures(3, 8), **_PICTURE),
+    "PyramidDetector": Example(
+        lambda: models.PyramidDetector(models.ResNet(5, 3, (1, 1), 4).features_only(), 3, 8, 1), pictures(3, 8),
+        **_PICTURE,
+    ),
+    "SemanticFPN": Example(
+        lambda: models.SemanticFPN(models.ResNet(5, 3, (1, 1), 4).features_only(), 3, 8), pictures(3, 8), **_PICTURE
+    ),
     "BasicBlock": Example(lambda: models.BasicBlock(4, 8, 2, projected=False), pictures(4, 6), **_PICTURE),
     "ResNet": Example(lambda: models.ResNet(5, 3, (2, 1), 4), pictures(3, 8), **_PICTURE),
     "PlainNet": Example(

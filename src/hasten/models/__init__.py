@@ -89,6 +89,10 @@ if TYPE_CHECKING:
     from hasten.models.vision.darts import DartsConfig as DartsConfig
     from hasten.models.vision.darts import DartsNetwork as DartsNetwork
     from hasten.models.vision.darts import Genotype as Genotype
+    from hasten.models.vision.dense_heads import Detections as Detections
+    from hasten.models.vision.dense_heads import FeaturePyramid as FeaturePyramid
+    from hasten.models.vision.dense_heads import PyramidDetector as PyramidDetector
+    from hasten.models.vision.dense_heads import SemanticFPN as SemanticFPN
     from hasten.models.vision.densenet import DenseLayer as DenseLayer
     from hasten.models.vision.densenet import DenseLayers as DenseLayers
     from hasten.models.vision.densenet import DenseNet as DenseNet

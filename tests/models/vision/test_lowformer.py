@@ -12,8 +12,8 @@ from hasten.cost.preserving import check_same
 from hasten.errors import HastenError
 from hasten.models import LowFormer, LowFormerConfig
 from hasten.models.vision.backbone import multiply_accumulates
-from hasten.models.vision.lowformer import PUBLISHED, TIMM, faster_fusion
-from hasten.nn import FusedMBConv, Lowtention, MBConv
+from hasten.models.vision.lowformer import PUBLISHED, TIMM, faster_fusion, mini_lowformer
+from hasten.nn import FusedMBConv, Lowtention, MapAttention, MBConv
 
 # Parameters of the released code, and millions of multiply-accumulates at 224 pixels.
 SIZES = {
@@ -104,3 +104,10 @@ def test_logits_are_those_of_timm_s_own(name: str) -> None:
     theirs.load_state_dict(state)
     ours.load_state_dict(dict(zip(ours.state_dict(), state.values(), strict=True)))
     check_same(theirs, ours, (torch.randn(1, 3, 104, 104),))
+
+
+def test_the_small_one_differs_in_its_attention_alone() -> None:
+    low, plain = mini_lowformer(), mini_lowformer(plain=True)
+    kinds = [[type(m) for m in net.modules() if isinstance(m, Lowtention | MapAttention)] for net in (low, plain)]
+    assert kinds == [[Lowtention, Lowtention], [MapAttention, MapAttention]]
+    assert low(torch.zeros(2, 1, 32, 32)).shape == plain(torch.zeros(2, 1, 32, 32)).shape == (2, 10)

@@ -14,7 +14,7 @@ from hasten.models.registry import published
 from hasten.models.vision.backbone import Backbone, Level
 from hasten.nn.block import Block
 from hasten.nn.convolutional import FusedMBConv, MBConv, conv_norm
-from hasten.nn.lowtention import Lowtention
+from hasten.nn.lowtention import Lowtention, MapAttention
 
 _STAGES = 5
 
@@ -194,6 +194,26 @@ class LowFormer(Backbone):
     @property
     def num_features(self) -> int:
         return self.config.head[1]
+
+
+def mini_lowformer(channels: int = 1, classes: int = 10, *, plain: bool = False) -> nn.Sequential:
+    """Three stages of 16, 32 and 64 channels for images of 32 x 32, with attention in the last two.
+
+    Args:
+        channels, classes: of images and of the output.
+        plain: whether attention is `MapAttention`, over all positions and channels.
+
+    Shapes: (batch, channels, 32, 32) to (batch, classes).
+    """
+    blocks = [LowFormerBlock(32, 2, 5, True), LowFormerBlock(64, 1, 3, True)]
+    if plain:
+        for block, width in zip(blocks, (32, 64), strict=True):
+            block.attention = nn.Sequential(nn.GroupNorm(1, width), MapAttention(width))
+    return nn.Sequential(
+        conv_norm(channels, 16, act="h_swish"), FusedMBConv(16, 32, 64, stride=2), blocks[0],
+        FusedMBConv(32, 64, 128, stride=2), blocks[1], conv_norm(64, 128, 1, act="h_swish"), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(128, classes),
+    )  # fmt: skip
 
 
 def faster_fusion(

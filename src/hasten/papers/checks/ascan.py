@@ -150,7 +150,7 @@ def _denoising(experiment: Experiment) -> Seen:
         sizes = {w: _unet_products(_unet(layout, w)) for w in range(width - around, width + 1)}
         nearest = min(sizes, key=lambda w: abs(sizes[w] - wanted))
         configs[name], products[name] = _unet(layout, nearest), sizes[nearest]
-    steps, seeds = experiment.at(quick=2, normal=experiment.steps(300, most=3000)), experiment.seeds(1, long=3)
+    steps, seeds = experiment.at(quick=2, normal=experiment.steps(300, most=600)), experiment.seeds(1, long=3)
     plan = {f"{name} {s}": (config, steps, s) for name, config in configs.items() for s in seeds}
     found, _ = succeeded(experiment.arms(_denoiser, plan), plan)
     losses = {name: sum(found[f"{name} {s}"] for s in seeds) / len(seeds) for name in configs}

@@ -14,10 +14,12 @@ from hasten.cost.measuring import alternating
 from hasten.hardware import load_device
 from hasten.models.matching import parameters_of
 from hasten.models.vision.backbone import multiply_accumulates
-from hasten.models.vision.lowformer import PUBLISHED, LowFormer, faster_fusion
+from hasten.models.vision.lowformer import PUBLISHED, LowFormer, faster_fusion, mini_lowformer
 from hasten.nn import FusedMBConv, Lowtention, MapAttention, MBConv
-from hasten.papers.experiment import Experiment, Seen, check, shared
+from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 from hasten.processes import one_thread
+from hasten.tasks.placed_digits import PlacedDigits
+from hasten.train.fitting import fit_task
 from hasten.workload import trace
 
 # Parameters and millions of multiply-accumulates of the released code at 224 pixels.
@@ -172,3 +174,27 @@ def _attention(experiment: Experiment) -> Seen:
     )
     holds = gains[sides[0]] >= 1.5 and min(list(gains.values())[1:]) >= 3
     return experiment.judge(value, holds, min(gains.values()) > 1)
+
+
+def _trained(plain: bool, steps: int, counts: tuple[int, int, int], seed: int) -> float:
+    torch.manual_seed(seed)
+    model, task = mini_lowformer(plain=plain), PlacedDigits(counts)
+    fit_task(model, task, size=64, steps=steps, peak=2e-3, seed=seed)
+    return 100 * task.evaluate(model.eval(), "test")
+
+
+@check("L6.task", weight=180, needs=180)
+def _accuracy(experiment: Experiment) -> Seen:
+    """Digits of any size anywhere on 32 x 32: within a point of full attention, in less time a step of training."""
+    seeds, steps = experiment.seeds(2, long=5), experiment.at(quick=2, normal=experiment.steps(500))
+    counts = experiment.at(quick=(64, 64, 64), normal=(4000, 750, 750), long=(20_000, 750, 750))
+    plan = {f"{plain} {s}": (plain, steps, counts, s) for plain in (False, True) for s in seeds}
+    found, _ = succeeded(experiment.arms(_trained, plan), plan)
+    low, full = (sum(found[f"{plain} {s}"] for s in seeds) / len(seeds) for plain in (False, True))
+    images = torch.randn(experiment.at(quick=2, normal=64), 1, 32, 32)
+    arms = {name: mini_lowformer(plain=plain) for name, plain in (("low", False), ("full", True))}
+    calls = {name: functools.partial(lambda arm: arm(images).sum().backward(), arm) for name, arm in arms.items()}
+    with one_thread():
+        times = {name: 1e3 * min(t) for name, t in alternating(calls, experiment.at(quick=1, normal=20)).items()}
+    value = f"Lowtention {low:.1f} %, {times['low']:.0f} ms a step; full attention {full:.1f} %, {times['full']:.0f} ms"
+    return experiment.judge(value, low >= full - 1 and times["low"] < times["full"], low >= full - 1)
