@@ -31,6 +31,7 @@ def test_responses_are_of_one_length_and_tell_networks_apart() -> None:
     assert {len(row) for row in rows} == {14}
     assert np.isfinite(rows).all()
     assert rows[0][9] < rows[1][9]  # the last layers' deviation grows with the weights
+    assert np.isfinite(probe_responses(network(5, 1e30), images, labels)).all()
     probed = network(1, 1.0)
     assert probe_responses(probed, images, labels) == probe_responses(probed, images, labels)
     assert all(p.grad is None for p in probed.parameters())

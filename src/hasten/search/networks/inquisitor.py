@@ -20,6 +20,7 @@ from hasten.errors import HastenError
 from hasten.search.agents.agent import Indices
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+_BEYOND = 30.0
 _DEPTHS = 4  # places along a network at which its layers' responses are looked at
 
 
@@ -55,14 +56,16 @@ def probe_responses(network: nn.Module, images: Tensor, labels: Tensor) -> list[
             [
                 np.log(seen[id(layer)][0] + 1e-6),
                 seen[id(layer)][1],
-                np.log(0.0 if g is None else float(g.norm()) + 1e-9),
+                np.log((0.0 if g is None else float(g.norm())) + 1e-9),
             ]
             for layer, g in zip(called, gradients, strict=True)
         ]
     )
     at = np.linspace(0, len(rows) - 1, _DEPTHS)
     found = [float(np.interp(p, np.arange(len(rows)), rows[:, i])) for p in at for i in range(3)]
-    return [*found, float(np.log(float(logits.detach().std(0).mean()) + 1e-6)), float(loss.detach())]
+    told = [*found, float(np.log(float(logits.detach().std(0).mean()) + 1e-6)), float(loss.detach())]
+    # What explodes, or a layer of one number, which has no deviation: a figure beyond all others.
+    return [float(v) for v in np.clip(np.nan_to_num(told, nan=_BEYOND, posinf=_BEYOND), -_BEYOND, _BEYOND)]
 
 
 class Inquisitor:
