@@ -189,6 +189,16 @@ def test_int8_products_hold_a_quarter_and_are_reference_arithmetic() -> None:
     assert Int8Products().why_not(changed)
 
 
+def test_torchs_own_encoder_layer_is_multiplied_in_int8_too() -> None:
+    torch.manual_seed(3)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    base = Network(nn.Sequential(layer), Inputs((torch.randn(2, 5, 16),)))
+    changed = Int8Products().apply(base.twin())
+    assert type(changed.module[0].linear1).__name__ == "_Int8Linear"
+    with torch.no_grad():
+        assert 0 < difference(base.answers(), changed.answers()) < 0.05
+
+
 def test_bf16_refuses_what_is_bf16_and_takes_whole_numbers() -> None:
     ids = torch.randint(0, 11, (2, 7))
     words = Network(nn.Sequential(nn.Embedding(11, 8), nn.Linear(8, 3)), Inputs((ids,)))

@@ -19,7 +19,7 @@ from hasten.runtime.network import Network, NetworkEngine
 from hasten.workload.einsum import Workload
 
 # What a compiler takes for a module of a network, so that none is begun that would end long after the budget.
-_COMPILE_SECONDS = 0.3
+_COMPILE_SECONDS = 0.15
 # What changes a module in ways that an engine does better by itself, or cannot read.
 _OWN = ("fold-normalization", "channels-last", "bf16-network", "weight-only", "int8-products")
 

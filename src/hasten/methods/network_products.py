@@ -51,6 +51,10 @@ class Int8Products(NetworkMethod):
             if path in ranges:
                 conv = isinstance(part, nn.Conv2d)
                 module.set_submodule(path, (_Int8Conv if conv else _Int8Linear)(part, *ranges[path]))
+        for part in module.modules():
+            # torch's own layer reads the weights of what is in it by itself, but for where somebody listens.
+            if isinstance(part, nn.TransformerEncoderLayer):
+                part.register_forward_pre_hook(_nothing)
 
     def rewrite(self, workload: Workload) -> Workload:
         return products_in_int8(workload)
@@ -64,6 +68,10 @@ class Int8Products(NetworkMethod):
     @classmethod
     def variants(cls, model: Any) -> Sequence[Self]:
         return [cls()] if isinstance(model, Network) else []
+
+
+def _nothing(module: nn.Module, given: Any) -> None:
+    """A hook that does nothing."""
 
 
 def _places(module: nn.Module) -> dict[str, nn.Module]:

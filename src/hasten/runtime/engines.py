@@ -138,15 +138,23 @@ def to_onnx(flat: _Flat, tensors: Sequence[Tensor]) -> bytes:
 def in_int8(model: bytes, examples: Sequence[Inputs]) -> bytes:
     """An ONNX model with the weights and inputs of its products in int8, scales found on examples.
 
-    Weights have a scale for each output channel, inputs one for each tensor.
+    Weights have a scale for each output channel, inputs one for each tensor. What lies between products is in int8 too,
+    but for networks that attend: their scores and normalizations have a few numbers that are far larger than the rest.
 
     Raises:
         MissingExtraError: ONNX Runtime or onnx is not installed.
     """
     try:
+        import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     except ImportError:
         raise MissingExtraError("onnxruntime with onnx", "onnxruntime") from None
+
+    attends = any(node.op_type == "Softmax" for node in onnx.load_from_string(model).graph.node)
+    narrow: dict[str, Any] = {}
+    if attends:
+        products = ["Conv", "ConvTranspose", "MatMul", "Gemm"]
+        narrow = {"op_types_to_quantize": products, "extra_options": {"MatMulConstBOnly": True}}
 
     class Examples(CalibrationDataReader):
         def __init__(self) -> None:
@@ -160,7 +168,7 @@ def in_int8(model: bytes, examples: Sequence[Inputs]) -> bytes:
         before.write_bytes(model)
         quantize_static(
             before, after, Examples(), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, **narrow,
         )  # fmt: skip
         return after.read_bytes()
 

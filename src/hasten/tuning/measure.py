@@ -176,7 +176,7 @@ def unchanged_network(prepared: PreparedNetwork, device: Device, reporter: Repor
     workload = prepared.base.workload()
     begun = time.monotonic()
     seen = network_figures(prepared, prepared.base, progress=reporter.advance)
-    seconds = max(0.0, time.monotonic() - begun - seen.forward * (prepared.effort.runs + prepared.effort.warmup))
+    seconds = max(0.0, time.monotonic() - begun - prepared.effort.seconds_of(seen.forward))
     found = Combination(
         title=NONE,
         methods=[],
@@ -357,7 +357,7 @@ def measure(
         known = [c for t, m in singles.items() if m in plan.methods[title] and (c := combinations[t]).measured]
         once = corrected(combinations[title], known, before.combination)
         making = sum(m.seconds_to_apply(prepared.base) for m in plan.methods[title])
-        return making + once * (prepared.effort.runs + prepared.effort.warmup) + before.quality_seconds
+        return making + prepared.effort.seconds_of(once) + before.quality_seconds
 
     def evaluate(params: Params) -> Mapping[str, Any]:
         title = titles[_point_key(params)]

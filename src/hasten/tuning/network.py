@@ -40,6 +40,10 @@ class Calls:
     warmup: int
     seconds: float
 
+    def seconds_of(self, once: float) -> float:
+        """About how long timing takes where a call takes ``once``."""
+        return once * self.warmup + min(once * self.runs, max(3 * once, self.seconds))
+
 
 @dataclass(frozen=True)
 class PreparedNetwork:

@@ -82,6 +82,10 @@ class Effort:
     runs: int = 3
     warmup: int = 1
 
+    def seconds_of(self, once: float) -> float:
+        """How long timing takes where a repetition takes ``once``."""
+        return once * (self.runs + self.warmup)
+
     @property
     def reading(self) -> dict[str, int]:
         """What `hasten.runtime.quality.perplexity` takes."""
