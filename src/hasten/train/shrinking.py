@@ -77,7 +77,8 @@ def train(
     images: Tensor,
     labels: Tensor,
     *,
-    seconds: float,
+    seconds: float | None = None,
+    steps: int | None = None,
     phases: Sequence[ShrinkingPhase] = SHRINKING,
     batch: int = 128,
     rate: float = 0.15,
@@ -87,7 +88,7 @@ def train(
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress = lambda phase, share: None,
 ) -> OnceForAll | None:
-    """Trains in place for about ``seconds``, leaving the network in evaluation mode.
+    """Trains in place for about ``seconds``, or for ``steps``, leaving the network in evaluation mode.
 
     SGD with Nesterov momentum 0.9, labels smoothed by 0.1, no decay of vectors, a warm-up and a cosine in each phase,
     gradients clipped at a norm of 5. The loss of each drawn sub-network is the labels' plus ``distill`` times the cross
@@ -98,6 +99,7 @@ def train(
         network: of any `OFAConfig` that fits the images.
         images: (count, channels, height, width), fp32; resized to each step's resolution.
         labels: (count,), int64.
+        seconds, steps: one of them; each phase has its share, at least one step.
         clock: that ``seconds`` are read from; ``time.process_time`` makes arms comparable on a busy machine.
         progress: told the phase and the share done of all.
 
@@ -107,8 +109,9 @@ def train(
     Raises:
         HastenError: no time, or the loss became infinite or NaN.
     """
-    if seconds <= 0 or not phases:
-        raise HastenError("training a once-for-all network needs some seconds and a phase")
+    budget = seconds if steps is None else steps
+    if budget is None or budget <= 0 or not phases or (seconds is not None and steps is not None):
+        raise HastenError("training a once-for-all network needs some seconds, or steps, and a phase")
     config = network.config
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -137,11 +140,12 @@ def train(
         if phase.sort:
             network.sort_channels(kept)
             kept = [e for e in allowed["expands"] if e != config.expands[-1]]
-        length, schedule = seconds * phase.share / total, _schedule(phase.warmup)
+        length, schedule = budget * phase.share / total, _schedule(phase.warmup)
         optimizer = _optimizer(network, rate * phase.rate, weight_decay)
         trained = loop.train(
-            network, losses(phase, allowed, teacher), optimizer=optimizer, seconds=length, schedule=schedule, clip=5.0,
-            keep=0, clock=clock, progress=tell(phase, done),
+            network, losses(phase, allowed, teacher), optimizer=optimizer, schedule=schedule, clip=5.0, keep=0,
+            seconds=length if steps is None else None, steps=None if steps is None else max(1, round(length)),
+            clock=clock, progress=tell(phase, done),
         )  # fmt: skip
         _whole(trained, phase.name)
         done += phase.share

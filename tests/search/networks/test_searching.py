@@ -14,6 +14,7 @@ import torch
 from hasten.errors import HastenError
 from hasten.models.vision.cell_network import CellConfig
 from hasten.models.vision.darts import DartsConfig
+from hasten.models.vision.once_for_all import OFAConfig
 from hasten.models.vision.proxyless import ProxylessConfig
 from hasten.search.networks import searching
 from hasten.search.networks.architecture_space import ArchitectureSpace, open_space
@@ -25,6 +26,27 @@ PLAIN = {
     "blocks": 2, "depth": 2, "dense": 1, "filters": (4, 6, 8), "units": (8, 12), "image": 8, "channels": 1,
 }  # fmt: skip
 SUITED: dict[str, tuple[str, dict[str, Any]]] = {
+    "once-for-all": (
+        "once-for-all",
+        {
+            "config": OFAConfig(
+                widths=(8,),
+                strides=(2,),
+                activations=("relu",),
+                se=(False,),
+                depths=(1, 2),
+                kernels=(3, 5),
+                expands=(2, 3),
+                resolutions=(8,),
+                stem=8,
+                final=16,
+                last=16,
+                channels=1,
+                classes=10,
+                dropout=0.0,
+            )
+        },
+    ),
     "pc-darts": ("darts", {"config": DartsConfig(8, 3, resolution=8, channels=1)}),
     "proxyless": (
         "proxyless",
