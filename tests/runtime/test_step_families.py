@@ -14,6 +14,7 @@ import torch
 from hasten.errors import HastenError
 from hasten.kernels import native
 from hasten.models import decoder_form
+from hasten.models.decoder import is_decoder
 from hasten.models.decoder_form import check_llama_like, form_of
 from hasten.runtime import CacheSpec, LanguageModel
 from hasten.runtime.step import CompiledStep, why_not
@@ -271,3 +272,10 @@ def test_others_say_that_they_have_none(kind: str, sizes: dict[str, Any]) -> Non
 
     network = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**_SIZES, **sizes)).eval()
     assert "is not one of" in str(why_not(network))
+    model, prompt = LanguageModel(network), torch.tensor([text(20)])
+    if not is_decoder(network):
+        with pytest.raises(HastenError, match="give its class a `layout`"):
+            model.generate(prompt, max_new_tokens=4)
+        return
+    asked = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(model.generate(prompt, **asked), network.generate(prompt, **asked))
