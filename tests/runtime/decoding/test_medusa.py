@@ -114,7 +114,7 @@ def test_networks_without_a_compiled_step_decode_trees(attention: str, monkeypat
     torch.manual_seed(2)
     config = transformers.GemmaConfig(
         vocab_size=211, hidden_size=128, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=256,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=256, hidden_act="relu",
     )  # fmt: skip
     network = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     model = LanguageModel(network)
