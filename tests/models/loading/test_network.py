@@ -398,7 +398,7 @@ def break_folder(folder: Path, case: str) -> None:
         ("config is a list", "not a JSON object"),
         ("config is nested without end", "is not JSON"),
         ("unknown architecture", "names the model type 'nonesuch'"),
-        ("another family", "is a 'gpt2' model; hasten loads gemma, gemma2, gemma3_text, granite, llama"),
+        ("another family", "is a 'gpt2' model; hasten loads gemma, gemma2, gemma3_text, gpt_oss, granite, llama"),
         ("no architecture", "names the model type 'None'"),
         ("size is a word", ""),
         ("size is negative", ""),
