@@ -21,6 +21,8 @@ from hasten.models import (
     LowFormerConfig,
     PlainLayers,
     PlainNet,
+    ProxylessConfig,
+    ProxylessNet,
     ResNet,
     SimpleNet,
     SimpleNetConfig,
@@ -38,6 +40,9 @@ SMALL: dict[str, Any] = {
             (8, 16, 16), (1, 2, 2), (1, 1, 1), (False, True, True), (True, True, False), (2, 2, 2), 4, image=64,
             classes=10,
         )
+    ),
+    "ProxylessNet": lambda: ProxylessNet(
+        ProxylessConfig((8, 12, 16), (1, 1, 1), (2, 2, 2), stem=8, first=8, last=32, classes=10), (1, 1, 1)
     ),
     "ResNet": lambda: ResNet(10, 3, (2, 1, 1), 8),
     "PlainNet": lambda: PlainNet(PlainLayers((((3, 8),), ((3, 8), (5, 12)), ((3, 16),)), (24,))),
