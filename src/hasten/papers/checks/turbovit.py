@@ -175,7 +175,7 @@ def _by_optuna(space: HieraSpace, trials: Any, utility: Callable[[HieraGenes, fl
 @shared(weight=280)
 def _searches(experiment: Experiment) -> dict[str, list[tuple[float, float, int]]]:
     """Every search at as many trainings, its winner trained again for longer."""
-    budget, steps, again = experiment.at(quick=(4, 2, 2), normal=(experiment.steps(20), 100, 400), long=(200, 150, 600))
+    budget, steps, again = experiment.at(quick=(4, 2, 2), normal=(experiment.steps(12), 80, 250), long=(200, 150, 600))
     kinds = ("generator", "genes only", "random", "optuna", "scaled")
     plan = {
         f"{k}/{s}": (k, experiment.quick, budget, steps, again, s) for s in experiment.seeds(3, long=5) for k in kinds
@@ -187,7 +187,7 @@ def _searches(experiment: Experiment) -> dict[str, list[tuple[float, float, int]
 @check("T4", weight=1, needs=240)
 def _better(experiment: Experiment) -> Seen:
     """NetScore of each search's winner on digits of any size anywhere: half a decibel over random search in the median,
-    and over Hiera's form at every width. The dossier's 40 trainings of 150 steps are 20 of 100 at the usual budget."""
+    and over Hiera's form at every width. The dossier's 40 trainings of 150 steps are 12 of 80 at the usual budget."""
     arms = experiment.once(_searches)
     middle = {k: statistics.median(score for score, *_ in rows) for k, rows in arms.items()}
     value = "; ".join(
