@@ -88,6 +88,13 @@ def _sparse(**made: Any) -> tnn.Module:
     return SparseLinear(*(part.to(torch.get_default_device()) for part in packed), **made)
 
 
+def _packed_experts() -> tnn.Module:
+    made = nn.PackedGatedExperts(4, WIDTH, 64)
+    for stack in (made.stack("gate_up_proj"), made.stack("down_proj")):
+        stack.pack(list(torch.randn(4, stack.rows, stack.columns)))
+    return made
+
+
 def _small(name: str, **sizes: Any) -> Any:
     return getattr(models, name)(**sizes)
 
@@ -189,6 +196,13 @@ BLOCKS: dict[str, Example] = {
     "NaiveRational": Example(lambda **k: nn.NaiveRational(nn.GroupRational(WIDTH, 4, "swish", **k)), hidden),
     "PackedEmbedding": Example(
         lambda **k: nn.PackedEmbedding.from_embedding(tnn.Embedding(VOCABULARY, WIDTH), 4), ids, trains=False
+    ),
+    "PackedGatedExperts": Example(
+        lambda **k: _packed_experts(),
+        lambda length: (
+            torch.randn(2 * length, WIDTH), torch.randint(4, (2 * length, 2)), torch.rand(2 * length, 2)
+        ),
+        varies=(0, 0, 0), trains=False,
     ),
     "PackedLinear": Example(
         lambda **k: nn.PackedLinear.from_linear(tnn.Linear(WIDTH, 24), 4), hidden, trains=False
@@ -412,7 +426,10 @@ def modules_of(package: str) -> dict[str, type[tnn.Module]]:
     found = {}
     for name in Exports(package).homes:
         offered = getattr(importlib.import_module(package), name)
-        if isinstance(offered, type) and issubclass(offered, tnn.Module) and not inspect.isabstract(offered):
+        if not isinstance(offered, type) or not issubclass(offered, tnn.Module) or inspect.isabstract(offered):
+            continue
+        # What only stores is no block: it is not called.
+        if offered.forward is not tnn.Module.forward:
             found[name] = offered
     return found
 

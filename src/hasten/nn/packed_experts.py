@@ -247,7 +247,7 @@ class PackedGatedExperts(PackedBlock):
         made = made * top_k_weights.reshape(-1)[order, None]
         # Back in the order of choices, and summed in it: the same sum whatever other tokens there are.
         back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
+        back[order] = torch.arange(order.shape[0], device=order.device)
         return made[back].unflatten(0, (-1, each)).sum(1).to(hidden_states.dtype)
 
     if TYPE_CHECKING:

@@ -48,6 +48,28 @@ class ResNet9(Block):
         self.head = nn.Linear(widths[-1], classes)
         self._start()
 
+    @classmethod
+    def of_size(cls, parameters: int, classes: int, channels: int, blocks: int = 2) -> ResNet9:
+        """The network of a stem of w filters and blocks of w, 2w, ... with a skip each whose parameters come nearest.
+
+        Args:
+            parameters: wanted.
+            classes, channels: of `ResNet9`.
+            blocks: at least 1.
+        """
+
+        def made(width: int) -> ResNet9:
+            return cls(classes, channels, width, [width * 2**i for i in range(blocks)], [1] * blocks)
+
+        width, below = 1, made(1)
+        while (above := made(width + 1)).parameter_count < parameters:
+            width, below = width + 1, above
+        return min(below, above, key=lambda m: abs(m.parameter_count - parameters))
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
     def _start(self) -> None:
         for skips in self.skips:
             for skip in skips:  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from hasten.models.vision.densenet import FIRST, PUBLISHED, DenseLayers, DenseNe
 from hasten.models.vision.plain import PlainLayers, PlainNet
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 from hasten.processes import one_thread
-from hasten.search.networks.growing_space import Grown
+from hasten.search.networks.growing_space import Grown, moved_at_random
 from hasten.search.networks.members.plain import PlainSpace
 from hasten.search.networks.searches.growing import GrowthSearch
 from hasten.search.networks.searching import NetworkTrials
@@ -50,26 +50,6 @@ def _trials(experiment: Experiment, seed: int, steps: int) -> NetworkTrials[Any]
     )
 
 
-def _moved(start: Any, rng: random.Random) -> Any:
-    """Nine random moves from a plain or a dense network."""
-    grown = start
-    for move in range(9):
-        if isinstance(grown, DenseNet):
-            block = rng.randrange(len(grown.layers.growths))
-            layer = rng.randrange(len(grown.layers.growths[block]))
-            wider = {(block, layer): grown.layers.growths[block][layer] + 2}
-            grown = grown.widened(wider, seed=move) if rng.random() < 0.5 else grown.deepened(block, layer, seed=move)
-            continue
-        rows = [*([f for _, f in b] for b in grown.layers.blocks), list(grown.layers.units)]
-        block = rng.randrange(len(rows))
-        layer = rng.randrange(len(rows[block]))
-        if rng.random() < 0.5:
-            grown = grown.widened({(block, layer): rows[block][layer] + 3}, seed=move)
-        else:
-            grown = grown.deepened(block, layer, rng.choice((1, 3, 5)), seed=move)
-    return grown
-
-
 @check("c1", weight=60)
 def _preserved(experiment: Experiment) -> Seen:
     """The paper's accuracy takes GPUs; its moves are run: 200 random sequences of nine on plain and dense networks change
@@ -86,7 +66,7 @@ def _preserved(experiment: Experiment) -> Seen:
             torch.manual_seed(i)
             start(torch.randn(32, 1, 8, 8, dtype=torch.float64))  # statistics of its own
             x = torch.randn(8, 1, 8, 8, dtype=torch.float64)
-            grown = _moved(start.eval(), rng)
+            grown = moved_at_random(start.eval(), 9, rng)
             calibrate(grown, (x,))
             with torch.no_grad():
                 worst = max(worst, float((start(x) - grown.eval()(x)).abs().max()))

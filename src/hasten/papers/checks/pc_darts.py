@@ -32,8 +32,6 @@ _PARTS = (1, 2, 4, 8)
 _ARMS = {
     "PC and EN": (4, True), "PC": (4, False), "EN": (1, True), "DARTS": (1, False), "K=2": (2, True), "K=8": (8, True),
 }  # fmt: skip
-
-
 _Sizes = dict[str, tuple[int, float]]
 # Parameters, and millions of products of an image.
 _SMALL: _Sizes = {

@@ -34,8 +34,7 @@ _SIZES = {
     "proxylessnas-mobile": (4_080_512, 320.43), "proxylessnas-gpu": (7_119_848, 465.26),
     "proxylessnas-cpu": (4_361_648, 439.24), "proxylessnas-mobile-1.4": (6_857_568, 580.88),
 }  # fmt: skip
-_NEEDS = 300.0
-_SPACE = ProxylessSpace.for_images(1, 16, 10)
+_NEEDS, _SPACE = 300.0, ProxylessSpace.for_images(1, 16, 10)
 _BATCH = 16  # images that latency is of: of one the calls of so small layers cost more than what they compute
 _TARGETS = {"tight": 0.6, "loose": 0.9}  # of the largest network's latency
 _SEARCHES = 0.7  # of an arm's time; the rest is for the network that was found
@@ -186,8 +185,8 @@ def _latency_in_the_loss(experiment: Experiment) -> Seen:
     """For each target the networks' measured latency within 12 %, accuracy at least random search's less half a point at
     equal time, the tight ones faster than the loose; and those faster than what is found without latency in the loss."""
     arms, table = experiment.once(_searches), experiment.once(_table)
-    runs = experiment.at(quick=1, normal=15)
-    seconds = {name: [whole_seconds(_SPACE, a.arch, runs, _BATCH) for a in row] for name, row in arms.items()}
+    again = partial(whole_seconds, runs=experiment.at(quick=1, normal=15), batch=_BATCH)
+    seconds = {name: [again(_SPACE, a.arch) for a in row] for name, row in arms.items()}
     points = {name: 100 * statistics.fmean(arm.accuracy for arm in row) for name, row in arms.items()}
     value = "; ".join(
         f"{name} {points[name]:.1f} % (with shared weights {100 * statistics.fmean(a.shared for a in row):.1f} %), "

@@ -21,8 +21,7 @@ from hasten.train.kar import Kar3
 from hasten.train.loop import train
 from hasten.train.schedules import Cosine, Product, Warmup
 
-_COUNTS = (1000, 200, 597)
-_BATCH, _EPOCHS = 64, 12
+_COUNTS, _BATCH, _STEPS = (1000, 200, 597), 64, 12 * 1000 // 64  # twelve epochs
 _RATES = {"Kar3": (6e-4, 1.2e-3, 2.4e-3), "AdamW": (1e-3, 3e-3, 1e-2)}
 # Network, optimizer and whether the slow loss is in it.
 _ARMS = {
@@ -45,10 +44,7 @@ def _model(network: str, side: int) -> nn.Module:
     """The small Terminator, or the residual network whose parameters come nearest to its."""
     config = TerminatorConfig(side, 1, 10, (12, 3), (3, 2), (0.0, 0.05), ((), ()), hidden=(32, 16, 16, 8, 16))
     model = Terminator(config)
-    if network == "Terminator":
-        return model
-    made = [ResNet9(10, 1, w, (w, 2 * w), (1, 1)) for w in range(4, 33)]
-    return min(made, key=lambda m: abs(parameters_of(m) - parameters_of(model)))
+    return model if network == "Terminator" else ResNet9.of_size(parameters_of(model), 10, 1)
 
 
 def _task(name: str, quick: bool) -> LabelledImages:
@@ -98,17 +94,14 @@ def _run(experiment: Experiment, plans: Mapping[str, _Plan], seeds: Sequence[int
     return {name: [found[f"{name}/{seed}"] for seed in seeds] for name in plans}
 
 
-def _steps(experiment: Experiment) -> int:
-    return 2 if experiment.quick else experiment.steps(_EPOCHS * _COUNTS[0] // _BATCH, most=600)
-
-
 @shared(weight=60)
 def _rates(experiment: Experiment) -> dict[str, float]:
     """Arm -> the best of three rates on validation images, by a seed of its own."""
-    most, best = 1 if experiment.quick else 3, {}
+    most, best = experiment.at(quick=1, normal=3), {}
+    steps = experiment.at(quick=2, normal=experiment.steps(_STEPS, most=600))
     for arm in ("Terminator", "with AdamW", "ResNet"):
         rates = _RATES[_ARMS[arm][1]][:most]
-        plans = {str(r): _Plan("digits", arm, r, _steps(experiment), experiment.quick) for r in rates}
+        plans = {str(r): _Plan("digits", arm, r, steps, experiment.quick) for r in rates}
         found = _run(experiment, plans, [experiment.seed + 1000])
         best[arm] = float(max(found, key=lambda rate: found[rate][0].validation))
     return {**best, "without slow loss": best["Terminator"]}
@@ -116,9 +109,9 @@ def _rates(experiment: Experiment) -> dict[str, float]:
 
 @shared(weight=140)
 def _arms(experiment: Experiment, images: str) -> dict[str, list[_Arm]]:
-    """Name -> an arm for each seed: all four on plain digits; two on permuted ones. And the ResNet once more for the
-    seconds that the Terminator took."""
-    rates, steps, seeds = experiment.once(_rates), _steps(experiment), experiment.seeds(3, long=5)
+    """Name -> an arm for each seed; the ResNet once more for the seconds that the Terminator took."""
+    rates, seeds = experiment.once(_rates), experiment.seeds(3, long=5)
+    steps = experiment.at(quick=2, normal=experiment.steps(_STEPS, most=600))
     names = list(_ARMS) if images == "digits" else ["Terminator", "ResNet"]
     plans = {name: _Plan(images, name, rates[name], steps, experiment.quick) for name in names}
     arms = _run(experiment, plans, seeds)
@@ -133,27 +126,23 @@ def _points(arms: list[_Arm], early: bool = False) -> tuple[float, float]:
 
 
 def _gain(experiment: Experiment, first: str, second: str, early: bool = False) -> tuple[float, float, str]:
-    """Points that an arm has more than another on plain digits, the larger spread of the two, and both in words."""
+    """Points of an arm above another's on plain digits, the larger spread, and both in words."""
     arms = experiment.once(_arms, "digits")
     (mean, spread), (other, wide) = _points(arms[first], early), _points(arms[second], early)
     return mean - other, max(spread, wide), f"{first} {mean:.1f} ± {spread:.1f} %, {second} {other:.1f} ± {wide:.1f} %"
 
 
-def _said(arms: dict[str, list[_Arm]]) -> str:
-    return ", ".join(
-        f"{name} {_points(a)[0]:.1f} ± {_points(a)[1]:.1f} % ({a[0].parameters:,}, {a[0].seconds:.1f} s)"
-        for name, a in arms.items()
-    )
-
-
 @check("Z1", weight=1, needs=240)
 def _beats(experiment: Experiment) -> Seen:
-    """Pixels in an order that tells nothing, at equal parameters: a point more than a residual network; there the full
-    context should matter. Plain digits and equal time stand beside."""
+    """Pixels in an order that tells nothing: a point more than a residual network of equal parameters."""
     images = ("digits", "permuted digits", "permuted canvases of 16 x 16")
     found = {name: experiment.once(_arms, name) for name in images[: 2 if experiment.quick else None]}
     gains = [_points(a["Terminator"])[0] - _points(a["ResNet"])[0] for a in found.values()][1:]
-    value = "; ".join(f"{name}: {_said(arms)}" for name, arms in found.items())
+    value = "; ".join(
+        f"{task}, {name}: {_points(a)[0]:.1f} ± {_points(a)[1]:.1f} % ({a[0].parameters:,}, {a[0].seconds:.1f} s)"
+        for task, arms in found.items()
+        for name, a in arms.items()
+    )
     return experiment.judge(value, min(gains) >= 1, max(gains) > 0)
 
 
@@ -166,13 +155,10 @@ def _faster(experiment: Experiment) -> Seen:
 
 @check("Z3", weight=5)
 def _stable(experiment: Experiment) -> Seen:
-    """Twenty blocks one behind the other, without a sum around any: means over positions of what is standardized, and
-    how large outputs become; then what keeping one batch's statistics changes."""
+    """Twenty blocks without a sum around any: means of what is standardized, sizes of outputs; statistics kept."""
     torch.manual_seed(experiment.seed)
-    count = experiment.at(quick=2, normal=20)
-    blocks = [SlowFastBlock(12, 8, 1, hidden=(16, 8, 8, 8, 8)) for _ in range(count)]
-    x = torch.randn(32, 12, 8, 8)
-    largest, mean = [], 0.0
+    x, largest, mean = torch.randn(32, 12, 8, 8), [], 0.0
+    blocks = [SlowFastBlock(12, 8, 1, hidden=(16, 8, 8, 8, 8)) for _ in range(experiment.at(quick=2, normal=20))]
     with torch.no_grad():
         for block in blocks:
             mean = max(mean, float(instance_standardized(block.mix(x)).mean((-2, -1)).abs().max()))
@@ -185,8 +171,7 @@ def _stable(experiment: Experiment) -> Seen:
     apart, frozen = ((a - batch).norm() / batch.norm() for a in (alone, kept))
     value = (
         f"means at most {mean:.1e}; the largest output {largest[0]:.1f} behind block 1, {max(largest):.1f} behind any of "
-        f"{count}; four images alone answer {100 * apart:.0f} % otherwise than among 64, with statistics kept "
-        f"{100 * frozen:.4f} %"
+        f"{len(blocks)}; four images alone {100 * apart:.0f} % from those among 64, {100 * frozen:.4f} % with kept ones"
     )
     return experiment.judge(value, mean < 1e-5 and max(largest) <= 10 * largest[0], mean < 1e-5)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
+from hasten.models.vision.densenet import DenseNet
+from hasten.models.vision.plain import PlainNet
 from hasten.search.networks.gene_space import GeneSpace
 
 A = TypeVar("A", bound=Hashable)
@@ -67,3 +70,29 @@ class GrowingSpace(GeneSpace[A]):
         self, arch: A, network: nn.Module, block: int, layer: int, kernel: int, *, noise: float, seed: int
     ) -> Grown:
         """One more layer in a block."""
+
+
+def moved_at_random(network: PlainNet | DenseNet, moves: int, rng: random.Random) -> PlainNet | DenseNet:
+    """A network that so many random moves made: layers widened by two or three, and put in.
+
+    Args:
+        network: plain or dense; it stays as it is.
+        moves: one after the other.
+        rng: what decides.
+    """
+    grown = network
+    for move in range(moves):
+        if isinstance(grown, DenseNet):
+            block = rng.randrange(len(grown.layers.growths))
+            layer = rng.randrange(len(grown.layers.growths[block]))
+            wider = {(block, layer): grown.layers.growths[block][layer] + 2}
+            grown = grown.widened(wider, seed=move) if rng.random() < 0.5 else grown.deepened(block, layer, seed=move)
+            continue
+        rows = [*([f for _, f in b] for b in grown.layers.blocks), list(grown.layers.units)]
+        block = rng.randrange(len(rows))
+        layer = rng.randrange(len(rows[block]))
+        if rng.random() < 0.5:
+            grown = grown.widened({(block, layer): rows[block][layer] + 3}, seed=move)
+        else:
+            grown = grown.deepened(block, layer, rng.choice((1, 3, 5)), seed=move)
+    return grown
