@@ -180,8 +180,23 @@ class _Layer(CacheLayerMixin):
         self.length += key_states.shape[2]
         return key_states, value_states
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        """Attention of new tokens to what the sparse window chooses."""
+    def attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scaling: float,
+        *,
+        cap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of new tokens to what the sparse window chooses.
+
+        Raises:
+            HastenError: the model caps its scores or has sinks of its own, of which the window knows nothing.
+        """
+        if cap is not None or sinks is not None:
+            raise HastenError("a tiered cache knows no cap on scores and no attention sinks of the model's own")
         policy, new = self._cache.policy, query.shape[2]
         self.seen_length = self.length
         if new == self.length:
