@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import setuptools  # noqa: F401  # torch.compile asks for it, and once could not have it so late in a process
 
 # Tests that run side by side, and the programs they start, would fight for the cores with a thread for each.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -252,7 +252,7 @@ def test_published_names_are_networks_and_language_models_are_not(tmp_path: Path
     assert not names_network("smollm2-135m-instruct")
     assert not names_network(str(tmp_path))
     made = make_network("simplenet-cifar-310k", 2)
-    assert made.network.inputs.title == "float32 2x3x224x224"
+    assert made.network.inputs.title == "float32 2x3x32x32"
     assert made.fingerprint == make_network("simplenet-cifar-310k", 2).fingerprint
     assert "random" in made.notes[0]
 

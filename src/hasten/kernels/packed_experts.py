@@ -114,12 +114,20 @@ def _input_gradient(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> t
     bits, group = ctx.format  # type: ignore[attr-defined]
     wide, begin = gate.wide(grad.dtype), 0
     made = grad.new_empty(grad.shape[0], columns_of(packed.flatten(0, 1), bits))
-    for number, end in enumerate(ends.tolist()):
-        if end > begin:
-            scale, low = (None if t is None else t[number] for t in (scales, mins))
+    borders = ends.tolist()
+    traced = any(isinstance(end, torch.SymInt) for end in borders)
+    expert = torch.searchsorted(ends, torch.arange(grad.shape[0], device=ends.device), right=True)
+    for number, end in enumerate(borders):
+        scale, low = (None if t is None else t[number] for t in (scales, mins))
+        if traced:
+            # Nobody knows how many rows are whose: each expert takes all of them, and only its own count.
+            weight = dequantize(packed[number], scale, low, bits, group).to(wide)
+            rows = torch.where((expert == number)[:, None], grad, 0).to(wide)
+            made = made + (rows @ weight).to(grad.dtype) if number else (rows @ weight).to(grad.dtype)
+        elif end > begin:
             weight = dequantize(packed[number], scale, low, bits, group).to(wide)
             made[begin:end] = (grad[begin:end].to(wide) @ weight).to(grad.dtype)
-        begin = end
+            begin = end
     return made, None, None, None, None, None, None, None, None
 
 

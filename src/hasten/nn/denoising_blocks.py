@@ -23,7 +23,9 @@ def sinusoids(times: Tensor, width: int, longest: float = 10_000.0) -> Tensor:
     Returns:
         (batch, width), fp32: all cosines first.
     """
-    rates = torch.exp(-math.log(longest) * torch.arange(width // 2, device=times.device) / (width // 2))
+    rates = torch.exp(
+        -math.log(longest) * torch.arange(width // 2, device=times.device, dtype=torch.float32) / (width // 2)
+    )
     angles = times.float()[:, None] * rates
     return torch.cat((angles.cos(), angles.sin()), 1)
 

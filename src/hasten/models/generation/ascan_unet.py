@@ -143,7 +143,7 @@ class AsCANUNet(Block):
             class_labels: (batch,), the number of classes standing for none; none when None.
             encoder_attention_mask: (batch, tokens), true or 1 where there is a token.
         """
-        batch = len(sample)
+        batch = sample.shape[0]
         times = torch.as_tensor(timestep, device=sample.device).expand(batch)
         time = self.time(sinusoids(times, 2 * self.config.widths[0]).to(sample.dtype))
         if self.label is not None:

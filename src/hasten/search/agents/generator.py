@@ -22,6 +22,7 @@ from hasten.errors import HastenError
 from hasten.processes import one_thread
 from hasten.search.agents.agent import Agent, Indices
 from hasten.search.agents.registry import register_agent
+from hasten.train.loop import descend
 
 _NOISE = 8  # normal numbers that a seed stands for
 _SEEDS = 2**31
@@ -225,10 +226,7 @@ class GeneratorTraining:
         if elite and self.replay:
             again, _ = self.generator.log_chances([p for _, p, _ in elite], [s for *_, s in elite], condition)
             loss = loss - self.replay * again.mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.generator.parameters(), 1.0)
-        self.optimizer.step()
+        descend(self.optimizer, loss, clip=1.0)
 
 
 @register_agent("generator", "agent: a generator that is taught by what its points scored (TurboViT's search)")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hasten.errors import HastenError
 from hasten.processes import one_thread
 from hasten.search.networks.growing_space import GrowingSpace
+from hasten.train.loop import descend
 
 A = TypeVar("A", bound=Hashable)
 LONGEST = 50
@@ -263,9 +264,8 @@ class GrowthTraining:
                 chances, spread = self.controller.log_chances(archs, actions)
                 paid = torch.tensor(advantages, dtype=chances.dtype)
                 loss = loss - ((paid * chances).sum() + self.entropy * spread.sum()) / len(episodes)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        if loss.requires_grad:  # else nobody decided anything
+            descend(self.optimizer, loss)
 
 
 def stretched(score: float) -> float:
