@@ -72,14 +72,14 @@ class RowNorm:
     def weight(self, width: int) -> Tensor:
         """Its weights (width) in fp32, repeated where it has fewer."""
         parts = [torch.ones(_width_of(m)) if m.weight is None else m.weight.detach().float() for m in self.modules]
-        return (torch.cat(parts) + self.offset).repeat(width // self.width).contiguous()
+        return (torch.cat(parts) + self.offset).repeat(width // max(1, self.width)).contiguous()
 
     def bias(self, width: int) -> Tensor | None:
         """Its biases (width) in fp32, repeated likewise; None without any."""
         parts = [module.bias for module in self.modules if getattr(module, "bias", None) is not None]
         if len(parts) < len(self.modules):
             return None
-        return torch.cat([part.detach().float() for part in parts]).repeat(width // self.width).contiguous()
+        return torch.cat([part.detach().float() for part in parts]).repeat(width // max(1, self.width)).contiguous()
 
 
 def _width_of(module: Any) -> int:
