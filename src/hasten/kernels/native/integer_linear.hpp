@@ -17,7 +17,8 @@ namespace hasten {
 namespace {
 
 constexpr int64_t kSums = 16;       // of an output, in which every 16th group is added up
-constexpr int kSeveralRows = 32;    // up to which codes of W are used where they are read
+// Up to which codes of W are used where they are read; and where the last piece of a row is mostly padding.
+constexpr int kSeveralRows = 32, kSeveralOfPadded = 16;
 constexpr int64_t kQuad = 4 * kGroup;
 
 // Values 32 g to 32 g + 31 of one row, and what `Codes` keeps of them.
@@ -530,7 +531,8 @@ inline void multiply_codes_many(const Matrix& m, const Codes& x, int rows, float
 template <class Format>
 inline void multiply_codes_as(const Matrix& m, const Codes& x, int rows, float* y, int64_t ldy, int64_t n0,
                               int64_t n1) {
-  if (rows > kSeveralRows) {
+  const int64_t groups = m.in / kGroup, read = (groups + 15) / 16 * 16;
+  if (rows > (4 * read > 5 * groups ? kSeveralOfPadded : kSeveralRows)) {
     if (void* memory = tile_memory(kTileOuts * TileOf<Format>::bytes_of(m.in / kGroup)))
       return multiply_codes_many<Format>(m, x, rows, y, ldy, n0, n1, static_cast<uint8_t*>(memory));
   } else if (rows > 1) {
