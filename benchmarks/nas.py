@@ -24,9 +24,9 @@ import torch
 from hasten.errors import HastenError
 from hasten.files import write_aside
 from hasten.hardware import load_device
-from hasten.models.vision.once_for_all import resized
 from hasten.processes import run_arms
 from hasten.search.networks.architecture_space import open_space
+from hasten.search.networks.bilevel import answering
 from hasten.search.networks.searching import network_searches
 from hasten.search.networks.specialize import estimated, seconds_of
 from hasten.tasks import task as tasks
@@ -79,7 +79,7 @@ def searched(
     except HastenError as error:
         return str(error)
     shape = space.input_shape(found.arch)
-    accuracy = task.evaluate(lambda images: found.network(resized(images, shape[-1])), "test")
+    accuracy = task.evaluate(answering(found.network, shape[-1]), "test")
     here = seconds_of(found.network, torch.zeros(1, *shape))
     return Found(accuracy, found.latency, here, found.trainings, found.seconds)
 

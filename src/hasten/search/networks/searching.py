@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hasten.errors import HastenError
-from hasten.models.vision.once_for_all import resized
 from hasten.processes import one_thread
 from hasten.search.networks.architecture_space import ArchitectureSpace
+from hasten.search.networks.bilevel import answering
 from hasten.tasks.task import Task
 from hasten.train.fitting import parameter_groups
 from hasten.train.loop import train
@@ -243,22 +243,18 @@ class NetworkTrials(Generic[A]):
         """Counts a training that the search did itself, and keeps its network where it is the best within the limit."""
         self.trained += 1
         self.scores[arch] = score
-        if self.admits(arch) and (self.best is None or self._better(score, self.best[0])):
+        if self.admits(arch) and (self.best is None or self.better(score, self.best[0])):
             self.best = (score, arch, network.eval())
         if self.best is not None:
             self.history.append((self.clock() - self._begun, self.best[0]))
         self.progress(f"{self.trained} networks trained", min(1.0, self.used))
 
-    def _better(self, one: float, other: float) -> bool:
+    def better(self, one: float, other: float) -> bool:
+        """Whether a score is better than another by the task's metric."""
         return one > other if self.task.better == "higher" else one < other
 
     def _train(self, arch: A, network: nn.Module, steps: int) -> float:
-        side = self.space.input_shape(arch)[-1]
-
-        def answer(images: Tensor) -> Tensor:
-            made: Tensor = network(resized(images, side))
-            return made
-
+        answer = answering(network, self.space.input_shape(arch)[-1])
         batches = self.task.batches("training", self.batch, self.seed)
         left = None if self.seconds is None else max(1e-3, self.seconds - (self.clock() - self._begun))
         with one_thread():  # several wait longer for each other than so small a network takes

@@ -16,8 +16,8 @@ from hasten.processes import one_thread
 from hasten.search.networks.architecture_space import ArchitectureSpace
 from hasten.search.networks.bilevel import answering
 from hasten.search.networks.members.once_for_all import OnceForAllSpace
+from hasten.search.networks.searches.sampled import learned, predicted_best
 from hasten.search.networks.searching import BudgetIsUsed, FoundNetwork, NetworkTrials, Progress, network_search, silent
-from hasten.search.networks.specialize import AccuracyPredictor, evolve
 from hasten.tasks.task import Task
 from hasten.train.shrinking import SHRINKING, train
 
@@ -88,7 +88,7 @@ def sub_networks(
             progress=lambda phase, share: progress(f"training one network: {phase}", _LEARNS * share),
         )  # fmt: skip
         known = _judged(trials, network, images[:_CALIBRATING], judged)
-        arch = _best(trials, known)
+        arch = next(iter(known)) if len(known) < 2 else predicted_best(trials, learned(trials, known), seed)
         found = extracted(network, arch, images[:_CALIBRATING])
     # The one network counts as the trainings that its images are.
     trials.trained = 1 if trainings is None else trainings - 1
@@ -112,19 +112,6 @@ def _score(trials: NetworkTrials[Architecture], network: SubNetwork, arch: Archi
     return trials.task.evaluate(answering(network, arch.resolution), "validation")
 
 
-def _best(trials: NetworkTrials[Architecture], known: dict[Architecture, float]) -> Architecture:
-    """What evolution finds by a predictor of the scores."""
-    sign = 1.0 if trials.task.better == "higher" else -1.0
-    if len(known) < 2:
-        return next(iter(known))
-    predictor: AccuracyPredictor[Architecture] = AccuracyPredictor(trials.space, hidden=64, seed=trials.seed)
-    predictor.fit(list(known), [sign * score for score in known.values()], steps=200)
-    return evolve(
-        trials.space, predictor.predict, trials.seconds_of, trials.limit, population=30, generations=20,
-        seed=trials.seed,
-    ).arch  # fmt: skip
-
-
 def _tuned(trials: NetworkTrials[Architecture], arch: Architecture, found: SubNetwork) -> FoundNetwork[Architecture]:
     """A sub-network trained on with what is left; as it was where that makes it worse, or where nothing is left."""
     before, start = _score(trials, found, arch), copy.deepcopy(found)
@@ -135,7 +122,7 @@ def _tuned(trials: NetworkTrials[Architecture], arch: Architecture, found: SubNe
         trials.trained -= 1  # what is added is not trained again
         trials.add(arch, start, before)
         return trials.found()
-    if trials.best is not None and (before > after if trials.task.better == "higher" else before < after):
+    if trials.best is not None and trials.better(before, after):
         trials.best = (before, arch, start)
         trials.history.append((trials.history[-1][0], before))
     return trials.found()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
 
 from hasten.search.networks.architecture_space import ArchitectureSpace
 from hasten.search.networks.searching import (
@@ -18,6 +18,22 @@ from hasten.search.networks.searching import (
 )
 from hasten.search.networks.specialize import AccuracyPredictor, evolve
 from hasten.tasks.task import Task
+
+A = TypeVar("A", bound=Hashable)
+
+
+def learned(trials: NetworkTrials[A], scores: Mapping[A, float]) -> AccuracyPredictor[A]:
+    """A predictor of how good networks are, larger being better, that learned from their scores."""
+    sign = 1.0 if trials.task.better == "higher" else -1.0
+    predictor: AccuracyPredictor[A] = AccuracyPredictor(trials.space, hidden=64, seed=trials.seed)
+    return predictor.fit(list(scores), [sign * score for score in scores.values()], steps=200)
+
+
+def predicted_best(trials: NetworkTrials[A], predictor: AccuracyPredictor[A], seed: int) -> A:
+    """The network within the limit that evolution finds best by a predictor."""
+    return evolve(
+        trials.space, predictor.predict, trials.seconds_of, trials.limit, population=30, generations=20, seed=seed
+    ).arch
 
 
 @network_search("random")
@@ -54,23 +70,17 @@ def evolved_networks(
     trials = NetworkTrials(
         task, space, latency, limit, seconds=seconds, trainings=trainings, seed=seed, progress=progress, **training
     )
-    sign = 1.0 if task.better == "higher" else -1.0
 
     def step() -> None:
         if trials.used < warm or len(trials.scores) < 4:
             trials.score(trials.drawn(trials.anyone))
             return
-        known = list(trials.scores)
-        predictor: AccuracyPredictor[Any] = AccuracyPredictor(space, hidden=64, seed=seed)
-        predictor.fit(known, [sign * trials.scores[a] for a in known], steps=200)
+        predictor = learned(trials, trials.scores)
         if trials.used >= 1:
             raise BudgetIsUsed
-        found = evolve(
-            space, predictor.predict, trials.seconds_of, limit, population=30, generations=20,
-            seed=seed + trials.trained,
-        )  # fmt: skip
+        best = predicted_best(trials, predictor, seed + trials.trained)
         # A neighbour, where the best was trained already.
-        trials.score(found.arch)
-        trials.score(trials.drawn(lambda: space.mutate(found.arch, trials.rng, 0.2)))
+        trials.score(best)
+        trials.score(trials.drawn(lambda: space.mutate(best, trials.rng, 0.2)))
 
     return until_used(trials, step)
