@@ -88,7 +88,14 @@ def _wrapped(stream: Any, kind: type[io.TextIOWrapper]) -> Any:
     buffer = getattr(stream, "buffer", None)
     if buffer is None:
         return stream
-    return kind(buffer, stream.encoding, errors="replace", line_buffering=stream.line_buffering)
+    # Where PYTHONUNBUFFERED is set each write goes through and no stream says that it keeps lines.
+    return kind(
+        buffer,
+        stream.encoding,
+        errors="replace",
+        line_buffering=stream.line_buffering or kind is _Messages,
+        write_through=stream.write_through,
+    )
 
 
 _documents: IO[str] | None = None
