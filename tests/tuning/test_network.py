@@ -13,7 +13,7 @@ import torch
 from hasten import load
 from hasten.errors import HastenError
 from hasten.hardware import Device, load_device
-from hasten.methods import Bf16Network, from_dict, registry
+from hasten.methods import Bf16Network, FoldNormalization, from_dict, registry
 from hasten.report import print_tune, write_html
 from hasten.runtime.network import Network, make_network, names_network
 from hasten.tuning.network import difference
@@ -243,6 +243,18 @@ def test_the_batch_is_the_functions_and_the_budget_bounds_the_run(tmp_path: Path
         tune(plain, Settings(wanted="decode"), device=device)
     with pytest.raises(HastenError, match="goes with a network"):
         tune("no-such-model", Settings(quality="a.py:b"), device=device)
+
+
+def test_what_takes_longer_than_the_budget_is_passed_over_and_the_rest_is_measured(
+    small: str, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FoldNormalization, "seconds_to_apply", lambda self, model: 1e6)
+    result = tune(small, Settings(seconds=20, runs=1, floor=0.5), device=device)
+    seen = {c.title for c in result.combinations if c.measured}
+    assert len(seen) > 1
+    assert not any("folded" in title for title in seen)
+    assert result.stopped == "seconds"
+    assert any("a larger --budget measures more" in note for note in result.notes)
 
 
 def test_published_names_are_networks_and_language_models_are_not(tmp_path: Path) -> None:

@@ -350,7 +350,7 @@ def measure(
     titles = {_point_key(p): title for title, p in plan.points.items()}
     combinations = dict(plan.combinations)
     singles = {title: methods[0] for title, methods in plan.methods.items() if len(methods) == 1}
-    out_of_time: list[str] = []
+    too_long: set[str] = set()
 
     def expected(title: str) -> float:
         """Seconds of a combination's speed and quality, by its prediction and what was measured."""
@@ -362,9 +362,6 @@ def measure(
     def evaluate(params: Params) -> Mapping[str, Any]:
         title = titles[_point_key(params)]
         methods = plan.methods[title]
-        if deadline.left is not None and expected(title) > _OVER * deadline.left:
-            out_of_time.append(title)
-            raise TimeIsUp
         seen = tried(prepared, methods, before, deadline=deadline, progress=reporter.advance)
         return {**values(seen, limit), "figures": json.loads(seen.model_dump_json())}
 
@@ -398,14 +395,20 @@ def measure(
 
         def score(params: Params) -> float | None:
             title = titles.get(_point_key(params))
-            return None if title is None else order(params, title)
+            if title is None:
+                return None
+            if deadline.left is not None and expected(title) > _OVER * deadline.left:
+                if combinations[title].measured is None:
+                    too_long.add(title)
+                return None
+            return order(params, title)
 
         most = trials if s.trials is None else min(trials, s.trials)
         # Where the unchanged model took the whole budget, only what is stored is taken.
         part = None if seconds is None else max(seconds * share, 1e-6)
         result = kept.run(problem, trials=most, seconds=part, order=score, progress=told)
         adopt(result.trials)
-        over = result.stopped == "interrupted" and (deadline.left == 0 or bool(out_of_time))
+        over = result.stopped == "interrupted" and deadline.left == 0
         return list(result.trials), "seconds" if over else result.stopped
 
     def alone(params: Params, title: str) -> float | None:
@@ -413,7 +416,13 @@ def measure(
             return None
         return gentle_first(combinations[title].predicted, before.combination.predicted, s.wanted)
 
-    trials, stopped = run(len(singles) if s.trials is None else min(len(singles), s.trials // 2), _ALONE, alone)
+    most = len(singles) if s.trials is None else min(len(singles), s.trials // 2)
+    trials: list[Trial] = []
+    while True:  # one at a time: what takes longer than is left is passed over, and shorter ones still have their turn
+        tried_so_far = len(trials)
+        trials, stopped = run(min(tried_so_far + 1, most), _ALONE, alone)
+        if stopped != "trials" or len(trials) in (tried_so_far, most):
+            break
     seen = {m: c for title, m in singles.items() if (c := combinations[title]).measured}
     broken = {m for title, m in singles.items() if _failed(combinations[title])}
     if stopped != "interrupted":
@@ -446,6 +455,8 @@ def measure(
                 stopped = ended
             if ended in ("interrupted", "seconds") or len(trials) == tried_so_far:
                 break
+    if stopped in ("trials", "exhausted") and any(combinations[title].measured is None for title in too_long):
+        stopped = "seconds"
     notes = []
     if stopped == "seconds" and len(trials) < len(plan.combinations):
         notes.append(
