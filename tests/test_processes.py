@@ -128,3 +128,18 @@ def test_in_another_thread_the_limit_is_asked() -> None:
     thread.start()
     thread.join()
     assert seen == [True]
+
+
+def test_whoever_keeps_the_exception_no_limit_outlives_what_it_was_for() -> None:
+    before, kept = signal.getsignal(signal.SIGALRM), []
+    for number in range(40):
+        try:
+            with at_most(0.0005 * (number % 4)):
+                with at_most(0.001):
+                    time.sleep(0.0005 * (number % 5))
+                time.sleep(0.002)
+        except TimeIsUp as error:
+            kept.append(error)  # its traceback holds every frame that was left
+    assert kept
+    assert signal.getsignal(signal.SIGALRM) is before
+    time.sleep(0.7)  # an alarm that is still set comes every half second

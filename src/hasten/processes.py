@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -142,43 +143,59 @@ class TimeLimit:
             raise TimeIsUp
 
 
-@contextmanager
-def at_most(seconds: float | None) -> Iterator[TimeLimit]:
+class at_most:
     """Breaks off what goes on within it after so many seconds, by `TimeIsUp`, and again while it does not end.
 
     In the main thread, where the system has signals, that is at once, waiting for other processes included; elsewhere
-    it is where the limit is asked (`TimeLimit.check`).
+    it is where the limit is asked (`TimeLimit.check`). Once it is left, nothing is broken off any more, whenever the
+    time ran out and whoever keeps the exception.
+
+    Args:
+        seconds: from where it is entered; None for no limit.
     """
-    limit = TimeLimit(seconds)
-    main = threading.main_thread()
-    if seconds is None or threading.current_thread() is not main or not hasattr(signal, "SIGALRM"):
-        yield limit
-        return
-    ended = threading.Event()
 
-    def alarm(number: int, frame: Any) -> None:
-        if limit.broken_off and not ended.is_set():
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._limit = TimeLimit(None)
+        self._ended = threading.Event()
+        self._watching: threading.Thread | None = None
+        self._before: Any = None
+
+    def __enter__(self) -> TimeLimit:
+        self._limit = TimeLimit(self._seconds)
+        main = threading.main_thread()
+        if self._seconds is not None and threading.current_thread() is main and hasattr(signal, "SIGALRM"):
+            self._before = signal.signal(signal.SIGALRM, self._alarm)
+            self._watching = threading.Thread(target=self._watch, args=(self._seconds, main.ident), daemon=True)
+            self._watching.start()
+        return self._limit
+
+    def __exit__(self, *error: object) -> None:
+        if self._watching is None:
+            return
+        self._ended.set()
+        self._watching.join()
+        self._watching = None
+        signal.signal(signal.SIGALRM, self._before)
+
+    def _watch(self, pause: float, main: int) -> None:
+        while not self._ended.wait(pause):
+            self._limit.broken_off, pause = True, 0.5
+            signal.pthread_kill(main, signal.SIGALRM)
+
+    def _alarm(self, number: int, frame: types.FrameType | None) -> None:
+        within = frame
+        while within is not None:
+            if within.f_code in _UNBROKEN:  # broken off there, a limit would never be lifted; the next alarm comes soon
+                return
+            within = within.f_back
+        if self._limit.broken_off and not self._ended.is_set():
             raise TimeIsUp
-        if callable(before) and not limit.broken_off:
-            before(number, frame)  # it is somebody else's
+        if callable(self._before):
+            self._before(number, frame)  # it is somebody else's
 
-    def watch() -> None:
-        pause = seconds
-        while not ended.wait(pause):
-            limit.broken_off, pause = True, 0.5
-            signal.pthread_kill(main.ident or 0, signal.SIGALRM)
 
-    before = signal.signal(signal.SIGALRM, alarm)
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
-    try:
-        yield limit
-    finally:
-        while not ended.is_set():  # an alarm may come in the middle of this very line
-            with contextlib.suppress(TimeIsUp):
-                ended.set()
-        watching.join()
-        signal.signal(signal.SIGALRM, before)
+_UNBROKEN = (at_most.__enter__.__code__, at_most.__exit__.__code__)
 
 
 def bytes_from_storage() -> int | None:

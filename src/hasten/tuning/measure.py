@@ -17,7 +17,6 @@ from hasten.cost import Measurement
 from hasten.errors import HastenError
 from hasten.hardware import Device
 from hasten.methods import Method, apply_all
-from hasten.processes import TimeIsUp
 from hasten.runtime import LanguageModel
 from hasten.runtime.quality import agreement, needle, perplexity, recall
 from hasten.runtime.quality import choice as questions_right
