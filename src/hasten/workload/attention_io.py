@@ -12,8 +12,7 @@ nothing but what it holds.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.errors import HastenError
+from hasten.workload.memories import ManagedCache, Scratchpad
 
 Array = NDArray[np.float64]
 Multiply = Callable[[Array, Array], Array]
@@ -89,36 +89,19 @@ def regime(n: int, d: int, m: int) -> str:
 # -- a machine ----------------------------------------------------------------------------------------
 
 
-class FastMemory:
+class FastMemory(Scratchpad[Array]):
     """A fast memory of ``capacity`` words beside an unbounded slow one.
 
     ``loads`` and ``stores`` count words moved; ``peak`` is the most that was held.
     """
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.loads = self.stores = self.held = self.peak = 0
+        super().__init__(capacity, "words")
+        self.loads = self.stores = 0
 
     @property
     def moved(self) -> int:
         return self.loads + self.stores
-
-    @contextmanager
-    def room(self, words: int) -> Iterator[None]:
-        """Holds ``words`` for as long as the block runs.
-
-        Raises:
-            HastenError: they do not fit.
-        """
-        self.held += words
-        if self.held > self.capacity:
-            held, self.held = self.held, self.held - words
-            raise HastenError(f"{held} words do not fit a fast memory of {self.capacity}: use smaller tiles")
-        self.peak = max(self.peak, self.held)
-        try:
-            yield
-        finally:
-            self.held -= words
 
     @contextmanager
     def load(self, slow: Array) -> Iterator[Array]:
@@ -495,23 +478,19 @@ def strassen_words(rows: int, inner: int, columns: int, least: int = 16) -> int:
     return r * i + i * c + 7 * r * c + strassen_words(r, i, c, least)
 
 
-def lru_moved(trace: Iterable[tuple[object, int]], capacity: int) -> int:
+def lru_moved(trace: Iterable[tuple[Hashable, int]], capacity: int) -> int:
     """Words that a cache of ``capacity`` words loads for a trace of (thing, words), least recently used out first."""
-    held: OrderedDict[object, int] = OrderedDict()
-    used = moved = 0
+    cache = ManagedCache(capacity)
+    through = 0  # what no cache of this size can hold
     for thing, words in trace:
-        if thing in held:
-            held.move_to_end(thing)
-            continue
-        moved += words
-        used += words
-        held[thing] = words
-        while used > capacity:
-            used -= held.popitem(last=False)[1]
-    return moved
+        if words > capacity:
+            through += words
+        else:
+            cache.use(thing, words)
+    return cache.loaded + through
 
 
-def flash2_trace(n: int, d: int, m: int) -> Iterator[tuple[object, int]]:
+def flash2_trace(n: int, d: int, m: int) -> Iterator[tuple[Hashable, int]]:
     """The rows that `flash2` touches on a machine that schedules for M words, in order."""
     for i, rows in enumerate(_spans(n, flash2_rows(d, m))):
         for j in range(n):

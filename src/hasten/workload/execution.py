@@ -52,6 +52,11 @@ MAPS: dict[str, Callable[..., TorchTensor]] = {
     "min": torch.minimum,
     "exp": torch.exp,
     "square": torch.square,
+    "copy": lambda x: x,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "silu": torch.nn.functional.silu,
+    "tanh": torch.tanh,
     "sub-exp": _sub_exp,
     "sub-exp-macs": lambda x, y: exp_macs(torch.where(torch.isneginf(x), x, x - y)),
 }
@@ -136,12 +141,12 @@ def _run(cascade: Cascade, unit: Unit, values: dict[str, TorchTensor], at: Mappi
     own = [cascade.einsums[i] for i in unit.einsums]
     if not unit.rank or unit.rank in at:
         for einsum in own:
-            _write(einsum, values, at, _compute(einsum, values, at))
+            write_at(einsum, values, at, compute_at(einsum, values, at))
         return
     for step in range(own[0].sizes[unit.rank]):
         for einsum in own:
             here = {**at, unit.rank: step}
-            _write(einsum, values, here, _compute(einsum, values, here))
+            write_at(einsum, values, here, compute_at(einsum, values, here))
 
 
 class _Tiles:
@@ -228,11 +233,11 @@ class _Tiles:
                 if own not in einsum.reduced:
                     _run(self.cascade, unit, self.values, {self.along[i]: at for i in unit.einsums})
                     continue
-                made = _compute(einsum, self.values, {own: at})
+                made = compute_at(einsum, self.values, {own: at})
                 if index in started:
-                    made = _merge(einsum, _read(einsum, einsum.output, self.values, {}), made)
+                    made = merge(einsum, read_at(einsum, einsum.output, self.values, {}), made)
                 started.add(index)
-                _write(einsum, self.values, {}, made)
+                write_at(einsum, self.values, {}, made)
 
     def _size(self, index: int) -> int:
         return self.cascade.einsums[index].sizes[self.along[index]]
@@ -328,7 +333,12 @@ def _meet(writer: Einsum, reader: Einsum, access: Access) -> bool:
     return all(made[0] <= read[1] and read[0] <= made[1] for made, read in pairs)
 
 
-def _merge(einsum: Einsum, before: TorchTensor, now: TorchTensor) -> TorchTensor:
+def merge(einsum: Einsum, before: TorchTensor, now: TorchTensor) -> TorchTensor:
+    """What an Einsum folded so far, and what it gives for the next tile, folded.
+
+    Raises:
+        HastenError: its reduce operator cannot be folded so.
+    """
     if einsum.reduce == "sum":
         return before + now
     if einsum.reduce in ("max", "min"):
@@ -336,10 +346,10 @@ def _merge(einsum: Einsum, before: TorchTensor, now: TorchTensor) -> TorchTensor
     raise HastenError(f"reduce operator {einsum.reduce!r} cannot be folded tile by tile: run without a rank")
 
 
-def _compute(einsum: Einsum, values: Mapping[str, TorchTensor], at: Mapping[str, int]) -> TorchTensor:
+def compute_at(einsum: Einsum, values: Mapping[str, TorchTensor], at: Mapping[str, int]) -> TorchTensor:
     """What an Einsum gives at one place of some ranks: a dimension for each rank of its output, 1 long for those."""
     out = einsum.output.ranks
-    operands = [_read(einsum, a, values, at) for a in einsum.inputs]
+    operands = [read_at(einsum, a, values, at) for a in einsum.inputs]
     if einsum.map == "mul" and einsum.reduce == "sum":
         letters = {name: chr(ord("a") + i) for i, (name, _) in enumerate(einsum.ranks)}
         terms = ",".join("".join(letters[r] for r in a.ranks) for a in einsum.inputs)
@@ -379,7 +389,7 @@ def _where(einsum: Einsum, access: Access, at: Mapping[str, int]) -> list[TorchT
     return found
 
 
-def _read(einsum: Einsum, access: Access, values: Mapping[str, TorchTensor], at: Mapping[str, int]) -> TorchTensor:
+def read_at(einsum: Einsum, access: Access, values: Mapping[str, TorchTensor], at: Mapping[str, int]) -> TorchTensor:
     """What an access reads: a dimension for each of its ranks."""
     tensor = values[access.tensor]
     if access.index is None:
@@ -400,14 +410,14 @@ def _read(einsum: Einsum, access: Access, values: Mapping[str, TorchTensor], at:
     return torch.where(inside, tensor[tuple(held)], access.outside).expand(shape)
 
 
-def _write(einsum: Einsum, values: dict[str, TorchTensor], at: Mapping[str, int], made: TorchTensor) -> None:
-    """Puts what `_compute` gave where it belongs."""
+def write_at(einsum: Einsum, values: dict[str, TorchTensor], at: Mapping[str, int], made: TorchTensor) -> None:
+    """Puts what `compute_at` gave where it belongs."""
     access = einsum.output
     tensor = values[access.tensor]
     if not tensor.shape:
         tensor.copy_(made.reshape(()))
     elif access.index is None:
-        _read(einsum, access, values, at).copy_(made)
+        read_at(einsum, access, values, at).copy_(made)
     else:
         where = torch.broadcast_tensors(*_where(einsum, access, at))
         tensor[where] = made.expand(where[0].shape).to(tensor.dtype)

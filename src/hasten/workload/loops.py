@@ -27,7 +27,7 @@ from hasten.workload.arithmetic import (
     substitute,
     walk,
 )
-from hasten.workload.einsum import Access, Cascade, Einsum, Op, Role, StridedView
+from hasten.workload.einsum import Access, Cascade, Einsum, Op, Role, StridedView, Tensor
 from hasten.workload.index import AffineIndex
 from hasten.workload.tracing import trace_cascade
 
@@ -305,45 +305,13 @@ class _Lowering:
         view = access.view
         if view is None or einsum.source.startswith("aten::upsample"):
             raise HastenError(f"{einsum.source} was not traced with its layout")
-        c = dict(einsum.constants)
-        taps = [r for r, _ in einsum.ranks if r.startswith("r")]
-        spatial = len(taps)
-
-        def of_each(name: str, default: int) -> list[int]:
-            value = c.get(name)
-            listed = list(value) if isinstance(value, tuple) else [default if value is None else value]
-            return [int(v) for v in (listed * spatial if len(listed) == 1 else listed)] or [default] * spatial
-
-        padding, dilation = of_each("padding", 0), of_each("dilation", 1)
-        if einsum.op is Op.CONV:
-            strides = of_each("stride", 1)
-            places = [f"o{i}" for i in range(spatial)]
-            lead = [[("n", 1)], [("g", sizes["c"]), ("c", 1)]]
-        else:
-            kernel = [sizes[t] for t in taps]
-            if "adaptive" in einsum.source:
-                taps = taps[::-1]  # named from the last dimension on
-                kernel = kernel[::-1]
-                out = [n for r, n in einsum.ranks if r.startswith("d")][-spatial:]
-                if any(k * o != n for k, o, n in zip(kernel, out, view.sizes[-spatial:], strict=True)):
-                    raise HastenError("an adaptive pooling whose windows are not equal has no loops")
-                strides = kernel
-            else:
-                # Without a stride a window begins where the last one ended.
-                strides = of_each("stride", 0)
-                strides = [s or k for s, k in zip(strides, kernel, strict=True)]
-            names = [r for r, _ in einsum.ranks if r.startswith("d")]
-            places, lead = names[-spatial:], [[(r, 1)] for r in names[:-spatial]]
-        dims = [AffineIndex(tuple((r, f) for r, f in d if sizes[r] > 1)) for d in lead]
-        for place, tap, stride, pad, apart in zip(places, taps, strides, padding, dilation, strict=True):
-            terms = tuple((r, f) for r, f in ((place, stride), (tap, apart)) if sizes[r] > 1)
-            dims.append(AffineIndex(terms, -pad))
+        dims = window_indices(einsum, view, sizes)
         over = [s.bounds(sizes) for s in dims]
         if all(low >= 0 and high < n for (low, high), n in zip(over, view.sizes, strict=True)):
             steps = [(r, f * step) for d, step in zip(dims, view.strides, strict=True) for r, f in d.terms]
             offset = view.offset + sum(d.offset * step for d, step in zip(dims, view.strides, strict=True))
             return _Raw(access.tensor, steps, offset)
-        if einsum.reduce == "sum" and c.get("ceil_mode"):
+        if einsum.reduce == "sum" and dict(einsum.constants).get("ceil_mode"):
             raise HastenError(f"{einsum.source} with ceil_mode divides by another number at the edges: no loops say so")
         shape = tuple(n for n in view.sizes if n > 1)
         lies = view.strides == _contiguous(view.sizes).strides and not view.offset
@@ -397,6 +365,58 @@ class _Lowering:
                         for s in access.dimensions
                     ]
         raise HastenError("a tensor is read in an order that no few loops say: call .contiguous()")
+
+
+def window_indices(einsum: Einsum, view: StridedView, sizes: Mapping[str, int]) -> list[AffineIndex]:
+    """By what a convolution or a pooling reads each dimension of its input, ranks of size 1 left out.
+
+    Args:
+        einsum: as it was traced.
+        view: of its input.
+        sizes: of its ranks.
+
+    Raises:
+        HastenError: an adaptive pooling whose windows are not equal.
+    """
+    c = dict(einsum.constants)
+    taps = [r for r, _ in einsum.ranks if r.startswith("r")]
+    spatial = len(taps)
+
+    def of_each(name: str, default: int) -> list[int]:
+        value = c.get(name)
+        listed = list(value) if isinstance(value, tuple) else [default if value is None else value]
+        return [int(v) for v in (listed * spatial if len(listed) == 1 else listed)] or [default] * spatial
+
+    padding, dilation = of_each("padding", 0), of_each("dilation", 1)
+    if einsum.op is Op.CONV:
+        strides = of_each("stride", 1)
+        places = [f"o{i}" for i in range(spatial)]
+        lead = [[("n", 1)], [("g", sizes["c"]), ("c", 1)]]
+    else:
+        kernel = [sizes[t] for t in taps]
+        if "adaptive" in einsum.source:
+            taps = taps[::-1]  # named from the last dimension on
+            kernel = kernel[::-1]
+            out = [n for r, n in einsum.ranks if r.startswith("d")][-spatial:]
+            if any(k * o != n for k, o, n in zip(kernel, out, view.sizes[-spatial:], strict=True)):
+                raise HastenError("an adaptive pooling whose windows are not equal has no loops")
+            strides = kernel
+        else:
+            # Without a stride a window begins where the last one ended.
+            strides = of_each("stride", 0)
+            strides = [s or k for s, k in zip(strides, kernel, strict=True)]
+        names = [r for r, _ in einsum.ranks if r.startswith("d")]
+        places, lead = names[-spatial:], [[(r, 1)] for r in names[:-spatial]]
+    dims = [AffineIndex(tuple((r, f) for r, f in d if sizes[r] > 1)) for d in lead]
+    for place, tap, stride, pad, apart in zip(places, taps, strides, padding, dilation, strict=True):
+        terms = tuple((r, f) for r, f in ((place, stride), (tap, apart)) if sizes[r] > 1)
+        dims.append(AffineIndex(terms, -pad))
+    return dims
+
+
+def rank_strides(einsum: Einsum, access: Access, tensor: Tensor) -> list[tuple[str, int]] | None:
+    """(rank, stride in memory) of every rank by which an access walks through its tensor; None where none says so."""
+    return _matched(access.ranks, einsum.sizes, access.view or _contiguous(tensor.shape))
 
 
 def _parted(terms: Iterable[tuple[str, int]], rank: str, inner: int, left: Container[str]) -> list[tuple[str, int]]:
