@@ -104,6 +104,12 @@ def _sparse_linear() -> Arguments:
     return [_floats(3, 64), *pack(weight.reshape(6, 64), torch.ones(6, 1), torch.zeros(6, 1))]
 
 
+def _analog_linear() -> Arguments:
+    # Without converters: what they round differs by a code with the order of sums.
+    noise = _floats(3, 2, 6) if random.random() < 0.5 else None
+    return [_floats(3, 8), _floats(6, 8).abs(), _floats(6, 8).abs(), _floats(6), noise, 5, 0, 0, 2.0, 0.1]
+
+
 def _ternary_linear() -> Arguments:
     from hasten.kernels.ternary_linear import pack
 
@@ -132,6 +138,7 @@ def _kv_read() -> Arguments:
 
 # An operator without a maker fails the test: a new kernel is fuzzed by being registered.
 MAKERS: dict[str, Callable[[], Arguments]] = {
+    "analog_linear": _analog_linear,
     "associative_scan": _associative_scan,
     "associative_scan_backward": _associative_scan_backward,
     "dequantize": lambda: _packed(random.choice((4, 8, 16))),
@@ -188,6 +195,8 @@ def bent(x: Any) -> Any:
         return not x
     if isinstance(x, int):
         return random.choice((0, -1, -32, 1, 3, 31, 64, 1 << 20, -(1 << 40), 1 << 62))
+    if isinstance(x, float):
+        return random.choice((0.0, -1.0, 1e300, float("inf"), float("nan")))
     if x is None:
         return random.choice((_floats(1), _floats(2, 3), torch.zeros(0)))
     choice = random.randrange(7)

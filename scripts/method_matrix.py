@@ -30,6 +30,7 @@ from torch import Tensor
 
 from hasten.errors import HastenError
 from hasten.methods import (
+    AnalogArrays,
     Bf16Network,
     BlockTopK,
     CacheFormat,
@@ -54,6 +55,7 @@ from hasten.methods import (
     clash,
     registry,
 )
+from hasten.nn import AnalogLinear
 from hasten.runtime import LanguageModel, generation_loop, language_model
 from hasten.workload import Workload
 from hasten.workload.einsum import Cascade, Role
@@ -83,6 +85,7 @@ SETTINGS: dict[str, tuple[Method, ...]] = {
     "prompt-lookup": (LookupDecoding(3, 4, 0.5),),
     "two-of-four": (TwoOfFour("wanda", 1, 32),),
     "sparse-low-bit": (SparseLowBit(1, 32),),
+    "analog": (AnalogArrays(), AnalogArrays(adc_bits=0, input_bits=0, unformed=0.02, drift=0.05, age=3600.0)),
     # For networks that are no language models: these must refuse.
     "fold-normalization": (FoldNormalization(),),
     "bf16-network": (Bf16Network(),),
@@ -215,7 +218,8 @@ class Examined:
     def rounds(self) -> bool:
         """Whether something is rounded on the way, so that another order of summation is seen later."""
         whole = {t.dtype for t in (*self.model.network.parameters(), *self.model.network.buffers()) if t.ndim > 1}
-        return self.cell.format != "fp32" or self.model.cache.dtype != "fp32" or whole != {torch.float32}
+        converted = any(isinstance(part, AnalogLinear) for part in self.model.modules())
+        return self.cell.format != "fp32" or self.model.cache.dtype != "fp32" or whole != {torch.float32} or converted
 
     @property
     def tie(self) -> float:

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from hasten import models, nn
 from hasten.exports import Exports
+from hasten.hardware.chips.crossbar import Crossbar
 from hasten.kernels import sparse_linear
 from hasten.methods.sparse_low_bit import SparseLinear
 from hasten.models.vision.darts import GENOTYPES
@@ -110,6 +111,13 @@ _OFA: dict[str, Any] = {
 }  # fmt: skip
 
 BLOCKS: dict[str, Example] = {
+    "AnalogLinear": Example(
+        lambda **k: nn.AnalogLinear.from_linear(tnn.Linear(WIDTH, 24), Crossbar(rows=20)), hidden, trains=False
+    ),
+    "AnalogLinear: exact": Example(
+        lambda **k: nn.AnalogLinear.from_linear(tnn.Linear(WIDTH, 24), Crossbar(input_bits=0, adc_bits=0)), hidden,
+        trains=False,
+    ),
     "BMojo": Example(
         lambda **k: nn.BMojo(WIDTH, heads=2, window=4, memory=3, **k), hidden, state=_new_state
     ),

@@ -92,7 +92,7 @@ def test_a_function_refuses_tangents_of_torch_func(name: str) -> None:
 
 
 # What rounds on the way has gradients by what is said, which no difference shows.
-_ROUNDING = ("BitLinear", "Ternary", "MLGRU", "MatMulFree", "Packed", "Sparse")
+_ROUNDING = ("AnalogLinear", "BitLinear", "Ternary", "MLGRU", "MatMulFree", "Packed", "Sparse")
 # Published with a part of the gradient stopped: their own tests say of which.
 STOPPED = ("ContextKernel", "SlowFastBlock", "Terminator")
 ROUGH = {name for name in EXAMPLES if any(kind in name for kind in _ROUNDING)}

@@ -12,6 +12,7 @@ from hasten.nn.moe import Routing
 
 
 def blocks(x: Tensor, ids: Tensor, picture: Tensor) -> None:
+    assert_type(nn.AnalogLinear(32, 24)(x), Tensor)
     assert_type(nn.BMojo(32)(x), Tensor)
     assert_type(nn.BitLinear(32, 24)(x), Tensor)
     assert_type(nn.BlockFFN(32, 8, 4)(x), Tensor)

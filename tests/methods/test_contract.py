@@ -11,6 +11,7 @@ import torch
 
 from hasten.errors import HastenError
 from hasten.methods import (
+    AnalogArrays,
     BlockTopK,
     CacheFormat,
     DropLayers,
@@ -57,6 +58,7 @@ METHODS = [
     DropLayers((1,)),
     DropLayers((0, 2)),
     LookupDecoding(3, 4, 0.5),
+    AnalogArrays(unformed=0.1, rows=100),
 ]
 PAIRS = [pair for pair in itertools.combinations(METHODS, 2) if clash(pair) is None]
 FAMILIES = {
@@ -94,7 +96,7 @@ def titles(value: Any) -> str:
 
 @pytest.mark.parametrize(
     ("family", "method"),
-    [(f, m) for f in FAMILIES for m in METHODS if f != "mixtral" or isinstance(m, WeightOnly)],
+    [(f, m) for f in FAMILIES for m in METHODS if f != "mixtral" or isinstance(m, WeightOnly | AnalogArrays)],
     ids=lambda value: value if isinstance(value, str) else titles(value),
 )
 def test_traced_equals_rewritten(family: str, method: Method) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.methods import (
+    AnalogArrays,
     Bf16Network,
     ChannelsLast,
     Compiled,
@@ -82,18 +83,19 @@ def titles(value: Any) -> str:
 
 def test_every_method_for_networks_is_here() -> None:
     ours = {k for k in registry().values() if k.__module__.startswith("hasten.") and NETWORK in k.subjects}
-    assert {type(m) for m in NETWORK_METHODS} | {WeightOnly} == ours
+    assert {type(m) for m in NETWORK_METHODS} | {WeightOnly, AnalogArrays} == ours
 
 
-@pytest.mark.parametrize("method", IN_TORCH, ids=titles)
+@pytest.mark.parametrize("method", [*IN_TORCH, AnalogArrays()], ids=titles)
 def test_traced_equals_rewritten(method: Method) -> None:
     changed = method.apply(network())
     assert outline(method.rewrite(network().workload())) == outline(changed.workload())
 
 
-@pytest.mark.parametrize(
-    "pair", [p for p in itertools.combinations([*IN_TORCH, WeightOnly(8, 0)], 2) if clash(p) is None], ids=titles
-)
+PAIRS = [p for p in itertools.combinations([*IN_TORCH, WeightOnly(8, 0), AnalogArrays()], 2) if clash(p) is None]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=titles)
 def test_traced_equals_rewritten_in_pairs(pair: tuple[Method, ...]) -> None:
     assert outline(rewrite_all(network().workload(), pair)) == outline(apply_all(network(), pair).workload())
 

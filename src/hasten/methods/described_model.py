@@ -100,6 +100,11 @@ def is_head(e: Einsum) -> bool:
     return e.module.rpartition(".")[2] in _HEADS
 
 
+def is_router(name: str) -> bool:
+    """Whether a part of a mixture, by its own name, chooses among its experts or weighs what is beside them."""
+    return name in ("gate", "router", "shared_expert_gate")
+
+
 def products(workload: Workload, wanted: Callable[[Einsum], bool] = lambda e: True) -> list[WeightProduct]:
     """Every weight that is multiplied by, once."""
     found: dict[str, WeightProduct] = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar
 
+from torch import nn
+
 from hasten.errors import users_code
 from hasten.methods.method import NETWORK, Method
 from hasten.runtime.language_model import LanguageModel
@@ -13,6 +15,17 @@ from hasten.workload.einsum import Workload
 
 FUSED = "engine"
 """Attribute of a workload that one program computes: which."""
+
+
+def let_layers_be_called(module: nn.Module) -> None:
+    """Has torch's own encoder layers call what is in them, whose weights they read by themselves otherwise."""
+    for part in module.modules():
+        if isinstance(part, nn.TransformerEncoderLayer):
+            part.register_forward_pre_hook(_nothing)
+
+
+def _nothing(module: nn.Module, given: Any) -> None:
+    """A hook that does nothing: where somebody listens, every layer is called."""
 
 
 class NetworkMethod(Method):

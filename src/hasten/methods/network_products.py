@@ -13,7 +13,7 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  defines torch.op
 from torch.nn import functional as F
 
 from hasten.methods.editing import Draft, edit
-from hasten.methods.network_method import NetworkMethod
+from hasten.methods.network_method import NetworkMethod, let_layers_be_called
 from hasten.runtime.network import Inputs, Network, quietly
 from hasten.workload.einsum import Access, Einsum, Op, Phase, Role, Workload
 from hasten.workload.einsum import Tensor as Described
@@ -51,10 +51,7 @@ class Int8Products(NetworkMethod):
             if path in ranges:
                 conv = isinstance(part, nn.Conv2d)
                 module.set_submodule(path, (_Int8Conv if conv else _Int8Linear)(part, *ranges[path]))
-        for part in module.modules():
-            # torch's own layer reads the weights of what is in it by itself, but for where somebody listens.
-            if isinstance(part, nn.TransformerEncoderLayer):
-                part.register_forward_pre_hook(_nothing)
+        let_layers_be_called(module)
 
     def rewrite(self, workload: Workload) -> Workload:
         return products_in_int8(workload)
@@ -68,10 +65,6 @@ class Int8Products(NetworkMethod):
     @classmethod
     def variants(cls, model: Any) -> Sequence[Self]:
         return [cls()] if isinstance(model, Network) else []
-
-
-def _nothing(module: nn.Module, given: Any) -> None:
-    """A hook that does nothing."""
 
 
 def _places(module: nn.Module) -> dict[str, nn.Module]:

@@ -11,7 +11,7 @@ from torch import nn
 from hasten.dtypes import BITS
 from hasten.errors import HastenError
 from hasten.kernels.packed_linear import GROUP, fast_bf16, product_map
-from hasten.methods.described_model import WeightProduct, is_head, product_of, products
+from hasten.methods.described_model import WeightProduct, is_head, is_router, product_of, products
 from hasten.methods.editing import Draft, edit
 from hasten.methods.method import LANGUAGE_MODEL, NETWORK, Context, Method
 from hasten.nn import PackedEmbedding, PackedGatedExperts, PackedLinear
@@ -104,7 +104,7 @@ class WeightOnly(Method):
         places: list[tuple[nn.Module, str, nn.Module]] = []
         for path, parent in model.named_modules():
             for name, child in parent._modules.items():
-                if child is None or name == "lm_head" or (_routes(name) and hasattr(parent, "experts")):
+                if child is None or name == "lm_head" or (is_router(name) and hasattr(parent, "experts")):
                     continue
                 if not _holds_experts(child) and (not isinstance(child, nn.Linear) or _own_forward(child)):
                     continue
@@ -175,7 +175,7 @@ class WeightOnly(Method):
                 if found is None or not self._narrows(found.weight) or found.columns % self.group:
                     continue
                 owner, _, last = found.base.rpartition(".")
-                if owner in mixtures and _routes(last):
+                if owner in mixtures and is_router(last):
                     continue
                 bits = self.head_bits if is_head(e) or found.weight.name in tables else self.bits
                 if bits and BITS[found.weight.dtype] >= bits:
@@ -262,11 +262,6 @@ def _holds_experts(module: nn.Module) -> bool:
 
 def _of_experts(weight: Tensor) -> bool:
     return len(weight.shape) == 3 and ".experts." in weight.name
-
-
-def _routes(name: str) -> bool:
-    """Whether a part of a mixture, by its own name, chooses among its experts or weighs what is beside them."""
-    return name in ("gate", "router", "shared_expert_gate")
 
 
 def _own_forward(module: nn.Module) -> bool:

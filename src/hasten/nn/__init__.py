@@ -11,6 +11,8 @@ from hasten.exports import Exports
 
 # For type checkers alone, which read no folder: a test says what is missing.
 if TYPE_CHECKING:
+    from hasten.nn.analog import AnalogLinear as AnalogLinear
+    from hasten.nn.analog import noisy_reads as noisy_reads
     from hasten.nn.attention import GroupedAttention as GroupedAttention
     from hasten.nn.attention import LatentAttention as LatentAttention
     from hasten.nn.attention import LayerCache as LayerCache
