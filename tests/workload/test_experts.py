@@ -33,3 +33,13 @@ def test_few_tokens_read_few_experts(tokens: int) -> None:
     read = [e.touched(e.inputs[1]) for e in cascade if e.flops]
     hit = 2 if tokens == 1 else 8
     assert read == pytest.approx([hit * 12 * 4, hit * 4 * 6], rel=0.01)
+
+
+def test_a_compiled_program_is_told_of_no_routes() -> None:
+    def product(x: torch.Tensor) -> torch.Tensor:
+        with routed(x.shape[0], 0.5):
+            return x @ x.T
+
+    x = torch.ones(3, 2)
+    run = torch.compile(product, backend="eager", fullgraph=True)
+    assert torch.equal(run(x), product(x))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -239,13 +238,7 @@ class PackedGatedExperts(PackedBlock):
         counts = ids.new_zeros(self.num_experts).scatter_add_(0, ids, torch.ones_like(ids))
         ends = torch.cumsum(counts, 0)
         rows = hidden_states[order // each]
-        # What a description of the model asks for; torch.compile follows no such variable.
-        told = (
-            contextlib.nullcontext()
-            if torch.compiler.is_compiling()
-            else routed(hidden_states.shape[0], each / self.num_experts)
-        )
-        with told:
+        with routed(hidden_states.shape[0], each / self.num_experts):
             if self.fused:
                 gate, up = self._product("gate_up_proj", rows, ids, ends).chunk(2, -1)
             else:

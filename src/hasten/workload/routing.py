@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+
+import torch
 
 _ROUTED: ContextVar[tuple[int, float] | None] = ContextVar("routed", default=None)
 
 
+def routed(tokens: int, share: float) -> AbstractContextManager[None]:
+    """Within, each of ``tokens`` tokens chooses an expert with the probability ``share``: chosen over all, k/E.
+
+    Descriptions of a model ask for it, and compiled programs do not: while torch compiles or exports, nothing is said.
+    """
+    return nullcontext() if torch.compiler.is_compiling() else _said(tokens, share)  # it follows no such variable
+
+
 @contextmanager
-def routed(tokens: int, share: float) -> Iterator[None]:
-    """Within, each of ``tokens`` tokens chooses an expert with the probability ``share``: chosen over all, k/E."""
+def _said(tokens: int, share: float) -> Iterator[None]:
     token = _ROUTED.set((tokens, min(1.0, share)))
     try:
         yield
