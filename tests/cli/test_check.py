@@ -15,6 +15,8 @@ import pytest
 
 from hasten.papers import read_results
 
+from .. import forked
+
 CARD = """
 title = "Doubling a vector"
 arxiv = "2401.00001"
@@ -91,8 +93,7 @@ def outside(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
 
 
 def hasten(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hasten", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=200, check=False)
+    return forked.run("-m", "hasten", *arguments, env=env, timeout=200)
 
 
 def test_adding_a_paper_touches_nothing_else(outside: dict[str, str], tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from hasten.data import assets
 from hasten.errors import HastenError
 from hasten.search import Infeasible, Study
 
+from .. import forked
+
 PROBLEM = """
 import time
 from hasten.search import Objective, Problem, Space, integer
@@ -38,9 +40,10 @@ def problem_file(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hasten.cli", "search", *arguments], capture_output=True, text=True, check=check
-    )
+    done = forked.run(*forked.HASTEN, "search", *arguments)
+    if check:
+        done.check_returncode()
+    return done
 
 
 def test_names_are_found_and_described() -> None:
