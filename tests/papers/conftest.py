@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +11,29 @@ from typing import Any
 
 import pytest
 
-from hasten.papers import paper
+from hasten.papers import Result, paper, run_checks
 from hasten.papers.experiment import Outcome, Runner
 from hasten.papers.registry import VARIABLE, checks_of
 
+# A folder for results of quick runs, a file for each process of tests: `make test` does not run them again.
+KEPT = os.environ.get("QUICK_RESULTS")
+
+
+@functools.cache
+def quick_results(slug: str) -> dict[str, Result]:
+    """Claim -> result of every check of a paper, run once as ``hasten check SLUG --quick`` does."""
+    file = Path(KEPT) / f"{os.environ.get('PYTEST_XDIST_WORKER', 'here')}.jsonl" if KEPT else None
+    found = run_checks([slug], length="quick", save=file, again=True)
+    return {r.claim: r for r in found if r.claim in paper(slug).checked}
+
 
 @pytest.fixture
-def outcome() -> Callable[..., Outcome]:
+def outcome() -> Callable[..., Outcome | Result]:
     """Runs the check of one claim: ``outcome(slug, claim, budget=...)``."""
 
-    def run(slug: str, claim: str, **options: Any) -> Outcome:
+    def run(slug: str, claim: str, **options: Any) -> Outcome | Result:
+        if options == {"length": "quick"}:
+            return quick_results(slug)[claim]
         module = checks_of(paper(slug))
         assert module is not None
         return Runner(slug, vars(module), **options).run(claim)
@@ -27,14 +42,11 @@ def outcome() -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def quick() -> Callable[[str], dict[str, Outcome]]:
-    """Runs every check of a paper as ``hasten check SLUG --quick`` does: all code runs, and nothing is judged."""
+def quick() -> Callable[[str], dict[str, Result]]:
+    """Runs every check of a paper: all code runs, and nothing is judged."""
 
-    def run(slug: str) -> dict[str, Outcome]:
-        module = checks_of(paper(slug))
-        assert module is not None
-        runner = Runner(slug, vars(module), length="quick")
-        found = {claim: runner.run(claim) for claim in runner.checks}
+    def run(slug: str) -> dict[str, Result]:
+        found = quick_results(slug)
         for claim, seen in found.items():
             assert seen.verdict == "not judged: quick run" or "not checkable here" in seen.verdict, f"{claim}: {seen}"
         return found

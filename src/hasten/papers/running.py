@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Collection, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def run_checks(
             and is stored there, is not run again.
         again: run it all the same.
         claims: only these ids; all when empty.
-        processes: papers at once, each in a process with one thread: for quick runs, whose times mean nothing. Results
+        processes: papers at once, in processes with one thread each: for quick runs, whose times mean nothing. Results
             then come in the order in which they are done; one process keeps the cards' order.
         progress: told what is at hand, and the share done of everything.
 
@@ -183,25 +185,24 @@ def _one_by_one(plans: list[_Plan], progress: Progress) -> Iterator[tuple[Result
 
 
 def _side_by_side(plans: list[_Plan], processes: int, progress: Progress) -> Iterator[tuple[Result, bool]]:
-    """A process for each paper, some at once. One that ends early loses the claim it was at, and a new one goes on."""
+    """Papers in some processes, each of which runs one after the other: what they import is imported once in each.
+
+    A process that ends early loses the claim it was at, and a new one goes on.
+    """
     for plan in plans:
         yield from plan.without_check()
     count = sum(len(plan.planned) for plan in plans) or 1
     done = 0
     waiting = [plan for plan in reversed(plans) if plan.planned]
-    # Forking would copy locked thread pools.
-    context = multiprocessing.get_context("spawn")
-    running: dict[Connection, tuple[Any, _Plan]] = {}
+    idle: list[tuple[Connection, BaseProcess]] = []
+    running: dict[Connection, tuple[BaseProcess, _Plan]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < processes:
-                plan = waiting.pop()
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_worker, args=(theirs, plan))
-                with interrupts_held():
-                    process.start()
-                theirs.close()
-                running[ours] = process, plan
+                ours, process = idle.pop() if idle else _started()
+                running[ours] = process, waiting.pop()
+                with suppress(OSError):  # it has ended: so says what is read from it
+                    ours.send(running[ours][1])
             progress(", ".join(f"{plan.card.slug} {plan.planned[0]}" for _, plan in running.values()), done / count)
             ready = set(wait(list(running)))
             for ours in [one for one in running if one in ready]:
@@ -220,30 +221,45 @@ def _side_by_side(plans: list[_Plan], processes: int, progress: Progress) -> Ite
                 done += 1
                 yield plan.result(claims[outcome.claim], outcome), True
                 if ours in running and not plan.planned:
-                    process.join()
                     del running[ours]
-                    ours.close()
+                    idle.append((ours, process))
     finally:
-        for ours, (process, _) in running.items():
+        started = [*idle, *((ours, process) for ours, (process, _) in running.items())]
+        for ours, process in started:
             process.terminate()
             ours.close()
-        for process, _ in running.values():
+        for _, process in started:
             process.join()
 
 
-def _worker(outcomes: Connection, plan: _Plan) -> None:
+def _started() -> tuple[Connection, BaseProcess]:
+    """A process that runs the plans it is sent, and the connection to it."""
+    # Forking would copy locked thread pools.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_worker, args=(theirs,))
+    with interrupts_held():
+        process.start()
+    theirs.close()
+    return ours, process
+
+
+def _worker(plans: Connection) -> None:
     end_with_parent()
     sys.stdout = sys.stderr
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
         import torch
 
-        torch.set_num_threads(1)
-        runner = plan.runner(_silent)
-        for claim in list(plan.planned):
-            outcomes.send(runner.run(claim))
-    except KeyboardInterrupt:
-        return  # who started this process is told, too, and says so
-    except HastenError as error:
-        for claim in list(plan.planned):
-            outcomes.send(Outcome(claim, "", f"error: {' '.join(str(error).split())}", 0.0))
+        while True:
+            plan = plans.recv()
+            torch.set_num_threads(1)
+            try:
+                runner = plan.runner(_silent)
+                for claim in list(plan.planned):
+                    plans.send(runner.run(claim))
+            except HastenError as error:
+                for claim in list(plan.planned):
+                    plans.send(Outcome(claim, "", f"error: {' '.join(str(error).split())}", 0.0))
+    except (EOFError, KeyboardInterrupt):
+        return  # nothing is left to run; who started this process is told of interrupts, too, and says so
