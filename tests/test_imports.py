@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -89,6 +90,7 @@ def late_imports(source: str, file: str) -> Iterator[LateImport]:
                     yield from (LateImport(file, node.lineno, alias.name) for alias in node.names)
 
 
+@functools.cache
 def every_late_import() -> list[LateImport]:
     """Of hasten, the command line aside."""
     files = [p for p in sorted(ROOT.rglob("*.py")) if p.relative_to(ROOT).parts[0] != "cli"]

@@ -93,8 +93,9 @@ def test_built_without_openmp_they_do_the_same(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
     (built,) = tmp_path.glob("_native*.so")
     tests = ["tests/kernels/test_selective_scan.py", "tests/kernels/test_packed_linear.py"]
+    elsewhere = "compile or opcheck or contract or trace or refused or named"  # torch's side, and what Python says
     done = subprocess.run(
-        [sys.executable, "-c", CODE, str(built), *(str(ROOT / t) for t in tests)],
+        [sys.executable, "-c", CODE, str(built), "-k", f"not ({elsewhere})", *(str(ROOT / t) for t in tests)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "2"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
