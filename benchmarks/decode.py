@@ -7,6 +7,11 @@ machine that is busy for a while bends nobody's figure. The limits are measured 
 all threads reads from memory, over the weights and the keys and values of a step; and the products of codes that the
 processor does in registers, with those of attention in floats, over what a prompt needs.
 
+Nobody's figures hold what a call or a process sets up: the clock begins when reading the prompt does, in a cache that
+is there and has just been used for one token; what hasten's ``generate`` takes before that is a row of its own.
+
+Of several files of one model there are rows, and a table, of everybody with the file that they are fastest with.
+
 `--requantize` adds files that llama.cpp packs anew of each `--model`, `--random` files with random weights of a given
 size (scripts/random_gguf.py); both are kept in `--into`. `--transformers` adds transformers in fp32 and bf16 and hasten
 unchanged in fp32, `--caches` hasten with keys and values in fp32 and in int8 and the perplexity of each, `--tuned` what
@@ -46,7 +51,7 @@ from hasten.nn import PackedLinear
 from hasten.runtime import CacheSpec, LanguageModel
 from hasten.runtime.quality import perplexity
 from hasten.tuning.tune import load
-from peers import LlamaPeer, ik_llama_run, requantized, turned, why_without
+from peers import LlamaPeer, ik_llama_run, model_of, requantized, turned, why_without
 from rows import Row, compared, emit, takes_required, told_missing
 
 MODEL = "smollm2-135m-instruct"
@@ -67,7 +72,7 @@ Run = Callable[[], Rates]
 
 
 class Marks:
-    """transformers' streamer that notes when each token came; the prompt comes first."""
+    """transformers' streamer that notes when each token came; the prompt comes first, just before it is read."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -76,6 +81,9 @@ class Marks:
         self.times.append(time.perf_counter())
 
     def end(self) -> None: ...
+
+    def rates(self, case: Case) -> Rates:
+        return case.rates(self.times[1] - self.times[0], self.times[-1] - self.times[1])
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,6 @@ def transformers_run(network: Any, case: Case, tokens: list[int]) -> Rates:
     """``generate``, once: to its first token, and from there on."""
     ids = torch.tensor(case.ids(tokens))
     mask, marks = torch.ones_like(ids), Marks()
-    begin = time.perf_counter()
     with torch.inference_mode():
         network.generate(
             ids,
@@ -128,15 +135,31 @@ def transformers_run(network: Any, case: Case, tokens: list[int]) -> Rates:
             do_sample=False,
             streamer=marks,
         )
-    return case.rates(marks.times[1] - begin, marks.times[-1] - marks.times[1])
+    return marks.rates(case)
 
 
 def hasten_run(model: LanguageModel, case: Case, tokens: list[int]) -> Rates:
-    ids = torch.tensor(case.ids(tokens))
-    marks: list[float] = []
-    begin = time.perf_counter()
-    model.generate(ids, max_new_tokens=case.new + 1, eos_token_id=None, do_sample=False, prefilled=marks.append)
-    return case.rates(marks[0] - begin, time.perf_counter() - marks[0])
+    """``generate``, once, in a session that is there and was used for a token, as llama.cpp's context is."""
+    ids, marks = torch.tensor(case.ids(tokens)), Marks()
+    drafted = model.lookup.draft if model.lookup is not None else 0
+    model.session(case.texts, case.prompt + case.new + 1 + drafted)
+    continued(model, ids[:, :1], 1, Marks())
+    continued(model, ids, case.new + 1, marks)
+    return marks.rates(case)
+
+
+def continued(model: LanguageModel, ids: torch.Tensor, new: int, marks: Marks) -> None:
+    model.generate(ids, max_new_tokens=new, eos_token_id=None, do_sample=False, streamer=marks)
+
+
+def set_up(model: LanguageModel, tokens: list[int], calls: int = 12) -> float:
+    """Seconds that ``generate`` takes before it reads, the least of some calls: settings, rules, a known session."""
+    ids, least = torch.tensor([tokens[:16]]), float("inf")
+    for _ in range(calls):
+        marks, begin = Marks(), time.perf_counter()
+        continued(model, ids, 1, marks)
+        least = min(least, marks.times[0] - begin)
+    return least
 
 
 def llama_run(peer: LlamaPeer, case: Case, tokens: list[int], flash: bool, ubatch: int) -> Rates:
@@ -247,7 +270,7 @@ def measured(
     """The best rates of everybody: all settings of a peer run in the first round, the best ones in the others."""
     seen: dict[Case, dict[str, Best]] = {case: {} for case in cases}
     for model in subjects.hasten.values():  # a warm-up
-        model.generate(torch.tensor([tokens[:16]]), max_new_tokens=4, eos_token_id=None, do_sample=False)
+        continued(model, torch.tensor([tokens[:16]]), 4, Marks())
     for number in range(runs):
         for case in cases:
             machine.measure()
@@ -342,6 +365,44 @@ def print_summary(targets: dict[str, dict[str, list[Row]]]) -> None:
     print(f"{sum((t.ratio or 0) >= 1 for t in every)} of {len(every)} targets are met", file=sys.stderr)
 
 
+_COMPARED = ("hasten", "llama.cpp", "ik_llama.cpp")
+Seen = dict[Case, dict[str, Best]]
+"""The best rates of everybody in each case."""
+
+
+def fastest(files: dict[str, Seen]) -> list[Row]:
+    """Of each model that there are several files of: everybody with the file that they are fastest with, case by case.
+
+    Args:
+        files: what was seen, by the file's name.
+    """
+    models: dict[str, dict[str, Seen]] = {}
+    for file, seen in files.items():
+        models.setdefault(model_of(file), {})[file] = seen
+    rows = []
+    for model, of in models.items():
+        if len(of) < 2:
+            continue
+        table = Table("tokens/s", *_COMPARED, title=f"{model}: the fastest file of each")
+        for phase in (0, 1):
+            for case in next(iter(of.values())):
+                best = {
+                    name: max((seen[case][name].rates[phase], file) for file, seen in of.items() if name in seen[case])
+                    for name in _COMPARED
+                    if any(name in seen[case] for seen in of.values())
+                }
+                told = case.told(("prefill", "decode")[phase])
+                kinds = {name: file.removeprefix(model).lstrip(".-") for name, (_, file) in best.items()}
+                table.add_row(told, *(f"{best[n][0]:.4g} ({kinds[n]})" if n in best else "" for n in _COMPARED))
+                mine = best["hasten"]
+                for name, (rate, _) in best.items():
+                    if name != "hasten":
+                        case_told = f"{model}, hasten by {kinds['hasten']} and {name} by {kinds[name]}: {told}"
+                        rows.append(compared(case_told, "hasten", mine[0], "tokens/s", name, rate))
+        Console(stderr=True).print(table)
+    return rows
+
+
 def tokens_of(tokenizer: Any, needed: int) -> list[int]:
     """Tokens of a text, repeated where it has too few."""
     tokens: list[int] = tokenizer(default_text()[:60000], add_special_tokens=False, verbose=False)["input_ids"]
@@ -350,8 +411,8 @@ def tokens_of(tokenizer: Any, needed: int) -> list[int]:
 
 def measured_file(
     path: Path, cases: Sequence[Case], machine: Machine, arguments: argparse.Namespace, missing: dict[str, str]
-) -> tuple[list[Row], dict[str, list[Row]]]:
-    """Everything about one file: its rows, and by target what was wanted."""
+) -> tuple[list[Row], dict[str, list[Row]], Seen]:
+    """Everything about one file: its rows, by target what was wanted, and what was seen."""
     file, rows = path.stem, []
     begin = time.perf_counter()
     packed = load_packed(path, bf16=fast_bf16(), int8=True)
@@ -380,11 +441,12 @@ def measured_file(
         subjects = Subjects(models, networks, peer, arguments.ik_llama_bench)
         seen = measured(cases, subjects, tokens, path, machine, arguments.runs, missing)
     print_table(file, seen, machine, models["hasten"])
+    rows.append(Row(f"{file}: a call before it reads", "hasten", set_up(models["hasten"], tokens), "s"))
     found, targets = rows_of(file, seen, machine, subjects)
     rows += found
     if arguments.caches:
         rows += quality(file, {"hasten": models["hasten"], **{n: models[n] for n in CACHES}}, tokens, cases)
-    return rows, targets
+    return rows, targets, seen
 
 
 def quality(file: str, models: dict[str, LanguageModel], tokens: list[int], cases: Sequence[Case]) -> Iterator[Row]:
@@ -409,7 +471,7 @@ def files_of(arguments: argparse.Namespace) -> Iterator[Path]:
     """
     into = Path(arguments.into)
     given = [Path(m) for m in arguments.model]
-    if not given and not arguments.random:
+    if not given and (arguments.requantize or not arguments.random):
         given = [assets.get(MODEL, lambda message: print(message, file=sys.stderr))]
     for path in given:
         yield path
@@ -476,13 +538,15 @@ def main() -> int:
     cases += [Case(BATCH_PROMPT, arguments.new_tokens, texts) for texts in arguments.batch]
     machine, rows = Machine(arguments.threads), []
     targets: dict[str, dict[str, list[Row]]] = {}
+    seen: dict[str, Seen] = {}
     try:
         files = list(files_of(arguments))
         if arguments.tuned and len(files) > 1:
             raise RuntimeError("--tuned is of one file: give one --model, or none")
         for path in files:
-            found, targets[path.stem] = measured_file(path, cases, machine, arguments, missing)
+            found, targets[path.stem], seen[path.stem] = measured_file(path, cases, machine, arguments, missing)
             rows += found
+        rows += fastest(seen)
     except (RuntimeError, HastenError) as error:
         sys.exit(str(error))
     print_summary(targets)

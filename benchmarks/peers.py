@@ -78,6 +78,15 @@ class LlamaPeer:
         return answer
 
 
+def model_of(stem: str) -> str:
+    """A file's name without the type of its weights.
+
+    >>> model_of("SmolLM2-135M-Instruct.Q4_K_M")
+    'SmolLM2-135M-Instruct'
+    """
+    return re.sub(_KIND, "", stem)
+
+
 def requantized(python: str, source: Path, kind: str, folder: Path) -> Path:
     """A file packed anew by llama.cpp's own function: kept in the folder, and made where it is not there.
 
@@ -85,7 +94,7 @@ def requantized(python: str, source: Path, kind: str, folder: Path) -> Path:
         RuntimeError: llama.cpp could not.
     """
     # In place of the type that the name ends with.
-    target = folder / f"{re.sub(_KIND, '', source.stem)}.{kind}.gguf"
+    target = folder / f"{model_of(source.stem)}.{kind}.gguf"
     if not target.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_suffix(".unfinished")

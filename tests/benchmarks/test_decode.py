@@ -128,6 +128,48 @@ def test_settings_of_a_peer_are_chosen_by_phase(script: Any) -> None:
     assert (best.rates, best.settings) == ((100.0, 12.0), ["off", "on"])
 
 
+def test_everybody_has_the_file_that_they_are_fastest_with(script: Any) -> None:
+    case = script.Case(32, 4)
+
+    def seen(**rates: tuple[float, float]) -> dict[Any, dict[str, Any]]:
+        return {case: {name.replace("_", "."): script.Best(rate) for name, rate in rates.items()}}
+
+    files = {
+        "m.Q4_0": seen(hasten=(100.0, 10.0), llama_cpp=(200.0, 8.0)),
+        "m.Q8_0": seen(hasten=(110.0, 5.0), llama_cpp=(90.0, 9.0)),
+        "other.Q8_0": seen(hasten=(1.0, 1.0)),
+    }
+    rows = script.fastest(files)
+    assert [(r.case, r.value, r.peer, r.ratio) for r in rows] == [
+        ("m, hasten by Q8_0 and llama.cpp by Q4_0: prefill, prompt 32", 110, "llama.cpp", 110 / 200),
+        ("m, hasten by Q4_0 and llama.cpp by Q8_0: decode after 32", 10, "llama.cpp", 10 / 9),
+    ]
+
+
+def test_no_clock_runs_while_a_call_sets_up(script: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor while a session is made: it is there, and was used for a token."""
+    model = script.LanguageModel(script.load_packed(tiny).network)
+    asked: list[int] = []
+    generate, session = type(model).generate, type(model).session
+
+    def slow(self: Any, ids: torch.Tensor, **settings: Any) -> Any:
+        script.time.sleep(0.5)
+        return generate(self, ids, **settings)
+
+    def watched(self: Any, batch: int, capacity: int, *given: Any) -> Any:
+        found = session(self, batch, capacity, *given)
+        asked.append(id(found[0]))
+        return found
+
+    monkeypatch.setattr(type(model), "generate", slow)
+    monkeypatch.setattr(type(model), "session", watched)
+    prefill, decode = script.hasten_run(model, script.Case(24, 4, 2), list(range(64)))
+    assert prefill > 2 * 24 / 0.5
+    assert decode > 2 * 4 / 0.5
+    assert len(set(asked)) == 1  # the same session in all calls
+    assert script.set_up(model, list(range(64)), 1) >= 0.5
+
+
 def test_a_file_packed_anew_is_kept(script: Any, tmp_path: Path) -> None:
     """And is named by its new type: where it is there, nobody is asked for it."""
     peers = sys.modules["peers"]

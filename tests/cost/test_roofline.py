@@ -247,6 +247,86 @@ def test_weights_in_blocks_have_rates_of_their_own():
     assert seconds(1, "int4", q4_k, "") == pytest.approx(102400 / 8e8)
 
 
+def experts(rows: int, n: int, k: int, hit: float, dtype: str = "fp32", of: int = 16, source: str = "") -> Workload:
+    """As `product`, with ``hit`` experts' matrices of so many, each for rows of its own."""
+    work = product(rows, n, k, dtype)
+    (phase,) = work.phases
+    (einsum,) = phase.cascade.einsums
+    given, weight = einsum.inputs
+    hits = replace(einsum, inputs=(given, replace(weight, elements=round(hit * n * k))), source=source)
+    tensors = {**phase.cascade.tensors, "w": Tensor("w", (of, n, k), dtype, Role.WEIGHT)}
+    return Workload("experts", (replace(phase, cascade=Cascade((hits,), tensors)),), {"w": tensors["w"].nbytes})
+
+
+def test_experts_are_a_product_each_of_the_rows_that_go_to_them():
+    rate = Quantity.make(1e9, "weights per second", "made up")
+    device = measured(1e-6).model_copy(update={"packed": {"4": rate}, "packed_row": {"4": 0.5}})
+    found = estimate(experts(8, 100, 1000, hit=5, dtype="int4"), device, schedule="fused")
+    assert found.latency == pytest.approx(5 * 100e-6 * (1 + 0.5 * (8 / 5 - 1)) + 1e-6)
+    assert found.bytes["DRAM"] == pytest.approx(5 * 100_000 / 2 + 8 * (100 + 1000) * 4)
+    # All rows to one: the same as a plain matrix.
+    one, plain = experts(8, 100, 1000, hit=1, dtype="int4"), product(8, 100, 1000, "int4")
+    assert estimate(one, device, schedule="fused").latency == estimate(plain, device, schedule="fused").latency
+
+
+def test_a_batch_hits_more_experts_and_pays_for_each():
+    rate = Quantity.make(1e9, "weights per second", "made up")
+    device = measured(1e-6).model_copy(update={"packed": {"4": rate}, "packed_row": {"4": 0.0}})
+
+    def seconds(tokens: int) -> float:
+        hit = 16 * (1 - (1 - 2 / 16) ** tokens)
+        return estimate(experts(2 * tokens, 100, 1000, hit=hit, dtype="int4"), device, schedule="fused").latency - 1e-6
+
+    assert seconds(4) / seconds(1) == pytest.approx((1 - (14 / 16) ** 4) / (2 / 16), rel=1e-4)
+
+
+def test_a_grouped_product_is_one_of_each_group():
+    # Four experts with 4 rows each, 50 us with up to 8 rows; in one matrix 16 rows would be twice 49 us.
+    found = estimate(experts(16, 8, 8, hit=4, source="aten::_grouped_mm"), measured(50e-6))
+    assert found.latency == pytest.approx(4 * 49e-6 + 1e-6)
+
+
+def test_blocks_of_experts_are_told_by_one_of_them():
+    rates = {"8": Quantity.make(4e8, "weights per second", "made up")}
+    rates["6.5625 int8"] = Quantity.make(1e8, "weights per second", "made up")
+    device = measured(1e-6).model_copy(update={"packed": rates, "packed_row": {}})
+    work = experts(2, 100, 1024, hit=2)
+    (phase,) = work.phases
+    (einsum,) = phase.cascade.einsums
+    stored = 1024 // 256 * 210
+    weight = replace(einsum.inputs[1], elements=2 * 100 * stored)
+    changed = replace(einsum, inputs=(einsum.inputs[0], weight), map="mul-int8", source="hasten::packed_experts")
+    tensors = {**phase.cascade.tensors, "w": Tensor("w", (16, 100, stored), "uint8", Role.WEIGHT)}
+    blocks = Workload("blocks", (replace(phase, cascade=Cascade((changed,), tensors)),))
+    assert estimate(blocks, device, schedule="fused").latency - 1e-6 == pytest.approx(2 * 102400 / 1e8)
+
+
+def test_prompts_of_a_compiled_step_are_priced_by_its_own_products():
+    """As the probe measures them, also of weights in blocks; an eager operator goes another way."""
+
+    def curve(operation: str, dtype: str, took: float) -> Curve:
+        grid = ((24,), (100,), (1024,))
+        return Curve(
+            operation=operation, dtype=dtype, axes=("m", "n", "k"), grid=grid, seconds=(took,), source="made up"
+        )
+
+    rate = Quantity.make(1e8, "weights per second", "made up")
+    curves = (curve("prompt", "fp32", 7e-3), curve("prompt 4.5 int8", "uint8", 9e-3), curve("mm", "fp32", 5e-3))
+    device = toy().model_copy(update={"curves": curves, "packed": {"4.5 int8": rate}, "packed_row": {"4.5 int8": 1.0}})
+
+    def seconds(work: Workload, schedule: str) -> float:
+        return estimate(work, device, schedule=schedule).latency - 1e-6  # type: ignore[arg-type]
+
+    plain = product(48, 100, 1024)
+    assert seconds(plain, "fused") == pytest.approx(2 * 7e-3)
+    assert seconds(plain, "eager") == pytest.approx(2 * 5e-3 - 1e-6)
+    (phase,) = product(48, 100, 1024, "int4").phases
+    (einsum,) = phase.cascade.einsums
+    cascade = replace(phase.cascade, einsums=(replace(einsum, map="mul-int8"),))
+    blocks = Workload("blocks", (replace(phase, cascade=cascade),))
+    assert seconds(blocks, "fused") == pytest.approx(2 * 9e-3)
+
+
 # -- properties ------------------------------------------------------------------------------------------
 
 shapes = st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300))

@@ -12,6 +12,7 @@ import pytest
 
 from hasten.errors import HastenError
 from hasten.hardware import load_device
+from hasten.kernels import native
 from hasten.methods import CacheFormat, Context, Method, from_dict
 from hasten.methods.method import _REGISTRY
 from hasten.runtime import LanguageModel
@@ -117,6 +118,22 @@ def test_a_method_of_the_user_is_asked_everything_that_hastens_own_are(prepared:
     assert found.skipped["shy"] == "not for 64 tokens"
     assert found.options["fitting"]["fitted"] == Fitted(max(prepared.tokens) + 8)
     assert found.options["text"]["of-the-text"] == OfTheText(prepared.tokens[0])
+
+
+def test_prompts_are_priced_as_they_run(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled where steps are, unless a policy looks at them; in plain torch where nothing is compiled."""
+    from hasten.methods import SnapKV
+    from hasten.tuning import predict as predicting
+
+    schedules: list[object] = []
+    monkeypatch.setattr(predicting, "estimate", lambda *given, schedule="eager": schedules.append(schedule))
+    workload, device = prepared.base.workload(64, 8), load_device("cpu2")
+    predicting.estimated(prepared, device, workload)
+    predicting.estimated(prepared, device, SnapKV().rewrite(workload))
+    monkeypatch.setattr("hasten.runtime.step.native", lambda: None)
+    predicting.estimated(prepared, device, workload)
+    compiled = [{"prefill": "fused", "decode": "fused"}, {"prefill": "eager", "decode": "fused"}, "eager"]
+    assert schedules == (compiled if native() is not None else ["eager"] * 3)
 
 
 def test_settings_of_any_plain_type_are_written_and_read() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -30,13 +30,15 @@ from hasten.hardware.device import packed_key
 from hasten.kernels.packed_linear import FEW_ROWS
 from hasten.workload import Cascade, Einsum, Op, Phase, Role, Workload, fuse
 from hasten.workload.attention_sites import sites
-from hasten.workload.einsum import Tensor
+from hasten.workload.einsum import Access, Tensor
 
 Schedule = Literal["eager", "fused"]
 
 # Vector operations that one point of a costly function takes, where its time was not measured. GPU
 # special function units do a quarter of a core's rate; a software exponential on a CPU takes 10 to 20.
 _COSTLY = 8
+# Operators whose weights are packed; a part is some experts' or some heads'.
+_PACKED_SOURCES = ("packed_linear", "packed_experts", "packed_part")
 # Rows of the tiles that matrix units multiply, and rows that go one by one.
 _TILE, _ROWS_OF_VECTORS = 64, 8
 _FUNCTIONS = {
@@ -396,10 +398,15 @@ class _Pricing:
         return tuple(
             (
                 *(e.op, e.ranks, e.map, e.source, e.output.ranks, e.kernel - group[0].kernel),
-                *((tensors[a.tensor].dtype, tensors[a.tensor].role, a.ranks) for a in e.inputs),
+                *((tensors[a.tensor].dtype, tensors[a.tensor].role, a.ranks, *self._read(a)) for a in e.inputs),
             )
             for e in group
         )
+
+    def _read(self, access: Access) -> tuple[object, ...]:
+        """What of a weight tells how it is stored and how many of its matrices are taken."""
+        known = self._cascade.tensors[access.tensor]
+        return (known.shape, access.elements) if known.role is Role.WEIGHT else ()
 
     def _arithmetic(self, group: Sequence[Einsum], cold: bool) -> _Compute:
         """On each unit the times of a kernel's Einsums add up; the units run side by side."""
@@ -440,12 +447,9 @@ class _Pricing:
         """
         if "grouped_mm" not in einsum.source or self._device.kind == "cpu":
             return 1.0
-        sizes, tensors = einsum.sizes, self._cascade.tensors
-        weight = next((a for a in einsum.inputs if tensors[a.tensor].role is Role.WEIGHT and "n" in a.ranks), None)
-        if weight is None or "m" not in sizes:
+        if "m" not in einsum.sizes:
             return 1.0
-        one = dtypes.nbytes(sizes["n"] * sizes["k"], tensors[weight.tensor].dtype)
-        rows = sizes["m"] / max(self._cascade.access_bytes(einsum, weight) / one, 1.0)
+        rows = einsum.sizes["m"] / self._matrices(einsum)
         return 1.0 if rows <= _ROWS_OF_VECTORS else max(_TILE, rows + _TILE / 2) / rows
 
     def _measured(self, part: Sequence[Einsum], cold: bool) -> float | None:
@@ -461,53 +465,78 @@ class _Pricing:
         if fused_vector:
             # Within a kernel its operands come from registers or the nearest cache.
             return sum(self._on_unit(e)[1] for e in part)
+        each = self._matrices(lead) if lead.op is Op.MATMUL and len(part) == 1 else 1.0
+        if each > 1:
+            part = [_of_rows(lead, lead.sizes["m"] * lead.sizes.get("d", 1) / each)]
         seconds = operator_seconds(part, device, self._format(part), cold)
-        return None if seconds is None else max(seconds - launch, 0.0)
+        return None if seconds is None else each * max(seconds - launch, 0.0)
 
     def _packed(self, einsum: Einsum) -> float | None:
         """Seconds of a product whose weights stream from main memory through a packed kernel.
 
         Few rows unpack the weights in registers. For many rows the kernel itself was measured, by what is stored and
-        what rows are rounded to; where it was not, weights are unpacked once, then multiplied.
+        what rows are rounded to; where it was not, weights are unpacked once, then multiplied. A mixture's experts are
+        a product each, of the rows that go to it.
         """
-        device = self._device
-        weight = next(
-            (
-                self._cascade.tensors[a.tensor]
-                for a in einsum.inputs
-                if self._cascade.tensors[a.tensor].role is Role.WEIGHT and "k" in a.ranks and "n" in a.ranks
-            ),
-            None,
-        )
-        packed = einsum.source.endswith("packed_linear")
+        weight = self._multiplied(einsum)
+        packed = einsum.source.endswith(_PACKED_SOURCES)
         if weight is None or not (packed or self._fused) or "b" in einsum.sizes:
             return None
+        each = self._matrices(einsum)
+        rows = einsum.sizes.get("m", 1) * einsum.sizes.get("d", 1) / each  # d: the tokens of a draft
+        one = self._one_packed(einsum, self._cascade.tensors[weight.tensor], rows, packed)
+        return None if one is None else each * one
+
+    def _one_packed(self, einsum: Einsum, weight: Tensor, rows: float, packed: bool) -> float | None:
+        """Seconds of so many rows with one matrix; ``packed``: by an operator of packed weights, if not in a step."""
+        device, table, n, k = self._device, self._device.curve_table, einsum.sizes["n"], einsum.sizes["k"]
         width, rounded = dtypes.BITS[weight.dtype], einsum.map.partition("-")[2]
         whole = rounded if rounded == "int8" else ""
-        rows = einsum.sizes.get("m", 1) * einsum.sizes.get("d", 1)  # d: the tokens of a draft
-        if (blocks := packed_key(_bits_in_blocks(einsum, weight), whole)) in device.packed:
+        few = rows <= FEW_ROWS
+        blocks = packed_key(_bits_in_blocks(einsum, weight), whole)
+        in_blocks = blocks in device.packed
+        kind, stored = (blocks, "uint8") if in_blocks else (whole, weight.dtype)
+        if few or self._fused:
+            curve = table.get((f"{'few packed' if few else 'prompt'} {kind}".rstrip(), stored))
+            if curve is not None:
+                called = 0.0 if self._fused else table["packed launch", "fp32"].at(1)
+                return curve.at(rows, n, k) + called
+        if in_blocks:
             # Compiled for any number of rows: each adds the same.
-            stream = einsum.sizes["n"] * einsum.sizes["k"] / device.packed[blocks]
-            return stream * (1 + device.packed_row.get(blocks, 0.0) * (rows - 1))
-        if rows <= FEW_ROWS:
-            few = device.curve_table.get((f"few packed {whole}".rstrip(), weight.dtype))
-            if few is not None:
-                called = 0.0 if self._fused else device.curve_table[("packed launch", "fp32")].at(1)
-                return few.at(rows, einsum.sizes["n"], einsum.sizes["k"]) + called
+            return n * k / device.packed[blocks] * (1 + device.packed_row.get(blocks, 0.0) * (rows - 1))
         bits = packed_key(width, whole)
         bits = bits if bits in device.packed else packed_key(width)
         if bits not in device.packed:
             return None
-        stream = einsum.sizes["n"] * einsum.sizes["k"] / device.packed[bits]
-        if rows <= FEW_ROWS:
+        stream = n * k / device.packed[bits]
+        if few:
             return stream * (1 + device.packed_row.get(bits, 0.0) * (rows - 1))
-        curve = device.curve_table.get((f"packed {rounded}".rstrip(), weight.dtype)) if packed else None
+        curve = table.get((f"packed {rounded}".rstrip(), weight.dtype)) if packed else None
         if curve is not None:
-            return max(curve.at(rows, einsum.sizes["n"], einsum.sizes["k"]) - device.launch_overhead, 0.0)
-        product = operator_seconds([einsum], device, self._format([einsum]))
+            return max(curve.at(rows, n, k) - device.launch_overhead, 0.0)
+        one = _of_rows(einsum, rows)
+        product = operator_seconds([one], device, self._format([einsum]))
         if product is None:
             return None
         return max(product - device.launch_overhead, 0.0) + (stream if packed else 0.0)
+
+    def _multiplied(self, einsum: Einsum) -> Access | None:
+        """The weight of a product, by both of a matrix's ranks."""
+        tensors = self._cascade.tensors
+        return next(
+            (a for a in einsum.inputs if tensors[a.tensor].role is Role.WEIGHT and "k" in a.ranks and "n" in a.ranks),
+            None,
+        )
+
+    def _matrices(self, einsum: Einsum) -> float:
+        """How many matrices a product takes of its weight, each for rows of its own: the experts that some row goes
+        to, of a mixture's; else one."""
+        weight = self._multiplied(einsum)
+        if weight is None or set(weight.ranks) != {"n", "k"} or "m" not in einsum.sizes or "b" in einsum.sizes:
+            return 1.0
+        known = self._cascade.tensors[weight.tensor]
+        one = known.elements / known.shape[0] if len(known.shape) == 3 else einsum.sizes["n"] * einsum.sizes["k"]
+        return max(1.0, einsum.touched(weight) / one)
 
     def _format(self, group: Sequence[Einsum]) -> str:
         """Number format that a kernel computes in: the widest of its operands', packed weights unpacked."""
@@ -548,8 +577,15 @@ def _bits_in_blocks(einsum: Einsum, weight: Tensor) -> float:
     of Q4_K's size have.
     """
     if weight.dtype == "uint8":
-        return 8 * weight.elements / (einsum.sizes["n"] * einsum.sizes["k"])
+        matrices = weight.shape[0] if len(weight.shape) == 3 else 1
+        return 8 * weight.elements / (matrices * einsum.sizes["n"] * einsum.sizes["k"])
     return 4.5 if weight.dtype == "int4" and len(einsum.inputs) == 2 else 0.0
+
+
+def _of_rows(einsum: Einsum, rows: float) -> Einsum:
+    """A product as it is with so many rows."""
+    ranks = tuple((rank, max(1, round(rows)) if rank == "m" else size) for rank, size in einsum.ranks if rank != "d")
+    return replace(einsum, ranks=ranks)
 
 
 def _energy(table: Mapping[str, float], dtype: str) -> float:

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 
 from hasten.hardware.curve import Curve
+from hasten.hardware.device import packed_key
 from hasten.hardware.machine import MIB, caches, memory_size
+from hasten.hardware.memory_rates import blocks_by_bits
 from hasten.hardware.timing import MEASURED, filled, seconds
-from hasten.kernels.packed_linear import fast_bf16
+from hasten.kernels.compiled import native
+from hasten.kernels.packed_linear import fast_bf16, multiply, native_matrix
 
 _GROUP = 32
 # Number format of a weight -> what it is kept in, its bits, weights in one of these.
@@ -211,20 +214,15 @@ def _packed_products() -> list[Curve]:
 
     ``packed``, ``packed bf16`` and ``packed int8`` are of many rows, however a kernel unpacks what it multiplies;
     ``few packed`` and ``few packed int8`` of few, without what calling the operator costs, as in a compiled step, and
-    of fp32 too; ``packed launch`` is that cost. Small matrices read memory slower than large ones.
+    of fp32 too, of weights in blocks by their bits; ``packed launch`` is that cost. Small matrices read memory slower
+    than large ones.
     """
     few = {"m": (1, 4, 16), "n": (512, 2048, 16384), "k": (512, 2048)}
     many = {"m": (24, 384), "n": (128, 512, 2048), "k": (512, 2048)}
     # What rows are rounded to where it pays here; other products are priced as unpacking and multiplying.
     wide = "bf16" if fast_bf16() else ""
-    # One pattern that is an ordinary number in every format.
-    pool = torch.full((192 * MIB,), 0x3C, dtype=torch.uint8)
+    matrices = _matrices()
     turns = itertools.count()
-
-    def matrices(rows: int, columns: int, kind: torch.dtype) -> list[torch.Tensor]:
-        size = rows * columns * kind.itemsize
-        count = max(1, len(pool) // size)
-        return list(pool[: count * size].view(kind).view(count, rows, columns).unbind())
 
     def product(m: int, n: int, k: int, name: str, rounded: str) -> Callable[[], object]:
         kind, bits, each = _STORED[name]
@@ -259,6 +257,66 @@ def _packed_products() -> list[Curve]:
         for rounded in {32: (), 16: (wide,)}.get(bits, (wide, "int8")):
             made = functools.partial(product, name=name, rounded=rounded)
             found.append(_curve(f"packed {rounded}".rstrip(), many, made, name))
+    for width, (nbytes, number) in _compiled_blocks().items():
+
+        def in_blocks(m: int, n: int, k: int, nbytes: int = nbytes, number: int = number) -> Callable[[], object]:
+            weights, x = matrices(n, k // 256 * nbytes, torch.uint8), filled(1, m, k)
+            return lambda: torch.ops.hasten.packed_linear(
+                x, weights[next(turns) % len(weights)], None, None, number, _GROUP, False, True
+            )
+
+        raw = _curve(f"few packed {packed_key(width, 'int8')}", few, in_blocks, "uint8")
+        found.append(raw.model_copy(update={"seconds": tuple(max(t - launch, 0.2 * t) for t in raw.seconds)}))
+    return found
+
+
+def _matrices() -> Callable[[int, int, Any], list[torch.Tensor]]:
+    """Makes as many matrices (rows, columns) of a type as no cache holds, out of the same memory."""
+    # One pattern that is an ordinary number in every format.
+    pool = torch.full((192 * MIB,), 0x3C, dtype=torch.uint8)
+
+    def matrices(rows: int, columns: int, kind: torch.dtype) -> list[torch.Tensor]:
+        size = rows * columns * kind.itemsize
+        count = max(1, len(pool) // size)
+        return list(pool[: count * size].view(kind).view(count, rows, columns).unbind())
+
+    return matrices
+
+
+def _compiled_blocks() -> dict[float, tuple[int, int]]:
+    """`blocks_by_bits` where products of them are compiled for this processor."""
+    module = native()
+    return {} if module is None or module.isa() == "generic" else blocks_by_bits()
+
+
+def _prompt_products() -> list[Curve]:
+    """Products of a prompt's many rows as a compiled step makes them, by what is stored and what rows are rounded to.
+
+    ``prompt`` and ``prompt int8``, of weights in blocks by their bits. torch's operators take other ways of many rows,
+    and launch each product; within a step a piece of a prompt goes through the same kernels as single tokens.
+    """
+    module = native()
+    if module is None or module.isa() == "generic":
+        return []
+    matrices = _matrices()
+    turns = itertools.count()
+    axes = {"m": (24, 512), "n": (512, 2048), "k": (512, 2048)}
+
+    def product(m: int, n: int, k: int, kind: Any, bits: int, at_once: int, nbytes: int, int8: bool) -> Any:
+        """``nbytes`` elements of ``kind`` hold ``at_once`` weights."""
+        weights, x, y = matrices(n, k // at_once * nbytes, kind), filled(m, k), torch.empty(m, n)
+        scales = matrices(n, k // _GROUP, torch.float16)[0] if bits in (8, 4) else None
+        made = [native_matrix(w, scales, scales if bits == 4 else None, bits, _GROUP, None, int8) for w in weights[:64]]
+        return lambda: multiply(made[next(turns) % len(made)], x, y)
+
+    found = []
+    for name, (kind, bits, each) in _STORED.items():
+        for int8 in (False, True) if bits < 16 else (False,):
+            make = functools.partial(product, kind=kind, bits=bits, at_once=each, nbytes=1, int8=int8)
+            found.append(_curve("prompt int8" if int8 else "prompt", axes, make, name))
+    for width, (nbytes, number) in _compiled_blocks().items():
+        make = functools.partial(product, kind=torch.uint8, bits=number, at_once=256, nbytes=nbytes, int8=True)
+        found.append(_curve(f"prompt {packed_key(width, 'int8')}", axes, make, "uint8"))
     return found
 
 
@@ -329,5 +387,6 @@ STEPS: tuple[tuple[str, Callable[[], list[Curve]]], ...] = (
     ("recurrent layers", _recurrent),
     ("matrix products of narrow formats", _narrow_products),
     ("products of packed weights", _packed_products),
+    ("products of prompts", _prompt_products),
 )
 """What the probe times, by name, in its order."""

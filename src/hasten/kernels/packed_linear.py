@@ -266,7 +266,7 @@ def _packed_linear(
     if wide is torch.float32 and rows <= _most_compiled(packed, bf16, int8):
         scales, mins = _together(scales), _together(mins)
         matrix = native_matrix(packed, scales, mins, bits, group, codes_in=int8)
-        _multiply(matrix, flat, y)
+        multiply(matrix, flat, y)
     else:
         left = round_rows(flat) if int8 else flat
         bf16 = bf16 and wide is torch.float32
@@ -281,8 +281,9 @@ def _packed_linear(
     return y.to(x.dtype).reshape(*x.shape[:-1], out)
 
 
-def _multiply(matrix: object, flat: Tensor, y: Tensor) -> None:
-    """Writes ``flat @ W.T`` to y."""
+def multiply(matrix: object, flat: Tensor, y: Tensor) -> None:
+    """Writes ``flat @ W.T`` to y, both in fp32, by the compiled kernel whatever the number of rows, as a compiled step
+    does; ``matrix`` is `native_matrix`'s."""
     module = native()
     assert module is not None
     rows = flat.shape[0]
@@ -436,7 +437,7 @@ def _plain_linear(x: Tensor, weight: Tensor) -> Tensor:
     if not few or not _compiled_takes(weight, x.shape[-1], FORMATS["fp32"]):
         return torch.nn.functional.linear(x, weight)
     flat, y = x.reshape(rows, -1).contiguous(), gate.buffer(rows, weight.shape[0])
-    _multiply(native_matrix(weight, None, None, FORMATS["fp32"], GROUP), flat, y)
+    multiply(native_matrix(weight, None, None, FORMATS["fp32"], GROUP), flat, y)
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
-from transformers import StoppingCriteriaList, StopStringCriteria
+from transformers import DynamicCache, StoppingCriteriaList, StopStringCriteria
 from transformers.generation import GenerationMode
 
 from hasten.errors import HastenError
@@ -133,10 +133,24 @@ def _prepare(
         found.append(GenerateCall(input_ids, mask, generation_config, logits_processor, stopping_criteria))
         return input_ids
 
-    model.network.generate(**{k: v for k, v in settings.items() if k not in _APART}, custom_generate=ready)
+    read = {k: v for k, v in settings.items() if k not in _APART}
+    if _makes_plain_cache(model.network):
+        # An empty one, as nobody runs over it: to choose a class for each layer of a deep network takes as long as the
+        # rest of its reading.
+        read["past_key_values"] = DynamicCache()
+    model.network.generate(**read, custom_generate=ready)
     if tokenizer is not None and found[0].config.token_healing:
         settings["tokenizer"] = tokenizer
     return found[0], settings
+
+
+def _makes_plain_cache(network: Any) -> bool:
+    """Whether transformers' ``generate`` makes a cache for this network that it would take from its caller too."""
+    name, config, defaults = type(network).__name__.lower(), network.config, network.generation_config
+    plain = not getattr(config, "is_encoder_decoder", False) and "mamba" not in name
+    chosen = getattr(defaults, "cache_implementation", None)
+    known = getattr(network, "_supports_default_dynamic_cache", lambda: False)
+    return plain and chosen is None and getattr(defaults, "use_cache", None) is not False and bool(known())
 
 
 def _check(model: Generates, ids: Any, settings: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from hasten.runtime import step as compiled
 from hasten.runtime.attention import following, no_mask
 from hasten.runtime.cache import CacheSpec, KVCache
 from hasten.runtime.decoding.lookup import PromptLookup
+from hasten.runtime.network_snapshot import NetworkSnapshot
 from hasten.runtime.paged_cache import PagedCache
 from hasten.workload.einsum import Workload
 
@@ -60,10 +61,10 @@ class LanguageModel(nn.Module):
         self.lookup = lookup
         self.name = name or type(network).__name__
         self._idle: tuple[tuple[object, ...], KVCache, compiled.CompiledStep | None] | None = None
+        # The network as the last session found it, and why it has no compiled step.
+        self._seen: tuple[NetworkSnapshot, str | None] | None = None
         # Who saves it, where its methods are known: see `save_pretrained`.
         self.saved_by: Callable[[Path], None] | None = None
-        # What the idle step was made of: held, so that no address or identity in its key is used again.
-        self._held: tuple[object, ...] = ()
 
     @property
     def config(self) -> Any:
@@ -180,6 +181,14 @@ class LanguageModel(nn.Module):
     @property
     def why_not_compiled(self) -> str | None:
         """Why steps run in plain torch; None when they run compiled."""
+        if reason := self._why_not_here():
+            return reason
+        if self._seen is not None and self._seen[0].holds(self.network):
+            return self._seen[1]
+        return compiled.why_not(self.network)
+
+    def _why_not_here(self) -> str | None:
+        """Why steps over this cache, or on this machine, run in plain torch, whatever the network is."""
         policy = self.cache.policy
         if policy is not None and not policy.compiled:
             return f"{type(policy).__name__} chooses tokens in plain torch"
@@ -189,7 +198,7 @@ class LanguageModel(nn.Module):
             return f"{type(policy).__name__} and the window that layers have of their own are joined in plain torch"
         if self.device.type != "cpu":
             return f"the compiled step is for processors, and its weights are on {self.device.type}"
-        return compiled.why_not(self.network)
+        return compiled.why_not_installed()
 
     @property
     def weight_bytes(self) -> int:
@@ -354,13 +363,12 @@ class LanguageModel(nn.Module):
         capacity = -(-capacity // kv_cache.BLOCK) * kv_cache.BLOCK
         if turn is not None and not far:
             capacity = min(capacity, turn)
-        # Whoever changes weights (a method, an optimizer, load_state_dict, a merged adapter) puts another tensor in
-        # their place or another version into it; both are in the key, and held so that no address is used again.
-        tensors = (*self.network.parameters(), *self.network.buffers())
-        weights = tuple((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
-        modules = tuple(self.network.modules())
-        reason = self.why_not_compiled
-        key = (self.cache, batch, recent, weights, tuple(map(id, modules)), reason, far)
+        # Whoever changes weights or modules (a method, an optimizer, load_state_dict, a merged adapter), an attribute
+        # of one or the configuration gets another step. To read the form of a deep network takes as long as a step.
+        if self._seen is None or not self._seen[0].holds(self.network):
+            self._seen = NetworkSnapshot(self.network), compiled.why_not(self.network)
+        reason = self._why_not_here() or self._seen[1]
+        key = (self.cache, batch, recent, self._seen[0], reason, far)
         if self._idle is not None and self._idle[0] == key and self._idle[1].capacity >= capacity:
             _, cache, step = self._idle
             cache.clear()
@@ -368,7 +376,7 @@ class LanguageModel(nn.Module):
         self._idle = None
         cache = self.new_cache(batch, capacity, recent)
         step = None if reason else compiled.CompiledStep(self.network, cache)
-        self._idle, self._held = (key, cache, step), (modules, tensors)
+        self._idle = key, cache, step
         return cache, step
 
     def end_session(self) -> None:

@@ -23,14 +23,35 @@ from hasten.runtime.paged_cache import PagedCache
 from hasten.runtime.policies import BlockTopKPolicy
 
 
+def why_not_installed() -> str | None:
+    """Why no network has a compiled step here; None where there are compiled kernels."""
+    return "the compiled kernels are not installed" if native() is None else None
+
+
 def why_not(network: Any) -> str | None:
     """Why the compiled step cannot run ``network``; None when it can."""
-    if native() is None:
-        return "the compiled kernels are not installed"
     try:
-        form = form_of(network)
+        compiled_form(network)
     except HastenError as error:
         return str(error)
+    return None
+
+
+def compiled_form(network: Any) -> DecoderForm:
+    """The form of a network that the compiled step can run.
+
+    Raises:
+        HastenError: it cannot; the message goes on from "because".
+    """
+    if reason := why_not_installed():
+        raise HastenError(reason)
+    form = form_of(network)
+    if reason := _why_not_form(form):
+        raise HastenError(reason)
+    return form
+
+
+def _why_not_form(form: DecoderForm) -> str | None:
     for rows in (*(rows for layer in form.layers for rows in layer.weights), form.head, form.embedding):
         reason = _why_not_weight(rows.module if isinstance(rows, WeightRows) else rows)
         if reason:
@@ -104,14 +125,14 @@ class CompiledStep:
     """
 
     def __init__(self, network: Any, cache: KVCache | PagedCache) -> None:
-        reason = why_not(network)
-        if reason:
-            raise HastenError(f"this model has no compiled step: {reason}")
+        try:
+            form = compiled_form(network)
+        except HastenError as error:
+            raise HastenError(f"this model has no compiled step: {error}") from None
         module = native()
         assert module is not None
         self._native = module
         self._kept: list[object] = [network, cache]
-        form = form_of(network)
         self.vocabulary = form.head.out_features
         self._cache = cache
         self._hidden = form.hidden

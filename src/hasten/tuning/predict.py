@@ -114,8 +114,14 @@ def estimated(prepared: Prepared | PreparedNetwork, device: Device, workload: Wo
     """What the cost model says of a workload on a device, run as this model runs."""
     if isinstance(prepared, PreparedNetwork):
         return estimate(workload, device, schedule="fused" if workload.attributes.get(FUSED) else "eager")
-    compiled = prepared.base.why_not_compiled is None
-    return estimate(workload, device, schedule={"prefill": "eager", "decode": "fused" if compiled else "eager"})
+    if prepared.base.why_not_compiled is not None:
+        return estimate(workload, device)
+    # Prompts run compiled too, unless a policy looks at them (`LanguageModel.prefill`).
+    return estimate(
+        workload,
+        device,
+        schedule={"prefill": "eager" if "policy" in workload.attributes else "fused", "decode": "fused"},
+    )
 
 
 def prediction(cost: Estimate, workload: Workload) -> Prediction:
