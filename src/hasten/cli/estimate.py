@@ -11,6 +11,7 @@ from hasten.cli.console import Batch, Json, NewTokens, Prompt, Threads, Where, c
 from hasten.cli.messages import say
 from hasten.cli.progress import progress
 from hasten.cli.streams import document
+from hasten.errors import HastenError
 from hasten.files import check_output
 
 
@@ -36,7 +37,13 @@ def estimate(
         str | None,
         typer.Option(help="HEIGHTxWIDTH in pixels of the image that a model of language and vision is given."),
     ] = None,
-    schedule: Annotated[str, typer.Option(help="eager (an operator at a time) or fused (compiled).")] = "eager",
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="eager (an operator at a time) or fused (compiled); on an array of cores (--on intar-2x16, or a .toml"
+            " file of that form) sequential, dataflow, reconfigurable or rule-of-thumb."
+        ),
+    ] = "eager",
     with_: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,20 +76,49 @@ def estimate(
 
         hasten estimate my_model.py:build --on here
 
+        hasten estimate my_model.py:build --on intar-2x16 --schedule reconfigurable --page page.html
+
         hasten estimate config.json --on here --device cuda
     """
     use_threads(threads)
     check_device(device)
     from hasten.cost import estimate as price
+    from hasten.cost.chips.core_schedule import PATTERNS
     from hasten.hardware import load_device, one_of_each
+    from hasten.hardware.chips.core_array import core_array, core_arrays
     from hasten.methods.spelling import rewritten
     from hasten.report import estimate_table, estimates_document, print_table, write_estimates
     from hasten.report.estimates import Priced
+    from hasten.report.schedules import schedule_table, scheduled, schedules_document, write_schedules
     from hasten.runtime.subject import read_subject
     from hasten.search.user_file import load_attribute
 
     if page is not None:
         check_output(page)
+    if schedule in PATTERNS:
+        arrays = [core_array(name) for name in dict.fromkeys(on or core_arrays())]
+        with progress("describing the model") as tell:
+            workload = read_subject(
+                subject, prompt, new_tokens, batch, dtype=dtype, image=image, context=context
+            ).workload()
+            arms = rewritten(workload, with_ or [], load_attribute)
+            found = []
+            for array in arrays:
+                for arm in arms:
+                    tell(f"scheduling on {array.name}", len(found) / (len(arrays) * len(arms)))
+                    found += scheduled(arm.workload, array, schedule, arm.title)  # type: ignore[arg-type]
+            if page is not None:
+                tell("writing the page", 1.0)
+                write_schedules(found, page)
+        if as_json:
+            document(schedules_document(found))
+        else:
+            print_table(schedule_table(found))
+        if page is not None:
+            say(f"wrote {page}")
+        return
+    if cores := [name for name in on or () if name in core_arrays()]:
+        raise HastenError(f"{cores[0]} is an array of cores: give --schedule {', '.join(PATTERNS)}")
     asked = ["cuda" if name == "here" and device == "cuda" else name for name in on or one_of_each()]
     chosen = [load_device(name) for name in dict.fromkeys(asked)]
     with progress("describing the model") as tell:

@@ -101,6 +101,8 @@ class _ByDimension:
         if access.index is not None:
             return _indexed(access, sizes, tensor.shape)
         if not written and place == 0 and access.view and (einsum.op is Op.CONV or "_pool" in einsum.source):
+            if dict(einsum.constants).get("transposed"):
+                return None
             try:
                 indices = window_indices(einsum, access.view, sizes)
             except HastenError:
@@ -302,7 +304,9 @@ def _accumulates(einsum: Einsum) -> bool:
 # -- tasks ---------------------------------------------------------------------------------------------
 
 
-def work_graph(cascade: Cascade | Workload | Phase, name: str = "", *, grain: str = "contraction") -> WorkGraph:
+def work_graph(
+    cascade: Cascade | Workload | Phase, name: str = "", *, grain: str = "contraction", dtype: str = ""
+) -> WorkGraph:
     """The graph of tasks of a cascade.
 
     Args:
@@ -310,9 +314,10 @@ def work_graph(cascade: Cascade | Workload | Phase, name: str = "", *, grain: st
         name: for people.
         grain: ``contraction`` (each product of tensors is a task, and what is element by element or a reduction goes
             with the last of those whose results it reads) or ``kernel`` (each launched operator is a task).
+        dtype: a number format in which all tensors of 32-bit, 16-bit and 64-bit floating point are counted instead.
 
     Raises:
-        HastenError: another grain, a workload of several phases, or a cascade of nothing.
+        HastenError: another grain, an unknown format, a workload of several phases, or a cascade of nothing.
     """
     if isinstance(cascade, Workload):
         if len(cascade.phases) > 1:
@@ -323,6 +328,12 @@ def work_graph(cascade: Cascade | Workload | Phase, name: str = "", *, grain: st
         name, cascade = name or cascade.name, cascade.cascade
     if grain not in ("contraction", "kernel"):
         raise HastenError(f"there is no grain {grain[:20]!r} of tasks: use contraction or kernel")
+    if dtype:
+        if dtype not in dtypes.BITS:
+            raise HastenError(f"there is no number format {dtype[:20]!r}: use one of {', '.join(dtypes.BITS)}")
+        wide = ("fp64", "fp32", "tf32", "fp16", "bf16")
+        tensors = {n: replace(t, dtype=dtype) if t.dtype in wide else t for n, t in cascade.tensors.items()}
+        cascade = replace(cascade, tensors=tensors)
     return _Tasks(cascade, name or "cascade", grain).graph()
 
 
