@@ -89,7 +89,7 @@ def estimate(
     from hasten.methods.spelling import rewritten
     from hasten.report import estimate_table, estimates_document, print_table, write_estimates
     from hasten.report.estimates import Priced
-    from hasten.report.schedules import schedule_table, scheduled, schedules_document, write_schedules
+    from hasten.report.schedules import Scheduled, schedule_table, scheduled, schedules_document, write_schedules
     from hasten.runtime.subject import read_subject
     from hasten.search.user_file import load_attribute
 
@@ -102,11 +102,11 @@ def estimate(
                 subject, prompt, new_tokens, batch, dtype=dtype, image=image, context=context
             ).workload()
             arms = rewritten(workload, with_ or [], load_attribute)
-            found = []
+            found: list[Scheduled] = []
             for array in arrays:
                 for arm in arms:
                     tell(f"scheduling on {array.name}", len(found) / (len(arrays) * len(arms)))
-                    found += scheduled(arm.workload, array, schedule, arm.title)  # type: ignore[arg-type]
+                    found += scheduled(arm.workload, array, schedule, arm.title)
             if page is not None:
                 tell("writing the page", 1.0)
                 write_schedules(found, page)

@@ -6,6 +6,7 @@ stand beside them, stage by stage.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hasten.errors import HastenError
@@ -152,6 +153,58 @@ def varied_graph(name: str) -> WorkGraph:
         HastenError: an unknown name.
     """
     return work_graph(varied_kernel(name), name)
+
+
+_GATED_PART = """
+ranks n={n}, k={k}, h={h}, o={k}
+input X[n, k] fp32
+weight WG[k, h] fp32
+weight WU[k, h] fp32
+weight WD[h, o] fp32
+output Y
+G[n, h] = sum(k) X[n, k] * WG[k, h]
+Z[n, h] = silu(G[n, h])
+U[n, h] = sum(k) X[n, k] * WU[k, h]
+M[n, h] = times(Z[n, h], U[n, h])
+Y[n, o] = sum(h) M[n, h] * WD[h, o]
+"""
+_ATTENTION_PART = """
+ranks n={n}, m={n}, k={k}, g={g}, r={r}, e={e}, f={e}, o={k}
+input X[n, k] fp32
+weight WQ[k, g, r, e] fp32
+weight WK[k, g, e] fp32
+weight WV[k, g, f] fp32
+weight WO[g, r, f, o] fp32
+output Y
+Q[n, g, r, e] = sum(k) X[n, k] * WQ[k, g, r, e]
+K[m, g, e] = sum(k) X[m, k] * WK[k, g, e]
+V[m, g, f] = sum(k) X[m, k] * WV[k, g, f]
+S[n, g, r, m] = sum(e) Q[n, g, r, e] * K[m, g, e]
+T[n, g, r] = max(m) S[n, g, r, m]
+P[n, g, r, m] = sub-exp(S[n, g, r, m], T[n, g, r])
+D[n, g, r] = sum(m) P[n, g, r, m]
+A[n, g, r, m] = P[n, g, r, m] / D[n, g, r]
+C[n, g, r, f] = sum(m) A[n, g, r, m] * V[m, g, f]
+Y[n, o] = sum(g, r, f) C[n, g, r, f] * WO[g, r, f, o]
+"""
+_PARTS = {"feed-forward": _GATED_PART, "attention": _ATTENTION_PART}
+LAYER_PARTS = tuple(_PARTS)
+"""Parts of a decoder's layer, in 32 bits."""
+
+
+def layer_part(name: str, sizes: Mapping[str, int]) -> Cascade:
+    """A part of a decoder's layer as a cascade, attention without mask, rotation and scale.
+
+    Args:
+        name: one of `LAYER_PARTS`.
+        sizes: ``n`` tokens, ``k`` hidden channels, ``h`` inner ones, ``g`` groups of ``r`` heads of ``e`` channels.
+
+    Raises:
+        HastenError: an unknown name.
+    """
+    if name not in _PARTS:
+        raise HastenError(f"there is no part {name[:20]!r} of a layer: use {', '.join(LAYER_PARTS)}")
+    return parse_cascade(_PARTS[name].format(**sizes))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hasten.errors import HastenError
+from hasten.hardware.chips.core_array import core_array, core_arrays
+
+
+def test_every_array_that_is_here_can_be_read_and_says_where_its_figures_are_from() -> None:
+    assert core_arrays()
+    for name in core_arrays():
+        assert core_array(name).name == name
+        assert core_array(name).source
+
+
+def test_arrays_that_cannot_be_are_refused_in_a_line(tmp_path: Path) -> None:
+    text = 'name = "x"\ntitle = "X"\ncores = 2\nmacs = 16\non_chip = 1024\nbandwidth = 1e9\nclock = 1e8\n'
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    assert core_array(path).bytes_a_cycle == 10
+    for old, new, words in (
+        ("bandwidth = 1e9", "bandwidth = 0.0", "bandwidth"),
+        ("bandwidth = 1e9", "bandwidth = inf", "bandwidth"),
+        ("cores = 2", "cores = 0", "cores"),
+        ("on_chip = 1024", "on_chip = -1", "on_chip"),
+        ("macs = 16", "mac = 16", "macs"),
+        ('title = "X"', 'title = "X"\ndtype = "int12"', "no number format 'int12'"),
+    ):
+        path.write_text(text.replace(old, new))
+        with pytest.raises(HastenError, match=words) as error:
+            core_array(path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(HastenError, match="no array of cores is called 'tpu'"):
+        core_array("tpu")
