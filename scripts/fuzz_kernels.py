@@ -314,6 +314,93 @@ def fuzz_pool(calls: int, seed: int) -> dict[str, int]:
     return counts
 
 
+def _bins() -> tuple[Any, dict[int, bytes], dict[int, bytes]]:
+    """An oblivious map's trusted half, the dictionary that it stands for, and its pages; its sizes may be bent."""
+    from hasten.kernels.oblivious_bins import oblivious_bins
+
+    count, width = random.randrange(0, 20), random.choice((0, 1, 9))
+    sizes = [24, 6, random.choice((0, 2, 6)), 12, 24, 24, width]
+    if random.random() < 0.3:
+        sizes[random.randrange(len(sizes))] = bent(1)
+    bins = oblivious_bins(*sizes, seed=random.randbytes(16 if random.random() < 0.95 else 3))
+    held = {k: random.randbytes(random.randrange(width + 1)) for k in random.sample(range(40), count)}
+    given = [
+        b"".join(k.to_bytes(8, "little") for k in held),
+        b"".join(len(v).to_bytes(4, "little") for v in held.values()),
+        b"".join(v.ljust(width, b"\0") for v in held.values()),
+        random.randbytes(16 * count),
+    ]
+    if random.random() < 0.2:
+        given[random.randrange(4)] += random.choice((b"x", bytes(16)))
+    bins.build(*given)
+    if bins.pages > 1000:
+        raise ValueError("more pages than are worth a look")
+    pages = {page: bins.initial(page) for page in range(bins.pages)}
+    bins.built()
+    return bins, held, pages
+
+
+def _bent_page(page: bytes) -> bytes:
+    at = random.randrange(len(page) + 1)
+    return random.choice((page[:at], page + b"x", bytes(len(page)), random.randbytes(len(page)), b""))
+
+
+def fuzz_bins(calls: int, seed: int) -> dict[str, int]:
+    """Accesses of an oblivious map's trusted half, held to a dictionary, with sizes, pages, keys and words bent.
+
+    Raises:
+        AssertionError: an access without a bend answered otherwise than the dictionary.
+    """
+    from hasten.kernels.oblivious_bins import DELETE, DONE, GET, IDLE, OVERFLOW, PUT, PUT_ABSENT, READING
+
+    random.seed(seed)
+    counts = {"answered": 0, "refused": 0, "same": 0}
+    made = None
+    for number in range(calls):
+        try:
+            if made is None or number % 50 == 0:
+                made = _bins()
+            bins, held, pages = made
+            operation, key = random.choice((GET, PUT, PUT_ABSENT, DELETE)), random.randrange(40)
+            value, words = random.randbytes(random.randrange(2)), random.randbytes(32)
+            whole = random.random() < 0.7
+            if not whole:
+                operation = random.choice((operation, bent(1)))
+                key, value = random.choice((key, bent(1))), random.choice((value, None, bytes(200)))
+                words = random.choice((words, words[:31], b""))
+                method = random.choice(("initial", "held", "give", "exercise", "written", "outgoing", "kept", "keys"))
+                more = {"initial": (bent(1),), "held": (bent(1),), "give": (bent(1), bytes(8)), "exercise": (words,)}
+                getattr(bins, method)(*more.get(method, ()))
+            if bins.phase == IDLE:
+                touched = bins.begin(key, words, 0 if whole else random.choice((0, bent(1))))
+            elif bins.phase == READING:
+                touched, key, operation = bins.resume(words, 0), None, GET
+            else:
+                touched = bins.touched()
+            if bins.phase == READING:
+                given = [pages[p] for p in touched]
+                if not whole and given and random.random() < 0.5:
+                    given[0] = _bent_page(given[0])
+                    made = None  # what it holds now is not what a map holds
+                status, found, written = bins.finish(operation, value, *given, *(b"", b"")[len(given) :])
+                if made is not None and key is not None and status != OVERFLOW:
+                    assert found == held.get(key)
+                    counts["same"] += 1
+                    if operation == DELETE:
+                        held.pop(key, None)
+                    elif status == DONE and (operation == PUT or (operation == PUT_ABSENT and key not in held)):
+                        held[key] = value
+                pages |= zip(touched, written)
+            if bins.outgoing():
+                bins.written()
+            counts["answered"] += 1
+        except (OverflowError, *REFUSED) as error:
+            if isinstance(error, AssertionError):
+                raise
+            counts["refused"] += 1
+    return counts
+
+
 # What decoders differ in, see `hasten.models.decoder_form`: configurations of transformers, and what they say.
 _FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 24}),
@@ -457,4 +544,5 @@ if __name__ == "__main__":
         use(options.native)
     print(fuzz(options.calls, options.seed))
     print("pools of blocks", fuzz_pool(options.calls // 10, options.seed))
+    print("oblivious maps", fuzz_bins(options.calls, options.seed))
     print("decoders", fuzz_decoders(options.calls // 10, options.seed))

@@ -195,6 +195,7 @@ OWN = {
     "data/video.py": "decodes frame by frame",
     "spaces/once_for_all.py": "weights that were loaded before",
     "train/character_model.py": "what it wrote itself",
+    "runtime/storage/sealed_pages.py": "makes the file itself, and reads pages of one size",
     "train/checkpoint.py": "checked before, read by tensor",
     "models/loading/checkpoint.py": "checked before, read by tensor",
     "models/loading/safetensors_folder.py": "read by tensor",

@@ -36,6 +36,8 @@ def needs_model(page: Path) -> bool:
 
 
 def skip_without_model(page: Path) -> None:
+    if page.name == "oblivious.md":
+        pytest.importorskip("cryptography", reason="the extra [oblivious] is not installed")
     if needs_model(page) and not assets.asset(MODEL).cached:
         pytest.skip(f"needs the model: hasten assets get {MODEL}")
 

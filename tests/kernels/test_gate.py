@@ -54,6 +54,12 @@ def test_bent_block_tables_are_refused(fuzzing: ModuleType) -> None:
     assert counts["refused"] > counts["answered"] > 0
 
 
+def test_bent_oblivious_maps_answer_or_raise(fuzzing: ModuleType) -> None:
+    counts = fuzzing.fuzz_bins(2000, 2)
+    assert counts["same"] > 500
+    assert counts["refused"] > 200
+
+
 @pytest.mark.skipif(native() is None, reason="the compiled kernels are not installed")
 def test_bent_decoders_answer_or_raise(fuzzing: ModuleType) -> None:
     counts = fuzzing.fuzz_decoders(24, 1)

@@ -26,5 +26,6 @@ void bind_ternary(nb::module_&);
 void bind_experts(nb::module_&);
 void bind_sparse(nb::module_&);
 void bind_dram(nb::module_&);
+void bind_oblivious(nb::module_&);
 
 }  // namespace hasten

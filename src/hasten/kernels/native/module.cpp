@@ -685,4 +685,5 @@ NB_MODULE(_native, m) {
   bind_experts(m);
   bind_sparse(m);
   bind_dram(m);
+  bind_oblivious(m);
 }

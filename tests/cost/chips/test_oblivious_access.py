@@ -1,0 +1,19 @@
+"""What an access takes, from three figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from hasten.cost.chips.oblivious_access import ObliviousAccess
+
+
+def test_three_points_give_the_figures_back() -> None:
+    there = ObliviousAccess(2e-6, 1e-6, 1e9)
+    assert there.seconds(1.0, 1000) == 2e-6
+    assert there.seconds(0.5, 1000) == pytest.approx(2e-6 + 1e-6 + 2e-6)
+    points = [(t, size, there.seconds(t, size)) for t, size in ((0.0, 100), (1.0, 100), (0.5, 2000))]
+    found = ObliviousAccess.fitted(points)
+    assert (found.base, found.round_trip, found.bandwidth) == pytest.approx((2e-6, 1e-6, 1e9))
+    for few in (points[:2], [(t, 100, s) for t, _, s in points]):
+        with pytest.raises(ValueError, match="several shares and sizes"):
+            ObliviousAccess.fitted(few)
