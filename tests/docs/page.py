@@ -25,8 +25,8 @@ def blocks(page: Path) -> list[tuple[str, str, str]]:
 
 
 def hurried(text: str) -> str:
-    """A block that is given a budget of seconds, with half a minute at most."""
-    return re.sub(r"(--budget |\bseconds=)(\d+)", lambda m: f"{m[1]}{min(int(m[2]), 30)}", text)
+    """A block that is given a budget of seconds, with a minute at most."""
+    return re.sub(r"(--budget |\bseconds=)(\d+)", lambda m: f"{m[1]}{min(int(m[2]), 60)}", text)
 
 
 def run_page(page: Path, slow: bool, hasten: Callable[..., Any]) -> None:
