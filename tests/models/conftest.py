@@ -40,12 +40,17 @@ def vocabulary() -> list[str]:
     return [*CONTROL, *alphabet(), *("".join(m.split(" ")) for m in MERGES)]
 
 
-def tiny(family: str, **changes: Any) -> Any:
-    """A random network whose norms and biases are not the usual ones and zeros."""
+def random_network(kind: str, centre: float = 1.0, **settings: Any) -> Any:
+    """A random network of a few layers whose norms and biases are not the usual ones and zeros.
+
+    Args:
+        kind: of transformers' configurations.
+        centre: of a norm's weights.
+        settings: of the configuration, in place of those that make it tiny.
+    """
     import transformers
 
-    kind, _, extra = FAMILIES[family]
-    settings = {
+    sizes = {
         "vocab_size": len(vocabulary()),
         "hidden_size": 128,
         "intermediate_size": 160,
@@ -53,20 +58,28 @@ def tiny(family: str, **changes: Any) -> Any:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-5,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
-    config = getattr(transformers, kind)(**{**settings, **extra, **changes})
+    config = getattr(transformers, kind)(**{**sizes, **settings})
+    class_ = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     torch.manual_seed(3)
-    network = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    network = class_._from_config(config, attn_implementation="sdpa" if class_._supports_sdpa else "eager").eval()
     for name, parameter in network.named_parameters():
-        if "norm" in name or name.endswith("bias"):
-            torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.2)
+        if name.endswith("bias") or "sinks" in name:
+            torch.nn.init.normal_(parameter, 0.0, 0.2)
+        elif "norm" in name:
+            torch.nn.init.normal_(parameter, centre, 0.2)
         else:
             torch.nn.init.normal_(parameter, 0.0, 0.08)
     return network
+
+
+def tiny(family: str, **changes: Any) -> Any:
+    """`random_network` of a family."""
+    kind, _, extra = FAMILIES[family]
+    return random_network(kind, **{"rms_norm_eps": 1e-5, **extra, **changes})
 
 
 def permuted(weight: np.ndarray, heads: int) -> np.ndarray:

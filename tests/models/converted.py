@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
-import torch
 
-from .conftest import permuted, vocabulary, write_file
+from .conftest import permuted, random_network, write_file
 
 _PLAIN = {"rope_type": "default", "rope_theta": 1e4}
 _LONG = {
@@ -121,35 +120,9 @@ CONVERTED: dict[str, Family] = {
 
 
 def tiny_network(family: str, **changes: Any) -> Any:
-    """A random network with norms and biases other than ones and zeros."""
-    import transformers
-
+    """`random_network` of a family; Gemma's norms add 1 to their weights."""
     kind, _, extra = CONVERTED[family]
-    settings = {
-        "vocab_size": len(vocabulary()),
-        "hidden_size": 128,
-        "intermediate_size": 160,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
-    config = getattr(transformers, kind)(**{**settings, **extra, **changes})
-    class_ = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    torch.manual_seed(3)
-    network = class_._from_config(config, attn_implementation="sdpa" if class_._supports_sdpa else "eager").eval()
-    centre = 0.0 if family.startswith("gemma") else 1.0
-    for name, parameter in network.named_parameters():
-        if name.endswith("bias") or "sinks" in name:
-            torch.nn.init.normal_(parameter, 0.0, 0.2)
-        elif "norm" in name:
-            torch.nn.init.normal_(parameter, centre, 0.2)
-        else:
-            torch.nn.init.normal_(parameter, 0.0, 0.08)
-    return network
+    return random_network(kind, 0.0 if family.startswith("gemma") else 1.0, **{**extra, **changes})
 
 
 def metadata(network: Any, architecture: str) -> dict[str, Any]:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import datetime
 import functools
-import math
 import os
 import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy
 import optuna
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_validator
+from pydantic import PositiveInt
 
 from hasten import __version__
 from hasten.errors import HastenError
-from hasten.files import named_path, read_bytes, read_text, write_aside
+from hasten.files import named_path, read_text, write_aside
 from hasten.hardware import Device
 from hasten.kernels import compiled_isa
 from hasten.methods import apply_all, from_dict, rewrite_all
@@ -30,10 +29,10 @@ from hasten.runtime.placement import placed
 from hasten.tuning.loading import load_base
 from hasten.tuning.measure import Measured, Unchanged
 from hasten.tuning.network import PreparedNetwork
-from hasten.tuning.outcome import Combination, Figures, TuneResult, Wanted, kernels_of, roof_of
+from hasten.tuning.outcome import Combination, TuneResult, Wanted, kernels_of, roof_of
 from hasten.tuning.predict import Choices, estimated
 from hasten.tuning.prepare import Prepared
-from hasten.tuning.saved_network import NETWORK_FORMAT, is_tuned_network, save_network
+from hasten.tuning.saved_network import NETWORK_FORMAT, SavedTuning, is_tuned_network, read_saved, save_network
 
 _FORMAT = "hasten-tuned"
 _FILE = "tuned.json"
@@ -134,37 +133,25 @@ def _versions() -> dict[str, str]:
     }
 
 
-class TunedModel(BaseModel):
+class TunedModel(SavedTuning):
     """What ``tuned.json`` holds.
 
     ``source`` is a name or a whole path, ``beside`` the path of a model's file or folder as seen from this file: where
     both were moved together, the model is there.
     """
 
-    model_config = ConfigDict(extra="forbid")
     format: str = _FORMAT
     version: int = 1
     hasten: str
     source: str
     beside: str = ""
     fingerprint: str
-    methods: list[dict[str, Any]]
     prompt: PositiveInt
     new_tokens: PositiveInt
     batch: PositiveInt
     wanted: Wanted = "total"
     device: Literal["cpu", "cuda"] = "cpu"
     packed: bool = False
-    measured: Figures
-
-    @field_validator("measured")
-    @classmethod
-    def _possible(cls, measured: Figures) -> Figures:
-        """Figures that a measurement can have given."""
-        for name, value in measured:
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} cannot be {value}")
-        return measured
 
 
 def save(result: TuneResult, path: str | Path) -> None:
@@ -233,18 +220,12 @@ def load(
         HastenError: the file is missing or not a tuned model, or its model is gone or another one.
     """
     path = named_path(path, "the tuned model")
-    try:
-        tuned = TunedModel.model_validate_json(read_bytes(path, "the tuned model"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        if path.is_file() and is_tuned_network(path):
-            raise HastenError(
-                f"{path} is a tuned network, no language model: hasten.load gives it as a module"
-            ) from None
-        raise HastenError(f"{path} is not a tuned model of hasten ({where}: {first['msg']})") from None
-    if tuned.format != _FORMAT or tuned.version != 1:
-        raise HastenError(f"{path} is not a tuned model that this hasten reads: tune again")
+
+    def network() -> str | None:
+        known = is_tuned_network(path)
+        return "a tuned network, no language model: hasten.load gives it as a module" if known else None
+
+    tuned = read_saved(path, TunedModel, "a tuned model", network)
     methods = [from_dict(m) for m in tuned.methods]
     place = _place(tuned, path) if model is None else model
     loaded, _ = load_base(place, packed=tuned.packed, progress=progress)

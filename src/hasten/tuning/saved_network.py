@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_validator
 
@@ -19,23 +19,13 @@ from hasten.tuning.outcome import Figures, TuneResult, Wanted
 NETWORK_FORMAT = "hasten-tuned-network"
 
 
-class TunedNetwork(BaseModel):
-    """What ``tuned.json`` holds of a network that is no language model.
-
-    ``source`` is a published name, or the whole path of a file with ``:`` and a function of it; ``inputs`` says what it
-    was tuned for calls with.
-    """
+class SavedTuning(BaseModel):
+    """What every ``tuned.json`` is held to."""
 
     model_config = ConfigDict(extra="forbid")
-    format: str = NETWORK_FORMAT
-    version: int = 1
-    hasten: str
-    source: str
-    fingerprint: str
-    inputs: str
-    batch: PositiveInt
+    format: str
+    version: int
     methods: list[dict[str, Any]]
-    wanted: Wanted = "total"
     measured: Figures
 
     @field_validator("measured")
@@ -46,6 +36,50 @@ class TunedNetwork(BaseModel):
             if value is not None and not (math.isfinite(value) and (value >= 0 or name == "score")):
                 raise ValueError(f"{name} cannot be {value}")
         return measured
+
+
+S = TypeVar("S", bound=SavedTuning)
+
+
+def read_saved(path: Path, kind: type[S], what: str, other: Callable[[], str | None] = lambda: None) -> S:
+    """What a ``tuned.json`` holds.
+
+    Args:
+        path: the file.
+        kind: what it shall be.
+        what: the same for people: ``a tuned network``.
+        other: what to say where it is something else; None where it is nothing known.
+
+    Raises:
+        HastenError: the file is missing, is none of the kind, or of another version.
+    """
+    try:
+        tuned = kind.model_validate_json(read_bytes(path, "the tuned model"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        known = other() or f"not {what} of hasten ({where}: {first['msg']})"
+        raise HastenError(f"{path} is {known}") from None
+    if tuned.format != kind.model_fields["format"].default or tuned.version != 1:
+        raise HastenError(f"{path} is not {what} that this hasten reads: tune again")
+    return tuned
+
+
+class TunedNetwork(SavedTuning):
+    """What ``tuned.json`` holds of a network that is no language model.
+
+    ``source`` is a published name, or the whole path of a file with ``:`` and a function of it; ``inputs`` says what it
+    was tuned for calls with.
+    """
+
+    format: str = NETWORK_FORMAT
+    version: int = 1
+    hasten: str
+    source: str
+    fingerprint: str
+    inputs: str
+    batch: PositiveInt
+    wanted: Wanted = "total"
 
 
 def save_network(result: TuneResult, path: str | Path) -> None:
@@ -94,14 +128,7 @@ def load_tuned_network(
             is another one, or cannot be changed so here.
     """
     path = named_path(path, "the tuned model")
-    try:
-        tuned = TunedNetwork.model_validate_json(read_bytes(path, "the tuned model"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise HastenError(f"{path} is not a tuned network of hasten ({where}: {first['msg']})") from None
-    if tuned.format != NETWORK_FORMAT or tuned.version != 1:
-        raise HastenError(f"{path} is not a tuned network that this hasten reads: tune again")
+    tuned = read_saved(path, TunedNetwork, "a tuned network")
     if model is None and file_and_name(tuned.source) is not None:
         raise HastenError(
             f"{path} was tuned from {tuned.source[:120]}, which is code: say that it may run, by giving it as model"

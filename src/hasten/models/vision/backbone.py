@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,25 @@ from hasten.nn.block import Block
 
 # Pixels along each side of the images that published sizes are for.
 _IMAGE = 224
+
+T = TypeVar("T")
+
+
+def published_size(name: str, sizes: Mapping[str, T], spellings: Mapping[str, str], in_chans: int) -> T:
+    """What a published network's name stands for.
+
+    Args:
+        name: its own, or another spelling of it.
+        sizes: by the own names.
+        spellings: other spelling -> own name.
+        in_chans: channels of the images that it is made for.
+
+    Raises:
+        HastenError: no channels.
+    """
+    if in_chans < 1:
+        raise HastenError(f"{name} takes in_chans from 1, not {in_chans}")
+    return sizes[spellings.get(name, name)]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hasten.cost.growing import noisy, widen, with_channels, with_inputs, with_outputs
 from hasten.errors import HastenError
 from hasten.models.registry import published
-from hasten.models.vision.backbone import Backbone, Level
+from hasten.models.vision.backbone import Backbone, Level, published_size
 from hasten.nn.block import Block
 
 BOTTLENECK = 4
@@ -202,9 +202,7 @@ class DenseNet(Backbone):
         Raises:
             HastenError: a size that no model has.
         """
-        if in_chans < 1:
-            raise HastenError(f"{name} takes in_chans from 1, not {in_chans}")
-        return cls(PUBLISHED[TIMM.get(name, name)], in_chans, num_classes)
+        return cls(published_size(name, PUBLISHED, TIMM, in_chans), in_chans, num_classes)
 
     @property
     def levels(self) -> tuple[Level, ...]:

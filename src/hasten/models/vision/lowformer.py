@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.models.registry import published
-from hasten.models.vision.backbone import Backbone, Level
+from hasten.models.vision.backbone import Backbone, Level, published_size
 from hasten.nn.block import Block
 from hasten.nn.convolutional import FusedMBConv, MBConv, conv_norm
 from hasten.nn.lowtention import Lowtention, MapAttention
@@ -182,9 +182,7 @@ class LowFormer(Backbone):
         Raises:
             HastenError: a size that no model has.
         """
-        if in_chans < 1:
-            raise HastenError(f"{name} takes in_chans from 1, not {in_chans}")
-        config = PUBLISHED[TIMM.get(name, name)]
+        config = published_size(name, PUBLISHED, TIMM, in_chans)
         return cls(replace(config, classes=num_classes, channels=in_chans, fused=fused))
 
     @property

@@ -12,7 +12,7 @@ from torch import nn
 from hasten.cost.growing import deepen, widen
 from hasten.errors import HastenError
 from hasten.models.registry import published
-from hasten.models.vision.backbone import Backbone, Level
+from hasten.models.vision.backbone import Backbone, Level, published_size
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,7 @@ class PlainNet(Backbone):
         Raises:
             HastenError: a size that no model has.
         """
-        if in_chans < 1:
-            raise HastenError(f"{name} takes in_chans from 1, not {in_chans}")
-        return cls(PUBLISHED[TIMM.get(name, name)], in_chans, num_classes)
+        return cls(published_size(name, PUBLISHED, TIMM, in_chans), in_chans, num_classes)
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hasten.errors import HastenError
 from hasten.models.registry import published
-from hasten.models.vision.backbone import Backbone, Level
+from hasten.models.vision.backbone import Backbone, Level, published_size
 from hasten.nn.block import Block
 from hasten.nn.convolutional import MBConv, conv_norm
 from hasten.nn.mixed_edge import MixedEdge, is_no_edge, no_edge
@@ -262,9 +262,7 @@ class ProxylessNet(Backbone):
         Raises:
             HastenError: a size that no network has.
         """
-        if in_chans < 1:
-            raise HastenError(f"{name} takes in_chans from 1, not {in_chans}")
-        config, blocks = PUBLISHED[TIMM.get(name, name)]
+        config, blocks = published_size(name, PUBLISHED, TIMM, in_chans)
         config = replace(config, classes=num_classes, channels=in_chans)
         return cls(config, config.of_names(blocks))
 
