@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ from hasten.cost.serving.scaling import QWEN3
 from hasten.data import assets
 from hasten.errors import HastenError
 from hasten.hardware import load_device
-from hasten.models.vision.once_for_all import OFAConfig, OnceForAll
+from hasten.models.vision.once_for_all import OFAConfig, OnceForAll, from_params
+from hasten.report import write_search
+from hasten.search import Study
 from hasten.search.networks.architecture_space import architecture_spaces
+from hasten.search.networks.network_problem import SIZE
+from hasten.search.networks.specialize import estimated
 from hasten.tuning.tune import Settings
 
 TEXT = " ".join(f"The {n} birds of the river see {n * n} stones and the moon." for n in range(100))
@@ -90,6 +95,35 @@ def test_it_is_made_tried_and_stepped_in_seconds(name: str, tmp_path: Path, fold
         assert terminated or truncated
         assert problem.space.validate(info["params"]) == info["params"]
     assert time.process_time() - before < 60, "its own work, whatever else the machine does"
+
+
+@pytest.mark.parametrize("name", sorted(architecture_spaces()))
+def test_networks_are_searched_under_a_limit_gone_on_with_and_shown(name: str, tmp_path: Path, folder: Path) -> None:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"device": "pi5", "epochs": 0.02}
+    if name == "once-for-all":
+        options = _supernet(tmp_path, folder)
+        networks: Any = OnceForAll.load(options["supernet"]).config
+    else:
+        networks = architecture_spaces()[name].for_images(1, SIZE, 10)
+    table, sample = estimated(networks, load_device("pi5")), spaces.build(name, **options).space
+    ours = from_params if name == "once-for-all" else type(networks).from_params
+    took: list[float] = []
+    for seed in range(30):
+        with suppress(HastenError):  # points that break the space's rules
+            took.append(table(ours(networks, sample.sample(seed))))
+    limit = sorted(took)[len(took) // 2]
+    made = spaces.build(name, limit=limit, **options)
+    first = Study(tmp_path / "study.db").run(made, sampler="random", trials=2)
+    again = Study(tmp_path / "study.db").run(made, sampler="random", trials=4)
+    assert [t.params for t in again.trials[:2]] == [t.params for t in first.trials]
+    assert len({str(t.params) for t in again.trials}) == 4
+    for trial in again.trials:
+        if trial.feasible:
+            assert trial.values["latency"] <= limit
+            assert 0 <= trial.values["accuracy"] <= 1
+    assert any(p.name == "search.html" for p in write_search(made, again, tmp_path))
+    assert name in (tmp_path / "search.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", ["autodistill", "once-for-all", "test-time"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from hasten import spaces
 from hasten.data import assets
 from hasten.errors import HastenError
 from hasten.models.vision.once_for_all import OFAConfig, OnceForAll, from_params
-from hasten.search import Study
+from hasten.processes import torch_threads
+from hasten.search import Infeasible, Study
+from hasten.spaces import once_for_all as once_for_all_module
 from hasten.spaces.once_for_all import (
     SMALL,
     Corners,
@@ -75,6 +78,24 @@ def test_a_saved_network_is_searched(supernet: Path) -> None:
     torch.manual_seed(1)
     OnceForAll(TINY).save(supernet)
     assert problem(supernet, "pi5", count=100).fingerprint != made.fingerprint
+
+
+def test_latency_is_measured_on_one_thread(supernet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def table(config: Any) -> Any:
+        def seconds(arch: Any) -> float:
+            threads.append(torch.get_num_threads())
+            return 1.0
+
+        return seconds
+
+    monkeypatch.setattr(once_for_all_module, "measured", table)
+    made = problem(supernet, limit=0.5, count=100)
+    with torch_threads(2), pytest.raises(Infeasible, match="over the limit"):
+        made.evaluate(made.space.sample(0))
+    assert threads == [1]
+    assert made.identity["device"] == "measured here, one thread"
 
 
 def test_where_there_is_none_one_is_trained(supernet: Path, tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ from hasten.models.vision.once_for_all import (
     macs,
     resized,
 )
+from hasten.processes import one_thread
 from hasten.search.networks.members.once_for_all import OnceForAllSpace
-from hasten.search.networks.network_problem import within
+from hasten.search.networks.network_problem import MEASURED, within
 from hasten.search.networks.specialize import estimated, measured
 from hasten.search.parameter import Params
 from hasten.search.problem import Objective, Problem
@@ -198,7 +199,8 @@ def problem(
     Args:
         supernet: folder of a saved `OnceForAll`, of one grey channel and ten classes; where there is none, a `SMALL`
             one is trained into it.
-        device: of the catalogue or a file, whose latency the analytic model estimates; None measures this machine.
+        device: of the catalogue or a file, whose latency the analytic model estimates; None measures this machine, on
+            one thread.
         limit: seconds of one image that no sub-network may take longer than; None for no limit.
         seconds: of training where there is no supernet; with 0 that is an error.
         count: held-out images.
@@ -225,7 +227,8 @@ def problem(
 
     def evaluate(params: Params) -> Mapping[str, Any]:
         arch = from_params(config, params)
-        taken = within(latency(arch), limit)
+        with one_thread():  # as every other space of networks is measured, and every worker
+            taken = within(latency(arch), limit)
         alone = specialized(network, arch)
         found = judged(alone, images().held[:count], images().held_labels[:count])
         return {
@@ -241,7 +244,7 @@ def problem(
         evaluate,
         identity={
             "supernet": digest,
-            "device": where.name if where else "measured here",
+            "device": where.name if where else MEASURED,
             "images": str(count),
             **({} if limit is None else {"limit": f"{limit:g} s"}),
         },

@@ -26,6 +26,8 @@ _SOURCES: Mapping[str, tuple[type[LabelledImages], tuple[int, int, int]]] = {
 }
 SIZE = 16
 """Height and width that images are brought to."""
+MEASURED = "measured here, one thread"
+"""What a problem's identity says of latencies that no device's model gives."""
 
 
 def within(seconds: float, limit: float | None) -> float:
@@ -106,7 +108,7 @@ def network_problem(
         (Objective("accuracy", "maximize"), Objective("latency", unit="s")),
         evaluate,
         identity={
-            "networks": repr(space), "device": where.name if where else "measured here, one thread", "images": source,
+            "networks": repr(space), "device": where.name if where else MEASURED, "images": source,
             "epochs": f"{epochs:g}", "seed": str(seed), **({} if limit is None else {"limit": f"{limit:g} s"}),
         },
     )  # fmt: skip
