@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from hasten.data import images as data
 from hasten.errors import HastenError
-from hasten.tasks.task import SPLITS, Batch, Classification, Split, registered
+from hasten.tasks.task import SPLITS, LabelledExamples, registered
 
 _LOAD: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
     "mnist": data.mnist,
@@ -35,7 +35,7 @@ def permute_pixels(pictures: Tensor) -> Tensor:
     return pictures.flatten(-2)[..., order].unflatten(-1, (height, width))
 
 
-class LabelledImages(Classification):
+class LabelledImages(LabelledExamples):
     """Labelled images, shuffled by a fixed seed.
 
     Pixels are centred and scaled by the mean and the deviation of the first 10,000 for training.
@@ -67,21 +67,7 @@ class LabelledImages(Classification):
         some = pictures[: min(10_000, counts[0])]
         pictures = (pictures - some.mean()) / some.std()
         sizes = [*counts, total - sum(counts)]
-        self.parts: dict[Split, tuple[Tensor, Tensor]] = dict(
-            zip(SPLITS, zip(pictures.split(sizes), labels.split(sizes), strict=True), strict=False)
-        )
-
-    def examples(self, split: Split) -> int:
-        return len(self.parts[split][1])
-
-    def draw(self, split: Split, size: int, generator: torch.Generator) -> Batch:
-        pictures, labels = self.parts[split]
-        chosen = torch.randint(len(labels), (size,), generator=generator)
-        return Batch(pictures[chosen], labels[chosen])
-
-    def take(self, split: Split, first: int, last: int) -> Batch:
-        pictures, labels = self.parts[split]
-        return Batch(pictures[first:last], labels[first:last])
+        self.parts = dict(zip(SPLITS, zip(pictures.split(sizes), labels.split(sizes), strict=True), strict=False))
 
 
 @registered("mnist")

@@ -212,6 +212,27 @@ class Classification(Task):
         return torch.rand(*batch.targets.shape, self.classes, generator=generator)
 
 
+class LabelledExamples(Classification):
+    """A task whose examples are all there.
+
+    A subclass sets ``parts``: of each split inputs (count, ...) and labels (count,).
+    """
+
+    parts: dict[Split, tuple[Tensor, Tensor]]
+
+    def examples(self, split: Split) -> int:
+        return len(self.parts[split][1])
+
+    def draw(self, split: Split, size: int, generator: torch.Generator) -> Batch:
+        inputs, labels = self.parts[split]
+        chosen = torch.randint(len(labels), (size,), generator=generator)
+        return Batch(inputs[chosen], labels[chosen])
+
+    def take(self, split: Split, first: int, last: int) -> Batch:
+        inputs, labels = self.parts[split]
+        return Batch(inputs[first:last], labels[first:last])
+
+
 def _asked(answers: Tensor, targets: Tensor) -> Tensor:
     return answers[:, -targets.shape[1] :] if targets.ndim == 2 else answers
 
