@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hasten.cost.operator_time import operator_seconds
+from hasten.cost.operator_time import least_seconds, operator_seconds
 from hasten.hardware import Curve, Device, load_device
 from hasten.workload import Einsum, trace
 
@@ -94,3 +94,14 @@ def test_an_operator_that_nobody_measured_costs_what_its_nearest_does():
     assert operator_seconds(one, device, "fp32") == pytest.approx(10e-9)
     _, two = operators(Binary(), torch.ones(10))
     assert operator_seconds(two, device, "fp32") == pytest.approx(30e-9)
+
+
+def test_the_smallest_operator_takes_what_it_takes_to_come_to_one():
+    device = with_curves(mm=(("m", "n", "k"), 3e-6), conv1x1=(("inputs", "outputs", "pixels"), 5e-6))
+    for module, x, seconds in (
+        (nn.Linear(4, 8), torch.ones(3, 5, 4), 3e-6),
+        (nn.Conv2d(4, 6, 1, bias=False), torch.ones(1, 4, 10, 10), 5e-6),
+    ):
+        (group,) = operators(module, x)
+        assert least_seconds(group, device, "fp32") == pytest.approx(seconds)
+        assert operator_seconds(group, device, "fp32") > seconds

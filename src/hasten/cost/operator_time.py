@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hasten.hardware import Device
 from hasten.workload import Einsum, Op
@@ -122,6 +123,12 @@ def operator_seconds(group: Sequence[Einsum], device: Device, dtype: str, cold: 
         e = contractions[0]
         return _convolution(e, device) if e.op is Op.CONV else _product(e, device, dtype, cold)
     return _rest(group, device)
+
+
+def least_seconds(group: Sequence[Einsum], device: Device, dtype: str) -> float | None:
+    """`operator_seconds` of the smallest operator of the kind: what it takes to come to it."""
+    smallest = [replace(e, ranks=tuple((rank, 1) for rank, _ in e.ranks)) for e in group]
+    return operator_seconds(smallest, device, dtype)
 
 
 def _at(device: Device, operation: str, dtype: str, *sizes: float) -> float | None:

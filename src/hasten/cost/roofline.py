@@ -20,13 +20,13 @@ from hasten.cost.demand import Demand, Kept, Work
 from hasten.cost.estimate import EinsumCost, Estimate, PhaseCost
 from hasten.cost.folding import copies_of, resident_bytes
 from hasten.cost.launches import Launch, keep_most, launches, modules_entered, operators_of
-from hasten.cost.operator_time import operator_seconds
+from hasten.cost.operator_time import least_seconds, operator_seconds
 from hasten.cost.residence import Residence, live_bytes
 from hasten.cost.sharing import Sharing
 from hasten.errors import HastenError
 from hasten.hardware import Device
 from hasten.hardware.achieved import Achieved, families
-from hasten.hardware.device import packed_key
+from hasten.hardware.device import CallCost, packed_key
 from hasten.kernels.packed_linear import FEW_ROWS
 from hasten.workload import Cascade, Einsum, Op, Phase, Role, Workload, fuse
 from hasten.workload.attention_sites import sites
@@ -79,7 +79,8 @@ def estimate(
 
     ``eager``: a framework launches one operator after the other; each pays a launch, and all it makes goes
     through memory. ``fused``: one compiled program a phase; intermediates that fit on chip stay there
-    (`hasten.workload.fuse`), and a launch is paid once a repeat.
+    (`hasten.workload.fuse`), and a launch is paid once a repeat. Where the device knows what calls of an engine take
+    (`Device.calls`), a workload that the engine runs pays for these in the launches' stead.
 
     A phase is taken in its steady state: what one execution leaves in a cache is there for the next.
 
@@ -106,7 +107,9 @@ def estimate(
         chosen = schedule if isinstance(schedule, str) else schedule.get(phase.name, "eager")
         if chosen not in ("eager", "fused"):
             raise HastenError(f"unknown schedule {chosen!r}: give 'eager' or 'fused'")
-        pricing = _Pricing(phase, device, chosen == "fused", notes, achieved, training)
+        engine = str(workload.attributes.get("engine", "")) if chosen == "fused" else ""
+        calls = device.calls.get(engine or ("eager" if chosen == "eager" else ""))
+        pricing = _Pricing(phase, device, chosen == "fused", notes, achieved, training, engine, calls)
         cost, phase_live, phase_bound = pricing.price()
         phases.append(cost)
         moved, floor = pricing.attention()
@@ -164,7 +167,15 @@ class _Pricing:
     """Prices the kernels of one phase on one device."""
 
     def __init__(
-        self, phase: Phase, device: Device, fused: bool, notes: dict[str, None], achieved: Achieved, training: bool
+        self,
+        phase: Phase,
+        device: Device,
+        fused: bool,
+        notes: dict[str, None],
+        achieved: Achieved,
+        training: bool,
+        engine: str = "",
+        calls: CallCost | None = None,
     ) -> None:
         self._phase = phase
         self._cascade = phase.cascade
@@ -173,6 +184,7 @@ class _Pricing:
         self._notes = notes
         self._achieved = achieved
         self._training = training
+        self._engine, self._calls = engine, calls
         self._sharing = Sharing(self._cascade, device)
         self._launch = 0.0 if fused else float(achieved.launch or device.launch_overhead)
         # Experts that tokens are routed to: their rows are gathered, and each is a small product.
@@ -233,9 +245,12 @@ class _Pricing:
                 f"{phase.name}: products, attention and cache are divided over {device.count} devices, with "
                 f"{self._sharing.sums} sums over {link}"
             ] = None
-        if self._fused and kernels:
-            latency += device.launch_overhead
-            energy += device.idle_power * device.launch_overhead
+        called = float(device.launch_overhead) if self._fused else 0.0
+        if self._calls is not None:
+            called = float(self._calls.call)
+        if kernels:
+            latency += called
+            energy += device.idle_power * called
         cost = PhaseCost(
             name=phase.name,
             repeats=phase.repeats,
@@ -335,6 +350,9 @@ class _Pricing:
         overhead = self._launch
         if self._fused:
             overhead += device.fork_overhead
+            if self._calls is not None:
+                convolves = any(e.op is Op.CONV for e in kernel.einsums)
+                overhead += self._calls.convolution if convolves else self._calls.step
         else:
             overhead += device.view_overhead
             overhead += device.module_overhead * modules_entered(path, kernel.einsums[0].module)
@@ -468,8 +486,13 @@ class _Pricing:
         each = self._matrices(lead) if lead.op is Op.MATMUL and len(part) == 1 else 1.0
         if each > 1:
             part = [_of_rows(lead, lead.sizes["m"] * lead.sizes.get("d", 1) / each)]
-        seconds = operator_seconds(part, device, self._format(part), cold)
-        return None if seconds is None else each * max(seconds - launch, 0.0)
+        dtype = self._format(part)
+        if (seconds := operator_seconds(part, device, dtype, cold)) is None:
+            return None
+        if self._fused and self._calls is not None:
+            # What torch takes to come to its operator is not what this engine takes, which is in its steps.
+            launch = max(launch, least_seconds(part, device, dtype) or 0.0)
+        return each * max(seconds - launch, 0.0)
 
     def _packed(self, einsum: Einsum) -> float | None:
         """Seconds of a product whose weights stream from main memory through a packed kernel.
@@ -480,7 +503,8 @@ class _Pricing:
         """
         weight = self._multiplied(einsum)
         packed = einsum.source.endswith(_PACKED_SOURCES)
-        if weight is None or not (packed or self._fused) or "b" in einsum.sizes:
+        ours = self._fused and not self._engine  # hasten's own step multiplies by packed weights alone
+        if weight is None or not (packed or ours) or "b" in einsum.sizes:
             return None
         each = self._matrices(einsum)
         rows = einsum.sizes.get("m", 1) * einsum.sizes.get("d", 1) / each  # d: the tokens of a draft

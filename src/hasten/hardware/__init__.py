@@ -11,6 +11,7 @@ from hasten.exports import Exports
 
 if TYPE_CHECKING:
     from hasten.hardware.curve import Curve as Curve
+    from hasten.hardware.device import CallCost as CallCost
     from hasten.hardware.device import ComputeUnit as ComputeUnit
     from hasten.hardware.device import Device as Device
     from hasten.hardware.device import Link as Link

@@ -38,7 +38,17 @@ from hasten.hardware.quantity import (
     WeightRate,
 )
 
-__all__ = ["ComputeUnit", "Device", "Link", "MemoryLevel", "devices", "load_device", "one_of_each", "read_device"]
+__all__ = [
+    "CallCost",
+    "ComputeUnit",
+    "Device",
+    "Link",
+    "MemoryLevel",
+    "devices",
+    "load_device",
+    "one_of_each",
+    "read_device",
+]
 
 Kind = Literal["contraction", "vector"]
 _NOTHING = Quantity(0.0, "0 s", "not charged")
@@ -118,6 +128,20 @@ class Link(_Part):
     latency: Seconds
 
 
+class CallCost(_Part):
+    """What a call of a network takes beyond what it computes.
+
+    Args:
+        call: seconds of a call, whatever the network computes.
+        step: seconds of each layer in it, however small, but for convolutions.
+        convolution: seconds of each convolution in it, however small.
+    """
+
+    call: Seconds
+    step: Seconds = _NOTHING
+    convolution: Seconds = _NOTHING
+
+
 class Device(_Part):
     """A chip, or a machine: everything a cost model asks for, in SI.
 
@@ -138,6 +162,7 @@ class Device(_Part):
         fork_overhead: seconds to hand a kernel to the threads and wait for the last, within a compiled
             program.
         idle_power, max_power: watts.
+        calls: what runs a network (``eager``, the name of an engine, or of a change to it) -> what its calls take.
         packed: bits of a weight, and what rows are rounded to where they are (`packed_key`) -> weights a second that a
             product with one row reads and unpacks.
         packed_row: the same -> time of each further row, as a share of the first one's.
@@ -160,6 +185,7 @@ class Device(_Part):
     fork_overhead: Seconds = _NOTHING
     idle_power: Power
     max_power: Power
+    calls: dict[str, CallCost] = {}
     packed: dict[str, WeightRate] = {}
     packed_row: dict[str, float] = {}
     curves: tuple[Curve, ...] = ()

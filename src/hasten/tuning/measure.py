@@ -26,7 +26,16 @@ from hasten.search.study import Study
 from hasten.tasks.questions import facts
 from hasten.tuning.network import PreparedNetwork, changed_figures, network_figures
 from hasten.tuning.outcome import Combination, Figures, Wanted, seconds_of
-from hasten.tuning.predict import NONE, Choices, Predictions, corrected, estimated, gentle_first, prediction
+from hasten.tuning.predict import (
+    NONE,
+    Choices,
+    Predictions,
+    corrected,
+    estimated,
+    gentle_first,
+    predicted,
+    prediction,
+)
 from hasten.tuning.prepare import Deadline, Prepared
 from hasten.tuning.reference import chosen, reference
 from hasten.tuning.settings import Reporter
@@ -179,7 +188,7 @@ def unchanged_network(prepared: PreparedNetwork, device: Device, reporter: Repor
     found = Combination(
         title=NONE,
         methods=[],
-        predicted=prediction(estimated(prepared, device, workload), workload),
+        predicted=predicted(prepared, device, (), workload),
         measured=seen,
         within_floor=True,
     )

@@ -16,6 +16,7 @@ from hasten.methods.network_method import FUSED
 from hasten.runtime.tracing import beneath
 from hasten.search.parameter import Params, categorical
 from hasten.search.space import Space
+from hasten.tuning.call_costs import seconds_beyond
 from hasten.tuning.network import PreparedNetwork
 from hasten.tuning.outcome import PHASES, Combination, Prediction, Wanted, seconds_of
 from hasten.tuning.prepare import Deadline, Prepared
@@ -24,6 +25,8 @@ from hasten.workload import Workload
 NONE = "unchanged"
 # Predictions within this factor of each other count as equal.
 _STEP = 1.25
+# What a call measured on other sizes may take off a prediction.
+_LEAST = 0.1
 # Kinds that come first in a study's space, in this order; others, such as those of a user's methods, follow.
 _FIRST = ("weights", "cache", "window", "depth", "drafts")
 
@@ -130,6 +133,24 @@ def prediction(cost: Estimate, workload: Workload) -> Prediction:
     return Prediction(memory=memory, **{p.name: p.latency for p in cost.phases})
 
 
+def predicted(
+    prepared: Prepared | PreparedNetwork, device: Device, methods: Sequence[Method], workload: Workload
+) -> Prediction:
+    """What the cost model says of a model with methods, of a network with what its calls take beside.
+
+    Args:
+        prepared: the model.
+        device: what it is for.
+        methods: that it has.
+        workload: what it then computes.
+    """
+    said = prediction(estimated(prepared, device, workload), workload)
+    if not isinstance(prepared, PreparedNetwork):
+        return said
+    seconds = said.forward + seconds_beyond(device, methods, workload)
+    return said.model_copy(update={"forward": max(seconds, _LEAST * said.forward)})
+
+
 class Descriptions:
     """What a model computes with methods: each rewriting is made once, and equal layers are described once.
 
@@ -191,25 +212,25 @@ def predict(
         if together and not clash(together):
             every[tuple(ordered(together))] = {k: label for k, (label, _) in zip(found.options, choice, strict=True)}
     descriptions = Descriptions(workload)
-    predicted: dict[tuple[Method, ...], Prediction] = {}
+    known: dict[tuple[Method, ...], Prediction] = {}
 
     def add(methods: tuple[Method, ...]) -> None:
         # What it is made of, one method less at a time, is measured where it turns out to be the best.
-        if methods not in every or methods in predicted:
+        if methods not in every or methods in known:
             return
         add(methods[:-1])
         changed = descriptions.of(methods)
-        predicted[methods] = prediction(estimated(prepared, device, changed), changed)
-        progress(len(predicted), len(every))
+        known[methods] = predicted(prepared, device, methods, changed)
+        progress(len(known), len(every))
 
     for methods in every:
         if len(methods) == 1:
             add(methods)
-    before = prediction(estimated(prepared, device, descriptions.of(())), descriptions.of(()))
+    before = predicted(prepared, device, (), descriptions.of(()))
     wanted = prepared.settings.wanted
 
     def promise(methods: tuple[Method, ...]) -> float:
-        return seconds_of(composed(before, [predicted[(m,)] for m in methods if (m,) in predicted]), wanted)
+        return seconds_of(composed(before, [known[(m,)] for m in methods if (m,) in known]), wanted)
 
     for methods in sorted(every, key=promise):
         if deadline.left == 0:
@@ -219,7 +240,7 @@ def predict(
     methods_of: dict[str, tuple[Method, ...]] = {}
     points: dict[str, Params] = {}
     for methods, point in every.items():
-        if (said := predicted.get(methods)) is not None:
+        if (said := known.get(methods)) is not None:
             title = " + ".join(labels[m] for m in methods)
             combinations[title] = Combination(title=title, methods=[m.to_dict() for m in methods], predicted=said)
             methods_of[title] = methods

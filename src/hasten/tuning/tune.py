@@ -17,6 +17,7 @@ from hasten.methods import Context
 from hasten.models.loading.network import DEFAULT_MODEL
 from hasten.runtime.network import names_network
 from hasten.search import Study
+from hasten.tuning.call_costs import with_call_costs
 from hasten.tuning.measure import Measured, Unchanged, measure, timed, unchanged, unchanged_network
 from hasten.tuning.network import prepare_network
 from hasten.tuning.outcome import Combination, TuneResult
@@ -142,7 +143,7 @@ def _tune_network(
     started, began = datetime.datetime.now(datetime.UTC), time.perf_counter()
     prepared = prepare_network(source, settings, progress=reporter.stage)
     reporter.stage("probing this machine")
-    target = device or _probed(settings, reporter)
+    target = device or with_call_costs(_probed(settings, reporter), reporter.stage)
     deadline = Deadline.after(settings.seconds)
     reporter.stage("measuring the unchanged network")
     before = unchanged_network(prepared, target, reporter)

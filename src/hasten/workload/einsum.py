@@ -431,7 +431,8 @@ class Workload:
         phases: in order of execution.
         weights: bytes of every weight tensor, by name (tied weights once).
         state: bytes of every state tensor at its largest, by name.
-        attributes: what the workload was made for (``batch``, ``prompt``, ``new_tokens``, ...).
+        attributes: what the workload was made for (``batch``, ``prompt``, ``new_tokens``, ...); ``engine`` names what
+            runs it as one program, where something does.
         notes: for people: what was assumed of the model, and what stands in for a part that cannot be traced.
     """
 
