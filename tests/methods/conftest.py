@@ -9,6 +9,7 @@ from hasten.methods import (
     ChannelsLast,
     Compiled,
     FoldNormalization,
+    HeadPruning,
     Int8Products,
     Method,
     OnnxRuntime,
@@ -19,7 +20,7 @@ from hasten.runtime import LanguageModel
 
 NETWORK_METHODS: tuple[Method, ...] = (
     FoldNormalization(), Bf16Network(), ChannelsLast(), Int8Products(), Compiled(), OnnxRuntime(), OnnxRuntime(True),
-    OpenVino(), OpenVino("bf16"), OpenVino("int8"), ParallelBlocks(),
+    OpenVino(), OpenVino("bf16"), OpenVino("int8"), ParallelBlocks(), HeadPruning(),
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from hasten.methods import (
     ChannelsLast,
     Compiled,
     FoldNormalization,
+    HeadPruning,
     Int8Products,
     Method,
     OnnxRuntime,
@@ -31,12 +32,13 @@ from hasten.methods import (
 )
 from hasten.methods.editing import outline
 from hasten.methods.method import NETWORK
-from hasten.runtime.network import Inputs, Network
-from hasten.tuning.network import difference
+from hasten.runtime.network import Inputs, Network, difference
 
 from .conftest import NETWORK_METHODS, small_llama
 
-IN_TORCH = [m for m in NETWORK_METHODS if not isinstance(m, Compiled | OnnxRuntime | OpenVino | ParallelBlocks)]
+IN_TORCH = [
+    m for m in NETWORK_METHODS if not isinstance(m, Compiled | OnnxRuntime | OpenVino | ParallelBlocks | HeadPruning)
+]
 
 
 class Residual(nn.Module):

@@ -15,8 +15,7 @@ from hasten.errors import HastenError
 from hasten.hardware import Device, load_device
 from hasten.methods import Bf16Network, FoldNormalization, from_dict, registry
 from hasten.report import print_tune, write_html
-from hasten.runtime.network import Network, make_network, names_network
-from hasten.tuning.network import difference
+from hasten.runtime.network import Network, difference, make_network, names_network
 from hasten.tuning.outcome import Combination, TuneResult
 from hasten.tuning.settings import Settings, Silent
 from hasten.tuning.tune import save, tune

@@ -12,6 +12,10 @@ from hasten.exports import Exports
 
 # For type checkers alone, which read no folder: a test says what is missing.
 if TYPE_CHECKING:
+    from hasten.models.attention_heads import AttentionLayer as AttentionLayer
+    from hasten.models.attention_heads import attention_layers as attention_layers
+    from hasten.models.attention_heads import heads_masked as heads_masked
+    from hasten.models.attention_heads import prune_heads as prune_heads
     from hasten.models.decoder import Decoder as Decoder
     from hasten.models.decoder import DecoderLayer as DecoderLayer
     from hasten.models.decoder import HasLayout as HasLayout

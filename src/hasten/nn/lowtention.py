@@ -138,11 +138,11 @@ class MapAttention(Block):
         self.project = nn.Conv2d(channels, channels, 1, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, rows, columns = x.shape
-        parts = self.qkv(x).view(batch, 3, channels // self.head_size, self.head_size, rows * columns)
+        batch, _, rows, columns = x.shape
+        parts = self.qkv(x).view(batch, 3, -1, self.head_size, rows * columns)
         q, k, v = parts.transpose(3, 4).unbind(1)
         y = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
-        return self.project(y.transpose(2, 3).reshape(batch, channels, rows, columns))
+        return self.project(y.transpose(2, 3).reshape(batch, -1, rows, columns))
 
     if TYPE_CHECKING:
         __call__ = forward

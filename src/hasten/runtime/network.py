@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import inspect
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -191,6 +192,27 @@ def _another(given: Tensor, generator: torch.Generator) -> Tensor:
     deviation = float(wide.std()) if given.numel() > 1 else 0.0
     drawn = torch.randn(given.shape, generator=generator) * (deviation or 1.0) + float(wide.mean())
     return drawn.to(given.dtype)
+
+
+def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """How far answers lie apart: the length of the difference over that of what was expected, of the tensor where that
+    is the most; of whole numbers the share that differs. Infinite for other shapes.
+
+    Args:
+        expected, found: tensors in order.
+    """
+    if [t.shape for t in expected] != [t.shape for t in found]:
+        return math.inf
+    return max((_apart(a, b) for a, b in zip(expected, found, strict=True) if a.numel()), default=0.0)
+
+
+def _apart(expected: Tensor, found: Tensor) -> float:
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return float((expected != found).double().mean())
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    a, b = expected.detach().to(wide), found.detach().to(wide)
+    apart, whole = float(torch.linalg.vector_norm(a - b)), float(torch.linalg.vector_norm(a))
+    return apart / whole if whole else (0.0 if apart == 0 else math.inf)
 
 
 class _Call(nn.Module):

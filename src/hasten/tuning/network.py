@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hasten.errors import HastenError, users_code
 from hasten.methods import Method, apply_all
 from hasten.processes import at_most
-from hasten.runtime.network import MadeNetwork, Network, file_and_name, make_network
+from hasten.runtime.network import MadeNetwork, Network, difference, file_and_name, make_network
 from hasten.search.problem import Infeasible
 from hasten.search.user_file import load_attribute
 from hasten.tuning.outcome import Figures
@@ -165,27 +165,6 @@ def _scorer(text: str) -> Callable[[nn.Module], float]:
             return float(function(network))
 
     return score
-
-
-def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """How far answers lie apart: the length of the difference over that of what was expected, of the tensor where that
-    is the most; of whole numbers the share that differs. Infinite for other shapes.
-
-    Args:
-        expected, found: tensors in order.
-    """
-    if [t.shape for t in expected] != [t.shape for t in found]:
-        return math.inf
-    return max((_apart(a, b) for a, b in zip(expected, found, strict=True) if a.numel()), default=0.0)
-
-
-def _apart(expected: Tensor, found: Tensor) -> float:
-    if not (expected.is_floating_point() or expected.is_complex()):
-        return float((expected != found).double().mean())
-    wide = torch.complex128 if expected.is_complex() else torch.float64
-    a, b = expected.detach().to(wide), found.detach().to(wide)
-    apart, whole = float(torch.linalg.vector_norm(a - b)), float(torch.linalg.vector_norm(a))
-    return apart / whole if whole else (0.0 if apart == 0 else math.inf)
 
 
 def _largest_kept(expected: Sequence[Tensor], found: Sequence[Tensor]) -> tuple[int, int]:
