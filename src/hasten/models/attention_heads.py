@@ -306,7 +306,8 @@ class _PlainHeads(nn.Module):
             split = (self.heads, parts, -1) if self._heads_first else (parts, self.heads, -1)
             rows = getattr(self, name)(x).unflatten(-1, split)
             made += rows.unbind(-2 if self._heads_first else -3)
-        y = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in made))
+        q, k, v = (t.transpose(1, 2) for t in made)
+        y = F.scaled_dot_product_attention(q, k, v)
         found: Tensor = getattr(self, self._last)(y.transpose(1, 2).flatten(2))
         return found
 

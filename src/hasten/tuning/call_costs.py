@@ -55,8 +55,8 @@ _NETWORKS = ((_FEW, _FEW), (_MANY, _FEW), (_FEW, _MANY))
 def _split(times: Sequence[float]) -> tuple[float, float, float]:
     """Of the times of `_NETWORKS` what a call takes, a linear layer, and a convolution."""
     both, linear, convolution = times
-    steps = [(t - both) / (_MANY - _FEW) for t in (linear, convolution)]
-    return both - _FEW * sum(steps), *steps
+    step, other = ((t - both) / (_MANY - _FEW) for t in (linear, convolution))
+    return both - _FEW * (step + other), step, other
 
 
 def with_call_costs(device: Device, progress: Callable[[str], None] = lambda message: None) -> Device:
