@@ -45,8 +45,8 @@ def _trained(tokens: int) -> dict[str, Tensor]:
     loaded = load_network()
     network = loaded.network.float()
     ids = torch.tensor([loaded.tokenizer.encode(default_text()[:20_000])[:tokens]])
-    layers = network.model.layers  # type: ignore[union-attr]
-    layer = layers[len(layers) // 2]  # type: ignore[index,arg-type]
+    layers = network.model.layers
+    layer = layers[len(layers) // 2]
     seen: list[Tensor] = []
     handle = layer.mlp.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:

@@ -17,6 +17,7 @@ from hasten.cost.chips.varied_kernels import (
 from hasten.hardware.chips.core_array import CoreArray, core_array
 from hasten.models.language.real_layer import layer_answers, real_layer
 from hasten.papers.experiment import Experiment, Seen, check, shared
+from hasten.processes import one_thread
 from hasten.workload.streaming import work_graph
 
 _KERNELS = VARIED_KERNELS[:5]
@@ -38,8 +39,8 @@ def _swept(experiment: Experiment) -> dict[tuple[str, int], dict[str, ScheduleCo
         graph = varied_graph(kernel)
         for size in experiment.at(quick=_SIZES[:1], normal=_SIZES):
             plans = {p: schedule(graph, _array(kernel, on_chip=size), p) for p in PATTERNS}
-            found[kernel, size] = {p: s.cost() for p, s in plans.items()}
-            found[kernel, size]["waiting"] = plans["sequential"].cost(synchronous=True)
+            costs: dict[str, ScheduleCost] = {p: s.cost() for p, s in plans.items()}
+            found[kernel, size] = costs | {"waiting": plans["sequential"].cost(synchronous=True)}
     return found
 
 
@@ -122,7 +123,7 @@ def _loops(experiment: Experiment) -> Seen:
 def _switches(experiment: Experiment) -> Seen:
     """Cycles of all switches over all cycles."""
     table = experiment.once(_swept)
-    shares = {}
+    shares: dict[str, float] = {}
     for (kernel, _), costs in table.items():
         array, cost = _array(kernel), costs["reconfigurable"]
         shares[kernel] = max(shares.get(kernel, 0.0), array.switch * (len(cost.stages) - 1) / cost.cycles)
@@ -166,10 +167,9 @@ def _replayed(experiment: Experiment) -> Seen:
                 experiment.tell(f"{name}, {pattern}", runs / 12)
                 room = int(share * max(graph.tensors.values()))
                 plan = schedule(graph, _array("cnn-4l", on_chip=room, bandwidth=290e6), pattern)
-                cost, run = (
-                    plan.cost(),
-                    replay(plan, cascade, {k: v for k, v in weights.items() if k in cascade.tensors}),
-                )
+                given = {k: v for k, v in weights.items() if k in cascade.tensors}
+                with one_thread():  # many small products: threads would wait for each other
+                    cost, run = plan.cost(), replay(plan, cascade, given)
                 runs += 1
                 error = float((run.outputs["Y"] - expected[name]).abs().max() / expected[name].abs().max())
                 counted = {k: cost.moved(k) for k in run.moved} == dict(run.moved) and run.peak == cost.peak <= room
