@@ -11,10 +11,11 @@ from torch import nn
 
 from hasten.cost.chips.hls import OPERATORS, HlsCost, design_cost, operator_counts, stage_cost
 from hasten.cost.chips.hls_simulation import count_dataflow, count_stage
-from hasten.cost.chips.published_syntheses import SYNTHESES, nearest_reuse, valid_reuse
+from hasten.cost.chips.published_syntheses import SYNTHESES
 from hasten.errors import HastenError
 from hasten.hardware.chips.fpga_board import RESOURCES, fpga_board
 from hasten.hardware.hls.directives import HlsDesign, StageDirectives, divisors, known_banks, partitioned, schedule
+from hasten.hardware.hls.reuse import nearest_reuse, valid_reuse
 from hasten.search.codesign.hls import parallelized, reused
 from hasten.search.codesign.hls_comparison import dense, published_error
 from hasten.workload.arithmetic import ACC, const, read

@@ -1,13 +1,17 @@
 """Small networks that were really synthesised, with what the tools reported: for judging estimates of circuits.
 
 Twelve designs of wa-hls4ml (arXiv 2511.05615): hls4ml, Vitis 2023.2, Alveo U250 at 200 MHz, dense layers with ReLU
-between, strategy Resource. A multiplier is used ``reuse`` times for a layer, so that a layer of n inputs and m outputs
-has n m / reuse of them; hls4ml takes the nearest reuse that its engine can have.
+between, strategy Resource. Each layer's multipliers are used ``reuse`` times; hls4ml takes the nearest reuse that its
+engine can have (`hasten.hardware.hls.reuse`).
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from hasten.hardware.hls.reuse import nearest_reuse
 
 
 class Synthesis(NamedTuple):
@@ -48,19 +52,20 @@ SYNTHESES = (
 )
 
 
-def valid_reuse(inputs: int, outputs: int) -> list[int]:
-    """The reuse factors that an engine of a dense layer can have, in order."""
-    products = inputs * outputs
-    found = []
-    for reuse in range(1, products + 1):
-        if products % reuse:
-            continue
-        whole = reuse % inputs == 0 if reuse >= inputs else products // reuse % outputs == 0
-        if whole:
-            found.append(reuse)
-    return found
+class RuleOfReuse(NamedTuple):
+    """What follows from widths, bits and reuse alone: cycles from input to result, and DSP slices."""
+
+    cycles: int
+    dsp: int
 
 
-def nearest_reuse(inputs: int, outputs: int, asked: int) -> int:
-    """The valid reuse factor nearest to the one asked for; of two the smaller."""
-    return min(valid_reuse(inputs, outputs), key=lambda reuse: (abs(reuse - asked), reuse))
+def rule_of_reuse(widths: Sequence[int], bits: int, reuse: int) -> RuleOfReuse:
+    """Cycles and DSP slices of dense layers by hls4ml: found on published syntheses, exact on all of `SYNTHESES`.
+
+    A layer takes as many cycles as its valid reuse, and all of them 2 a layer less 1 beside; a multiplier is a slice
+    from 8 bits on, and lookup tables up to 6. (7 bits are not among the published designs; a slice is said.)
+    """
+    layers = list(itertools.pairwise(widths))
+    valid = [nearest_reuse(inputs, outputs, reuse) for inputs, outputs in layers]
+    slices = sum(inputs * outputs // r for (inputs, outputs), r in zip(layers, valid, strict=True))
+    return RuleOfReuse(sum(valid) + 2 * len(layers) - 1, slices if bits > 6 else 0)

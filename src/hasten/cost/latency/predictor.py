@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from hasten.cost.estimator import FeatureRange, Prediction, target_of
 from hasten.cost.latency.correlation import spearman
 from hasten.cost.latency.meta_network import (
     CodeNetwork,
@@ -56,6 +57,11 @@ def embedding_of(references: NDArray[np.float64]) -> NDArray[np.float64]:
         HastenError: as `scaled`.
     """
     return _within(references, references)
+
+
+def _flat(codes: Tensor) -> NDArray[np.float64]:
+    """Codes (count, ...) as (count, features)."""
+    return codes.flatten(1).numpy().astype(np.float64)
 
 
 def _within(seconds: NDArray[np.float64], references: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -122,6 +128,7 @@ class LatencyPredictor(Generic[A]):
         self.rates = {k: torch.full_like(p, s.inner_rate, requires_grad=True) for k, p in self._weights().items()}
         self._generator = torch.Generator().manual_seed(seed)
         self.history: list[tuple[int, float, float]] = []
+        self.seen: FeatureRange | None = None
 
     # -- learning --------------------------------------------------------------------------------
 
@@ -241,6 +248,7 @@ class LatencyPredictor(Generic[A]):
             raise HastenError(f"{', '.join(sorted(shared))} is both learned from and validated on: keep them apart")
         s = self.settings
         pool = self._pool(devices, "training")
+        self.seen = FeatureRange.of(_flat(pool.codes))
         checked = self._pool(valid, "validation") if valid else None
         optimizer = torch.optim.Adam(self._learned(), lr=s.rate, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, s.share_of_rate) if s.cosine else None
@@ -327,11 +335,14 @@ class LatencyPredictor(Generic[A]):
             return {k: w.detach() for k, w in made.items()}
 
     @torch.no_grad()
+    def _sampled_answers(self, weights: Weights, embedding: Tensor, codes: Tensor) -> Tensor:
+        """Predictions (samples, networks)."""
+        made: Tensor = vmap(lambda one: functional_call(self.network, one, (codes, embedding)))(weights)
+        return made
+
     def _answers(self, weights: Weights, embedding: Tensor, codes: Tensor) -> Tensor:
         """Mean prediction (networks,) over the samples."""
-        made = vmap(lambda one: functional_call(self.network, one, (codes, embedding)))(weights)
-        mean: Tensor = made.mean(0)
-        return mean
+        return self._sampled_answers(weights, embedding, codes).mean(0)
 
     def adapt(self, measurements: Mapping[A, float]) -> AdaptedLatency[A]:
         """A predictor for one device.
@@ -398,15 +409,34 @@ class AdaptedLatency(Generic[A]):
             slope = float(references.max() - references.min()) / 0.9
         self._slope = slope
         self._start = float(seconds.mean()) - slope * float(made.mean())
+        left = seconds - self._start - slope * made
+        self._left = float(np.sqrt((left**2).sum() / max(1, len(left) - 2)))
+
+    @property
+    def targets(self) -> Mapping[str, str]:
+        """``latency`` in seconds."""
+        return {"latency": "s"}
 
     def scores(self, archs: Sequence[A]) -> NDArray[np.float64]:
         """What the network says (count,), in the scale of its targets: for ranking."""
         made = self._predictor._answers(self._weights, self._embedding, self._predictor.codes(archs))
         return made.numpy().astype(np.float64)
 
-    def predict(self, archs: Sequence[A]) -> list[float]:
-        """Seconds of networks."""
-        return [self._start + self._slope * float(v) for v in self.scores(archs)]
+    def predict(self, archs: Sequence[A], target: str = "") -> Prediction:
+        """Seconds of networks.
+
+        The deviation is of the samples of the modulation, and of what the line leaves of the networks that were
+        measured; a network is inside where every number of its code is among those that were learned from, as far as
+        that is known: not of a predictor whose state was loaded.
+        """
+        target_of(self.targets, target)
+        codes = self._predictor.codes(archs)
+        made = self._predictor._sampled_answers(self._weights, self._embedding, codes)
+        values = self._start + self._slope * made.mean(0).numpy().astype(np.float64)
+        spread = self._slope * made.std(0, correction=0).numpy().astype(np.float64)
+        seen = self._predictor.seen
+        inside = None if seen is None else seen.holds(_flat(codes))
+        return Prediction(values, np.hypot(spread, self._left), inside)
 
     def __call__(self, arch: A) -> float:
         """Seconds of one network; asked again, it is known."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hasten.cost.chips.hls import OPERATORS, HlsCost, StageCost, design_cost, folding_latency, stage_cost
-from hasten.cost.chips.published_syntheses import nearest_reuse
 from hasten.errors import HastenError
 from hasten.hardware.chips.fpga_board import RESOURCES, FpgaBoard
 from hasten.hardware.hls.directives import HlsDesign, StageDirectives, divisors, partitioned, schedule, wanted_banks
+from hasten.hardware.hls.reuse import nearest_reuse
 from hasten.search.parameter import Params, categorical, ordinal
 from hasten.search.problem import Objective, Problem
 from hasten.search.space import Space
@@ -216,19 +216,27 @@ def explore(
     return best
 
 
-def reused(program: LoopProgram, reuse: int, number: str = "fixed16") -> HlsDesign:
+def reused(program: LoopProgram, reuse: int | Sequence[int], number: str = "fixed16") -> HlsDesign:
     """A design after hls4ml's manner: each dense layer's multipliers are used ``reuse`` times, one layer after another.
 
+    Args:
+        program: of dense layers.
+        reuse: of all layers, or of each; the nearest valid one is taken.
+        number: see `hasten.cost.chips.hls.OPERATORS`.
+
     Raises:
-        HastenError: a program with other stages than dense layers.
+        HastenError: a program with other stages than dense layers, or another number of reuses.
     """
     stages = {}
-    for stage in program.stages:
+    asked = [reuse] * len(program.stages) if isinstance(reuse, int) else list(reuse)
+    if len(asked) != len(program.stages):
+        raise HastenError(f"{len(asked)} reuses are given for {len(program.stages)} layers")
+    for stage, wanted in zip(program.stages, asked, strict=True):
         made = [r for r, _ in stage.loops if r not in stage.reduced]
         if stage.op is not Op.MATMUL or len(made) != 1 or len(stage.reduced) != 1:
             raise HastenError(f"stage {stage.name} is no dense layer: reuse is of those alone")
         inputs, outputs = stage.sizes[stage.reduced[0]], stage.sizes[made[0]]
-        factor = nearest_reuse(inputs, outputs, reuse)
+        factor = nearest_reuse(inputs, outputs, wanted)
         copies = inputs * outputs // factor
         # All inputs of some outputs, or some inputs of all.
         unroll = {made[0]: min(copies, outputs), stage.reduced[0]: max(1, copies // outputs)}

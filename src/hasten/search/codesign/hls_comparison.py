@@ -10,10 +10,13 @@ from statistics import median
 import torch
 from torch import nn
 
-from hasten.cost.chips.hls import design_cost, stage_cost
+from hasten.cost.chips.hls import BITS, design_cost, stage_cost
 from hasten.cost.chips.hls_simulation import MOST_POINTS, count_dataflow, count_stage
 from hasten.cost.chips.published_syntheses import SYNTHESES, Synthesis
+from hasten.cost.chips.synthesised import TARGETS
+from hasten.cost.estimator import AnalyticEstimator
 from hasten.hardware.chips.fpga_board import FpgaBoard, fpga_board
+from hasten.hardware.hls.engines import EngineDesign
 from hasten.hardware.hls.running import run_design
 from hasten.search.codesign.hls import Found, explore, naive, reused
 from hasten.workload.loops import LoopProgram, loop_program
@@ -158,3 +161,26 @@ def dense(widths: Sequence[int]) -> LoopProgram:
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     with torch.device("meta"):
         return loop_program(nn.Sequential(*layers[:-1]), torch.zeros(widths[0]), name="dense")
+
+
+def analytic_estimator(board: str = "u250") -> AnalyticEstimator[EngineDesign]:
+    """The formulas of `hasten.cost.chips.hls` as an estimator of dense layers: what is expected of their C++.
+
+    Args:
+        board: of `hasten.hardware.chips.fpga_board.fpga_boards`.
+
+    Raises:
+        HastenError: an unknown board.
+    """
+    place = fpga_board(board)
+
+    def formula(design: EngineDesign) -> dict[str, float]:
+        number = next((n for n in ("fixed6", "fixed8", "fixed16") if BITS[n] >= design.bits), "fixed16")
+        program = dense([design.given, *(layer.results for layer in design.layers)])
+        cost = design_cost(reused(program, [layer.reuse for layer in design.layers], number), place)
+        return {"lut": cost.lut, "ff": cost.ff, "dsp": cost.dsp, "bram": cost.bram18 / 2, "cycles": cost.cycles,
+                "interval": cost.interval}  # fmt: skip
+
+    return AnalyticEstimator(
+        formula, TARGETS, lambda design: design.bits <= 16 and not any(layer.convolution for layer in design.layers)
+    )

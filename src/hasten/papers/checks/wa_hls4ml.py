@@ -1,0 +1,154 @@
+"""Checks of wa-hls4ml: A Benchmark and Surrogate Models for hls4ml Resource and Latency Estimation."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+from hasten.cost.chips.published_syntheses import SYNTHESES, rule_of_reuse
+from hasten.cost.chips.synthesised import (
+    TARGETS,
+    DesignSplit,
+    exact_estimator,
+    known_values,
+    resynthesised,
+    split_by_depth,
+    split_by_structure,
+    synthesised_designs,
+)
+from hasten.cost.prediction_errors import PredictionErrors
+from hasten.errors import HastenError
+from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
+from hasten.search.codesign.hls_comparison import analytic_estimator
+from hasten.train.resource_surrogates import (
+    SURROGATES,
+    SuccessClassifier,
+    judged_outcomes,
+    resource_surrogate,
+    surrogate_errors,
+)
+
+Errors = dict[str, PredictionErrors]
+_NETWORKS = ("graph", "transformer")
+
+
+def _learned(kind: str, split: DesignSplit, steps: int, seed: int) -> tuple[Errors, float]:
+    """Errors of a surrogate on circuits that it did not learn from, and seconds of one prediction."""
+    options = {"steps": steps} if kind in _NETWORKS else {}
+    made = resource_surrogate(kind, seed=seed, **options).fit({"yosys": known_values(split.train)})
+    design = next(r.design for r in split.test if r.values)
+    begun = time.perf_counter()
+    made.predict([design])
+    return surrogate_errors(made, split.test), time.perf_counter() - begun
+
+
+def _mean(errors: list[Errors], target: str) -> float:
+    """75th percentile of the relative error in percent, mean over seeds."""
+    return statistics.fmean(e[target].within for e in errors)
+
+
+def _all(experiment: Experiment, splits: dict[int, DesignSplit]) -> tuple[dict[str, list[tuple[Errors, float]]], str]:
+    """Kind -> what it reached on each seed's split; and a clause on those that failed."""
+    steps = experiment.at(quick=3, normal=experiment.steps(800))
+    plan = {f"{kind} {s}": (kind, split, steps, s) for kind in SURROGATES for s, split in splits.items()}
+    needed = [name for name in plan if not name.startswith("boosting")]
+    found, failed = succeeded(experiment.arms(_learned, plan), needed)
+    made = {kind: [found[f"{kind} {s}"] for s in splits if f"{kind} {s}" in found] for kind in SURROGATES}
+    return {kind: seen for kind, seen in made.items() if seen}, failed
+
+
+@shared(weight=140)
+def _structures(experiment: Experiment) -> tuple[dict[str, list[tuple[Errors, float]]], str]:
+    """Errors on structures that nobody learned from."""
+    rows = synthesised_designs()
+    return _all(experiment, {s: split_by_structure(rows, 0.7, s) for s in experiment.seeds(1, long=5)})
+
+
+def _words(kinds: dict[str, list[tuple[Errors, float]]], targets: tuple[str, ...] = tuple(TARGETS)) -> str:
+    return "; ".join(
+        f"{kind} " + ", ".join(f"{t} {_mean([e for e, _ in seen], t):.1f}" for t in targets)
+        for kind, seen in kinds.items()
+    )
+
+
+@check("W1", weight=60, needs=180)
+def _surrogates(experiment: Experiment) -> Seen:
+    """75th percentile of the relative error on structures that were not learned from: at most 10 % of lookup tables and
+    flip-flops, both networks before ridge regression; slices, cycles and interval exact by rule. A random few circuits
+    are synthesised again where the tools are."""
+    kinds, failed = experiment.once(_structures)
+    rows = [r for r in synthesised_designs() if r.values]
+    valid = exact_estimator().predict([r.design for r in rows]).inside
+    ruled_rows = [r for r, inside in zip(rows, valid, strict=True) if inside]
+    rule = {t: exact_estimator().predict([r.design for r in ruled_rows], t) for t in ("dsp", "cycles", "interval")}
+    exact = {t: sum(a == r.values[t] for a, r in zip(said, ruled_rows, strict=True)) for t, said in rule.items()}
+    dense = [r for r in rows if not any(layer.convolution for layer in r.design.layers)]
+    formulas = surrogate_errors(analytic_estimator(), experiment.at(quick=dense[:2], normal=dense))
+    again = ""
+    same = True
+    try:
+        equal, count = resynthesised(rows, experiment.at(quick=1, normal=5, long=20), experiment.seed)
+        again, same = f"{equal} of {count} synthesised again are the same", equal == count
+    except HastenError as error:
+        again = f"none synthesised again ({error})"
+    outcomes = {r.design: bool(r.values) for r in synthesised_designs()}
+    success = _success(experiment)
+    value = (
+        f"{len(rows)} circuits really synthesised of {len(outcomes)}, 75th percentile in %: {_words(kinds)}; formulas "
+        + ", ".join(f"{t} {e.within:.0f}" for t, e in formulas.items())
+        + "; by rule exact: " + ", ".join(f"{t} {n}" for t, n in exact.items())
+        + f" of {len(ruled_rows)} with reuse above 1; {success}; {again}{failed}"
+    )  # fmt: skip
+    errors = {kind: {t: _mean([e for e, _ in seen], t) for t in ("lut", "ff")} for kind, seen in kinds.items()}
+    near = all(errors[kind][t] <= 10 for kind in _NETWORKS for t in ("lut", "ff"))
+    before = all(errors[kind][t] < errors["ridge"][t] for kind in _NETWORKS for t in ("lut", "ff"))
+    ruled = all(n == len(ruled_rows) for n in exact.values())
+    return experiment.judge(value, near and before and ruled and same, before and same)
+
+
+def _success(experiment: Experiment) -> str:
+    """How well failures are told apart, on structures that the classifier did not learn from."""
+    split = split_by_structure(synthesised_designs(), 0.7, experiment.seed)
+    train, test = ({r.design: bool(r.values) for r in part} for part in (split.train, split.test))
+    try:
+        steps = experiment.at(quick=3, normal=experiment.steps(400))
+        found = judged_outcomes(SuccessClassifier(steps=steps, seed=experiment.seed).fit(train), test)
+    except HastenError as error:
+        return f"success not judged ({error})"
+    return f"success: {found.right:.0%} of either kind right, area {found.area:.2f}, {found.failures[0]} failures asked"
+
+
+@check("W3", weight=140, needs=180)
+def _generalization(experiment: Experiment) -> Seen:
+    """Networks of up to 3 layers are learned from and deeper ones asked: errors are larger than within the depths known."""
+    rows = synthesised_designs()
+    deep, failed = _all(experiment, {s: split_by_depth(rows, 3) for s in experiment.seeds(1, long=5)})
+    known, _ = experiment.once(_structures)
+    targets = ("lut", "ff", "cycles")
+    value = (
+        f"75th percentile in %, 4 layers after 1 to 3: {_words(deep, targets)}; known depths: {_words(known, targets)}"
+    )
+    gaps = [
+        _mean([e for e, _ in deep[k]], t) > _mean([e for e, _ in known[k]], t) for k in _NETWORKS for t in ("lut", "ff")
+    ]
+    return experiment.judge(value + failed, all(gaps), sum(gaps) > len(gaps) / 2)
+
+
+@check("W4", weight=1)
+def _seconds(experiment: Experiment) -> Seen:
+    """A prediction of one circuit, beside what its synthesis took."""
+    kinds, _ = experiment.once(_structures)
+    rows = [r for r in synthesised_designs() if r.values]
+    synthesis = statistics.fmean(r.seconds for r in rows)
+    times = {kind: max(seconds for _, seconds in kinds[kind]) for kind in _NETWORKS}
+    value = f"a synthesis takes {synthesis:.1f} s, a prediction " + ", ".join(
+        f"{1e3 * s:.0f} ms ({kind})" for kind, s in times.items()
+    )
+    return experiment.judge(value, max(times.values()) < 1, max(times.values()) < synthesis)
+
+
+@check("W5", weight=1)
+def _rule(experiment: Experiment) -> Seen:
+    """Cycles and slices of published designs, from widths, bits and the reuse that was asked for."""
+    exact = sum(rule_of_reuse(r.widths, r.bits, r.reuse) == (r.cycles, r.dsp) for r in SYNTHESES)
+    return experiment.judge(f"{exact} of {len(SYNTHESES)} designs exact in cycles and slices", exact == len(SYNTHESES))
