@@ -14,6 +14,7 @@ import torch
 
 import hasten
 from hasten import files
+from hasten.cost.chips.synthesised import read_synthesised
 from hasten.cost.latency.regimes import Regime, measure_regimes
 from hasten.cost.latency.tables import read_help, read_hw_nas_bench, read_tables
 from hasten.cost.serving.recorded_trials import read_records
@@ -90,6 +91,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "device": ("device.toml", load_device),
     "DRAM part": ("part.toml", memory_part),
     "FPGA board": ("board.toml", fpga_board),
+    "table of circuits": ("designs.csv", read_synthesised),
     "sub-network": ("net.json", read_sub_network),
     "sub-network's folder": ("run.config", lambda p: read_sub_network(p.parent)),
     "configuration": ("config.json", read_config),
@@ -179,6 +181,7 @@ OWN = {
     "processes.py": "the kernel's own",
     "hardware/machine.py": "the kernel's own",
     "hardware/probing.py": "the kernel's own",
+    "hardware/hls/synthesis.py": "what a tool wrote, in a folder made for it and in its time",
     "cost/measuring.py": "the kernel's own",
     "exports.py": "the package's own sources",
     "spaces/__init__.py": "the package's own sources",

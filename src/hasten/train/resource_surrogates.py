@@ -27,6 +27,7 @@ from hasten.cost.latency.baselines import ridge
 from hasten.cost.prediction_errors import PredictionErrors, prediction_errors
 from hasten.errors import HastenError, MissingExtraError
 from hasten.hardware.hls.engines import EngineDesign
+from hasten.processes import one_thread
 from hasten.train.loop import train
 from hasten.train.schedules import Cosine
 
@@ -286,7 +287,8 @@ class NetworkSurrogate(ResourceSurrogate):
     @torch.no_grad()
     def _answers(self, designs: list[EngineDesign]) -> tuple[Matrix, Matrix]:
         batch = layer_batch(designs).standardised(self._mean, self._scale)
-        said = torch.stack([network(batch) for network in self._networks])
+        with one_thread():
+            said = torch.stack([network(batch) for network in self._networks])
         logs = said[..., : len(TARGETS)] + self._start
         none = said[..., len(TARGETS) :].sigmoid().mean(0)
         return logs.numpy().astype(np.float64), none.numpy().astype(np.float64)
@@ -300,7 +302,8 @@ def _network(kind: NetworkKind, outputs: int, sums: int, seed: int) -> nn.Module
 
 def _trained(network: nn.Module, loss: Any, steps: int, rate: float, seed: int) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=1e-2)
-    with torch.random.fork_rng(devices=[]):  # dropout draws from torch's own generator
+    # Dropout draws from torch's own generator.
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
         trained = train(network.train(), loss, optimizer=optimizer, steps=steps, schedule=Cosine(), clip=1.0)
     trained.finished("learning what circuits take")
