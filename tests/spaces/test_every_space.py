@@ -52,8 +52,11 @@ def _tuned(folder: Path, model: Path) -> dict[str, Any]:
 
 # What makes a space small; a space that is not named here is made as it is.
 SMALL: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
-    **dict.fromkeys(("ascan", "cell", "chain"), lambda *_: {"device": "pi5", "epochs": 0.1}),
+    **dict.fromkeys(
+        ("ascan", "cell", "chain", "darts", "hiera", "plain", "proxyless"), lambda *_: {"device": "pi5", "epochs": 0.1}
+    ),
     "autodistill": lambda folder, model: {"teacher_steps": 2, "flash": 1},
+    "dense": lambda folder, model: {"epochs": 0.1},  # its latency is measured here
     "hourglass": lambda folder, model: {"steps": 1},
     "hourglass-superres": lambda folder, model: {"steps": 1},
     "once-for-all": _supernet,
