@@ -186,6 +186,7 @@ OWN = {
     "exports.py": "the package's own sources",
     "spaces/__init__.py": "the package's own sources",
     "report/html.py": "the package's own",
+    "data/speech.py": "what a synthesiser has said, from memory",
     "papers/pieces.py": "an installed module's source",
     "papers/results.py": "writes, and the kernel's own",
     "hardware/device.py": "the package's own catalogue",

@@ -226,6 +226,10 @@ BLOCKS: dict[str, Example] = {
         lambda length: (*hidden(length), torch.randn(2, length, 4)), varies=(1, 1),
     ),
     "RecursiveGate": Example(lambda **k: nn.RecursiveGate(8, 5, **k), pictures(8, 5), **_PICTURE),
+    "Reservoir": Example(
+        lambda **k: nn.Reservoir(8, 24, gain=0.5, seed=1, **k),
+        lambda batch: ((torch.rand(batch, 6, 8) < 0.5).float(),), trains=False, **_PICTURE,
+    ),
     "ResidualStack": Example(
         lambda **k: nn.ResidualStack(
             [tnn.Sequential(tnn.Linear(WIDTH, WIDTH, **k), tnn.Tanh()) for _ in range(3)], 2

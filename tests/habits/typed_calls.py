@@ -51,6 +51,7 @@ def blocks(x: Tensor, ids: Tensor, picture: Tensor) -> None:
     assert_type(nn.ResidualStack([tnn.Linear(32, 32)])(x), Tensor)
     assert_type(nn.ReGLUExperts(32, 24, 4, 2)(x, x), Tensor)
     assert_type(nn.Router(32, 4, 2)(x), tuple[Tensor, Tensor, Tensor])
+    assert_type(nn.Reservoir(32, 8)(x), Tensor)
     assert_type(nn.S5(32, 8)(x), tuple[Tensor, Tensor])
     assert_type(nn.RecursiveGate(8, 5)(picture), Tensor)
     assert_type(nn.SlowFastBlock(12, 5, 1)(picture), Tensor)

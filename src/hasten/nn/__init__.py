@@ -78,6 +78,8 @@ if TYPE_CHECKING:
     from hasten.nn.reglu_experts import balance_loss as balance_loss
     from hasten.nn.reglu_experts import route as route
     from hasten.nn.reglu_experts import sparse_rows as sparse_rows
+    from hasten.nn.reservoir import EventRun as EventRun
+    from hasten.nn.reservoir import Reservoir as Reservoir
     from hasten.nn.s5 import S5 as S5
     from hasten.nn.states import Stepped as Stepped
     from hasten.nn.ternary import BitLinear as BitLinear
