@@ -327,6 +327,43 @@ def test_prompts_of_a_compiled_step_are_priced_by_its_own_products():
     assert seconds(blocks, "fused") == pytest.approx(2 * 9e-3)
 
 
+def test_a_compiled_prompt_attends_to_what_is_before():
+    """Half of the keys, and all of those that were there: in a prompt of 100 tokens behind 100 others 150 of 200."""
+    took = Curve(
+        operation="attention", dtype="fp32", axes=("heads", "queries", "keys", "size"), grid=((2,), (4,), (8,), (8,)),
+        seconds=(1e-3,), source="made up",
+    )  # fmt: skip
+    device = toy().model_copy(update={"curves": (took,)})
+
+    def seconds(schedule: str, source: str, queries: int = 100) -> float:
+        tensors = {
+            name: Tensor(name, shape, "fp32", role)
+            for name, shape, role in (
+                ("q", (2, queries, 8), Role.INPUT), ("k", (2, 200, 8), Role.INPUT), ("v", (2, 200, 8), Role.INPUT),
+                ("s", (2, queries, 200), Role.INTERMEDIATE), ("y", (2, queries, 8), Role.OUTPUT),
+            )
+        }  # fmt: skip
+        scores = Einsum(
+            "s", Op.MATMUL, (("h", 2), ("p", queries), ("m", 200), ("e", 8)),
+            (Access("q", ("h", "p", "e")), Access("k", ("h", "m", "e"))), Access("s", ("h", "p", "m")),
+            reduce="sum", kernel=0, source=source,
+        )  # fmt: skip
+        values = Einsum(
+            "y", Op.MATMUL, (("h", 2), ("p", queries), ("f", 8), ("m", 200)),
+            (Access("s", ("h", "p", "m")), Access("v", ("h", "m", "f"))), Access("y", ("h", "p", "f")),
+            reduce="sum", kernel=0, source=source,
+        )  # fmt: skip
+        work = Workload("attention", (Phase("forward", Cascade((scores, values), tensors)),))
+        return estimate(work, device, schedule=schedule).latency  # type: ignore[arg-type]
+
+    name = "aten::scaled_dot_product_attention"
+    whole = seconds("eager", f"{name}(causal)")
+    assert whole == pytest.approx(1e-3 * 25 * 25)
+    assert seconds("fused", name) == pytest.approx(whole, rel=1e-4)
+    assert seconds("fused", f"{name}(causal)") == pytest.approx(1e-3 * 25 * 151 / 8, rel=1e-4)
+    assert seconds("fused", f"{name}(causal)", 1) == pytest.approx(1e-3 * 25, rel=1e-2)
+
+
 # -- properties ------------------------------------------------------------------------------------------
 
 shapes = st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300))

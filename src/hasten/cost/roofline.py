@@ -486,6 +486,8 @@ class _Pricing:
         each = self._matrices(lead) if lead.op is Op.MATMUL and len(part) == 1 else 1.0
         if each > 1:
             part = [_of_rows(lead, lead.sizes["m"] * lead.sizes.get("d", 1) / each)]
+        if self._fused and self._calls is None and "(causal)" in lead.source:
+            part = [_of_tokens_before(e) for e in part]
         dtype = self._format(part)
         if (seconds := operator_seconds(part, device, dtype, cold)) is None:
             return None
@@ -610,6 +612,16 @@ def _of_rows(einsum: Einsum, rows: float) -> Einsum:
     """A product as it is with so many rows."""
     ranks = tuple((rank, max(1, round(rows)) if rank == "m" else size) for rank, size in einsum.ranks if rank != "d")
     return replace(einsum, ranks=ranks)
+
+
+def _of_tokens_before(einsum: Einsum) -> Einsum:
+    """Attention of a prompt with as many keys as a row attends to on average: a compiled step reads no more of them,
+    where an operator computes all scores."""
+    sizes = einsum.sizes
+    if "m" not in sizes or sizes.get("p", 1) < 2 or sizes["p"] > sizes["m"]:
+        return einsum
+    keys = sizes["m"] - (sizes["p"] - 1) // 2
+    return replace(einsum, ranks=tuple((rank, keys if rank == "m" else size) for rank, size in einsum.ranks))
 
 
 def _energy(table: Mapping[str, float], dtype: str) -> float:
