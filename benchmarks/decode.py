@@ -206,7 +206,8 @@ class Machine:
         """(prefill, decode) tokens per second that no program with these weights passes.
 
         A prompt multiplies every weight of the layers by codes, and keys and values in floats; what is read is less.
-        A step reads all weights once for all texts, and the keys and values of each.
+        A step reads all weights once for all texts, as they lie in memory, but of an embedding that is not the head too
+        only its tokens' rows; and the keys and values of each text, as many as half of the new tokens leave.
         """
         config, layers = model.config, model.decoder.layers
         weights = sum(
@@ -220,8 +221,18 @@ class Machine:
         )
         attended = len(layers) * 2 * width * (case.prompt + 1) / 2
         cache = model.new_cache(case.texts, case.prompt + case.new // 2)
-        step = self.bandwidth / (model.weight_bytes + cache.nbytes)
+        step = self.bandwidth / (step_bytes(model) + cache.nbytes)
         return 1 / (weights / self.codes + attended / self.floats), case.texts * step
+
+
+def step_bytes(model: LanguageModel) -> int:
+    """Bytes of weights that a step reads; of experts all count."""
+    network = model.network
+    head, table = (
+        {t.data_ptr(): t.nbytes for t in (*m.parameters(), *m.buffers())}
+        for m in (network.get_output_embeddings(), network.get_input_embeddings())
+    )
+    return model.weight_bytes - sum(size for place, size in table.items() if place not in head)
 
 
 @dataclass

@@ -74,10 +74,23 @@ def _packed(bits: int) -> Arguments:
     return [*quantize(_floats(6, 64), bits), bits, 32]
 
 
+def _one_weight() -> Arguments:
+    """A weight alone: of int4 without mins too, and in tiles."""
+    from hasten.kernels.tiles import takes_tiles, to_tiles
+
+    packed, scales, mins, bits, group = _packed(random.choice((4, 8, 16)))
+    if bits == 4 and random.random() < 0.5:
+        mins = None
+    if takes_tiles(bits) and random.random() < 0.5:
+        sixteen = [None if t is None else t.repeat(3, 1)[:16] for t in (packed, scales, mins)]
+        return [*to_tiles(*sixteen, bits), bits, group]
+    return [packed, scales, mins, bits, group]
+
+
 def _packed_linear() -> Arguments:
     from hasten.kernels.packed_linear import columns_of
 
-    weight = _packed(random.choice((4, 8, 16)))
+    weight = _one_weight()
     rows = random.choice((1, 3, 40))  # few, and so many that weights are laid out anew
     return [_floats(rows, columns_of(weight[0], weight[3])), *weight, False, random.random() < 0.5]
 
@@ -141,12 +154,12 @@ MAKERS: dict[str, Callable[[], Arguments]] = {
     "analog_linear": _analog_linear,
     "associative_scan": _associative_scan,
     "associative_scan_backward": _associative_scan_backward,
-    "dequantize": lambda: _packed(random.choice((4, 8, 16))),
+    "dequantize": _one_weight,
     "expert_ffn": _expert_ffn,
     "expert_ffn_backward": lambda: [_floats(3, 8), *_expert_ffn()],
     "kv_append": _kv_append,
     "kv_read": _kv_read,
-    "packed_embedding": lambda: [torch.randint(0, 6, (2, 3)), *_packed(random.choice((4, 8, 16)))],
+    "packed_embedding": lambda: [torch.randint(0, 6, (2, 3)), *_one_weight()],
     "packed_experts": _packed_experts,
     "packed_linear": _packed_linear,
     "plain_linear": lambda: [_floats(3, 64), _floats(6, 64)],

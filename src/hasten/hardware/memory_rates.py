@@ -14,6 +14,7 @@ from hasten.hardware.quantity import Quantity
 from hasten.hardware.timing import MEASURED, filled, seconds, using_threads
 from hasten.kernels.block_formats import BLOCK_FORMATS
 from hasten.kernels.compiled import native
+from hasten.kernels.tiles import takes_tiles, tile_shapes
 
 HOROWITZ = "Horowitz, ISSCC 2014, 45 nm; not measured here"
 _ENERGY: dict[str, tuple[float, str]] = {
@@ -93,6 +94,8 @@ def packed_rates() -> tuple[dict[str, Quantity], dict[str, float]]:
     if (module := native()) is not None and module.isa() != "generic":
         for bits, (nbytes, number) in blocks_by_bits().items():
             packed = torch.ones(rows, columns // 256 * nbytes, dtype=torch.uint8)
+            if takes_tiles(number):  # as a compiled step has them
+                packed = packed.view(tile_shapes(rows, columns, number)[0])
             copies = [packed, packed.clone(), packed.clone()]
 
             def in_blocks(x: Any, number: int = number, copies: Any = copies) -> None:
@@ -104,8 +107,11 @@ def packed_rates() -> tuple[dict[str, Quantity], dict[str, float]]:
             )
     for bits, kind, int8 in kinds:
         packed = torch.ones(rows, columns // 2 if bits == 4 else columns, dtype=kind)
-        copies = [packed, packed.clone(), packed.clone()]
         scales = torch.ones(rows, columns // group, dtype=torch.float16) if bits < 16 else None
+        if int8 and module is not None and scales is not None:
+            shape, numbers = tile_shapes(rows, columns, bits)
+            packed, scales = packed.view(shape), scales.view(numbers)
+        copies = [packed, packed.clone(), packed.clone()]
         mins = scales if bits == 4 else None
 
         def call(

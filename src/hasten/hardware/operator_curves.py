@@ -17,6 +17,7 @@ from hasten.hardware.memory_rates import blocks_by_bits
 from hasten.hardware.timing import MEASURED, filled, seconds
 from hasten.kernels.compiled import native
 from hasten.kernels.packed_linear import fast_bf16, multiply, native_matrix
+from hasten.kernels.tiles import takes_tiles, tile_shapes
 
 _GROUP = 32
 # Number format of a weight -> what it is kept in, its bits, weights in one of these.
@@ -226,10 +227,14 @@ def _packed_products() -> list[Curve]:
 
     def product(m: int, n: int, k: int, name: str, rounded: str) -> Callable[[], object]:
         kind, bits, each = _STORED[name]
-        weights, x = matrices(n, k // each, kind), filled(1, m, k)
+        shape: tuple[int, ...] = (n, k // each)
+        numbers: tuple[int, ...] = (n, k // _GROUP)
+        if rounded == "int8" and native() is not None:  # as a compiled step has them
+            shape, numbers = tile_shapes(n, k, bits)
+        weights, x = [w.view(shape) for w in matrices(n, k // each, kind)], filled(1, m, k)
         if bits == 32:
             return lambda: torch.ops.hasten.plain_linear(x, weights[next(turns) % len(weights)])
-        scales = matrices(n, k // _GROUP, torch.float16) if bits < 16 else [None]
+        scales = [s.view(numbers) for s in matrices(n, k // _GROUP, torch.float16)] if bits < 16 else [None]
 
         def call() -> object:
             turn = next(turns)
@@ -261,6 +266,8 @@ def _packed_products() -> list[Curve]:
 
         def in_blocks(m: int, n: int, k: int, nbytes: int = nbytes, number: int = number) -> Callable[[], object]:
             weights, x = matrices(n, k // 256 * nbytes, torch.uint8), filled(1, m, k)
+            if takes_tiles(number):
+                weights = [w.view(tile_shapes(n, k, number)[0]) for w in weights]
             return lambda: torch.ops.hasten.packed_linear(
                 x, weights[next(turns) % len(weights)], None, None, number, _GROUP, False, True
             )
@@ -308,6 +315,9 @@ def _prompt_products() -> list[Curve]:
         """``nbytes`` elements of ``kind`` hold ``at_once`` weights."""
         weights, x, y = matrices(n, k // at_once * nbytes, kind), filled(m, k), torch.empty(m, n)
         scales = matrices(n, k // _GROUP, torch.float16)[0] if bits in (8, 4) else None
+        if int8 and takes_tiles(bits):
+            shape, numbers = tile_shapes(n, k, bits)
+            weights, scales = [w.view(shape) for w in weights], None if scales is None else scales.view(numbers)
         made = [native_matrix(w, scales, scales if bits == 4 else None, bits, _GROUP, None, int8) for w in weights[:64]]
         return lambda: multiply(made[next(turns) % len(made)], x, y)
 

@@ -1,4 +1,4 @@
-"""Codes of numbers in groups: int8 with a scale, int4 with a scale and a minimum, both fp16."""
+"""Codes of numbers in groups: int8 with a scale, int4 with a scale and mostly a minimum, both fp16."""
 
 from __future__ import annotations
 
@@ -61,10 +61,12 @@ def _half(numbers: Tensor) -> Tensor:
 
 
 def decode(codes: Tensor, scales: Tensor, mins: Tensor | None) -> Tensor:
-    """fp32 values of groups along the last axis."""
-    if mins is None:
+    """fp32 values of groups along the last axis; codes in uint8 are int4, and less 8 where they have no mins."""
+    if codes.dtype is not torch.uint8:
         return codes.float() * scales.float()[..., None]
     wide = torch.cat((codes & 15, codes >> 4), -1).float()
+    if mins is None:
+        return (wide - 8) * scales.float()[..., None]
     return wide * scales.float()[..., None] + mins.float()[..., None]
 
 

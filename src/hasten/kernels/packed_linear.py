@@ -9,12 +9,13 @@ bits   ``packed``                       ``scales``, ``mins`` (out, in / group), 
 16     (out, in) bf16 or fp16           none                                           the number itself
 8      (out, in) int8, symmetric        scales                                         scale * code
 4      (out, in / 2) uint8, asymmetric  scales and mins                                scale * code + min
+4      (out, in / 2) uint8, symmetric   scales, and no mins                            scale * (code - 8)
 =====  ===============================  =============================================  ===================
 
 Of an int4 group, byte j holds value j in its low nibble and value j + group / 2 in its high one. That is
 GGUF's layout within a block of 32, so Q4_0, Q4_1 and Q8_0 weights keep their codes. The other formats of GGUF stay as
 they are: ``bits`` is then a number of `hasten.kernels.block_formats`, ``packed`` (out, bytes of a row) uint8, and there
-are no other tensors.
+are no other tensors. Every function takes a weight in tiles (`hasten.kernels.tiles`) too.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from hasten.kernels import block_formats, gate
 from hasten.kernels.block_formats import BLOCK_FORMATS
 from hasten.kernels.compiled import FORMATS, native
 from hasten.kernels.groups import check_range, decode, encode
+from hasten.kernels.tiles import TILE, in_tiles, takes_tiles, tile_bytes, to_rows
 from hasten.workload.einsum import Access, Op
 from hasten.workload.operators import Call, axes, register, whole
 
@@ -74,6 +76,8 @@ def quantize(weight: Tensor, bits: int, group: int = GROUP) -> tuple[Tensor, Ten
 
 def dequantize_reference(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
     """The weight (out, in) in fp32, in plain torch."""
+    if in_tiles(packed):
+        packed, scales, mins = to_rows(packed, scales, mins, bits)
     if bits in BLOCK_FORMATS:
         return block_formats.decode_rows(packed, bits)
     if bits >= 16:
@@ -125,7 +129,8 @@ def native_matrix(
     module = native()
     assert module is not None
     out, columns = check_weight("native_matrix", packed, scales, mins, bits, group)
-    grouped = (out, columns // group)
+    tiled = in_tiles(packed)
+    grouped = (out // TILE, columns // group, TILE) if tiled else (out, columns // group)
     return module.matrix(
         FORMATS["fp16"] if packed.dtype is torch.float16 else bits,
         out,
@@ -136,6 +141,7 @@ def native_matrix(
         gate.address(mins, torch.float16, *grouped),
         gate.address(bias, torch.float32, out),
         codes_in,
+        tiled,
     )
 
 
@@ -151,9 +157,16 @@ _CODES: dict[int, tuple[torch.dtype, ...]] = {
 
 def columns_of(packed: Tensor, bits: int) -> int:
     """Weights of a row of ``packed``, whole blocks where there are blocks."""
+    if in_tiles(packed) and takes_tiles(bits):
+        return packed.shape[1] * tile_bytes(bits)[0]
     if bits in BLOCK_FORMATS:
         return packed.shape[1] // BLOCK_FORMATS[bits].nbytes * BLOCK_FORMATS[bits].columns
     return packed.shape[1] * (2 if bits == 4 else 1)
+
+
+def rows_of(packed: Tensor) -> int:
+    """Rows of a packed weight."""
+    return packed.shape[0] * (TILE if in_tiles(packed) else 1)
 
 
 def check_weight(
@@ -168,20 +181,26 @@ def check_weight(
         raise ValueError(f"{operator}: a weight has 4, 8, 16 or 32 bits or is of a block format, not {bits}")
     gate.dtypes(operator, _CODES[bits], packed=packed)
     gate.dtypes(operator, (torch.float16,), scales=scales, mins=mins)
-    found = gate.sizes(operator, packed=(packed, "n p"), scales=(scales, "n g"), mins=(mins, "n g"))
+    if tiled := in_tiles(packed) and takes_tiles(bits):
+        letters, numbers = f"n t {tile_bytes(bits)[1]}", f"n g {TILE}"
+    else:
+        letters, numbers = "n p", "n g"
+    found = gate.sizes(operator, packed=(packed, letters), scales=(scales, numbers), mins=(mins, numbers))
     columns = columns_of(packed, bits)
-    if bits in BLOCK_FORMATS and found["p"] % BLOCK_FORMATS[bits].nbytes:
+    if not tiled and bits in BLOCK_FORMATS and found["p"] % BLOCK_FORMATS[bits].nbytes:
         size = BLOCK_FORMATS[bits].nbytes
         raise ValueError(f"{operator}: rows of {found['p']} bytes are no blocks of {size} ({format_name(bits)})")
-    if bits < 16 and (scales is None or (mins is None) != (bits == 8)):
-        raise ValueError(f"{operator}: int8 weights have scales, int4 ones scales and mins")
+    if bits < 16 and (scales is None or (bits == 8 and mins is not None)):
+        raise ValueError(f"{operator}: int8 weights have scales, int4 ones scales and perhaps mins")
     if bits >= 16 and (scales is not None or mins is not None):
         raise ValueError(f"{operator}: weights in {format_name(bits)} have neither scales nor mins")
     if group < GROUP or group % GROUP:
         raise ValueError(f"{operator}: a group of {group} must be a multiple of {GROUP}")
     if bits < 16 and (columns % group or found["g"] != columns // group):
         raise ValueError(f"{operator}: {found['g']} scales a row are not of groups of {group} in {columns} columns")
-    return found["n"], columns
+    if tiled and group != GROUP:
+        raise ValueError(f"{operator}: a weight in tiles has groups of {GROUP}, not {group}")
+    return rows_of(packed), columns
 
 
 def _check(
@@ -189,7 +208,7 @@ def _check(
 ) -> None:
     _, columns = check_weight(operator, packed, scales, mins, bits, group)
     gate.dtypes(operator, gate.FLOATS, x=x)
-    gate.sizes(operator, {"k": columns}, packed=(packed, "n p"), x=(x, "... k"))
+    gate.sizes(operator, {"k": columns}, packed=(packed, "n g p" if in_tiles(packed) else "n p"), x=(x, "... k"))
     if not columns:
         raise ValueError(f"{operator}: the weight has no columns")
 
@@ -218,11 +237,11 @@ def _unpacked(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: 
     columns = columns_of(packed, bits)
     if not _compiled_takes(packed, columns, bits):
         return dequantize_reference(packed, scales, mins, bits, group)
-    weight = gate.buffer(packed.shape[0], columns)
+    weight = gate.buffer(rows_of(packed), columns)
     scales, mins = _together(scales), _together(mins)
     module = native()
     assert module is not None
-    place = gate.address(weight, torch.float32, packed.shape[0], columns)
+    place = gate.address(weight, torch.float32, *weight.shape)
     module.dequantize(native_matrix(packed, scales, mins, bits, group), place, torch.get_num_threads())
     return weight
 
@@ -261,7 +280,7 @@ def _packed_linear(
         return reference(round_rows(x) if int8 else x, packed, scales, mins, bits, group).to(x.dtype)
     wide = gate.wide(x.dtype)
     flat = x.reshape(rows, columns).to(wide).contiguous()
-    out = packed.shape[0]
+    out = rows_of(packed)
     y = gate.buffer(rows, out, dtype=wide)
     if wide is torch.float32 and rows <= _most_compiled(packed, bf16, int8):
         scales, mins = _together(scales), _together(mins)
@@ -276,7 +295,8 @@ def _packed_linear(
             if bf16 and packed.dtype is torch.bfloat16:
                 weight = packed[part]
             else:
-                weight = _unpacked(packed[part], _rows(scales, part), _rows(mins, part), bits, group).to(left.dtype)
+                parts = _some_rows(packed, part), _rows(scales, part), _rows(mins, part)
+                weight = _unpacked(*parts, bits, group).to(left.dtype)
             y[:, part] = torch.nn.functional.linear(left, weight)
     return y.to(x.dtype).reshape(*x.shape[:-1], out)
 
@@ -296,7 +316,17 @@ def _together(tensor: Tensor | None) -> Tensor | None:
 
 
 def _rows(tensor: Tensor | None, part: slice) -> Tensor | None:
-    return None if tensor is None else tensor[part]
+    return None if tensor is None else _some_rows(tensor, part)
+
+
+def _row_size(tensor: Tensor) -> int:
+    return tensor.numel() // max(rows_of(tensor), 1)
+
+
+def _some_rows(tensor: Tensor, part: slice) -> Tensor:
+    """These rows of a weight's codes, scales or mins, whole tiles where it stands in tiles."""
+    by = TILE if in_tiles(tensor) else 1
+    return tensor[part.start // by : part.stop // by]
 
 
 @gate.register_fake("hasten::packed_linear")
@@ -310,7 +340,7 @@ def _(
     bf16: bool = False,
     int8: bool = False,
 ) -> Tensor:
-    return x.new_empty(*x.shape[:-1], packed.shape[0])
+    return x.new_empty(*x.shape[:-1], rows_of(packed))
 
 
 def in_four_bits(bits: int) -> bool:
@@ -327,14 +357,14 @@ def _codes(call: Call, names: list[str], rows: int) -> Access:
     """Reading so many rows of the packed weight."""
     packed, bits = call["packed"], call["bits"]
     known = bits not in BLOCK_FORMATS or in_four_bits(bits)
-    return call.read(packed, names, rows * (columns_of(packed, bits) if known else packed.shape[1]))
+    return call.read(packed, names, rows * (columns_of(packed, bits) if known else _row_size(packed)))
 
 
 @register("hasten::packed_linear")
 def _(call: Call) -> None:
     x, packed = call["x"], call["packed"]
     output = call.outputs[0]
-    k, n = x.shape[-1], packed.shape[0]
+    k, n = x.shape[-1], rows_of(packed)
     _describe(call, (n, k))
     rows = int(x.numel() // max(k, 1))
     ranks = (("m", rows), ("n", n), ("k", k))
@@ -369,7 +399,7 @@ def _dequantize(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits
 @gate.register_fake("hasten::dequantize")
 def _(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:
     columns = columns_of(packed, bits)
-    return packed.new_empty(packed.shape[0], columns, dtype=torch.float32)
+    return packed.new_empty(rows_of(packed), columns, dtype=torch.float32)
 
 
 @register("hasten::dequantize")
@@ -379,7 +409,7 @@ def _(call: Call) -> None:
     ranks = axes(output.shape)
     names = [r for r, _ in ranks]
     scales = [call.read(t, names, t.numel()) for t in (call["scales"], call["mins"]) if t is not None]
-    call.emit(Op.ELEMENTWISE, ranks, [_codes(call, names, packed.shape[0]), *scales], output, names, map="dequantize")
+    call.emit(Op.ELEMENTWISE, ranks, [_codes(call, names, rows_of(packed)), *scales], output, names, map="dequantize")
 
 
 gate.without_gradient("hasten::dequantize")
@@ -395,15 +425,18 @@ def _packed_embedding(
     if ids.device != packed.device:
         raise ValueError(f"packed_embedding: ids are on {ids.device}, the table on {packed.device}")
     flat = ids.reshape(-1)
-    if flat.numel() and not (int(flat.min()) >= 0 and int(flat.max()) < packed.shape[0]):
-        raise IndexError(f"packed_embedding: an id is outside of the table's {packed.shape[0]} rows")
+    if flat.numel() and not (int(flat.min()) >= 0 and int(flat.max()) < rows_of(packed)):
+        raise IndexError(f"packed_embedding: an id is outside of the table's {rows_of(packed)} rows")
+    wanted = flat // TILE if in_tiles(packed) else flat
     rows = dequantize_reference(
-        packed[flat],
-        None if scales is None else scales[flat],
-        None if mins is None else mins[flat],
+        packed[wanted],
+        None if scales is None else scales[wanted],
+        None if mins is None else mins[wanted],
         bits,
         group,
     )
+    if in_tiles(packed):
+        rows = rows[torch.arange(len(flat), device=flat.device) * TILE + flat % TILE]
     return rows.reshape(*ids.shape, rows.shape[-1])
 
 
@@ -417,11 +450,11 @@ def _(ids: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, b
 def _(call: Call) -> None:
     ids, packed, output = call["ids"], call["packed"], call.outputs[0]
     width = output.shape[-1]
-    _describe(call, (packed.shape[0], width))
+    _describe(call, (rows_of(packed), width))
     ranks = axes(output.shape)
     names = [r for r, _ in ranks]
-    rows = min(ids.numel(), packed.shape[0])
-    scales = [call.read(t, names, rows * t.shape[1]) for t in (call["scales"], call["mins"]) if t is not None]
+    rows = min(ids.numel(), rows_of(packed))
+    scales = [call.read(t, names, rows * _row_size(t)) for t in (call["scales"], call["mins"]) if t is not None]
     inputs = [_codes(call, names, rows), *scales, whole(call, ids)]
     call.emit(Op.GATHER, ranks, inputs, output, names, map="copy" if call["bits"] in (16, 32) else "dequantize")
 

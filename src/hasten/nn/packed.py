@@ -12,6 +12,7 @@ from hasten.kernels import gate
 from hasten.kernels import packed_linear as kernel
 from hasten.kernels.block_formats import BLOCK_FORMATS
 from hasten.kernels.packed_linear import GROUP
+from hasten.kernels.tiles import TILE, in_tiles, takes_tiles, to_rows, to_tiles
 from hasten.nn.block import PackedBlock
 
 
@@ -58,6 +59,13 @@ class PackedWeight(PackedBlock):
         """Uses these tensors as the weight, see `hasten.kernels.packed_linear`."""
         self.packed, self.scales, self.mins = gate.in_huge_pages(packed), scales, mins
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any, **options: Any) -> None:
+        # int4 codes stand for themselves less 8 where a state has no mins.
+        if self.bits == 4 and self.scales is not None and f"{prefix}scales" in state_dict:
+            given = state_dict.get(f"{prefix}mins")
+            self.mins = None if given is None else torch.zeros_like(self.scales) if self.mins is None else self.mins
+        super()._load_from_state_dict(state_dict, prefix, *args, **options)
+
     @property
     def format(self) -> str:
         """Its name for people: ``int4``, ``16 bits``, ``q4_k``."""
@@ -73,7 +81,37 @@ class PackedWeight(PackedBlock):
         return kernel.dequantize(self.packed, self.scales, self.mins, self.bits, self.group)
 
 
-class PackedLinear(PackedWeight):
+class _OneWeight(PackedWeight):
+    """The storage of one packed weight, whose rows may stand in tiles."""
+
+    def lay_in_tiles(self) -> bool:
+        """Brings the weight into tiles (`hasten.kernels.tiles`), if it can be, in tensors of its own; whether it is.
+
+        What it stands for stays, and ``state_dict`` has it in rows: only compiled products of codes care.
+        """
+        if in_tiles(self.packed):
+            return True
+        rows, here = self.packed.shape[0], self.packed.device.type == "cpu"
+        if not takes_tiles(self.bits) or self.group != GROUP or not rows or rows % TILE or not here:
+            return False
+        self.fill(*to_tiles(self.packed, self.scales, self.mins, self.bits))
+        return True
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if in_tiles(self.packed):
+            parts = to_rows(self.packed, self.scales, self.mins, self.bits)
+            for name, part in zip(("packed", "scales", "mins"), parts, strict=True):
+                if part is not None:
+                    destination[prefix + name] = part
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any, **options: Any) -> None:
+        if in_tiles(self.packed):
+            self.fill(*to_rows(self.packed, self.scales, self.mins, self.bits))
+        super()._load_from_state_dict(state_dict, prefix, *args, **options)
+
+
+class PackedLinear(_OneWeight):
     """``y = x W^T + b`` with W packed in 16 (bf16), 8 or 4 bits, or in a file's blocks.
 
     See `hasten.kernels.packed_linear` for the formats.
@@ -160,7 +198,7 @@ class PackedLinear(PackedWeight):
         return f"{self.in_features}, {self.out_features}, {packing}{group}, bias={self.bias is not None}"
 
 
-class PackedEmbedding(PackedWeight):
+class PackedEmbedding(_OneWeight):
     """A table of ``num_embeddings`` packed rows.
 
     Args:

@@ -366,7 +366,12 @@ class LanguageModel(nn.Module):
         # Whoever changes weights or modules (a method, an optimizer, load_state_dict, a merged adapter), an attribute
         # of one or the configuration gets another step. To read the form of a deep network takes as long as a step.
         if self._seen is None or not self._seen[0].holds(self.network):
-            self._seen = NetworkSnapshot(self.network), compiled.why_not(self.network)
+            # What was seen holds memory, and so does the last step.
+            self._seen = self._idle = None
+            why_not = compiled.why_not(self.network)
+            if (self._why_not_here() or why_not) is None:
+                compiled.lay_in_tiles(self.network)
+            self._seen = NetworkSnapshot(self.network), why_not
         reason = self._why_not_here() or self._seen[1]
         key = (self.cache, batch, recent, self._seen[0], reason, far)
         if self._idle is not None and self._idle[0] == key and self._idle[1].capacity >= capacity:

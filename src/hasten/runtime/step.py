@@ -14,6 +14,7 @@ from hasten.kernels.compiled import ACTIVATIONS, FORMATS, MOST_TREE_ROWS, native
 from hasten.kernels.kv_cache import BLOCK
 from hasten.kernels.packed_experts import native_stack
 from hasten.kernels.packed_linear import GROUP, native_matrix
+from hasten.kernels.tiles import TILE, in_tiles, to_rows
 from hasten.models.decoder_form import DecoderForm, LayerForm, RowNorm, WeightRows, form_of
 from hasten.models.mixture_form import ExpertStack, MixtureForm
 from hasten.nn.packed import PackedEmbedding, PackedLinear
@@ -109,12 +110,32 @@ def _why_not_weight(module: nn.Module) -> str | None:
     return None
 
 
+def lay_in_tiles(network: Any) -> None:
+    """Brings the weights of a network that has a compiled step into the order in which it reads them, as it would."""
+    _lay_in_tiles(form_of(network))
+
+
+def _lay_in_tiles(form: DecoderForm) -> None:
+    """Brings weights that are multiplied by codes into tiles; an embedding that is tied to the head goes with it."""
+    given = [*(rows for layer in form.layers for rows in layer.weights), WeightRows(form.head)]
+    cut = {id(rows.module) for rows in given if rows.start % TILE or (rows.stop or 0) % TILE}
+    table, head = form.embedding, form.head
+    tied = isinstance(table, PackedEmbedding) and isinstance(head, PackedLinear)
+    tied = tied and table.packed.is_set_to(head.packed)
+    for module in {id(rows.module): rows.module for rows in given}.values():
+        if isinstance(module, PackedLinear) and module.int8 and id(module) not in cut:
+            module.lay_in_tiles()
+    if tied:
+        table.tie(head)
+
+
 class CompiledStep:
     """The compiled decoder of one model, over one cache.
 
-    It reads the model's own tensors where they are: no copy of a weight is made, and it holds on to them. Where rotary
-    positions of long texts turn otherwise than those of short ones (longrope), all texts in a cache that has room for
-    long ones are turned as long ones are.
+    It reads the model's own tensors where they are: no copy of a weight is made, and it holds on to them. Weights that
+    are multiplied by codes are first brought into tiles, each in the place of what it was (`hasten.kernels.tiles`).
+    Where rotary positions of long texts turn otherwise than those of short ones (longrope), all texts in a cache that
+    has room for long ones are turned as long ones are.
 
     Args:
         network: a transformers causal LM for which `why_not` is None.
@@ -133,6 +154,7 @@ class CompiledStep:
         assert module is not None
         self._native = module
         self._kept: list[object] = [network, cache]
+        _lay_in_tiles(form)
         self.vocabulary = form.head.out_features
         self._cache = cache
         self._hidden = form.hidden
@@ -231,8 +253,14 @@ class CompiledStep:
         if isinstance(module, PackedLinear | PackedEmbedding):
             bias = getattr(module, "bias", None)
             bias = None if bias is None else self._keep(bias.detach().float().contiguous()[rows])
-            packed = self._keep(module.packed[rows])
-            scales, mins = (None if t is None else self._keep(t[rows]) for t in (module.scales, module.mins))
+            parts, stop = (module.packed, module.scales, module.mins), rows.stop
+            start = rows.start or 0
+            if in_tiles(module.packed) and not start % TILE and not (stop or 0) % TILE:
+                start, stop = start // TILE, None if stop is None else stop // TILE
+            elif in_tiles(module.packed):
+                parts = to_rows(*parts, module.bits)
+            packed = self._keep(parts[0][start:stop])
+            scales, mins = (None if t is None else self._keep(t[start:stop]) for t in parts[1:])
             codes = getattr(module, "int8", False)
             return native_matrix(packed, scales, mins, module.bits, module.group, bias, codes)
         assert isinstance(module, nn.Linear | nn.Embedding)

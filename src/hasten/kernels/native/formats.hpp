@@ -7,7 +7,7 @@
 //   scales(g, left, part)    the scales of groups g to g + 15 (a multiple of 16), likewise;
 //   mins(g, left, part)      if kMins: what is added to each scaled code;
 //   kSigned                  whether codes are signed; else they are 0 to 127;
-//   kLess                    what is taken off unsigned codes: 0, or a power of two up to 64;
+//   kLess                    what is taken off unsigned codes: 0, or a power of two from 4 to 32;
 //   kMins                    whether there are mins;
 //   raw(g, left), split(raw) of formats with 16 bytes a group: these of groups g to g + 3, and the codes in any of them;
 //   kAhead                   whether one row of x asks for weights ahead of time: not where the processor sees them coming;
@@ -24,6 +24,11 @@ namespace {
 
 template <int Bits>
 struct Row;
+
+template <int Bits>
+struct FormatOf {
+  static constexpr int kBits = Bits;
+};
 
 // Asks for memory that is read later, and may be anywhere: into the second cache.
 HASTEN_INLINE void ask_memory(const void* p, int64_t size) {
@@ -92,27 +97,39 @@ struct Row<kInt8> {
   HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int) const { return load_fp16_part(scale + g, left); }
 };
 
-template <>
-struct Row<kInt4> {
-  static constexpr bool kCodes = true, kSigned = false, kMins = true, kAhead = true;
-  static constexpr int kParts = 1, kLess = 0;
-  const uint8_t* w;
-  const uint16_t *scale, *min;
-  Row(const Matrix& m, int64_t n)
-      : w(static_cast<const uint8_t*>(m.codes) + n * (m.in / 2)),
-        scale(m.scales + n * (m.in / m.group)),
-        min(m.mins + n * (m.in / m.group)) {}
-  HASTEN_INLINE_METHOD void pair(int64_t, int64_t byte, int64_t g, vec& a, vec& b) const {
-    const vec s = broadcast_fp16(scale[g]), low = broadcast_fp16(min[g]);
-    load_int4(w + byte, a, b);
+// 16 codes of int4 and the 16 behind them as the weights that they stand for.
+template <bool Mins>
+HASTEN_INLINE void int4_pair(const uint8_t* w, const uint16_t* scale, const uint16_t* min, vec& a, vec& b) {
+  const vec s = broadcast_fp16(*scale);
+  load_int4(w, a, b);
+  if constexpr (Mins) {
+    const vec low = broadcast_fp16(*min);
     a = fma(a, s, low);
     b = fma(b, s, low);
+  } else {
+    a = mul(sub(a, broadcast(8)), s);
+    b = mul(sub(b, broadcast(8)), s);
+  }
+}
+
+template <bool Mins>
+struct Int4Row {
+  static constexpr bool kCodes = true, kSigned = false, kMins = Mins, kAhead = true;
+  static constexpr int kParts = 1, kLess = Mins ? 0 : 8;
+  const uint8_t* w;
+  const uint16_t *scale, *min;
+  Int4Row(const Matrix& m, int64_t n)
+      : w(static_cast<const uint8_t*>(m.codes) + n * (m.in / 2)),
+        scale(m.scales + n * (m.in / m.group)),
+        min(Mins ? m.mins + n * (m.in / m.group) : nullptr) {}
+  HASTEN_INLINE_METHOD void pair(int64_t, int64_t byte, int64_t g, vec& a, vec& b) const {
+    int4_pair<Mins>(w + byte, scale + g, Mins ? min + g : nullptr, a, b);
   }
   HASTEN_INLINE_METHOD void ask(int64_t g, int64_t count) const {
     ask_memory(w + kGroup / 2 * g, kGroup / 2 * count);
     if (g % 32) return;
     ask_memory(scale + g, 1);
-    ask_memory(min + g, 1);
+    if constexpr (Mins) ask_memory(min + g, 1);
   }
   HASTEN_INLINE_METHOD bytes raw(int64_t g, int64_t left) const {
     const uint8_t* p = w + kGroup / 2 * g;
@@ -123,6 +140,14 @@ struct Row<kInt4> {
   HASTEN_INLINE_METHOD vec scales(int64_t g, int64_t left, int) const { return load_fp16_part(scale + g, left); }
   HASTEN_INLINE_METHOD vec mins(int64_t g, int64_t left, int) const { return load_fp16_part(min + g, left); }
 };
+template <>
+struct Row<kInt4> : Int4Row<true> {
+  using Int4Row::Int4Row;
+};
+template <>
+struct Row<kInt4Centred> : Int4Row<false> {
+  using Int4Row::Int4Row;
+};
 
 // Where the two halves of 32 weights stand, of whose products two sums are made: an int4 group's first and second half.
 struct Halves {
@@ -130,13 +155,14 @@ struct Halves {
 };
 template <int Bits>
 HASTEN_INLINE Halves halves_of(const Matrix& m) {
-  return Bits == kInt4 ? Halves{m.group, m.group / 2} : Halves{2 * kLanes, kLanes};
+  return Bits == kInt4 || Bits == kInt4Centred ? Halves{m.group, m.group / 2} : Halves{2 * kLanes, kLanes};
 }
 
 }  // namespace
 }  // namespace hasten
 
 #include "block_formats.hpp"
+#include "tiles.hpp"
 
 namespace hasten {
 namespace {
@@ -155,14 +181,10 @@ HASTEN_INLINE void each_pair(const Matrix& m, Body body) {
   }
 }
 
-template <int Bits>
-struct FormatOf {
-  static constexpr int kBits = Bits;
-};
-
 // Calls body(FormatOf<Bits>()) of the matrix's format.
 template <class Body>
 HASTEN_INLINE void with_format(const Matrix& m, Body body) {
+  if (m.tiled) return with_tiles(m, [&](auto format) { body(FormatOf<kTiled + decltype(format)::kBits>()); });
   switch (m.bits) {
     case kFp32: return body(FormatOf<kFp32>());
     case kFp16: return body(FormatOf<kFp16>());
@@ -178,7 +200,7 @@ HASTEN_INLINE void with_format(const Matrix& m, Body body) {
     case kIq4Nl: return body(FormatOf<kIq4Nl>());
     case kIq4Xs: return body(FormatOf<kIq4Xs>());
     case kMxfp4: return body(FormatOf<kMxfp4>());
-    default: return body(FormatOf<kInt4>());
+    default: return m.mins ? body(FormatOf<kInt4>()) : body(FormatOf<kInt4Centred>());
   }
 }
 

@@ -16,7 +16,6 @@
 namespace hasten {
 namespace {
 
-constexpr int64_t kSums = 16;       // of an output, in which every 16th group is added up
 // Up to which codes of W are used where they are read; and where the last piece of a row is mostly padding.
 constexpr int kSeveralRows = 32, kSeveralOfPadded = 16;
 constexpr int64_t kQuad = 4 * kGroup;
@@ -56,7 +55,7 @@ constexpr bool kHasOffsets = Format::kLess != 0 || (Format::kSigned && kOffset !
 template <class Format>
 HASTEN_INLINE ints offset_of(ints whole) {
   constexpr int less = Format::kSigned ? kOffset : Format::kLess;
-  constexpr int by = less == kWhole ? 0 : less == 32 ? 2 : less == 16 ? 3 : 5;
+  constexpr int by = less == kWhole ? 0 : less == 32 ? 2 : less == 16 ? 3 : less == 8 ? 4 : 5;
   static_assert(!kHasOffsets<Format> || less << by == kWhole);
   return by ? shifted<by>(whole) : whole;
 }
@@ -352,7 +351,7 @@ inline void multiply_codes_several(const Matrix& m, const Codes& x, int64_t row,
 }
 
 // Sixteen rows of W side by side: of each group 8 times 4 codes of each row, and a scale and min of each row and part.
-// Groups stand in the order in which they are added: those of sum 0, of sum 1 and so on.
+// Groups stand in the order of `place_of`.
 template <bool Signed, bool Mins, int Parts, int Less>
 struct WeightTile {
   static constexpr bool kSigned = Signed, kMins = Mins;
@@ -372,11 +371,6 @@ struct WeightTile {
 
 template <class Format>
 using TileOf = WeightTile<Format::kSigned, Format::kMins, Format::kParts, Format::kLess>;
-
-HASTEN_INLINE int64_t place_of(int64_t g, int64_t groups) {
-  const int64_t sum = g % kSums, more = groups % kSums;
-  return sum * (groups / kSums) + (sum < more ? sum : more) + g / kSums;
-}
 
 // Rows n to n + 15 of W, of which those from `end` on repeat the last one: nobody reads what they give.
 template <class Format>
@@ -549,8 +543,17 @@ inline void multiply_codes_as(const Matrix& m, const Codes& x, int rows, float* 
   for (int row = 0; row < rows; ++row) multiply_codes_one<Format>(m, x, row, y + row * ldy, n0, n1);
 }
 
+}  // namespace
+}  // namespace hasten
+
+#include "tiled_linear.hpp"
+
+namespace hasten {
+namespace {
+
 // Rows [n0, n1) of W times every row of x, for a matrix that takes codes.
 inline void multiply_codes(const Matrix& m, const Codes& x, int rows, float* y, int64_t ldy, int64_t n0, int64_t n1) {
+  if (m.tiled) return multiply_codes_tiled(m, x, rows, y, ldy, n0, n1);
   with_format(m, [&](auto format) {
     using Format = Row<decltype(format)::kBits>;
     if constexpr (Format::kCodes) multiply_codes_as<Format>(m, x, rows, y, ldy, n0, n1);

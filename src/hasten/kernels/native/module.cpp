@@ -82,7 +82,9 @@ std::vector<std::string> isas() {
 }
 
 Matrix make_matrix(int bits, int64_t out, int64_t in, int64_t group, uintptr_t codes, uintptr_t scales,
-                   uintptr_t mins, uintptr_t bias, bool codes_in) {
+                   uintptr_t mins, uintptr_t bias, bool codes_in, bool tiled) {
+  if (tiled && (!takes_tiles(bits) || group != kGroup || out % kTile))
+    throw std::invalid_argument("a weight that stands in no tiles");
   Matrix m;
   m.bits = bits;
   m.out = out;
@@ -93,6 +95,7 @@ Matrix make_matrix(int bits, int64_t out, int64_t in, int64_t group, uintptr_t c
   m.mins = pointer<const uint16_t>(mins);
   m.bias = pointer<const float>(bias);
   m.codes_in = codes_in;
+  m.tiled = tiled;
   return m;
 }
 
@@ -140,7 +143,7 @@ void linear(const Matrix& m, uintptr_t x, int rows, uintptr_t y, int threads) {
       chosen->encode_rows(pointer<const float>(x), codes, m.in, n0, n1);
       all.wait();
     }
-    share(m.out, 8, rank, size, n0, n1);
+    share(m.out, kTile, rank, size, n0, n1);
     if (m.takes_codes())
       chosen->multiply_codes(m, codes, rows, pointer<float>(y), m.out, n0, n1);
     else
@@ -570,11 +573,12 @@ NB_MODULE(_native, m) {
   const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
   nb::class_<Matrix>(m, "Matrix");
   m.def("matrix", &make_matrix, nb::arg("bits"), nb::arg("out"), nb::arg("in_"), nb::arg("group"), nb::arg("codes"),
-        nb::arg("scales"), nb::arg("mins"), nb::arg("bias"), nb::arg("codes_in") = false);
+        nb::arg("scales"), nb::arg("mins"), nb::arg("bias"), nb::arg("codes_in") = false, nb::arg("tiled") = false);
   m.def("constants", [] {
     nb::dict found;
     found["kv_cache.BLOCK"] = kBlock;
     found["packed_linear.GROUP"] = kGroup;
+    found["tiles.TILE"] = kTile;
     found["compiled.LANES"] = kLanes;
     found["compiled.MOST_TREE_ROWS"] = kMostTreeRows;
     found["selective_scan.CHUNK"] = ScanArgs::kChunk;

@@ -144,7 +144,7 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
     norm(layer.attention_norm, nullptr, rows, layer.query);
 
     // The rows of the three projections are shared out as if they were one matrix.
-    share(q_width + 2 * kv_width, 8, rank, threads, begin, end);
+    share(q_width + 2 * kv_width, kTile, rank, threads, begin, end);
     const Matrix* projections[] = {&layer.query, &layer.key, &layer.value};
     float* targets[] = {s.query, s.key, s.value};
     int64_t offset = 0;
@@ -278,7 +278,7 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
       barrier.wait();
     }
 
-    share(m.hidden, 8, rank, threads, begin, end);
+    share(m.hidden, kTile, rank, threads, begin, end);
     float* added = layer.parallel ? s.added : s.normed;
     multiply_either(layer.output, s.attended, q_width, s.attended_codes, rows, added, m.hidden, begin, end);
     join(layer.attention_after, added);
@@ -302,7 +302,7 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
     if (layer.mixture) mix_up(layer.mixture, m.hidden, rows, s, rank, threads, barrier, gated);
     barrier.wait();
 
-    share(m.hidden, 8, rank, threads, begin, end);
+    share(m.hidden, kTile, rank, threads, begin, end);
     if (layer.gate.codes)
       multiply_either(layer.down, s.inner, inner, inner_codes, rows, added, m.hidden, begin, end);
     if (layer.mixture) mix_down(layer.mixture, m.hidden, rows, s, added, begin, end);
@@ -311,7 +311,7 @@ inline void step(const Model& m, const Cache& c, const Tokens& in, const Scratch
 
   norm(m.final_norm, in.answered, in.answers, m.head);
   if (in.hidden && rank == 0) std::memcpy(in.hidden, s.normed, size_t(in.answers * m.hidden) * sizeof(float));
-  share(m.vocabulary, 8, rank, threads, begin, end);
+  share(m.vocabulary, kTile, rank, threads, begin, end);
   multiply_either(m.head, s.normed, m.hidden, s.hidden_codes, in.answers, logits, m.vocabulary, begin, end);
   if (m.logit_scale == 1 && m.logit_cap <= 0) return;
   const vec scale = broadcast(m.logit_scale), most = broadcast(m.logit_cap), inverse = broadcast(1 / m.logit_cap);

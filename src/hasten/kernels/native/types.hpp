@@ -12,6 +12,7 @@ namespace hasten {
 constexpr int kLanes = 16;  // numbers of a vector, whatever the instruction set
 constexpr int64_t kBlock = 32;  // tokens of a block of the cache, and channels of values that share a scale
 constexpr int64_t kGroup = 32;  // columns of x that share a scale in int8; a weight's groups are multiples
+constexpr int64_t kTile = 16;   // rows of a weight that stand side by side in a tile
 constexpr int64_t kMostTreeRows = 65;  // of one sequence in a step: bits of a mask, and the root that all rows see
 constexpr int kTileQueries = 96;  // of one kv head, whose rows share each read of keys and values
 constexpr int kTileRows = 32;  // at most, of one sequence
@@ -23,9 +24,14 @@ constexpr int64_t kMostTreeChannels = 256;  // of a head, where rows of a step f
 enum Format : int {
   kFp32 = 32, kFp16 = 17, kBf16 = 16, kInt8 = 8, kInt4 = 4,
   kQ5_0 = 106, kQ5_1 = 107, kQ2K = 110, kQ3K = 111, kQ4K = 112, kQ5K = 113, kQ6K = 114,
-  kIq4Nl = 120, kIq4Xs = 123, kMxfp4 = 139
+  kIq4Nl = 120, kIq4Xs = 123, kMxfp4 = 139,
+  kInt4Centred = 5,  // int4 without mins: not known outside, where a matrix without mins says it
+  kTiled = 1000      // and more than that: a format's number, of rows in tiles
 };
-constexpr bool in_blocks(int format) { return format > 100; }
+constexpr bool in_blocks(int format) { return format > 100 && format < kTiled; }
+constexpr bool takes_tiles(int format) {
+  return format == kInt8 || format == kInt4 || format == kQ5_0 || format == kQ4K || format == kQ5K || format == kQ6K;
+}
 
 // A weight matrix (out, in); see hasten/kernels/packed_linear.py for the formats.
 struct Matrix {
@@ -33,9 +39,10 @@ struct Matrix {
   int64_t out = 0, in = 0, group = kGroup;
   const void* codes = nullptr;
   const uint16_t* scales = nullptr;  // (out, in / group), IEEE half
-  const uint16_t* mins = nullptr;    // likewise, int4 only
+  const uint16_t* mins = nullptr;    // likewise, int4 only; without any a code stands for itself less 8
   const float* bias = nullptr;
   bool codes_in = false;  // rows of x are rounded to int8 first, and multiplied as whole numbers
+  bool tiled = false;     // kTile rows stand side by side (tiles.hpp)
 
   bool takes_codes() const { return codes_in && group == kGroup && (bits == kInt8 || bits == kInt4 || in_blocks(bits)); }
 };

@@ -195,11 +195,8 @@ class GGUFFile:
             return Packed(blocks[..., 2:].contiguous().view(torch.int8).reshape(out, -1), scales, None, 8)
         if info.kind == Kind.Q4_1:
             return Packed(blocks[..., 4:].reshape(out, -1), scales, _halves(blocks[..., 2:4]), 4)
-        # Q4_0 means d * (q - 8). A power of two keeps fp16's digits, unless it leaves fp16's range.
-        mins = scales * -8
-        if not torch.isfinite(mins).all():
-            return None
-        return Packed(blocks[..., 2:].reshape(out, -1), scales, mins, 4)
+        # Q4_0 means d * (q - 8), as int4 without mins does.
+        return Packed(blocks[..., 2:].reshape(out, -1), scales, None, 4)
 
 
 class _Part:
@@ -409,9 +406,10 @@ def _unpack(weight: Packed) -> Tensor:
     out = packed.shape[0]
     if bits == 8:
         return (packed.reshape(out, -1, _BLOCK).float().mul_(scales.float()[..., None])).reshape(out, -1)
-    assert mins is not None
     pairs = packed.reshape(out, -1, _BLOCK // 2)
     values = torch.empty(out, pairs.shape[1], _BLOCK)
     values[..., : _BLOCK // 2] = pairs & 15
     values[..., _BLOCK // 2 :] = pairs >> 4
+    if mins is None:
+        return values.sub_(8).mul_(scales.float()[..., None]).reshape(out, -1)
     return values.mul_(scales.float()[..., None]).add_(mins.float()[..., None]).reshape(out, -1)
