@@ -99,8 +99,9 @@ def round_rows(x: Tensor) -> Tensor:
     """x (..., in) as int8 codes in groups of 32 would have it: code * largest / 127, rounded to nearest."""
     grouped = x.to(gate.wide(x.dtype)).unflatten(-1, (-1, GROUP))
     largest = grouped.abs().amax(-1, keepdim=True)
-    # As compiled: multiplied by the inverse, which decides ties, and numbers that have none become 0.
-    inverse = torch.where(largest > 2**-118, 127 / largest, 0)
+    # As compiled: multiplied by the inverse, which decides ties, and numbers that have none become 0. torch makes of a
+    # number over a tensor the number times the tensor's reciprocal, which is rounded twice.
+    inverse = torch.where(largest > 2**-118, torch.full_like(largest, 127) / largest, 0)
     return (torch.round(grouped * inverse) * (largest / 127)).flatten(-2).to(x.dtype)
 
 
