@@ -11,7 +11,7 @@ from hasten.cost.estimator import (
     AnalyticEstimator,
     FeatureRange,
     LogLine,
-    Prediction,
+    PredictedValues,
     latency_estimator,
     target_of,
 )
@@ -19,17 +19,17 @@ from hasten.errors import HastenError
 
 
 def test_a_prediction_is_a_sequence() -> None:
-    made = Prediction([3.0, 1.0, 2.0], [0.1, 0.2, math.nan], [True, False, True])
+    made = PredictedValues([3.0, 1.0, 2.0], [0.1, 0.2, math.nan], [True, False, True])
     assert list(made) == [3.0, 1.0, 2.0]
     assert made == [3.0, 1.0, 2.0]
     assert sorted(made) == [1.0, 2.0, 3.0]
     assert (len(made), made[-1], made[1:].inside.tolist()) == (3, 2.0, [False, True])
     assert np.asarray(made).dtype == np.float64
     assert made.at_most(2).tolist() == [3.2, 1.4, 2.0]
-    assert np.isnan(Prediction([1.0]).deviation).all()
-    assert Prediction([1.0]).inside.all()
+    assert np.isnan(PredictedValues([1.0]).deviation).all()
+    assert PredictedValues([1.0]).inside.all()
     with pytest.raises(HastenError, match="for each design"):
-        Prediction([1.0, 2.0], [0.1])
+        PredictedValues([1.0, 2.0], [0.1])
 
 
 def test_a_formula_is_corrected_by_measurements() -> None:

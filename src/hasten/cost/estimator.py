@@ -24,7 +24,7 @@ V_contra = TypeVar("V_contra", contravariant=True)
 Values = NDArray[np.float64]
 
 
-class Prediction(Sequence[float]):
+class PredictedValues(Sequence[float]):
     """One target of several designs, in their order: a sequence of numbers that knows how sure it is of each.
 
     Args:
@@ -32,7 +32,7 @@ class Prediction(Sequence[float]):
         deviation: (count,) one standard deviation in the same unit, NaN where it is not known; None for nowhere.
         inside: (count,) whether each design lies within what the estimator is valid for; None for all.
 
-    >>> made = Prediction([3.0, 4.0], [0.5, 1.0], [True, False])
+    >>> made = PredictedValues([3.0, 4.0], [0.5, 1.0], [True, False])
     >>> made[1], made.deviation[1], bool(made.inside[1])
     (4.0, 1.0, False)
     """
@@ -51,10 +51,10 @@ class Prediction(Sequence[float]):
     @overload
     def __getitem__(self, at: int) -> float: ...
     @overload
-    def __getitem__(self, at: slice) -> Prediction: ...
-    def __getitem__(self, at: int | slice) -> float | Prediction:
+    def __getitem__(self, at: slice) -> PredictedValues: ...
+    def __getitem__(self, at: int | slice) -> float | PredictedValues:
         if isinstance(at, slice):
-            return Prediction(self.values[at], self.deviation[at], self.inside[at])
+            return PredictedValues(self.values[at], self.deviation[at], self.inside[at])
         return float(self.values[at])
 
     def __iter__(self) -> Iterator[float]:
@@ -69,7 +69,7 @@ class Prediction(Sequence[float]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Prediction({self.values.tolist()})"
+        return f"PredictedValues({self.values.tolist()})"
 
     def at_most(self, deviations: float) -> Values:
         """(count,) values that are exceeded only by more than so many deviations; the values where none is known."""
@@ -84,7 +84,7 @@ class Predicts(Protocol[A_contra]):
     def targets(self) -> Mapping[str, str]:
         """What is predicted, with units; the first is meant where none is named."""
 
-    def predict(self, designs: Sequence[A_contra], target: str = "", /) -> Prediction:
+    def predict(self, designs: Sequence[A_contra], target: str = "", /) -> PredictedValues:
         """One target of designs.
 
         Raises:
@@ -251,11 +251,11 @@ class AnalyticEstimator(Generic[A]):
         found = measured_lines(replace(self, lines={}), measured_rows(measurements, self.units))
         return replace(self, lines={**self.lines, **found})
 
-    def predict(self, designs: Sequence[A], target: str = "") -> Prediction:
+    def predict(self, designs: Sequence[A], target: str = "") -> PredictedValues:
         name = target_of(self.units, target)
         line = self.lines.get(name, LogLine())
         values = line.apply(np.array([float(self.formula(d)[name]) for d in designs], dtype=np.float64))
-        return Prediction(values, line.spread * values, [self.valid(d) for d in designs])
+        return PredictedValues(values, line.spread * values, [self.valid(d) for d in designs])
 
 
 def latency_estimator(seconds: Callable[[A], float]) -> AnalyticEstimator[A]:
@@ -268,6 +268,6 @@ def latency_estimator(seconds: Callable[[A], float]) -> AnalyticEstimator[A]:
 
 
 __all__ = [
-    "AnalyticEstimator", "Estimator", "FeatureRange", "LogLine", "Prediction", "Predicts", "latency_estimator",
+    "AnalyticEstimator", "Estimator", "FeatureRange", "LogLine", "PredictedValues", "Predicts", "latency_estimator",
     "measured_lines", "measured_rows", "target_of",
 ]  # fmt: skip

@@ -139,10 +139,12 @@ class MapAttention(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, rows, columns = x.shape
-        parts = self.qkv(x).view(batch, 3, -1, self.head_size, rows * columns)
+        made = self.qkv(x)
+        channels = made.shape[1] // 3  # fewer than x has where heads were removed
+        parts = made.view(batch, 3, channels // self.head_size, self.head_size, rows * columns)
         q, k, v = parts.transpose(3, 4).unbind(1)
         y = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
-        return self.project(y.transpose(2, 3).reshape(batch, -1, rows, columns))
+        return self.project(y.transpose(2, 3).reshape(batch, channels, rows, columns))
 
     if TYPE_CHECKING:
         __call__ = forward

@@ -63,6 +63,7 @@ class LanguageModel(nn.Module):
         self._idle: tuple[tuple[object, ...], KVCache, compiled.CompiledStep | None] | None = None
         # The network as the last session found it, and why it has no compiled step.
         self._seen: tuple[NetworkSnapshot, str | None] | None = None
+        self._laid = False
         # Who saves it, where its methods are known: see `save_pretrained`.
         self.saved_by: Callable[[Path], None] | None = None
 
@@ -183,9 +184,13 @@ class LanguageModel(nn.Module):
         """Why steps run in plain torch; None when they run compiled."""
         if reason := self._why_not_here():
             return reason
-        if self._seen is not None and self._seen[0].holds(self.network):
-            return self._seen[1]
-        return compiled.why_not(self.network)
+        # Whoever changes weights or modules (a method, an optimizer, load_state_dict, a merged adapter), an attribute
+        # of one or the configuration is noticed. To read the form of a deep network takes as long as a step.
+        if self._seen is None or not self._seen[0].holds(self.network):
+            self._seen = self._idle = None
+            self._seen = NetworkSnapshot(self.network), compiled.why_not(self.network)
+            self._laid = False
+        return self._seen[1]
 
     def _why_not_here(self) -> str | None:
         """Why steps over this cache, or on this machine, run in plain torch, whatever the network is."""
@@ -363,17 +368,12 @@ class LanguageModel(nn.Module):
         capacity = -(-capacity // kv_cache.BLOCK) * kv_cache.BLOCK
         if turn is not None and not far:
             capacity = min(capacity, turn)
-        # Whoever changes weights or modules (a method, an optimizer, load_state_dict, a merged adapter), an attribute
-        # of one or the configuration gets another step. To read the form of a deep network takes as long as a step.
-        if self._seen is None or not self._seen[0].holds(self.network):
-            # What was seen holds memory, and so does the last step.
-            self._seen = self._idle = None
-            why_not = compiled.why_not(self.network)
-            if (self._why_not_here() or why_not) is None:
-                compiled.lay_in_tiles(self.network)
-            self._seen = NetworkSnapshot(self.network), why_not
-        reason = self._why_not_here() or self._seen[1]
-        key = (self.cache, batch, recent, self._seen[0], reason, far)
+        reason = self.why_not_compiled
+        if reason is None and not self._laid:
+            self._seen = self._idle = None  # what was seen holds memory, and so does the last step
+            compiled.lay_in_tiles(self.network)
+            self._seen, self._laid = (NetworkSnapshot(self.network), None), True
+        key = (self.cache, batch, recent, self._seen and self._seen[0], reason, far)
         if self._idle is not None and self._idle[0] == key and self._idle[1].capacity >= capacity:
             _, cache, step = self._idle
             cache.clear()

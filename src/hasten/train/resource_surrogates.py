@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hasten.cost.chips.design_features import WIDTH, LayerBatch, layer_batch, layer_features, pooled_features
 from hasten.cost.chips.surrogate_networks import LayerGraphNetwork, LayerTransformer
 from hasten.cost.chips.synthesised import TARGETS, SynthesisedDesign
-from hasten.cost.estimator import FeatureRange, LogLine, Prediction, measured_lines, measured_rows, target_of
+from hasten.cost.estimator import FeatureRange, LogLine, PredictedValues, measured_lines, measured_rows, target_of
 from hasten.cost.latency.baselines import ridge
 from hasten.cost.prediction_errors import PredictionErrors, prediction_errors
 from hasten.errors import HastenError, MissingExtraError
@@ -93,7 +93,7 @@ class ResourceSurrogate:
         made._lines = measured_lines(made, measured_rows(measurements, TARGETS)) if measurements else {}
         return made
 
-    def predict(self, designs: Sequence[EngineDesign], target: str = "") -> Prediction:
+    def predict(self, designs: Sequence[EngineDesign], target: str = "") -> PredictedValues:
         """A target of circuits.
 
         A circuit is inside where it is no deeper than those learned from, and each of its layers lies within the box
@@ -106,7 +106,7 @@ class ResourceSurrogate:
         if self._seen is None:
             raise HastenError("a surrogate predicts when it has learned: call fit with synthesised circuits")
         if not designs:
-            return Prediction([])
+            return PredictedValues([])
         key = tuple(designs)
         if self._last is None or self._last[0] != key:
             self._last = key, self._answers(list(designs))
@@ -116,7 +116,7 @@ class ResourceSurrogate:
         values = line.apply(values)
         left = self._spread[name] if np.isnan(line.spread) else line.spread
         inside = [len(d.layers) <= self._deepest and bool(self._seen.holds(_layers_of([d])).all()) for d in designs]
-        return Prediction(values, values * np.hypot(left, logs.std(0)), inside)
+        return PredictedValues(values, values * np.hypot(left, logs.std(0)), inside)
 
     def _learn(self, designs: list[EngineDesign], values: Matrix) -> Matrix:
         """Learns; returns the deviation (targets,) of logarithms on circuits that were held out."""
@@ -364,7 +364,7 @@ class SuccessClassifier:
 
 
 @dataclass(frozen=True)
-class Ranked:
+class OutcomesToldApart:
     """How well circuits that were done stand apart from those that were not.
 
     Args:
@@ -378,7 +378,7 @@ class Ranked:
     failures: tuple[int, int]
 
 
-def judged_outcomes(classifier: SuccessClassifier, outcomes: Mapping[EngineDesign, bool]) -> Ranked:
+def judged_outcomes(classifier: SuccessClassifier, outcomes: Mapping[EngineDesign, bool]) -> OutcomesToldApart:
     """What a classifier says of circuits with known outcomes.
 
     Raises:
@@ -390,7 +390,7 @@ def judged_outcomes(classifier: SuccessClassifier, outcomes: Mapping[EngineDesig
     right = ((said[done] > 0.5).mean() + (said[~done] <= 0.5).mean()) / 2
     pairs = said[done][:, None] - said[~done][None]
     area = float((pairs > 0).mean() + 0.5 * (pairs == 0).mean())
-    return Ranked(float(right), area, (int((~done).sum()), len(done)))
+    return OutcomesToldApart(float(right), area, (int((~done).sum()), len(done)))
 
 
 SURROGATES = ("graph", "transformer", "boosting", "ridge")
@@ -431,6 +431,6 @@ def surrogate_errors(predicts: Any, rows: Sequence[SynthesisedDesign]) -> dict[s
 
 
 __all__ = [
-    "SURROGATES", "BoostedSurrogate", "NetworkSurrogate", "Ranked", "ResourceSurrogate", "RidgeSurrogate",
+    "SURROGATES", "BoostedSurrogate", "NetworkSurrogate", "OutcomesToldApart", "ResourceSurrogate", "RidgeSurrogate",
     "SuccessClassifier", "judged_outcomes", "resource_surrogate", "surrogate_errors",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from hasten.cost.estimator import FeatureRange, Prediction, target_of
+from hasten.cost.estimator import FeatureRange, PredictedValues, target_of
 from hasten.cost.latency.correlation import spearman
 from hasten.cost.latency.meta_network import (
     CodeNetwork,
@@ -422,7 +422,7 @@ class AdaptedLatency(Generic[A]):
         made = self._predictor._answers(self._weights, self._embedding, self._predictor.codes(archs))
         return made.numpy().astype(np.float64)
 
-    def predict(self, archs: Sequence[A], target: str = "") -> Prediction:
+    def predict(self, archs: Sequence[A], target: str = "") -> PredictedValues:
         """Seconds of networks.
 
         The deviation is of the samples of the modulation, and of what the line leaves of the networks that were
@@ -436,7 +436,7 @@ class AdaptedLatency(Generic[A]):
         spread = self._slope * made.std(0, correction=0).numpy().astype(np.float64)
         seen = self._predictor.seen
         inside = None if seen is None else seen.holds(_flat(codes))
-        return Prediction(values, np.hypot(spread, self._left), inside)
+        return PredictedValues(values, np.hypot(spread, self._left), inside)
 
     def __call__(self, arch: A) -> float:
         """Seconds of one network; asked again, it is known."""
