@@ -86,7 +86,7 @@ def estimate(
     from hasten.cost.chips.core_schedule import PATTERNS
     from hasten.hardware import load_device, one_of_each
     from hasten.hardware.chips.core_array import core_array, core_arrays
-    from hasten.methods.spelling import rewritten
+    from hasten.methods.spelling import Changed, rewritten
     from hasten.report import estimate_table, estimates_document, print_table, write_estimates
     from hasten.report.estimates import Priced
     from hasten.report.schedules import Scheduled, schedule_table, scheduled, schedules_document, write_schedules
@@ -95,13 +95,16 @@ def estimate(
 
     if page is not None:
         check_output(page)
+
+    def described() -> list[Changed]:
+        """The model as it is, and as each method leaves it."""
+        asked = read_subject(subject, prompt, new_tokens, batch, dtype=dtype, image=image, context=context)
+        return rewritten(asked.workload(), with_ or [], load_attribute)
+
     if schedule in PATTERNS:
         arrays = [core_array(name) for name in dict.fromkeys(on or core_arrays())]
         with progress("describing the model") as tell:
-            workload = read_subject(
-                subject, prompt, new_tokens, batch, dtype=dtype, image=image, context=context
-            ).workload()
-            arms = rewritten(workload, with_ or [], load_attribute)
+            arms = described()
             found: list[Scheduled] = []
             for array in arrays:
                 for arm in arms:
@@ -122,10 +125,7 @@ def estimate(
     asked = ["cuda" if name == "here" and device == "cuda" else name for name in on or one_of_each()]
     chosen = [load_device(name) for name in dict.fromkeys(asked)]
     with progress("describing the model") as tell:
-        workload = read_subject(
-            subject, prompt, new_tokens, batch, dtype=dtype, image=image, context=context
-        ).workload()
-        arms = rewritten(workload, with_ or [], load_attribute)
+        arms = described()
         priced = []
         for i, target in enumerate(chosen):
             for j, arm in enumerate(arms):

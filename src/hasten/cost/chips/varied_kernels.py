@@ -46,11 +46,11 @@ H2[c] = relu(L2[c])
 Y[d] = sum(c) H2[c] * W3[c, d]
 """
 _GATED = """
-ranks n=32, k=4096, h=11008, o=4096
-input X[n, k] int16
-weight WG[k, h] int16
-weight WU[k, h] int16
-weight WD[h, o] int16
+ranks n={n}, k={k}, h={h}, o={k}
+input X[n, k] {dtype}
+weight WG[k, h] {dtype}
+weight WU[k, h] {dtype}
+weight WD[h, o] {dtype}
 output Y
 G[n, h] = sum(k) X[n, k] * WG[k, h]
 Z[n, h] = silu(G[n, h])
@@ -126,7 +126,7 @@ Y[n, d] = B[n, d] + R[n, d]
 _TEXTS = {
     "self-attention": _ATTENTION,
     "mlp": _MLP,
-    "gated-ffn": _GATED,
+    "gated-ffn": _GATED.format(n=32, k=4096, h=11008, dtype="int16"),
     "cnn-4l": _CNN,
     "vae": _VAE,
     "gpt2-medium": _GPT2,
@@ -155,26 +155,13 @@ def varied_graph(name: str) -> WorkGraph:
     return work_graph(varied_kernel(name), name)
 
 
-_GATED_PART = """
-ranks n={n}, k={k}, h={h}, o={k}
-input X[n, k] fp32
-weight WG[k, h] fp32
-weight WU[k, h] fp32
-weight WD[h, o] fp32
-output Y
-G[n, h] = sum(k) X[n, k] * WG[k, h]
-Z[n, h] = silu(G[n, h])
-U[n, h] = sum(k) X[n, k] * WU[k, h]
-M[n, h] = times(Z[n, h], U[n, h])
-Y[n, o] = sum(h) M[n, h] * WD[h, o]
-"""
 _ATTENTION_PART = """
 ranks n={n}, m={n}, k={k}, g={g}, r={r}, e={e}, f={e}, o={k}
-input X[n, k] fp32
-weight WQ[k, g, r, e] fp32
-weight WK[k, g, e] fp32
-weight WV[k, g, f] fp32
-weight WO[g, r, f, o] fp32
+input X[n, k] {dtype}
+weight WQ[k, g, r, e] {dtype}
+weight WK[k, g, e] {dtype}
+weight WV[k, g, f] {dtype}
+weight WO[g, r, f, o] {dtype}
 output Y
 Q[n, g, r, e] = sum(k) X[n, k] * WQ[k, g, r, e]
 K[m, g, e] = sum(k) X[m, k] * WK[k, g, e]
@@ -187,7 +174,7 @@ A[n, g, r, m] = P[n, g, r, m] / D[n, g, r]
 C[n, g, r, f] = sum(m) A[n, g, r, m] * V[m, g, f]
 Y[n, o] = sum(g, r, f) C[n, g, r, f] * WO[g, r, f, o]
 """
-_PARTS = {"feed-forward": _GATED_PART, "attention": _ATTENTION_PART}
+_PARTS = {"feed-forward": _GATED, "attention": _ATTENTION_PART}
 LAYER_PARTS = tuple(_PARTS)
 """Parts of a decoder's layer, in 32 bits."""
 
@@ -204,7 +191,7 @@ def layer_part(name: str, sizes: Mapping[str, int]) -> Cascade:
     """
     if name not in _PARTS:
         raise HastenError(f"there is no part {name[:20]!r} of a layer: use {', '.join(LAYER_PARTS)}")
-    return parse_cascade(_PARTS[name].format(**sizes))
+    return parse_cascade(_PARTS[name].format(**sizes, dtype="fp32"))
 
 
 @dataclass(frozen=True)

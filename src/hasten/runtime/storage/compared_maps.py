@@ -163,7 +163,27 @@ class PathORAM(_Paged):
         return found
 
 
-class LinearScan(_Paged):
+class _Laid(_Paged):
+    """Items page after page as they are given; ``_where`` has the page of each key."""
+
+    def __init__(
+        self, items: Items, capacity: int | None, value_bytes: int | None, slots: int, store: StoreMaker | None
+    ) -> None:
+        given, size = _size(items, capacity)
+        super().__init__(given, capacity, value_bytes, -(-size // slots), slots, store)
+        laid = list(self._given(given).items())
+        self._where = {k: i // slots for i, (k, _) in enumerate(laid)}
+        for page in range(len(self._pages)):
+            self._seal(page, laid[page * slots : (page + 1) * slots])
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def _keys(self) -> list[int]:
+        return list(self._where)
+
+
+class LinearScan(_Laid):
     """Reads and writes every page at every access: oblivious without randomness, and slow.
 
     Args:
@@ -180,24 +200,13 @@ class LinearScan(_Paged):
         slots: int = 64,
         pages: StoreMaker | None = None,
     ) -> None:
-        given, size = _size(items, capacity)
-        super().__init__(given, capacity, value_bytes, -(-size // slots), slots, pages)
-        laid = list(self._given(given).items())
-        self._where = dict.fromkeys(k for k, _ in laid)
-        for page in range(len(self._pages)):
-            self._seal(page, laid[page * slots : (page + 1) * slots])
-
-    def __len__(self) -> int:
-        return len(self._where)
-
-    def _keys(self) -> list[int]:
-        return list(self._where)
+        super().__init__(items, capacity, value_bytes, slots, pages)
 
     def _access(self, key: int, operation: int, value: bytes | None) -> bytes | None:
         putting = operation in (PUT, PUT_ABSENT)
         known = key in self._where
         full = putting and not known and len(self) == self.capacity
-        found, placed = None, known or full or not putting
+        found, placed, home = None, known or full or not putting, 0
         for page in range(len(self._pages)):
             items = dict(self._opened(page))
             if key in items:
@@ -208,18 +217,18 @@ class LinearScan(_Paged):
                     items[key] = value
             elif not placed and len(items) < self._slots and value is not None:
                 items[key] = value
-                placed = True
+                placed, home = True, page
             self._seal(page, items.items())
         if operation == DELETE:
             self._where.pop(key, None)
         elif putting and not full:
-            self._where.setdefault(key)
+            self._where.setdefault(key, home)
         if full:
             raise self._full()
         return found
 
 
-class SealedTable(_Paged):
+class SealedTable(_Laid):
     """A table whose items stay where they are: an access reads the item's page, and writes it where it changed.
 
     Sealed, and still its accesses tell which items are asked for, how often, and whether they change: the plain table
@@ -241,22 +250,11 @@ class SealedTable(_Paged):
         cached: int = 0,
         pages: StoreMaker | None = None,
     ) -> None:
-        given, size = _size(items, capacity)
-        super().__init__(given, capacity, value_bytes, -(-size // slots), slots, pages)
-        laid = list(self._given(given).items())
-        self._where = {k: i // slots for i, (k, _) in enumerate(laid)}
-        self._free = [i // slots for i in range(len(self._pages) * slots - 1, len(laid) - 1, -1)]
+        super().__init__(items, capacity, value_bytes, slots, pages)
+        self._free = [i // slots for i in range(len(self._pages) * slots - 1, len(self) - 1, -1)]
         self._cached = cached
         self._cache: OrderedDict[int, dict[int, bytes]] = OrderedDict()
         self._dirty: set[int] = set()
-        for page in range(len(self._pages)):
-            self._seal(page, laid[page * slots : (page + 1) * slots])
-
-    def __len__(self) -> int:
-        return len(self._where)
-
-    def _keys(self) -> list[int]:
-        return list(self._where)
 
     def _part(self, number: int) -> list[tuple[int, bytes]]:
         return list(self._cache[number].items()) if number in self._cache else self._opened(number)
