@@ -12,6 +12,7 @@ from hasten.kernels.block_formats import BLOCK_FORMATS
 from hasten.kernels.packed_linear import dequantize_reference, native_matrix, packed_embedding, packed_linear, quantize
 from hasten.kernels.tiles import TILE, in_tiles, takes_tiles, tile_bytes, to_rows, to_tiles
 from hasten.nn.packed import PackedEmbedding, PackedLinear
+from hasten.workload import trace
 
 BLOCKS = [bits for bits in BLOCK_FORMATS if takes_tiles(bits)]
 # int4 has mins, or as "centred" none.
@@ -134,3 +135,25 @@ def test_a_weight_of_other_rows_or_groups_stays_in_rows() -> None:
         before = layer.packed
         assert not layer.lay_in_tiles()
         assert layer.packed is before
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_weight_in_tiles_is_described_as_in_rows(name: str) -> None:
+    """Not as a stack of as many matrices as it has tiles, which is what its shape looks like."""
+    *rows, bits = weight_of(name, 48, widths(name)[-1])
+
+    class Layer(torch.nn.Module):
+        def __init__(self, packed: Tensor, scales: Tensor | None, mins: Tensor | None) -> None:
+            super().__init__()
+            for part, tensor in (("packed", packed), ("scales", scales), ("mins", mins)):
+                self.register_buffer(part, tensor)
+
+        def forward(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+            weight = (self.packed, self.scales, self.mins, bits, 32)
+            return packed_linear(x, *weight, int8=True), packed_embedding(ids, *weight)
+
+    x, ids = torch.randn(40, widths(name)[-1]), torch.tensor([3, 47])
+    in_rows = trace(Layer(*rows), x, ids).phases[0].cascade
+    tiled = trace(Layer(*to_tiles(*rows, bits)), x, ids).phases[0].cascade
+    assert tiled.tensors == in_rows.tensors
+    assert tiled.einsums == in_rows.einsums

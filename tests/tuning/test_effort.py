@@ -16,6 +16,7 @@ from hasten.hardware import load_device
 from hasten.methods import Context
 from hasten.search.study import Study
 from hasten.tuning import reference as references
+from hasten.tuning.measure import timed
 from hasten.tuning.outcome import Combination, Figures, Prediction, seconds_of
 from hasten.tuning.predict import choices, composed, predict
 from hasten.tuning.prepare import READ, WHOLE, Deadline, Effort, Prepared, prepare, within
@@ -46,6 +47,13 @@ def test_a_slow_model_is_read_at_fewer_positions_and_asked_nothing(prepared: Pre
     assert slower.effort.scored >= 64
     assert slower.effort.judged == 64
     assert within(prepared, None, prefill=30.0, decode=30.0).effort == whole
+
+
+def test_laying_weights_out_is_not_timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large packed model it takes seconds, which would stand in the unchanged model's first prompt."""
+    ready = prepare(folder, SETTINGS)
+    monkeypatch.setattr("hasten.runtime.step.lay_in_tiles", lambda network: pytest.fail("weights are laid out late"))
+    assert timed(ready, ready.base, runs=1, warmup=0).tokens
 
 
 def test_what_an_earlier_run_read_is_read_again(prepared: Prepared) -> None:

@@ -348,10 +348,16 @@ def in_four_bits(bits: int) -> bool:
     return bits == 4 or (bits in BLOCK_FORMATS and BLOCK_FORMATS[bits].bits == 4)
 
 
-def _describe(call: Call, shape: tuple[int, ...]) -> None:
-    """Says what the bytes of codes of 4 bits mean; other block formats stay the bytes that they are."""
-    if in_four_bits(call["bits"]):
-        call.recorder.describe(call["packed"], shape, "int4")
+def _describe(call: Call, rows: int, columns: int) -> None:
+    """Says what the bytes of codes of 4 bits mean; other block formats stay the bytes that they are, row after row
+    where they stand in tiles too."""
+    packed, bits, recorder = call["packed"], call["bits"], call.recorder
+    for t in (packed, call["scales"], call["mins"]):
+        if t is None or not in_tiles(packed):
+            continue
+        recorder.describe(t, (rows, t.numel() // max(rows, 1)), recorder.tensors[recorder.name_of(t)].dtype)
+    if in_four_bits(bits):
+        recorder.describe(packed, (rows, columns), "int4")
 
 
 def _codes(call: Call, names: list[str], rows: int) -> Access:
@@ -366,7 +372,7 @@ def _(call: Call) -> None:
     x, packed = call["x"], call["packed"]
     output = call.outputs[0]
     k, n = x.shape[-1], rows_of(packed)
-    _describe(call, (n, k))
+    _describe(call, n, k)
     rows = int(x.numel() // max(k, 1))
     ranks = (("m", rows), ("n", n), ("k", k))
     scales = [call.read(t, ["n", "k"], t.numel()) for t in (call["scales"], call["mins"]) if t is not None]
@@ -406,7 +412,7 @@ def _(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, gro
 @register("hasten::dequantize")
 def _(call: Call) -> None:
     packed, output = call["packed"], call.outputs[0]
-    _describe(call, tuple(output.shape))
+    _describe(call, *output.shape)
     ranks = axes(output.shape)
     names = [r for r, _ in ranks]
     scales = [call.read(t, names, t.numel()) for t in (call["scales"], call["mins"]) if t is not None]
@@ -451,7 +457,7 @@ def _(ids: Tensor, packed: Tensor, scales: Tensor | None, mins: Tensor | None, b
 def _(call: Call) -> None:
     ids, packed, output = call["ids"], call["packed"], call.outputs[0]
     width = output.shape[-1]
-    _describe(call, (rows_of(packed), width))
+    _describe(call, rows_of(packed), width)
     ranks = axes(output.shape)
     names = [r for r, _ in ranks]
     rows = min(ids.numel(), rows_of(packed))

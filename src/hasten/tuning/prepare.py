@@ -198,6 +198,9 @@ def prepare(
     if packed:
         notes += ("its weights stay as its file packs them: in fp32 they would take too much of this machine's memory",)
     ids = torch.tensor(tokens[:need]).reshape(s.batch, s.prompt)
+    if not slow:
+        progress("laying out its weights")  # 12 s for 8 billion packed ones: not to be timed as the first prompt's
+        base.session(s.batch, s.prompt + s.new_tokens + 1)
     return Prepared(s, loaded, base, tuple(tokens), ids, effort, notes, packed)
 
 
