@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hasten.data import assets
-from hasten.data.text import brown, characters, default_text, documentation, moby_dick, read_text, sources
+from hasten.data.text import brown, characters, default_text, documentation, headers, moby_dick, read_text, sources
 from hasten.errors import HastenError
 
 
@@ -106,3 +106,12 @@ def test_sources_are_python() -> None:
     assert len(found) == 50_000
     assert "import" in found
     assert "def " in found
+
+
+def test_headers_are_another_language() -> None:
+    text = headers(20_000)
+    assert len(text) == 20_000
+    assert "#include" in text
+    assert "namespace" in text
+    with pytest.raises(HastenError, match="no headers"):
+        headers(10**12)

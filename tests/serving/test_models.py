@@ -36,8 +36,8 @@ class Loader:
         return SimpleNamespace(engine=engine, bytes=self.bytes.get(source.name, 10))
 
 
-def made(loader: Any, *names: str, memory: float | None = None) -> ModelSet:
-    return ModelSet([ModelSource(name, f"nowhere/{name}") for name in names], memory, loader, beside=10)
+def made(loader: Any, *names: str, memory: float | None = None, turn: float = 2.0) -> ModelSet:
+    return ModelSet([ModelSource(name, f"nowhere/{name}") for name in names], memory, loader, beside=10, turn=turn)
 
 
 async def touch(models: ModelSet, name: str, seconds: float = 0.0) -> None:
@@ -103,6 +103,89 @@ def test_others_that_never_end_are_told_of(monkeypatch: pytest.MonkeyPatch) -> N
         await touch(models, "b")
 
     asyncio.run(ask())
+
+
+def test_requests_of_one_model_are_a_group() -> None:
+    """Ten requests for two models that do not fit together, while one is at work: each is loaded once for its five."""
+    loader = Loader(0)
+    models = made(loader, "a", "b", memory=10, turn=0.0)
+
+    async def ask() -> None:
+        async with models.use("a"):
+            others = [asyncio.create_task(touch(models, "b")) for _ in range(5)]
+            while not models.entries["a"].leaving:
+                await asyncio.sleep(0.001)
+            later = [asyncio.create_task(touch(models, "a")) for _ in range(5)]
+            await asyncio.sleep(0.01)
+            assert models.held_back == 5
+        await asyncio.wait_for(asyncio.gather(*others, *later), 20.0)
+
+    asyncio.run(ask())
+    assert loader.happened == ["+a", "-a", "+b", "-b", "+a"]
+    assert not any(e.leaving or e.users for e in models.entries.values())
+
+
+def test_a_model_that_waited_for_a_turn_is_next_however_many_ask_for_the_other() -> None:
+    models = made(Loader(0), "a", "b", memory=10, turn=0.05)
+
+    async def ask() -> None:
+        ended = False
+
+        async def keep_asking() -> None:
+            while not ended:
+                await touch(models, "a", 0.03)
+
+        others = [asyncio.create_task(keep_asking()) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(touch(models, "b"), 20.0)
+        ended = True
+        await asyncio.gather(*others)
+
+    asyncio.run(ask())
+    assert models.evictions >= 1
+
+
+def test_who_could_not_be_loaded_lets_the_others_in_again() -> None:
+    loader = Loader(0)
+    loader.fails = {"b"}
+    models = made(loader, "a", "b", memory=10, turn=0.0)
+
+    async def ask() -> None:
+        async with models.use("a"):
+            failing = asyncio.create_task(touch(models, "b"))
+            while not models.entries["a"].leaving:
+                await asyncio.sleep(0.001)
+            again = asyncio.create_task(touch(models, "a"))
+            await asyncio.sleep(0.01)
+            assert models.held_back == 1
+        with pytest.raises(ApiError, match="broken file"):
+            await failing
+        await asyncio.wait_for(again, 20.0)
+
+    asyncio.run(ask())
+    assert loader.happened == ["+a", "-a", "+a"]
+
+
+def test_files_of_a_model_that_waits_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b.gguf").write_bytes(bytes(5))
+    (tmp_path / "model.safetensors").write_bytes(bytes(7))
+    sources = [ModelSource("a", "nowhere/a"), ModelSource("b", str(tmp_path / "b.gguf"))]
+    models = ModelSet(sources, 15, Loader(0), beside=10)
+
+    async def ask() -> None:
+        await asyncio.gather(touch(models, "a", 0.1), touch(models, "b"))
+
+    asyncio.run(ask())
+    assert models.read_ahead == 5
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "os.posix_fadvise", lambda file, *what: asked.append(Path(f"/proc/self/fd/{file}").readlink().name)
+    )
+    assert ModelSource("folder", str(tmp_path)).read_ahead() == 7  # weights alone, of the first kind
+    assert asked == ["model.safetensors"]
+    assert ModelSource("gone", str(tmp_path / "gone.gguf")).read_ahead() == 0
+    with pytest.raises(HastenError, match="turn"):
+        made(Loader(), "a", turn=-1.0)
 
 
 def test_one_that_cannot_be_loaded_is_tried_again() -> None:

@@ -60,6 +60,10 @@ def serve(
         float | None,
         typer.Option(min=0.001, help="GiB for each model's keys and values; a share of --memory when not given."),
     ] = None,
+    turn: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds that a model keeps memory which another waits for, while it is asked for."),
+    ] = 2.0,
     lazy: Annotated[bool, typer.Option("--lazy", help="Load a model when it is first asked for.")] = False,
     running: Annotated[int, typer.Option(min=1, max=1024, help="Requests of a model that run at a time.")] = 16,
     waiting: Annotated[int, typer.Option(min=0, max=100_000, help="That wait; more are told to come again.")] = 256,
@@ -115,7 +119,7 @@ def serve(
         most_body=int(body * 2**20),
         grace=grace,
     )
-    shared = ModelSet(sources, most, lambda source, tell: load(source, tell, **engine), beside=caches)
+    shared = ModelSet(sources, most, lambda source, tell: load(source, tell, **engine), beside=caches, turn=turn)
     # Whatever does not fit is told before a model is loaded.
     with contextlib.closing(serving.bound_socket(host, port)) as listener, _logs():
         server = serving.Server(shared, settings, listener)

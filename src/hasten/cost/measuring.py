@@ -111,12 +111,18 @@ def alternating(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[
     return times
 
 
-def measured_intensity(runs: int = 5) -> float:
-    """FLOPs that this machine does while it moves a byte: a matrix product's rate over a large copy's."""
+def measured_rates(runs: int = 5) -> tuple[float, float]:
+    """FLOP/s of a matrix product and B/s of a large copy, both directions counted: the least of ``runs`` times each."""
     a, large = torch.randn(1024, 1024), torch.empty(1 << 26, dtype=torch.uint8)
     target = torch.empty_like(large)
     flops = 2 * 1024**3 / least_seconds(lambda: a @ a, runs)
-    return flops / (2 * large.nbytes / least_seconds(lambda: target.copy_(large), runs))
+    return flops, 2 * large.nbytes / least_seconds(lambda: target.copy_(large), runs)
+
+
+def measured_intensity(runs: int = 5) -> float:
+    """FLOPs that this machine does while it moves a byte: a matrix product's rate over a large copy's."""
+    flops, bandwidth = measured_rates(runs)
+    return flops / bandwidth
 
 
 def log_slope(sizes: Sequence[float], values: Sequence[float]) -> float:

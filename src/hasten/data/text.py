@@ -122,6 +122,22 @@ def sources(characters: int = 2_000_000) -> str:
     return "\n".join(texts)[:characters]
 
 
+def headers(characters: int = 2_000_000) -> str:
+    """C++ headers that torch carries, in order of their names.
+
+    Raises:
+        HastenError: this torch was packaged without them.
+    """
+    texts: list[str] = []
+    total = 0
+    for path in sorted((Path(torch.__file__).parent / "include" / "ATen").rglob("*.h")):
+        texts.append(path.read_text("utf-8", errors="replace"))
+        total += len(texts[-1])
+        if total >= characters:
+            return "\n".join(texts)[:characters]
+    raise HastenError("this torch carries no headers of its own to take text from: name a text file")
+
+
 def characters(text: str, alphabet: str | None = None) -> tuple[Tensor, str]:
     """A text as numbers: ids (n,) int64 and the alphabet they point into.
 

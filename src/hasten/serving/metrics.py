@@ -105,6 +105,10 @@ class Metrics:
         yield f"hasten_model_loads_total {models.loads}"
         yield from _described("hasten_model_evictions_total", "counter", "Times that a model left memory for another.")
         yield f"hasten_model_evictions_total {models.evictions}"
+        yield from _described("hasten_requests_held_back_total", "counter", "Requests whose model had to leave first.")
+        yield f"hasten_requests_held_back_total {models.held_back}"
+        yield from _described("hasten_model_read_ahead_bytes_total", "counter", "Read while models waited for memory.")
+        yield f"hasten_model_read_ahead_bytes_total {models.read_ahead}"
         entries = {_escaped(name): entry for name, entry in models.entries.items()}
         yield from _described("hasten_model_loaded", "gauge", "1 where a model is in memory.")
         for name, entry in entries.items():

@@ -1,8 +1,15 @@
-"""The models of a server: loaded when they are asked for, within a limit of memory; whoever is idle longest leaves."""
+"""The models of a server: loaded when they are asked for, within a limit of memory; whoever is idle longest leaves.
+
+Where not all fit, they take turns. Requests for one model are one group: they wait for one loading, and run together. A
+model that has waited for memory as long as a turn lasts has the next one: who asks from then on for those that must
+leave for it waits with the next group of theirs, so that what they answer ends. While a model waits its files are read
+ahead, into memory that the system has to spare.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import math
@@ -33,6 +40,8 @@ State = Literal["not loaded", "loading", "loaded", "failed"]
 _NAMED = re.compile(r"([A-Za-z0-9][\w.:-]{0,95})=(.+)", re.S)
 # How long a request waits for others to end, so that their model can leave.
 _PATIENCE = 60.0
+# How long a model has memory that another waits for.
+TURN = 2.0
 
 
 @dataclass(frozen=True)
@@ -74,18 +83,31 @@ class ModelSource:
 
     def bytes_on_disk(self) -> int:
         """Of the files that it is loaded from, as far as they are known before; 0 else."""
-        path = named_path(self.moved or self.source, "the model")
         known = next((a for a in assets.assets() if a.name == self.source), None)
         try:
-            if known is not None:
-                return known.size
-            if path.is_dir():
-                return sum(f.stat().st_size for f in path.glob("*.safetensors")) or sum(
-                    f.stat().st_size for f in path.glob("*.gguf")
-                )
-            return path.stat().st_size
+            return known.size if known is not None else sum(f.stat().st_size for f in self.files())
         except OSError:
             return 0
+
+    def files(self) -> list[Path]:
+        """That hold its weights, as far as they are known before: none of an asset, or of what is not there."""
+        path = named_path(self.moved or self.source, "the model")
+        if path.is_dir():
+            return sorted(path.glob("*.safetensors")) or sorted(path.glob("*.gguf"))
+        return [path] if path.exists() else []
+
+    def read_ahead(self) -> int:
+        """Asks the system to read its files while there is time, into memory that it may take back; bytes asked for."""
+        asked = 0
+        for path in self.files() if hasattr(os, "posix_fadvise") else ():
+            with contextlib.suppress(OSError):
+                file = os.open(path, os.O_RDONLY)
+                try:
+                    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+                    asked += os.fstat(file).st_size
+                finally:
+                    os.close(file)
+        return asked
 
 
 def _whole(path: Path) -> Path:
@@ -130,10 +152,12 @@ class Entry:
         loaded: it, while it is.
         users: requests that it answers.
         used: ``time.monotonic()`` of the last one's end.
+        begun: the same of when it was loaded.
         bytes: that it takes; what its files take until it was loaded once.
         error: why it could not be loaded.
         note: what is happening while it is loaded.
         seconds: that loading took.
+        leaving: whether it must leave for another: who asks for it now waits until it has.
         created: Unix time of when it was made known.
     """
 
@@ -142,10 +166,12 @@ class Entry:
     loaded: ServedModel | None = None
     users: int = 0
     used: float = 0.0
+    begun: float = 0.0
     bytes: int = 0
     error: str = ""
     note: str = ""
     seconds: float | None = None
+    leaving: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -186,9 +212,15 @@ class ModelSet:
         memory: bytes that all loaded ones take at most; None for no limit.
         loader: loads one, in a thread of its own: takes the source and what is told the progress.
         beside: bytes that each takes besides its files, as far as is known before.
+        turn: seconds for which a model keeps memory that another waits for, while it is asked for.
+
+    Attributes:
+        loads, evictions: how often a model was loaded, and left memory for another.
+        held_back: requests that waited because their model had to leave.
+        read_ahead: bytes of files that were asked for while their model waited for memory.
 
     Raises:
-        HastenError: there is none, two have one name, or one cannot fit.
+        HastenError: there is none, two have one name, one cannot fit, or a turn below 0.
     """
 
     def __init__(
@@ -197,7 +229,10 @@ class ModelSet:
         memory: float | None,
         loader: Callable[[ModelSource, Callable[[str], None]], ServedModel],
         beside: int = 0,
+        turn: float = TURN,
     ) -> None:
+        if not turn >= 0:
+            raise HastenError(f"a turn of {turn:g} seconds: give 0 or more")
         if not sources:
             raise HastenError("no model is named: name one")
         names = [s.name for s in sources]
@@ -206,7 +241,8 @@ class ModelSet:
                 raise HastenError(f"two models are called {name}: give one another name, NAME={name}")
         self.entries = {s.name: Entry(s, bytes=s.bytes_on_disk() + beside) for s in sources}
         self.memory = math.inf if memory is None else memory
-        self.evictions = self.loads = 0
+        self.evictions = self.loads = self.held_back = self.read_ahead = 0
+        self._turn_seconds = turn
         self._loader = loader
         self._loading: dict[str, asyncio.Task[ServedModel]] = {}
         self._turn = asyncio.Lock()  # one is loaded at a time
@@ -256,6 +292,10 @@ class ModelSet:
             ApiError: there is none of this name, it cannot be loaded, or others take its memory too long.
         """
         entry = self.entry(name)
+        if entry.leaving:
+            self.held_back += 1
+            async with self._idle:
+                await self._idle.wait_for(lambda: not entry.leaving)
         entry.users += 1  # from here on nobody sends it away
         try:
             while entry.loaded is None:
@@ -341,6 +381,7 @@ class ModelSet:
 
     def _has(self, entry: Entry, loaded: ServedModel) -> None:
         entry.loaded, entry.bytes, entry.state, entry.used = loaded, loaded.bytes, "loaded", time.monotonic()
+        entry.begun = entry.used
         self.loads += 1
 
     def _check_fits(self, entry: Entry) -> None:
@@ -351,28 +392,59 @@ class ModelSet:
             )
 
     async def _make_room(self, entry: Entry, loaded: bool = False) -> None:
-        """Sends idle models away, longest idle first, until there is memory for one.
+        """Sends idle models away, longest idle first, until there is memory for one; after a turn others must leave.
 
         Raises:
             ApiError: the others are at work for too long.
         """
-        deadline = time.monotonic() + _PATIENCE
+        started = time.monotonic()
         needed = 0 if loaded else entry.bytes
-        while self.bytes + needed > self.memory:
-            idle = [e for e in self.entries.values() if e.loaded is not None and not e.users and e is not entry]
-            if idle:
-                await self._send_away(min(idle, key=lambda e: e.used))
-                continue
-            left = deadline - time.monotonic()
-            if left <= 0 or loaded:
+        chosen: list[Entry] = []
+        ahead = False
+        try:
+            while self.bytes + needed > self.memory:
+                idle = [e for e in self.entries.values() if e.loaded is not None and not e.users and e is not entry]
+                if idle:
+                    await self._send_away(min(idle, key=lambda e: e.used))
+                    continue
+                waited = time.monotonic() - started
                 if loaded:
                     return  # it came out larger than its files; others leave as they end
-                raise busy(f"other models are at work, and there is no memory for {entry.source.name}", 30, status=503)
+                if waited >= _PATIENCE:
+                    name = entry.source.name
+                    raise busy(f"other models are at work, and there is no memory for {name}", 30, status=503)
+                if not ahead:
+                    ahead = True
+                    self.read_ahead += await asyncio.to_thread(entry.source.read_ahead)
+                    continue  # meanwhile one may have become idle
+                if waited >= self._turn_seconds and not chosen:
+                    chosen = self._choose_leaving(needed)
+                until = _PATIENCE if chosen else min(self._turn_seconds, _PATIENCE)
+                async with self._idle:
+                    try:
+                        await asyncio.wait_for(self._idle.wait(), max(0.0, until - waited))
+                    except TimeoutError:
+                        pass
+        finally:
+            await self._let_in(chosen)
+
+    def _choose_leaving(self, needed: int) -> list[Entry]:
+        """As many of those that are loaded as must leave, whoever was loaded the longest ago first."""
+        found: list[Entry] = []
+        for entry in sorted((e for e in self.entries.values() if e.loaded is not None), key=lambda e: e.begun):
+            if self.bytes - sum(e.bytes for e in found) + needed <= self.memory:
+                break
+            entry.leaving = True
+            found.append(entry)
+        return found
+
+    async def _let_in(self, entries: Sequence[Entry]) -> None:
+        """Who was held back from these may ask again."""
+        for entry in entries:
+            entry.leaving = False
+        if entries:
             async with self._idle:
-                try:
-                    await asyncio.wait_for(self._idle.wait(), left)
-                except TimeoutError:
-                    pass
+                self._idle.notify_all()
 
     async def _send_away(self, entry: Entry) -> None:
         loaded, entry.loaded, entry.state = entry.loaded, None, "not loaded"

@@ -223,6 +223,10 @@ class ManagedCache:
     def __len__(self) -> int:
         return len(self._held)
 
+    def __iter__(self) -> Iterator[Hashable]:
+        """What it holds now."""
+        return iter(tuple(self._held))
+
     def use(self, key: Hashable, size: int, *, change: bool = False, pinned: Iterable[Hashable] = ()) -> list[Hashable]:
         """Uses a thing, bringing it in where it is not; what was thrown out for it.
 

@@ -434,6 +434,7 @@ class _Tasks:
             einsums=tuple(self.members[task]),
             anchor=place,
             ways=tuple(n for r, n in anchor.ranks if r in anchor.output.ranks and n > 1),
+            inputs=tuple(given.items()),
         )
 
     def _edge(self, producer: int, consumer: int, tensor: str) -> WorkEdge:
@@ -487,6 +488,8 @@ class _Tasks:
                     buffer_bytes=min(size.nbytes, row * rows),
                     producer_held=self._held(own, along),
                     consumer_held=self._held(other, along),
+                    producer_whole=self._whole(own, along),
+                    consumer_whole=self._whole(other, along),
                 )
             )
         return tuple(dict.fromkeys(found))
@@ -496,17 +499,28 @@ class _Tasks:
 
     def _held(self, members: Sequence[int], along: Mapping[int, str]) -> int:
         """Bytes of weights that Einsums which go along a rank read at each step again: all that lack the rank."""
+        lacking = self._lacking(members, along)
+        return sum(n for name, n in lacking.items() if self.cascade.tensors[name].role in (Role.WEIGHT, Role.STATE))
+
+    def _whole(self, members: Sequence[int], along: Mapping[int, str]) -> tuple[str, ...]:
+        """Other tensors that they are given and read at each step again."""
+        made = {self.cascade.einsums[i].output.tensor for i in members}
+        kept = (Role.WEIGHT, Role.STATE)
+        lacking = self._lacking(members, along)
+        return tuple(n for n in lacking if n not in made and self.cascade.tensors[n].role not in kept)
+
+    def _lacking(self, members: Sequence[int], along: Mapping[int, str]) -> dict[str, int]:
+        """Tensors that lack the rank along which Einsums go -> bytes that are read of them."""
         found: dict[str, int] = {}
         for i in members:
             if not along[i]:
                 continue
             einsum = self.cascade.einsums[i]
             for j, access in enumerate(einsum.inputs):
-                tensor = self.cascade.tensors[access.tensor]
-                fine = self.fine.cascade.einsums[i].inputs[j]
-                if tensor.role in (Role.WEIGHT, Role.STATE) and along[i] not in fine.ranks:
-                    found[tensor.name] = max(found.get(tensor.name, 0), self.cascade.access_bytes(einsum, access))
-        return sum(found.values())
+                if along[i] not in self.fine.cascade.einsums[i].inputs[j].ranks:
+                    size = self.cascade.access_bytes(einsum, access)
+                    found[access.tensor] = max(found.get(access.tensor, 0), size)
+        return found
 
 
 def apart(cascade: Cascade, members: Sequence[int]) -> tuple[Cascade, dict[int, int]]:

@@ -15,7 +15,7 @@ from enum import StrEnum
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import networkx as nx
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
@@ -23,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from hasten.errors import HastenError
 from hasten.files import parse_toml, read_text
 from hasten.workload.einsum import Op
+
+N = TypeVar("N", int, float)
 
 
 class EdgeKind(StrEnum):
@@ -48,6 +50,7 @@ class WorkTask:
         einsums: places in the cascade that it was made from.
         anchor: place of the Einsum by whose ranks its direction is named; -1 where there is no cascade.
         ways: sizes of the ranks along which its work can be divided among cores; empty where it divides evenly.
+        inputs: (name, bytes) of what comes from outside, as far as names are known: tasks of one stage read it once.
     """
 
     name: str
@@ -61,6 +64,7 @@ class WorkTask:
     einsums: tuple[int, ...] = ()
     anchor: int = -1
     ways: tuple[int, ...] = ()
+    inputs: tuple[tuple[str, int], ...] = ()
 
     @property
     def flops(self) -> int:
@@ -81,6 +85,7 @@ class Stream:
         folds: whether the consumer sums over that rank, so that its own result is complete only after the last tile.
         buffer_bytes: that are held between the two: a tile, or as many as a window spans.
         producer_held, consumer_held: bytes of weights that lack the rank: read again at each step, unless kept.
+        producer_whole, consumer_whole: names of other tensors that lack it: all of each is needed at each step.
     """
 
     producer: str = ""
@@ -90,6 +95,8 @@ class Stream:
     buffer_bytes: int = 0
     producer_held: int = 0
     consumer_held: int = 0
+    producer_whole: tuple[str, ...] = ()
+    consumer_whole: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,51 @@ class Pipeline:
             key = (edge.producer, edge.tensor)
             buffers[key] = max(buffers.get(key, 0), 2 * stream.buffer_bytes)
         return sum(buffers.values())
+
+    @property
+    def whole(self) -> dict[str, frozenset[str]]:
+        """Task -> names of tensors, weights aside, of which it needs all at each step."""
+        found: dict[str, frozenset[str]] = {}
+        for edge, stream in self.streams:
+            for task, names in ((edge.producer, stream.producer_whole), (edge.consumer, stream.consumer_whole)):
+                found[task] = found.get(task, frozenset()) | frozenset(names)
+        return found
+
+    @cached_property
+    def steps(self) -> dict[str, int]:
+        """Task -> tiles in which it goes, of those that stream."""
+        found: dict[str, int] = {}
+        for edge, stream in self.streams:
+            for task in (edge.producer, edge.consumer):
+                found[task] = max(found.get(task, 1), stream.steps)
+        return found
+
+    def fill(self, whole: Mapping[str, N], tile: Mapping[str, N]) -> N | int:
+        """What a pipeline takes beyond its slowest task: the tiles of the others on the longest way through it.
+
+        Args:
+            whole: task -> the time that all of it takes, in whatever unit.
+            tile: likewise of one of its tiles, for the tasks of `steps`.
+        """
+        part = {t: t for t in self.steps}  # task -> the first task of those that it is joined with
+
+        def root(task: str) -> str:
+            while part[task] != task:
+                task = part[task]
+            return task
+
+        longest = {t: tile[t] for t in self.steps}
+        for task in self.along:  # in the graph's order
+            for edge, _ in self.streams:
+                if edge.consumer == task:
+                    longest[task] = max(longest[task], longest[edge.producer] + tile[task])
+                    part[root(task)] = root(edge.producer)
+        found: N | int = 0
+        for head in {root(t) for t in self.steps}:
+            own = [t for t in self.steps if root(t) == head]
+            slowest = max(own, key=lambda t: whole[t])
+            found = max(found, max(longest[t] for t in own) - tile[slowest])
+        return found
 
 
 @dataclass(frozen=True)

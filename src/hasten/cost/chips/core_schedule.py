@@ -217,33 +217,8 @@ def _pipeline(graph: WorkGraph, tasks: Sequence[str] | frozenset[str]) -> Pipeli
 
 
 def _fill(pipeline: Pipeline, cycles: Mapping[str, int]) -> int:
-    """Cycles that a pipeline takes beyond its slowest task: the tiles of the others on the longest way through it."""
-    if not pipeline.streams:
-        return 0
-    steps: dict[str, int] = {}
-    for edge, stream in pipeline.streams:
-        for task in (edge.producer, edge.consumer):
-            steps[task] = max(steps.get(task, 1), stream.steps)
-    tiles = {t: -(-cycles[t] // n) for t, n in steps.items()}
-    part = {t: t for t in steps}  # task -> the first task of those that it is joined with
-
-    def root(task: str) -> str:
-        while part[task] != task:
-            task = part[task]
-        return task
-
-    longest = dict(tiles)
-    for task in pipeline.along:  # in the graph's order
-        for edge, _ in pipeline.streams:
-            if edge.consumer == task:
-                longest[task] = max(longest[task], longest[edge.producer] + tiles[task])
-                part[root(task)] = root(edge.producer)
-    found = 0
-    for head in {root(t) for t in steps}:
-        own = [t for t in steps if root(t) == head]
-        slowest = max(own, key=lambda t: cycles[t])
-        found = max(found, max(longest[t] for t in own) - tiles[slowest])
-    return found
+    """Cycles that a pipeline takes beyond its slowest task."""
+    return pipeline.fill(cycles, {t: -(-cycles[t] // n) for t, n in pipeline.steps.items()})
 
 
 def _moved(

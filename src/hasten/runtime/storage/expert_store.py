@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
 import time
 import weakref
 import zlib
@@ -25,11 +24,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hasten.errors import HastenError
-from hasten.files import parse_json, write_aside
+from hasten.files import write_aside
 from hasten.models.language.smallthinker import HeadPredictor, SmallThinkerLM
 from hasten.nn.attention import LayerCache
 from hasten.nn.reglu_experts import Expert, route
 from hasten.runtime.storage.expert_forms import expert_form
+from hasten.runtime.storage.tensor_file import Throttle, tensor_places
 
 Key = tuple[int, int]
 _FORM = "form"  # in a file's metadata, beside the bundles' checksums
@@ -78,36 +78,28 @@ class ExpertFile:
     """
 
     def __init__(self, path: str | Path, *, bandwidth: float | None = None, drop: bool = True) -> None:
-        self.path, self.bandwidth, self._drop = Path(path), bandwidth, drop
+        self.path, self._drop = Path(path), drop
         try:
             self._file = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise HastenError(f"cannot read {path}: {error.strerror}") from None
         weakref.finalize(self, os.close, self._file)
-        self._end = os.fstat(self._file).st_size
         try:
-            size = int.from_bytes(os.pread(self._file, 8, 0), "little")
-            if not 0 < size <= min(self._end, 1 << 26):
-                raise ValueError("no header")
-            header = parse_json(os.pread(self._file, size, 8))
-            metadata = header.pop("__metadata__")
+            tensors, metadata = tensor_places(self._file)
             # Files of before have no form, and are plain.
             self.form = expert_form(metadata.pop(_FORM, "fp32"))
             self._sums = {_key(n): int(c) for n, c in metadata.items()}
             self._places: dict[Key, tuple[int, int]] = {}
             shapes = set()
-            for name, entry in header.items():
-                begin, end = entry["data_offsets"]
-                shape = tuple(int(s) for s in entry["shape"])
-                if entry["dtype"] != self.form.dtype or len(shape) != 3 or shape[0] != 3 or min(shape) < 1:
+            for name, place in tensors.items():
+                shape = place.shape
+                if place.dtype != self.form.dtype or len(shape) != 3 or shape[0] != 3 or min(shape) < 1:
                     raise ValueError(f"expert {name} has a wrong shape")
                 shape = self.form.shape(shape)
-                if end - begin != self.form.nbytes(shape):
+                if place.nbytes != self.form.nbytes(shape):
                     raise ValueError(f"expert {name} has a wrong size")
-                if not 0 <= begin <= end or 8 + size + end > self._end:
-                    raise ValueError("it ends too early")
                 shapes.add(shape)
-                self._places[_key(name)] = (8 + size + begin, end - begin)
+                self._places[_key(name)] = (place.begin, place.nbytes)
             if len(shapes) != 1 or set(self._sums) != set(self._places):
                 raise ValueError("its experts differ")
             self.shape = shapes.pop()
@@ -118,8 +110,7 @@ class ExpertFile:
             os.fsync(self._file)
             os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
             os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead of what is asked for
-        self._lock = threading.Lock()
-        self._free_at = 0.0
+        self._throttle = Throttle(bandwidth)
 
     def __contains__(self, key: Key) -> bool:
         return key in self._places
@@ -156,12 +147,7 @@ class ExpertFile:
             raise HastenError(f"reading expert {key} from {self.path} failed ({error.strerror})") from None
         if done != size or zlib.crc32(data) != self._sums[key]:
             raise HastenError(f"expert {key} in {self.path} is damaged: write the file again")
-        if self.bandwidth:
-            # One device: reads queue behind each other.
-            with self._lock:
-                self._free_at = max(self._free_at, begun) + size / self.bandwidth
-                until = self._free_at
-            time.sleep(max(0.0, until - time.perf_counter()))
+        self._throttle.wait(begun, size)
         return self.form.held(data, self.shape)
 
 

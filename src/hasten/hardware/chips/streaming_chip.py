@@ -1,0 +1,101 @@
+"""Chips that run whole sections of a graph at once, with three tiers of memory: data files, with sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
+
+from hasten.dtypes import BITS
+from hasten.hardware.chips.data_folder import DataFolder
+
+
+class StreamingChip(BaseModel):
+    """Compute units and memory units in a mesh, fast memory beside them, and a large store behind that.
+
+    Every figure is of one socket; `node` gives several as one chip, as tensor parallelism uses them.
+
+    Args:
+        name, title: short, and for people.
+        compute_units: that multiply, or compute element by element.
+        memory_units: scratchpads on the chip.
+        unit_bytes: of one of them.
+        flops: FLOP/s of all compute units.
+        memory_bytes, bandwidth: of the fast memory, bytes and B/s.
+        store_bytes, store_bandwidth: of the store; B/s at which it fills the fast memory.
+        host_command: seconds of each of the three commands of a host that launches a section: loading its program,
+            loading its arguments, executing it.
+        scheduled_launch: seconds from section to section where the chip walks through a schedule that it was given.
+        sockets: that are side by side.
+        dtype: format of numbers.
+        source: where the figures are from.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    title: str
+    compute_units: PositiveInt
+    memory_units: NonNegativeInt
+    unit_bytes: PositiveInt
+    flops: PositiveFloat = Field(allow_inf_nan=False)
+    memory_bytes: PositiveInt
+    bandwidth: PositiveFloat = Field(allow_inf_nan=False)
+    store_bytes: NonNegativeInt
+    store_bandwidth: PositiveFloat = Field(allow_inf_nan=False)
+    host_command: NonNegativeFloat = Field(allow_inf_nan=False)
+    scheduled_launch: NonNegativeFloat = Field(allow_inf_nan=False)
+    sockets: PositiveInt = 1
+    dtype: str = "bf16"
+    source: str = ""
+
+    @field_validator("dtype")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in BITS:
+            raise ValueError(f"there is no number format {value[:20]!r}")
+        return value
+
+    @property
+    def on_chip(self) -> int:
+        """Bytes of all memory units."""
+        return self.memory_units * self.unit_bytes
+
+    def node(self, sockets: int) -> StreamingChip:
+        """So many sockets as one chip: links between them cost nothing here."""
+        times = (
+            "compute_units",
+            "memory_units",
+            "flops",
+            "memory_bytes",
+            "bandwidth",
+            "store_bytes",
+            "store_bandwidth",
+        )
+        changed = {name: getattr(self, name) * sockets for name in times} | {"sockets": self.sockets * sockets}
+        return type(self).model_validate(self.model_dump() | changed)
+
+
+_CHIPS = DataFolder("streaming", StreamingChip, "streaming chip")
+
+
+def streaming_chips() -> list[str]:
+    """Names of the chips that are here."""
+    return _CHIPS.names()
+
+
+def streaming_chip(name_or_path: str | Path) -> StreamingChip:
+    """A chip by name (`streaming_chips`), or from a TOML file of the same form.
+
+    Raises:
+        HastenError: no such chip or file, or a figure missing, misspelt or impossible, such as a bandwidth of 0.
+    """
+    return _CHIPS.read(name_or_path)
