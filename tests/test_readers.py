@@ -24,6 +24,7 @@ from hasten.data.text import read_text
 from hasten.data.video import frames
 from hasten.errors import HastenError
 from hasten.hardware import load_device
+from hasten.hardware.chips.flow_graph import flow_graph
 from hasten.hardware.chips.fpga_board import fpga_board
 from hasten.hardware.chips.memory_part import memory_part
 from hasten.models.loading.checkpoint import read_tensors
@@ -91,6 +92,8 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "device": ("device.toml", load_device),
     "DRAM part": ("part.toml", memory_part),
     "FPGA board": ("board.toml", fpga_board),
+    "flow graph": ("flow.toml", flow_graph),
+    "flow graph, CSV": ("flow.csv", flow_graph),
     "table of circuits": ("designs.csv", read_synthesised),
     "sub-network": ("net.json", read_sub_network),
     "sub-network's folder": ("run.config", lambda p: read_sub_network(p.parent)),

@@ -56,6 +56,7 @@ SMALL: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
         ("ascan", "cell", "chain", "darts", "hiera", "plain", "proxyless"), lambda *_: {"device": "pi5", "epochs": 0.1}
     ),
     "autodistill": lambda folder, model: {"teacher_steps": 2, "flash": 1},
+    "cascade": lambda *_: {"steps": 5, "count": 1000},
     "dense": lambda folder, model: {"epochs": 0.1},  # its latency is measured here
     "hourglass": lambda folder, model: {"steps": 1},
     "hourglass-superres": lambda folder, model: {"steps": 1},
