@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from hasten.errors import HastenError
 from hasten.models import load_network, load_packed
+from hasten.nn import PackedGatedExperts
 from hasten.nn.packed import PackedLinear
 
-from ..conftest import logits, tiny
+from ..conftest import logits, random_network, tiny
 
 GROUP = 32
 AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -62,13 +63,13 @@ SAID: dict[str, dict[str, Any]] = {
 }
 
 
-def quantized(folder: Path, method: str) -> dict[str, torch.Tensor]:
+def quantized(folder: Path, method: str, network: Any = None) -> dict[str, torch.Tensor]:
     """Writes a folder with the layers' matrices packed; returns what they mean."""
-    tiny("llama").save_pretrained(folder)
+    (tiny("llama") if network is None else network).save_pretrained(folder)
     generator = torch.Generator().manual_seed(1)
     meant, tensors = {}, {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        if "_proj.weight" not in name:
+    for name, tensor in one_by_one(load_file(folder / "model.safetensors")).items():
+        if "_proj.weight" not in name and ".experts." not in name:
             tensors[name] = tensor
             continue
         q = torch.randint(0, 16, tensor.shape, generator=generator)
@@ -81,6 +82,21 @@ def quantized(folder: Path, method: str) -> dict[str, torch.Tensor]:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     say(folder, SAID[method])
     return meant
+
+
+def one_by_one(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """With a tensor for each matrix of an expert, as folders had them that were quantized; those that are so stay."""
+    found = {}
+    for name, tensor in tensors.items():
+        layer, experts, part = name.partition(".experts.")
+        if not experts or tensor.dim() != 3:
+            found[name] = tensor
+            continue
+        for number, matrix in enumerate(tensor):
+            parts = ("gate_proj", "up_proj") if part == "gate_up_proj" else (part,)
+            for one, rows in zip(parts, matrix.chunk(len(parts)), strict=True):
+                found[f"{layer}.experts.{number}.{one}.weight"] = rows.contiguous()
+    return found
 
 
 def say(folder: Path, quantization: dict[str, Any]) -> None:
@@ -129,4 +145,57 @@ def test_columns_in_another_order_are_refused(tmp_path: Path) -> None:
     tensors[name] = tensors[name].flip(0).contiguous()
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(HastenError, match="act-order"):
+        load_packed(tmp_path)
+
+
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gptq": ("Qwen3MoeConfig", {"num_experts": 3, "moe_intermediate_size": 64, "num_experts_per_tok": 2}),
+    "awq": ("MixtralConfig", {"num_local_experts": 3}),
+    "compressed-tensors": (
+        "Qwen2MoeConfig",
+        {
+            "num_experts": 3,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 96,
+            "num_experts_per_tok": 2,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("method", SAID)
+def test_experts_stay_packed(tmp_path: Path, ids: torch.Tensor, method: str) -> None:
+    kind, sizes = MIXTURES[method]
+    meant = quantized(tmp_path, method, random_network(kind, **sizes))
+    assert sum(".experts.1." in name for name in meant) == 2 * 3
+    plain, packed = load_network(tmp_path).network, load_packed(tmp_path, int8=True).network
+    for index, layer in enumerate(packed.model.layers):
+        experts = layer.mlp.experts
+        assert isinstance(experts, PackedGatedExperts)
+        assert experts.int8
+        known = plain.model.layers[index].mlp.experts
+        for name, stack in experts.stacks().items():
+            assert (stack.bits, stack.group) == (4, GROUP)
+            torch.testing.assert_close(stack.dequantize(), getattr(known, name), rtol=0, atol=15 * 0.03 * 2**-11)
+    exact = load_packed(tmp_path).network
+    torch.testing.assert_close(logits(exact, ids), logits(plain, ids), rtol=0, atol=0.02)
+
+
+def test_experts_that_the_config_does_not_ask_for_are_one_line(tmp_path: Path) -> None:
+    kind, sizes = MIXTURES["gptq"]
+    quantized(tmp_path, "gptq", random_network(kind, **sizes))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "moe_intermediate_size": 96}))
+    with pytest.raises(HastenError, match="have other shapes than its config asks for") as caught:
+        load_packed(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_expert_without_one_of_its_matrices_is_one_line(tmp_path: Path) -> None:
+    kind, sizes = MIXTURES["gptq"]
+    quantized(tmp_path, "gptq", random_network(kind, **sizes))
+    file = tmp_path / "model.safetensors"
+    whole = load_file(file)
+    save_file({k: t for k, t in whole.items() if ".experts.1.up_proj." not in k}, file)
+    with pytest.raises(HastenError, match="lacks matrices of some of its 3 experts"):
         load_packed(tmp_path)

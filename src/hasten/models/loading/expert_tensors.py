@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hasten.errors import HastenError
 from hasten.kernels import block_formats
+from hasten.models.loading.int4_folder import Int4
 from hasten.nn.packed_experts import PackedGatedExperts, plain_parts
 
 # The number of the format among `hasten.kernels.block_formats`, and its block.
@@ -35,15 +36,7 @@ def stack_experts(weights: dict[str, Tensor], where: Path) -> None:
     """
     for key in [k for k in weights if _OLD_ROUTER in k]:
         weights[key.replace(_OLD_ROUTER, ".mlp.gate.")] = weights.pop(key)
-    layers: dict[str, dict[tuple[str, int], str]] = {}
-    for key in weights:
-        if found := _EXPERT.fullmatch(key):
-            layers.setdefault(found[1], {})[_PARTS[found[3]], int(found[2])] = key
-    for layer, keys in layers.items():
-        count = 1 + max(number for _, number in keys)
-        wanted = [(part, number) for part in ("gate", "up", "down") for number in range(count)]
-        if any(pair not in keys for pair in wanted) or len(keys) != len(wanted):
-            raise HastenError(f"{where}: {layer[:60]} lacks matrices of some of its {count} experts: fetch it again")
+    for layer, (count, keys) in _experts_by_layer(weights, where).items():
         try:
             both = [torch.cat((weights.pop(keys["gate", e]), weights.pop(keys["up", e]))) for e in range(count)]
             weights[f"{layer}.mlp.experts.gate_up_proj"] = torch.stack(both)
@@ -53,6 +46,77 @@ def stack_experts(weights: dict[str, Tensor], where: Path) -> None:
             )
         except RuntimeError:
             raise HastenError(f"{where}: experts of {layer[:60]} differ in shape: fetch or copy it again") from None
+
+
+def _experts_by_layer(names: Iterable[str], where: Path) -> dict[str, tuple[int, dict[tuple[str, int], str]]]:
+    """Of each layer that has experts, by the name before theirs, how many and the names of their matrices by part
+    (``gate``, ``up``, ``down``) and number.
+
+    Raises:
+        HastenError: a layer lacks a matrix of an expert.
+    """
+    layers: dict[str, dict[tuple[str, int], str]] = {}
+    for name in names:
+        if found := _EXPERT.fullmatch(name):
+            layers.setdefault(found[1], {})[_PARTS[found[3]], int(found[2])] = name
+    complete = {}
+    for layer, keys in layers.items():
+        count = 1 + max(number for _, number in keys)
+        if len(keys) != 3 * count:
+            raise HastenError(f"{where}: {layer[:60]} lacks matrices of some of its {count} experts: fetch it again")
+        complete[layer] = count, keys
+    return complete
+
+
+def fill_int4_experts(
+    network: Any, weights: dict[str, Int4], where: Path, *, bf16: bool = False, int8: bool = False
+) -> None:
+    """Puts `PackedGatedExperts` in the place of experts whose matrices are int4, one tensor a matrix.
+
+    Args:
+        network: on the meta device.
+        weights: int4 weights by name; those of experts are taken out.
+        where: the folder, for messages.
+        bf16, int8: as for `PackedGatedExperts`.
+
+    Raises:
+        HastenError: a layer lacks a matrix of an expert, or has them in other shapes or groups than the network asks
+            for, or of a kind that cannot be packed.
+    """
+    modules = dict(network.named_modules())
+    for layer, (count, keys) in _experts_by_layer(weights, where).items():
+        name = f"{layer}.mlp.experts"
+        experts = modules.get(name)
+        reason = "its config asks for none" if experts is None else PackedGatedExperts.why_not(experts)
+        if experts is None or reason:
+            raise HastenError(f"{where}: int4 experts {name[:60]!r} have no counterpart here: {reason}")
+        plain = plain_parts(experts)
+        found = {pair: weights.pop(key) for pair, key in keys.items()}
+        groups = {weight.group for weight in found.values()}
+        shapes = {"gate": (plain.inner, plain.hidden), "down": (plain.hidden, plain.inner)}
+        right = all(tuple(w.codes.shape) == shapes.get(part, shapes["gate"]) for (part, _), w in found.items())
+        if count != plain.experts or not right or plain.biases is not None:
+            raise HastenError(f"{where}: experts {name[:60]!r} have other shapes than its config asks for")
+        if len(groups) > 1:
+            raise HastenError(f"{where}: experts {name[:60]!r} are in groups of several sizes: give a GGUF file")
+        with torch.device("meta"):
+            made = PackedGatedExperts(
+                count,
+                plain.hidden,
+                plain.inner,
+                bits=4,
+                group=groups.pop(),
+                activation=plain.activation,
+                clamped=plain.clamped,
+                bf16=bf16,
+                int8=int8,
+            )
+        for stack, parts in (("gate_up_proj", ("gate", "up")), ("down_proj", ("down",))):
+            each = [[found.pop((part, e)).packed() for part in parts] for e in range(count)]
+            codes, scales, mins = (torch.stack([torch.cat([w[i] for w in own]) for own in each]) for i in range(3))
+            made.stack(stack).fill(codes, scales, mins)
+        owner, _, child = name.rpartition(".")
+        setattr(network.get_submodule(owner), child, made)
 
 
 class MxExperts(NamedTuple):

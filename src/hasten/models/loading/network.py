@@ -53,8 +53,8 @@ def load_packed(
 
     Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS, MXFP4, F16, BF16 and F32 matrices keep their codes; a
     matrix in another format is packed to 8 bits. At no time is more in memory than what the file holds and one matrix.
-    Of folders those with int4 weights of GPTQ, AWQ or compressed-tensors, or with MXFP4 experts (gpt-oss), come so, the
-    rest of them in fp32.
+    Of folders those with int4 weights of GPTQ, AWQ or compressed-tensors, of a mixture's experts too, or with MXFP4
+    experts (gpt-oss), come so, the rest of them in fp32.
 
     Args:
         source: a ``.gguf`` file, the name of an asset that is one, or a folder with int4 weights or MXFP4 experts.
@@ -71,7 +71,7 @@ def load_packed(
         path = assets.get(origin, progress)
     if path.is_dir():
         with one_thread():
-            return from_folder_packed(path, path.name, origin, bf16)
+            return from_folder_packed(path, path.name, origin, bf16, int8)
     if path.suffix != ".gguf":
         raise HastenError(f"{source} is not a GGUF file: only those come packed")
     with one_thread():

@@ -15,8 +15,14 @@ from hasten.dtypes import nbytes
 from hasten.errors import HastenError
 from hasten.models.loading.assemble import assemble, fill_network
 from hasten.models.loading.config import FAMILIES, build, config_of, json_object, quiet
-from hasten.models.loading.expert_tensors import fill_experts, packs_mxfp4, stack_experts, take_mxfp4
-from hasten.models.loading.int4_folder import take_int4
+from hasten.models.loading.expert_tensors import (
+    fill_experts,
+    fill_int4_experts,
+    packs_mxfp4,
+    stack_experts,
+    take_mxfp4,
+)
+from hasten.models.loading.int4_folder import Int4, take_int4
 from hasten.models.loading.loaded import Loaded, check_descriptions, fingerprint
 from hasten.nn.packed import PackedLinear
 
@@ -44,7 +50,7 @@ def from_folder(folder: Path, name: str, source: str, dtype: torch.dtype) -> Loa
     return Loaded(network, name, source, fingerprint([folder / CONFIG, *shards]), _folder=folder)
 
 
-def from_folder_packed(folder: Path, name: str, source: str, bf16: bool) -> Loaded:
+def from_folder_packed(folder: Path, name: str, source: str, bf16: bool, int8: bool = False) -> Loaded:
     """A folder's network with its int4 weights, or its MXFP4 experts, as they are, and the rest in fp32.
 
     Raises:
@@ -56,18 +62,32 @@ def from_folder_packed(folder: Path, name: str, source: str, bf16: bool) -> Load
     shards = _shards(folder)
     weights = _read(shards, quantized=True)
     network = build(config)
+    packed: dict[str, Int4] = {}
     if packs_mxfp4(said):
         fill_experts(network, weights, folder)
-        said = {}
-    for key, weight in (take_int4(said, weights, folder) if said else {}).items():
+    else:
+        packed = take_int4(said, weights, folder)
+        fill_int4_experts(network, packed, folder, bf16=bf16, int8=int8)
+        stack_experts(weights, folder)
+    modules = dict(network.named_modules())
+    for key, weight in packed.items():
         owner, _, child = key.removesuffix(".weight").rpartition(".")
-        old = dict(network.named_modules()).get(key.removesuffix(".weight"))
-        if not isinstance(old, torch.nn.Linear) or tuple(old.weight.shape) != tuple(weight.codes.shape):
+        old = modules.get(key.removesuffix(".weight"))
+        if old is not None and not isinstance(old, torch.nn.Linear):
+            weights[key] = weight.dequantize()  # a router's, which is no linear layer
+            continue
+        if old is None or tuple(old.weight.shape) != tuple(weight.codes.shape):
             shape = tuple(weight.codes.shape)
             raise HastenError(f"{folder}: {key[:60]} has shape {shape}, its config asks for another")
         with torch.device("meta"):
             new = PackedLinear(
-                old.in_features, old.out_features, old.bias is not None, bits=4, group=weight.group, bf16=bf16
+                old.in_features,
+                old.out_features,
+                old.bias is not None,
+                bits=4,
+                group=weight.group,
+                bf16=bf16,
+                int8=int8,
             )
         new.fill(*weight.packed())
         setattr(network.get_submodule(owner), child, new)
