@@ -364,6 +364,63 @@ def test_a_compiled_prompt_attends_to_what_is_before():
     assert seconds("fused", f"{name}(causal)", 1) == pytest.approx(1e-3 * 25, rel=1e-2)
 
 
+def test_a_compiled_step_attends_to_its_cache_as_it_is_kept():
+    """By the curve of the cache's format and of a head's shared queries; what reads the cache takes nothing itself."""
+    axes = ("heads", "shared", "queries", "keys", "size")
+    curves = [
+        Curve(
+            operation="step attention", dtype=dtype, axes=axes, grid=((2,), (3,), (1,), (8,), (8,)), seconds=(took,),
+            source="made up",
+        )
+        for dtype, took in (("fp32", 1e-3), ("int8", 4e-3))
+    ]  # fmt: skip
+    meeting = Curve(
+        operation="step meeting", dtype="fp32", axes=("m",), grid=((1,),), seconds=(5e-4,), source="made up"
+    )
+    device = toy().model_copy(update={"curves": (*curves, meeting)})
+
+    def seconds(kept: str, keys: int = 8) -> float:
+        tensors = {
+            name: Tensor(name, shape, dtype, role)
+            for name, shape, dtype, role in (
+                ("cache.0.keys", (1, 2, keys, 8), kept, Role.STATE),
+                ("cache.0.values", (1, 2, keys, 8), kept, Role.STATE),
+                ("q", (2, 3, 1, 8), "fp32", Role.INPUT), ("y", (2, 3, 1, 8), "fp32", Role.OUTPUT),
+                ("s", (2, 3, 1, keys), "fp32", Role.INTERMEDIATE), ("k", (1, 2, keys, 8), "fp32", Role.INTERMEDIATE),
+                ("v", (1, 2, keys, 8), "fp32", Role.INTERMEDIATE),
+            )
+        }  # fmt: skip
+        read = [
+            Einsum(
+                name, Op.ELEMENTWISE, (("b", 1), ("h", 2), ("t", keys), ("e", 8)),
+                (Access(state, ("b", "h", "t", "e")),), Access(name, ("b", "h", "t", "e")), map="dequantize",
+                kernel=number, source="hasten::kv_read",
+            )
+            for number, (name, state) in enumerate((("k", "cache.0.keys"), ("v", "cache.0.values")))
+        ]  # fmt: skip
+        k, v = ("k", "v") if kept != "fp32" else ("cache.0.keys", "cache.0.values")
+        name = "aten::scaled_dot_product_attention"
+        scores = Einsum(
+            "s", Op.MATMUL, (("h", 2), ("r", 3), ("p", 1), ("m", keys), ("e", 8)),
+            (Access("q", ("h", "r", "p", "e")), Access(k, ("h", "m", "e"))), Access("s", ("h", "r", "p", "m")),
+            reduce="sum", kernel=2, source=name,
+        )  # fmt: skip
+        values = Einsum(
+            "y", Op.MATMUL, (("h", 2), ("r", 3), ("p", 1), ("f", 8), ("m", keys)),
+            (Access("s", ("h", "r", "p", "m")), Access(v, ("h", "m", "f"))), Access("y", ("h", "r", "p", "f")),
+            reduce="sum", kernel=2, source=name,
+        )  # fmt: skip
+        einsums = (*(read if kept != "fp32" else ()), scores, values)
+        work = Workload("attention", (Phase("decode", Cascade(einsums, tensors)),))
+        cost = estimate(work, device, schedule="fused")
+        met = 5e-4 * len(cost.phases[0].einsums)
+        return cost.latency - met - float(device.launch_overhead)
+
+    assert seconds("fp32") == pytest.approx(1e-3, rel=0.01)
+    assert seconds("fp32", 4) == pytest.approx(0.5e-3, rel=0.01)
+    assert seconds("int8") == pytest.approx(4e-3, rel=0.01)
+
+
 # -- properties ------------------------------------------------------------------------------------------
 
 shapes = st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300))

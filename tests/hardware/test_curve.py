@@ -42,6 +42,11 @@ def test_above_the_grid_time_grows_with_volume_and_below_it_stays():
     assert curve().at(0, 1) == pytest.approx(1e-6)
 
 
+def test_times_without_a_launch_shrink_below_the_grid():
+    assert curve().at(1, 5, shrinks=True) == pytest.approx(0.5e-6)
+    assert curve().at(50, 10, shrinks=True) == curve().at(50, 10)
+
+
 @given(st.floats(1, 1e5), st.floats(1, 1e5), st.floats(1, 10))
 def test_never_falls_along_an_axis_where_the_measurements_do_not(m: float, n: float, factor: float):
     known = curve()

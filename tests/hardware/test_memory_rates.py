@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hasten.hardware import memory_rates, operator_curves
+from hasten.hardware import memory_rates
 from hasten.kernels.block_formats import BLOCK_FORMATS
 from hasten.kernels.compiled import native
 
@@ -31,19 +31,3 @@ def test_every_format_is_measured_by_what_it_stores(monkeypatch: pytest.MonkeyPa
     # Three matrices of 16384 x 2048 in a quarter of a second, and a row more for nothing.
     assert float(rates["6.5625 int8"]) == pytest.approx(3 * 16384 * 2048 / 0.25)
     assert set(further.values()) == {0.0}
-
-
-@pytest.mark.skipif(native() is None or native().isa() == "generic", reason="no product of blocks is compiled")
-def test_products_of_prompts_are_measured_in_every_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[Any] = []
-
-    def once(call: Any, *budget: float) -> float:
-        called.append(call() if not called else None)
-        return 0.25
-
-    monkeypatch.setattr(operator_curves, "seconds", once)
-    found = {(c.operation, c.dtype) for c in operator_curves._prompt_products()}
-    plain = {("prompt", name) for name in ("fp32", "bf16", "int8", "int4")}
-    assert found == plain | {("prompt int8", "int8"), ("prompt int8", "int4")} | {
-        (f"prompt {bits:g} int8", "uint8") for bits in memory_rates.blocks_by_bits()
-    }

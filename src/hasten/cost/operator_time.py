@@ -151,6 +151,25 @@ def _product(einsum: Einsum, device: Device, dtype: str, cold: bool) -> float | 
     return max(hot, _at(device, "mm cold", dtype, m, n, k) or 0.0)
 
 
+def step_attention_seconds(scores: Einsum, values: Einsum, device: Device, cache: str) -> float | None:
+    """Seconds of attention within a compiled step, which reads keys and values as the cache has them.
+
+    Args:
+        scores, values: the two products of attention.
+        device: whose curves are read.
+        cache: number format of keys and values.
+
+    Returns:
+        None where the device has no curve for it.
+    """
+    s = scores.sizes
+    heads = math.prod(v for r, v in s.items() if r not in ("p", "d", "m", "e", "r"))
+    size = (s.get("e", 64) + values.sizes.get("f", 64)) / 2
+    curve = device.curve_table.get(("step attention", "fp16" if cache == "bf16" else cache))
+    rows = s.get("p", 1) * s.get("d", 1)
+    return None if curve is None else curve.at(heads, s.get("r", 1), rows, s.get("m", 1), size, shrinks=True)
+
+
 def _attention(scores: Einsum, values: Einsum, device: Device) -> float | None:
     s = scores.sizes
     heads = math.prod(v for r, v in s.items() if r not in ("p", "m", "e"))

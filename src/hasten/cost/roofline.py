@@ -20,7 +20,7 @@ from hasten.cost.demand import Demand, Kept, Work
 from hasten.cost.estimate import EinsumCost, Estimate, PhaseCost
 from hasten.cost.folding import copies_of, resident_bytes
 from hasten.cost.launches import Launch, keep_most, launches, modules_entered, operators_of
-from hasten.cost.operator_time import least_seconds, operator_seconds
+from hasten.cost.operator_time import least_seconds, operator_seconds, step_attention_seconds
 from hasten.cost.residence import Residence, live_bytes
 from hasten.cost.sharing import Sharing
 from hasten.errors import HastenError
@@ -185,6 +185,15 @@ class _Pricing:
         self._achieved = achieved
         self._training = training
         self._engine, self._calls = engine, calls
+        # hasten's own compiled step, which reads a cache as it is kept.
+        self._own_step = fused and not engine
+        self._step_known = self._own_step and ("step attention", "fp32") in device.curve_table
+        # What attention reads -> the number format that the cache has it in.
+        self._kept_as = {
+            e.output.tensor: self._cascade.tensors[e.inputs[0].tensor].dtype
+            for e in self._cascade.einsums
+            if self._step_known and e.source == "hasten::kv_read" and e.inputs
+        }
         self._sharing = Sharing(self._cascade, device)
         self._launch = 0.0 if fused else float(achieved.launch or device.launch_overhead)
         # Experts that tokens are routed to: their rows are gathered, and each is a small product.
@@ -313,9 +322,9 @@ class _Pricing:
             kernel = Launch(group)
             for einsum in group:
                 for access in einsum.inputs:
-                    if access.tensor not in on_chip:
+                    if access.tensor not in on_chip and access.tensor not in self._kept_as:
                         keep_most(kernel.reads, access.tensor, cascade.access_bytes(einsum, access))
-                if einsum.output.tensor not in on_chip:
+                if einsum.output.tensor not in on_chip and einsum.output.tensor not in self._kept_as:
                     keep_most(kernel.writes, einsum.output.tensor, cascade.access_bytes(einsum, einsum.output))
             kernels.append(kernel)
         return kernels
@@ -349,7 +358,8 @@ class _Pricing:
                 inner, where = seconds, name
         overhead = self._launch
         if self._fused:
-            overhead += device.fork_overhead
+            meeting = device.curve_table.get(("step meeting", "fp32")) if self._own_step else None
+            overhead += device.fork_overhead if meeting is None else meeting.at(1)
             if self._calls is not None:
                 convolves = any(e.op is Op.CONV for e in kernel.einsums)
                 overhead += self._calls.convolution if convolves else self._calls.step
@@ -417,6 +427,7 @@ class _Pricing:
             (
                 *(e.op, e.ranks, e.map, e.source, e.output.ranks, e.kernel - group[0].kernel),
                 *((tensors[a.tensor].dtype, tensors[a.tensor].role, a.ranks, *self._read(a)) for a in e.inputs),
+                *(self._kept_as.get(a.tensor, "") for a in e.inputs),
             )
             for e in group
         )
@@ -479,6 +490,8 @@ class _Pricing:
         lead = part[0]
         if lead.op is Op.MATMUL and (packed := self._packed(lead)) is not None:
             return packed
+        if self._step_known and (attended := self._step_attention(part)) is not None:
+            return attended
         fused_vector = self._fused and not any(e.op in (Op.MATMUL, Op.CONV) for e in part)
         if fused_vector:
             # Within a kernel its operands come from registers or the nearest cache.
@@ -496,6 +509,21 @@ class _Pricing:
             launch = max(launch, least_seconds(part, device, dtype) or 0.0)
         return each * max(seconds - launch, 0.0)
 
+    def _step_attention(self, part: Sequence[Einsum]) -> float | None:
+        """Seconds of attention within a compiled step; reading the cache is a part of it, and takes none by itself."""
+        products = [e for e in part if e.op is Op.MATMUL]
+        if not products and all(e.output.tensor in self._kept_as for e in part):
+            return 0.0
+        if len(products) != 2 or "scaled_dot_product" not in products[0].source:
+            return None
+        scores, values = products
+        keys = scores.inputs[1].tensor
+        known = self._cascade.tensors[keys]
+        # A prompt attends to its own keys as they are made.
+        kept = self._kept_as.get(keys, known.dtype if known.role is Role.STATE else "fp32")
+        seen = _of_tokens_before(scores) if "(causal)" in scores.source else scores
+        return step_attention_seconds(seen, values, self._device, kept)
+
     def _packed(self, einsum: Einsum) -> float | None:
         """Seconds of a product whose weights stream from main memory through a packed kernel.
 
@@ -505,8 +533,8 @@ class _Pricing:
         """
         weight = self._multiplied(einsum)
         packed = einsum.source.endswith(_PACKED_SOURCES)
-        ours = self._fused and not self._engine  # hasten's own step multiplies by packed weights alone
-        if weight is None or not (packed or ours) or "b" in einsum.sizes:
+        # hasten's own step multiplies by packed weights alone
+        if weight is None or not (packed or self._own_step) or "b" in einsum.sizes:
             return None
         each = self._matrices(einsum)
         rows = einsum.sizes.get("m", 1) * einsum.sizes.get("d", 1) / each  # d: the tokens of a draft
@@ -526,7 +554,7 @@ class _Pricing:
             curve = table.get((f"{'few packed' if few else 'prompt'} {kind}".rstrip(), stored))
             if curve is not None:
                 called = 0.0 if self._fused else table["packed launch", "fp32"].at(1)
-                return curve.at(rows, n, k) + called
+                return curve.at(rows, n, k, shrinks=True) + called
         if in_blocks:
             # Compiled for any number of rows: each adds the same.
             return n * k / device.packed[blocks] * (1 + device.packed_row.get(blocks, 0.0) * (rows - 1))

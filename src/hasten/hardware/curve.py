@@ -54,22 +54,24 @@ class Curve(BaseModel):
         grid = tuple(tuple(math.log(size) for size in sizes) for sizes in self.grid)
         return grid, tuple(math.log(t) for t in self.seconds)
 
-    def at(self, *sizes: float) -> float:
+    def at(self, *sizes: float, shrinks: bool = False) -> float:
         """Seconds at ``sizes``, one an axis.
 
         Between the points the logarithm of the time is linear in the logarithms of the sizes, so that
         both a constant launch cost and a power law are met exactly at the points. Above the grid time
-        grows with the volume; below it, it stays.
+        grows with the volume; below it, it stays, or with ``shrinks``, of times that have no launch in
+        them, falls with it.
         """
         grid, logs = self._logs
         corners: list[tuple[int, float]] = [(0, 1.0)]
-        beyond = 0.0
+        beyond = 0.0  # of the grid, the logarithm of the volume
         for points, size in zip(grid, sizes):
             x = math.log(max(size, 1.0))
             if x >= points[-1]:
                 beyond += x - points[-1]
                 low, fraction = len(points) - 1, 0.0
             elif x <= points[0]:
+                beyond += shrinks * (x - points[0])
                 low, fraction = 0, 0.0
             else:
                 low = bisect_right(points, x) - 1

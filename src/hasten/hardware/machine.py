@@ -12,7 +12,7 @@ import torch
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 # Bumped when the probe measures something else, so that an old result is not taken for a new one.
-_REVISION = 8
+_REVISION = 9
 
 
 def cores() -> int:
@@ -92,6 +92,12 @@ def caches(root: Path = Path("/sys/devices/system/cpu")) -> list[tuple[str, int,
     if not found:
         return [("L1", 32 * KIB, 1), ("L2", 512 * KIB, 1), ("L3", 8 * MIB, os.cpu_count() or 1)]
     return [found[level] for level in sorted(found)]
+
+
+def cold_bytes() -> int:
+    """Bytes that no cache holds: of what is that large, what was read longest ago comes from main memory again."""
+    cached = sum(size for _, size, _ in caches())
+    return int(min(max(3 * cached, 96 * MIB), 192 * MIB, memory_size() // 8))
 
 
 def _size(text: str) -> int:

@@ -12,6 +12,7 @@ from hasten.hardware.device import MemoryLevel, packed_key
 from hasten.hardware.machine import MIB, caches, cores, memory_size
 from hasten.hardware.quantity import Quantity
 from hasten.hardware.timing import MEASURED, filled, seconds, using_threads
+from hasten.kernels import gate
 from hasten.kernels.block_formats import BLOCK_FORMATS
 from hasten.kernels.compiled import native
 from hasten.kernels.tiles import takes_tiles, tile_shapes
@@ -68,6 +69,9 @@ def main_memory() -> tuple[float, float]:
     matrix, vector = torch.ones(size // 4096, 1024), torch.ones(1024)
     readers: list[Callable[[], object]] = [lambda: torch.mv(matrix, vector), matrix.sum]
     read = size / min(seconds(reader, 0.1, 4) for reader in readers)
+    if (module := native()) is not None:  # a loop that does nothing else, as compiled products do little else
+        whole = gate.address(matrix, torch.float32, *matrix.shape)
+        read = max(read, module.read_rate(whole, matrix.nbytes, torch.get_num_threads()))
     half = matrix[: len(matrix) // 2]
     other = torch.ones_like(half)
     copying = seconds(lambda: other.copy_(half), 0.1, 4)

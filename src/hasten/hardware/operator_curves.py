@@ -12,9 +12,11 @@ import torch
 
 from hasten.hardware.curve import Curve
 from hasten.hardware.device import packed_key
-from hasten.hardware.machine import MIB, caches, memory_size
+from hasten.hardware.machine import MIB, caches, cold_bytes, memory_size
 from hasten.hardware.memory_rates import blocks_by_bits
+from hasten.hardware.step_curves import step_curves
 from hasten.hardware.timing import MEASURED, filled, seconds
+from hasten.kernels import gate
 from hasten.kernels.compiled import native
 from hasten.kernels.packed_linear import fast_bf16, multiply, native_matrix
 from hasten.kernels.tiles import takes_tiles, tile_shapes
@@ -211,17 +213,18 @@ def _narrow_products() -> list[Curve]:
 
 
 def _packed_products() -> list[Curve]:
-    """Products with packed weights from main memory, by what is stored and what rows are rounded to.
+    """Products with packed weights from main memory as torch's operators, by what is stored and what rows are rounded
+    to.
 
     ``packed``, ``packed bf16`` and ``packed int8`` are of many rows, however a kernel unpacks what it multiplies;
-    ``few packed`` and ``few packed int8`` of few, without what calling the operator costs, as in a compiled step, and
-    of fp32 too, of weights in blocks by their bits; ``packed launch`` is that cost. Small matrices read memory slower
-    than large ones.
+    ``packed launch`` is what calling the operator costs. Where nothing is compiled ``few packed`` is of few rows,
+    without that cost, as `_step_products` has it elsewhere.
     """
     few = {"m": (1, 4, 16), "n": (512, 2048, 16384), "k": (512, 2048)}
     many = {"m": (24, 384), "n": (128, 512, 2048), "k": (512, 2048)}
     # What rows are rounded to where it pays here; other products are priced as unpacking and multiplying.
     wide = "bf16" if fast_bf16() else ""
+    compiled = native() is not None
     matrices = _matrices()
     turns = itertools.count()
 
@@ -229,7 +232,7 @@ def _packed_products() -> list[Curve]:
         kind, bits, each = _STORED[name]
         shape: tuple[int, ...] = (n, k // each)
         numbers: tuple[int, ...] = (n, k // _GROUP)
-        if rounded == "int8" and native() is not None:  # as a compiled step has them
+        if rounded == "int8" and compiled:  # as a compiled step has them
             shape, numbers = tile_shapes(n, k, bits)
         weights, x = [w.view(shape) for w in matrices(n, k // each, kind)], filled(1, m, k)
         if bits == 32:
@@ -254,44 +257,40 @@ def _packed_products() -> list[Curve]:
     for name, (_, bits, _) in _STORED.items():
         if bits == 32 and not hasattr(torch.ops.hasten, "plain_linear"):
             continue
-        for rounded in ("", "int8") if bits < 16 else ("",):
+        for rounded in () if compiled else ("", "int8") if bits < 16 else ("",):
             made = functools.partial(product, name=name, rounded=rounded)
-            raw = _curve(f"few packed {rounded}".rstrip(), few, made, name)
-            net = tuple(max(t - launch, 0.2 * t) for t in raw.seconds)
-            found.append(raw.model_copy(update={"seconds": net}))
+            found.append(_without(_curve(f"few packed {rounded}".rstrip(), few, made, name), launch))
         for rounded in {32: (), 16: (wide,)}.get(bits, (wide, "int8")):
             made = functools.partial(product, name=name, rounded=rounded)
             found.append(_curve(f"packed {rounded}".rstrip(), many, made, name))
-    for width, (nbytes, number) in _compiled_blocks().items():
-
-        def in_blocks(m: int, n: int, k: int, nbytes: int = nbytes, number: int = number) -> Callable[[], object]:
-            weights, x = matrices(n, k // 256 * nbytes, torch.uint8), filled(1, m, k)
-            if takes_tiles(number):
-                weights = [w.view(tile_shapes(n, k, number)[0]) for w in weights]
-            return lambda: torch.ops.hasten.packed_linear(
-                x, weights[next(turns) % len(weights)], None, None, number, _GROUP, False, True
-            )
-
-        sizes = {**few, "n": (few["n"][0], few["n"][-1])}
-        raw = _curve(f"few packed {packed_key(width, 'int8')}", sizes, in_blocks, "uint8")
-        found.append(raw.model_copy(update={"seconds": tuple(max(t - launch, 0.2 * t) for t in raw.seconds)}))
     return found
 
 
-def _matrices() -> Callable[[int, int, Any], list[torch.Tensor]]:
+def _without(curve: Curve, launch: float) -> Curve:
+    """A curve whose times no longer have the launch in them, which some were little more than."""
+    return curve.model_copy(update={"seconds": tuple(max(t - launch, 0.2 * t) for t in curve.seconds)})
+
+
+def _matrices() -> Callable[..., list[torch.Tensor]]:
     """Makes matrices (rows, columns) of a type that lie apart in one memory larger than any cache.
 
-    Each call of what is timed takes the next one. It takes a few dozen at most: to make views of thousands would take
-    longer than all calls.
+    Each call of what is timed takes the next one. It takes a few dozen of them at most unless all are asked for: to
+    make views of thousands takes longer than most calls. Packed weights lie in huge pages where they are large, as
+    those of a model do.
     """
-    # One pattern that is an ordinary number in every format.
-    pool = torch.full((192 * MIB,), 0x3C, dtype=torch.uint8)
 
-    def matrices(rows: int, columns: int, kind: torch.dtype) -> list[torch.Tensor]:
+    @functools.cache
+    def pool(huge: bool) -> torch.Tensor:
+        # One pattern that is an ordinary number in every format.
+        made = torch.full((192 * MIB,), 0x3C, dtype=torch.uint8)
+        return gate.in_huge_pages(made) if huge else made
+
+    def matrices(rows: int, columns: int, kind: torch.dtype, most: int = 256) -> list[torch.Tensor]:
         size = rows * columns * kind.itemsize
-        count = max(1, len(pool) // size)
-        every = pool[: count * size].view(kind).view(count, rows, columns)
-        return list(every[:: max(1, count // 256)].unbind())
+        of = pool(size >= gate.LARGE and kind is not torch.float32)
+        count = max(1, len(of) // size)
+        every = of[: count * size].view(kind).view(count, rows, columns)
+        return list(every[:: max(1, count // most)].unbind())
 
     return matrices
 
@@ -302,38 +301,65 @@ def _compiled_blocks() -> dict[float, tuple[int, int]]:
     return {} if module is None or module.isa() == "generic" else blocks_by_bits()
 
 
-def _prompt_products() -> list[Curve]:
-    """Products of a prompt's many rows as a compiled step makes them, by what is stored and what rows are rounded to.
+def _step_products() -> list[Curve]:
+    """Products as a compiled step makes them, without what calling one alone costs, by what is stored and what rows are
+    rounded to.
 
-    ``prompt`` and ``prompt int8``, of weights in blocks by their bits. torch's operators take other ways of many rows,
-    and launch each product; within a step a piece of a prompt goes through the same kernels as single tokens.
+    ``few packed`` and ``few packed int8`` of few rows, ``prompt`` and ``prompt int8`` of many, of weights in blocks by
+    their bits. torch's operators take other ways of many rows; within a step a piece of a prompt goes through the same
+    kernels as single tokens. Small matrices read memory slower than large ones.
     """
     module = native()
-    if module is None or module.isa() == "generic":
+    if module is None:
         return []
     matrices = _matrices()
     turns = itertools.count()
-    # Of 24 rows a kernel wastes a part that it does not of more.
-    axes = {"m": (24, 128, 512), "n": (128, 2048), "k": (512, 2048)}
+    few: dict[str, tuple[int, ...]] = {"m": (1, 4, 16), "n": (128, 512, 2048, 16384), "k": (512, 2048)}
+    # Of 24 rows a kernel wastes a part that it does not of more; beyond 128 each row takes the same.
+    many: dict[str, tuple[int, ...]] = {"m": (24, 128), "n": (128, 512, 2048), "k": (512, 2048)}
 
-    def product(m: int, n: int, k: int, kind: Any, bits: int, at_once: int, nbytes: int, int8: bool) -> Any:
-        """``nbytes`` elements of ``kind`` hold ``at_once`` weights."""
-        weights, x, y = matrices(n, k // at_once * nbytes, kind), filled(m, k), torch.empty(m, n)
-        scales = matrices(n, k // _GROUP, torch.float16)[0] if bits in (8, 4) else None
+    @functools.cache
+    def weights_of(
+        n: int, k: int, cold: bool, kind: Any, bits: int, at_once: int, nbytes: int, int8: bool
+    ) -> list[Any]:
+        """One, or as many as no cache holds; ``nbytes`` elements of ``kind`` hold ``at_once`` weights."""
+        columns = k // at_once * nbytes
+        most = max(1, cold_bytes() // (n * columns * kind.itemsize)) if cold else 1
+        weights = matrices(n, columns, kind, most)
+        scales: list[Any] = matrices(n, k // _GROUP, torch.float16, most) if bits in (8, 4) else [None]
         if int8 and takes_tiles(bits):
             shape, numbers = tile_shapes(n, k, bits)
-            weights, scales = [w.view(shape) for w in weights], None if scales is None else scales.view(numbers)
-        made = [native_matrix(w, scales, scales if bits == 4 else None, bits, _GROUP, None, int8) for w in weights[:64]]
-        return lambda: multiply(made[next(turns) % len(made)], x, y)
+            weights, scales = [w.view(shape) for w in weights], [s if s is None else s.view(numbers) for s in scales]
+        mins = scales[len(scales) // 2 :] if bits == 4 else [None]
+        return [
+            native_matrix(w, scales[i % len(scales)], mins[i % len(mins)], bits, _GROUP, None, int8)
+            for i, w in enumerate(weights)
+        ]
 
-    found = []
+    def product(m: int, n: int, k: int, cold: bool = True, **form: Any) -> Callable[[], object]:
+        weights, x, y = weights_of(n, k, cold, **form), filled(m, k), torch.empty(m, n)
+        return lambda: multiply(weights[next(turns) % len(weights)], x, y)
+
+    every: list[tuple[str, str, dict[str, Any]]] = []
     for name, (kind, bits, each) in _STORED.items():
         for int8 in (False, True) if bits < 16 else (False,):
-            make = functools.partial(product, kind=kind, bits=bits, at_once=each, nbytes=1, int8=int8)
-            found.append(_curve("prompt int8" if int8 else "prompt", axes, make, name))
+            form: dict[str, Any] = {"kind": kind, "bits": bits, "at_once": each, "nbytes": 1, "int8": int8}
+            every.append(("int8" if int8 else "", name, form))
     for width, (nbytes, number) in _compiled_blocks().items():
-        make = functools.partial(product, kind=torch.uint8, bits=number, at_once=256, nbytes=nbytes, int8=True)
-        found.append(_curve(f"prompt {packed_key(width, 'int8')}", axes, make, "uint8"))
+        form = {"kind": torch.uint8, "bits": number, "at_once": 256, "nbytes": nbytes, "int8": True}
+        every.append((packed_key(width, "int8"), "uint8", form))
+    found = []
+    for key, name, form in every:
+        make: Callable[..., Callable[[], object]] = functools.partial(product, **form)
+        launch = seconds(make(1, 32, 256, cold=False))
+        # In blocks there are many formats, which differ in what a block takes.
+        sizes = few["n"] if name != "uint8" else (few["n"][0], few["n"][-1])
+        # Where no dot products of bytes are compiled, torch multiplies the rows of prompts.
+        for operation, axes in (
+            ("few packed", {**few, "n": sizes}),
+            *((("prompt", many),) if module.isa() != "generic" else ()),
+        ):
+            found.append(_without(_curve(f"{operation} {key}".rstrip(), axes, make, name), launch))
     return found
 
 
@@ -404,6 +430,7 @@ STEPS: tuple[tuple[str, Callable[[], list[Curve]]], ...] = (
     ("recurrent layers", _recurrent),
     ("matrix products of narrow formats", _narrow_products),
     ("products of packed weights", _packed_products),
-    ("products of prompts", _prompt_products),
+    ("products within a step", _step_products),
+    ("attention within a step", step_curves),
 )
 """What the probe times, by name, in its order."""

@@ -22,7 +22,7 @@ from hasten.kernels.compiled import native
 Named: TypeAlias = tuple[Tensor | None, str]
 
 # Bytes from which on memory is asked for in huge pages, of 2 MiB.
-_LARGE = 4 << 20
+LARGE = 4 << 20
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -178,7 +178,7 @@ def in_huge_pages(tensor: Tensor) -> Tensor:
 
 def _ask_huge_pages(tensor: Tensor, filled: bool) -> None:
     size = tensor.nbytes
-    if size < _LARGE or tensor.device.type != "cpu" or type(tensor) is not Tensor or not tensor.is_contiguous():
+    if size < LARGE or tensor.device.type != "cpu" or type(tensor) is not Tensor or not tensor.is_contiguous():
         return
     module = native()
     if module is not None:

@@ -37,6 +37,18 @@ _STORED = {
     "int4": torch.uint8,
 }
 BITS = FORMATS
+# A layer's tensors in the order in which the compiled step is given them; each cache has some of them.
+BUFFERS = (
+    "keys",
+    "values",
+    "key_scales",
+    "key_mins",
+    "value_scales",
+    "value_mins",
+    "recent_keys",
+    "recent_values",
+    "pooled",
+)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hasten.errors import HastenError
 from hasten.kernels import gate
 from hasten.kernels.compiled import ACTIVATIONS, FORMATS, MOST_TREE_ROWS, native
-from hasten.kernels.kv_cache import BLOCK
+from hasten.kernels.kv_cache import BLOCK, BUFFERS
 from hasten.kernels.packed_experts import native_stack
 from hasten.kernels.packed_linear import GROUP, native_matrix
 from hasten.kernels.tiles import TILE, in_tiles, to_rows
@@ -276,17 +276,6 @@ class CompiledStep:
         return native_matrix(weight, None, None, bits, GROUP, bias)
 
     def _set_cache(self, cache: KVCache | PagedCache) -> None:
-        names = (
-            "keys",
-            "values",
-            "key_scales",
-            "key_mins",
-            "value_scales",
-            "value_mins",
-            "recent_keys",
-            "recent_values",
-            "pooled",
-        )
         policy = cache.spec.policy
         chosen = policy if isinstance(policy, BlockTopKPolicy) else None
         layers = []
@@ -297,7 +286,7 @@ class CompiledStep:
             # Fewer blocks than the ring would take: positions never wrap, and every place is its own.
             wraps = ring.ring_blocks and -(-cache.capacity // BLOCK) > ring.sink_blocks + ring.ring_blocks
             places = (ring.sink_blocks, ring.ring_blocks) if wraps else (0, 0)
-            tensors = [gate.address(t[n], t[n].dtype, *t[n].shape) if n in t else 0 for n in names]
+            tensors = [gate.address(t[n], t[n].dtype, *t[n].shape) if n in t else 0 for n in BUFFERS]
             layers.append([*tensors, blocks, spec.window or 0, spec.sinks, *places])
         self._version = cache.version
         self._decoder.set_cache(
