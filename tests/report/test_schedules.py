@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from hasten.errors import HastenError
 from hasten.hardware.chips.core_array import core_array
+from hasten.report import schedules
 from hasten.report.schedules import schedule_table, scheduled, schedules_document, write_schedules
 from hasten.workload import Workload, trace
 
@@ -38,3 +40,12 @@ def test_a_page_has_a_chart_of_each_and_escapes_names(workload: Workload, tmp_pa
     assert "plot-schedule-0" in text
     assert "&lt;net&gt;" in text
     assert "<net>" not in text
+
+
+def test_a_model_of_more_tasks_than_are_scheduled_is_refused_in_a_line(
+    workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedules, "_MOST_TASKS", 1)
+    with pytest.raises(HastenError, match="has 2 tasks where at most 1 are scheduled: give fewer layers") as refusal:
+        scheduled(workload, core_array("intar-2x16"), "sequential")
+    assert "\n" not in str(refusal.value)

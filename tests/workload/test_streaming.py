@@ -5,7 +5,6 @@ import itertools
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hasten.errors import HastenError
 from hasten.workload import Workload, parse_cascade, trace
@@ -13,23 +12,12 @@ from hasten.workload.attention import attention
 from hasten.workload.streaming import by_dimension, work_graph
 from hasten.workload.work_graph import EdgeKind, Stream, WorkGraph
 
+from .small_modules import Gated, Heads
+
 
 def edge(graph: WorkGraph, producer: str, consumer: str) -> tuple[Stream, ...]:
     (found,) = [e for e in graph.edges if (e.producer, e.consumer) == (producer, consumer)]
     return found.streams
-
-
-class Heads(nn.Module):
-    """Attention of 2 heads of 4 over 6 tokens, by products and a softmax."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.o = (nn.Linear(8, 8, bias=False) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (p(x).view(1, 6, 2, 4).transpose(1, 2) for p in (self.q, self.k, self.v))
-        weights = (q @ k.transpose(-1, -2)).softmax(-1)
-        return self.o((weights @ v).transpose(1, 2).reshape(1, 6, 8))
 
 
 @pytest.fixture(scope="module")
@@ -116,15 +104,6 @@ def test_convolutions_stream_by_rows_with_as_many_as_a_window_spans() -> None:
     by_rows = [s for s in edge(graph, "0", "3") if s.producer == "o0"]
     assert [(s.consumer, s.steps, s.folds) for s in by_rows] == [("o0", 8, False)]
     assert by_rows[0].buffer_bytes == 3 * 2 * 8 * 4  # three rows of two channels of eight numbers
-
-
-class Gated(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate, self.up, self.down = (nn.Linear(a, b, bias=False) for a, b in ((8, 24), (8, 24), (24, 8)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(functional.silu(self.gate(x)) * self.up(x))
 
 
 def test_a_gated_block_streams_whole_by_its_hidden_channels_and_keeps_no_weights() -> None:

@@ -13,27 +13,9 @@ from hasten.hardware.chips.core_array import core_array
 from hasten.workload import parse_cascade, trace
 from hasten.workload.streaming import work_graph
 
+from ...workload.small_modules import Gated, Heads
+
 ARRAY = core_array("intar-2x16").model_copy(update={"bandwidth": 290e6 * 4})
-
-
-class Gated(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate, self.up, self.down = (nn.Linear(a, b, bias=False) for a, b in ((8, 24), (8, 24), (24, 8)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(functional.silu(self.gate(x)) * self.up(x))
-
-
-class Heads(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.o = (nn.Linear(8, 8, bias=False) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (p(x).view(1, 6, 2, 4).transpose(1, 2) for p in (self.q, self.k, self.v))
-        weights = (q @ k.transpose(-1, -2)).softmax(-1)
-        return self.o((weights @ v).transpose(1, 2).reshape(1, 6, 8))
 
 
 @pytest.mark.parametrize(("kind", "shape"), [(Gated, (5, 8)), (Heads, (1, 6, 8))])

@@ -192,6 +192,8 @@ def test_bits_that_the_engine_has_no_multiplier_for(bits: float) -> None:
         Plan(window=-1)
     with pytest.raises(HastenError, match="at most all of the bandwidth"):
         DspEngine(efficiency=1.1)
+    with pytest.raises(HastenError, match="bandwidth and chunks above 0"):
+        DspEngine(bandwidth=0)
 
 
 def test_a_design_that_does_not_fit_says_so() -> None:

@@ -188,8 +188,9 @@ def test_bad_input():
             mapping_cost(nest, LARGE, LoopMapping(**(good | change)))
     with pytest.raises(HastenError, match="do not fit"):
         mapping_cost(nest, BufferedArray(4, 4, 100), LoopMapping(**good))
-    with pytest.raises(HastenError, match="above 0"):
-        BufferedArray(bandwidth=math.nan)
+    for none in (math.nan, 0):
+        with pytest.raises(HastenError, match="above 0"):
+            BufferedArray(bandwidth=none)
     softmax = trace(torch.nn.Softmax(-1), torch.zeros(2, 8)).phases[0].cascade
     with pytest.raises(HastenError, match="no product"):
         product(next(iter(softmax)))

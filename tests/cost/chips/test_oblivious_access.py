@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hasten.cost.chips.oblivious_access import ObliviousAccess
+from hasten.errors import HastenError
 
 
 def test_three_points_give_the_figures_back() -> None:
@@ -17,3 +18,10 @@ def test_three_points_give_the_figures_back() -> None:
     for few in (points[:2], [(t, 100, s) for t, _, s in points]):
         with pytest.raises(ValueError, match="several shares and sizes"):
             ObliviousAccess.fitted(few)
+
+
+def test_no_bandwidth_is_refused_in_a_line() -> None:
+    for bandwidth in (0.0, -1.0, float("inf")):
+        with pytest.raises(HastenError, match="bandwidth above 0") as refusal:
+            ObliviousAccess(1e-6, 1e-6, bandwidth)
+        assert "\n" not in str(refusal.value)

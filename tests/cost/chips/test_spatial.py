@@ -20,7 +20,7 @@ from hasten.cost.chips.spatial import (
     query_tile,
 )
 from hasten.errors import HastenError
-from hasten.hardware.chips.spatial import OPERATIONS
+from hasten.hardware.chips.spatial import OPERATIONS, SpatialArray
 from hasten.workload.attention import attention
 from hasten.workload.execution import exp_macs
 
@@ -111,3 +111,10 @@ def test_models_come_from_transformers_configurations():
     for wrong, match in [({}, "no attention"), ({"num_attention_heads": 0}, "whole number above 0")]:
         with pytest.raises(HastenError, match=match):
             Transformer.of(wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"bandwidth": 0}, {"bandwidth": math.nan}, {"side": 0}, {"clock": math.inf}])
+def test_an_array_without_bandwidth_or_elements_is_refused_in_a_line(wrong: dict[str, float]) -> None:
+    with pytest.raises(HastenError, match="the array X needs") as refusal:
+        SpatialArray("X", **wrong)  # type: ignore[arg-type]
+    assert "\n" not in str(refusal.value)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from hasten.errors import HastenError
 
 
 @dataclass(frozen=True)
@@ -16,11 +19,18 @@ class ObliviousAccess:
         base: seconds in the accelerator's own memory.
         round_trip: seconds of a page whatever its size.
         bandwidth: bytes/s at which a page is fetched, opened, sealed and written back; it moves twice.
+
+    Raises:
+        HastenError: there is no bandwidth, or a figure is not finite.
     """
 
     base: float
     round_trip: float
     bandwidth: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.base + self.round_trip + self.bandwidth) and self.bandwidth > 0):
+            raise HastenError("an access needs finite seconds and a bandwidth above 0")
 
     def page_seconds(self, page_bytes: int) -> float:
         """Of one page."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -67,18 +65,5 @@ class CoreArray(BaseModel):
         return self.bandwidth / self.clock
 
 
-_ARRAYS = DataFolder("cores", CoreArray, "array of cores")
-
-
-def core_arrays() -> list[str]:
-    """Names of the arrays that are here."""
-    return _ARRAYS.names()
-
-
-def core_array(name_or_path: str | Path) -> CoreArray:
-    """An array by name (`core_arrays`), or from a TOML file of the same form.
-
-    Raises:
-        HastenError: no such array or file, or a figure missing, misspelt or impossible.
-    """
-    return _ARRAYS.read(name_or_path)
+core_arrays, core_array = DataFolder("cores", CoreArray, "array of cores").readers()
+"""Names of the arrays that are here; an array by name, or from a TOML file of the same form (`DataFolder.read`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -28,6 +29,23 @@ class DataFolder(Generic[M]):
     def names(self) -> list[str]:
         """Of the files that are here."""
         return sorted(f.stem for f in self._folder.glob("*.toml"))
+
+    def describes(self, name_or_path: str | Path) -> bool:
+        """Whether it is one of `names`, or a TOML file with more than half of what this form must have: one that `read`
+        takes, or says the mistake of."""
+        name = str(name_or_path)
+        if name in self.names() or not name.endswith(".toml"):
+            return name in self.names()
+        try:
+            given = parse_toml(read_text(name, f"the {self._what}")).keys()
+        except (HastenError, ValueError):
+            return False
+        needed = {field for field, about in self._form.model_fields.items() if about.is_required()}
+        return 2 * len(needed & given) > len(needed)
+
+    def readers(self) -> tuple[Callable[[], list[str]], Callable[[str | Path], M]]:
+        """`names` and `read`, for the module of the form."""
+        return self.names, self.read
 
     def read(self, name_or_path: str | Path) -> M:
         """What a file describes, by one of `names` or a path.

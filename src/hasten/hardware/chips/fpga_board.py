@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
 from hasten.hardware.chips.data_folder import DataFolder
@@ -34,18 +32,5 @@ class FpgaBoard(BaseModel):
     source: str
 
 
-_BOARDS = DataFolder("boards", FpgaBoard, "FPGA")
-
-
-def fpga_boards() -> list[str]:
-    """Names of the boards that are here."""
-    return _BOARDS.names()
-
-
-def fpga_board(name_or_path: str | Path) -> FpgaBoard:
-    """A board by name (`fpga_boards`), or from a TOML file of the same form.
-
-    Raises:
-        HastenError: no such board or file, or a figure missing, misspelt or impossible.
-    """
-    return _BOARDS.read(name_or_path)
+fpga_boards, fpga_board = DataFolder("boards", FpgaBoard, "FPGA").readers()
+"""Names of the boards that are here; a board by name, or from a TOML file of the same form (`DataFolder.read`)."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -121,18 +119,5 @@ class MemoryPart(_Data):
         return self.burst_bytes / self.timing.burst * self.clock
 
 
-_PARTS = DataFolder("memories", MemoryPart, "DRAM part")
-
-
-def memory_parts() -> list[str]:
-    """Names of the parts that are here."""
-    return _PARTS.names()
-
-
-def memory_part(name_or_path: str | Path) -> MemoryPart:
-    """A part by name (`memory_parts`), or from a TOML file of the same form.
-
-    Raises:
-        HastenError: no such part or file, or a figure missing, misspelt or impossible.
-    """
-    return _PARTS.read(name_or_path)
+memory_parts, memory_part = DataFolder("memories", MemoryPart, "DRAM part").readers()
+"""Names of the parts that are here; a part by name, or from a TOML file of the same form (`DataFolder.read`)."""

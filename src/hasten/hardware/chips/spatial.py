@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from hasten.errors import HastenError
 
 # Energy of an operation, J (16-bit numbers; FuseMax's published tables, arXiv 2406.10491).
 OPERATIONS = {"mac": 17.16e-12, "add": 8.34e-12, "max": 0.028e-12, "exp": 94.65e-12, "div": 36.25e-12}
@@ -31,6 +34,9 @@ class SpatialArray:
             published energy leaves unexplained at one point (BERT, 4096 tokens), divided by its eight accesses.
         area: square metres of parts: ``buffer`` whole, ``mac`` and ``registers`` of an element, ``divider`` and ``exp``
             of a lane.
+
+    Raises:
+        HastenError: no elements, clock, bandwidth or buffer, or a number that is not finite.
     """
 
     name: str
@@ -45,6 +51,10 @@ class SpatialArray:
     line: float = 485e-12
     operand: float = 75e-12
     area: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not all(0 < n < math.inf for n in (self.side, self.clock, self.bandwidth, self.buffer, self.word)):
+            raise HastenError(f"the array {self.name} needs elements, clock, bandwidth, buffer and words above 0")
 
     def cycles(self, operation: str) -> int:
         """Cycles of a primitive operation on an element or a lane."""
