@@ -97,6 +97,8 @@ BAD: dict[str, tuple[str, ...]] = {
     "wrong unit": ("estimate", "tiny.json", "--on", "unit.toml"),
     "missing field": ("estimate", "tiny.json", "--on", "field.toml"),
     "no such device": ("estimate", "tiny.json", "--on", "abacus"),
+    "a chip of crossbars beside a device": ("estimate", "tiny.json", "--on", "isaac", "--on", "h100"),
+    "a schedule of crossbars": ("estimate", "tiny.json", "--on", "isaac", "--schedule", "fused"),
     "no such subject": ("estimate", "nothing-of-that-name"),
     "no such factory": ("estimate", "net.py:build", "--on", "h100"),
     "factory that exits": ("estimate", "exits.py:build", "--on", "h100"),

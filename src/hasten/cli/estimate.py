@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -14,6 +15,11 @@ from hasten.cli.streams import document
 from hasten.errors import HastenError
 from hasten.files import check_output
 
+if TYPE_CHECKING:
+    from hasten.report.tables import Table
+
+F = TypeVar("F")
+
 
 def estimate(
     subject: Annotated[
@@ -23,7 +29,11 @@ def estimate(
         ),
     ],
     on: Annotated[
-        list[str] | None, typer.Option(help="A device: a name, a .toml file, or here. Repeatable; a few when missing.")
+        list[str] | None,
+        typer.Option(
+            help="A device: a name, a .toml file, or here; or a chip of analogue crossbars (isaac, or a .toml of that"
+            " form), for linear layers on it. Repeatable; a few when missing."
+        ),
     ] = None,
     prompt: Prompt = 512,
     new_tokens: NewTokens = 64,
@@ -78,6 +88,8 @@ def estimate(
 
         hasten estimate my_model.py:build --on intar-2x16 --schedule reconfigurable --page page.html
 
+        hasten estimate my_model.py:build --on isaac --with analog:adc_bits=6
+
         hasten estimate config.json --on here --device cuda
     """
     use_threads(threads)
@@ -86,8 +98,10 @@ def estimate(
     from hasten.cost.chips.core_schedule import PATTERNS
     from hasten.hardware import load_device, one_of_each
     from hasten.hardware.chips.core_array import core_array, core_arrays
+    from hasten.hardware.chips.crossbar import crossbar_chip, is_crossbar_chip
     from hasten.methods.spelling import Changed, rewritten
     from hasten.report import estimate_table, estimates_document, print_table, write_estimates
+    from hasten.report.crossbars import crossbar_table, crossbars_document, on_crossbars, write_crossbars
     from hasten.report.estimates import Priced
     from hasten.report.schedules import Scheduled, schedule_table, scheduled, schedules_document, write_schedules
     from hasten.runtime.subject import read_subject
@@ -101,6 +115,14 @@ def estimate(
         asked = read_subject(subject, prompt, new_tokens, batch, dtype=dtype, image=image, context=context)
         return rewritten(asked.workload(), with_ or [], load_attribute)
 
+    def shown(as_data: Callable[[F], Any], as_table: Callable[[F], Table], found: F) -> None:
+        if as_json:
+            document(as_data(found))
+        else:
+            print_table(as_table(found))
+        if page is not None:
+            say(f"wrote {page}")
+
     if schedule in PATTERNS:
         arrays = [core_array(name) for name in dict.fromkeys(on or core_arrays())]
         with progress("describing the model") as tell:
@@ -113,15 +135,23 @@ def estimate(
             if page is not None:
                 tell("writing the page", 1.0)
                 write_schedules(found, page)
-        if as_json:
-            document(schedules_document(found))
-        else:
-            print_table(schedule_table(found))
-        if page is not None:
-            say(f"wrote {page}")
+        shown(schedules_document, schedule_table, found)
         return
     if cores := [name for name in on or () if name in core_arrays()]:
         raise HastenError(f"{cores[0]} is an array of cores: give --schedule {', '.join(PATTERNS)}")
+    if crossbars := [name for name in on or () if is_crossbar_chip(name)]:
+        if others := [name for name in on or () if name not in crossbars]:
+            raise HastenError(f"{crossbars[0]} is a chip of crossbars, {others[0]} is none: ask for either alone")
+        if schedule != "eager":
+            raise HastenError(f"{crossbars[0]} is a chip of crossbars, which has no schedules: leave out --schedule")
+        chips = [crossbar_chip(name) for name in dict.fromkeys(crossbars)]
+        with progress("describing the model"):
+            arms = described()
+            put = [on_crossbars(arm.workload, chip, arm.methods) for chip in chips for arm in arms]
+            if page is not None:
+                write_crossbars(put, page)
+        shown(crossbars_document, crossbar_table, put)
+        return
     asked = ["cuda" if name == "here" and device == "cuda" else name for name in on or one_of_each()]
     chosen = [load_device(name) for name in dict.fromkeys(asked)]
     with progress("describing the model") as tell:
@@ -135,9 +165,4 @@ def estimate(
         if page is not None:
             tell("writing the page", 1.0)
             write_estimates(priced, page)
-    if as_json:
-        document(estimates_document(priced))
-    else:
-        print_table(estimate_table(priced))
-    if page is not None:
-        say(f"wrote {page}")
+    shown(estimates_document, estimate_table, priced)

@@ -130,7 +130,7 @@ class AnalogArrays(Method):
         return replace(edit(workload, change), weights=weights)
 
     def remarks(self, workload: Workload) -> Sequence[str]:
-        return ("analogue arrays are priced as this computer computes them: AnalogArrays.cost prices them on a chip",)
+        return ("analogue arrays are priced as this computer computes them: ask for a chip of them, as --on isaac",)
 
     def cost(self, workload: Workload, chip: CrossbarChip, *, active: float = 1.0) -> CrossbarCost:
         """What the linear layers of a described model cost on a chip; all else of it is left out.

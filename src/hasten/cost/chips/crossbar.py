@@ -29,12 +29,15 @@ class ReadLayer:
         inputs, outputs: of the layer.
         rows: of inputs that go through it.
         held: whether its weights take tiles; those of a layer that is read again are there already.
+        name, phase: of the layer, and of what runs it, for people.
     """
 
     inputs: int
     outputs: int
     rows: float
     held: bool = True
+    name: str = ""
+    phase: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +114,8 @@ def analog_layers(workload: Workload) -> list[ReadLayer]:
         tensors = phase.cascade.tensors
         for e in phase.cascade.einsums:
             if e.source == ANALOG:
-                name = next(a.tensor for a in e.inputs if tensors[a.tensor].role is Role.WEIGHT)
-                rows = e.sizes["m"] * phase.repeats
-                found.append(ReadLayer(e.sizes["k"], e.sizes["n"], rows, name not in seen))
+                cells = next(a.tensor for a in e.inputs if tensors[a.tensor].role is Role.WEIGHT)
+                rows, name = e.sizes["m"] * phase.repeats, cells.rpartition(".")[0]
+                found.append(ReadLayer(e.sizes["k"], e.sizes["n"], rows, name not in seen, name, phase.name))
                 seen.add(name)
     return found

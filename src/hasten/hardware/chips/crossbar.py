@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -107,17 +106,7 @@ class CrossbarChip(BaseModel):
 
 
 _CHIPS = DataFolder("crossbars", CrossbarChip, "crossbar chip")
-
-
-def crossbar_chips() -> list[str]:
-    """Names of the chips that are here."""
-    return _CHIPS.names()
-
-
-def crossbar_chip(name_or_path: str | Path) -> CrossbarChip:
-    """A chip by name (`crossbar_chips`), or from a TOML file of the same form.
-
-    Raises:
-        HastenError: no such chip or file, or a figure missing, misspelt or impossible.
-    """
-    return _CHIPS.read(name_or_path)
+crossbar_chips, crossbar_chip = _CHIPS.readers()
+"""Names of the chips that are here; a chip by name, or from a TOML file of the same form (`DataFolder.read`)."""
+is_crossbar_chip = _CHIPS.describes
+"""Whether a name or a path is that of a chip of crossbars (`DataFolder.describes`)."""
