@@ -22,7 +22,7 @@ PROJECT = ROOT.parents[1] / "pyproject.toml"
 
 # Packages of the optional extras, as they are imported; an extra may be missing, so who needs it asks when he needs it.
 EXTRAS = {
-    "av": "av", "cryptography": "cryptography", "gymnasium": "gymnasium",
+    "av": "av", "cryptography": "cryptography", "da4ml": "da4ml", "gymnasium": "gymnasium",
     "llama-cpp-python": "llama_cpp", "llguidance": "llguidance",
     "mambapy": "mambapy", "onnx": "onnx", "onnxruntime": "onnxruntime", "openvino": "openvino",
     "pettingzoo": "pettingzoo", "pillow": "PIL", "pyarrow": "pyarrow",

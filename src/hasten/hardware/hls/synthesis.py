@@ -266,14 +266,27 @@ def simulate(
         HastenError: Icarus Verilog is not installed, or no inputs.
         SynthesisFailed: it failed, took too long, or the circuit gave no results; its log is kept.
     """
+    most = (len(inputs) + 1) * (2 * engine_cycles(design) + 64)
+    return simulate_verilog(emit_verilog(design, numbers), design, inputs, most, seconds=seconds)
+
+
+def simulate_verilog(
+    source: str, design: EngineDesign, inputs: Tensor, most_cycles: int, *, seconds: float = _SECONDS
+) -> SimulationReport:
+    """As `simulate`, of any circuit with the ports of `emit_verilog`'s.
+
+    Args:
+        source: all modules.
+        design: how many numbers it takes and gives, and of how many bits.
+        most_cycles: after which it is stuck.
+    """
     if inputs.ndim != 2 or inputs.shape[1] != design.given or not len(inputs):
         raise HastenError(f"a circuit is run on inputs of the shape (count, {design.given}), at least one")
     tool = hardware_tool("iverilog")
     engine = shutil.which("vvp", path=str(Path(tool.path).parent)) or shutil.which("vvp")
     if engine is None:
         raise HastenError(_TOOLS["iverilog"][2])
-    bench = emit_bench(design, inputs.tolist(), (len(inputs) + 1) * (2 * engine_cycles(design) + 64))
-    source = emit_verilog(design, numbers)
+    bench = emit_bench(design, inputs.tolist(), most_cycles)
     key = _key(tool.version, bench, source)
     what = f"{tool.version} on {design}"
     with tempfile.TemporaryDirectory() as folder:
@@ -381,5 +394,5 @@ def _children_seconds() -> float:
 
 __all__ = [
     "FAMILY", "HardwareTool", "SimulationReport", "SynthesisFailed", "SynthesisReport", "counted_cells",
-    "hardware_tool", "resources", "simulate", "synthesise", "synthesise_verilog", "unpacked_word",
+    "hardware_tool", "resources", "simulate", "simulate_verilog", "synthesise", "synthesise_verilog", "unpacked_word",
 ]  # fmt: skip

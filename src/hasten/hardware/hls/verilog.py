@@ -68,7 +68,12 @@ def emit_verilog(design: EngineDesign, numbers: Sequence[LayerNumbers]) -> str:
     return "\n".join([*lines, *_top(design)]) + "\n"
 
 
-def _ports(name: str, given: int, made: int, register: bool) -> list[str]:
+def module_ports(name: str, given: int, made: int, register: bool) -> list[str]:
+    """The head of a module with the ports of `emit_verilog`'s, of ``given`` and ``made`` bits.
+
+    Args:
+        register: whether the module assigns its results in an ``always`` block.
+    """
     kind = "reg" if register else "wire"
     return [
         f"module {name} (",
@@ -88,7 +93,7 @@ def _dense(name: str, layer: EngineLayer, n: LayerNumbers, bits: int) -> list[st
     turned = f"{{held[{now - 1}:0], held[{taps * bits - 1}:{now}]}}" if parallel < taps else "held"
     half = 1 << (bits - 1)
     low = 0 if layer.activation == "relu" else -half
-    lines = _ports(name, taps * bits, layer.outputs * bits, register=True)
+    lines = module_ports(name, taps * bits, layer.outputs * bits, register=True)
     lines += [
         "  reg busy, running;",
         f"  reg [{taps * bits - 1}:0] held;",
@@ -203,7 +208,7 @@ def _convolution(name: str, core: str, layer: EngineLayer, bits: int) -> list[st
     count, across = _counter(positions), _counter(columns)
     kept = f"{{core_y, y[{layer.results * bits - 1}:{each}]}}" if positions > 1 else "core_y"
     return [
-        *_ports(name, given, layer.results * bits, register=True),
+        *module_ports(name, given, layer.results * bits, register=True),
         "  reg busy, feeding;",
         f"  reg [{given - 1}:0] map;",
         f"  reg [{count - 1}:0] sent, settled;",
@@ -239,7 +244,7 @@ def _convolution(name: str, core: str, layer: EngineLayer, bits: int) -> list[st
 
 
 def _top(design: EngineDesign) -> list[str]:
-    lines = _ports(TOP, design.given * design.bits, design.results * design.bits, register=False)
+    lines = module_ports(TOP, design.given * design.bits, design.results * design.bits, register=False)
     count = len(design.layers)
     for i, layer in enumerate(design.layers):
         lines += [f"  wire valid_{i}, ready_{i};", f"  wire [{layer.given * design.bits - 1}:0] x_{i};"]
@@ -304,4 +309,4 @@ def emit_bench(design: EngineDesign, inputs: Sequence[Sequence[int]], most_cycle
     )
 
 
-__all__ = ["BENCH", "TOP", "emit_bench", "emit_verilog", "packed_word", "weight_words"]
+__all__ = ["BENCH", "TOP", "emit_bench", "emit_verilog", "module_ports", "packed_word", "weight_words"]
