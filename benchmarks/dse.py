@@ -20,21 +20,27 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-import json
 import math
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from hasten import spaces
-from hasten.cost.chips.dataflow import ATOMIC_CHANNELS, ConvShape, LayerCost, SubAccelerator, blocked_cost, layer_cost
+from hasten.cost.chips import dataflow
+from hasten.cost.chips.dataflow import (
+    ATOMIC_CHANNELS,
+    ConvShape,
+    LayerCost,
+    SubAccelerator,
+    blocked_cost,
+    layer_cost,
+    layer_costs,
+)
 from hasten.cost.chips.dram import MemoryController, MemorySystem
 from hasten.data.memory_traces import WORKLOADS, memory_trace
 from hasten.errors import HastenError
@@ -45,6 +51,7 @@ from hasten.search.agents.registry import make_agent
 from hasten.search.codec import Codec
 from hasten.search.environments import Fitness
 from hasten.search.exploring import Explorer
+from peers import peer_answer
 from rows import Row, compared, emit, takes_required, told_missing
 
 PEERS = {
@@ -77,6 +84,13 @@ def _cuts(layer: ConvShape, strips: int) -> tuple[int, int]:
     # Columns are only cut when every row is a strip already.
     ways = [(d, 1) for d in rows] + [(layer.height, d) for d in columns]
     return min(ways, key=lambda way: abs(math.log(way[0] * way[1] / strips)))
+
+
+def fresh(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
+    """The cost of a design that was not seen before: nothing is looked up."""
+    dataflow._ways.cache_clear()
+    layer_costs.cache_clear()
+    return layer_cost(layer, unit)
 
 
 def mapped(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
@@ -123,17 +137,9 @@ def zigzag(python: str | None, request: dict[str, Any]) -> dict[str, Any] | None
     """zigzag's answers; None where it cannot be had, and `PEERS` says why."""
     if python is None and importlib.util.find_spec("zigzag") is None:
         return None
-    command = [python or sys.executable, str(Path(__file__).with_name("zigzag_peer.py"))]
-    try:
-        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
-    except OSError as error:
-        PEERS["zigzag"] = f"cannot run {command[0]}: {error.strerror}: give --zigzag-python PATH"
-        return None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        PEERS["zigzag"] = f"zigzag-dse failed in {command[0]}: {last}"
-        return None
-    found: dict[str, Any] = json.loads(done.stdout)
+    found, why = peer_answer("zigzag", python, request)
+    if found is None:
+        PEERS["zigzag"] = why
     return found
 
 
@@ -152,16 +158,12 @@ def rate(calls: list[Callable[[], object]], seconds: float = 2.0) -> float:
 
 def costs(python: str | None) -> list[Row]:
     pairs = [
-        (name, layer, SubAccelerator(dataflow, pes, bandwidth))
-        for (pes, bandwidth), dataflow, (name, layer) in itertools.product(ARRAYS, ("dla", "shi"), LAYERS.items())
+        (name, layer, SubAccelerator(stays, pes, bandwidth))
+        for (pes, bandwidth), stays, (name, layer) in itertools.product(ARRAYS, ("dla", "shi"), LAYERS.items())
     ]
     priced = [mapped(layer, unit) for _, layer, unit in pairs]
     cases = [as_case(layer, unit, cost) for (_, layer, unit), cost in zip(pairs, priced, strict=True)]
     own = [i for i, (name, _, unit) in enumerate(pairs) if name in OWN and (unit.pes, unit.bandwidth) == ARRAYS[0]]
-
-    def fresh(layer: ConvShape, unit: SubAccelerator) -> LayerCost:
-        # A design that was not seen before: nothing is looked up.
-        return layer_cost.__wrapped__(layer, SubAccelerator(unit.dataflow, unit.pes, unit.bandwidth))
 
     ours = rate([lambda layer=layer, unit=unit: fresh(layer, unit) for _, layer, unit in pairs])
     case = f"designs priced, {len(pairs)} layers on arrays"

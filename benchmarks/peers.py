@@ -1,4 +1,4 @@
-"""Peers that run in processes of their own: llama.cpp in whichever Python has it, ik_llama.cpp's bench."""
+"""Peers that run in processes of their own: in whichever Python has them, or as programs."""
 
 from __future__ import annotations
 
@@ -30,6 +30,30 @@ def why_without(python: str, module: str) -> str:
         return f"{python} cannot run: {error.strerror}"
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()
     return (said[-1] if said else f"{python} fails") if done.returncode else ""
+
+
+def peer_answer(
+    name: str, python: str | None, request: dict[str, Any], seconds: float = 3600
+) -> tuple[dict[str, Any] | None, str]:
+    """What a peer's side of a benchmark (``NAME_peer.py``) says to a request, or None and a line of why there is none.
+
+    Args:
+        python: a Python that has it; this one when None.
+    """
+    command = [python or sys.executable, str(Path(__file__).with_name(f"{name}_peer.py"))]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(request), capture_output=True, text=True, check=False, timeout=seconds
+        )
+    except OSError as error:
+        return None, f"cannot run {command[0]}: {error.strerror}: give --{name}-python PATH"
+    except subprocess.TimeoutExpired:
+        return None, f"{name} took longer than {seconds:g} s in {command[0]}"
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return None, f"{name} failed in {command[0]}: {last}"
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found, ""
 
 
 class LlamaPeer:

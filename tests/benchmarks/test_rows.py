@@ -12,7 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(f.name for f in FOLDER.glob("*.py") if f.name not in ("rows.py", "peers.py"))
-ELSEWHERE = ("zigzag_peer.py", "llama_peer.py")
+ELSEWHERE = tuple(name for name in SCRIPTS if name.endswith("_peer.py"))
 """Scripts that run in their peer's environment, and print no rows."""
 
 
@@ -109,8 +109,8 @@ def test_a_script_with_a_peer_takes_require_and_says_last_what_is_missing(script
     """A peer is what is no part of hasten, torch or this script: it may be missing."""
     tree = ast.parse((FOLDER / script).read_text("utf-8"))
     peers = [n for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "PEERS"]
-    outside = {"llama_cpp", "mambapy", "kvpress", "zigzag"} & set(_imported(tree))
-    beside = any(peer in ast.dump(tree) for peer in ("zigzag_peer.py", "llama_cpp.server", "LlamaPeer", "OpenVino"))
+    outside = {"llama_cpp", "mambapy", "kvpress", "zigzag", "rule4ml", "aihwkit", "stream"} & set(_imported(tree))
+    beside = any(peer in ast.dump(tree) for peer in ("peer_answer", "llama_cpp.server", "LlamaPeer", "OpenVino"))
     assert bool(peers) == bool(outside or beside) or script in ELSEWHERE
     if peers:
         assert calls(script, "takes_required")

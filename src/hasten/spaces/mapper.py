@@ -23,7 +23,8 @@ from hasten.search.problem import Infeasible, Objective, Problem
 from hasten.search.space import Space
 
 
-def _matmul(rows: int, columns: int, inner: int) -> Nest:
+def product_nest(rows: int, columns: int, inner: int) -> Nest:
+    """The loops of C (rows, columns) = A (rows, inner) B (inner, columns)."""
     left, right, out = (
         Operand(name, tuple(((r, 1),) for r in ranks)) for name, ranks in (("A", "mk"), ("B", "kn"), ("C", "mn"))
     )
@@ -34,7 +35,7 @@ LAYERS = {
     "alexnet-conv2": convolution(ConvShape(256, 48, 5, 5, 27, 27)),
     "resnet-conv3": convolution(ConvShape(128, 128, 3, 3, 28, 28)),
     "mobilenet-pointwise": convolution(ConvShape(256, 128, 1, 1, 28, 28)),
-    "smollm2-up": _matmul(512, 1536, 576),
+    "smollm2-up": product_nest(512, 1536, 576),
 }
 """Layers by name."""
 
