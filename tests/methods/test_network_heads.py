@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
-from hasten.methods import HeadPruning, from_dict
+from hasten.methods import Context, HeadPruning, from_dict
 from hasten.methods.editing import outline
 from hasten.methods.network_heads import head_importance
 from hasten.models.attention_heads import AttentionLayer, attention_layers, prune_heads
@@ -68,6 +68,53 @@ class Apart(nn.Module):
         return self.output["dense"](y.transpose(1, 2).reshape(*x.shape[:-1], self.all_head_size)), None
 
 
+class Grouped(nn.Module):
+    """Two heads of queries to each of keys and values, in three layers or in one, rows of each group together."""
+
+    def __init__(self, how: str = "apart") -> None:
+        super().__init__()
+        self.how, self.num_heads, self.num_kv_heads = how, 2 * HEADS, HEADS
+        self.wide, self.size = 2 * WIDTH, WIDTH // HEADS
+        if how == "apart":
+            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(WIDTH, n * WIDTH) for n in (2, 1, 1))
+        else:
+            self.qkv = nn.Linear(WIDTH, 4 * WIDTH)
+        self.o_proj = nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, groups = self.size, self.num_kv_heads
+        if self.how == "apart":
+            q, k, v = (layer(x).unflatten(-1, (-1, size)) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        elif self.how == "together":
+            rows = self.qkv(x).split([self.wide, groups * size, groups * size], -1)
+            q, k, v = (t.unflatten(-1, (-1, size)) for t in rows)
+        else:  # the queries of a group, its keys, its values
+            q, k, v = self.qkv(x).unflatten(-1, (groups, 4, size)).split([2, 1, 1], -2)
+            q, k, v = (t.flatten(-3, -2) for t in (q, k, v))
+        k, v = (t.repeat_interleave(self.num_heads // groups, -2) for t in (k, v))
+        y = nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+        return self.o_proj(y.transpose(1, 2).reshape(*x.shape[:-1], self.wide))
+
+
+class Windows(nn.Module):
+    """As in Swin: windows of 3x3 positions, and a table with a bias of each head for how far two of them lie apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.scale = HEADS, (WIDTH // HEADS) ** -0.5
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.relative_position_bias_table = nn.Parameter(torch.randn(25, HEADS))
+        places = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+        apart = places[:, None] - places + 2
+        self.register_buffer("relative_position_index", apart[..., 0] * 5 + apart[..., 1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = self.relative_position_bias_table[self.relative_position_index.flatten()].view(9, 9, -1)
+        weights = (q * self.scale @ k.transpose(-2, -1) + bias.permute(2, 0, 1)).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
 class First(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -95,6 +142,10 @@ def kinds() -> dict[str, tuple[nn.Module, tuple[Any, ...], str]]:
         "fused": (First(Fused()), (x,), "attn.proj"),
         "interleaved": (First(Interleaved()), (x,), "attn.proj"),
         "apart": (First(Apart()), (x,), "attn.output.dense"),
+        "grouped": (First(Grouped()), (x,), "attn.o_proj"),
+        "grouped, one layer": (First(Grouped("together")), (x,), "attn.o_proj"),
+        "grouped, heads first": (First(Grouped("groups")), (x,), "attn.o_proj"),
+        "windows": (First(Windows()), (x,), "attn.proj"),
         "torch's layer": (encoder, (x,), "0.self_attn.out_proj"),
         "torch's to others": (Torchs(bias=False), (x, *[torch.randn(7, 9, WIDTH)] * 2), "attn.out_proj"),
         "three inputs": (Torchs(), tuple(torch.randn(2, 3, WIDTH) for _ in range(3)), "attn.out_proj"),
@@ -185,6 +236,46 @@ def test_layers_of_transformers_and_of_this_library_are_found() -> None:
     assert [a.heads for a in attention_layers(block, given)] == [4, 4]
 
 
+def test_queries_of_a_group_and_a_head_s_bias_go_with_it() -> None:
+    torch.manual_seed(4)
+    grouped, x = First(Grouped()).eval(), torch.randn(2, 9, WIDTH)
+    assert attention_layers(grouped, (x,)) == [AttentionLayer("attn", HEADS, 2)]
+    prune_heads(grouped, {"attn": (1,)}, (x,))
+    made: Any = grouped.attn
+    assert (made.num_heads, made.num_kv_heads, made.wide) == (6, 3, 36)
+    assert [made.q_proj.out_features, made.k_proj.out_features, made.o_proj.in_features] == [36, 18, 36]
+    assert attention_layers(grouped, (x,)) == [AttentionLayer("attn", HEADS - 1, 2)]
+    windows = First(Windows()).eval()
+    table: Any = windows.attn.relative_position_bias_table
+    prune_heads(windows, {"attn": (0, 2)}, (x,))
+    assert torch.equal(windows.attn.relative_position_bias_table, table[:, [1, 3]])
+
+
+def test_swin_and_grouped_layers_of_transformers_are_found() -> None:
+    from transformers import LlamaConfig, LlamaModel, SwinConfig, SwinModel
+
+    swin = SwinModel(
+        SwinConfig(image_size=16, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[2, 4], window_size=2),
+        add_pooling_layer=False,
+    )
+    llama = LlamaModel(
+        LlamaConfig(
+            vocab_size=16, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=8,
+            num_key_value_heads=2,
+        )
+    )  # fmt: skip
+    for module, given, heads, queries in (
+        (swin, torch.randn(1, 3, 16, 16), [2, 4], 1),
+        (llama, torch.tensor([[1, 5, 3]]), [2], 4),
+    ):
+        network = Network(module.eval(), Inputs((given,)))
+        found = attention_layers(network.module, network.inputs.args)
+        assert [(a.heads, a.queries) for a in found] == [(h, queries) for h in heads]
+        method = HeadPruning(0.5, tuple((a.path, a.heads, (1,)) for a in found))
+        changed = method.apply(network.twin())
+        assert outline(method.rewrite(network.workload())) == outline(changed.workload())
+
+
 def test_the_heads_that_matter_least_go_and_one_stays_in_each_layer() -> None:
     torch.manual_seed(3)
     layers = [nn.TransformerEncoderLayer(WIDTH, HEADS, 32, batch_first=True) for _ in range(2)]
@@ -204,6 +295,19 @@ def test_the_heads_that_matter_least_go_and_one_stays_in_each_layer() -> None:
     assert difference(before, HeadPruning(3 / 8).apply(network.twin()).answers()) < 1e-5
     assert torch.equal(weight, layers[0].self_attn.out_proj.weight)  # as it was after the masks
     assert difference(before, network.answers()) == 0
+
+
+def test_a_short_budget_ranks_few_examples_or_none() -> None:
+    network, _ = made("torch's layer")
+
+    def context(seconds: float | None) -> Context:
+        return Context(network, (), None, (), 0, seconds=seconds)
+
+    assert HeadPruning.candidates(context(None)) == HeadPruning.candidates(context(600.0))
+    (short,) = HeadPruning.candidates(context(1e-6))
+    assert not short.layers
+    assert "a larger --budget" in str(short.why_not_tried(context(1e-6)))
+    assert head_importance(network, 0.0).keys() == head_importance(network).keys()
 
 
 def test_it_is_written_with_its_heads_and_refused_in_a_line() -> None:

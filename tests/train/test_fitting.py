@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from hasten import tasks
-from hasten.train.fitting import fit, fit_task, parameter_groups, windows
+from hasten.errors import HastenError
+from hasten.train.fitting import OPTIMIZERS, fit, fit_task, make_optimizer, parameter_groups, windows
+from hasten.train.kar import Kar2
 
 
 def test_it_fits_a_line() -> None:
@@ -34,6 +39,45 @@ def test_a_broken_loss_is_an_error() -> None:
     module = nn.Linear(1, 1)
     with pytest.raises(FloatingPointError, match="step 0"):
         fit(module, lambda step: module(torch.full((1, 1), float("nan"))).sum(), steps=3, peak=0.1)
+
+
+def fitted(optimizer: Any, steps: int = 40, peak: float = 0.02, **options: Any) -> tuple[nn.Linear, list[float]]:
+    torch.manual_seed(0)
+    line = nn.Linear(3, 1)
+    x = torch.randn(64, 3)
+    y = x @ torch.tensor([[1.0], [-2.0], [0.5]]) + 3
+    return line, fit(
+        line, lambda step: (line(x) - y).square().mean(), steps=steps, peak=peak, optimizer=optimizer, **options
+    )
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optimizer_that_has_a_name_learns(name: str) -> None:
+    line, losses = fitted(name)
+    assert losses[-1] < 0.9 * losses[0]
+    again, same = fitted(name.upper())
+    assert losses == same
+    assert torch.equal(line.weight, again.weight)
+
+
+def test_optimizers_are_given_what_they_take() -> None:
+    module = nn.Linear(2, 2)
+    assert type(make_optimizer("kar2", module, 0.1)) is Kar2
+    sgd = make_optimizer("sgd", module, 0.1, weight_decay=0.3, betas=(0.8, 0.9))
+    assert [g["weight_decay"] for g in sgd.param_groups] == [0.3, 0.0]
+    assert {(g["lr"], g["momentum"], g["nesterov"]) for g in sgd.param_groups} == {(0.1, 0.8, True)}
+    assert make_optimizer("adam", module, 0.1, betas=(0.8, 0.9)).param_groups[1]["betas"] == (0.8, 0.9)
+    theirs = partial(torch.optim.AdamW, betas=(0.9, 0.95))
+    assert fitted("adamw", weight_decay=0.2)[1] == fitted(theirs, weight_decay=0.2)[1]
+    assert fitted(torch.optim.Adagrad)[1] != fitted("adamw")[1]
+    with pytest.raises(HastenError, match="unknown: one of adamw, adam"):
+        fitted("magic")
+
+
+def test_kar_steps_one_rate_along_the_sign_first() -> None:
+    before, _ = fitted("kar3", steps=0)
+    after, _ = fitted("kar3", steps=1, warmup=0.0)
+    assert torch.allclose((after.weight - before.weight).abs(), torch.full((1, 3), 0.02))
 
 
 def test_windows_are_pieces_of_the_text() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from hasten.errors import HastenError
 from hasten.hardware import CallCost, Device, Quantity, load_device
-from hasten.methods import Bf16Network, ChannelsLast, Compiled, Int8Products, Method, OpenVino, rewrite_all
+from hasten.methods import Bf16Network, ChannelsLast, Compiled, Int8Products, Method, OpenVino, WeightOnly, rewrite_all
 from hasten.runtime.network import Network
 from hasten.tuning import call_costs
 from hasten.tuning.call_costs import EAGER, changed_networks, seconds_beyond, tiny_network, with_call_costs
@@ -54,7 +54,7 @@ def test_calls_are_measured_where_they_are_not_known_and_remembered(
             raise HastenError("not here")
 
     def ways(**methods: Method | None) -> None:
-        monkeypatch.setattr(call_costs, "_ways", lambda: methods)
+        monkeypatch.setattr(call_costs, "_ways", lambda: {k: (m,) if m else () for k, m in methods.items()})
 
     monkeypatch.setattr(call_costs, "call_costs", measured)
     ways(eager=None, bf16=Bf16Network(), failing=Failing())
@@ -83,7 +83,7 @@ def test_a_tiny_network_is_called_as_a_tuned_one_is(method: Method | None, monke
         return 1e-6 * (5 + 2 * linear + 3 * convolutions) + 1e-4 * (next(rounds) > 5)  # then the machine is busy
 
     monkeypatch.setattr(call_costs, "seconds", seconds)
-    networks = changed_networks(method)
+    networks = changed_networks((method,) if method else ())
     assert networks is not None
     found = call_costs.call_costs({"one": networks})["one"]
     assert (found.call, found.step, found.convolution) == pytest.approx((5e-6, 2e-6, 3e-6))
@@ -93,6 +93,12 @@ def test_every_way_that_there_is_is_timed() -> None:
     ways = call_costs._ways()
     assert ways.keys() >= {EAGER, "bf16-network", "channels-last", "int8-products", "weight-only"}
     assert "head-pruning" not in ways, "it needs attention"
+    eight = next(m for m in WeightOnly.variants(tiny_network()) if m.bits == 8 and m.int8)
+    assert ways[eight.full_name] == (eight,)
+    if "compile" in ways:
+        names = [[m.name for m in ways[f"{name} + compile"]] for name in ("weight-only", "int8-products")]
+        assert names == [["weight-only", "compile"], ["int8-products", "compile"]]
+    assert "onnxruntime + compile" not in ways
 
 
 def test_what_an_engine_takes_is_its_calls_and_its_steps(device: Device) -> None:
@@ -105,6 +111,29 @@ def test_what_an_engine_takes_is_its_calls_and_its_steps(device: Device) -> None
     other = known.model_copy(update={"calls": {"openvino": cost(30, 1)}})
     assert predicted_seconds(network, other, [Compiled()]) == pytest.approx(plain)
     assert seconds_beyond(known, [Compiled()], workload) == 0
+
+
+def test_settings_have_calls_of_their_own_where_they_are_known(device: Device) -> None:
+    network = tiny_network(4, 2)
+    assert OpenVino().full_name == "openvino"
+    assert OpenVino("int8").full_name == "openvino numbers=int8"
+    calls = {EAGER: cost(2), "openvino": cost(30, 1), "openvino numbers=int8": cost(90, 3)}
+    known = device.model_copy(update={"calls": calls})
+    plain = known.model_copy(update={"calls": {EAGER: cost(2), "openvino": cost(30, 1)}})
+    for method, more in ((OpenVino("int8"), 68e-6), (OpenVino("bf16"), 0.0), (OpenVino(), 0.0)):
+        seconds = [predicted_seconds(network, d, [method]) for d in (plain, known)]
+        assert seconds[1] - seconds[0] == pytest.approx(more, abs=1e-6), method
+
+
+def test_a_change_and_a_program_take_together_what_they_were_seen_to_take(device: Device) -> None:
+    network = tiny_network(4, 2)
+    both = [Int8Products(), Compiled()]
+    calls = {EAGER: cost(2), "compile": cost(30, 1, 5), "int8-products": cost(9, 9, 9)}
+    apart = predicted_seconds(network, device.model_copy(update={"calls": calls}), both)
+    calls["int8-products + compile"] = cost(40, 20, 30)
+    together = predicted_seconds(network, device.model_copy(update={"calls": calls}), both)
+    assert together == pytest.approx(40e-6 + 4 * 20e-6 + 2 * 30e-6, rel=0.1)
+    assert apart < together
 
 
 def predicted_seconds(network: Network, device: Device, methods: list[Method]) -> float:

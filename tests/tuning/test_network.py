@@ -13,7 +13,7 @@ import torch
 from hasten import load
 from hasten.errors import HastenError
 from hasten.hardware import Device, load_device
-from hasten.methods import Bf16Network, FoldNormalization, from_dict, registry
+from hasten.methods import Bf16Network, ChannelsLast, FoldNormalization, from_dict, registry
 from hasten.report import print_tune, write_html
 from hasten.runtime.network import Network, difference, make_network, names_network
 from hasten.tuning.outcome import Combination, TuneResult
@@ -254,6 +254,36 @@ def test_what_takes_longer_than_the_budget_is_passed_over_and_the_rest_is_measur
     assert not any("folded" in title for title in seen)
     assert result.stopped == "seconds"
     assert any("a larger --budget measures more" in note for note in result.notes)
+
+
+def test_programs_of_the_whole_are_tried_first_and_what_is_made_soonest_before_the_rest(
+    small: str, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for method, seconds in ((Bf16Network, 9.0), (ChannelsLast, 3.0)):
+        monkeypatch.setattr(method, "whole", True)
+        monkeypatch.setattr(method, "seconds_to_apply", lambda self, model, seconds=seconds: seconds)
+    listener = Listener()
+    found = tune(small, Settings(seconds=None, trials=8, runs=1, floor=0.5), device=device, reporter=listener)
+    assert listener.seen[:3] == ["unchanged", "channels last", "bf16"]
+    assert len(set(listener.seen)) > 4, "and then the others"
+    again = [note for note in found.notes if "timed again in turn" in note]
+    assert again
+    calls = int(again[0].split(" calls each")[0].split()[-1])
+    best = found.best
+    assert best is not None
+    assert best.measured is not None
+    assert best.measured.forward_low <= best.measured.forward <= best.measured.forward_high
+    assert calls >= 9
+
+
+def test_what_making_takes_corrects_what_was_said_of_it(
+    small: str, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two say 1000 s, of a budget of 60: the first one tried takes none, so that the second is tried too."""
+    monkeypatch.setattr(FoldNormalization, "seconds_to_apply", lambda self, model: 1.0)
+    monkeypatch.setattr(Bf16Network, "seconds_to_apply", lambda self, model: 1000.0)
+    found = tune(small, Settings(seconds=60, runs=1, floor=0.5), device=device)
+    assert any("bf16" in c.title for c in found.combinations if c.measured)
 
 
 def test_published_names_are_networks_and_language_models_are_not(tmp_path: Path) -> None:

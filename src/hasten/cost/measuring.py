@@ -95,19 +95,31 @@ def least_seconds(call: Callable[[], object], runs: int) -> float:
     return min(times)
 
 
-def alternating(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def alternating(
+    calls: Mapping[str, Callable[[], object]], rounds: int, *, counted: int = 1, settling: int = 0
+) -> dict[str, list[float]]:
     """Name -> wall seconds of each of ``rounds`` calls, made in turn, so that a slow moment of the machine meets all.
 
     Each is called once before, which does not count.
+
+    Args:
+        calls: what is timed.
+        rounds: in which each has its turn.
+        counted: calls of a turn.
+        settling: calls of a turn before these. Threads of some libraries go on spinning after a call, and slow the
+            next one where that is another library's.
     """
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            begun = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - begun)
+            for _ in range(settling):
+                call()
+            for _ in range(counted):
+                begun = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - begun)
     return times
 
 

@@ -108,7 +108,7 @@ def estimate(
         if chosen not in ("eager", "fused"):
             raise HastenError(f"unknown schedule {chosen!r}: give 'eager' or 'fused'")
         engine = str(workload.attributes.get("engine", "")) if chosen == "fused" else ""
-        calls = device.calls.get(engine or ("eager" if chosen == "eager" else ""))
+        calls = device.calls_of(engine or ("eager" if chosen == "eager" else ""))
         pricing = _Pricing(phase, device, chosen == "fused", notes, achieved, training, engine, calls)
         cost, phase_live, phase_bound = pricing.price()
         phases.append(cost)

@@ -191,6 +191,13 @@ class Device(_Part):
     curves: tuple[Curve, ...] = ()
     identity: dict[str, str] = {}
 
+    def calls_of(self, way: str) -> CallCost | None:
+        """What calls of networks take that are run in a way: a name and settings, of which the name alone may be known.
+
+        None where neither is.
+        """
+        return self.calls.get(way) or self.calls.get(way.partition(" ")[0])
+
     @model_validator(mode="after")
     def _consistent(self) -> Device:
         names = [*(unit.name for unit in self.compute), *(level.name for level in self.memory)]

@@ -14,12 +14,24 @@ from hasten.methods.fold_normalization import FoldNormalization
 from hasten.methods.network_formats import narrow_numbers
 from hasten.methods.network_method import NetworkMethod
 from hasten.methods.network_products import products_in_int8
-from hasten.runtime.engines import CompiledEngine, OnnxEngine, OpenVinoEngine, cpp_compiler, fused
+from hasten.runtime.engines import (
+    ONNX,
+    ONNX_INT8,
+    OPENVINO,
+    CompiledEngine,
+    OnnxEngine,
+    OpenVinoEngine,
+    cpp_compiler,
+    fused,
+)
 from hasten.runtime.network import Network, NetworkEngine
 from hasten.workload.einsum import Workload
 
 # What a compiler takes for a module of a network, so that none is begun that would end long after the budget.
 _COMPILE_SECONDS = 0.15
+# What an engine takes to read a network, and what exports to its format take that are not there yet.
+_READ_SECONDS = 1.0
+_EXPORT_SECONDS = {ONNX: 0.5, ONNX_INT8: 2.5, OPENVINO: 2.5}
 # What changes a module in ways that an engine does better by itself, or cannot read.
 _OWN = ("fold-normalization", "channels-last", "bf16-network", "weight-only", "int8-products")
 
@@ -29,6 +41,7 @@ class EngineMethod(NetworkMethod):
 
     kind: ClassVar[str] = "engine"
     order: ClassVar[int] = 90
+    whole: ClassVar[bool] = True
     package: ClassVar[str] = ""
 
     def engine(self, network: Network, described: Callable[[Workload], Workload]) -> NetworkEngine:
@@ -48,8 +61,14 @@ class EngineMethod(NetworkMethod):
     def change(self, network: Network) -> None:
         network.replace_engine(self.engine(network, self.rewrite))
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What a network is exported to on its way."""
+        return ()
+
     def seconds_to_apply(self, model: Any) -> float:
-        return 5.0
+        known = model.exports if isinstance(model, Network) else {}
+        return _READ_SECONDS + sum(_EXPORT_SECONDS[f] for f in self.formats if f not in known)
 
 
 def _folded(workload: Workload) -> Workload:
@@ -79,7 +98,7 @@ class Compiled(EngineMethod):
         return 5.0 + _COMPILE_SECONDS * parts if isinstance(model.module, nn.Module) else 0.0
 
     def rewrite(self, workload: Workload) -> Workload:
-        return fused(workload, self.name)
+        return fused(workload, self.full_name)
 
     @classmethod
     def variants(cls, model: Any) -> Sequence[Self]:
@@ -110,12 +129,16 @@ class OnnxRuntime(EngineMethod):
             return "onnx is not installed: run pip install 'hasten[onnxruntime]'"
         return super().why_not_network(network)
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return (ONNX, ONNX_INT8) if self.int8 else (ONNX,)
+
     def engine(self, network: Network, described: Callable[[Workload], Workload]) -> NetworkEngine:
         return OnnxEngine(network, self.int8, described)
 
     def rewrite(self, workload: Workload) -> Workload:
         workload = _folded(workload)
-        return fused(products_in_int8(workload) if self.int8 else workload, self.name)
+        return fused(products_in_int8(workload) if self.int8 else workload, self.full_name)
 
     @classmethod
     def variants(cls, model: Any) -> Sequence[Self]:
@@ -156,6 +179,10 @@ class OpenVino(EngineMethod):
             return f"{missing[0]} finds the scales of int8 and is not installed: run pip install 'hasten[onnxruntime]'"
         return super().why_not_network(network)
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return (ONNX, ONNX_INT8) if self.numbers == "int8" else (OPENVINO,)
+
     def engine(self, network: Network, described: Callable[[Workload], Workload]) -> NetworkEngine:
         return OpenVinoEngine(network, self.numbers, described)
 
@@ -163,7 +190,7 @@ class OpenVino(EngineMethod):
         workload = _folded(workload)
         if self.numbers == "bf16":
             workload = narrow_numbers(workload, "bf16")
-        return fused(products_in_int8(workload) if self.numbers == "int8" else workload, self.name)
+        return fused(products_in_int8(workload) if self.numbers == "int8" else workload, self.full_name)
 
     @classmethod
     def variants(cls, model: Any) -> Sequence[Self]:

@@ -37,6 +37,7 @@ class Context:
         continuation: the tokens that the unchanged model makes of the first prompt.
         new_tokens: tokens to make for each sequence.
         judged: tokens of the text that a method may run the model on, to choose its settings by.
+        seconds: that are left of the budget; None without a limit. A method takes a small part of them to choose.
     """
 
     model: Any
@@ -45,6 +46,7 @@ class Context:
     continuation: Sequence[int]
     new_tokens: int
     judged: int = 512
+    seconds: float | None = None
 
     @property
     def prompt(self) -> int:
@@ -80,6 +82,8 @@ class Method(ABC):
         exact: whether greedy output stays what it was.
         layerwise: whether it does something else to one layer than to another of the same kind. Its `rewrite` then
             gets every layer, and before that of methods that treat equal layers alike; those get a few of a kind.
+        whole: whether it has the whole model run by a program of its own. Predictions say little of what is another
+            library's, so `hasten tune` measures these first, those that are made soonest before others.
         subjects: what it is for: ``language model``, and ``network`` for any other module with example inputs. A run of
             `hasten tune` asks no other method.
         untried: why `hasten tune` does not try it, where it has no `variants`.
@@ -94,6 +98,7 @@ class Method(ABC):
     order: ClassVar[int] = 50
     exact: ClassVar[bool] = False
     layerwise: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
     subjects: ClassVar[tuple[str, ...]] = (LANGUAGE_MODEL,)
     untried: ClassVar[str] = ""
     spellings: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -177,6 +182,16 @@ class Method(ABC):
         """Raises HastenError when it does not apply."""
         if reason := self.why_not(model):
             raise HastenError(f"{self.title} does not apply to this model: {reason}")
+
+    @property
+    def full_name(self) -> str:
+        """Its name, and those of its settings that are not what they are by default."""
+        told = [
+            f"{field.name}={value}"
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if (value := getattr(self, field.name)) != field.default
+        ]
+        return " ".join([self.name, *told])
 
     def to_dict(self) -> dict[str, Any]:
         """Its name and settings as plain data."""

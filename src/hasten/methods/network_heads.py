@@ -14,12 +14,13 @@ from hasten.methods.method import Context
 from hasten.methods.network_method import NetworkMethod
 from hasten.models.attention_heads import attention_layers, heads_masked, prune_heads
 from hasten.runtime.network import Network, difference
-from hasten.workload.einsum import Access, Einsum, Op, Phase, Role, Workload
+from hasten.workload.einsum import Access, Einsum, Op, Phase, Role, Tensor, Workload
 
 # Of all heads, what is tried.
 _SHARES = (0.25, 0.5)
-# Seconds that ranking heads may take: fewer examples where there are many heads, and not at all where one is too much.
-_RANKING, _MOST = 10.0, 60.0
+# Seconds that ranking heads may take: fewer examples where there are many heads, and not at all where one is too much;
+# and the share of a budget.
+_RANKING, _MOST, _SHARE = 10.0, 60.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class HeadPruning(NetworkMethod):
     """Attention heads removed: their rows of the projections, and their columns of the layer behind.
 
     Heads are ranked by how far the network's answers move on its examples when one alone is masked (Michel et al.,
-    section 3.2, with the answers' distance in place of a score); the lowest go, one stays in each layer.
+    section 3.2, with the answers' distance in place of a score); the lowest go, one stays in each layer. Where queries
+    share keys and values, heads are those of keys and values, and all queries of one go with it.
 
     Args:
         share: of all heads that go.
@@ -119,14 +121,23 @@ class HeadPruning(NetworkMethod):
         one, found = cls(), cls.variants(context.model)
         if not found or one.why_not(context.model) or one.why_not_tried(context):
             return found[:1]
-        importance = head_importance(context.model)
+        importance = head_importance(context.model, _ranking(context))
         return [m for m in (one._chosen(importance) for one in found) if m.layers]
 
     def why_not_tried(self, context: Context) -> str | None:
         if self.layers or self.why_not(context.model):
             return None
         seconds = _seconds_to_rank(context.model)
-        return f"ranking its heads would take about {seconds:.0f} s" if seconds > _MOST else None
+        if seconds > _MOST:
+            return f"ranking its heads would take about {seconds:.0f} s"
+        if context.seconds is not None and seconds > _ranking(context):
+            return f"ranking its heads would take about {seconds:.1f} s: a larger --budget has time for it"
+        return None
+
+
+def _ranking(context: Context) -> float:
+    """Seconds that ranking heads may take in a run."""
+    return _RANKING if context.seconds is None else min(_RANKING, _SHARE * context.seconds)
 
 
 def _heads_of(network: Network) -> int:
@@ -141,17 +152,18 @@ def _seconds_to_rank(network: Network) -> float:
     return (time.perf_counter() - begun) * _heads_of(network)
 
 
-def head_importance(network: Network) -> dict[tuple[str, int], float]:
-    """How far a network's answers move when a head alone is masked: a mean over its examples, of as many as ten seconds
-    allow.
+def head_importance(network: Network, seconds: float = _RANKING) -> dict[tuple[str, int], float]:
+    """How far a network's answers move when a head alone is masked: a mean over its examples, of as many as the time
+    allows, of one at least.
 
     Args:
         network: run once for each head and example.
+        seconds: about how long that may take.
 
     Returns:
         (path of the attention, head) -> a share of the answers' size, see `difference`.
     """
-    count = max(1, int(_RANKING / max(_seconds_to_rank(network), 1e-9)))
+    count = max(1, int(seconds / max(_seconds_to_rank(network), 1e-9)))
     examples = network.examples[:count]
     expected = [network.answers(example) for example in examples]
     found: dict[tuple[str, int], float] = {}
@@ -177,14 +189,20 @@ def _narrow(draft: Draft, path: str, heads: int, kept: int) -> None:
     wide: set[str] = set()  # tensors that hold all heads
     done: set[str] = set()  # weights of a module that is called again
     biases = {draft.tensors[weight].shape[0] for weight in made}
+    queries = _queries(draft, made, read)
     for i in places:
         e = draft.einsums[i]
         weight = _weight(draft, e)
         weight = weight if weight in made | read else None
         last = weight in read
-        if weight is None and not any(a.tensor in wide for a in e.inputs):
+        table = None if weight is not None else _table(draft, e, made | read, heads * queries)
+        if table is not None and table not in done:
+            shape = draft.tensors[table].shape
+            _resize(draft, table, len(shape) - 1 - shape[::-1].index(heads * queries), heads, kept)
+            done.add(table)
+        if weight is None and table is None and not any(a.tensor in wide for a in e.inputs):
             continue
-        rank = _rank(e, heads, weight, last)
+        rank = _rank(e, heads, queries, weight, last)
         if rank is None:
             continue
         narrow = {rank: e.sizes[rank] * kept // heads}
@@ -195,7 +213,7 @@ def _narrow(draft: Draft, path: str, heads: int, kept: int) -> None:
         else:
             for a in e.inputs:
                 one = draft.tensors[a.tensor]
-                mine = one.role is Role.WEIGHT and len(one.shape) == 1 and a.tensor not in done
+                mine = _holds_numbers(one) and len(one.shape) == 1 and a.tensor not in done
                 if mine and one.shape[0] in biases:
                     _resize(draft, a.tensor, 0, heads, kept)
                     done.add(a.tensor)
@@ -241,7 +259,28 @@ def _weight(draft: Draft, e: Einsum) -> str | None:
     return next((a.tensor for a in e.inputs if draft.tensors[a.tensor].role is Role.WEIGHT), None)
 
 
-def _rank(e: Einsum, heads: int, weight: str | None, last: bool) -> str | None:
+def _queries(draft: Draft, made: set[str], read: set[str]) -> int:
+    """Heads of queries to each of keys, by the rows that make all three and the columns that read them."""
+    inner = max((draft.tensors[w].shape[1] for w in read), default=0)
+    keys = (sum(draft.tensors[w].shape[0] for w in made) - inner) // 2
+    return max(1, inner // keys) if keys > 0 else 1
+
+
+def _table(draft: Draft, e: Einsum, layers: set[str], heads: int) -> str | None:
+    """A parameter with numbers of each head that an Einsum reads, such as a bias for positions."""
+    for a in () if e.op in (Op.MATMUL, Op.CONV) else e.inputs:
+        one = draft.tensors[a.tensor]
+        if _holds_numbers(one) and a.tensor not in layers and len(one.shape) > 1 and heads in one.shape:
+            return a.tensor
+    return None
+
+
+def _holds_numbers(tensor: Tensor) -> bool:
+    """Whether it is a parameter, and no indices into one."""
+    return tensor.role is Role.WEIGHT and "int" not in tensor.dtype
+
+
+def _rank(e: Einsum, heads: int, queries: int, weight: str | None, last: bool) -> str | None:
     """The rank of an Einsum whose size goes with the number of heads."""
     sizes = e.sizes
     if weight is not None:
@@ -253,9 +292,9 @@ def _rank(e: Einsum, heads: int, weight: str | None, last: bool) -> str | None:
         return "h"
 
     def fitting() -> Iterator[str]:
-        yield from (r for r, n in e.ranks if n == heads and r in e.output.ranks)
+        yield from (r for r, n in e.ranks if n in (heads, heads * queries) and r in e.output.ranks)
         yield from (r for r, n in reversed(e.ranks) if not n % heads and r in e.output.ranks)
-        yield from (r for r, n in e.ranks if n == heads)
+        yield from (r for r, n in e.ranks if n in (heads, heads * queries))
 
     return next(fitting(), None)
 

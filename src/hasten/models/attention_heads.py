@@ -6,6 +6,7 @@
 No class is known by its name but torch's own attention. A module that has heads and linear layers (or convolutions of
 one pixel) is attention where it answers, with a head's rows and columns cut out of its matrices, just as it does whole
 with that head masked: this is tried on what the module is given in the run, for each way in which rows may be ordered.
+Where queries share keys and values, a head goes with all queries that read it; a bias for each head goes with its head.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hasten.errors import HastenError
 
@@ -29,6 +30,8 @@ __all__ = ["AttentionLayer", "attention_layers", "heads_masked", "prune_heads"]
 
 # What modules call their number of heads, and the size of each.
 _COUNTS = ("num_heads", "heads", "num_attention_heads", "n_heads", "n_head", "nhead")
+# And that of keys and values, where queries share them.
+_SHARED = ("num_kv_heads", "num_key_value_heads", "kv_heads", "n_kv_heads", "num_query_groups", "num_groups")
 _SIZES = ("head_dim", "head_size", "attention_head_size", "dim_head")
 
 
@@ -38,11 +41,14 @@ class AttentionLayer:
 
     Args:
         path: of the module, as `named_modules` has it.
-        heads: that it has.
+        heads: that it has; where queries share keys and values, heads of these, each of which is removed with all
+            queries that share it.
+        queries: heads of queries to each.
     """
 
     path: str
     heads: int
+    queries: int = 1
 
 
 @dataclass(frozen=True)
@@ -50,21 +56,25 @@ class _Cut:
     """How a module's heads are cut out.
 
     Args:
-        heads: that it has.
-        projections: of the layers that make queries, keys and values: path in the module, and how many of them.
+        heads: of keys and values that it has.
+        queries: heads of queries to each.
+        projections: of the layers that make queries, keys and values: path in the module, and heads of each of these
+            that it makes, for one head of keys.
         out: the layer that reads the heads' results.
         heads_first: whether rows of a projection are those of the first head's queries, keys and values, then the next
             one's; else all queries come first.
-        counts, widths: whole numbers in the module that are the number of heads, and what all are wide: path and name.
+        numbers: whole numbers in the module that go with the number of heads: path, name, and how much is of each head.
+        tables: parameters in the module with numbers of each head, such as a bias for positions: path, name, axis.
         rewritten: whether the module is written anew, its own code being for one number of heads.
     """
 
     heads: int
-    projections: tuple[tuple[str, int], ...]
+    queries: int
+    projections: tuple[tuple[str, tuple[int, ...]], ...]
     out: str
     heads_first: bool = False
-    counts: tuple[tuple[str, str], ...] = ()
-    widths: tuple[tuple[str, str], ...] = ()
+    numbers: tuple[tuple[str, str, int], ...] = ()
+    tables: tuple[tuple[str, str, int], ...] = ()
     rewritten: bool = False
 
 
@@ -124,7 +134,8 @@ def _run(
 
     def first(path: str) -> Any:
         def seen(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            calls.setdefault(path, _Call(given, named))
+            if path not in calls:
+                calls[path] = _Call(*_fresh((given, named)))
 
         return seen
 
@@ -166,7 +177,7 @@ def _cut_of(module: nn.Module, call: _Call, order: Sequence[nn.Module]) -> _Cut 
     """How heads are cut out of a module; None where no way keeps what it answers without a head."""
     if _is_torchs(module):
         attention: Any = module
-        return _Cut(int(attention.num_heads), (), "") if attention.num_heads > 1 else None
+        return _Cut(int(attention.num_heads), 1, (), "") if attention.num_heads > 1 else None
     places = {part: path for path, part in module.named_modules() if _is_linear(part)}
     layers: list[Any] = [part for part in order if part in places]
     if not 2 <= len(layers) <= 4 or len(layers) != len(places):
@@ -174,31 +185,76 @@ def _cut_of(module: nn.Module, call: _Call, order: Sequence[nn.Module]) -> _Cut 
     *projections, out = layers
     inner = _sizes(out)[0]
     made = [_sizes(layer)[1] for layer in projections]
-    if sum(made) != 3 * inner or any(n % inner for n in made):
+    keys = (sum(made) - inner) // 2  # rows that make keys, and those that make values
+    if sum(made) != inner + 2 * keys or keys < 1 or inner % keys:
         return None
-    named = tuple((places[p], n // inner) for p, n in zip(projections, made, strict=True))
     counts = {value for _, _, value in _numbers(module, _COUNTS)}
     counts |= {inner // value for _, _, value in _numbers(module, _SIZES) if not inner % value}
-    for heads in sorted(h for h in counts if h > 1 and not inner % h):
-        for cut in _ways(module, heads, inner, named, places[out]):
-            if _holds(module, cut, call, (heads // 2,)):
-                return cut
+    paths = [places[p] for p in projections]
+    shared = inner // keys  # heads of queries to each of keys
+    for heads in sorted(n // shared for n in counts if not inner % n and not n % shared):
+        if heads < 2:
+            continue
+        for parts in _parts(made, keys, shared):
+            named = tuple(zip(paths, parts, strict=True))
+            for cut in _ways(module, heads, shared, inner, named, places[out]):
+                if _holds(module, cut, call, (heads // 2,)):
+                    return cut
     return None
 
 
+def _parts(made: Sequence[int], keys: int, queries: int) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """Ways to share queries, keys and values out to layers: of each its heads for one head of keys.
+
+    Args:
+        made: rows of each layer.
+        keys: rows that make keys.
+        queries: heads of queries to each of keys.
+    """
+    for order in dict.fromkeys(((queries, 1, 1), (1, 1, queries), (1, queries, 1))):
+        ends = [0, *itertools.accumulate(n * keys for n in order)]
+        cuts = [0, *itertools.accumulate(made)]
+        if set(cuts) <= set(ends):
+            yield tuple(order[ends.index(a) : ends.index(b)] for a, b in itertools.pairwise(cuts))
+
+
 def _ways(
-    module: nn.Module, heads: int, inner: int, projections: tuple[tuple[str, int], ...], out: str
+    module: nn.Module,
+    heads: int,
+    queries: int,
+    inner: int,
+    projections: tuple[tuple[str, tuple[int, ...]], ...],
+    out: str,
 ) -> Iterator[_Cut]:
     """Ways to cut heads out of a module that are worth a try, its own code first."""
-    orders = (False, True) if any(n > 1 for _, n in projections) else (False,)
-    counts = tuple((p, n) for p, n, value in _numbers(module, _COUNTS) if value == heads)
-    widths = tuple((p, n) for p, n, value in _numbers(module) if value == inner and n not in _COUNTS)
-    for some, first in itertools.product(dict.fromkeys([(), widths]), orders):
-        yield _Cut(heads, projections, out, first, counts, some)
+    orders = (False, True) if any(len(parts) > 1 for _, parts in projections) else (False,)
+    size = inner // heads // queries
+    counts = tuple((p, n, queries) for p, n, value in _numbers(module, _COUNTS) if value == heads * queries)
+    counts += tuple((p, n, 1) for p, n, value in _numbers(module, _SHARED) if value == heads)
+    known = {(p, n) for p, n, _ in counts}
+    widths = tuple(
+        (p, n, value // heads)
+        for p, n, value in _numbers(module)
+        if value in (inner, heads * size) and (p, n) not in known and n not in _COUNTS + _SHARED
+    )
+    tables = dict.fromkeys(((), _tables(module, heads * queries, last=True), _tables(module, heads * queries)))
+    for some, more, first in itertools.product(tables, dict.fromkeys(((), widths)), orders):
+        yield _Cut(heads, queries, projections, out, first, counts + more, some)
     # Its parts in the order in which they are called are queries, keys and values, and direct children of it.
     if not any("." in p or not p for p in (out, *(p for p, _ in projections))):
         for first in orders:
-            yield _Cut(heads, projections, out, first, rewritten=True)
+            yield _Cut(heads, queries, projections, out, first, rewritten=True)
+
+
+def _tables(module: nn.Module, heads: int, last: bool = False) -> tuple[tuple[str, str, int], ...]:
+    """Parameters of a module, but its layers', that have an axis of ``heads``: path, name, the first or last such."""
+    found = []
+    for path, part in module.named_modules():
+        for name, parameter in () if _is_linear(part) else part.named_parameters(recurse=False):
+            axes = [i for i, n in enumerate(parameter.shape) if n == heads]
+            if axes:
+                found.append((path, name, axes[-1 if last else 0]))
+    return tuple(found)
 
 
 def _holds(module: nn.Module, cut: _Cut, call: _Call, removed: Sequence[int]) -> bool:
@@ -223,11 +279,17 @@ def _answer(module: nn.Module, call: _Call) -> Tensor | None:
     """The first tensor that a module answers with: behind it there may be weights of each head."""
     was = [(part, part.training) for part in module.modules()]
     try:
-        leaves = tree_leaves(module.eval()(*call.args, **call.kwargs))
+        args, kwargs = _fresh((call.args, call.kwargs))
+        leaves = tree_leaves(module.eval()(*args, **kwargs))
     finally:
         for part, mode in was:
             part.training = mode
     return next((t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()), None)
+
+
+def _fresh(given: Any) -> Any:
+    """What a call was given, with copies of what it may change, such as a cache that keys are written to."""
+    return tree_map(lambda v: v if isinstance(v, Tensor | int | float | str) else copy.deepcopy(v), given)
 
 
 def _out(module: nn.Module, cut: _Cut) -> Any:
@@ -256,33 +318,34 @@ def _cut_out(module: nn.Module, cut: _Cut, removed: Sequence[int]) -> nn.Module:
     if type(module) is nn.MultiheadAttention:
         return _FewerHeads(module, kept)
     inner = int(_out(module, cut).weight.shape[1])
-    size = inner // cut.heads
+    size = inner // cut.heads // cut.queries
     for path, parts in cut.projections:
-        rows = torch.arange(parts * inner)
-        rows = (
-            rows.view(cut.heads, parts, size) if cut.heads_first else rows.view(parts, cut.heads, size).transpose(0, 1)
-        )
-        chosen = rows[kept] if cut.heads_first else rows[kept].transpose(0, 1)
-        _take(module.get_submodule(path), chosen.flatten(), 0)
+        rows = torch.arange(cut.heads * sum(parts) * size)
+        blocks = [rows] if cut.heads_first else rows.split([cut.heads * n * size for n in parts])
+        chosen = torch.cat([block.view(cut.heads, -1)[kept].flatten() for block in blocks])
+        _take(module.get_submodule(path), chosen, 0)
     _take(module.get_submodule(cut.out), torch.tensor(_columns(cut, inner, kept)), 1)
     if cut.rewritten:
         return _PlainHeads(module, cut, len(kept))
-    for path, name in cut.counts:
-        setattr(module.get_submodule(path), name, len(kept))
-    for path, name in cut.widths:
-        setattr(module.get_submodule(path), name, len(kept) * size)
+    queries = torch.arange(cut.heads * cut.queries).view(cut.heads, -1)[kept].flatten()
+    for path, name, axis in cut.tables:
+        holder = module.get_submodule(path)
+        setattr(holder, name, _some(getattr(holder, name), axis, queries))
+    for path, name, each in cut.numbers:
+        setattr(module.get_submodule(path), name, len(kept) * each)
     return module
+
+
+def _some(old: Tensor, axis: int, chosen: Tensor) -> nn.Parameter:
+    """Some of a parameter's rows or columns, in a new tensor."""
+    return nn.Parameter(old.detach().index_select(axis, chosen.to(old.device)), old.requires_grad)
 
 
 def _take(layer: Any, chosen: Tensor, axis: int) -> None:
     """Some of a layer's rows (axis 0, with their bias) or columns, in new tensors."""
-
-    def new(old: nn.Parameter, at: int) -> nn.Parameter:
-        return nn.Parameter(old.detach().index_select(at, chosen.to(old.device)), old.requires_grad)
-
-    layer.weight = new(layer.weight, axis)
+    layer.weight = _some(layer.weight, axis, chosen)
     if axis == 0 and layer.bias is not None:
-        layer.bias = new(layer.bias, 0)
+        layer.bias = _some(layer.bias, 0, chosen)
     names = ("in_channels", "out_channels") if isinstance(layer, nn.Conv2d) else ("in_features", "out_features")
     setattr(layer, names[1 - axis], len(chosen))
 
@@ -296,6 +359,7 @@ class _PlainHeads(nn.Module):
     def __init__(self, module: nn.Module, cut: _Cut, heads: int) -> None:
         super().__init__()
         self.heads, self._heads_first = heads, cut.heads_first
+        self._size = int(_out(module, cut).weight.shape[1]) // heads // cut.queries
         self._parts, self._last = cut.projections, cut.out
         for name in (*(p for p, _ in cut.projections), cut.out):
             setattr(self, name, module.get_submodule(name))
@@ -303,11 +367,14 @@ class _PlainHeads(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         made: list[Tensor] = []
         for name, parts in self._parts:
-            split = (self.heads, parts, -1) if self._heads_first else (parts, self.heads, -1)
-            rows = getattr(self, name)(x).unflatten(-1, split)
-            made += rows.unbind(-2 if self._heads_first else -3)
-        q, k, v = (t.transpose(1, 2) for t in made)
-        y = F.scaled_dot_product_attention(q, k, v)
+            rows = getattr(self, name)(x)
+            if self._heads_first:
+                made += rows.unflatten(-1, (self.heads, sum(parts), self._size)).split(parts, -2)
+            else:
+                blocks = rows.split([self.heads * n * self._size for n in parts], -1)
+                made += [b.unflatten(-1, (self.heads, n, self._size)) for b, n in zip(blocks, parts, strict=True)]
+        q, k, v = (t.flatten(-3, -2).transpose(1, 2) for t in made)
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
         found: Tensor = getattr(self, self._last)(y.transpose(1, 2).flatten(2))
         return found
 
@@ -325,14 +392,11 @@ class _FewerHeads(nn.Module):
         rows = torch.arange(3 * width).view(3, attention.num_heads, size)[:, list(kept)].flatten()
         rows = rows.to(attention.in_proj_weight.device)
 
-        def new(old: Tensor, axis: int, chosen: Tensor) -> nn.Parameter:
-            return nn.Parameter(old.detach().index_select(axis, chosen), old.requires_grad)
-
-        self.in_proj_weight = new(attention.in_proj_weight, 0, rows)
-        self.in_proj_bias = None if attention.in_proj_bias is None else new(attention.in_proj_bias, 0, rows)
+        self.in_proj_weight = _some(attention.in_proj_weight, 0, rows)
+        self.in_proj_bias = None if attention.in_proj_bias is None else _some(attention.in_proj_bias, 0, rows)
         last = attention.out_proj
         self.out_proj = NonDynamicallyQuantizableLinear(len(kept) * size, width, bias=False, device="meta")
-        self.out_proj.weight = new(last.weight, 1, rows[: len(kept) * size])
+        self.out_proj.weight = _some(last.weight, 1, rows[: len(kept) * size])
         self.out_proj.bias = last.bias
         self.embed_dim, self.num_heads, self.head_dim, self.kept = width, len(kept), size, tuple(kept)
         self.whole = attention.num_heads
@@ -406,9 +470,9 @@ def attention_layers(
 ) -> list[AttentionLayer]:
     """Modules that attend with several heads, each of which can be removed.
 
-    They are torch's attention, and any module whose queries, keys and values are made by one to three linear layers
-    that are as wide as what its last one reads: timm's, transformers' and most people's own. What has a bias for each
-    head's positions, or fewer heads of keys than of queries, is not among them.
+    They are torch's attention, and any module whose queries, keys and values are made by one to three linear layers,
+    queries as wide as what its last one reads: timm's, transformers' and most people's own, with fewer heads of keys
+    and values than of queries, or a bias of each head for positions, too.
 
     Args:
         network: run once in evaluation mode, and left as it was.
@@ -416,9 +480,10 @@ def attention_layers(
 
     >>> layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     >>> attention_layers(nn.Sequential(layer), (torch.zeros(1, 3, 8),))
-    [AttentionLayer(path='0.self_attn', heads=2)]
+    [AttentionLayer(path='0.self_attn', heads=2, queries=1)]
     """
-    return [AttentionLayer(path, cut.heads) for path, (cut, _) in _cuts(network, args, kwargs or {}).items()]
+    found = _cuts(network, args, kwargs or {})
+    return [AttentionLayer(path, cut.heads, cut.queries) for path, (cut, _) in found.items()]
 
 
 def prune_heads(
@@ -431,7 +496,7 @@ def prune_heads(
 
     Args:
         network: that has them.
-        heads: of each module, by its path, which to remove.
+        heads: of each module, by its path, which to remove; of keys and values where queries share them.
         args, kwargs: of a call, see `attention_layers`.
 
     Raises:

@@ -173,14 +173,19 @@ def in_int8(model: bytes, examples: Sequence[Inputs]) -> bytes:
         return after.read_bytes()
 
 
+ONNX, ONNX_INT8, OPENVINO = "onnx", "onnx int8", "openvino"
+"""Formats that networks are exported to, see `Network.exports`."""
+
+
 def _exported(network: Network, flat: _Flat, int8: bool) -> bytes:
     """A network as an ONNX model; made once where several engines take the same."""
     known = network.exports
-    if "onnx" not in known:
-        known["onnx"] = to_onnx(flat, network.inputs.tensors)
-    if int8 and "onnx int8" not in known:
-        known["onnx int8"] = in_int8(known["onnx"], network.examples)
-    return known["onnx int8" if int8 else "onnx"]
+    if ONNX not in known:
+        known[ONNX] = to_onnx(flat, network.inputs.tensors)
+    if int8 and ONNX_INT8 not in known:
+        known[ONNX_INT8] = in_int8(known[ONNX], network.examples)
+    found: bytes = known[ONNX_INT8 if int8 else ONNX]
+    return found
 
 
 class OnnxEngine(_Exported):
@@ -242,9 +247,13 @@ class OpenVinoEngine(_Exported):
         if numbers == "int8":
             model = core.read_model(_exported(network, self._flat, int8=True))
         else:
-            with torch.no_grad(), quietly():
-                shapes = [tuple(t.shape) for t in self._inputs]
-                model = openvino.convert_model(self._flat, example_input=tuple(self._inputs), input=shapes)
+            if OPENVINO not in network.exports:
+                with torch.no_grad(), quietly():
+                    shapes = [tuple(t.shape) for t in self._inputs]
+                    network.exports[OPENVINO] = openvino.convert_model(
+                        self._flat, example_input=tuple(self._inputs), input=shapes
+                    )
+            model = network.exports[OPENVINO]
         self.nbytes = sum(
             op.get_data_size() if hasattr(op, "get_data_size") else op.data.nbytes
             for op in model.get_ops()

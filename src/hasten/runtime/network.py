@@ -98,7 +98,7 @@ class Network(nn.Module):
         self.name = name or type(module).__name__
         self.engine: NetworkEngine | None = None
         # What the module was exported to, by format: several engines take the same. Twins share it.
-        self.exports: dict[str, bytes] = {}
+        self.exports: dict[str, Any] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.engine is not None:

@@ -1,23 +1,36 @@
-"""Training a module on batches: AdamW with a warm-up and a cosine."""
+"""Training a module on batches: AdamW, or another optimizer, with a warm-up and a cosine."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from hasten.errors import HastenError
 from hasten.nn.block import undecayed
 from hasten.tasks.task import Model, Task
 from hasten.tasks.text import windows
+from hasten.train.kar import Kar2, Kar3
 from hasten.train.loop import Loss, train
 from hasten.train.schedules import WarmupCosine
 
-__all__ = ["fit", "fit_task", "parameter_groups", "windows"]
+__all__ = ["OPTIMIZERS", "Factory", "fit", "fit_task", "make_optimizer", "parameter_groups", "windows"]
 
 Progress = Callable[[int, float], None]
+Factory: TypeAlias = Callable[..., torch.optim.Optimizer]
+"""Called with groups of parameters and ``lr``: an optimizer's class, or a `functools.partial` of one."""
+
+# By how a pair of betas is read: both, the first as a momentum, or not at all.
+_WITH_BETAS: Mapping[str, Factory] = {
+    "adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "nadam": torch.optim.NAdam, "radam": torch.optim.RAdam,
+}  # fmt: skip
+_WITH_MOMENTUM: Mapping[str, Factory] = {"sgd": torch.optim.SGD}
+_OTHERS: Mapping[str, Factory] = {"kar2": Kar2, "kar3": Kar3}
+OPTIMIZERS: tuple[str, ...] = (*_WITH_BETAS, *_WITH_MOMENTUM, *_OTHERS)
+"""Names that `fit` knows."""
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -36,6 +49,43 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
+def make_optimizer(
+    optimizer: str | Factory,
+    module: nn.Module,
+    rate: float,
+    *,
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.95),
+) -> torch.optim.Optimizer:
+    """An optimizer of a module's parameters.
+
+    Args:
+        optimizer: one of `OPTIMIZERS`, or what makes one of groups of parameters and ``lr``.
+        module: whose parameters move.
+        rate: the learning rate.
+        weight_decay: of matrices, see `parameter_groups`; Kar2 and Kar3 decay nothing.
+        betas: of the Adams; SGD, with Nesterov's step, has the first as its momentum. Kar2 and Kar3 have their own.
+
+    Raises:
+        HastenError: an unknown name.
+
+    >>> made = make_optimizer("sgd", nn.Linear(2, 1), 0.1)
+    >>> type(made).__name__, made.param_groups[0]["momentum"]
+    ('SGD', 0.9)
+    """
+    groups = parameter_groups(module, weight_decay)
+    if not isinstance(optimizer, str):
+        return optimizer(groups, lr=rate)
+    name = optimizer.lower()
+    if name in _WITH_BETAS:
+        return _WITH_BETAS[name](groups, lr=rate, betas=betas)
+    if name in _WITH_MOMENTUM:
+        return _WITH_MOMENTUM[name](groups, lr=rate, momentum=betas[0], nesterov=betas[0] > 0)
+    if name in _OTHERS:
+        return _OTHERS[name](groups, lr=rate)
+    raise HastenError(f"optimizer {optimizer!r:.40} is unknown: one of {', '.join(OPTIMIZERS)}, or a class of yours")
+
+
 def fit(
     module: nn.Module,
     loss: Callable[[int], Loss],
@@ -48,10 +98,12 @@ def fit(
     weight_decay: float = 0.1,
     betas: tuple[float, float] = (0.9, 0.95),
     clip: float = 1.0,
+    optimizer: str | Factory = "adamw",
     clock: Callable[[], float] = time.perf_counter,
     progress: Progress = lambda step, loss: None,
 ) -> list[float]:
-    """Trains with AdamW under a linear warm-up and a cosine to ``final`` of the peak: `train` with usual settings.
+    """Trains with AdamW, unless told otherwise, under a linear warm-up and a cosine to ``final`` of the peak: `train`
+    with usual settings.
 
     Args:
         module: what to train, in place.
@@ -62,6 +114,7 @@ def fit(
         final: the last rate, as a share of the peak.
         weight_decay: of matrices, see `parameter_groups`.
         betas, clip: AdamW's, and the largest gradient norm (0: unlimited).
+        optimizer: by name, or what makes one; see `make_optimizer`.
         clock: that seconds are read from.
         progress: told the step and its loss.
 
@@ -70,11 +123,12 @@ def fit(
 
     Raises:
         FloatingPointError: the loss became infinite or NaN; the module is left as it was at that step.
+        HastenError: an unknown optimizer.
     """
     trained = train(
         module,
         loss,
-        optimizer=torch.optim.AdamW(parameter_groups(module, weight_decay), lr=peak, betas=betas),
+        optimizer=make_optimizer(optimizer, module, peak, weight_decay=weight_decay, betas=betas),
         steps=steps,
         seconds=seconds,
         schedule=WarmupCosine(warmup, final),

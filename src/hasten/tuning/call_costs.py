@@ -19,7 +19,7 @@ from hasten.hardware import Device, remember
 from hasten.hardware.device import CallCost
 from hasten.hardware.quantity import Quantity
 from hasten.hardware.timing import seconds, using_threads
-from hasten.methods import Method, registry
+from hasten.methods import Method, apply_all, clash, registry, rewrite_all
 from hasten.methods.method import NETWORK
 from hasten.methods.network_method import FUSED
 from hasten.runtime.network import Inputs, Network, quietly
@@ -66,14 +66,14 @@ def with_call_costs(device: Device, progress: Callable[[str], None] = lambda mes
         device: as `hasten.hardware.probe` gives it for torch's present threads.
         progress: told what is measured.
     """
-    wanted = {name: method for name, method in _ways().items() if name not in device.calls}
+    wanted = {name: methods for name, methods in _ways().items() if name not in device.calls}
     if not wanted:
         return device
     networks: dict[str, list[Network]] = {}
     with using_threads(torch.get_num_threads()):
-        for name, method in wanted.items():
+        for name, methods in wanted.items():
             progress(f"preparing to time calls: {name}")
-            if (made := changed_networks(method)) is not None:
+            if (made := changed_networks(methods)) is not None:
                 networks[name] = made
         progress("timing calls of tiny networks")
         found = {**device.calls, **call_costs(networks)}
@@ -82,23 +82,39 @@ def with_call_costs(device: Device, progress: Callable[[str], None] = lambda mes
     return known
 
 
-def _ways() -> dict[str, Method | None]:
-    """Name -> what a tiny network can be run with: nothing, and a method of each kind that there is."""
+def _ways() -> dict[str, Sequence[Method]]:
+    """Name -> what a tiny network can be run with: nothing, each method, and a method of each kind with each program of
+    the whole that it goes with.
+
+    The first of a kind has the kind's name, others their settings too.
+    """
     network = tiny_network()
     kinds = [k for k in registry().values() if NETWORK in k.subjects and k.__module__.startswith("hasten.")]
-    usable = (next((m for m in kind.variants(network) if m.why_not(network) is None), None) for kind in kinds)
-    return {EAGER: None, **{method.name: method for method in usable if method is not None}}
+    usable = {k.name: [m for m in k.variants(network) if m.why_not(network) is None] for k in kinds}
+    found: dict[str, Sequence[Method]] = {EAGER: ()}
+    for name, methods in usable.items():
+        found |= {m.full_name if i else name: (m,) for i, m in enumerate(methods)}
+    firsts = [methods[0] for methods in usable.values() if methods and not methods[0].whole]
+    programs = {name: some[0] for name, some in found.items() if some and some[0].whole}
+    for name, program in programs.items():
+        found |= {_pair(m.name, name): (m, program) for m in firsts if not clash((m, program))}
+    return found
 
 
-def changed_networks(method: Method | None) -> list[Network] | None:
-    """The networks whose calls are timed, changed by a method; None where it fails.
+def _pair(method: str, program: str) -> str:
+    """What calls of a program are called whose network a method changed before."""
+    return f"{method} + {program}"
+
+
+def changed_networks(methods: Sequence[Method]) -> list[Network] | None:
+    """The networks whose calls are timed, changed by methods; None where one fails.
 
     Args:
-        method: None for the networks as they are.
+        methods: none for the networks as they are.
     """
     networks = [tiny_network(*layers) for layers in _NETWORKS]
     try:
-        return networks if method is None else [method.apply(network) for network in networks]
+        return [apply_all(network, methods) for network in networks]
     except HastenError:
         return None
 
@@ -125,14 +141,16 @@ def _least(network: Network) -> float:
 
 
 def seconds_beyond(device: Device, methods: Sequence[Method], workload: Workload) -> float:
-    """Seconds that a call takes beyond the cost model's for what changed modules do in Python, beside their operators.
+    """Seconds that a call takes beyond the cost model's for what changed modules do beside their operators: in Python,
+    or in an engine's program.
 
     Args:
         device: which knows calls.
         methods: that the network has.
-        workload: what it then computes. Where an engine runs it, its own calls are all that counts.
+        workload: what it then computes.
     """
-    if workload.attributes.get(FUSED) or EAGER not in device.calls:
+    program = next((m for m in methods if m.whole), None)
+    if EAGER not in device.calls or (program is None) == bool(workload.attributes.get(FUSED)):
         return 0.0
     counts = [0, 0]
     for phase in workload.phases:
@@ -140,24 +158,42 @@ def seconds_beyond(device: Device, methods: Sequence[Method], workload: Workload
             roles = [phase.cascade.tensors[a.tensor].role for a in e.inputs]
             if e.op in (Op.MATMUL, Op.CONV) and Role.WEIGHT in roles:
                 counts[e.op is Op.CONV] += copies_of(e)
-    plain = _beyond(device, None)
-    total = sum(n * s for n, s in zip(counts, plain[1:], strict=True))  # its call is in the estimate
+    base = () if program is None else (program,)
+    plain = _beyond(device, base)
+    if plain is None:
+        return 0.0
+    # Its call is in the estimate, and so are an engine's steps.
+    total = 0.0 if base else sum(n * s for n, s in zip(counts, plain[1:], strict=True))
     for method in methods:
-        if method.name in device.calls:
-            call, *steps = (m - p for m, p in zip(_beyond(device, method), plain, strict=True))
+        if method is not program and (seen := _beyond(device, (method, *base))) is not None:
+            call, *steps = (m - p for m, p in zip(seen, plain, strict=True))
             total += call + sum(n * s for n, s in zip(counts, steps, strict=True))
     return total
 
 
-def _beyond(device: Device, method: Method | None) -> tuple[float, float, float]:
-    """Seconds of a call, and of each layer of both kinds that the cost model does not have."""
-    known = device.calls[EAGER if method is None else method.name]
-    _, linear, convolution = _split([estimate(w, device).latency for w in _workloads(method)])
+def _known(device: Device, methods: Sequence[Method]) -> CallCost | None:
+    """What calls take with a method, with a program, or with both."""
+    if not methods:
+        return device.calls[EAGER]
+    if len(methods) == 1:
+        return device.calls_of(methods[0].full_name)
+    method, program = methods
+    names = (_pair(method.name, name) for name in (program.full_name, program.name))
+    return next((found for name in names if (found := device.calls.get(name)) is not None), None)
+
+
+def _beyond(device: Device, methods: tuple[Method, ...]) -> tuple[float, float, float] | None:
+    """Seconds of a call, and of each layer of both kinds that the cost model does not have; None where no call is
+    known."""
+    if (known := _known(device, methods)) is None:
+        return None
+    fused = any(m.whole for m in methods)
+    costs = [estimate(w, device, schedule="fused" if fused else "eager") for w in _workloads(methods)]
+    _, linear, convolution = _split([cost.latency for cost in costs])
     return float(known.call), known.step - linear, known.convolution - convolution
 
 
 @functools.lru_cache(maxsize=64)
-def _workloads(method: Method | None) -> tuple[Workload, ...]:
-    """What `_NETWORKS` compute with a method."""
-    found = [tiny_network(*layers).workload() for layers in _NETWORKS]
-    return tuple(found if method is None else map(method.rewrite, found))
+def _workloads(methods: tuple[Method, ...]) -> tuple[Workload, ...]:
+    """What `_NETWORKS` compute with methods."""
+    return tuple(rewrite_all(tiny_network(*layers).workload(), methods) for layers in _NETWORKS)

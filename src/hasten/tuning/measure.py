@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from hasten.errors import HastenError
 from hasten.hardware import Device
 from hasten.methods import Method, apply_all
 from hasten.runtime import LanguageModel
+from hasten.runtime.network import Network
 from hasten.runtime.quality import agreement, needle, perplexity, recall
 from hasten.runtime.quality import choice as questions_right
 from hasten.search.parameter import Params
 from hasten.search.problem import Infeasible, Objective, Problem, Trial
 from hasten.search.study import Study
 from hasten.tasks.questions import facts
+from hasten.tuning.finals import Again, Finalists, timed_again
 from hasten.tuning.network import PreparedNetwork, changed_figures, network_figures
 from hasten.tuning.outcome import Combination, Figures, Wanted, seconds_of
 from hasten.tuning.predict import (
@@ -47,9 +50,11 @@ _DOUBT = 3.0
 _LEAST_RECALL = 128
 # By how much a measurement may be expected to end after the deadline, and begin all the same.
 _OVER = 1.25
-# Shares of the budget: by when methods alone, and by when combinations have been tried. What lies between the
-# unchanged model and the best has the rest.
-_ALONE, _TOGETHER = 0.5, 0.85
+# Shares of the budget: by when programs of whole models, methods alone, combinations, and what lies between the
+# unchanged model and the best have been tried. The fastest networks are timed again in what is left.
+_WHOLE, _ALONE, _TOGETHER, _BETWEEN = 0.8, 0.5, 0.85, 0.92
+# Seconds that this takes at most, and its share of what is left.
+_AGAIN, _OF_LEFT = 5.0, 0.9
 
 
 @dataclass(frozen=True)
@@ -267,8 +272,17 @@ def tried(
     *,
     deadline: Deadline = Deadline(),  # noqa: B008
     progress: Callable[[float, float], None] = lambda done, total: None,
+    made: Callable[[Network], None] = lambda network: None,
 ) -> Figures:
     """Figures of the model with some methods.
+
+    Args:
+        prepared: what is measured.
+        methods: that it gets.
+        before: the unchanged model.
+        deadline: looked at between the parts.
+        progress: told how much is done.
+        made: told the changed network, before it is measured; not of a language model.
 
     Raises:
         Infeasible: they do not apply together, or its output is not a number.
@@ -276,7 +290,7 @@ def tried(
     """
     s = prepared.settings
     if isinstance(prepared, PreparedNetwork):
-        return changed_figures(prepared, methods, deadline=deadline, progress=progress)
+        return changed_figures(prepared, methods, deadline=deadline, progress=progress, made=made)
     try:
         model = apply_all(
             LanguageModel(_twin(prepared.base.network), cache=prepared.base.cache, name=prepared.base.name), methods
@@ -338,8 +352,9 @@ def measure(
     """Measures combinations, best predicted first, until the budget is used up or Ctrl-C.
 
     Each method alone first, in half of the time: what it gives by itself corrects the predictions of what it is part
-    of, and one that is below the floor by itself is tried with no other. Then combinations. In the end what lies
-    between the unchanged model and the best, one method less at a time.
+    of, and one that is below the floor by itself is tried with no other. Of these, programs of the whole model come
+    first (`Method.whole`), what is made soonest before the rest. Then combinations. In the end what lies between the
+    unchanged model and the best, one method less at a time; and the fastest networks are timed again in turn.
 
     Args:
         prepared: the workload, the text and the budget's trials.
@@ -359,18 +374,34 @@ def measure(
     combinations = dict(plan.combinations)
     singles = {title: methods[0] for title, methods in plan.methods.items() if len(methods) == 1}
     too_long: set[str] = set()
+    finalists = Finalists()
+    paces: list[float] = []  # how many times longer than was said making took
+
+    def making(title: str) -> float:
+        """Seconds to make a combination, by what others took."""
+        said = sum(m.seconds_to_apply(prepared.base) for m in plan.methods[title])
+        return said * (statistics.median(paces) if paces else 1.0)
 
     def expected(title: str) -> float:
         """Seconds of a combination's speed and quality, by its prediction and what was measured."""
         known = [c for t, m in singles.items() if m in plan.methods[title] and (c := combinations[t]).measured]
         once = corrected(combinations[title], known, before.combination)
-        making = sum(m.seconds_to_apply(prepared.base) for m in plan.methods[title])
-        return making + prepared.effort.seconds_of(once) + before.quality_seconds
+        return making(title) + prepared.effort.seconds_of(once) + before.quality_seconds
 
     def evaluate(params: Params) -> Mapping[str, Any]:
         title = titles[_point_key(params)]
         methods = plan.methods[title]
-        seen = tried(prepared, methods, before, deadline=deadline, progress=reporter.advance)
+        said, begun = sum(m.seconds_to_apply(prepared.base) for m in methods), time.monotonic()
+        networks: list[Network] = []
+
+        def made(network: Network) -> None:
+            networks.append(network)
+            if said:
+                paces.append((time.monotonic() - begun) / said)
+
+        seen = tried(prepared, methods, before, deadline=deadline, progress=reporter.advance, made=made)
+        if networks and seen.loss is not None and seen.loss <= limit:
+            finalists.offer(title, seconds_of(seen, s.wanted), networks[0])
         return {**values(seen, limit), "figures": json.loads(seen.model_dump_json())}
 
     def adopt(trials: Sequence[Trial]) -> None:
@@ -419,17 +450,32 @@ def measure(
         over = result.stopped == "interrupted" and deadline.left == 0
         return list(result.trials), "seconds" if over else result.stopped
 
-    def alone(params: Params, title: str) -> float | None:
-        if len(plan.methods[title]) > 1:
-            return None
+    def gentle(title: str) -> float:
         return gentle_first(combinations[title].predicted, before.combination.predicted, s.wanted)
+
+    def soonest() -> list[str]:
+        """Titles of programs of the whole model, those that are made in about the same time as `gentle` has them."""
+        whole = [title for title, method in singles.items() if method.whole]
+        return sorted(whole, key=lambda title: (math.ceil(math.log2(max(1.0, making(title)))), gentle(title)))
+
+    programs: list[str] = []
+
+    def whole(params: Params, title: str) -> float | None:
+        return programs.index(title) if title in programs else None
+
+    def alone(params: Params, title: str) -> float | None:
+        return None if len(plan.methods[title]) > 1 else gentle(title)
 
     most = len(singles) if s.trials is None else min(len(singles), s.trials // 2)
     trials: list[Trial] = []
-    while True:  # one at a time: what takes longer than is left is passed over, and shorter ones still have their turn
-        tried_so_far = len(trials)
-        trials, stopped = run(min(tried_so_far + 1, most), _ALONE, alone)
-        if stopped != "trials" or len(trials) in (tried_so_far, most):
+    for share, order in ((_WHOLE, whole), (_ALONE, alone)):
+        while True:  # one at a time: what takes longer than is left is passed over, shorter ones still have their turn
+            programs = soonest()
+            tried_so_far = len(trials)
+            trials, stopped = run(min(tried_so_far + 1, most), share, order)
+            if stopped != "trials" or len(trials) in (tried_so_far, most):
+                break
+        if stopped == "interrupted":
             break
     seen = {m: c for title, m in singles.items() if (c := combinations[title]).measured}
     broken = {m for title, m in singles.items() if _failed(combinations[title])}
@@ -458,7 +504,7 @@ def measure(
                 return missing.index(title) if title in missing else None
 
             tried_so_far = len(trials)
-            trials, ended = run(tried_so_far + len(missing), 1.0, rung)
+            trials, ended = run(tried_so_far + len(missing), _BETWEEN, rung)
             if ended == "interrupted":
                 stopped = ended
             if ended in ("interrupted", "seconds") or len(trials) == tried_so_far:
@@ -466,6 +512,11 @@ def measure(
     if stopped in ("trials", "exhausted") and any(combinations[title].measured is None for title in too_long):
         stopped = "seconds"
     notes = []
+    if stopped != "interrupted" and (again := _again(finalists, deadline, reporter)):
+        for title, seen_again in again.items():
+            combinations[title] = _timed_again(combinations[title], seen_again)
+        calls = min(one.calls for one in again.values())
+        notes.append(f"the {len(again)} fastest were timed again in turn, {calls} calls each: their seconds are these")
     if stopped == "seconds" and len(trials) < len(plan.combinations):
         notes.append(
             f"the budget ended after {len(trials)} of {max(plan.considered, len(plan.combinations))} combinations: "
@@ -489,6 +540,26 @@ def _with(combination: Combination, trial: Trial, limit: float) -> Combination:
     found = Figures.model_validate(trial.details["figures"])
     assert found.loss is not None
     return combination.model_copy(update={"measured": found, "within_floor": found.loss <= limit})
+
+
+def _again(finalists: Finalists, deadline: Deadline, reporter: Reporter) -> dict[str, Again]:
+    """The fastest networks timed again in turn; nothing where one fails or Ctrl-C comes: the first figures stand."""
+    networks = finalists.networks
+    if len(networks) < 2:
+        return {}
+    reporter.stage("timing the fastest again, in turn")
+    left = deadline.left
+    try:
+        return timed_again(networks, _AGAIN if left is None else min(_AGAIN, _OF_LEFT * left))
+    except (HastenError, KeyboardInterrupt):
+        return {}
+
+
+def _timed_again(combination: Combination, again: Again) -> Combination:
+    """A combination with the seconds of another measurement."""
+    assert combination.measured is not None
+    seconds = {"forward": again.median, "forward_low": again.low, "forward_high": again.high}
+    return combination.model_copy(update={"measured": combination.measured.model_copy(update=seconds)})
 
 
 def _failed(combination: Combination) -> bool:

@@ -229,8 +229,16 @@ def changed_figures(
     *,
     deadline: Deadline = Deadline(),  # noqa: B008
     progress: Callable[[float, float], None] = lambda done, total: None,
+    made: Callable[[Network], None] = lambda network: None,
 ) -> Figures:
     """Figures of the network with some methods; a compiler that is at work when the time is over is broken off.
+
+    Args:
+        prepared: the network.
+        methods: that it gets.
+        deadline: looked at between the parts.
+        progress: told how much is done.
+        made: told the changed network, before it is measured.
 
     Raises:
         Infeasible: they do not apply together, or its answers are no numbers.
@@ -239,6 +247,7 @@ def changed_figures(
     try:
         with at_most(deadline.left):
             network = apply_all(prepared.base.twin(), methods)
+            made(network)
             progress(0.1, 1)
             return network_figures(prepared, network, deadline=deadline, progress=progress)
     except HastenError as error:

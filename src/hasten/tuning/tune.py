@@ -151,7 +151,7 @@ def _tune_network(
     found, measured, considered = Choices({}, {}), Measured({}, "interrupted"), 0
     try:
         reporter.stage("listing methods")
-        found = choices(Context(prepared.base, (), None, (), 0))
+        found = choices(Context(prepared.base, (), None, (), 0, seconds=deadline.left))
         reporter.stage("predicting every combination")
         plan = predict(
             prepared, target, before.workload, found, deadline=deadline.part(_PREDICTING), progress=reporter.advance
