@@ -101,7 +101,7 @@ class AnalogArrays(Method):
                 setattr(parent, name, made[layer])
         let_layers_be_called(model)
         if isinstance(model, Network):
-            model.exports = {}  # they were another module's
+            model.derived = {}  # they were another module's
         return model
 
     def _made(self, layer: nn.Linear, path: str) -> AnalogLinear:

@@ -67,7 +67,7 @@ class EngineMethod(NetworkMethod):
         return ()
 
     def seconds_to_apply(self, model: Any) -> float:
-        known = model.exports if isinstance(model, Network) else {}
+        known = model.derived if isinstance(model, Network) else {}
         return _READ_SECONDS + sum(_EXPORT_SECONDS[f] for f in self.formats if f not in known)
 
 

@@ -12,7 +12,7 @@ from hasten.errors import HastenError
 from hasten.methods.editing import Draft, edit
 from hasten.methods.method import Context
 from hasten.methods.network_method import NetworkMethod
-from hasten.models.attention_heads import attention_layers, heads_masked, prune_heads
+from hasten.models.attention_heads import AttentionLayer, attention_layers, heads_masked, prune_heads
 from hasten.runtime.network import Network, difference
 from hasten.workload.einsum import Access, Einsum, Op, Phase, Role, Tensor, Workload
 
@@ -21,6 +21,8 @@ _SHARES = (0.25, 0.5)
 # Seconds that ranking heads may take: fewer examples where there are many heads, and not at all where one is too much;
 # and the share of a budget.
 _RANKING, _MOST, _SHARE = 10.0, 60.0, 0.05
+_LAYERS = "attention layers"
+"""Where these are in `Network.derived`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class HeadPruning(NetworkMethod):
         return replace(self, layers=layers)
 
     def why_not_network(self, network: Network) -> str | None:
-        found = {a.path: a.heads for a in attention_layers(network.module, network.inputs.args, network.inputs.kwargs)}
+        found = {a.path: a.heads for a in _attention(network)}
         for path, heads, _ in self.layers:
             if found.get(path) != heads:
                 return f"{path} is no attention of {heads} heads in it"
@@ -140,16 +142,20 @@ def _ranking(context: Context) -> float:
     return _RANKING if context.seconds is None else min(_RANKING, _SHARE * context.seconds)
 
 
-def _heads_of(network: Network) -> int:
-    inputs = network.inputs
-    return sum(a.heads for a in attention_layers(network.module, inputs.args, inputs.kwargs))
+def _attention(network: Network) -> Sequence[AttentionLayer]:
+    """`attention_layers`, looked for once."""
+    known = network.derived
+    if _LAYERS not in known:
+        known[_LAYERS] = attention_layers(network.module, network.inputs.args, network.inputs.kwargs)
+    found: Sequence[AttentionLayer] = known[_LAYERS]
+    return found
 
 
 def _seconds_to_rank(network: Network) -> float:
     """By one example."""
     begun = time.perf_counter()
     network.answers()
-    return (time.perf_counter() - begun) * _heads_of(network)
+    return (time.perf_counter() - begun) * sum(a.heads for a in _attention(network))
 
 
 def head_importance(network: Network, seconds: float = _RANKING) -> dict[tuple[str, int], float]:

@@ -48,7 +48,7 @@ class NetworkMethod(Method):
         self.check(model)
         with users_code(f"{self.title} cannot be applied to {model.name}"), quietly():
             self.change(model)
-            model.exports = {}  # they were another module's
+            model.derived = {}  # they were another module's
         return model
 
     @abstractmethod

@@ -289,7 +289,16 @@ def _answer(module: nn.Module, call: _Call) -> Tensor | None:
 
 def _fresh(given: Any) -> Any:
     """What a call was given, with copies of what it may change, such as a cache that keys are written to."""
-    return tree_map(lambda v: v if isinstance(v, Tensor | int | float | str) else copy.deepcopy(v), given)
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, Tensor | int | float | str):
+            return value
+        try:
+            return copy.deepcopy(value)
+        except (TypeError, RuntimeError, NotImplementedError):
+            return value  # a lock, an open file: nothing that a call writes its results to
+
+    return tree_map(copied, given)
 
 
 def _out(module: nn.Module, cut: _Cut) -> Any:

@@ -174,12 +174,12 @@ def in_int8(model: bytes, examples: Sequence[Inputs]) -> bytes:
 
 
 ONNX, ONNX_INT8, OPENVINO = "onnx", "onnx int8", "openvino"
-"""Formats that networks are exported to, see `Network.exports`."""
+"""Formats that networks are exported to, see `Network.derived`."""
 
 
 def _exported(network: Network, flat: _Flat, int8: bool) -> bytes:
     """A network as an ONNX model; made once where several engines take the same."""
-    known = network.exports
+    known = network.derived
     if ONNX not in known:
         known[ONNX] = to_onnx(flat, network.inputs.tensors)
     if int8 and ONNX_INT8 not in known:
@@ -247,13 +247,13 @@ class OpenVinoEngine(_Exported):
         if numbers == "int8":
             model = core.read_model(_exported(network, self._flat, int8=True))
         else:
-            if OPENVINO not in network.exports:
+            if OPENVINO not in network.derived:
                 with torch.no_grad(), quietly():
                     shapes = [tuple(t.shape) for t in self._inputs]
-                    network.exports[OPENVINO] = openvino.convert_model(
+                    network.derived[OPENVINO] = openvino.convert_model(
                         self._flat, example_input=tuple(self._inputs), input=shapes
                     )
-            model = network.exports[OPENVINO]
+            model = network.derived[OPENVINO]
         self.nbytes = sum(
             op.get_data_size() if hasattr(op, "get_data_size") else op.data.nbytes
             for op in model.get_ops()

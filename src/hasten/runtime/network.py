@@ -97,8 +97,9 @@ class Network(nn.Module):
         self.inputs = inputs
         self.name = name or type(module).__name__
         self.engine: NetworkEngine | None = None
-        # What the module was exported to, by format: several engines take the same. Twins share it.
-        self.exports: dict[str, Any] = {}
+        # What was found of the module and is needed again, such as what it was exported to, by format. Twins share it,
+        # and a method that changes the module leaves it empty.
+        self.derived: dict[str, Any] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.engine is not None:
@@ -147,7 +148,7 @@ class Network(nn.Module):
         with users_code(f"{self.name} cannot be copied"):
             made = Network(copy.deepcopy(self.module, {id(t): t for t in tensors}), self.inputs, self.name)
         made.examples = self.examples
-        made.exports = self.exports
+        made.derived = self.derived
         return made
 
     @functools.cached_property

@@ -1,7 +1,8 @@
 """What a call of a network takes here beyond what it computes, by what runs it: measured on networks of a few numbers.
 
 A network of microseconds spends them on being called: hooks, guards, sessions, arrays made of tensors. That is measured
-once a machine, through the very classes that run a tuned network, and kept with the probe's other figures.
+once a machine, through the very classes that run a tuned network, and kept with the probe's other figures: for each
+setting of a method, and for a change together with a compiler, whose program it may break into pieces.
 """
 
 from __future__ import annotations
