@@ -71,7 +71,7 @@ def _arms(experiment: Experiment) -> dict[str, _Arm]:
         name: _config(layout, 4) if experiment.quick else _fitted(layout, wanted) for name, layout in _LAYOUTS.items()
     }
     seeds = experiment.seeds(2, long=3)
-    steps = experiment.at(quick=2, normal=experiment.steps(400, most=800))
+    steps = experiment.at(quick=2, normal=experiment.steps(320, most=800))
     counts = experiment.at(quick=(64, 64, 64), normal=(4000, 750, 750))
     plan = {f"{name} {s}": (config, steps, counts, s) for name, config in configs.items() for s in seeds}
     found, _ = succeeded(experiment.arms(_trained, plan), plan)
@@ -150,7 +150,7 @@ def _denoising(experiment: Experiment) -> Seen:
         sizes = {w: _unet_products(_unet(layout, w)) for w in range(width - around, width + 1)}
         nearest = min(sizes, key=lambda w: abs(sizes[w] - wanted))
         configs[name], products[name] = _unet(layout, nearest), sizes[nearest]
-    steps, seeds = experiment.at(quick=2, normal=experiment.steps(300, most=600)), experiment.seeds(1, long=3)
+    steps, seeds = experiment.at(quick=2, normal=experiment.steps(200, most=600)), experiment.seeds(1, long=3)
     plan = {f"{name} {s}": (config, steps, s) for name, config in configs.items() for s in seeds}
     found, _ = succeeded(experiment.arms(_denoiser, plan), plan)
     losses = {name: sum(found[f"{name} {s}"] for s in seeds) / len(seeds) for name in configs}

@@ -186,7 +186,7 @@ def _trained(plain: bool, steps: int, counts: tuple[int, int, int], seed: int) -
 @check("L6.task", weight=180, needs=180)
 def _accuracy(experiment: Experiment) -> Seen:
     """Digits of any size anywhere on 32 x 32: within a point of full attention, in less time a step of training."""
-    seeds, steps = experiment.seeds(2, long=5), experiment.at(quick=2, normal=experiment.steps(500))
+    seeds, steps = experiment.seeds(2, long=5), experiment.at(quick=2, normal=experiment.steps(400))
     counts = experiment.at(quick=(64, 64, 64), normal=(4000, 750, 750), long=(20_000, 750, 750))
     plan = {f"{plain} {s}": (plain, steps, counts, s) for plain in (False, True) for s in seeds}
     found, _ = succeeded(experiment.arms(_trained, plan), plan)
