@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,8 +39,10 @@ def peer_answer(
     """What a peer's side of a benchmark (``NAME_peer.py``) says to a request, or None and a line of why there is none.
 
     Args:
-        python: a Python that has it; this one when None.
+        python: a Python that has it; this one when None, and where this one has not, there is nothing to say.
     """
+    if python is None and find_spec(name) is None:
+        return None, ""
     command = [python or sys.executable, str(Path(__file__).with_name(f"{name}_peer.py"))]
     try:
         done = subprocess.run(

@@ -1,6 +1,7 @@
 """stream-dse's side of `hardware.py`: reads a chain of dense layers and cores as JSON, allocates them, writes cycles.
 
-Needs nothing but stream-dse 0.0.8 with zigzag-dse 2, so that it can live in an environment of its own.
+Needs nothing but stream-dse 0.0.8 with zigzag-dse 2, and plotly and pandas, which that imports without asking for them:
+it can live in an environment of its own.
 """
 
 from __future__ import annotations

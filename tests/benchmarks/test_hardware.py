@@ -31,7 +31,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setattr(found, name, value)
     few = found.synthesised_designs()[:40]
     monkeypatch.setattr(found, "synthesised_designs", lambda: few)
-    monkeypatch.setattr(found.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys.modules["peers"], "find_spec", lambda name: None)
     yield found
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
