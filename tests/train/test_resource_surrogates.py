@@ -82,6 +82,23 @@ def test_the_same_seed_learns_the_same() -> None:
     assert one == two
 
 
+def test_the_readout_is_chosen_by_what_is_held_out_of_what_it_learns_from() -> None:
+    designs = [r.design for r in SPLIT.test]
+    made = NetworkSurrogate("graph", members=1, steps=20)
+    assert made.chosen is None
+    found = made.fit(TABLE).predict(designs)
+    other = "pooled" if made.chosen == "sums" else "sums"
+    one, two = (
+        NetworkSurrogate("graph", members=1, steps=20, readout=r).fit(TABLE)  # type: ignore[arg-type]
+        for r in (made.chosen, other)
+    )
+    assert one.predict(designs) == found != two.predict(designs)
+    # The deviation is of circuits held out; what was chosen has the smaller one in the mean of all targets.
+    assert np.nansum(list(one._spread.values())) < np.nansum(list(two._spread.values()))
+    with pytest.raises(HastenError, match="not by 'median'"):
+        NetworkSurrogate(readout="median")  # type: ignore[arg-type]
+
+
 def test_what_cannot_be_learned_is_refused(ridge: ResourceSurrogate) -> None:
     with pytest.raises(HastenError, match="call fit"):
         RidgeSurrogate().predict([DEEP])

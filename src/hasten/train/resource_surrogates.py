@@ -35,6 +35,9 @@ Matrix = NDArray[np.float64]
 Known = Mapping[EngineDesign, Mapping[str, float] | None]
 S = TypeVar("S", bound="ResourceSurrogate")
 NetworkKind = Literal["graph", "transformer"]
+Readout = Literal["sums", "pooled"]
+READOUTS: tuple[Readout, ...] = ("sums", "pooled")
+"""How a network answers: by logarithms of sums over layers that what it has read corrects, or by that alone."""
 _LEAST = 12  # circuits that anything is learned from
 _HELD = 0.2  # of the structures, that are held out to see the error
 
@@ -231,18 +234,26 @@ class NetworkSurrogate(ResourceSurrogate):
         members: networks whose mean is the answer, and whose disagreement is part of the deviation.
         steps: of AdamW for each, 64 circuits a step.
         rate: the highest, on a cosine.
+        readout: how it answers; when None what is nearer for the first member on the circuits that this holds out.
         seed: of weights, batches and what is held out.
+
+    Attributes:
+        chosen: how it answers; None before it learned, where this is not given.
     """
 
     def __init__(
-        self, kind: NetworkKind = "graph", *, members: int = 3, steps: int = 800, rate: float = 3e-3, seed: int = 0
-    ) -> None:
+        self, kind: NetworkKind = "graph", *, members: int = 3, steps: int = 800, rate: float = 3e-3,
+        readout: Readout | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__(seed)
         if kind not in ("graph", "transformer"):
             raise HastenError(f"a circuit is read as a graph or by a transformer, not by a {kind!r}")
         if members < 1:
             raise HastenError("a surrogate has at least one network")
-        self.kind, self.members, self.steps, self.rate = kind, members, steps, rate
+        if readout is not None and readout not in READOUTS:
+            raise HastenError(f"a circuit is answered for by {' or '.join(READOUTS)}, not by {readout!r}")
+        self.kind, self.members, self.steps, self.rate, self.readout = kind, members, steps, rate, readout
+        self.chosen = readout
         self._networks: list[nn.Module] = []
 
     def _learn(self, designs: list[EngineDesign], values: Matrix) -> Matrix:
@@ -256,19 +267,23 @@ class NetworkSurrogate(ResourceSurrogate):
         self._start = (logs * some).sum(0) / count
         self._unit = (((logs - self._start) ** 2 * some).sum(0) / count).sqrt().clamp_min(1e-3)
         aim = logs - self._start
-        self._networks, left = [], []
+        self._networks, self.chosen, left = [], self.readout, []
         for member in range(self.members):
-            held = _held_out(designs, self.seed * 1000 + member)
-            use = torch.from_numpy(np.flatnonzero(~held))
-            network = _network(self.kind, 2 * len(TARGETS), len(TARGETS), self.seed * 1000 + member)
-            self._descend(network, batch[use], aim[use], some[use], self.seed * 1000 + member)
-            self._networks.append(network)
-            if held.any():
-                at = torch.from_numpy(np.flatnonzero(held))
+            seed = self.seed * 1000 + member
+            held = _held_out(designs, seed)
+            use, at = (torch.from_numpy(np.flatnonzero(which)) for which in (~held, held))
+            tried: list[tuple[Readout, nn.Module, Matrix]] = []
+            for readout in (self.chosen,) if self.chosen else READOUTS:
+                network = _network(self.kind, 2 * len(TARGETS), len(TARGETS) if readout == "sums" else 0, seed)
+                self._descend(network, batch[use], aim[use], some[use], seed)
                 with torch.no_grad():
-                    said = network(batch[at])[:, : len(TARGETS)] + self._start
-                left.append(_left(said.numpy().astype(np.float64), values[held]))
-        return _root(left or [np.full((1, len(TARGETS)), np.nan)])
+                    said = network(batch[at])[:, : len(TARGETS)] + self._start if len(at) else aim[at]
+                tried.append((readout, network, _left(said.numpy().astype(np.float64), values[held])))
+            # A resource that none of these circuits has is the same for all.
+            self.chosen, network, squares = min(tried, key=lambda t: float(np.nan_to_num(_root([t[2]])).sum()))
+            self._networks.append(network)
+            left.append(squares)
+        return _root(left)
 
     def _descend(self, network: nn.Module, batch: LayerBatch, aim: Tensor, some: Tensor, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -431,6 +446,6 @@ def surrogate_errors(predicts: Any, rows: Sequence[SynthesisedDesign]) -> dict[s
 
 
 __all__ = [
-    "SURROGATES", "BoostedSurrogate", "NetworkSurrogate", "OutcomesToldApart", "ResourceSurrogate", "RidgeSurrogate",
-    "SuccessClassifier", "judged_outcomes", "resource_surrogate", "surrogate_errors",
+    "READOUTS", "SURROGATES", "BoostedSurrogate", "NetworkSurrogate", "OutcomesToldApart", "ResourceSurrogate",
+    "RidgeSurrogate", "SuccessClassifier", "judged_outcomes", "resource_surrogate", "surrogate_errors",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from hasten.cost.chips.synthesised import (
     resynthesised,
     split_by_depth,
     split_by_structure,
+    split_by_width,
     synthesised_designs,
     table_text,
 )
@@ -96,8 +97,12 @@ def test_no_structure_is_on_both_sides() -> None:
     assert split_by_structure(ROWS, 0.7, seed=2).train != split.train
     deep = split_by_depth(ROWS, 3)
     assert {len(r.design.layers) for r in deep.test} == {4}
-    with pytest.raises(HastenError, match="both sides"):
+    with pytest.raises(HastenError, match="both sides of 9 layers"):
         split_by_depth(ROWS, 9)
+    wide = split_by_width(ROWS, 12)
+    sizes = [{max(max(la.inputs, la.outputs) for la in r.design.layers) for r in p} for p in (wide.train, wide.test)]
+    assert max(sizes[0]) == 12 < min(sizes[1])
+    assert len(wide.train) + len(wide.test) == len(ROWS)
     with pytest.raises(HastenError, match="four structures"):
         split_by_structure(ROWS[:1])
 

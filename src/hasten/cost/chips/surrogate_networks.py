@@ -90,7 +90,7 @@ class LayerGraphNetwork(nn.Module):
         layers: int = 3, dropout: float = 0.1,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.sums = SumOfLayers(features, width, sums)
+        self.sums = SumOfLayers(features, width, sums) if sums else None
         self.input = nn.Linear(features, width)
         self.attentions = nn.ModuleList(GraphAttention(width, heads) for _ in range(layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
@@ -113,7 +113,7 @@ class LayerGraphNetwork(nn.Module):
         shares = self.mix.softmax(0)
         pooled = sum((share * pool for share, pool in zip(shares, pools, strict=True)), torch.zeros_like(total))
         made: Tensor = self.head(torch.cat([pooled, batch.overall], -1))
-        return _with_sums(made, self.sums(batch.features, x, batch.present))
+        return made if self.sums is None else _with_sums(made, self.sums(batch.features, x, batch.present))
 
 
 def _with_sums(made: Tensor, sums: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class LayerTransformer(nn.Module):
         inner: int = 64, dropout: float = 0.1, most: int = 50,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.sums = SumOfLayers(features, width, sums)
+        self.sums = SumOfLayers(features, width, sums) if sums else None
         self.most = most
         self.input = nn.Linear(features, width)
         self.first = nn.Parameter(torch.zeros(1, 1, width))
@@ -161,4 +161,5 @@ class LayerTransformer(nn.Module):
         x = x + self.positions[:, : layers + 1]
         absent = torch.cat([batch.present.new_zeros(count, 1), ~batch.present], 1)
         read = self.encoder(x, src_key_padding_mask=absent)
-        return _with_sums(self.output(read[:, 0]), self.sums(batch.features, read[:, 1:], batch.present))
+        made: Tensor = self.output(read[:, 0])
+        return made if self.sums is None else _with_sums(made, self.sums(batch.features, read[:, 1:], batch.present))

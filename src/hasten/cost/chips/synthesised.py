@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -271,11 +271,25 @@ def split_by_depth(rows: Sequence[SynthesisedDesign], deepest: int = 3) -> Desig
     Raises:
         HastenError: one side is empty.
     """
-    shallow = tuple(r for r in rows if len(r.design.layers) <= deepest)
-    deep = tuple(r for r in rows if len(r.design.layers) > deepest)
-    if not shallow or not deep:
-        raise HastenError(f"there are no circuits on both sides of {deepest} layers: synthesise more")
-    return DesignSplit(shallow, deep)
+    return _split_above(rows, lambda design: len(design.layers), deepest, "layers")
+
+
+def split_by_width(rows: Sequence[SynthesisedDesign], widest: int = 12) -> DesignSplit:
+    """Networks whose layers have up to ``widest`` inputs and outputs to learn from; wider ones are asked.
+
+    Raises:
+        HastenError: one side is empty.
+    """
+    return _split_above(rows, lambda design: max(max(la.inputs, la.outputs) for la in design.layers), widest, "wide")
+
+
+def _split_above(
+    rows: Sequence[SynthesisedDesign], size: Callable[[EngineDesign], int], most: int, unit: str
+) -> DesignSplit:
+    small, large = (tuple(r for r in rows if (size(r.design) > most) == above) for above in (False, True))
+    if not small or not large:
+        raise HastenError(f"there are no circuits on both sides of {most} {unit}: synthesise more")
+    return DesignSplit(small, large)
 
 
 def known_values(rows: Sequence[SynthesisedDesign]) -> dict[EngineDesign, dict[str, float] | None]:
@@ -325,6 +339,7 @@ def resynthesised(rows: Sequence[SynthesisedDesign], count: int, seed: int = 0) 
 __all__ = [
     "PROCESSOR_SECONDS", "SHIPPED", "TARGETS", "DesignSplit", "SynthesisedDesign", "exact_estimator",
     "exact_rule", "known_values",
-    "random_designs", "read_synthesised", "resynthesised", "split_by_depth", "split_by_structure", "synthesised",
+    "random_designs", "read_synthesised", "resynthesised", "split_by_depth", "split_by_structure", "split_by_width",
+    "synthesised",
     "synthesised_designs", "table_text",
 ]  # fmt: skip
