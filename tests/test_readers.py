@@ -15,6 +15,7 @@ import torch
 import hasten
 from hasten import files
 from hasten.cost.chips.synthesised import read_synthesised
+from hasten.cost.latency.part_tables import read_part_table
 from hasten.cost.latency.regimes import Regime, measure_regimes
 from hasten.cost.latency.tables import read_help, read_hw_nas_bench, read_tables
 from hasten.cost.serving.recorded_trials import read_records
@@ -81,6 +82,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "latency tables, JSON": ("tables.json", read_tables),
     "latency tables, CSV": ("tables.csv", read_tables),
     "latency tables, npz": ("tables.npz", read_tables),
+    "published parts": ("parts.yaml", read_part_table),
     "HELP's networks": ("ofa_archs.json", _help),
     "HELP's cells": ("str_arch2idx.pt", _help),
     "HELP's operations": ("metainfo.pt", _help),

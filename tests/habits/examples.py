@@ -283,6 +283,7 @@ _PROXYLESS: dict[str, Any] = {
     "widths": (8,), "depths": (2,), "strides": (2,), "stem": 8, "first": 8, "last": 16, "kernels": (3, 5),
     "resolution": 16, "classes": 5,
 }  # fmt: skip
+_TREES = models.PyramidTreeConfig((1,), first=4, growth=0, stem=4, resolution=8, classes=5)
 
 NETWORKS: dict[str, Example] = {
     "AsCAN": Example(
@@ -370,6 +371,10 @@ NETWORKS: dict[str, Example] = {
     "ProxylessSuperNet": Example(
         lambda: models.ProxylessSuperNet(models.ProxylessConfig(**_PROXYLESS)), pictures(3, 16), **_PICTURE
     ),
+    "PyramidTreeNet": Example(
+        lambda: models.PyramidTreeNet(_TREES, _TREES.of_letters("i357damiidma")), pictures(3, 8), **_PICTURE
+    ),
+    "PyramidTreeSuperNet": Example(lambda: models.PyramidTreeSuperNet(_TREES), pictures(3, 8), **_PICTURE),
     "ResidualConvNet": Example(lambda: models.ResidualConvNet(5, 3, 8, 4, 3, groups=2), pictures(3, 8), **_PICTURE),
     "PyramidDetector": Example(
         lambda: models.PyramidDetector(models.ResNet(5, 3, (1, 1), 4).features_only(), 3, 8, 1), pictures(3, 8),

@@ -83,6 +83,8 @@ def networks(
     assert_type(models.DartsCell(models.CellPlace(8, 8, 4, 4, True, True), ())(picture, picture), Tensor)
     assert_type(models.ProxylessNet()(picture), Tensor)
     assert_type(models.ProxylessSuperNet(models.ProxylessConfig())(picture), Tensor)
+    assert_type(models.PyramidTreeNet()(picture), Tensor)
+    assert_type(models.PyramidTreeSuperNet(models.PyramidTreeConfig())(picture), Tensor)
     assert_type(models.DenseLayer(8, 4)(picture), Tensor)
     assert_type(models.SimpleNet(models.SimpleNetConfig("8"))(picture), Tensor)
     assert_type(models.BMojoLM(models.BMojoConfig())(ids), Tensor)

@@ -53,7 +53,8 @@ def _tuned(folder: Path, model: Path) -> dict[str, Any]:
 # What makes a space small; a space that is not named here is made as it is.
 SMALL: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     **dict.fromkeys(
-        ("ascan", "cell", "chain", "darts", "hiera", "plain", "proxyless"), lambda *_: {"device": "pi5", "epochs": 0.1}
+        ("ascan", "cell", "chain", "darts", "hiera", "plain", "proxyless", "tree"),
+        lambda *_: {"device": "pi5", "epochs": 0.1},
     ),
     "autodistill": lambda folder, model: {"teacher_steps": 2, "flash": 1},
     "cascade": lambda *_: {"steps": 5, "count": 1000},

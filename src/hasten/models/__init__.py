@@ -122,6 +122,10 @@ if TYPE_CHECKING:
     from hasten.models.vision.proxyless import ProxylessConfig as ProxylessConfig
     from hasten.models.vision.proxyless import ProxylessNet as ProxylessNet
     from hasten.models.vision.proxyless import ProxylessSuperNet as ProxylessSuperNet
+    from hasten.models.vision.pyramid_tree import PyramidTreeConfig as PyramidTreeConfig
+    from hasten.models.vision.pyramid_tree import PyramidTreeNet as PyramidTreeNet
+    from hasten.models.vision.pyramid_tree import PyramidTreeSuperNet as PyramidTreeSuperNet
+    from hasten.models.vision.pyramid_tree import TreePlace as TreePlace
     from hasten.models.vision.residual_convnet import ResidualConvNet as ResidualConvNet
     from hasten.models.vision.residual_network import BasicBlock as BasicBlock
     from hasten.models.vision.residual_network import ResNet as ResNet

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from hasten.nn.mask_unit import MaskUnitAttention as MaskUnitAttention
     from hasten.nn.mask_unit import MaskUnitBlock as MaskUnitBlock
     from hasten.nn.mixed_edge import MixedEdge as MixedEdge
+    from hasten.nn.mixed_edge import MixedNetwork as MixedNetwork
     from hasten.nn.mlgru import MLGRU as MLGRU
     from hasten.nn.mlgru import TernaryGLU as TernaryGLU
     from hasten.nn.moe import BiasController as BiasController

@@ -6,6 +6,7 @@ appendix), PC-DARTS' partial channels (1907.05737, section 3).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -277,3 +278,50 @@ class MixedEdge(Block):
 def mixed_edges(module: nn.Module) -> Iterator[MixedEdge]:
     """Every mixed edge in a module, in its order."""
     return (part for part in module.modules() if isinstance(part, MixedEdge))
+
+
+class MixedNetwork(Block, ABC):
+    """A super-network with a `MixedEdge` at each place where it has a choice.
+
+    Subclasses say at which `resolution` it takes images, and `check` what is a choice at each place.
+    """
+
+    @property
+    @abstractmethod
+    def resolution(self) -> int:
+        """Height and width of its images."""
+
+    @abstractmethod
+    def check(self, chosen: Sequence[int]) -> tuple[int, ...]:
+        """A choice at each place, as a tuple.
+
+        Raises:
+            HastenError: they are none.
+        """
+
+    @property
+    def mixed(self) -> list[MixedEdge]:
+        """The edge of each place."""
+        return list(mixed_edges(self))
+
+    def logits(self) -> list[nn.Parameter]:
+        """What the choices are learned by, of each place."""
+        return [edge.logits for edge in self.mixed if edge.logits is not None]
+
+    def weights(self) -> Iterator[nn.Parameter]:
+        """All parameters but `logits`."""
+        own = {id(p) for p in self.logits()}
+        return (p for p in self.parameters() if id(p) not in own)
+
+    def best(self) -> tuple[int, ...]:
+        """The likeliest choice at each place."""
+        return tuple(int(row.argmax()) for row in self.logits())
+
+    def choose(self, chosen: Sequence[int]) -> None:
+        """Lets the next calls compute one network.
+
+        Raises:
+            HastenError: it is none of the space.
+        """
+        for edge, choice in zip(self.mixed, self.check(chosen), strict=True):
+            edge.choose(choice)

@@ -61,6 +61,20 @@ def test_the_maximum_over_positions_knows_no_order() -> None:
     assert torch.equal(model.forward_head(moved), model.forward_head(features))
 
 
+def test_the_largest_of_what_is_not_below_zero_is_the_largest_made_so() -> None:
+    x = torch.randn(2, 3, 9, 9)
+    pool, relu = torch.nn.MaxPool2d(2), torch.nn.ReLU()
+    assert torch.equal(pool(relu(x)), relu(pool(x)))
+
+
+def test_an_image_s_logits_know_no_other_image() -> None:
+    torch.manual_seed(0)
+    model, images = SimpleNet(SimpleNetConfig("8 p 16")), torch.randn(4, 3, 16, 16)
+    model(images)  # statistics that are not those of the start
+    alone = torch.cat([model.eval()(image[None]) for image in images])
+    torch.testing.assert_close(model(images), alone)
+
+
 def test_thirteen_convolutions_and_their_dropout() -> None:
     with torch.device("meta"):
         model = SimpleNet.named("simplenet-cifar-5m", dropout=0.1)

@@ -26,6 +26,7 @@ from hasten.models.vision.hiera import HieraConfig
 from hasten.models.vision.mobile_chain import ChainConfig
 from hasten.models.vision.once_for_all import OFAConfig
 from hasten.models.vision.proxyless import ProxylessConfig
+from hasten.models.vision.pyramid_tree import PyramidTreeConfig
 from hasten.search.networks import architecture_space as registry
 from hasten.search.networks.architecture_space import (
     ArchitectureSpace,
@@ -56,6 +57,7 @@ SMALL: dict[str, dict[str, Any]] = {
             (8, 12), (3, 2), (2, 1), stem=8, first=6, last=16, resolution=8, channels=1, classes=5
         )
     },
+    "tree": {"config": PyramidTreeConfig((1, 1), first=4, growth=2, stem=4, resolution=8, channels=1, classes=5)},
     "darts": {"config": DartsConfig(4, 3, resolution=8, channels=1, classes=5)},
     "chain": {"config": ChainConfig(multiplier=0.25, resolution=32, last=64)},
     "hiera": {
@@ -94,7 +96,7 @@ def drawn(space: ArchitectureSpace[Any], count: int, seed: int = 0) -> list[Any]
 
 
 def test_spaces_are_found() -> None:
-    known = {"once-for-all", "cell", "chain", "ascan", "proxyless", "darts", "hiera", "plain", "dense"}
+    known = {"once-for-all", "cell", "chain", "ascan", "proxyless", "darts", "hiera", "plain", "dense", "tree"}
     assert known <= set(architecture_spaces())
     assert all(kind.name == name for name, kind in architecture_spaces().items())
     with pytest.raises(HastenError, match="no space of networks is called 'tpu': choose"):

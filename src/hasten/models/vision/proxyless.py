@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from hasten.errors import HastenError
 from hasten.models.registry import published
 from hasten.models.vision.backbone import Backbone, Level, published_size
-from hasten.nn.block import Block
 from hasten.nn.convolutional import MBConv, conv_norm
-from hasten.nn.mixed_edge import MixedEdge, is_no_edge, no_edge
+from hasten.nn.mixed_edge import MixedEdge, MixedNetwork, is_no_edge, no_edge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -279,7 +278,7 @@ class ProxylessNet(Backbone):
         return self.config.last
 
 
-class ProxylessSuperNet(Block):
+class ProxylessSuperNet(MixedNetwork):
     """Every choice at every place, a `MixedEdge` each.
 
     Args:
@@ -304,11 +303,6 @@ class ProxylessSuperNet(Block):
         self.edges = nn.ModuleList(_edge(config, place) for place in places)
         self.end = _End(config)
 
-    @property
-    def mixed(self) -> list[MixedEdge]:
-        """The edge of each place."""
-        return [edge for edge in self.edges if isinstance(edge, MixedEdge)]
-
     def forward(self, images: Tensor) -> Tensor:
         x: Tensor = self.stem(images)
         for edge, skips in zip(self.edges, self.skips, strict=True):
@@ -320,27 +314,12 @@ class ProxylessSuperNet(Block):
     if TYPE_CHECKING:
         __call__ = forward
 
-    def logits(self) -> list[nn.Parameter]:
-        """What the choices are learned by, of each place."""
-        return [edge.logits for edge in self.mixed if edge.logits is not None]
+    @property
+    def resolution(self) -> int:
+        return self.config.resolution
 
-    def weights(self) -> Iterator[nn.Parameter]:
-        """All parameters but `logits`."""
-        own = {id(p) for p in self.logits()}
-        return (p for p in self.parameters() if id(p) not in own)
-
-    def best(self) -> BlockChoices:
-        """The likeliest choice at each place."""
-        return tuple(int(row.argmax()) for row in self.logits())
-
-    def choose(self, chosen: Sequence[int]) -> None:
-        """Lets the next calls compute one network.
-
-        Raises:
-            HastenError: it is none of the space.
-        """
-        for edge, operation in zip(self.mixed, self.config.check(chosen), strict=True):
-            edge.choose(operation)
+    def check(self, chosen: Sequence[int]) -> BlockChoices:
+        return self.config.check(chosen)
 
     def extract(self, chosen: Sequence[int]) -> ProxylessNet:
         """A network of the space with copies of these weights.

@@ -19,6 +19,7 @@ from hasten.hardware import load_device
 from hasten.models.matching import parameters_of
 from hasten.models.vision.backbone import multiply_accumulates
 from hasten.models.vision.proxyless import PUBLISHED, BlockChoices, ProxylessConfig, ProxylessNet, ProxylessSuperNet
+from hasten.models.vision.pyramid_tree import PyramidTreeNet
 from hasten.nn.mixed_edge import Paths
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 from hasten.processes import one_thread
@@ -100,6 +101,17 @@ def _steps(experiment: Experiment) -> Seen:
     theirs = 8000 * 5
     value = f"{ours:.0f} epochs' work against {theirs:,}: {theirs / ours:.0f}x less; published 200x"
     return experiment.judge(value, 100 <= theirs / ours <= 400, theirs > ours)
+
+
+@check("c5", weight=2)
+def _small_images(experiment: Experiment) -> Seen:
+    """Parameters and millions of products of the network for CIFAR-10, against AmoebaNet-B's 34.9 M; accuracy is not
+    checked."""
+    with torch.device("meta"):
+        model = PyramidTreeNet.named("proxylessnas-cifar")
+    size, products = parameters_of(model), multiply_accumulates(model, (3, 32, 32)) / 1e6
+    value = f"{size:,} parameters / {products:.2f} M products, {34.9e6 / size:.2f} times fewer; published 6 times"
+    return experiment.judge(value, (size, round(products, 2)) == (5_731_530, 1213.16) and round(34.9e6 / size) == 6)
 
 
 @check("c6", weight=6)

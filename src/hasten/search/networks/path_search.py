@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hasten.cost.latency.expected import ExpectedLatency
 from hasten.errors import HastenError
-from hasten.models.vision.proxyless import BlockChoices, ProxylessSuperNet
+from hasten.nn.mixed_edge import MixedNetwork
 from hasten.search.networks.bilevel import Spending, answering, classification, halves
 from hasten.tasks.task import Batch, Task
 from hasten.train.fitting import parameter_groups
@@ -82,8 +82,8 @@ class PathSearch:
         steps: of the weights, and of the logits.
     """
 
-    arch: BlockChoices
-    likeliest: BlockChoices
+    arch: tuple[int, ...]
+    likeliest: tuple[int, ...]
     probabilities: tuple[tuple[float, ...], ...]
     score: float
     expected: tuple[float, ...]
@@ -91,7 +91,7 @@ class PathSearch:
 
 
 def search_paths(
-    supernet: ProxylessSuperNet,
+    supernet: MixedNetwork,
     task: Task,
     latency: ExpectedLatency,
     limit: float = math.inf,
@@ -148,7 +148,7 @@ def search_paths(
     """
     if rule not in RULES:
         raise HastenError(f"logits learn by {', '.join(RULES)}: got {rule!r}")
-    asked, answer = classification(task), answering(supernet, supernet.config.resolution)
+    asked, answer = classification(task), answering(supernet, supernet.resolution)
     latency.best_within(latency.edges, limit)  # says before a training that nothing is within it
     generator = torch.Generator().manual_seed(seed)
     parts = halves(task, held, (batch, batch), seed)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import nn
 
 from hasten.cost.latency.modelled import Part
+from hasten.cost.latency.part_tables import part_key
+from hasten.errors import HastenError
 from hasten.models.vision.proxyless import BlockChoices, ProxylessConfig, ProxylessNet, ProxylessSuperNet
 from hasten.search.networks.architecture_space import ArchitectureSpace, architecture_space
 from hasten.search.parameter import Params, categorical
@@ -92,6 +95,43 @@ class ProxylessSpace(ArchitectureSpace[BlockChoices]):
 
     def parts(self, arch: BlockChoices) -> Sequence[Part]:
         return self.config.parts(arch)
+
+    def published_latency(self, table: Mapping[str, float]) -> Callable[[BlockChoices], float]:
+        """Latency of a network as the sum of a published table's parts.
+
+        Args:
+            table: of `hasten.cost.latency.part_tables`; `pixel_1_parts` is of the paper's space, the default `config`.
+
+        Returns:
+            Seconds of a network. It raises a `HastenError` where the table lacks a part.
+        """
+        config, places = self.config, self.config.places()
+        half, size = places[0].size, -(-places[-1].size // places[-1].stride)
+        whole = (config.resolution, config.resolution, config.channels)
+        first, last = (half, half, config.stem), (size, size, config.last)
+        block = partial(part_key, "expanded_conv")
+        fixed = (
+            part_key("Conv", whole, first),
+            block(first, (half, half, config.first), expand=1, kernel=3, stride=1, idskip=0),
+            part_key("Conv_1", (size, size, config.widths[-1]), last),
+            part_key("Logits", last, (config.classes,)),
+        )
+
+        def latency(arch: BlockChoices) -> float:
+            keys = list(fixed)
+            for o, place in zip(arch, places, strict=True):
+                if o == config.none:
+                    continue
+                (kernel, expand), out = config.blocks[o], -(-place.size // place.stride)
+                given, made = (place.size, place.size, place.inputs), (out, out, place.outputs)
+                keys.append(
+                    block(given, made, expand=expand, kernel=kernel, stride=place.stride, idskip=int(place.skips))
+                )
+            if missing := [key for key in keys if key not in table]:
+                raise HastenError(f"the table lacks {missing[0]}: it is of networks of other shapes")
+            return sum(table[key] for key in keys)
+
+        return latency
 
     def numbers(self, arch: BlockChoices) -> BlockChoices:
         return tuple(arch)
