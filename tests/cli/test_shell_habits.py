@@ -49,6 +49,7 @@ CALLS: dict[Words, Words] = {
     ("search",): ("p.py:good", "--trials", "3"),
     ("probe",): (),
     ("rules",): ("net.py:plain",),
+    ("grow",): ("net.py:two", "--widen", "0=6"),
     ("papers",): ("--field", "training"),
     ("check",): ("doubling", "--quick"),
     ("assets", "list"): (),
@@ -71,6 +72,8 @@ def build():
     return torch.nn.Linear(3, 4), torch.zeros(2, 3)
 def plain():
     return torch.nn.Conv2d(3, 4, 3), torch.zeros(2, 3, 8, 8)
+def two():
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)), torch.ones(5, 3)
 """
 PROBLEMS = """
 from hasten.search import Objective, Problem, Space, integer

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from hasten import __version__
-from hasten.cli import assets, chat, check, estimate, measure, papers, probe, rules, search, serve, tune
+from hasten.cli import assets, chat, check, estimate, grow, measure, papers, probe, rules, search, serve, tune
 from hasten.cli.messages import complain, keep_libraries_quiet, telling
 from hasten.cli.options import Commands
 from hasten.cli.streams import keep_stdout_for_documents, prepare, to_nowhere
@@ -38,6 +38,7 @@ app.command()(serve.serve)
 app.command()(estimate.estimate)
 app.command()(measure.measure)
 app.command()(search.search)
+app.command()(grow.grow)
 app.command()(probe.probe)
 app.command()(rules.rules)
 app.command()(papers.papers)
