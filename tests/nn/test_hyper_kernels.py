@@ -32,6 +32,15 @@ def test_the_global_operator_grows_with_both_activations() -> None:
     torch.testing.assert_close(hyper_zzw(torch.ones(1), z, v), z @ v)
 
 
+def test_a_channel_s_score_is_its_kernel_times_its_mean_twice() -> None:
+    torch.manual_seed(0)
+    gate = block().channel_gate
+    x = torch.randn(2, 12, 6, 6)
+    kernel, mean = gate.kernel().flatten(), x.mean((2, 3))
+    torch.testing.assert_close(gate(x)[:, :, 0, 0], kernel * mean * mean)
+    torch.testing.assert_close(gate(3 * x), 9 * gate(x))
+
+
 def test_instances_are_standardized() -> None:
     x = 5 + 3 * torch.randn(2, 3, 16, 16)
     found = instance_standardized(x)

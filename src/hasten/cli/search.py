@@ -32,7 +32,9 @@ def search(
     budget: Annotated[float | None, typer.Option(help="Seconds of trying, earlier runs included.")] = None,
     latency_on: Annotated[
         str | None,
-        typer.Option(help="Of networks: the device whose latency is estimated, by name or file."),
+        typer.Option(
+            help="Of networks: the device whose latency is estimated, by name or file; `here`, as without it, measures."
+        ),
     ] = None,
     latency_limit: Annotated[
         float | None, typer.Option(help="Of networks: milliseconds of one image that none may take longer than.")

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hasten.errors import HastenError
-from hasten.hardware import load_device
 from hasten.models.vision.once_for_all import (
     Architecture,
     OFAConfig,
@@ -29,7 +28,7 @@ from hasten.models.vision.once_for_all import (
 )
 from hasten.processes import one_thread
 from hasten.search.networks.members.once_for_all import OnceForAllSpace
-from hasten.search.networks.network_problem import MEASURED, within
+from hasten.search.networks.network_problem import MEASURED, estimated_device, within
 from hasten.search.networks.specialize import estimated, measured
 from hasten.search.parameter import Params
 from hasten.search.problem import Objective, Problem
@@ -199,8 +198,8 @@ def problem(
     Args:
         supernet: folder of a saved `OnceForAll`, of one grey channel and ten classes; where there is none, a `SMALL`
             one is trained into it.
-        device: of the catalogue or a file, whose latency the analytic model estimates; None measures this machine, on
-            one thread.
+        device: of the catalogue or a file, whose latency the analytic model estimates; None or ``here`` measures this
+            machine, on one thread.
         limit: seconds of one image that no sub-network may take longer than; None for no limit.
         seconds: of training where there is no supernet; with 0 that is an error.
         count: held-out images.
@@ -210,7 +209,7 @@ def problem(
     """
     folder = Path(supernet)
     # What is unknown fails before a training, not after it.
-    where = load_device(device) if device else None
+    where = estimated_device(device)
     if not folder.exists() and not seconds > 0:
         raise HastenError(
             f"no supernet in {folder}: give supernet=FOLDER, or seconds= to train one there, as hasten search does"

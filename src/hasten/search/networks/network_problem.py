@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from hasten.errors import HastenError
-from hasten.hardware import load_device
+from hasten.hardware import Device, load_device
 from hasten.models.vision.once_for_all import resized
 from hasten.processes import one_thread
 from hasten.search.networks.architecture_space import ArchitectureSpace
@@ -28,6 +28,15 @@ SIZE = 16
 """Height and width that images are brought to."""
 MEASURED = "measured here, one thread"
 """What a problem's identity says of latencies that no device's model gives."""
+
+
+def estimated_device(name: str | None) -> Device | None:
+    """The device whose latency is estimated; None for this machine, ``here`` or not named, which is measured.
+
+    Raises:
+        HastenError: no such device.
+    """
+    return None if name is None or name == "here" else load_device(name)
 
 
 def within(seconds: float, limit: float | None) -> float:
@@ -57,7 +66,8 @@ def network_problem(
 
     Args:
         space: of networks for images of one channel in ten classes.
-        device: of the catalogue or a file, whose latency the analytic model estimates; None measures this machine.
+        device: of the catalogue or a file, whose latency the analytic model estimates; None or ``here`` measures this
+            machine.
         limit: seconds of one image that no network may take longer than; None for no limit.
         source: of the images.
         epochs: of each training.
@@ -69,7 +79,7 @@ def network_problem(
     if not epochs > 0 or (limit is not None and not limit > 0):
         raise HastenError(f"epochs and a limit of seconds are above 0: got {epochs:g} and {limit}")
     # What is unknown fails before a training, not after it.
-    where = load_device(device) if device else None
+    where = estimated_device(device)
     if source not in _SOURCES:
         raise HastenError(f"no images are called {source!r}: choose {', '.join(_SOURCES)}")
     kind, counts = _SOURCES[source]

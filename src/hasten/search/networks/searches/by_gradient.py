@@ -17,28 +17,39 @@ from hasten.search.networks.architecture_space import ArchitectureSpace
 from hasten.search.networks.cell_search import search_cells
 from hasten.search.networks.members.darts import DartsSpace
 from hasten.search.networks.members.proxyless import ProxylessSpace
+from hasten.search.networks.members.tree import TreeSpace
 from hasten.search.networks.path_search import Rule, search_paths
 from hasten.search.networks.searching import FoundNetwork, NetworkTrials, Progress, network_search, silent
 from hasten.tasks.task import Task
 
 _LEARNS = 0.6  # share of the budget for the super-network; the rest trains what was found
+# Of sampled paths: the share before choices learn, steps of the weights for one of the choices, networks drawn for a
+# step of REINFORCE. Of cells: the share before choices learn, in each step from there on.
+_WARM, _EVERY, _DRAWN = 0.25, 5, 10
+_WARM_CELLS = 0.3
 
 
-def _budget(trials: NetworkTrials[Any], batch: int) -> dict[str, Any]:
-    """Of the super-network's training: a share of the seconds, or as many images as all trainings but the last have."""
+def _budget(trials: NetworkTrials[Any], batch: int, logits: float) -> dict[str, Any]:
+    """Of the super-network's training: a share of the seconds, or as many images as all trainings but the last have.
+
+    Args:
+        batch: images of a step.
+        logits: batches that the choices learn from, for each step of the weights.
+    """
     if trials.seconds is not None:
         return {"seconds": _LEARNS * trials.seconds, "clock": trials.clock}
     assert trials.trainings is not None
     if trials.trainings < 2:
         raise HastenError("a search by gradient trains a super-network and what it finds: give 2 trainings at least")
-    return {"steps": max(1, (trials.trainings - 1) * trials.steps * trials.batch // batch)}
+    images = (trials.trainings - 1) * trials.steps * trials.batch
+    return {"steps": max(1, int(images / (batch * (1 + logits))))}
 
 
-def _trained(trials: NetworkTrials[Any], arch: Any, steps: int) -> FoundNetwork[Any]:
-    """Trains what was found with what is left, and counts a super-network as the trainings that its steps are."""
+def _trained(trials: NetworkTrials[Any], arch: Any, images: float) -> FoundNetwork[Any]:
+    """Trains what was found with what is left, and counts a super-network as the trainings that its images fill."""
     # In seconds it has all that is left; the schedule's end is the budget's.
     trials.score(arch, steps=trials.steps if trials.seconds is None else 10**9)
-    alone = max(1, round(steps / trials.steps))
+    alone = max(1, round(images / (trials.steps * trials.batch)))
     trials.trained += alone if trials.trainings is None else min(alone, trials.trainings - 1)
     return trials.found()
 
@@ -53,18 +64,22 @@ def proxyless_networks(
 
     Args:
         task, space, latency, limit, seconds, trainings, seed, progress: of `NetworkSearch`; a classification and the
-            space ``proxyless``.
+            space ``proxyless`` or ``tree``.
         rule, strength, logit_rate: of `search_paths`.
         training: of `NetworkTrials`: steps, batch, rate.
 
     Raises:
         HastenError: as `NetworkSearch`, or another space.
     """
-    if not isinstance(space, ProxylessSpace):
-        raise HastenError(f"sampled paths search the space proxyless: {space.name or type(space).__name__} is another")
+    if not isinstance(space, ProxylessSpace | TreeSpace):
+        raise HastenError(
+            f"sampled paths search the spaces proxyless and tree: {space.name or type(space).__name__} is another"
+        )
     trials = NetworkTrials(
         task, space, latency, limit, seconds=seconds, trainings=trainings, seed=seed, progress=progress, **training
     )
+    # Of networks drawn for REINFORCE there is no backward pass, which takes two thirds of a step.
+    each = _DRAWN / 3 if rule == "reinforce" else 1.0
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         supernet = space.super_network()
@@ -72,9 +87,9 @@ def proxyless_networks(
         found = search_paths(
             supernet, task, table, limit, rule=rule, strength=strength, logit_rate=logit_rate, seed=seed,
             batch=trials.batch, progress=lambda share: progress("training a super-network", _LEARNS * share),
-            **_budget(trials, trials.batch),
+            networks=_DRAWN, warm=_WARM, every=_EVERY, **_budget(trials, trials.batch, (1 - _WARM) / _EVERY * each),
         )  # fmt: skip
-    return _trained(trials, found.arch, found.steps[0])
+    return _trained(trials, found.arch, (found.steps[0] + each * found.steps[1]) * trials.batch)
 
 
 @network_search("pc-darts")
@@ -106,12 +121,11 @@ def pc_darts_networks(
         torch.manual_seed(seed)
         supernet = space.super_network(part, normalized)
         found = search_cells(
-            supernet, task, seed=seed, **_budget(trials, 64 * part),
+            supernet, task, seed=seed, warm=_WARM_CELLS, **_budget(trials, 64 * part, 1 - _WARM_CELLS),
             progress=lambda share: progress("training a super-network", _LEARNS * share),
         )  # fmt: skip
     arch = within_limit(found.arch, {k: v.log().tolist() for k, v in found.scores.items()}, trials.seconds_of, limit)
-    # A step of so many images is as many of a training's.
-    return _trained(trials, arch, found.steps[0] * 64 * part // trials.batch)
+    return _trained(trials, arch, sum(found.steps) * 64 * part)
 
 
 def within_limit(

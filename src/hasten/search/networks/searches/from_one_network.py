@@ -79,19 +79,27 @@ def sub_networks(
     trials.drawn(trials.anyone)  # says at once when nothing is within the limit
     images, labels = _images(task)
     steps = None if trainings is None else _steps(trainings, trials.steps)
+    drawn = {phase.name: phase.drawn for phase in SHRINKING}
     with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = OnceForAll(space.config)
+        network, passes = OnceForAll(space.config), 0
+
+        def tell(phase: str, share: float) -> None:
+            nonlocal passes
+            passes += drawn[phase]
+            progress(f"training one network: {phase}", _LEARNS * share)
+
         train(
             network, images, labels, steps=None if seconds is not None else steps, batch=trials.batch, seed=seed,
-            seconds=None if seconds is None else _LEARNS * seconds, clock=trials.clock,
-            progress=lambda phase, share: progress(f"training one network: {phase}", _LEARNS * share),
+            seconds=None if seconds is None else _LEARNS * seconds, clock=trials.clock, progress=tell,
         )  # fmt: skip
         known = _judged(trials, network, images[:_CALIBRATING], judged)
         arch = next(iter(known)) if len(known) < 2 else predicted_best(trials, learned(trials, known), seed)
         found = extracted(network, arch, images[:_CALIBRATING])
-    # The one network counts as the trainings that its images are.
-    trials.trained = 1 if trainings is None else trainings - 1
+    # The one network counts as the trainings that its images fill.
+    trials.trained = max(1, round(passes / trials.steps))
+    if trainings is not None:
+        trials.trained = min(trials.trained, trainings - 1)
     return _tuned(trials, arch, found)
 
 
