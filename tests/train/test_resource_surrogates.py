@@ -84,7 +84,7 @@ def test_the_same_seed_learns_the_same() -> None:
 
 def test_the_readout_is_chosen_by_what_is_held_out_of_what_it_learns_from() -> None:
     designs = [r.design for r in SPLIT.test]
-    made = NetworkSurrogate("graph", members=1, steps=20)
+    made = NetworkSurrogate("graph", members=1, steps=20, readout=None)
     assert made.chosen is None
     found = made.fit(TABLE).predict(designs)
     other = "pooled" if made.chosen == "sums" else "sums"

@@ -234,7 +234,7 @@ class NetworkSurrogate(ResourceSurrogate):
         members: networks whose mean is the answer, and whose disagreement is part of the deviation.
         steps: of AdamW for each, 64 circuits a step.
         rate: the highest, on a cosine.
-        readout: how it answers; when None what is nearer for the first member on the circuits that this holds out.
+        readout: how it answers; None takes what is nearer for the first member on the circuits that this holds out.
         seed: of weights, batches and what is held out.
 
     Attributes:
@@ -243,7 +243,7 @@ class NetworkSurrogate(ResourceSurrogate):
 
     def __init__(
         self, kind: NetworkKind = "graph", *, members: int = 3, steps: int = 800, rate: float = 3e-3,
-        readout: Readout | None = None, seed: int = 0,
+        readout: Readout | None = "sums", seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(seed)
         if kind not in ("graph", "transformer"):

@@ -43,8 +43,11 @@ class _Learned(NamedTuple):
     readout: str
 
 
+Kinds = dict[str, list[_Learned]]
+
+
 def _learned(kind: str, split: DesignSplit, steps: int, seed: int) -> _Learned:
-    options = {"steps": steps} if kind in _NETWORKS else {}
+    options = {"steps": steps, "readout": None} if kind in _NETWORKS else {}
     made = resource_surrogate(kind, seed=seed, **options).fit({"yosys": known_values(split.train)})
     design = next(r.design for r in split.test if r.values)
     begun = time.perf_counter()
@@ -58,24 +61,34 @@ def _mean(seen: list[_Learned], target: str) -> float:
     return statistics.fmean(one.errors[target].within for one in seen)
 
 
-def _all(experiment: Experiment, splits: dict[int, DesignSplit]) -> tuple[dict[str, list[_Learned]], str]:
-    """Kind -> what it reached on each seed's split; and a clause on those that failed."""
+def _all(experiment: Experiment, splits: dict[str, dict[int, DesignSplit]]) -> tuple[dict[str, Kinds], str]:
+    """Of each way to part circuits: kind -> what it reached on each seed's split; and a clause on those that failed."""
     steps = experiment.at(quick=3, normal=experiment.steps(800))
-    plan = {f"{kind} {s}": (kind, split, steps, s) for kind in SURROGATES for s, split in splits.items()}
-    needed = [name for name in plan if not name.startswith("boosting")]
-    found, failed = succeeded(experiment.arms(_learned, plan), needed)
-    made = {kind: [found[f"{kind} {s}"] for s in splits if f"{kind} {s}" in found] for kind in SURROGATES}
-    return {kind: seen for kind, seen in made.items() if seen}, failed
+    # The slowest kind first, of every way, so that processes are done together.
+    plan = {
+        f"{way} {kind} {s}": (kind, split, steps, s)
+        for kind in SURROGATES for way, by_seed in splits.items() for s, split in by_seed.items()
+    }  # fmt: skip
+    found, failed = succeeded(experiment.arms(_learned, plan), [name for name in plan if " boosting " not in name])
+    made = {
+        way: {
+            kind: [found[f"{way} {kind} {s}"] for s in by_seed if f"{way} {kind} {s}" in found] for kind in SURROGATES
+        }
+        for way, by_seed in splits.items()
+    }
+    return {way: {kind: seen for kind, seen in kinds.items() if seen} for way, kinds in made.items()}, failed
 
 
 @shared(weight=140)
-def _structures(experiment: Experiment) -> tuple[dict[str, list[_Learned]], str]:
+def _structures(experiment: Experiment) -> tuple[Kinds, str]:
     """Errors on structures that nobody learned from."""
     rows = synthesised_designs()
-    return _all(experiment, {s: split_by_structure(rows, 0.7, _SPLIT + s) for s in experiment.seeds(1, long=5)})
+    splits = {s: split_by_structure(rows, 0.7, _SPLIT + s) for s in experiment.seeds(1, long=5)}
+    found, failed = _all(experiment, {"structures": splits})
+    return found["structures"], failed
 
 
-def _words(kinds: dict[str, list[_Learned]], targets: tuple[str, ...] = tuple(TARGETS)) -> str:
+def _words(kinds: Kinds, targets: tuple[str, ...] = tuple(TARGETS)) -> str:
     return "; ".join(
         f"{kind} " + ", ".join(f"{t} {_mean(seen, t):.1f}" for t in targets) for kind, seen in kinds.items()
     )
@@ -135,17 +148,17 @@ def _generalization(experiment: Experiment) -> Seen:
     """Networks of up to 3 layers are learned from and deeper ones asked, and of layers up to 12 wide and wider ones:
     errors are larger than within the sizes known."""
     rows, seeds = synthesised_designs(), experiment.seeds(1, long=5)
-    deep, failed = _all(experiment, {s: split_by_depth(rows, 3) for s in seeds})
-    wide, failed_too = _all(experiment, {s: split_by_width(rows, 12) for s in seeds})
+    ways = {"deep": split_by_depth(rows, 3), "wide": split_by_width(rows, 12)}
+    found, failed = _all(experiment, {way: dict.fromkeys(seeds, split) for way, split in ways.items()})
     known, _ = experiment.once(_structures)
     targets = ("lut", "ff", "cycles")
     value = (
-        f"75th percentile in %, 4 layers after 1 to 3: {_words(deep, targets)}; wider than 12 after narrower: "
-        f"{_words(wide, targets)}; known sizes: {_words(known, targets)}{failed}{failed_too}"
+        f"75th percentile in %, 4 layers after 1 to 3: {_words(found['deep'], targets)}; wider than 12 after narrower: "
+        f"{_words(found['wide'], targets)}; known sizes: {_words(known, targets)}{failed}"
     )
     gaps = [
         _mean(new[k], t) > _mean(known[k], t)
-        for new in (deep, wide) for k in _NETWORKS for t in ("lut", "ff")
+        for new in found.values() for k in _NETWORKS for t in ("lut", "ff")
     ]  # fmt: skip
     return experiment.judge(value, all(gaps), sum(gaps) > len(gaps) / 2)
 
