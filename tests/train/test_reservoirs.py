@@ -46,7 +46,10 @@ def test_unseen_digits_are_found_by_what_other_digits_chose() -> None:
     kinds = digit_features(digit_events(500), 0, (0.04, 0.1), 60)
     assert len(kinds) == 2
     assert not torch.equal(kinds[0].second, kinds[1].second)
-    found = zero_shot(kinds, pairs=[(0, 1), (4, 6), (3, 7)], steps=(40, 120))
+    offered = (None, 0.2, 1.0)
+    found = zero_shot(kinds, pairs=[(0, 1), (4, 6), (3, 7)], temperatures=offered, steps=(40, 120))
+    assert len(found.temperatures) == 3
+    assert set(found.temperatures) <= set(offered)
     assert float(found.unseen.mean()) > 0.6
     assert float(found.seen.mean()) > 0.25
 

@@ -114,10 +114,12 @@ class Retrieved:
     Args:
         seen: among the samples kept from training, of the classes trained on.
         unseen: of the classes held out.
+        temperatures: that each set was aligned with, where it was chosen.
     """
 
     seen: Tensor
     unseen: Tensor
+    temperatures: tuple[float | None, ...] = ()
 
 
 def held_out_pairs(classes: int = 10) -> list[tuple[int, int]]:

@@ -112,7 +112,7 @@ class _Pair(nn.Module):
 
 def align_spiking(
     first: Tensor, second: Tensor, labels: Tensor, training: Tensor, held: tuple[int, ...], *,
-    pairing: Pairing = "instance", objective: Objective = "contrastive", temperature: float | None = 0.2,
+    pairing: Pairing = "instance", objective: Objective = "contrastive", temperature: float | None = None,
     size: int = 200, steps: int = 200, width: int = 64, batch: int = 32, rate: float = 1e-3,
     decays: tuple[float, float] = (0.9, 0.97), seed: int = 0,
 ) -> tuple[float, float]:  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
+from collections import Counter
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from hasten.cost.spiking import recurrent_training, reservoir_training
 from hasten.hardware.chips.crossbar import Crossbar
 from hasten.nn import Reservoir
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
-from hasten.train.contrastive import Retrieved, held_out_pairs
+from hasten.train.contrastive import Objective, Retrieved, TwoKinds, held_out_pairs
 from hasten.train.reservoirs import (
     DigitEvents,
     analog_gap,
@@ -87,29 +89,21 @@ def _trained(
     return spiking_accuracy(events, labels, training, seed, size=size, steps=steps)
 
 
-def _retrieved(
-    data: DigitEvents, seed: int, size: int, steps: tuple[int, ...], pairs: list[tuple[int, int]]
-) -> dict[str, Retrieved]:
-    """What each protocol finds with one reservoir of each kind."""
-    kinds = digit_features(data, seed, size=size)
-    how: dict[str, Any] = {"pairs": pairs, "steps": steps, "seed": seed}
-    plain: dict[str, Any] = {**how, "temperatures": (None,)}
-    return {
-        "instance pairs": zero_shot(kinds, **how),
-        "class pairs": zero_shot(kinds, pairing="class", **how),
-        "instance pairs, dot products as they are": zero_shot(kinds, **plain),
-        "prototypes": zero_shot(kinds, objective="prototypes", **plain),
-        "shuffled pairs": zero_shot(kinds[:1], shuffled=True, **how | {"temperatures": (0.2,)}),
-    }
+_PROTOCOLS: dict[str, dict[str, Any]] = {
+    "instance pairs": {},
+    "class pairs": {"pairing": "class"},
+    "instance pairs, dot products as they are": {"temperatures": (None,)},
+    "prototypes": {"objective": "prototypes", "temperatures": (None,)},
+    "shuffled pairs": {"shuffled": True, "temperatures": (None,)},
+}
 
 
-def _aligned(
-    data: DigitEvents, held: tuple[int, int], size: int, steps: int, objective: str, seed: int
-) -> tuple[float, float]:
-    return align_spiking(
-        data.noise, data.scan, data.labels, data.training, held, objective=objective,  # type: ignore[arg-type]
-        size=size, steps=steps, seed=seed,
-    )  # fmt: skip
+def _retrieved(kinds: list[TwoKinds], label: str, seed: int, how: dict[str, Any]) -> Retrieved:
+    return zero_shot(kinds[:1] if "shuffled" in label else kinds, seed=seed, **how, **_PROTOCOLS[label])
+
+
+def _aligned(data: DigitEvents, held: Any, objective: Objective, how: dict[str, Any]) -> tuple[float, float]:
+    return align_spiking(data.noise, data.scan, data.labels, data.training, held, objective=objective, **how)
 
 
 @check("R3", weight=200, needs=240)
@@ -119,20 +113,24 @@ def _zero_shot(experiment: Experiment) -> Seen:
     seeds, size = experiment.seeds(3, long=5), experiment.at(quick=20, normal=_SIZE)
     steps = experiment.at(quick=(2, 3), normal=tuple(experiment.steps(n) for n in (60, 180)))
     asked = held_out_pairs()[:: experiment.at(quick=30, normal=1)]
-    arms = {f"reservoir {s}": (data, s, size, steps, asked) for s in seeds}
+    kinds = {s: digit_features(data, s, size=size) for s in seeds}
+    how: dict[str, Any] = {"pairs": asked, "steps": steps}
+    arms = {f"{label} {s}": (kinds[s], label, s, how) for label, s in itertools.product(_PROTOCOLS, seeds)}
     found, told = succeeded(experiment.arms(_retrieved, arms), arms)
     parts = []
-    for label in next(iter(found.values())):
-        seen, unseen = (torch.stack([getattr(f[label], n) for f in found.values()]) for n in ("seen", "unseen"))
+    for label in _PROTOCOLS:
+        seen, unseen = (torch.stack([getattr(found[f"{label} {s}"], n) for s in seeds]) for n in ("seen", "unseen"))
         over = unseen.mean(0)
         half = 1.96 * float(over.std()) / len(over) ** 0.5
         parts.append((label, float(seen.mean()), float(over.mean()), half, unseen.mean(1)))
-    pairs = held_out_pairs()[:: experiment.at(quick=45, normal=15)]
+    chosen = Counter(t for s in seeds for t in found[f"instance pairs {s}"].temperatures)
+    # Networks trained through time take the temperature that was chosen most often: there is no time to choose again.
+    how = {"size": size, "steps": experiment.steps(150), "seed": seeds[0], "temperature": chosen.most_common(1)[0][0]}
     plan = {
-        f"{objective} {pair}": (data, pair, size, experiment.at(quick=2, normal=experiment.steps(150)), objective, seeds[0])
-        for pair in pairs
+        f"{objective} {pair}": (data, pair, objective, how)
+        for pair in held_out_pairs()[:: experiment.at(quick=45, normal=15)]
         for objective in ("contrastive", "prototypes")
-    }  # fmt: skip
+    }
     trained, failed = succeeded(experiment.arms(_aligned, plan))
     value = "; ".join(
         f"{label}: seen {100 * seen:.1f} %, unseen {100 * unseen:.1f} ± {100 * half:.1f} %"
@@ -140,12 +138,12 @@ def _zero_shot(experiment: Experiment) -> Seen:
         for label, seen, unseen, half, each in parts
     )
     for objective in ("contrastive", "prototypes"):
-        some = [f for name, f in trained.items() if name.startswith(objective)]
-        if some:
+        if some := [f for name, f in trained.items() if name.startswith(objective)]:
             known, new = (100 * statistics.mean(f[i] for f in some) for i in (0, 1))
             value += f"; trained through time, {objective}, {len(some)} pairs: seen {known:.1f} %, unseen {new:.1f} %"
-    _, _, mean, half, _ = parts[0]
+    mean, half = parts[0][2:4]
     above = mean - half > 0.5
+    value += "; temperatures chosen: " + ", ".join(f"{t or 'none'} {count}x" for t, count in chosen.most_common())
     return experiment.judge(value + told + failed, mean > 0.75 and above, above)
 
 
