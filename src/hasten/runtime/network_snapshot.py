@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# What a tensor is, beside its object: where its memory is and how it is read, and how often it was written.
-_Mark = tuple[int, int, int, object, object, object]
+# Attributes that every module has for itself, hooks mostly, none of which tells what it computes. They are left out,
+# as are all names that stay: to touch thousands of objects takes a millisecond where they are in no cache.
+_OF_ANY = frozenset(nn.Module().__dict__) - {"training"}
 
 
 class NetworkSnapshot:
@@ -31,7 +32,8 @@ class NetworkSnapshot:
 
     def __init__(self, network: nn.Module) -> None:
         self._modules = tuple(network.modules())
-        self._classes = [type(module) for module in self._modules]
+        self._classes = list(map(type, self._modules))
+        self._names = [tuple(n for n in module.__dict__ if n not in _OF_ANY) for module in self._modules]
         self._values, self._tensors = self._look()
         self._marks = _marks(self._tensors)
         self._memory = [tensor.detach() for tensor in self._tensors if tensor is not None]
@@ -39,27 +41,29 @@ class NetworkSnapshot:
 
     def holds(self, network: nn.Module) -> bool:
         """Whether ``network`` is the very one, and nothing of it has changed."""
-        if network is not self._modules[0] or [type(module) for module in self._modules] != self._classes:
+        if network is not self._modules[0] or list(map(type, self._modules)) != self._classes:
             return False
-        values, tensors = self._look()
         try:
-            # Equal objects are compared by identity first: what is left is what was set anew.
+            # Equal objects are compared by identity first: what is left is what was set anew. The modules are the same
+            # where each has the same children.
+            values, tensors = self._look()
             alike = values == self._values and _settings(network) == self._config
-        except Exception:  # what cannot be compared, such as an attribute that is another tensor now, has changed
+        except Exception:  # what is gone, or cannot be compared, such as an attribute that is another tensor now
             return False
         return alike and _marks(tensors) == self._marks
 
     def _look(self) -> tuple[list[Any], list[Tensor | None]]:
-        """Names and values of all attributes and names of all tensors, in order; and all tensors."""
+        """Values of all attributes, how many each module has, and names of all tensors, in order; and all tensors."""
         values: list[Any] = []
         tensors: list[Tensor | None] = []
-        for module in self._modules:
+        for module, names in zip(self._modules, self._names, strict=True):
             own = module.__dict__
-            values.extend(own)
-            values.extend(own.values())
+            values.append(len(own))
+            values.extend([own[name] for name in names])
             children, parameters, buffers = own["_modules"], own["_parameters"], own["_buffers"]
-            values.extend(children)
-            values.extend(children.values())
+            if children:
+                values.extend(children)
+                values.extend(children.values())
             if parameters:
                 values.extend(parameters)
                 tensors.extend(parameters.values())
@@ -74,10 +78,14 @@ def _settings(network: nn.Module) -> dict[str, Any]:
     return vars(config) if hasattr(config, "__dict__") else {}
 
 
-def _marks(tensors: list[Tensor | None]) -> list[_Mark | None]:
-    return [
-        None
-        if t is None
-        else (id(t), t.data_ptr(), 0 if t.is_inference() else t._version, t.dtype, t.shape, t.stride())
-        for t in tensors
-    ]
+def _marks(tensors: list[Tensor | None]) -> tuple[list[Any], ...]:
+    """What tensors are, beside their objects: their memory, how it is read, and how often it was written."""
+    here = [t for t in tensors if t is not None]
+    return (
+        list(map(id, tensors)),
+        list(map(Tensor.data_ptr, here)),
+        [0 if t.is_inference() else t._version for t in here],
+        [t.dtype for t in here],
+        [t.shape for t in here],
+        list(map(Tensor.stride, here)),
+    )
