@@ -57,6 +57,16 @@ def _rational() -> Arguments:
     return [_floats(3, 8), _floats(2, 6), _floats(2, 4), 2]
 
 
+def _deform(depthwise: bool) -> Arguments:
+    outputs, inputs = (3, 1) if depthwise else (2, 3)
+    return [_floats(2, 3, 4, 5), _floats(2, 18, 4, 5), _floats(outputs, inputs, 3, 3), depthwise]
+
+
+def _deform_backward(depthwise: bool) -> Arguments:
+    given = _deform(depthwise)
+    return [_floats(2, len(given[2]), 4, 5), *given]
+
+
 def _packed(bits: int) -> Arguments:
     from hasten.kernels.block_formats import BLOCK_FORMATS
     from hasten.kernels.packed_linear import quantize
@@ -154,6 +164,8 @@ MAKERS: dict[str, Callable[[], Arguments]] = {
     "analog_linear": _analog_linear,
     "associative_scan": _associative_scan,
     "associative_scan_backward": _associative_scan_backward,
+    "deform_conv2d": lambda: _deform(random.random() < 0.5),
+    "deform_conv2d_backward": lambda: _deform_backward(random.random() < 0.5),
     "dequantize": _one_weight,
     "expert_ffn": _expert_ffn,
     "expert_ffn_backward": lambda: [_floats(3, 8), *_expert_ffn()],

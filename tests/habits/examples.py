@@ -26,6 +26,7 @@ from hasten.hardware.chips.crossbar import Crossbar
 from hasten.kernels import sparse_linear
 from hasten.methods.sparse_low_bit import SparseLinear
 from hasten.models.vision.darts import GENOTYPES
+from hasten.nn.deformable import operator
 from hasten.nn.mixed_edge import no_edge
 
 WIDTH, VOCABULARY = 32, 40
@@ -126,6 +127,10 @@ BLOCKS: dict[str, Example] = {
     "ContextKernel": Example(
         lambda **k: nn.ContextKernel(4, 3, hidden=8, **k), pictures(4, 5),
         call=lambda module, x: functional.conv2d(x, module(x), padding=1, groups=4), **_PICTURE,
+    ),
+    "DeformableConv2d": Example(lambda **k: nn.DeformableConv2d(8, 12, "bound", 2.0, **k), pictures(8, 6), **_PICTURE),
+    "DeformableConv2d: depthwise": Example(
+        lambda **k: nn.DeformableConv2d(8, 12, "original", depthwise=True, **k), pictures(8, 6), **_PICTURE
     ),
     "ElasticMBConv": Example(
         lambda **k: nn.ElasticMBConv(8, 8, (3, 5), (2, 3), 1, "relu", True, **k), pictures(8, 6, 3, 2),
@@ -243,6 +248,7 @@ BLOCKS: dict[str, Example] = {
         lambda **k: nn.SlowFastBlock(12, 5, 1, hidden=(8, 4, 4, 4, 8), **k), pictures(12, 5), **_PICTURE
     ),
     "SparseLinear": Example(_sparse, lambda length: (torch.randn(2, length, 64),), trains=False),
+    "SymmetricQuantizer": Example(lambda **k: nn.SymmetricQuantizer(8, **k), hidden, trains=False),
     "SqueezeExcite": Example(lambda **k: nn.SqueezeExcite(16, **k), pictures(16, 6), **_PICTURE),
     "Stepped": Example(
         lambda **k: nn.Stepped(nn.Mamba(WIDTH, states=4, **k)), hidden,
@@ -310,6 +316,10 @@ NETWORKS: dict[str, Example] = {
     "CellNetwork": Example(
         lambda: models.CellNetwork(models.CellConfig(width=4, resolution=8), (3, 1, 2, 4, 1, 3)), pictures(3, 8),
         **_PICTURE,
+    ),
+    "CenterNet": Example(
+        lambda: models.CenterNet(models.ResNet(5, 3, (1, 1), 4).features_only((-1,)), 3, (8,), 8), pictures(3, 8),
+        call=lambda module, x: torch.cat(module(x), 1), **_PICTURE,
     ),
     "ChainBlock": Example(lambda: models.ChainBlock(8, 8, 5, 1), pictures(8, 6), **_PICTURE),
     "DartsCell": Example(
@@ -389,6 +399,16 @@ NETWORKS: dict[str, Example] = {
         lambda: models.PlainNet(models.PlainLayers((((3, 4),), ((5, 8),)), (6,)), classes=5), pictures(3, 8), **_PICTURE
     ),
     "ResNet9": Example(lambda: models.ResNet9(5, 3, 4, (8,), (1,)), pictures(3, 8), **_PICTURE),
+    "ShuffleBlock": Example(lambda: models.ShuffleBlock(8, 8), pictures(8, 6), **_PICTURE),
+    "ShuffleBlock: halves": Example(lambda: models.ShuffleBlock(8, 12, True), pictures(8, 6), **_PICTURE),
+    "ShuffleNetV2": Example(
+        lambda: models.ShuffleNetV2(models.ShuffleNetConfig((8, 8, 12), 16, (1, 2, 1), 4, classes=5)), pictures(3, 64),
+        **_PICTURE,
+    ),
+    "SizingNetwork": Example(
+        lambda: models.SizingNetwork(operator("plain")), pictures(1, 16),
+        call=lambda module, x: torch.cat(module(x), 1), **_PICTURE,
+    ),
     "SimpleNet": Example(
         lambda: models.SimpleNet(models.SimpleNetConfig("4 4 p 8' 8", (2,), classes=5)), pictures(3, 12), **_PICTURE
     ),

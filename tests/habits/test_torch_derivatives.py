@@ -13,7 +13,15 @@ from torch.autograd import forward_ad
 from torch.func import jvp
 
 from hasten.errors import HastenError
-from hasten.kernels import associative_scan, expert_ffn, packed_linear, rational, selective_scan, sparse_linear
+from hasten.kernels import (
+    associative_scan,
+    deform_conv,
+    expert_ffn,
+    packed_linear,
+    rational,
+    selective_scan,
+    sparse_linear,
+)
 
 from .examples import EXAMPLES, OPERATORS, calls_of, cast, inputs_of, made, output_of
 
@@ -21,6 +29,7 @@ from .examples import EXAMPLES, OPERATORS, calls_of, cast, inputs_of, made, outp
 ONCE = sorted(name.removesuffix("_backward") for name in OPERATORS if name.endswith("_backward"))
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "associative_scan": associative_scan.associative_scan,
+    "deform_conv2d": deform_conv.deform_conv2d,
     "expert_ffn": expert_ffn.expert_ffn,
     "packed_linear": packed_linear.packed_linear,
     "rational": rational.rational,

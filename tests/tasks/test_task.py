@@ -25,7 +25,7 @@ _load()
 def made(name: str) -> tasks.Task:
     if name in NEEDS and not assets.cached(NEEDS[name]):
         pytest.skip(f"the asset {NEEDS[name]} is not here")
-    if name in ("digits", "denoise-digits", "placed-digits"):
+    if name in ("digits", "denoise-digits", "placed-digits", "sized-digits", "digit-scenes"):
         pytest.importorskip("sklearn")
     if name in ("denoise", "superres"):
         pytest.importorskip("PIL")

@@ -88,6 +88,9 @@ if TYPE_CHECKING:
     from hasten.models.vision.backbone import Level as Level
     from hasten.models.vision.cell_network import CellConfig as CellConfig
     from hasten.models.vision.cell_network import CellNetwork as CellNetwork
+    from hasten.models.vision.centernet import CenterNet as CenterNet
+    from hasten.models.vision.centernet import CentreMaps as CentreMaps
+    from hasten.models.vision.centernet import SizingNetwork as SizingNetwork
     from hasten.models.vision.darts import CellPlace as CellPlace
     from hasten.models.vision.darts import DartsCell as DartsCell
     from hasten.models.vision.darts import DartsConfig as DartsConfig
@@ -130,6 +133,9 @@ if TYPE_CHECKING:
     from hasten.models.vision.residual_network import BasicBlock as BasicBlock
     from hasten.models.vision.residual_network import ResNet as ResNet
     from hasten.models.vision.resnet9 import ResNet9 as ResNet9
+    from hasten.models.vision.shufflenet import ShuffleBlock as ShuffleBlock
+    from hasten.models.vision.shufflenet import ShuffleNetConfig as ShuffleNetConfig
+    from hasten.models.vision.shufflenet import ShuffleNetV2 as ShuffleNetV2
     from hasten.models.vision.simplenet import SimpleNet as SimpleNet
     from hasten.models.vision.simplenet import SimpleNetConfig as SimpleNetConfig
     from hasten.models.vision.terminator import Terminator as Terminator

@@ -31,9 +31,16 @@ if TYPE_CHECKING:
     from hasten.nn.convolutional import FusedMBConv as FusedMBConv
     from hasten.nn.convolutional import MBConv as MBConv
     from hasten.nn.convolutional import SqueezeExcite as SqueezeExcite
+    from hasten.nn.deformable import DeformableConv2d as DeformableConv2d
     from hasten.nn.denoising_blocks import MapCrossTransformer as MapCrossTransformer
     from hasten.nn.denoising_blocks import TimedConv as TimedConv
     from hasten.nn.elastic import ElasticMBConv as ElasticMBConv
+    from hasten.nn.fake_quantization import SymmetricQuantizer as SymmetricQuantizer
+    from hasten.nn.fake_quantization import fitted_threshold as fitted_threshold
+    from hasten.nn.fake_quantization import requantize as requantize
+    from hasten.nn.fake_quantization import requantizer as requantizer
+    from hasten.nn.fake_quantization import round_through as round_through
+    from hasten.nn.fake_quantization import rounded_to as rounded_to
     from hasten.nn.hourglass import Hourglass as Hourglass
     from hasten.nn.hourglass import Sizes as Sizes
     from hasten.nn.hyper_kernels import ContextKernel as ContextKernel

@@ -41,16 +41,20 @@ def placed(
     return canvases, which
 
 
+def source_digits(generator: torch.Generator) -> dict[Split, tuple[Tensor, Tensor]]:
+    """Each split's own digits: pictures (number, 8, 8) fp32, and labels (number,)."""
+    pictures, labels = digits()
+    order = torch.randperm(len(labels), generator=generator).split(_SOURCES)
+    return {split: (pictures[part].float(), labels[part]) for split, part in zip(SPLITS, order, strict=True)}
+
+
 @functools.lru_cache(maxsize=2)
 def _made(counts: tuple[int, ...], side: int) -> dict[Split, tuple[Tensor, Tensor]]:
-    pictures, labels = digits()
     generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(labels), generator=generator)
-    parts = zip(SPLITS, counts, order.split(_SOURCES), strict=True)
     made: dict[Split, tuple[Tensor, Tensor]] = {}
-    for split, count, sources in parts:
-        canvases, which = placed(pictures[sources].float(), count, side, (side // 4, 3 * side // 4), generator)
-        made[split] = canvases, labels[sources][which]
+    for (split, (pictures, labels)), count in zip(source_digits(generator).items(), counts, strict=True):
+        canvases, which = placed(pictures, count, side, (side // 4, 3 * side // 4), generator)
+        made[split] = canvases, labels[which]
     mean, deviation = made["training"][0].mean(), made["training"][0].std()
     return {split: ((canvases - mean) / deviation, asked) for split, (canvases, asked) in made.items()}
 

@@ -252,7 +252,7 @@ class ManagedCache:
                 self._held.move_to_end(key)
         else:
             keep = set(pinned)
-            fixed = sum(n for k, n in self._held.items() if k in keep)
+            fixed = sum(self._held.get(k, 0) for k in keep)
             if fixed + size > self.capacity:
                 raise HastenError(f"{key!r} of {size} bytes does not fit a cache of {self.capacity}: make it larger")
             while self.held + size > self.capacity:
@@ -267,12 +267,12 @@ class ManagedCache:
         return gone
 
     def _evict(self, keep: set[Hashable]) -> Hashable:
-        able = [k for k in self._held if k not in keep]
+        able = (k for k in self._held if k not in keep)
         if self.policy == "belady":
             never = self._now + sum(map(len, self._uses.values())) + 1
             key = max(able, key=lambda k: self._uses[k][0] if self._uses.get(k) else never)
         else:
-            key = able[0]
+            key = next(able)
         self.drop(key)
         return key
 

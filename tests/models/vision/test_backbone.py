@@ -26,6 +26,8 @@ from hasten.models import (
     PyramidTreeConfig,
     PyramidTreeNet,
     ResNet,
+    ShuffleNetConfig,
+    ShuffleNetV2,
     SimpleNet,
     SimpleNetConfig,
     named,
@@ -49,6 +51,7 @@ SMALL: dict[str, Any] = {
     ),
     "PyramidTreeNet": lambda: PyramidTreeNet(_TREES, _TREES.of_letters("i357damiidma" * 3)),
     "ResNet": lambda: ResNet(10, 3, (2, 1, 1), 8),
+    "ShuffleNetV2": lambda: ShuffleNetV2(ShuffleNetConfig((8, 8, 12), 16, (1, 2, 1), 4, classes=10)),
     "PlainNet": lambda: PlainNet(PlainLayers((((3, 8),), ((3, 8), (5, 12)), ((3, 16),)), (24,))),
     "SimpleNet": lambda: SimpleNet(SimpleNetConfig("8 8 p 16 16' p 16", (2,))),
 }  # fmt: skip

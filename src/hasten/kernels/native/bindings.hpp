@@ -25,6 +25,7 @@ void bind_rational(nb::module_&);
 void bind_ternary(nb::module_&);
 void bind_experts(nb::module_&);
 void bind_sparse(nb::module_&);
+void bind_deform(nb::module_&);
 void bind_dram(nb::module_&);
 void bind_oblivious(nb::module_&);
 

@@ -14,6 +14,6 @@ namespace hasten {
 extern const Kernels HASTEN_JOIN(kernels_, HASTEN_ISA);
 const Kernels HASTEN_JOIN(kernels_, HASTEN_ISA) = {HASTEN_TEXT(HASTEN_ISA), &multiply, &multiply_codes, &encode_rows, &unpack, &step, &TileRoom::floats, &multiply_adds, &code_products, &read_all,
                                                      selective_scan_kernels, associative_scan_kernels, rational_kernels, ternary_kernels, experts_kernels,
-                                                     sparse_kernels};
+                                                     sparse_kernels, deform_kernels};
 
 }  // namespace hasten

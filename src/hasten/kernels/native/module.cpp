@@ -588,6 +588,7 @@ NB_MODULE(_native, m) {
     found["rational.BOTTOM"] = RationalArgs::kBottom;
     found["ternary_linear.BLOCK"] = TernaryArgs::kBlock;
     found["ternary_linear.BLOCK_BYTES"] = TernaryArgs::kBytes;
+    found["deform_conv.MOST_SIDE"] = DeformArgs::kMostSide;
     found["sparse_linear.GROUP"] = SparseMatrix::kGroup;
     found["sparse_linear.FEW_ROWS"] = SparseMatrix::kMostRows;
     nb::dict formats;
@@ -688,6 +689,7 @@ NB_MODULE(_native, m) {
   bind_ternary(m);
   bind_experts(m);
   bind_sparse(m);
+  bind_deform(m);
   bind_dram(m);
   bind_oblivious(m);
 }

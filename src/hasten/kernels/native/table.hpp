@@ -3,6 +3,7 @@
 
 #include "arithmetic.hpp"
 #include "associative_scan.hpp"
+#include "deform.hpp"
 #include "experts.hpp"
 #include "rational.hpp"
 #include "selective_scan.hpp"
@@ -31,6 +32,7 @@ struct Kernels {
   TernaryKernels ternary;
   ExpertsKernels experts;
   SparseKernels sparse;
+  DeformKernels deform;
 };
 
 }  // namespace hasten

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from hasten.errors import HastenError
+from hasten.kernels import deform_conv
 from hasten.nn.block import Block
 
+_DEFORMABLE = deform_conv.OPERATOR
 # Pixels along each side of the images that published sizes are for.
 _IMAGE = 224
 
@@ -191,8 +193,8 @@ class _Products(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        if func in (F.conv1d, F.conv2d, F.linear):
-            weight = args[1]
+        if func in (F.conv1d, F.conv2d, F.linear, _DEFORMABLE):
+            weight = args[2 if func is _DEFORMABLE else 1]
             # Each output of each position is a row of the weight.
             self.count += made.numel() // max(1, len(weight)) * weight.numel()
         elif func is F.conv_transpose2d:
