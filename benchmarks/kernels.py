@@ -3,8 +3,8 @@
     python benchmarks/kernels.py [--json] [--threads 2]
 
 Peers: mambapy's parallel scan (`pip install hasten[bench]`), transformers' plain Mamba path, torch's own operators, the
-naive rational kernel of KAT, and for the forward scan the limit that this machine's multipliers (measured here) and
-memory bandwidth (probed) set.
+naive rational kernel of KAT, gathers for deformable convolution, and for the forward scan the limit that this machine's
+multipliers (measured here) and memory bandwidth (probed) set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hasten.hardware import probe
-from hasten.kernels import native
+from hasten.kernels import deform_conv, native
 from hasten.kernels.associative_scan import associative_scan
 from hasten.kernels.expert_ffn import expert_ffn
 from hasten.kernels.rational import naive_backward, reference
@@ -194,6 +194,34 @@ def experts() -> list[Row]:
     return rows
 
 
+def deformables() -> list[Row]:
+    """The gathers of the reference, and a gather a tap, which keeps less at once."""
+    generator = torch.Generator().manual_seed(0)
+    x, offset = torch.randn(1, 128, 64, 64, generator=generator), torch.randn(1, 18, 64, 64, generator=generator)
+    rows = []
+    for depthwise in (False, True):
+        weight = torch.randn(128, 1 if depthwise else 128, 3, 3, generator=generator)
+
+        def by_tap(weight: Tensor = weight, depthwise: bool = depthwise) -> Tensor:
+            total = x.new_zeros(())
+            for tap in range(9):
+                step = torch.tensor([tap // 3 - 1.0, tap % 3 - 1.0])[:, None, None]
+                part = weight[..., tap // 3, tap % 3][..., None, None]
+                total = total + deform_conv.reference(x, offset[:, 2 * tap : 2 * tap + 2] + step, part, depthwise)
+            return total
+
+        calls = [
+            lambda w=weight, d=depthwise: deform_conv.deform_conv2d(x, offset, w, d),
+            by_tap,
+            lambda w=weight, d=depthwise: deform_conv.reference(x, offset, w, d),
+        ]
+        for other in calls[1:]:
+            torch.testing.assert_close(calls[0](), other(), rtol=1e-3, atol=1e-3)
+        case = f"deform_conv2d forward, 128 channels of 64 x 64, {'depthwise' if depthwise else 'dense'}"
+        rows += against(case, ["hasten", "gather a tap", "plain gather"], timed(calls, 4))
+    return rows
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the rows as JSON on stdout")
@@ -201,7 +229,7 @@ def main() -> int:
     takes_required(parser, PEERS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = [*scans(options.threads), *recurrences(), *rationals(), *ternaries(), *experts()]
+    rows = [*scans(options.threads), *recurrences(), *rationals(), *ternaries(), *experts(), *deformables()]
     emit(rows, options.json)
     return told_missing(rows, PEERS, options.require)
 

@@ -62,20 +62,20 @@ def test_a_quantizer_fits_what_passes() -> None:
         SymmetricQuantizer(1)
 
 
+@torch.no_grad()
 def test_whole_numbers_alone_give_the_same_codes() -> None:
     """A layer, its normalization and ReLU: rounded in floats, and by codes, a scale and a bias."""
     torch.manual_seed(0)
     conv, norm = nn.Conv2d(5, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
     norm(3 * torch.randn(50, 6, 2, 2) + 1)
     norm.eval()
-    with torch.no_grad():
-        norm.weight.uniform_(0.5, 2)
-        norm.bias.normal_()
+    norm.weight.uniform_(0.5, 2)
+    norm.bias.normal_()
     weights, given, answered = SymmetricQuantizer(4, 6), SymmetricQuantizer(8), SymmetricQuantizer(8)
     x = torch.randn(2, 5, 7, 7)
     for quantizer in (weights, given, answered):
         quantizer.observing = True
-    weight = conv.weight.detach()
+    weight = conv.weight
     rounded = F.relu(norm(F.conv2d(given(x), weights(weight), padding=1)))
     floats = answered(rounded)
     codes = [(t / s).round() for t, s in ((given(x), given.step), (weights(weight), weights.step[:, None, None, None]))]
