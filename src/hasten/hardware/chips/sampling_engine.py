@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hasten.hardware.chips.data_folder import DataFolder
@@ -72,18 +70,5 @@ class SamplingEngine(BaseModel):
     source: str = ""
 
 
-_ENGINES = DataFolder("engines", SamplingEngine, "sampling engine")
-
-
-def sampling_engines() -> list[str]:
-    """Names of the engines that are here."""
-    return _ENGINES.names()
-
-
-def sampling_engine(name_or_path: str | Path) -> SamplingEngine:
-    """An engine by name (`sampling_engines`), or from a TOML file of the same form.
-
-    Raises:
-        HastenError: no such engine or file, or a figure missing, misspelt or impossible.
-    """
-    return _ENGINES.read(name_or_path)
+sampling_engines, sampling_engine = DataFolder("engines", SamplingEngine, "sampling engine").readers()
+"""Names of the engines that are here; an engine by name, or from a TOML file of the same form (`DataFolder.read`)."""
