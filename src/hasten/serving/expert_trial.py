@@ -18,7 +18,7 @@ from hasten.serving.expert_server import EmbeddingRouter, ExpertCounts, ExpertSe
 
 
 @dataclass(frozen=True)
-class Way:
+class ServingWay:
     """How experts are served: how many memory holds (0: none stays), grouped or not, read ahead or not."""
 
     capacity: int
@@ -26,14 +26,14 @@ class Way:
     prefetch: bool = False
 
 
-def ways_of(capacity: int, experts: int) -> dict[str, Way]:
+def ways_of(capacity: int, experts: int) -> dict[str, ServingWay]:
     """The ways that are compared, of which the last is a bound: all experts are in memory before the first prompt."""
     return {
-        "no cache": Way(0),
-        "lru": Way(capacity),
-        "grouped": Way(capacity, group=True),
-        "prefetched": Way(capacity, group=True, prefetch=True),
-        "resident": Way(experts, group=True),
+        "no cache": ServingWay(0),
+        "lru": ServingWay(capacity),
+        "grouped": ServingWay(capacity, group=True),
+        "prefetched": ServingWay(capacity, group=True, prefetch=True),
+        "resident": ServingWay(experts, group=True),
     }
 
 
@@ -145,7 +145,7 @@ def measured_times(
 
 
 def try_way(
-    way: Way, model: LanguageModel, experts: ExpertModels, router: Router, batches: Sequence[Sequence[Prompt]],
+    way: ServingWay, model: LanguageModel, experts: ExpertModels, router: Router, batches: Sequence[Sequence[Prompt]],
     new_tokens: int, times: StepTimes, *, most_tokens: int = 256,
 ) -> WaySeen:  # fmt: skip
     """Serves all batches one way, from a cold cache unless all experts fit, and asks the model what that takes."""
@@ -177,7 +177,7 @@ def try_way(
 
 
 @dataclass(frozen=True)
-class Trial:
+class ExpertTrial:
     """All ways on one trace: what experts take and how reading is held, times measured apart, and what was seen."""
 
     about: str
@@ -189,7 +189,7 @@ def tried(
     model: LanguageModel, ids: Sequence[int], topics: Sequence[Sequence[int]], count: int, capacity: int,
     new_tokens: int, *, bandwidth: float | None, length: int = 16, seed: int = 0,
     progress: Callable[[str, float], None] = lambda message, share: None,
-) -> Trial:  # fmt: skip
+) -> ExpertTrial:  # fmt: skip
     """Makes experts of a base by random changes, routes pieces of a text to them, and serves these every way.
 
     Args:
@@ -217,4 +217,4 @@ def tried(
         for name, way in ways.items():
             progress(name, len(seen) / len(ways))
             seen[name] = try_way(way, model, experts, router, batches, new_tokens, times)
-        return Trial(f"{experts.nbytes(names[0]) / 1e6:.0f} MB an expert, {experts.throttle}", times, seen)
+        return ExpertTrial(f"{experts.nbytes(names[0]) / 1e6:.0f} MB an expert, {experts.throttle}", times, seen)

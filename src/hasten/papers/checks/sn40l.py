@@ -20,7 +20,7 @@ from hasten.hardware.machine import caches
 from hasten.papers.experiment import Experiment, Seen, check, shared
 from hasten.papers.language_models import fresh_model
 from hasten.processes import one_thread
-from hasten.serving.expert_trial import Trial, tried
+from hasten.serving.expert_trial import ExpertTrial, tried
 from hasten.tasks.text import Text
 from hasten.train.text_experts import composition_seen
 from hasten.workload.streaming import work_graph
@@ -133,7 +133,8 @@ def _capacity(experiment: Experiment) -> Seen:
 
 @check("S7", weight=1)
 def _decoding(experiment: Experiment) -> Seen:
-    """A token by the model of sections; what a launch takes is estimated, and how busy units are is not modelled."""
+    """A token by the model of sections: what a launch takes is estimated, and the memory itself loses nothing, so that this
+    bounds the published 85 % from above; how busy units are is not modelled."""
     table = {n: c for n, c in experiment.once(_layers).items() if n.endswith("decode")}
     bandwidth = streaming_chip("sn40l").node(8).bandwidth
     ways = ("unfused software", "fused software", "fused hardware")
@@ -145,11 +146,12 @@ def _decoding(experiment: Experiment) -> Seen:
     )
     value += f" of the bandwidth; {'one launch' if one else 'several launches'} a layer"
     value += f", {min(gains):.2f}x to {max(gains):.2f}x by the chip's own schedule (published 1.4x to 8x)"
-    return experiment.judge(value, one and all(s[2] >= 0.75 for s in shares.values()), one)
+    least, most = (f(s[2] for s in shares.values()) for f in (min, max))
+    return experiment.judge(value, one and least >= 0.75 and most <= 0.95, one and least >= 0.75)
 
 
 @shared(weight=200)
-def _served(experiment: Experiment) -> Trial:
+def _served(experiment: Experiment) -> ExpertTrial:
     """12 experts, SmolLM2-135M in bf16 with a change of rank 8 to each layer's weights, memory for 4 of them; 48 prompts
     (120 in a long run) in batches of 8, topics by Zipf's law, routed by their tokens; on one thread, another reads."""
     model = fresh_model(experiment.quick)
