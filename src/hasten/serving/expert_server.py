@@ -192,7 +192,8 @@ class ExpertServer:
         for at, (expert, places) in enumerate(jobs):
             coming = coming or self._ask(expert)
             self._wait(coming)
-            engine = self._engine_of(expert)
+            engine = self._of[expert].engine
+            assert engine is not None
             ahead = self._ask(jobs[at + 1][0], busy=expert) if self.prefetch and at + 1 < len(jobs) else None
             streams = [
                 engine.submit(Request(tuple(prompts[p]), new_tokens, Sampling(temperature=0.0), ignore_end=True))
@@ -227,7 +228,11 @@ class ExpertServer:
             self._free.append(place)
         place = self._free.pop()
         self._of[coming.expert] = place
-        coming.future = self._reader.submit(self.experts.load, coming.expert, place.weights)
+        coming.future = self._reader.submit(self._bring, coming.expert, place)
+
+    def _bring(self, expert: str, place: _Place) -> None:
+        self.experts.load(expert, place.weights)
+        place.engine = Engine(place.model, **self._engine)
 
     def _wait(self, coming: _Coming) -> None:
         begun = time.perf_counter()
@@ -246,12 +251,6 @@ class ExpertServer:
             place.close()
         self._of.clear()
         self._free = list(self._places)
-
-    def _engine_of(self, expert: str) -> Engine:
-        place = self._of[expert]
-        if place.engine is None:
-            place.engine = Engine(place.model, **self._engine)
-        return place.engine
 
 
 @dataclass

@@ -91,8 +91,8 @@ class StepTimes:
     """What the model of switching is given, measured apart from the trace.
 
     Args:
-        load: seconds in which an expert comes in, held to the stated rate.
-        unheld: the same without a rate: what mapped memory gives.
+        load: seconds in which an expert comes in, held to the stated rate, and is made ready to answer.
+        unheld: in which it comes in without a rate: what mapped memory gives.
         answers: number of prompts of one expert -> seconds of their answers.
         router: seconds of a batch.
     """
@@ -110,36 +110,41 @@ class StepTimes:
 
 def measured_times(
     model: LanguageModel, experts: ExpertModels, router: Router, batches: Sequence[Sequence[Prompt]], new_tokens: int,
-    *, runs: int = 3, most_tokens: int = 256,
+    *, runs: int = 5, most_tokens: int = 256,
 ) -> StepTimes:  # fmt: skip
     """Medians of ``runs``: of loads, and of answers to as many prompts as the trace has for one expert."""
-    chosen = [router(batch) for batch in batches]
-    sizes = sorted({len(places) for names in chosen for places in grouped(names).values()} | {1})
-    free = ExpertModels(experts.folder, experts.base)
+    sizes = sorted({len(places) for batch in batches for places in grouped(router(batch)).values()} | {1})
+    prompts = [p for batch in batches for p in batch]
+    free, into = ExpertModels(experts.folder, experts.base), {n: w.clone() for n, w in experts.base.items()}
     one = experts.names[0]
-    loads: dict[bool, list[float]] = {True: [], False: []}
+
+    def served(capacity: int) -> ExpertServer:
+        return ExpertServer(model, experts, lambda asked: [one] * len(asked), capacity, most_tokens=most_tokens)
+
+    loads: list[float] = []
+    unheld: list[float] = []
     answers: dict[int, list[float]] = {n: [] for n in sizes}
-    routing = []
-    with ExpertServer(model, experts, lambda prompts: [one] * len(prompts), 1, most_tokens=most_tokens) as server:
-        prompts = [p for batch in batches for p in batch]
-        server.answer(prompts[:1], new_tokens)
-        into = {name: weight.clone() for name, weight in experts.base.items()}
+    routing: list[float] = []
+    with served(0) as bare, served(1) as keeps:
+        keeps.answer(prompts[:1], new_tokens)
         for run in range(runs):
-            for held, store in ((True, experts), (False, free)):
-                begun = time.perf_counter()
-                store.load(experts.names[run % len(experts.names)], into)
-                loads[held].append(time.perf_counter() - begun)
+            before = bare.counts.waiting
+            bare.answer(prompts[:1], 1)
+            loads.append(bare.counts.waiting - before)
+            begun = time.perf_counter()
+            free.load(one, into)
+            unheld.append(time.perf_counter() - begun)
             for n in sizes:
                 # Prompts that were not asked before: what has been read of a text is not read again.
                 at = (run * sum(sizes) + sum(sizes[: sizes.index(n)])) % max(1, len(prompts) - n)
                 begun = time.perf_counter()
-                server.answer(prompts[at : at + n], new_tokens)
+                keeps.answer(prompts[at : at + n], new_tokens)
                 answers[n].append(time.perf_counter() - begun)
             begun = time.perf_counter()
             router(batches[run % len(batches)])
             routing.append(time.perf_counter() - begun)
     return StepTimes(
-        statistics.median(loads[True]), statistics.median(loads[False]),
+        statistics.median(loads), statistics.median(unheld),
         {n: statistics.median(t) for n, t in answers.items()}, statistics.median(routing),
     )  # fmt: skip
 

@@ -9,13 +9,13 @@ set is one, and along which ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeAlias, TypeVar
 
 import networkx as nx
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
@@ -243,7 +243,7 @@ class WorkGraph:
         return graph
 
     @cached_property
-    def _pipelines(self) -> dict[frozenset[str], Pipeline | None]:
+    def _pipelines(self) -> dict[tuple[frozenset[str], PipelineCost | None], Pipeline | None]:
         return {}
 
     @cached_property
@@ -303,30 +303,51 @@ class WorkGraph:
         chosen = frozenset(tasks)
         return tuple(e for e in self.edges if e.producer in chosen and e.consumer in chosen)
 
-    def pipeline(self, tasks: Iterable[str]) -> Pipeline | None:
+    def pipeline(self, tasks: Iterable[str], cost: PipelineCost | None = None) -> Pipeline | None:
         """How these tasks run at once: every inner edge streams, each task going along one rank; None if they cannot.
 
-        Of several ways, the one that keeps the fewest bytes of weights, then the fewest between tasks.
-        """
-        chosen = frozenset(tasks)
-        if chosen not in self._pipelines:
-            self._pipelines[chosen] = self._find(chosen)
-        return self._pipelines[chosen]
+        Of several ways, the one that keeps the fewest bytes of weights, then the fewest between tasks; or the one with
+        the least cost.
 
-    def _find(self, chosen: frozenset[str]) -> Pipeline | None:
+        Args:
+            tasks: names.
+            cost: of a way for tasks that are joined by what streams; those of tasks that are not add up.
+        """
+        key = (frozenset(tasks), cost)
+        if key not in self._pipelines:
+            self._pipelines[key] = self._find(*key)
+        return self._pipelines[key]
+
+    def _find(self, chosen: frozenset[str], cost: PipelineCost | None) -> Pipeline | None:
         edges = self.inner(chosen)
         if any(not e.streams for e in edges):
             return None
-        # Edges that meet are chosen one after the other, so that a contradiction shows at once.
-        edges = _connected(edges)
+        full = {n: "" for n in self.order if n in chosen}
+        if cost is None:
+            return self._best(_connected(edges), full, None)
+        found = Pipeline(full, (), dict.fromkeys(full, 0))
+        for part in nx.connected_components(nx.Graph((e.producer, e.consumer) for e in edges)):
+            own = {n: "" for n in full if n in part}
+            best = self._best(_connected([e for e in edges if e.producer in part]), own, cost)
+            if best is None:
+                return None
+            found = Pipeline(
+                {n: best.along.get(n, r) for n, r in found.along.items()},
+                (*found.streams, *best.streams),
+                {n: best.held.get(n, h) for n, h in found.held.items()},
+            )
+        return found
+
+    def _best(self, edges: Sequence[WorkEdge], tasks: Mapping[str, str], cost: PipelineCost | None) -> Pipeline | None:
+        """Edges that meet are chosen one after the other, so that a contradiction shows at once."""
         best: tuple[tuple[int, int], Pipeline] | None = None
 
         def go(at: int, along: dict[str, str], held: dict[str, int], taken: list[tuple[WorkEdge, Stream]]) -> None:
             nonlocal best
             if at == len(edges):
-                full = {n: along.get(n, "") for n in self.order if n in chosen}
+                full = {n: along.get(n, "") for n in tasks}
                 found = Pipeline(full, tuple(taken), {n: held.get(n, 0) for n in full})
-                rank = (sum(held.values()), found.buffer_bytes)
+                rank = (sum(held.values()) if cost is None else cost(self, found), found.buffer_bytes)
                 if best is None or rank < best[0]:
                     best = (rank, found)
                 return
@@ -338,7 +359,7 @@ class WorkGraph:
                 kept = dict(held)
                 for task, own in ((edge.producer, stream.producer_held), (edge.consumer, stream.consumer_held)):
                     kept[task] = max(kept.get(task, 0), own)
-                if best is not None and sum(kept.values()) > best[0][0]:
+                if cost is None and best is not None and sum(kept.values()) > best[0][0]:
                     continue
                 go(at + 1, along | {t: r for t, r in ends.items() if r}, kept, [*taken, (edge, stream)])
 
@@ -364,6 +385,10 @@ class WorkGraph:
                         )
         place = {n: i for i, n in enumerate(self.order)}
         return sorted(found, key=lambda d: (len(d), sorted(place[n] for n in d)))
+
+
+PipelineCost: TypeAlias = Callable[[WorkGraph, Pipeline], int]
+"""What a way to run tasks at once costs, in whatever unit: the least is chosen."""
 
 
 def _connected(edges: Sequence[WorkEdge]) -> tuple[WorkEdge, ...]:

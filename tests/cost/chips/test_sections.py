@@ -11,6 +11,7 @@ from hasten.cost.chips.sections import (
     LAUNCHERS,
     Launcher,
     SectionPlan,
+    _memory,
     one_section,
     plan_sections,
     unfused_sections,
@@ -137,11 +138,14 @@ def test_what_needs_all_of_a_tensor_waits_in_the_next_phase() -> None:
 
 def test_an_accumulator_stays_whole() -> None:
     graph = work_graph(monarch_chain(8, 64, 16, 8), grain="kernel")
-    section = one_section(graph, CHIP, graph.order, tile=1)
-    along = graph.pipeline(graph.order)
-    assert along is not None
-    assert along.along["O"] == "m"
-    assert section.held >= graph.named["O"].result_bytes + graph.named["Y"].input_bytes
+    # By the rank that is summed over no weight is kept, but what is summed, and the input that lacks the rank.
+    weights, least = graph.pipeline(graph.order), graph.pipeline(graph.order, _memory)
+    assert weights is not None
+    assert least is not None
+    assert weights.along["O"] == "m"
+    assert _memory(graph, weights) >= graph.named["O"].result_bytes + graph.named["Y"].input_bytes
+    ways = [graph.pipeline(graph.order, lambda g, p, r=r: (p.along["O"] != r) * 10**9) for r in "brm"]
+    assert _memory(graph, least) == min(_memory(graph, w) for w in ways if w is not None)
 
 
 @pytest.mark.parametrize("launch", LAUNCHERS)

@@ -317,7 +317,7 @@ class _Phase:
 
 
 def _growing(graph: WorkGraph, chip: StreamingChip, order: Sequence[str], begin: int, tile: int) -> Iterator[Section]:
-    """Sections from a task on, each a task longer, as long as they fit on the chip; one task always does."""
+    """Sections from a task on, each a task longer, that fit on the chip; one task always does."""
     phases: list[_Phase] = []
     where: dict[str, int] = {}
     for end in range(begin, len(order)):
@@ -325,9 +325,23 @@ def _growing(graph: WorkGraph, chip: StreamingChip, order: Sequence[str], begin:
         _join(graph, phases, where, task)
         tasks = order[begin : end + 1]
         section = _section(graph, chip, tasks, phases, where, tile)
-        if len(tasks) > 1 and (section.held > chip.on_chip or len(section.units) > chip.compute_units):
+        if len(tasks) > 1 and len(section.units) > chip.compute_units:
             return
-        yield section
+        # A longer one may take less: what one task leaves whole the next takes tile by tile.
+        if len(tasks) == 1 or section.held <= chip.on_chip:
+            yield section
+
+
+def _memory(graph: WorkGraph, pipeline: Pipeline) -> int:
+    """Bytes on the chip that a way to go through tasks needs with tiles of one step: what is held whole decides."""
+    sizes: dict[str, int] = {}
+    for task, names in pipeline.whole.items():
+        given = dict(graph.named[task].inputs) | {e.tensor: e.nbytes for e in graph.incoming[task]}
+        sizes |= {name: given[name] for name in names & given.keys()}
+    for task in {e.consumer for e, stream in pipeline.streams if stream.folds}:
+        sizes |= {e.tensor: e.nbytes for e in graph.outgoing[task]}
+        sizes[_results(task)] = graph.named[task].result_bytes
+    return sum(pipeline.held.values()) + pipeline.buffer_bytes + sum(sizes.values())
 
 
 def _join(graph: WorkGraph, phases: list[_Phase], where: dict[str, int], task: str) -> None:
@@ -336,7 +350,7 @@ def _join(graph: WorkGraph, phases: list[_Phase], where: dict[str, int], task: s
     while True:
         if at == len(phases):
             phases.append(_Phase())
-        found = graph.pipeline([*phases[at].tasks, task])
+        found = graph.pipeline([*phases[at].tasks, task], _memory)
         if found is not None:
             break
         at += 1
@@ -355,7 +369,8 @@ def _section(
     for phase in phases:
         assert phase.pipeline is not None
         steps = {t: -(-n // tile) for t, n in phase.pipeline.steps.items()}
-        tiles |= {t: steps.get(t, 1) for t in phase.tasks}
+        # Whoever streams to nobody goes along his longest rank.
+        tiles |= {t: steps.get(t, -(-max(graph.named[t].ways, default=1) // tile)) for t in phase.tasks}
         seconds = {
             t: graph.named[t].flops / chip.flops * chip.compute_units / units[t] if t in units else 0.0
             for t in phase.tasks

@@ -65,7 +65,7 @@ def _tiled(experiment: Experiment) -> Seen:
         f"tiles of {s.tile})"
         for n, s in found.items()
     )
-    order = sorted(found, key=lambda n: found[n].speedup) == sorted(found, key=lambda n: found[n].predicted)
+    order = sorted(found, key=lambda n: found[n].speedup) == sorted(found, key=lambda n: found[n].intensity)
     exact = all(s.error < 1e-5 for s in found.values())
     told = all(s.speedup >= 1.15 or s.bound == "compute" for s in found.values())
     faster = found["chain"].speedup >= 1.15
@@ -152,12 +152,12 @@ def _decoding(experiment: Experiment) -> Seen:
 
 @shared(weight=200)
 def _served(experiment: Experiment) -> ExpertTrial:
-    """12 experts, SmolLM2-135M in bf16 with a change of rank 8 to each layer's weights, memory for 4 of them; 48 prompts
+    """12 experts, SmolLM2-135M in bf16 with a change of rank 8 to each layer's weights, memory for 4 of them; 40 prompts
     (120 in a long run) in batches of 8, topics by Zipf's law, routed by their tokens; on one thread, another reads."""
     model = fresh_model(experiment.quick)
     model.network.bfloat16()
     ids = model.tokenizer(default_text(), add_special_tokens=False, verbose=False)["input_ids"]
-    count, capacity, prompts, new = experiment.at(quick=(4, 2, 8, 2), normal=(12, 4, 48, 20), long=(12, 4, 120, 20))
+    count, capacity, prompts, new = experiment.at(quick=(4, 2, 8, 2), normal=(12, 4, 40, 20), long=(12, 4, 120, 20))
     topics = switching.zipf_batches(count, prompts, 8, experiment.seed)
     with one_thread():
         return tried(
