@@ -93,7 +93,7 @@ def test_an_error_leaves_a_server_that_answers(base: LanguageModel, experts: Exp
 
 
 def test_a_router_knows_its_own(base: LanguageModel) -> None:
-    table = base.get_input_embeddings().weight.detach()
+    table = base.network.get_parameter("model.embed_tokens.weight").detach()
     examples = {name: [list(range(at, at + 6))] for name, at in (("low", 0), ("mid", 100), ("high", 200))}
     router = EmbeddingRouter(table, examples)
     assert router([[1, 2, 3, 4], [201, 202, 204], [100, 101, 105]]) == ["low", "high", "mid"]

@@ -20,7 +20,7 @@ from hasten.errors import HastenError
 from hasten.hardware.chips.streaming_chip import StreamingChip, streaming_chip
 from hasten.workload.language import language_model
 from hasten.workload.streaming import work_graph
-from hasten.workload.work_graph import Stream, WorkEdge, WorkGraph, WorkTask
+from hasten.workload.work_graph import PipelineCost, Stream, WorkEdge, WorkGraph, WorkTask
 
 CHIP = streaming_chip("sn40l")
 UNLIMITED = 1 << 40
@@ -144,7 +144,11 @@ def test_an_accumulator_stays_whole() -> None:
     assert least is not None
     assert weights.along["O"] == "m"
     assert _memory(graph, weights) >= graph.named["O"].result_bytes + graph.named["Y"].input_bytes
-    ways = [graph.pipeline(graph.order, lambda g, p, r=r: (p.along["O"] != r) * 10**9) for r in "brm"]
+
+    def only(rank: str) -> PipelineCost:
+        return lambda graph, pipeline: int(pipeline.along["O"] != rank)
+
+    ways = [graph.pipeline(graph.order, only(r)) for r in "brm"]
     assert _memory(graph, least) == min(_memory(graph, w) for w in ways if w is not None)
 
 
