@@ -167,3 +167,10 @@ def test_rows_of_wider_tensors_stay_where_they_are() -> None:
     assert row == 12
     with pytest.raises(ValueError, match="outside of the tensor's memory"):
         gate.rows_address(torch.randn(2, 5, 4), 12, torch.float32, (2, 5, 4))
+
+
+def test_room_begins_with_a_huge_page_where_it_is_large() -> None:
+    large, small = gate.room(5 << 20), gate.room(100)
+    assert large.data_ptr() % (2 << 20) == 0
+    assert (large.nbytes, small.nbytes, gate.room(0).nbytes) == (5 << 20, 100, 0)
+    assert large.dtype is small.dtype is torch.uint8

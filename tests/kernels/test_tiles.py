@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hasten.kernels.block_formats import BLOCK_FORMATS
 from hasten.kernels.packed_linear import dequantize_reference, native_matrix, packed_embedding, packed_linear, quantize
-from hasten.kernels.tiles import TILE, in_tiles, takes_tiles, tile_bytes, to_rows, to_tiles
+from hasten.kernels.tiles import TILE, in_tiles, room_for_tiles, takes_tiles, tile_bytes, to_rows, to_tiles
 from hasten.nn.packed import PackedEmbedding, PackedLinear
 from hasten.workload import trace
 
@@ -157,3 +157,17 @@ def test_a_weight_in_tiles_is_described_as_in_rows(name: str) -> None:
     tiled = trace(Layer(*to_tiles(*rows, bits)), x, ids).phases[0].cascade
     assert tiled.tensors == in_rows.tensors
     assert tiled.einsums == in_rows.einsums
+
+
+@pytest.mark.parametrize("name", ["int4", "q6_k"])
+def test_tiles_may_stand_in_memory_that_is_given(name: str) -> None:
+    packed, scales, mins, bits = weight_of(name, 48, widths(name)[1])
+    size = room_for_tiles(packed, scales, mins)
+    room = torch.zeros(size, dtype=torch.uint8)
+    found, own = to_tiles(packed, scales, mins, bits, room), to_tiles(packed, scales, mins, bits)
+    for given, expected in zip(found, own, strict=True):
+        assert (given is None) == (expected is None)
+        if given is not None and expected is not None:
+            assert torch.equal(given, expected)
+            assert 0 <= given.data_ptr() - room.data_ptr() <= size - given.nbytes
+            assert (given.data_ptr() - room.data_ptr()) % 64 == 0

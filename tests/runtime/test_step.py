@@ -209,3 +209,22 @@ def test_a_long_piece_begins_at_what_is_committed(llama: Any) -> None:
         step([1] * 40, [0] * 40, list(range(3, 43)))
     with pytest.raises(IndexError, match="too many tokens"):
         step([1] * 20, [0] * 20, list(range(30, 50)))
+
+
+def test_weights_of_a_layer_stand_side_by_side_as_they_are_read(llama: Any) -> None:
+    network = packed(llama, 4)
+    linears = [m for m in network.modules() if isinstance(m, PackedLinear)]
+    for linear in linears:
+        linear.int8 = True
+    expected = [linear.dequantize() for linear in linears]
+    LanguageModel(network).session(1, 32)
+    for layer in network.model.layers:
+        own = layer.self_attn, layer.mlp
+        names = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+        weights = [getattr(part, name) for part, of in zip(own, names, strict=True) for name in of]
+        place = weights[0].packed.data_ptr()
+        for weight in weights:
+            for tensor in (weight.packed, weight.scales, weight.mins):
+                assert tensor.data_ptr() == place
+                place += tensor.nbytes
+    assert all(torch.equal(linear.dequantize(), was) for linear, was in zip(linears, expected, strict=True))

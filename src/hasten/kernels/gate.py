@@ -21,8 +21,9 @@ from hasten.kernels.compiled import native
 
 Named: TypeAlias = tuple[Tensor | None, str]
 
-# Bytes from which on memory is asked for in huge pages, of 2 MiB.
-LARGE = 4 << 20
+_HUGE_PAGE = 2 << 20
+# Bytes from which on memory is asked for in huge pages.
+LARGE = 2 * _HUGE_PAGE
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -157,6 +158,20 @@ def without_gradient(name: str) -> None:
 def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Memory of this processor for a kernel to write into, whatever torch's default dtype and device are."""
     made = torch.empty(shape, dtype=dtype, device="cpu")
+    _ask_huge_pages(made, filled=False)
+    return made
+
+
+def room(size: int) -> Tensor:
+    """So many bytes of this processor's memory, (size) uint8, from where a huge page begins if they are enough for it.
+
+    What is read one after the other stands there side by side, and no part of it in small pages but the last.
+    """
+    if size < LARGE:
+        return buffer(size, dtype=torch.uint8)
+    made = torch.empty(size + _HUGE_PAGE, dtype=torch.uint8, device="cpu")
+    start = -made.data_ptr() % _HUGE_PAGE
+    made = made[start : start + size]
     _ask_huge_pages(made, filled=False)
     return made
 

@@ -6,9 +6,12 @@ is known. int4 and int8 in groups of 32: ``packed`` (out / 16, in / 32, 16 times
 
 A group's codes of 4 bits stand in bytes of two, value j beside value j + 16. The bytes are cut in fours, and of each
 four the 16 rows' stand one after the other. Groups stand in the order in which a product adds them: every 16th from the
-first on, from the second on, and so on. A tile of a block format has, one behind the other and each for all its groups:
-the lowest 4 bits of codes; what is above them, the bits of values 4 i + j, and then of values 16 + 4 i + j, in byte j
-from the lowest bit on; the small numbers of groups; and for all its blocks their fp16 numbers.
+first on, from the second on, and so on.
+
+A tile of a block format is read from its beginning to its end. First come the fp16 numbers of its blocks of 256
+columns, then its groups, eight and eight, the codes of each and behind those the small numbers of each: of a group's
+codes the lowest 4 bits, and what is above them, the bits of values 4 i + j, and then of values 16 + 4 i + j, in byte j
+from the lowest bit on. Where blocks are groups (q5_0) their fp16 numbers are the groups' small ones.
 """
 
 from __future__ import annotations
@@ -24,6 +27,10 @@ from hasten.kernels.block_formats import BLOCK_FORMATS
 TILE = 16
 """Rows of a tile."""
 _SUMS = 16
+# Groups of a tile of a block format that stand together.
+_RUN = 8
+# Bytes of a line of a processor's cache, with which each part of a weight begins.
+_LINE = 64
 # Tiles that are laid out at once, so that little memory is needed beside the weight.
 _AT_ONCE = 64
 
@@ -67,18 +74,26 @@ def tile_shapes(rows: int, columns: int, bits: int) -> tuple[tuple[int, int, int
     return (rows // TILE, columns // together, size), (rows // TILE, columns // 32, TILE)
 
 
-def to_tiles(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int) -> Weight:
+def room_for_tiles(*parts: Tensor | None) -> int:
+    """Bytes of memory that `to_tiles` fills with these tensors."""
+    return sum(-(-part.nbytes // _LINE) * _LINE for part in parts if part is not None)
+
+
+def to_tiles(
+    packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, room: Tensor | None = None
+) -> Weight:
     """A weight whose rows are a multiple of `TILE`, in tiles; the given tensors stay as they are.
 
     Args:
         packed, scales, mins: as `hasten.kernels.packed_linear` has them, in groups of 32.
         bits: of a format that `takes_tiles`.
+        room: memory for all of it, uint8, as much as `room_for_tiles` says; None: memory of its own for each part.
     """
     columns, size = tile_bytes(bits)
     together = packed.shape[1] * TILE // size
     groups = together * columns // 32
     order = _order(groups, packed.device)
-    made = packed.new_empty(len(packed) // TILE, together, size)
+    made = _memory(packed, (len(packed) // TILE, together, size), room)
     for start in range(0, len(made), _AT_ONCE):
         rows = packed[start * TILE : (start + _AT_ONCE) * TILE].contiguous()
         part = made[start : start + _AT_ONCE]
@@ -86,8 +101,20 @@ def to_tiles(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: i
             part.copy_(_side_by_side(rows.unflatten(1, (groups, -1)), order))
         else:
             part.copy_(_lay_out(_CUTS[bits](rows.unflatten(1, (together, -1))), bits, order).view_as(part))
-    numbers = [None if t is None else _numbers_to_tiles(t, order) for t in (scales, mins)]
+    numbers: list[Tensor | None] = []
+    at = room_for_tiles(packed)
+    for given in (scales, mins):
+        if given is None:
+            numbers.append(None)
+            continue
+        numbers.append(_memory(given, (len(made), groups, TILE), room, at).copy_(_numbers_to_tiles(given, order)))
+        at += room_for_tiles(given)
     return made, numbers[0], numbers[1]
+
+
+def _memory(part: Tensor, shape: tuple[int, ...], room: Tensor | None, at: int = 0) -> Tensor:
+    """Memory for as many numbers as ``part`` has: of its own, or in ``room`` from a byte on."""
+    return part.new_empty(shape) if room is None else room[at : at + part.nbytes].view(part.dtype).view(shape)
 
 
 def to_rows(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int) -> Weight:
@@ -159,38 +186,64 @@ def _lay_out(cut: _Cut, bits: int, order: Tensor) -> Tensor:
         # Of 5 bits the two halves share a byte, of 6 bits each has one.
         bytes_of = _gathered(above.flatten(-3, -2), 1) if wide == 1 else _gathered(above, 2).flatten(-2)
         parts.append(_side_by_side(bytes_of, order))
-    if small.shape[-1]:
-        numbers = torch.stack([_numbers_to_tiles(small[..., i], order) for i in range(small.shape[-1])], -2)
-        if bits in _SIX_BITS:
-            upper = _gathered(numbers >> 4, 2).unflatten(-1, (2, 8))
-            numbers = torch.cat((_gathered(numbers & 15, 4), _gathered(upper, 4)), -1)
-        parts.append(numbers.flatten(2))
-    halves = cut.halves[:, order] if cut.halves.shape[1] == len(order) else cut.halves
-    parts.append(_seen_as(halves.unflatten(0, (-1, TILE)).permute(0, 2, 3, 1), torch.uint8))
-    return torch.cat([part.flatten(1) for part in parts], 1)
+    own = cut.halves.shape[1] == len(order)
+    halves = cut.halves[:, order] if own else cut.halves
+    halves = _seen_as(halves.unflatten(0, (-1, TILE)).permute(0, 2, 3, 1).flatten(2), torch.uint8)
+    if own:
+        return _in_runs(torch.cat(parts, 2), halves)
+    numbers = torch.stack([_numbers_to_tiles(small[..., i], order) for i in range(small.shape[-1])], -2)
+    if bits in _SIX_BITS:
+        upper = _gathered(numbers >> 4, 2).unflatten(-1, (2, 8))
+        numbers = torch.cat((_gathered(numbers & 15, 4), _gathered(upper, 4)), -1)
+    return torch.cat((halves.flatten(1), _in_runs(torch.cat(parts, 2), numbers.flatten(2))), 1)
+
+
+def _in_runs(codes: Tensor, numbers: Tensor) -> Tensor:
+    """Bytes of groups (tiles, groups, each), codes and numbers of `_RUN` groups after one another: (tiles, bytes)."""
+    runs, rest = divmod(codes.shape[1], _RUN)
+    whole = [t[:, : runs * _RUN].unflatten(1, (runs, _RUN)).flatten(2) for t in (codes, numbers)]
+    last = [t[:, runs * _RUN :].flatten(1) for t in (codes, numbers)]
+    return torch.cat((torch.cat(whole, 2).flatten(1), *(last if rest else ())), 1)
+
+
+def _out_of_runs(tiles: Tensor, groups: int, code_bytes: int) -> tuple[Tensor, Tensor]:
+    """What `_in_runs` was given."""
+    number_bytes = tiles.shape[1] // groups - code_bytes
+    runs, rest = divmod(groups, _RUN)
+    sizes = [runs * _RUN * (code_bytes + number_bytes), rest * code_bytes, rest * number_bytes]
+    whole, *last = tiles.split(sizes, 1)
+    each = [_RUN * code_bytes, _RUN * number_bytes]
+    parts = whole.unflatten(1, (runs, sum(each))).split(each, 2)
+    codes, numbers = (
+        torch.cat((run.flatten(1), end), 1).unflatten(1, (groups, size))
+        for run, end, size in zip(parts, last, (code_bytes, number_bytes), strict=True)
+    )
+    return codes, numbers
 
 
 def _take_apart(tiles: Tensor, bits: int, groups: int, places: Tensor) -> _Cut:
     """What `_lay_out` was given."""
     known = BLOCK_FORMATS[bits]
-    wide, numbers = known.bits - 4, _NUMBERS[bits]
-    sizes = [256 * groups, (64, 128)[wide - 1] * groups if wide else 0]
-    sizes.append((24 if bits in _SIX_BITS else TILE * numbers) * groups)
-    low, high, small, halves = torch.tensor_split(tiles, torch.tensor(sizes).cumsum(0).tolist(), 1)
-    codes = _spread(_apart(low.unflatten(1, (groups, -1)), places), 2, 4).flatten(-2)
+    wide, count, own = known.bits - 4, len(known.scale_bytes), known.columns == 32
+    blocks = groups * 32 // known.columns
+    head = 0 if own else blocks * count * TILE * 2
+    above_bytes = (64, 128)[wide - 1] if wide else 0
+    packed, found = _out_of_runs(tiles[:, head:], groups, 256 + above_bytes)
+    low, high = packed.split([256, above_bytes], 2)
+    codes = _spread(_apart(low, places), 2, 4).flatten(-2)
     if wide:
-        above = _apart(high.unflatten(1, (groups, -1)), places)
+        above = _apart(high, places)
         above = _spread(above, 8, 1) if wide == 1 else _spread(above.unflatten(-1, (2, 4)), 4, 2)
         codes = codes | above.flatten(2) << 4
-    found = small.unflatten(1, (groups, -1))
+    halves = found if own else tiles[:, :head].unflatten(1, (blocks, -1))
+    fp16 = _seen_as(halves, torch.int16).unflatten(2, (count, TILE)).permute(0, 3, 1, 2).flatten(0, 1)
+    if own:
+        return _Cut(codes, codes[..., :0], fp16[:, places])
     if bits in _SIX_BITS:
         upper = _spread(_spread(found[..., TILE:], 2, 4).flatten(-2), 2, 2)
         found = (_spread(found[..., :TILE], 2, 4) | upper << 4).flatten(-2)
-    rows = [_numbers_to_rows(t, places) for t in found.unflatten(-1, (-1, TILE)).unbind(-2)] if numbers else []
-    count = len(known.scale_bytes)
-    fp16 = _seen_as(halves, torch.int16).unflatten(1, (-1, count, TILE)).permute(0, 3, 1, 2).flatten(0, 1)
-    fp16 = fp16[:, places] if fp16.shape[1] == groups else fp16
-    return _Cut(codes, torch.stack(rows, -1) if rows else codes[..., :0], fp16)
+    rows = [_numbers_to_rows(t, places) for t in found.unflatten(-1, (-1, TILE)).unbind(-2)]
+    return _Cut(codes, torch.stack(rows, -1), fp16)
 
 
 def _halves(blocks: Tensor, begin: int, end: int) -> Tensor:
@@ -272,9 +325,8 @@ def _join_q6_k(cut: _Cut) -> Tensor:
 
 # By the bits of a format in groups: bytes of a row's 32 codes.
 _GROUP_BYTES = {4: 16, 8: 32}
-# By the number of a block format: how rows of blocks are taken apart, how they are put together, and how many small
-# numbers a group has; those of `_SIX_BITS` share bytes.
+# By the number of a block format: how rows of blocks are taken apart, and how they are put together. The small numbers
+# of a group of `_SIX_BITS` share bytes.
 _CUTS: dict[int, Callable[[Tensor], _Cut]] = {106: _cut_q5_0, 112: _cut_q4_k, 113: _cut_q5_k, 114: _cut_q6_k}
 _JOINS: dict[int, Callable[[_Cut], Tensor]] = {106: _join_q5_0, 112: _join_q4_k, 113: _join_q5_k, 114: _join_q6_k}
-_NUMBERS = {106: 0, 112: 2, 113: 2, 114: 2}
 _SIX_BITS = (112, 113)

@@ -12,7 +12,7 @@ from hasten.kernels import gate
 from hasten.kernels import packed_linear as kernel
 from hasten.kernels.block_formats import BLOCK_FORMATS
 from hasten.kernels.packed_linear import GROUP
-from hasten.kernels.tiles import TILE, in_tiles, takes_tiles, to_rows, to_tiles
+from hasten.kernels.tiles import TILE, in_tiles, room_for_tiles, takes_tiles, to_rows, to_tiles
 from hasten.nn.block import PackedBlock
 
 
@@ -84,18 +84,24 @@ class PackedWeight(PackedBlock):
 class _OneWeight(PackedWeight):
     """The storage of one packed weight, whose rows may stand in tiles."""
 
-    def lay_in_tiles(self) -> bool:
-        """Brings the weight into tiles (`hasten.kernels.tiles`), if it can be, in tensors of its own; whether it is.
+    def room_for_tiles(self) -> int:
+        """Bytes that `lay_in_tiles` fills: none where the weight is in tiles, or cannot be."""
+        rows, here = self.packed.shape[0], self.packed.device.type == "cpu"
+        if in_tiles(self.packed) or not takes_tiles(self.bits) or self.group != GROUP or rows % TILE or not here:
+            return 0
+        return room_for_tiles(self.packed, self.scales, self.mins)
+
+    def lay_in_tiles(self, room: Tensor | None = None) -> bool:
+        """Brings the weight into tiles (`hasten.kernels.tiles`), if it can be; whether it is.
 
         What it stands for stays, and ``state_dict`` has it in rows: only compiled products of codes care.
+
+        Args:
+            room: memory that takes the weight, `room_for_tiles` bytes of uint8; None: tensors of its own.
         """
-        if in_tiles(self.packed):
-            return True
-        rows, here = self.packed.shape[0], self.packed.device.type == "cpu"
-        if not takes_tiles(self.bits) or self.group != GROUP or not rows or rows % TILE or not here:
-            return False
-        self.fill(*to_tiles(self.packed, self.scales, self.mins, self.bits))
-        return True
+        if self.room_for_tiles():
+            self.fill(*to_tiles(self.packed, self.scales, self.mins, self.bits, room))
+        return in_tiles(self.packed)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -116,15 +116,22 @@ def lay_in_tiles(network: Any) -> None:
 
 
 def _lay_in_tiles(form: DecoderForm) -> None:
-    """Brings weights that are multiplied by codes into tiles; an embedding that is tied to the head goes with it."""
-    given = [*(rows for layer in form.layers for rows in layer.weights), WeightRows(form.head)]
-    cut = {id(rows.module) for rows in given if rows.start % TILE or (rows.stop or 0) % TILE}
+    """Brings weights that are multiplied by codes into tiles; an embedding that is tied to the head goes with it.
+
+    Those of a layer stand side by side in the order in which it reads them.
+    """
+    given = [*(layer.weights for layer in form.layers), (WeightRows(form.head),)]
+    cut = {id(r.module) for weights in given for r in weights if r.start % TILE or (r.stop or 0) % TILE}
     table, head = form.embedding, form.head
     tied = isinstance(table, PackedEmbedding) and isinstance(head, PackedLinear)
     tied = tied and table.packed.is_set_to(head.packed)
-    for module in {id(rows.module): rows.module for rows in given}.values():
-        if isinstance(module, PackedLinear) and module.int8 and id(module) not in cut:
-            module.lay_in_tiles()
+    for weights in given:
+        modules = {id(rows.module): rows.module for rows in weights if id(rows.module) not in cut}
+        laid = {m: m.room_for_tiles() for m in modules.values() if isinstance(m, PackedLinear) and m.int8}
+        room, at = gate.room(sum(laid.values())), 0
+        for module, size in laid.items():
+            module.lay_in_tiles(room[at : at + size])
+            at += size
     if tied:
         table.tie(head)
 

@@ -8,7 +8,7 @@
 #include <cfloat>
 #include <cmath>
 
-#include "simd.hpp"
+#include "prefetch.hpp"
 #include "types.hpp"
 
 namespace hasten {
@@ -127,11 +127,15 @@ HASTEN_INLINE float one_plain(const Cache& c, const void* row, int64_t i) {
   return c.bits == kBf16 ? one_key(static_cast<const uint16_t*>(row) + i) : one_key(static_cast<const Half*>(row) + i);
 }
 
-// Scores of 32 stored keys with Heads queries, `step` floats apart in q and 128 apart in s.
+// Scores of 32 stored keys with Heads queries, `step` floats apart in q and 128 apart in s. Keys and values are read in
+// turn, in pieces too short for the processor to see them coming: meanwhile the values that these scores weigh are asked
+// for, and the keys that mostly stand behind these.
 template <int Heads, class T>
-HASTEN_INLINE void score_plain(const T* keys, const float* q, int64_t d, float* s) {
+HASTEN_INLINE void score_plain(const T* keys, const T* values, const float* q, int64_t d, float* s) {
   const int64_t whole = d / kLanes * kLanes;
   for (int64_t t = 0; t < kBlock; t += 4) {
+    ask_memory(values + t * d, 4 * d * int64_t(sizeof(T)));
+    ask_memory(keys + (kBlock + t) * d, 4 * d * int64_t(sizeof(T)));
     vec total[Heads][4];
     for (int h = 0; h < Heads; ++h)
       for (int u = 0; u < 4; ++u) total[h][u] = zero();
@@ -298,12 +302,16 @@ HASTEN_INLINE void attend_part(const Model& m, const Cache& c, const LayerCache&
       value_rows[j] = targets[1];
       ++copies;
     }
+    const auto plain = [&](auto type) HASTEN_LAMBDA {
+      using T = decltype(type);
+      score_plain<Heads>(static_cast<const T*>(key_rows[j]), static_cast<const T*>(value_rows[j]), q, d, to);
+    };
     if (c.bits == kBf16)
-      score_plain<Heads>(static_cast<const uint16_t*>(key_rows[j]), q, d, to);
+      plain(uint16_t());
     else if (c.bits == kFp16)
-      score_plain<Heads>(static_cast<const Half*>(key_rows[j]), q, d, to);
+      plain(Half());
     else if (c.bits == kFp32 || b >= quantized)
-      score_plain<Heads>(static_cast<const float*>(key_rows[j]), q, d, to);
+      plain(float());
     else if (c.bits == kInt8)
       score_int8<Heads>(static_cast<const int8_t*>(l.keys) + at[j] * d, l.key_scales + at[j] / block * d, q, d, to);
     else

@@ -17,6 +17,7 @@
 #pragma once
 
 #include "bytes.hpp"
+#include "prefetch.hpp"
 #include "types.hpp"
 
 namespace hasten {
@@ -29,12 +30,6 @@ template <int Bits>
 struct FormatOf {
   static constexpr int kBits = Bits;
 };
-
-// Asks for memory that is read later, and may be anywhere: into the second cache.
-HASTEN_INLINE void ask_memory(const void* p, int64_t size) {
-  const uintptr_t first = reinterpret_cast<uintptr_t>(p), last = first + uintptr_t(size);
-  for (uintptr_t at = first; at < last; at += 64) __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2);
-}
 
 // For formats whose weights are plain numbers.
 struct WithoutCodes {

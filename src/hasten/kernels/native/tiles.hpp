@@ -4,12 +4,13 @@
 //   codes(place, i, low, high)   codes 4 i to 4 i + 3 of each row, and 16 + 4 i to 16 + 4 i + 3, in four bytes a row;
 //   scale(place, g, part)        the rows' scales, and
 //   min(place, g)                if kMins: what is added to each scaled code, where it is group g of a row;
-//   ask(place)                   asks the memory for what is read a little later (kAskAhead), wherever that is;
+//   ask(place)                   asks the memory for what is read a little later (kAskBytes), wherever that is;
 //   kSigned, kLess, kMins, kParts as a `Row` has them (formats.hpp).
 // Groups stand in the order in which products add them. A new format adds its Sixteen, and a line to `with_tiles`.
 #pragma once
 
 #include "block_formats.hpp"
+#include "prefetch.hpp"
 
 namespace hasten {
 namespace {
@@ -22,12 +23,8 @@ HASTEN_INLINE int64_t place_of(int64_t g, int64_t groups) {
   return sum * (groups / kSums) + (sum < more ? sum : more) + g / kSums;
 }
 
-// Asks for memory that is read soon: into the first cache. Asked into the second one, from further away or not at all, a
-// Zen 4 read weights of one part at 22 to 26 GB/s, and so at 29 to 31.
-HASTEN_INLINE void ask_soon(const void* p, int64_t size) {
-  for (int64_t at = 0; at < size; at += 64) __builtin_prefetch(static_cast<const char*>(p) + at, 0, 3);
-}
-constexpr int64_t kAskAhead = 16;  // groups of 4 bits, 4096 bytes
+constexpr int64_t kAskBytes = 4096;  // how far before they are read tiles are asked for
+constexpr int64_t kRun = 8;          // groups of a tile of blocks that stand together
 
 // Bytes shifted to the right by so many bits, or to the left where negative; bits from beside them may come in.
 template <int By>
@@ -67,8 +64,9 @@ struct Sixteen<kInt8> {
   }
   HASTEN_INLINE_METHOD vec scale(int64_t place, int64_t, int) const { return load_fp16(scales + place * kTile); }
   HASTEN_INLINE_METHOD void ask(int64_t place) const {
-    ask_soon(w + (place + kAskAhead / 2) * kGroup * kTile, kGroup * kTile);
-    ask_soon(scales + (place + kAskAhead / 2) * kTile, 1);
+    constexpr int64_t kAhead = kAskBytes / (kGroup * kTile);
+    ask_soon(w + (place + kAhead) * kGroup * kTile, kGroup * kTile);
+    ask_soon(scales + (place + kAhead) * kTile, 1);
   }
 };
 
@@ -98,10 +96,11 @@ struct Int4Tile {
   HASTEN_INLINE_METHOD vec scale(int64_t place, int64_t, int) const { return load_fp16(scales + place * kTile); }
   HASTEN_INLINE_METHOD vec min(int64_t place, int64_t) const { return load_fp16(mins + place * kTile); }
   HASTEN_INLINE_METHOD void ask(int64_t place) const {
-    ask_soon(w + (place + kAskAhead) * kNibbles, kNibbles);
+    constexpr int64_t kAhead = kAskBytes / kNibbles;
+    ask_soon(w + (place + kAhead) * kNibbles, kNibbles);
     if (place % 2) return;
-    ask_soon(scales + (place + kAskAhead) * kTile, 1);
-    if constexpr (Mins) ask_soon(mins + (place + kAskAhead) * kTile, 1);
+    ask_soon(scales + (place + kAhead) * kTile, 1);
+    if constexpr (Mins) ask_soon(mins + (place + kAhead) * kTile, 1);
   }
 };
 template <>
@@ -113,32 +112,44 @@ struct Sixteen<kInt4Centred> : Int4Tile<false> {
   using Int4Tile::Int4Tile;
 };
 
-// The parts of a tile of blocks, one behind the other: nibbles, the bits above them, the groups' numbers, the blocks'.
+// A tile of blocks: their fp16 numbers, `Halves` bytes for every 256 columns, and then its groups in runs of kRun: the
+// codes of each, nibbles and the bits above them, and behind those the small numbers of each.
 template <int High, int Numbers, int Halves>
 struct BlockTile {
   static constexpr bool kSigned = false;
-  static constexpr int64_t kBytes = kNibbles + High + Numbers + Halves;  // of a group
-  const uint8_t *low, *high, *numbers;
+  static constexpr int64_t kCodes = kNibbles + High, kBytes = kCodes + Numbers;  // of a group
+  static constexpr int64_t kRead = kBytes + Halves / 8;                          // with its part of the blocks' numbers
   const uint16_t* halves;
+  const uint8_t* runs;
+  int64_t groups;
   BlockTile(const Matrix& m, int64_t n, int64_t row_bytes)
-      : low(static_cast<const uint8_t*>(m.codes) + n * row_bytes),
-        high(low + m.in / kGroup * kNibbles),
-        numbers(high + m.in / kGroup * High),
-        halves(reinterpret_cast<const uint16_t*>(numbers + m.in / kGroup * Numbers)) {}
-  // Parts of a tile are read side by side: asked for long before, as they lie, and into the second cache.
-  HASTEN_INLINE_METHOD void ask(int64_t place) const { ask_memory(low + place * kBytes + 20480, kBytes); }
+      : halves(reinterpret_cast<const uint16_t*>(static_cast<const uint8_t*>(m.codes) + n * row_bytes)),
+        runs(reinterpret_cast<const uint8_t*>(halves) + m.in / 256 * Halves),
+        groups(m.in / kGroup) {}
+  HASTEN_INLINE_METHOD const uint8_t* codes_at(int64_t place) const {
+    return runs + (place & -kRun) * kBytes + (place & (kRun - 1)) * kCodes;
+  }
+  HASTEN_INLINE_METHOD const uint8_t* numbers_at(int64_t place) const {
+    const int64_t from = place & -kRun, left = groups - from;
+    return runs + from * kBytes + (left < kRun ? left : kRun) * kCodes + (place & (kRun - 1)) * Numbers;
+  }
+  // As the whole tile lies, and the next one behind it.
+  HASTEN_INLINE_METHOD void ask(int64_t place) const {
+    ask_soon(reinterpret_cast<const uint8_t*>(halves) + place * kRead + kAskBytes, kRead);
+  }
   // Bit 4 of codes: of the first half of a group's bits 0 to 3 of each byte, of the second half's bits 4 to 7.
   template <int I>
   HASTEN_INLINE_METHOD void five_bits(int64_t place, bytes& first, bytes& second) const {
-    two_nibbles<I>(low + place * kNibbles, first, second);
-    const bytes above = load_bytes(high + place * High);
+    const uint8_t* p = codes_at(place);
+    two_nibbles<I>(p, first, second);
+    const bytes above = load_bytes(p + kNibbles);
     first = both_or(shifted_bytes<I - 4>(above), 16, first);
     second = both_or(shifted_bytes<I>(above), 16, second);
   }
 };
 
 template <>
-struct Sixteen<kQ5_0> : BlockTile<64, 0, 32> {
+struct Sixteen<kQ5_0> : BlockTile<64, 32, 0> {
   static constexpr bool kMins = false;
   static constexpr int kParts = 1, kLess = 16;
   Sixteen(const Matrix& m, int64_t n) : BlockTile(m, n, m.in / 32 * 22) {}
@@ -146,15 +157,17 @@ struct Sixteen<kQ5_0> : BlockTile<64, 0, 32> {
   HASTEN_INLINE_METHOD void codes(int64_t place, bytes& first, bytes& second) const {
     five_bits<I>(place, first, second);
   }
-  HASTEN_INLINE_METHOD vec scale(int64_t place, int64_t, int) const { return load_fp16(halves + place * kTile); }
+  HASTEN_INLINE_METHOD vec scale(int64_t place, int64_t, int) const {
+    return load_fp16(reinterpret_cast<const uint16_t*>(numbers_at(place)));
+  }
 };
 
 // Scales and mins of 6 bits: their lowest 4 in a byte of each row, the others in half a byte.
 template <int High>
-struct SixBitTile : BlockTile<High, 24, 8> {
+struct SixBitTile : BlockTile<High, 24, 64> {
   static constexpr bool kMins = true;
   static constexpr int kParts = 1, kLess = 0;
-  using BlockTile<High, 24, 8>::BlockTile;
+  using BlockTile<High, 24, 64>::BlockTile;
   HASTEN_INLINE_METHOD vec scale(int64_t place, int64_t g, int) const {
     return mul(six_bits(place, 0), load_fp16(this->halves + g / 8 * 2 * kTile));
   }
@@ -166,7 +179,7 @@ struct SixBitTile : BlockTile<High, 24, 8> {
  private:
   HASTEN_INLINE_METHOD vec six_bits(int64_t place, int which) const {
     constexpr uint64_t kLow = 0x0f0f0f0f0f0f0f0f, kHigh = 0x3030303030303030;
-    const uint8_t* p = this->numbers + place * 24;
+    const uint8_t* p = this->numbers_at(place);
     const uint64_t a = eight_bytes(p) >> 4 * which, b = eight_bytes(p + 8) >> 4 * which, c = eight_bytes(p + 16);
     return floats_of((a & kLow) | ((which ? c << 2 : c << 4) & kHigh), (b & kLow) | ((which ? c >> 2 : c) & kHigh));
   }
@@ -177,7 +190,7 @@ struct Sixteen<kQ4K> : SixBitTile<0> {
   Sixteen(const Matrix& m, int64_t n) : SixBitTile(m, n, m.in / 256 * 144) {}
   template <int I>
   HASTEN_INLINE_METHOD void codes(int64_t place, bytes& first, bytes& second) const {
-    two_nibbles<I>(low + place * kNibbles, first, second);
+    two_nibbles<I>(codes_at(place), first, second);
   }
 };
 
@@ -191,19 +204,19 @@ struct Sixteen<kQ5K> : SixBitTile<64> {
 };
 
 template <>
-struct Sixteen<kQ6K> : BlockTile<128, 32, 4> {
+struct Sixteen<kQ6K> : BlockTile<128, 32, 32> {
   static constexpr bool kMins = false;
   static constexpr int kParts = 2, kLess = 32;
   Sixteen(const Matrix& m, int64_t n) : BlockTile(m, n, m.in / 256 * 210) {}
   template <int I>
   HASTEN_INLINE_METHOD void codes(int64_t place, bytes& first, bytes& second) const {
-    two_nibbles<I>(low + place * kNibbles, first, second);
-    const uint8_t* above = high + place * 128;
+    const uint8_t *p = codes_at(place), *above = p + kNibbles;
+    two_nibbles<I>(p, first, second);
     first = both_or(shifted_bytes<2 * I - 4>(load_bytes(above)), 0x30, first);
     second = both_or(shifted_bytes<2 * I - 4>(load_bytes(above + 64)), 0x30, second);
   }
   HASTEN_INLINE_METHOD vec scale(int64_t place, int64_t g, int part) const {
-    const uint8_t* p = numbers + place * 32 + part * kTile;
+    const uint8_t* p = numbers_at(place) + part * kTile;
     return mul(floats_of(eight_bytes(p), eight_bytes(p + 8)), load_fp16(halves + g / 8 * kTile));
   }
 };
