@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hasten.runtime.network import Inputs, Network
 from hasten.tuning import finals
 from hasten.tuning.finals import Finalists, timed_again
+from hasten.tuning.prepare import Deadline
 
 
 class Sleeper(nn.Module):
@@ -59,3 +60,13 @@ def test_they_are_timed_in_turn_and_the_faster_one_is_seen(monkeypatch: pytest.M
         assert module.calls == 3 + 4 * (finals._COUNTED + finals._SETTLING) + 1, "the others let threads come to rest"
     assert timed_again({"alone": sleeper()}, 1.0) == {}
     assert timed_again(networks, 1e-3) == {}, "there is no time for it"
+
+
+def test_time_is_kept_for_them() -> None:
+    end = Deadline.after(100)
+    trying = end.earlier(40)
+    assert end.left is not None
+    assert trying.left is not None
+    assert end.left - trying.left == pytest.approx(40, abs=1)
+    assert Deadline().earlier(40).left is None
+    assert Deadline.after(1).earlier(2).left == 0

@@ -53,8 +53,8 @@ _OVER = 1.25
 # Shares of the budget: by when programs of whole models, methods alone, combinations, and what lies between the
 # unchanged model and the best have been tried. The fastest networks are timed again in what is left.
 _WHOLE, _ALONE, _TOGETHER, _BETWEEN = 0.8, 0.5, 0.85, 0.92
-# Seconds that this takes at most, and its share of what is left.
-_AGAIN, _OF_LEFT = 5.0, 0.9
+# Seconds that this takes at most, and the share of the budget that is kept for it; what of this it is told to take.
+_AGAIN, _KEPT, _OF_LEFT = 5.0, 0.1, 0.9
 
 
 @dataclass(frozen=True)
@@ -375,6 +375,9 @@ def measure(
     singles = {title: methods[0] for title, methods in plan.methods.items() if len(methods) == 1}
     too_long: set[str] = set()
     finalists = Finalists()
+    end = deadline  # of all measuring; and of trying combinations:
+    if end.left is not None and isinstance(prepared, PreparedNetwork):
+        deadline = end.earlier(min(_AGAIN, _KEPT * end.left))
     paces: list[float] = []  # how many times longer than was said making took
 
     def making(title: str) -> float:
@@ -401,7 +404,7 @@ def measure(
 
         seen = tried(prepared, methods, before, deadline=deadline, progress=reporter.advance, made=made)
         if networks and seen.loss is not None and seen.loss <= limit:
-            finalists.offer(title, seconds_of(seen, s.wanted), networks[0])
+            finalists.offer(title, seen.forward_low, networks[0])
         return {**values(seen, limit), "figures": json.loads(seen.model_dump_json())}
 
     def adopt(trials: Sequence[Trial]) -> None:
@@ -427,7 +430,7 @@ def measure(
         identity=prepared.identity,
         units=UNITS,
     )
-    kept, seconds = Study(study), deadline.left
+    kept, seconds = Study(study), end.left
 
     def run(trials: int, share: float, order: Callable[[Params, str], float | None]) -> tuple[list[Trial], str]:
         """Tries combinations up to a number and a share of the time; ``order`` scores them, None leaves one out."""
@@ -512,7 +515,7 @@ def measure(
     if stopped in ("trials", "exhausted") and any(combinations[title].measured is None for title in too_long):
         stopped = "seconds"
     notes = []
-    if stopped != "interrupted" and (again := _again(finalists, deadline, reporter)):
+    if stopped != "interrupted" and (again := _again(finalists, end, reporter)):
         for title, seen_again in again.items():
             combinations[title] = _timed_again(combinations[title], seen_again)
         calls = min(one.calls for one in again.values())

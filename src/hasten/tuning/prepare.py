@@ -57,6 +57,10 @@ class Deadline:
         """The end of a share of what is left."""
         return self if self.left is None else Deadline(time.monotonic() + share * self.left)
 
+    def earlier(self, seconds: float) -> Deadline:
+        """So many seconds before it."""
+        return self if self.at is None else Deadline(self.at - seconds)
+
     def check(self) -> None:
         """Raises TimeIsUp when it is."""
         if self.left == 0:
