@@ -30,6 +30,7 @@ Form: TypeAlias = Literal["original", "bound", "square"]
 FORMS: tuple[Form, ...] = get_args(Form)
 """How taps may be moved: each as far as it likes, each within a bound, all together so that they form a square."""
 
+TAPS = 9  # of a 3x3 kernel, the one whose taps these forms move
 MOST_SIDE = 7  # of a compiled kernel
 
 # Numbers of the matrix of samples that is laid out at once: 1 MB, within a second cache.

@@ -22,11 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from hasten.errors import HastenError
-from hasten.kernels.deform_conv import FORMS, Form, deform_conv2d
+from hasten.kernels.deform_conv import FORMS, TAPS, Form, deform_conv2d
 from hasten.nn.block import Block, Factory
 from hasten.nn.fake_quantization import round_through
-
-TAPS = 9
 
 
 def tap_offsets(predicted: Tensor, form: Form, bound: float = math.inf, *, rounded: bool = False) -> Tensor:

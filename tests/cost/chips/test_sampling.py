@@ -38,7 +38,7 @@ def within(layer: SampledLayer, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize(("engine", "kind"), TABLE)
 def test_published_times(engine: str, kind: str) -> None:
-    """Clocks and ways to memory are fitted to rows of plain and original taps; the others follow."""
+    """Clocks and ways to memory are fitted to eight of these; the others follow."""
     layer = SampledLayer(256, 256, 64, 64, kind, depthwise=engine == "depthwise")
     anywhere = within(layer)
     squares = tap_offsets(torch.randint(0, 8, (1, 1, 64, 64)).float(), "square")[0]

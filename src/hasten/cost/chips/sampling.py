@@ -22,12 +22,11 @@ from torch import Tensor
 from hasten.cost.chips.chip_cost import ChipCost
 from hasten.errors import HastenError
 from hasten.hardware.chips.sampling_engine import MemoryWay, SamplingEngine
-from hasten.kernels.deform_conv import FORMS, corners_of, shares_of
+from hasten.kernels.deform_conv import FORMS, TAPS, corners_of, shares_of
 from hasten.workload.einsum import Cascade, Op
 from hasten.workload.memories import ManagedCache
 
 KINDS = ("plain", *FORMS)
-TAPS = 9
 _SAMPLING = "hasten::deform_conv2d"
 # Multiplications that a sample between places takes at least.
 _INTERPOLATION = 6
