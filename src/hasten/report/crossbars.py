@@ -60,10 +60,10 @@ def on_crossbars(workload: Workload, chip: CrossbarChip, methods: Sequence[Metho
     Raises:
         HastenError: it has no linear layers that arrays take, or the chip has too few tiles.
     """
-    method = next((m for m in methods if isinstance(m, AnalogArrays)), None)
-    changed = workload if method is not None else AnalogArrays().rewrite(workload)
-    title = " + ".join(m.title for m in (*methods, *([] if method is not None else [AnalogArrays()])))
-    method = method or AnalogArrays()
+    asked = next((m for m in methods if isinstance(m, AnalogArrays)), None)
+    method = asked or AnalogArrays()
+    changed = workload if asked else method.rewrite(workload)
+    title = " + ".join(m.title for m in (methods if asked else (*methods, method)))
     bits = method.input_bits or 1
     whole = method.cost(changed, chip)
     layers = analog_layers(changed)

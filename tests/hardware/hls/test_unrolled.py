@@ -47,6 +47,8 @@ def random_inputs(design: EngineDesign, count: int) -> torch.Tensor:
         "4 bits; conv 1x6x2 1x3 +1 3 /6 relu; dense 12 2 /12 linear",
         "5 bits; conv 3x4x1 2x2 +2 2 /4 linear",
         "2 bits; dense 3 2 /3 relu",
+        "22 bits; dense 5 4 /5 relu; dense 4 3 /4 linear",
+        "16 bits; dense 4 4 /4 relu; dense 4 3 /4 relu; dense 3 3 /3 relu; dense 3 2 /3 linear",
     ],
 )
 @pytest.mark.parametrize("adders", [1, 4])
@@ -64,14 +66,17 @@ def test_it_is_the_model_bit_for_bit_and_gives_a_result_a_cycle(text: str, adder
 @pytest.mark.usefixtures("da4ml")
 def test_results_and_inputs_that_do_not_matter() -> None:
     """A result that is always the same, one that is always even, an input that nothing reads, numbers out of range."""
-    design = dense_design((3, 4), 6, 1)
     weight = np.array([[0, 0, 0], [8, 0, 16], [0, 0, 0], [-31, 0, 31]], dtype=np.int64)
-    numbers = [LayerNumbers(weight, np.array([5, 0, 0, -3], dtype=np.int64), 2)]
-    x = random_inputs(design, 30)
-    circuit = unrolled_circuit(design, numbers)
-    assert torch.equal(simulate_verilog(circuit.source, design, x, 1000).outputs, engine_outputs(design, numbers, x))
-    with pytest.raises(HastenError, match="one result whatever its input"):
-        unrolled_circuit(design, [LayerNumbers(0 * weight, numbers[0].bias, 2)])
+    first = LayerNumbers(weight, np.array([5, 0, 0, -3], dtype=np.int64), 2)
+    after = LayerNumbers(np.array([[1, 2, 3, 4], [9, -5, 0, 7]], dtype=np.int64), np.array([1, -2], dtype=np.int64), 3)
+    for widths, numbers in (((3, 4), [first]), ((3, 4, 2), [first, after])):
+        design = dense_design(widths, 6, 1)
+        x = random_inputs(design, 30)
+        circuit = unrolled_circuit(design, numbers)
+        ran = simulate_verilog(circuit.source, design, x, 1000)
+        assert torch.equal(ran.outputs, engine_outputs(design, numbers, x))
+    with pytest.raises(HastenError, match=r"layer 0 of .* gives one result whatever its input"):
+        unrolled_circuit(design, [LayerNumbers(0 * weight, first.bias, 2), after])
     with pytest.raises(HastenError, match="allow at least 1"):
         unrolled_circuit(design, numbers, adders_in_a_row=0)
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ def unrolled_circuit(
 
     Raises:
         HastenError: da4ml is not installed, the numbers are not those of the design, no adder is allowed, or every
-            result is the same whatever the input.
+            result of a layer is the same whatever its input.
     """
     check_numbers(design, numbers)
     if adders_in_a_row < 1:
@@ -67,44 +67,70 @@ def unrolled_circuit(
     try:
         import da4ml
         from da4ml.codegen import VerilogModel
-        from da4ml.trace import FixedVariable, HWConfig, comb_trace, to_pipeline
+        from da4ml.trace import comb_trace, to_pipeline
     except ImportError:
         raise MissingExtraError("da4ml", "da4ml") from None
     half = 1 << (design.bits - 1)
-    hardware = HWConfig(1, -1, -1)  # an adder is a unit of delay, however wide
-    inputs = np.array([FixedVariable(-half, half - 1, 1, hwconf=hardware) for _ in range(design.given)])
-    traced = comb_trace(inputs, _results(design, numbers, inputs))
-    if not any(op.opcode == -1 for op in traced.ops):
-        raise HastenError(f"{design} gives one result whatever its input is: there is no circuit to make")
-    pipeline = to_pipeline(traced, adders_in_a_row, verbose=False)
-    with tempfile.TemporaryDirectory() as folder:
-        VerilogModel(pipeline, "unrolled", folder).write()
-        sources, count = Path(folder) / "src", len(pipeline.solutions)
-        stages = [read_text(sources / f"unrolled_stage{i}.v", "da4ml's Verilog", _MOST_TEXT) for i in range(count)]
-        found = sorted((sources / "static").glob("*.v"))
-        parts = {path.stem: read_text(path, "da4ml's Verilog", _MOST_TEXT) for path in found}
-    used = [text for name, text in parts.items() if any(re.search(rf"\b{name} #", stage) for stage in stages)]
-    modules = re.sub(r"`timescale.*\n", "", "\n".join([*used, *stages]))
+    ranges: list[Any] = [(-half, half - 1, 1)] * design.given
+    stages: list[_Stage] = []
+    texts: list[str] = []
+    parts: dict[str, str] = {}
+    adder_bits = 0.0
+    # Each layer by itself: over several, da4ml would lose the low bits of constants.
+    for number, (layer, n) in enumerate(zip(design.layers, numbers, strict=True)):
+        given = _variables(ranges)
+        traced = comb_trace(given, _results(layer, n, design.bits, given))
+        if not any(op.opcode == -1 for op in traced.ops):
+            raise HastenError(f"layer {number} of {design} gives one result whatever its input is: leave it out")
+        pipeline = to_pipeline(traced, adders_in_a_row, verbose=False)
+        name, count = f"layer_{number}", len(pipeline.solutions)
+        with tempfile.TemporaryDirectory() as folder:
+            VerilogModel(pipeline, name, folder).write()
+            sources = Path(folder) / "src"
+            texts += [read_text(sources / f"{name}_stage{i}.v", "da4ml's Verilog", _MOST_TEXT) for i in range(count)]
+            found = sorted((sources / "static").glob("*.v"))
+            parts |= {path.stem: read_text(path, "da4ml's Verilog", _MOST_TEXT) for path in found}
+        stages += [
+            _Stage(f"{name}_stage{i}", _widths(s.inp_qint), _widths(s.out_qint))
+            for i, s in enumerate(pipeline.solutions)
+        ]
+        ranges = pipeline.out_qint
+        adder_bits += float(traced.cost)
+    used = [text for name, text in parts.items() if any(re.search(rf"\b{name} #", stage) for stage in texts)]
+    modules = re.sub(r"`timescale.*\n", "", "\n".join([*used, *texts]))
     return UnrolledCircuit(
-        f"// {design}, unrolled\n{modules}\n" + "\n".join(_top(design, pipeline)) + "\n",
-        count,
-        float(traced.cost),
+        f"// {design}, unrolled\n{modules}\n" + "\n".join(_top(design, stages)) + "\n",
+        len(stages),
+        adder_bits,
         f"da4ml {da4ml.__version__}",
     )
 
 
-def _results(design: EngineDesign, numbers: Sequence[LayerNumbers], x: NDArray[Any]) -> NDArray[Any]:
-    """As `engine_outputs`, of one input that is not known: da4ml's variables instead of numbers."""
-    from da4ml.trace import FixedVariableArray
+class _Stage(NamedTuple):
+    """A module without registers, and the numbers that it takes and gives: see `_widths`."""
 
-    for layer, n in zip(design.layers, numbers, strict=True):
-        rows = FixedVariableArray(x[_windows(layer)])
-        sums = (rows @ n.weight.T.astype(np.float64))._vars
-        shifted = [v * 2.0**-n.shift for v in sums.ravel()]
-        whole = np.array([v.quantize(1, _WIDE, 0) for v in shifted]).reshape(sums.shape) + n.bias.astype(np.float64)
-        signed = layer.activation == "linear"
-        x = np.array([v.quantize(signed, design.bits - 1, 0, "SAT") for v in whole.ravel()])
-    return x
+    module: str
+    given: list[_Width]
+    made: list[_Width]
+
+
+def _variables(ranges: Sequence[Any]) -> NDArray[Any]:
+    from da4ml.trace import FixedVariable, HWConfig
+
+    hardware = HWConfig(1, -1, -1)  # an adder is a unit of delay, however wide
+    return np.array([FixedVariable(low, high, step, hwconf=hardware) for low, high, step in ranges])
+
+
+def _results(layer: EngineLayer, n: LayerNumbers, bits: int, x: NDArray[Any]) -> NDArray[Any]:
+    """A layer as `engine_outputs` computes it, of one input that is not known: da4ml's variables instead of numbers."""
+    from da4ml.trace import FixedVariableArray, HWConfig
+
+    rows = FixedVariableArray(x[_windows(layer)], hwconf=HWConfig(1, -1, -1))
+    sums = (rows @ n.weight.T.astype(np.float64))._vars
+    shifted = [v * 2.0**-n.shift for v in sums.ravel()]
+    whole = np.array([v.quantize(1, _WIDE, 0) for v in shifted]).reshape(sums.shape) + n.bias.astype(np.float64)
+    signed = layer.activation == "linear"
+    return np.array([v.quantize(signed, bits - 1, 0, "SAT") for v in whole.ravel()])
 
 
 def _windows(layer: EngineLayer) -> NDArray[np.int64]:
@@ -115,14 +141,12 @@ def _windows(layer: EngineLayer) -> NDArray[np.int64]:
     return np.ascontiguousarray(seen.transpose(0, 1, 3, 4, 2)).reshape(layer.positions, layer.taps)
 
 
-def _top(design: EngineDesign, pipeline: Any) -> list[str]:
+def _top(design: EngineDesign, stages: Sequence[_Stage]) -> list[str]:
     """Registers before, between and behind the stages, which stand still while a result waits to be taken."""
-    bits, count = design.bits, len(pipeline.solutions)
-    given, made = _widths(pipeline.inp_qint), _widths(pipeline.out_qint)
-    packed = [f"x[{(i + 1) * bits - 1}:{i * bits}]" for i, (width, _, _) in enumerate(given) if width]
-    between = [sum(width for width, _, _ in _widths(stage.out_qint)) for stage in pipeline.solutions]
+    bits, count = design.bits, len(stages)
+    whole = [_Width(bits, 0, True)] * design.given
     at, results = 0, []
-    for width, zeros, signed in made:
+    for width, zeros, signed in stages[-1].made:
         top = f"held_{count}[{at + width - 1}]" if signed and width else "1'b0"
         pieces = [f"{{{bits - width - zeros}{{{top}}}}}"] if bits > width + zeros else []
         pieces += [f"held_{count}[{at + width - 1}:{at}]"] if width else []
@@ -130,14 +154,16 @@ def _top(design: EngineDesign, pipeline: Any) -> list[str]:
         results.append(f"{{{', '.join(pieces)}}}")
         at += width
     lines = module_ports(TOP, design.given * bits, design.results * bits, register=False)
-    lines += [f"  reg [{count}:0] valid;", f"  reg [{sum(w for w, _, _ in given) - 1}:0] held_0;"]
-    for i, width in enumerate(between):
-        lines += [f"  reg [{width - 1}:0] held_{i + 1};", f"  wire [{width - 1}:0] made_{i};"]
-        lines.append(f"  unrolled_stage{i} stage_{i} (.model_inp(held_{i}), .model_out(made_{i}));")
-    moves = [f"      held_0 <= {{{', '.join(reversed(packed))}}};"]
-    moves += [f"      held_{i + 1} <= made_{i};" for i in range(count)]
+    lines.append(f"  reg [{count}:0] valid;")
+    moves = [f"      held_0 <= {_taken('x', whole, stages[0].given)};"]
+    for i, stage in enumerate(stages):
+        after = stages[i + 1].given if i + 1 < count else stage.made
+        moves.append(f"      held_{i + 1} <= {_taken(f'made_{i}', stage.made, after)};")
+        lines += [f"  reg [{_total(stage.given) - 1}:0] held_{i};", f"  wire [{_total(stage.made) - 1}:0] made_{i};"]
+        lines.append(f"  {stage.module} stage_{i} (.model_inp(held_{i}), .model_out(made_{i}));")
     return [
         *lines,
+        f"  reg [{_total(stages[-1].made) - 1}:0] held_{count};",
         f"  wire moves = !valid[{count}] || out_ready;",
         "  assign in_ready = moves;",
         f"  assign out_valid = valid[{count}];",
@@ -152,14 +178,36 @@ def _top(design: EngineDesign, pipeline: Any) -> list[str]:
     ]
 
 
-def _widths(intervals: Sequence[Any]) -> list[tuple[int, int, bool]]:
-    """Of each number: bits that are wired, zeros below them, whether the highest is a sign."""
+def _total(widths: Sequence[_Width]) -> int:
+    return sum(w.bits for w in widths)
+
+
+def _taken(name: str, there: Sequence[_Width], wanted: Sequence[_Width]) -> str:
+    """Of numbers side by side those that are wanted, which have as many bits there."""
+    at, pieces = 0, []
+    for width, other in zip(there, wanted, strict=True):
+        if other.bits:
+            assert other == width, "a number has another range where it is read"
+            pieces.append(f"{name}[{at + width.bits - 1}:{at}]")
+        at += width.bits
+    return f"{{{', '.join(reversed(pieces))}}}"
+
+
+class _Width(NamedTuple):
+    """Bits of a number that are wired, zeros below them, whether the highest is a sign."""
+
+    bits: int
+    zeros: int
+    signed: bool
+
+
+def _widths(intervals: Sequence[Any]) -> list[_Width]:
     from da4ml.types import minimal_kif
 
     found = []
     for interval in intervals:
         signed, whole, fraction = minimal_kif(interval)
-        found.append((int(signed + whole + fraction), int(-fraction), bool(signed)))
+        found.append(_Width(int(signed + whole + fraction), int(-fraction), bool(signed)))
     return found
 
 
