@@ -84,8 +84,8 @@ def largest_tile(graph: WorkGraph, chip: StreamingChip) -> int:
         HastenError: they are none even with a step at a time.
     """
     one_section(graph, chip, graph.order, tile=1)
-    tile = 1
-    while tile < 1 << 20:
+    tile, longest = 1, max((n for task in graph.tasks for n in task.ways), default=1)
+    while tile < longest:
         try:
             one_section(graph, chip, graph.order, tile=2 * tile)
         except HastenError:
