@@ -102,13 +102,19 @@ class RunCascade(NamedTuple):
 
     Args:
         counted: what each stage saw and what was stored; joules are of the stages' figures.
-        seconds: of one thread for an event that came in, as they were measured while it ran.
+        each: seconds of one thread that a stage took for an event that it saw, by stage, measured while it ran.
         stored: (events,) bool: which passed.
     """
 
     counted: Streamed
-    seconds: float
+    each: tuple[float, ...]
     stored: NDArray[np.bool_]
+
+    @property
+    def seconds(self) -> float:
+        """Of one thread for an event that came in."""
+        received = self.counted.received.sum(1)
+        return float(received @ np.array(self.each) / max(1, received[0]))
 
 
 def run_cascade(
@@ -123,27 +129,27 @@ def run_cascade(
         inputs: (events, ...), in the order in which they come.
         relevant: (events,) bool, for counting alone.
     """
-    left, received, spent, joules = torch.arange(len(inputs)), [], 0.0, 0.0
+    left, received, each, joules = torch.arange(len(inputs)), [], [], 0.0
     kinds = relevant.long()
     with one_thread():
         for stage, threshold in zip(stages, thresholds, strict=True):
             received.append(torch.bincount(kinds[left], minlength=2).numpy())
             joules += stage.joules * len(left)
+            count = max(1, len(left))
             left, seconds = _passed(modules[stage.name], inputs, left, threshold, batch)
-            spent += seconds
+            each.append(seconds / count)
     stored = torch.bincount(kinds[left], minlength=2).numpy()
     mask = np.zeros(len(inputs), bool)
     mask[left.numpy()] = True
-    each = max(1, len(inputs))
-    return RunCascade(Streamed(np.stack(received), stored, joules / each), spent / each, mask)
+    return RunCascade(Streamed(np.stack(received), stored, joules / max(1, len(inputs))), tuple(each), mask)
 
 
 class TriedCascade(NamedTuple):
     """A cascade, as its graph says and as it ran.
 
     Args:
-        flow: predicted from the pair's events and from seconds that were measured in turn with the runs.
-        run: the last of the runs.
+        flow: predicted from other events, which went through the same cascade in turn with the runs; J are s.
+        run: the last of the runs, its energy counted with the flow's seconds.
         off: how far predicted seconds of an event are above those of the run: the median of rounds.
     """
 
@@ -154,26 +160,35 @@ class TriedCascade(NamedTuple):
 
 def tried_cascade(
     modules: Mapping[str, nn.Module], events: ScoredEvents, held: Tensor, reductions: Mapping[str, float],
-    inputs: Tensor, relevant: Tensor, *, rounds: int = 5,
+    inputs: Tensor, relevant: Tensor, *, rounds: int = 15,
 ) -> TriedCascade:  # fmt: skip
     """Predicts a cascade from some events, and runs it on others.
+
+    Seconds of a stage are measured where it stands: on what the stages before leave, scattered and in few batches.
 
     Args:
         modules: by name.
         events: scored by all, from which thresholds are chosen.
-        held: (events, ...) inputs that seconds are measured with, before each run.
+        held: (events, ...) their inputs, which seconds are measured with before each run.
         reductions: name -> reduction, in the order of the stages.
         inputs, relevant: the stream.
         rounds: of measuring and running.
     """
     share = float(relevant.double().mean())
-    off = []
+    kinds, off, each = torch.from_numpy(events.relevant), [], []
+    stages = [CascadeStage(name, 1.0, reduction) for name, reduction in reductions.items()]
+    unpriced = cascade_flow(events, stages, relevant=share)
+    thresholds = list(unpriced.thresholds.values())
+    reached = [float(unpriced.cost.nodes[s.name].received.sum()) for s in stages]  # of one event a second
+    run_cascade(modules, stages, thresholds, held, kinds)  # warms up
     for _ in range(rounds):
-        seconds = stage_seconds(modules, held, rounds=1)
-        stages = [CascadeStage(name, seconds[name], reduction) for name, reduction in reductions.items()]
-        flow = cascade_flow(events, stages, relevant=share)
-        run = run_cascade(modules, stages, list(flow.thresholds.values()), inputs, relevant)
-        off.append(flow.joules / run.seconds - 1)
+        each.append(run_cascade(modules, stages, thresholds, held, kinds).each)
+        run = run_cascade(modules, stages, thresholds, inputs, relevant)
+        off.append(float(np.dot(reached, each[-1])) / run.seconds - 1)
+    stages = [s._replace(joules=float(j)) for s, j in zip(stages, np.median(each, axis=0), strict=True)]
+    flow = cascade_flow(events, stages, relevant=share)
+    counted = run.counted._replace(joules=float(run.counted.received.sum(1) @ [s.joules for s in stages]) / len(inputs))
+    run = run._replace(counted=counted)
     return TriedCascade(flow, run, statistics.median(off))
 
 

@@ -150,7 +150,7 @@ def _cascade(experiment: Experiment) -> Seen:
     gaps, timed = [], []
     for first in experiment.at(quick=(4.0,), normal=(4.0, 8.0, 16.0)):
         experiment.tell(f"one in {first:g} passes first", len(parts) / 3)
-        reductions, rounds = {"small": first, "large": _REDUCTION / first}, experiment.at(quick=1, normal=5)
+        reductions, rounds = {"small": first, "large": _REDUCTION / first}, experiment.at(quick=1, normal=15)
         flow, run, off = tried_cascade(models, pair.events, signals.held, reductions, inputs, relevant, rounds=rounds)
         gap = stream_gaps(flow, run.counted)
         stages = [CascadeStage(n, flow.cost.nodes[n].joules, r) for n, r in reductions.items()]
