@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from hasten.cost import estimate
 from hasten.errors import HastenError
+from hasten.hardware import load_device
 from hasten.kernels import deform_conv
 from hasten.nn.block import Block
+from hasten.workload import trace
 
 _DEFORMABLE = deform_conv.OPERATOR
 # Pixels along each side of the images that published sizes are for.
@@ -219,3 +222,24 @@ def multiply_accumulates(network: nn.Module, image: Sequence[int], *others: Any)
         network.eval()(torch.zeros(1, *image, device=like.device, dtype=like.dtype), *others)
     network.train(was)
     return counter.count
+
+
+def published_figures(network: nn.Module, image: Sequence[int]) -> tuple[int, float]:
+    """A network's size as papers give it: parameters, and millions of multiply-accumulates to a hundredth.
+
+    Args:
+        network, image: of `multiply_accumulates`.
+    """
+    return sum(p.numel() for p in network.parameters()), round(multiply_accumulates(network, image) / 1e6, 2)
+
+
+def modelled_seconds(network: nn.Module, image: Sequence[int], device: str, batch: int = 1) -> float:
+    """Seconds of a call by the analytic model.
+
+    Args:
+        network: on the meta device.
+        image: channels, height and width.
+        device: of the catalogue, or a file.
+        batch: images of the call.
+    """
+    return estimate(trace(network, torch.zeros(batch, *image, device="meta")), load_device(device)).latency

@@ -9,18 +9,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from hasten.cost import estimate
 from hasten.cost.measuring import alternating
-from hasten.hardware import load_device
-from hasten.models.matching import parameters_of
-from hasten.models.vision.backbone import multiply_accumulates
+from hasten.models.vision.backbone import modelled_seconds, multiply_accumulates, published_figures
 from hasten.models.vision.lowformer import PUBLISHED, LowFormer, faster_fusion, mini_lowformer
 from hasten.nn import FusedMBConv, Lowtention, MapAttention, MBConv
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 from hasten.processes import one_thread
 from hasten.tasks.placed_digits import PlacedDigits
 from hasten.train.fitting import fit_task
-from hasten.workload import trace
 
 # Parameters and millions of multiply-accumulates of the released code at 224 pixels.
 _SIZES = {
@@ -42,7 +38,7 @@ def _sizes(experiment: Experiment) -> Seen:
     for name in _SIZES:
         with torch.device("meta"):
             model = LowFormer.named(name)
-        seen[name] = (parameters_of(model), multiply_accumulates(model, (3, 224, 224)) / 1e6)
+        seen[name] = published_figures(model, (3, 224, 224))
     value = ", ".join(f"{name[10:].upper()} {p:,} / {m:.1f} M" for name, (p, m) in seen.items())
     exact = all(p == _SIZES[n][0] and abs(m / _SIZES[n][1] - 1) < 1e-3 for n, (p, m) in seen.items())
     return experiment.judge(value, exact)
@@ -53,15 +49,13 @@ def _modelled(
 ) -> tuple[str, bool, bool]:
     """Seconds of an image by the analytic model: in words, whether each is within half again of the paper's ratio to
     the smallest network, and whether their order is the paper's. ``published`` grows with the seconds."""
-    where, image = load_device(device), experiment.at(quick=64, normal=224)
+    image = experiment.at(quick=64, normal=224)
     seconds = {}
     for done, name in enumerate(published):
         experiment.tell(name, done / len(published))
         with torch.device("meta"):
             model = LowFormer.named(name).eval()
-        seconds[name] = (
-            estimate(trace(model, torch.zeros(batch, 3, image, image, device="meta")), where).latency / batch
-        )
+        seconds[name] = modelled_seconds(model, (3, image, image), device, batch) / batch
     smallest = next(iter(published))
     ratios = {n: (seconds[n] / seconds[smallest], published[n] / published[smallest]) for n in published}
     value = f"{device}, batch {batch}: " + ", ".join(

@@ -11,13 +11,11 @@ from typing import NamedTuple
 
 import torch
 
-from hasten.cost import estimate
 from hasten.cost.latency.correlation import spearman
 from hasten.cost.latency.expected import ExpectedLatency
 from hasten.cost.measuring import alternating, kept_for_backward
-from hasten.hardware import load_device
 from hasten.models.matching import parameters_of
-from hasten.models.vision.backbone import multiply_accumulates
+from hasten.models.vision.backbone import modelled_seconds, published_figures
 from hasten.models.vision.proxyless import PUBLISHED, BlockChoices, ProxylessConfig, ProxylessNet, ProxylessSuperNet
 from hasten.models.vision.pyramid_tree import PyramidTreeNet
 from hasten.nn.mixed_edge import Paths
@@ -29,7 +27,6 @@ from hasten.search.networks.retraining import at_size, retrained
 from hasten.search.networks.searches.sampled import random_networks
 from hasten.search.networks.specialize import measured, whole_seconds
 from hasten.tasks.images import Digits, FashionMNIST
-from hasten.workload import trace
 
 _SIZES = {
     "proxylessnas-mobile": (4_080_512, 320.43), "proxylessnas-gpu": (7_119_848, 465.26),
@@ -61,11 +58,6 @@ def _memory(experiment: Experiment) -> Seen:
     return experiment.judge(value, ratios["full_v2"] <= 1.25 and ratios["mixture"] >= 4, ratios["full_v2"] < 2)
 
 
-def _modelled(network: ProxylessNet, device: str, batch: int, image: int) -> float:
-    images = torch.zeros(batch, 3, image, image, device="meta")
-    return estimate(trace(network, images), load_device(device)).latency
-
-
 @check("c2", weight=4)
 def _gpu_net(experiment: Experiment) -> Seen:
     """Against MobileNetV2, which is of the same blocks: 3x3 with expansion 6 everywhere."""
@@ -74,7 +66,7 @@ def _gpu_net(experiment: Experiment) -> Seen:
         mobilenet = ProxylessNet(config, (config.blocks.index((3, 6)),) * len(config.places())).eval()
         network = ProxylessNet.named("proxylessnas-gpu").eval()
     batch, image = experiment.at(quick=(1, 64), normal=(8, 224))
-    one, other = (_modelled(n, "v100", batch, image) for n in (network, mobilenet))
+    one, other = (modelled_seconds(n, (3, image, image), "v100", batch) for n in (network, mobilenet))
     value = (
         f"V100 modelled, batch {batch}: {1e3 * one:.2f} ms, MobileNetV2 ({parameters_of(mobilenet):,} "
         f"parameters) {1e3 * other:.2f} ms: {one / other:.2f}x; published 0.84x; accuracy not checked"
@@ -86,8 +78,7 @@ def _gpu_net(experiment: Experiment) -> Seen:
 def _sizes(experiment: Experiment) -> Seen:
     """Parameters and millions of products of every published network; accuracy is not checked."""
     with torch.device("meta"):
-        models = {name: ProxylessNet.named(name) for name in PUBLISHED}
-    found = {n: (parameters_of(m), round(multiply_accumulates(m, (3, 224, 224)) / 1e6, 2)) for n, m in models.items()}
+        found = {name: published_figures(ProxylessNet.named(name), (3, 224, 224)) for name in PUBLISHED}
     value = ", ".join(f"{name[13:]} {p:,} / {m:.1f} M" for name, (p, m) in found.items())
     return experiment.judge(value, found == _SIZES)
 
@@ -97,39 +88,36 @@ def _steps(experiment: Experiment) -> Seen:
     """160 epochs of one path, in 120 of them a step of the logits for five of the weights, against MnasNet's 8,000
     networks of five epochs. Forward counts 1, backward 2, by inputs alone 1; a step of the logits runs a path forward
     and back and the other candidates forward."""
-    ours = 160 + 120 / 5 * (1 + statistics.mean(ProxylessConfig().choices())) / 3
-    theirs = 8000 * 5
+    ours, theirs = 160 + 120 / 5 * (1 + statistics.mean(ProxylessConfig().choices())) / 3, 8000 * 5
     value = f"{ours:.0f} epochs' work against {theirs:,}: {theirs / ours:.0f}x less; published 200x"
     return experiment.judge(value, 100 <= theirs / ours <= 400, theirs > ours)
 
 
 @check("c5", weight=2)
 def _small_images(experiment: Experiment) -> Seen:
-    """Parameters and millions of products of the network for CIFAR-10, against AmoebaNet-B's 34.9 M; accuracy is not
-    checked."""
+    """The size of the network for CIFAR-10, against AmoebaNet-B's 34.9 M parameters; accuracy is not checked."""
     with torch.device("meta"):
-        model = PyramidTreeNet.named("proxylessnas-cifar")
-    size, products = parameters_of(model), multiply_accumulates(model, (3, 32, 32)) / 1e6
+        size, products = found = published_figures(PyramidTreeNet.named("proxylessnas-cifar"), (3, 32, 32))
     value = f"{size:,} parameters / {products:.2f} M products, {34.9e6 / size:.2f} times fewer; published 6 times"
-    return experiment.judge(value, (size, round(products, 2)) == (5_731_530, 1213.16) and round(34.9e6 / size) == 6)
+    return experiment.judge(value, found == (5_731_530, 1213.16) and round(34.9e6 / size) == 6)
 
 
 @check("c6", weight=6)
 def _own_devices(experiment: Experiment) -> Seen:
     """On models of the three kinds of device; this processor is measured on one thread beside them."""
-    names, image = ("gpu", "cpu", "mobile"), experiment.at(quick=64, normal=224)
+    names, size = ("gpu", "cpu", "mobile"), (3, *experiment.at(quick=(64, 64), normal=(224, 224)))
     devices = {"gpu": ("v100", 8), "cpu": ("xeon-8468", 1), "mobile": ("snapdragon-8-gen3", 1)}
     with torch.device("meta"):
         nets = {n: ProxylessNet.named(f"proxylessnas-{n}").eval() for n in names}
-    rows = {d: {n: _modelled(nets[n], device, b, image) for n in names} for d, (device, b) in devices.items()}
+    rows = {d: {n: modelled_seconds(nets[n], size, where, b) for n in names} for d, (where, b) in devices.items()}
     real = {n: ProxylessNet.named(f"proxylessnas-{n}").eval() for n in names}
-    pictures = torch.randn(1, 3, image, image)
+    pictures = torch.randn(1, *size)
     with one_thread(), torch.inference_mode():
         times = alternating({n: partial(m, pictures) for n, m in real.items()}, experiment.at(quick=1, normal=15))
     rows["here, measured"] = {n: min(t) for n, t in times.items()}
     value = "; ".join(f"{d}: " + ", ".join(f"{n} {1e3 * s:.2f} ms" for n, s in row.items()) for d, row in rows.items())
-    own = [min(rows[d], key=lambda n: rows[d][n]) == d for d in names]
-    return experiment.judge(value, all(own), sum(own) >= 2)
+    own = sum(min(rows[d], key=lambda n: rows[d][n]) == d for d in names)
+    return experiment.judge(value, own == len(names), own >= 2)
 
 
 @shared(weight=10)
