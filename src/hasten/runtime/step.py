@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hasten.cost.measuring import return_free_memory
 from hasten.errors import HastenError
 from hasten.kernels import gate
 from hasten.kernels.compiled import ACTIVATIONS, FORMATS, MOST_TREE_ROWS, native
@@ -132,6 +133,9 @@ def _lay_in_tiles(form: DecoderForm) -> None:
         for module, size in laid.items():
             module.lay_in_tiles(room[at : at + size])
             at += size
+        if at >= gate.LARGE:
+            # Or what the rows stood in is kept for what is never asked for again, as much as a third of the weights.
+            return_free_memory()
     if tied:
         table.tie(head)
 
