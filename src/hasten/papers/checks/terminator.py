@@ -109,9 +109,8 @@ def _rates(experiment: Experiment) -> dict[str, float]:
 
 @shared(weight=140)
 def _arms(experiment: Experiment, images: str) -> dict[str, list[_Arm]]:
-    """Name -> an arm for each seed; the ResNet once more for the seconds that the Terminator took."""
-    rates = experiment.once(_rates)
-    seeds = experiment.seeds(3 if images == "digits" else 2, long=5)  # as many as the dossier's two experiments had
+    """Name -> an arm a seed, two where pixels are permuted; the ResNet again for the seconds that the Terminator took."""
+    rates, seeds = experiment.once(_rates), experiment.seeds(3 if images == "digits" else 2, long=5)
     steps = experiment.at(quick=2, normal=experiment.steps(_STEPS, most=600))
     names = list(_ARMS) if images == "digits" else ["Terminator", "ResNet"]
     plans = {name: _Plan(images, name, rates[name], steps, experiment.quick) for name in names}
