@@ -152,6 +152,6 @@ def test_what_is_listed_is_made_with_nothing_given() -> None:
     for label in listed:
         gymnasium.make(label).close()
     named = {name: needed for name in spaces.names() if (needed := spaces.needs(name))}
-    assert set(named) == {"autodistill", "once-for-all", "test-time", "tune"}
+    assert set(named) == {"autodistill", "cascade", "once-for-all", "test-time", "tune"}
     for name in named:
         assert f"hasten/{name}-v0" in gymnasium.registry  # for whoever gives it what it needs

@@ -59,7 +59,7 @@ def test_operations_are_changed_until_it_is_within_the_limit() -> None:
 
 def test_spaces_of_others_are_refused(task: Digits) -> None:
     space: Any = DartsSpace(CONFIG)
-    with pytest.raises(HastenError, match="search the space proxyless: darts is another"):
+    with pytest.raises(HastenError, match="search the spaces proxyless and tree: darts is another"):
         proxyless_networks(task, space, space.products, trainings=2)
     with pytest.raises(HastenError, match="give 2 trainings"):
         pc_darts_networks(task, space, space.products, trainings=1)
