@@ -138,6 +138,16 @@ def test_a_weight_of_other_rows_or_groups_stays_in_rows() -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("rows", "columns"), [(16, 0), (0, 256)])
+def test_nothing_stands_in_tiles_too(name: str, rows: int, columns: int) -> None:
+    *given, bits = weight_of(name, rows, columns)
+    back = to_rows(*to_tiles(*given, bits), bits)
+    for found, part in zip(back, given, strict=True):
+        assert found is part is None or (found.shape == part.shape and found.dtype == part.dtype)
+    assert dequantize_reference(*to_tiles(*given, bits), bits, 32).shape == (rows, columns)
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_weight_in_tiles_is_described_as_in_rows(name: str) -> None:
     """Not as a stack of as many matrices as it has tiles, which is what its shape looks like."""
     *rows, bits = weight_of(name, 48, widths(name)[-1])

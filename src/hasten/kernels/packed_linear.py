@@ -71,7 +71,7 @@ def quantize(weight: Tensor, bits: int, group: int = GROUP) -> tuple[Tensor, Ten
         raise ValueError(f"a group of {group} must be a multiple of {GROUP} and divide {columns} columns")
     grouped = weight.detach().float().reshape(out, columns // group, group)
     codes, scales, mins = encode(grouped, bits)
-    return codes.reshape(out, -1), scales, mins
+    return codes.flatten(1), scales, mins
 
 
 def dequantize_reference(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: int, group: int) -> Tensor:

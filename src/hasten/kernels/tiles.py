@@ -94,7 +94,7 @@ def to_tiles(
     groups = together * columns // 32
     order = _order(groups, packed.device)
     made = _memory(packed, (len(packed) // TILE, together, size), room)
-    for start in range(0, len(made), _AT_ONCE):
+    for start in range(0, len(made) if made.numel() else 0, _AT_ONCE):
         rows = packed[start * TILE : (start + _AT_ONCE) * TILE].contiguous()
         part = made[start : start + _AT_ONCE]
         if bits in _GROUP_BYTES:
@@ -124,7 +124,7 @@ def to_rows(packed: Tensor, scales: Tensor | None, mins: Tensor | None, bits: in
     groups = together * columns // 32
     places = torch.argsort(_order(groups, packed.device))
     made = packed.new_empty(tiles * TILE, together * size // TILE)
-    for start in range(0, tiles, _AT_ONCE):
+    for start in range(0, tiles if made.numel() else 0, _AT_ONCE):
         part = packed[start : start + _AT_ONCE]
         rows = made[start * TILE : (start + _AT_ONCE) * TILE]
         if bits in _GROUP_BYTES:
