@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hasten.processes import TimeIsUp, at_most, bytes_from_storage, run_arms
+from hasten.processes import TimeIsUp, at_most, bytes_from_storage, run_arms, unbroken
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -87,6 +87,25 @@ def test_what_takes_too_long_is_broken_off_wherever_it_waits() -> None:
         time.sleep(30)
     assert time.monotonic() - begun < 5
     assert limit.broken_off
+
+
+def test_what_must_not_raise_ends_first() -> None:
+    """As compiled code that calls Python: an exception there ends the process."""
+    ended = []
+
+    def work(first: Callable[[], object]) -> None:
+        with unbroken():
+            first()
+            ended.append(first)
+        time.sleep(30)
+
+    with pytest.raises(TimeIsUp), at_most(0.05) as limit:
+        work(lambda: time.sleep(0.3))
+    assert limit.broken_off
+    with pytest.raises(KeyboardInterrupt):
+        work(lambda: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+    assert len(ended) == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_what_bears_an_interrupt_is_broken_off_again() -> None:

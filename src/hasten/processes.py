@@ -184,6 +184,8 @@ class at_most:
             signal.pthread_kill(main, signal.SIGALRM)
 
     def _alarm(self, number: int, frame: types.FrameType | None) -> None:
+        if _held:  # the next alarm comes soon
+            return
         within = frame
         while within is not None:
             if within.f_code in _UNBROKEN:  # broken off there, a limit would never be lifted; the next alarm comes soon
@@ -196,6 +198,30 @@ class at_most:
 
 
 _UNBROKEN = (at_most.__enter__.__code__, at_most.__exit__.__code__)
+_held: list[bool] = []  # one for each `unbroken` that the main thread is in
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Holds Ctrl-C and `at_most` back until it is left: for compiled code of others that calls Python and ends the
+    whole process where that raises. Other threads than the main one are not interrupted anyway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    ours = before is not None  # else somebody's handler that is not Python's: it could not be put back
+    if ours:
+        signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    _held.append(True)
+    try:
+        yield
+    finally:
+        _held.pop()
+        if ours:
+            signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 def bytes_from_storage() -> int | None:

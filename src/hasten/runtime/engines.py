@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from hasten.errors import HastenError, MissingExtraError
+from hasten.processes import unbroken
 from hasten.runtime.network import Inputs, Network, quietly
 from hasten.workload.einsum import Workload
 
@@ -248,7 +249,7 @@ class OpenVinoEngine(_Exported):
             model = core.read_model(_exported(network, self._flat, int8=True))
         else:
             if OPENVINO not in network.derived:
-                with torch.no_grad(), quietly():
+                with torch.no_grad(), quietly(), unbroken():  # its C++ asks Python what the network's parts are
                     shapes = [tuple(t.shape) for t in self._inputs]
                     network.derived[OPENVINO] = openvino.convert_model(
                         self._flat, example_input=tuple(self._inputs), input=shapes
