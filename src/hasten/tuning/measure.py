@@ -380,10 +380,13 @@ def measure(
         deadline = end.earlier(min(_AGAIN, _KEPT * end.left))
     paces: list[float] = []  # how many times longer than was said making took
 
+    def said_of(title: str) -> float:
+        """Seconds to make a combination, as its methods say."""
+        return sum(m.seconds_to_apply(prepared.base) for m in plan.methods[title])
+
     def making(title: str) -> float:
-        """Seconds to make a combination, by what others took."""
-        said = sum(m.seconds_to_apply(prepared.base) for m in plan.methods[title])
-        return said * (statistics.median(paces) if paces else 1.0)
+        """The same, by what others took."""
+        return said_of(title) * (statistics.median(paces) if paces else 1.0)
 
     def expected(title: str) -> float:
         """Seconds of a combination's speed and quality, by its prediction and what was measured."""
@@ -394,7 +397,7 @@ def measure(
     def evaluate(params: Params) -> Mapping[str, Any]:
         title = titles[_point_key(params)]
         methods = plan.methods[title]
-        said, begun = sum(m.seconds_to_apply(prepared.base) for m in methods), time.monotonic()
+        said, begun = said_of(title), time.monotonic()
         networks: list[Network] = []
 
         def made(network: Network) -> None:

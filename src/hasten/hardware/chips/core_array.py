@@ -10,11 +10,9 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
 )
 
-from hasten.dtypes import BITS
-from hasten.hardware.chips.data_folder import DataFolder
+from hasten.hardware.chips.data_folder import DataFolder, NumberFormat
 
 
 class CoreArray(BaseModel):
@@ -45,19 +43,12 @@ class CoreArray(BaseModel):
     on_chip: NonNegativeInt
     bandwidth: PositiveFloat = Field(allow_inf_nan=False)
     clock: PositiveFloat = Field(allow_inf_nan=False)
-    dtype: str = "int16"
+    dtype: NumberFormat = "int16"
     switch: NonNegativeInt = 0
     stall: NonNegativeFloat = 0.0
     mac_energy: NonNegativeFloat = 0.0
     byte_energy: NonNegativeFloat = 0.0
     source: str = ""
-
-    @field_validator("dtype")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in BITS:
-            raise ValueError(f"there is no number format {value[:20]!r}")
-        return value
 
     @property
     def bytes_a_cycle(self) -> float:

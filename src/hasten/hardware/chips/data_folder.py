@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
+from hasten.dtypes import BITS
 from hasten.errors import HastenError
 from hasten.files import named_path, parse_toml, read_text
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def _known_format(value: str) -> str:
+    if value not in BITS:
+        raise ValueError(f"there is no number format {value[:20]!r}")
+    return value
+
+
+NumberFormat: TypeAlias = Annotated[str, AfterValidator(_known_format)]
+"""A field that names one of `hasten.dtypes.BITS`."""
 
 
 class DataFolder(Generic[M]):

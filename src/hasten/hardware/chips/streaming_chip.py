@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -12,11 +10,9 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
 )
 
-from hasten.dtypes import BITS
-from hasten.hardware.chips.data_folder import DataFolder
+from hasten.hardware.chips.data_folder import DataFolder, NumberFormat
 
 
 class StreamingChip(BaseModel):
@@ -54,15 +50,8 @@ class StreamingChip(BaseModel):
     host_command: NonNegativeFloat = Field(allow_inf_nan=False)
     scheduled_launch: NonNegativeFloat = Field(allow_inf_nan=False)
     sockets: PositiveInt = 1
-    dtype: str = "bf16"
+    dtype: NumberFormat = "bf16"
     source: str = ""
-
-    @field_validator("dtype")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in BITS:
-            raise ValueError(f"there is no number format {value[:20]!r}")
-        return value
 
     @property
     def on_chip(self) -> int:
@@ -84,18 +73,5 @@ class StreamingChip(BaseModel):
         return type(self).model_validate(self.model_dump() | changed)
 
 
-_CHIPS = DataFolder("streaming", StreamingChip, "streaming chip")
-
-
-def streaming_chips() -> list[str]:
-    """Names of the chips that are here."""
-    return _CHIPS.names()
-
-
-def streaming_chip(name_or_path: str | Path) -> StreamingChip:
-    """A chip by name (`streaming_chips`), or from a TOML file of the same form.
-
-    Raises:
-        HastenError: no such chip or file, or a figure missing, misspelt or impossible, such as a bandwidth of 0.
-    """
-    return _CHIPS.read(name_or_path)
+streaming_chips, streaming_chip = DataFolder("streaming", StreamingChip, "streaming chip").readers()
+"""Names of the chips that are here; a chip by name, or from a TOML file of the same form (`DataFolder.read`)."""
