@@ -15,7 +15,7 @@ from hasten.hardware.device import packed_key
 from hasten.hardware.machine import MIB, caches, cold_bytes, memory_size
 from hasten.hardware.memory_rates import blocks_by_bits
 from hasten.hardware.step_curves import step_curves
-from hasten.hardware.timing import MEASURED, filled, seconds
+from hasten.hardware.timing import filled, measured_curve, seconds
 from hasten.kernels import gate
 from hasten.kernels.compiled import native
 from hasten.kernels.packed_linear import fast_bf16, multiply, native_matrix
@@ -40,15 +40,7 @@ def _curve(
     budget: float = 0.003,
 ) -> Curve:
     """Times ``make(*sizes)()`` at every point of the grid."""
-    times = [seconds(make(*sizes), budget) for sizes in itertools.product(*axes.values())]
-    return Curve(
-        operation=operation,
-        dtype=dtype,
-        axes=tuple(axes),
-        grid=tuple(tuple(sizes) for sizes in axes.values()),
-        seconds=tuple(times),
-        source=MEASURED,
-    )
+    return measured_curve(operation, axes, lambda *sizes: seconds(make(*sizes), budget), dtype)
 
 
 def _elementwise() -> list[Curve]:
@@ -251,9 +243,7 @@ def _packed_products() -> list[Curve]:
         return call
 
     launch = seconds(product(1, 32, 32, "int4", ""))
-    found = [
-        Curve(operation="packed launch", dtype="fp32", axes=("m",), grid=((1,),), seconds=(launch,), source=MEASURED)
-    ]
+    found = [measured_curve("packed launch", {"m": (1,)}, lambda _: launch)]
     for name, (_, bits, _) in _STORED.items():
         if bits == 32 and not hasattr(torch.ops.hasten, "plain_linear"):
             continue

@@ -5,7 +5,6 @@ Both are timed where they happen, in steps of a decoder whose matrices are as sm
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from hasten.hardware.curve import Curve
 from hasten.hardware.machine import cold_bytes
-from hasten.hardware.timing import MEASURED, seconds
+from hasten.hardware.timing import measured_curve, seconds
 from hasten.kernels import gate, kv_cache
 from hasten.kernels.compiled import FORMATS, native
 from hasten.kernels.packed_linear import GROUP, native_matrix
@@ -116,7 +115,7 @@ class SmallStep:
         for name, (shape, kind) in self._layout.items():
             part = memory[begin : begin + math.prod(shape) * kind.itemsize]
             made[name] = part.view(kind).view(shape)
-            begin += _whole_lines(part.nbytes)
+            begin += gate.whole_lines(part.nbytes)
         return [gate.address(made[n], made[n].dtype, *made[n].shape) if n in made else 0 for n in kv_cache.BUFFERS]
 
     def _vector(self, count: int) -> int:
@@ -133,11 +132,7 @@ class SmallStep:
 def cache_bytes(cache: str, heads: int, size: int, capacity: int) -> int:
     """Bytes of a layer's keys and values, each buffer in whole lines of memory."""
     found = kv_cache.layout(cache, 1, heads, size, capacity).values()
-    return sum(_whole_lines(math.prod(shape) * kind.itemsize) for shape, kind in found)
-
-
-def _whole_lines(nbytes: int) -> int:
-    return -(-nbytes // 64) * 64
+    return sum(gate.whole_lines(math.prod(shape) * kind.itemsize) for shape, kind in found)
 
 
 def step_curves() -> list[Curve]:
@@ -152,27 +147,17 @@ def step_curves() -> list[Curve]:
         return []
     few, many = (seconds(SmallStep(1, 1, 32, "fp32", 64, layers=n).step(1, 0)) for n in (1, 9))
     meeting = max((many - few) / 8 / _MEETINGS, 1e-9)
-    found = [
-        Curve(operation="step meeting", dtype="fp32", axes=("m",), grid=((1,),), seconds=(meeting,), source=MEASURED)
-    ]
+    found = [measured_curve("step meeting", {"m": (1,)}, lambda _: meeting)]
     # Bytes that are ordinary numbers in every format, and memory that is really there.
     memory = torch.full((cold_bytes(),), 0x3C, dtype=torch.uint8)
     for cache in CACHES:
         rows = _ROWS if cache == "fp32" else _ROWS[:1]
         axes = {"heads": _HEADS, "shared": _SHARED, "queries": rows, "keys": _KEYS, "size": _SIZES}
-        found.append(
-            Curve(
-                operation="step attention",
-                dtype=cache,
-                axes=tuple(axes),
-                grid=tuple(axes.values()),
-                seconds=tuple(
-                    _attention(cache, heads, shared, size, n, k, memory)
-                    for heads, shared, n, k, size in itertools.product(*axes.values())
-                ),
-                source=MEASURED,
-            )
-        )
+
+        def attention(heads: int, shared: int, n: int, keys: int, size: int, cache: str = cache) -> float:
+            return _attention(cache, heads, shared, size, n, keys, memory)
+
+        found.append(measured_curve("step attention", axes, attention, cache))
     return found
 
 

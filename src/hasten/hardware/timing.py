@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from hasten.hardware.curve import Curve
 from hasten.processes import torch_threads
 
 MEASURED = "measured on this machine by hasten probe"
@@ -89,3 +91,17 @@ def seconds(call: Callable[[], object], budget: float = 0.01, least: int = 3) ->
             or (not long and (spent >= 4 * budget or tried >= 160))
         ):
             return min(clean or disturbed)
+
+
+def measured_curve(
+    operation: str, axes: Mapping[str, Sequence[int]], took: Callable[..., float], dtype: str = "fp32"
+) -> Curve:
+    """A curve of what ``took(*sizes)`` says, in seconds, at every point of the grid of sizes, one a name."""
+    return Curve(
+        operation=operation,
+        dtype=dtype,
+        axes=tuple(axes),
+        grid=tuple(tuple(sizes) for sizes in axes.values()),
+        seconds=tuple(took(*sizes) for sizes in itertools.product(*axes.values())),
+        source=MEASURED,
+    )

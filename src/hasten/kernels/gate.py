@@ -21,6 +21,7 @@ from hasten.kernels.compiled import native
 
 Named: TypeAlias = tuple[Tensor | None, str]
 
+_LINE = 64
 _HUGE_PAGE = 2 << 20
 # Bytes from which on memory is asked for in huge pages.
 LARGE = 2 * _HUGE_PAGE
@@ -160,6 +161,11 @@ def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     made = torch.empty(shape, dtype=dtype, device="cpu")
     _ask_huge_pages(made, filled=False)
     return made
+
+
+def whole_lines(size: int) -> int:
+    """Bytes of the lines of a processor's cache that so many bytes take from the beginning of one."""
+    return -(-size // _LINE) * _LINE
 
 
 def room(size: int) -> Tensor:

@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 
 from hasten.kernels.block_formats import BLOCK_FORMATS
+from hasten.kernels.gate import whole_lines
 
 TILE = 16
 """Rows of a tile."""
 _SUMS = 16
 # Groups of a tile of a block format that stand together.
 _RUN = 8
-# Bytes of a line of a processor's cache, with which each part of a weight begins.
-_LINE = 64
 # Tiles that are laid out at once, so that little memory is needed beside the weight.
 _AT_ONCE = 64
 
@@ -75,8 +74,8 @@ def tile_shapes(rows: int, columns: int, bits: int) -> tuple[tuple[int, int, int
 
 
 def room_for_tiles(*parts: Tensor | None) -> int:
-    """Bytes of memory that `to_tiles` fills with these tensors."""
-    return sum(-(-part.nbytes // _LINE) * _LINE for part in parts if part is not None)
+    """Bytes of memory that `to_tiles` fills with these tensors, each from a line of a processor's cache on."""
+    return sum(whole_lines(part.nbytes) for part in parts if part is not None)
 
 
 def to_tiles(
