@@ -62,7 +62,7 @@ from hasten.spaces import mapper
 from hasten.train.resource_surrogates import resource_surrogate
 from hasten.workload import trace
 from hasten.workload.streaming import work_graph
-from oblivious import maps
+from oblivious import check_items, maps
 from peers import peer_answer
 from rows import Row, compared, emit, takes_required, told_missing
 
@@ -286,6 +286,7 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=1 << 16, help="that every map holds")
     parser.add_argument("--large", type=int, default=1 << 20, help="that the oblivious one holds alone")
     options = parser.parse_args()
+    check_items(parser, options)
     pythons = {name: getattr(options, f"{name}_python") for name in PEERS}
     parts: dict[str, tuple[Callable[[], list[Row]], tuple[str, ...]]] = {
         "mapping": (lambda: mapping(pythons), ("zigzag",)),

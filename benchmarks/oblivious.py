@@ -63,12 +63,19 @@ def maps(items: int, large: int) -> list[Row]:
     return rows
 
 
+def check_items(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends with a line where a map would hold nothing."""
+    if min(options.items, options.large) < 1:
+        parser.error("maps hold at least 1 item: give --items and --large from 1")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=1 << 16, help="that every map holds")
     parser.add_argument("--large", type=int, default=1 << 20, help="that the oblivious one holds alone")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON on stdout")
     options = parser.parse_args()
+    check_items(parser, options)
     try:
         rows = maps(options.items, options.large)
     except HastenError as error:

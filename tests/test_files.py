@@ -21,6 +21,11 @@ def test_what_fits_is_read_whole(tmp_path: Path) -> None:
     assert files.read_text(tmp_path / "a") == "x" * 1000
 
 
+def test_a_mark_of_byte_order_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("name,to\n", "utf-8-sig")
+    assert files.read_text(tmp_path / "a") == "name,to\n"
+
+
 @pytest.mark.parametrize(
     ("name", "why"), [("a" * 5000, "too long"), ("a\0b", "zero byte"), ("~no-such-user-here/x", "home directory")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -87,13 +88,13 @@ def checked_file(path: str | Path, what: str = "the file", most: int | None = No
 
 
 def read_text(path: str | Path, what: str = "the file", most: int | None = None) -> str:
-    """A file of UTF-8 text.
+    """A file of UTF-8 text, without the mark of byte order that some programs write first.
 
     Raises:
         HastenError: as `read_bytes`, or it is not UTF-8.
     """
     try:
-        return read_bytes(path, what, most).decode("utf-8")
+        return read_bytes(path, what, most).removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
         raise HastenError(f"{what} {path} is not UTF-8 text (byte {error.start}): convert it to UTF-8") from None
 

@@ -27,3 +27,12 @@ def test_a_scan_tells_how_bright_a_row_is_where_it_has_come_to() -> None:
     # 0 .25 .5 .75 1 .75 .5 .25 0, and behind the middle 0 .075 .15 .225 .3.
     wanted = ([1, 2, 3, 4, 5, 6, 7], [3, 4, 5], [7, 8], [])
     assert [channel.nonzero().flatten().tolist() for channel in found[0].T] == list(wanted)
+
+
+def test_what_is_no_picture_or_takes_no_steps_is_refused_in_a_line() -> None:
+    for pictures, steps in ((torch.rand(4, 4), 8), (torch.rand(2, 4, 0), 8), (torch.rand(2, 4, 4), 0)):
+        with pytest.raises(HastenError, match=r"give .batch, height, width., and steps"):
+            scan_events(pictures, steps)
+    with pytest.raises(HastenError, match="from 0"):
+        poisson_events(torch.rand(2, 4), -1)
+    assert scan_events(torch.rand(0, 4, 4)).shape == (0, 48, 16)

@@ -38,6 +38,7 @@ def test_a_tone_has_events_in_its_band_and_in_its_time() -> None:
     assert float(events[0, :45, low].mean()) == pytest.approx(0.5, abs=0.05)
     assert float(events[0, 55:].sum()) == 0
     assert cochlea_events([torch.zeros(50)], 22050, 8, 20).shape == (1, 20, 8)
+    assert cochlea_events([], 22050, 8, 20).shape == (0, 20, 8)
 
 
 def test_what_is_missing_or_fails_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +46,10 @@ def test_what_is_missing_or_fails_is_said_in_a_line(tmp_path: Path, monkeypatch:
     with pytest.raises(HastenError, match="apt-get install espeak-ng"):
         synthesiser()
     program = tmp_path / "espeak-ng"
+    program.write_bytes(b"\x7fELF is no program")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    with pytest.raises(HastenError, match="espeak-ng does not run: "):
+        spoken_words(1, ("one",))
     program.write_text("#!/bin/sh\necho no such voice >&2\nexit 1\n", "utf-8")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     with pytest.raises(HastenError, match="cannot say 'one': no such voice"):

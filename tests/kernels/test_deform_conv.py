@@ -140,6 +140,26 @@ def test_what_counts_nothing_is_not_read() -> None:
     assert torch.equal(kernel.deform_conv2d(x, far, weight), torch.zeros(1, 2, 6, 6))
 
 
+@pytest.mark.parametrize("depthwise", [False, True])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30, -3e9, 6.0, -1.5])
+def test_points_off_the_map_read_0_in_every_type(value: float, depthwise: bool) -> None:
+    x, offset, weight = drawn(1, 3, 3, 6, 6, depthwise=depthwise)
+    nowhere = offset.clone()
+    nowhere[0, 4, 2, 2] = value
+    off = offset.clone()
+    off[0, 4, 2, 2] = 100.0
+    if value == -1.5:
+        off = nowhere  # half a place above the map is another
+    grad = torch.randn(1, len(weight), 6, 6)
+    wide = [t.double() for t in (x, nowhere, weight)]
+    for leaves in ([x, nowhere, weight], wide):
+        found = kernel.deform_conv2d(*leaves, depthwise)
+        close(found.float(), kernel.reference(x, off, weight, depthwise), 1e-4)
+        back = torch.ops.hasten.deform_conv2d_backward(grad.to(found.dtype), *leaves, depthwise)
+        for one, other in zip(back, kernel.backward_reference(grad, x, off, weight, depthwise), strict=True):
+            close(one.float(), other, 1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_numbers_are_computed_in_fp32(dtype: torch.dtype) -> None:
     x, offset, weight = (t.to(dtype) for t in drawn(1, 4, 4, 5, 5))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hasten.errors import HastenError
 from hasten.hardware.chips.crossbar import crossbar_chip
 from hasten.methods import AnalogArrays, from_dict
+from hasten.methods.editing import outline
 from hasten.methods.spelling import read_methods
 from hasten.nn import AnalogLinear, PackedLinear, noisy_reads
 from hasten.runtime.network import Inputs, Network
@@ -58,6 +59,40 @@ def test_linear_layers_are_replaced_and_nothing_else() -> None:
     assert "already" in str(EXACT.why_not(changed))
     rough = AnalogArrays(adc_bits=4).apply(base.twin())
     assert 0.01 < difference(expected, rough.answers()) < 1  # torch's encoder layer goes around none of them
+
+
+class Tied(nn.Module):
+    """A table of tokens that a projection has for its weight, two layers with one weight, and two without any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(8, 12, bias=False)
+        self.table = nn.Embedding(12, 8)
+        self.table.weight = self.proj.weight
+        self.one, self.other = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.other.weight = self.one.weight
+        self.none, self.empty = nn.Linear(12, 0), nn.Linear(0, 12)
+        self.last = nn.Linear(12, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.other(torch.relu(self.one(self.proj(self.table(ids)))))
+        return self.last(x + self.empty(self.none(x)))
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_weight_of_two_modules_and_one_of_no_numbers_stay() -> None:
+    torch.manual_seed(0)
+    module, ids = Tied().eval(), torch.arange(12)
+    described = EXACT.rewrite(trace(module, ids))
+    expected = module(ids)
+    EXACT.apply(module)
+    assert {path for path, part in module.named_modules() if isinstance(part, AnalogLinear)} == {"last"}
+    assert module.table.weight is module.proj.weight
+    torch.testing.assert_close(module(ids), expected)
+    assert outline(described) == outline(trace(module, ids))
+    alone = nn.Sequential(nn.Linear(3, 0), nn.Linear(0, 3))
+    assert "no linear layers" in str(EXACT.why_not(alone))
+    assert EXACT.why_not_described(trace(alone, torch.randn(2, 3))) is not None
 
 
 def test_bytes_described_are_held() -> None:

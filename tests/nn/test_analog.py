@@ -108,6 +108,20 @@ def test_what_cannot_be_is_refused_in_a_line() -> None:
         broken.weight[0, 0] = torch.nan
     with pytest.raises(HastenError, match="not finite"):
         AnalogLinear.from_linear(broken)
+    with torch.device("meta"):
+        empty = [nn.Linear(3, 0), nn.Linear(0, 3)]
+    for none in empty:
+        with pytest.raises(HastenError, match="no weights"):
+            AnalogLinear.from_linear(none)
+
+
+def test_a_row_of_next_to_nothing_gives_next_to_nothing() -> None:
+    """A gain that is 0 as a number made cells infinite, and answers no numbers."""
+    tiny = nn.Linear(4, 3, bias=False)
+    with torch.no_grad():
+        tiny.weight.copy_(torch.tensor([[1e-45] * 4, [0.0] * 4, [1e-30] * 4]))
+    made = AnalogLinear.from_linear(tiny, Crossbar(adc_bits=0, input_bits=0))
+    torch.testing.assert_close(made(torch.ones(1, 4)), tiny(torch.ones(1, 4)), rtol=1e-5, atol=1e-43)
 
 
 def test_aihwkit_reads_the_same() -> None:

@@ -115,3 +115,29 @@ def test_the_method_puts_arrays_under_a_reservoir_as_under_any_network() -> None
     changed = AnalogArrays(adc_bits=0, input_bits=0).apply(reservoir)
     assert isinstance(changed.recurrent, AnalogLinear)
     assert float((changed(x) - wanted).abs().mean()) < 0.05
+
+
+def test_events_of_every_type_are_counted() -> None:
+    """Counts are no events: as truth values, or as bytes, they would be cut off."""
+    events = torch.rand(2, 300, 8, generator=torch.Generator().manual_seed(0)) < 0.5
+    reservoir = Reservoir(8, 16, gain=0.3, threshold=0.0)
+    expected = reservoir(events.float())
+    assert float(expected.max()) > 255 / 2
+    for dtype in (torch.bool, torch.uint8, torch.int64):
+        assert torch.equal(reservoir(events.to(dtype)), expected)
+    assert reservoir(events.double()).dtype is torch.float64
+
+
+def test_what_is_no_reservoir_or_no_events_is_refused_in_a_line() -> None:
+    nan = float("nan")
+    for wrong in ({"gain": nan}, {"gain": float("inf")}, {"threshold": nan}, {"decay": -0.1}, {"decay": nan}):
+        with pytest.raises(HastenError, match="a decay between 0 and 1"):
+            Reservoir(8, 16, **wrong)
+    for channels, size in ((-1, 4), (4, 0)):
+        with pytest.raises(HastenError, match="at least 1 neuron"):
+            Reservoir(channels, size)
+    reservoir = Reservoir(8, 16)
+    for run in (reservoir, reservoir.spikes, reservoir.run_events):
+        for shape in ((16, 8), (2, 5, 7)):
+            with pytest.raises(ValueError, match=r"events are \(batch, steps, 8\)"):
+                run(torch.zeros(shape))

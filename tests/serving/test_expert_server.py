@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -92,6 +93,26 @@ def test_an_error_leaves_a_server_that_answers(base: LanguageModel, experts: Exp
         assert server.answer(batches()[0], 4) == first
 
 
+def test_batches_of_two_threads_follow_each_other(base: LanguageModel, experts: ExpertModels) -> None:
+    first, second = batches()
+    with ExpertServer(base, experts, route, 1, most_tokens=64) as server, ThreadPoolExecutor(2) as threads:
+        alone = [server.answer(batch, 4) for batch in (first, second)]
+        asked = [threads.submit(server.answer, batch, 4) for batch in (first, second, first, second)]
+        assert [a.result() for a in asked] == [*alone, *alone]
+
+
+def test_what_is_asked_for_in_vain(base: LanguageModel, experts: ExpertModels) -> None:
+    with ExpertServer(base, experts, lambda prompts: ["expert-000"], 1, most_tokens=64) as server:
+        assert server.answer([], 4) == []
+        with pytest.raises(HastenError, match="1 experts for 2 prompts"):
+            server.answer([[1], [2]], 4)
+        with pytest.raises(HastenError):
+            server.answer([[]], 4)
+        assert len(server.answer([[1]], 4)[0]) == 4
+    with pytest.raises(HastenError, match="closed"):
+        server.answer([[1]], 4)
+
+
 def test_a_router_knows_its_own(base: LanguageModel) -> None:
     table = base.network.get_parameter("model.embed_tokens.weight").detach()
     examples = {name: [list(range(at, at + 6))] for name, at in (("low", 0), ("mid", 100), ("high", 200))}
@@ -99,6 +120,9 @@ def test_a_router_knows_its_own(base: LanguageModel) -> None:
     assert router([[1, 2, 3, 4], [201, 202, 204], [100, 101, 105]]) == ["low", "high", "mid"]
     with pytest.raises(HastenError, match="examples of each"):
         EmbeddingRouter(table, {"low": []})
+    for prompt in ([], [-1], [len(table)]):
+        with pytest.raises(HastenError, match="a prompt has tokens from 0"):
+            router([prompt])
 
 
 def test_what_cannot_be_served_is_refused(base: LanguageModel, experts: ExpertModels) -> None:

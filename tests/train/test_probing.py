@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from hasten.errors import HastenError
 from hasten.train.probing import linear_probe, probe_accuracy
 
 
@@ -19,3 +21,11 @@ def test_it_tells_apart_what_a_plane_divides_on_any_scale() -> None:
     assert probe_accuracy(probe, features[~training], labels[~training]) > 0.93
     constant = linear_probe(torch.ones(300, 2), labels, training, steps=5)
     assert constant(torch.ones(3, 2)).isfinite().all()
+
+
+def test_one_sample_is_enough_and_none_is_not() -> None:
+    features, labels = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    assert linear_probe(features, labels, labels.cumsum(0) > 1, steps=2)(features).isfinite().all()
+    assert linear_probe(features, labels, torch.arange(4) < 1, steps=2)(features).isfinite().all()
+    with pytest.raises(HastenError, match="at least one"):
+        linear_probe(features, labels, torch.arange(4) < 0, steps=2)

@@ -21,8 +21,10 @@ def poisson_events(pictures: Tensor, steps: int = 50, rate: float = 0.5, seed: i
         (batch, steps, pixels) fp32.
 
     Raises:
-        HastenError: a brightness or a probability outside of 0 to 1.
+        HastenError: a brightness or a probability outside of 0 to 1, or fewer than no steps.
     """
+    if steps < 0:
+        raise HastenError(f"events of {steps} steps: give a number from 0")
     bright = pictures.flatten(1).float()
     if not 0 <= rate <= 1 or (bright.numel() and not (float(bright.min()) >= 0 and float(bright.max()) <= 1)):
         raise HastenError("brightness and rate are probabilities: scale both to 0 .. 1")
@@ -41,7 +43,14 @@ def scan_events(pictures: Tensor, steps: int = 48, levels: tuple[float, ...] = (
 
     Returns:
         (batch, steps, height x levels) fp32.
+
+    Raises:
+        HastenError: pictures of another shape or without columns, or no steps.
     """
+    if pictures.dim() != 3 or not pictures.shape[2] or steps < 1:
+        raise HastenError(
+            f"pictures of {tuple(pictures.shape)} in {steps} steps: give (batch, height, width), and steps"
+        )
     signals = F.interpolate(pictures.float(), steps, mode="linear", align_corners=True)
     above = signals[..., None] > torch.tensor(levels)
     return above.permute(0, 2, 1, 3).flatten(2).float()

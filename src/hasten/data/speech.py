@@ -67,6 +67,8 @@ def _spoken(command: list[str]) -> tuple[Tensor, int]:
         ran = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise HastenError(f"espeak-ng said nothing within {_SECONDS:g} s: {command[-1]!r:.40}") from None
+    except OSError as error:
+        raise HastenError(f"{command[0]} does not run: {error.strerror}") from None
     try:
         # What is streamed says that it is longer than it is.
         with wave.open(io.BytesIO(ran.stdout)) as file:
@@ -94,6 +96,8 @@ def cochlea_events(signals: Sequence[Tensor], rate: int, channels: int = 64, ste
     """
     window = torch.hann_window(512)
     filters = _mel(channels, 257, rate)
+    if not signals:
+        return torch.zeros(0, steps, channels)
     found = []
     for signal in signals:
         frames = torch.nn.functional.pad(signal, (256, 256))

@@ -7,7 +7,7 @@ With g_k the place of tap k in the kernel, from its middle, and o_k(p) its offse
 at stride 1, on a map that is 0 outside (arXiv 1703.06211; a depthwise W_k is a number a channel). A point between
 places is interpolated: with d and a its distances down and across from the neighbour above and to the left, the four
 neighbours count (1 - d)(1 - a), (1 - d) a, d (1 - a) and d a. Where a point is on a place its offset's slope is the one
-towards below and right.
+towards below and right. However far off the map a point is, and where its offset is no number, it reads 0.
 
 The compiled kernels hold a map with the channels of a place side by side: a sample is a sum of up to four rows.
 Depthwise they add the taps up in registers; else they lay samples of some places out as a matrix that stays in the
@@ -81,6 +81,8 @@ def corners_of(offset: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor, Tenso
     down = (taps // side - side // 2)[:, None, None] + torch.arange(height, device=offset.device)[:, None]
     across = (taps % side - side // 2)[:, None, None] + torch.arange(width, device=offset.device)
     y, x = down + offset[:, 0::2], across + offset[:, 1::2]
+    near = (y >= -1) & (y < height) & (x >= -1) & (x < width)
+    y, x = y.where(near, -2), x.where(near, -2)  # off the map, where infinities and what is no number are too
     top, left = y.floor(), x.floor()
     rows, columns = torch.stack((top, top, top + 1, top + 1)), torch.stack((left, left + 1, left, left + 1))
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
@@ -31,7 +32,8 @@ class AnalogArrays(Method):
 
     Which cells are off, and by how much, is drawn from the seed and a layer's path. A read is without noise, so that
     answers do not turn on what else is in a batch; within `hasten.nn.noisy_reads` each has its own. A decoder's output
-    head, what chooses among experts, and convolutions stay digital.
+    head, layers whose weight is another module's too, such as a table of tokens, what chooses among experts, and
+    convolutions stay digital.
 
     Args:
         read_noise, adc_bits, input_bits, unformed, programming_noise, rows, columns, adc_range, drift, drift_spread,
@@ -116,15 +118,16 @@ class AnalogArrays(Method):
     def why_not_described(self, workload: Workload) -> str | None:
         if workload.attributes.get(FUSED):
             return "an engine runs it already"
-        drafts = [Draft(phase.cascade) for phase in workload.phases]
-        return None if any(_product(d, e, workload) for d in drafts for e in d.einsums) else "it has no linear layers"
+        drafts, shared = [Draft(phase.cascade) for phase in workload.phases], _shared(workload)
+        found = any(_product(d, e, workload, shared) for d in drafts for e in d.einsums)
+        return None if found else "it has no linear layers"
 
     def rewrite(self, workload: Workload) -> Workload:
-        weights = dict(workload.weights)
+        weights, shared = dict(workload.weights), _shared(workload)
 
         def change(phase: Phase, draft: Draft) -> None:
             for i, e in enumerate(draft.einsums):
-                if (found := _product(draft, e, workload)) is not None:
+                if (found := _product(draft, e, workload, shared)) is not None:
                     draft.einsums[i] = _read(draft, e, found, weights)
 
         return replace(edit(workload, change), weights=weights)
@@ -160,20 +163,39 @@ def _places(model: nn.Module) -> dict[nn.Linear, list[tuple[str, nn.Module, str]
     What derives from torch's layer may have a forward of its own, or a parent that reads its weight.
     """
     found: dict[nn.Linear, list[tuple[str, nn.Module, str]]] = {}
+    owned = Counter(id(p) for part in model.modules() for p in part._parameters.values())
     for path, parent in model.named_modules():
         for name, child in parent._modules.items():
             if type(child) is not nn.Linear or child.weight.dtype not in _FORMATS.values() or name in _HEADS:
+                continue
+            if owned[id(child.weight)] > 1 or not child.weight.numel():
                 continue
             if not (hasattr(parent, "experts") and is_router(name)):
                 found.setdefault(child, []).append((f"{path}.{name}" if path else name, parent, name))
     return found
 
 
-def _product(draft: Draft, e: Einsum, workload: Workload) -> WeightProduct | None:
+def _shared(workload: Workload) -> frozenset[str]:
+    """Weights that are read by another module than their own, and than those that it is a part of."""
+    found = set()
+    for phase in workload.phases:
+        tensors = phase.cascade.tensors
+        for e in phase.cascade.einsums:
+            for a in e.inputs:
+                owner = a.tensor.rpartition(".")[0]
+                within = not e.module or f"{owner}.".startswith(f"{e.module}.")
+                if tensors[a.tensor].role is Role.WEIGHT and not within:
+                    found.add(a.tensor)
+    return frozenset(found)
+
+
+def _product(draft: Draft, e: Einsum, workload: Workload, shared: frozenset[str]) -> WeightProduct | None:
     """The weight of a linear layer that ``e`` multiplies by; None where it is no product by one."""
     head = e.module.rpartition(".")[2] in _HEADS
     found = None if head or e.source.startswith("hasten::") else product_of(draft, e)
     if found is None or len(found.weight.shape) != 2 or found.weight.dtype not in _FORMATS:
+        return None
+    if found.weight.name in shared or not found.weight.elements:
         return None
     # A layer's own weight; what a module reads of another one's, or makes of a weight first, has another name.
     own = found.weight.name == f"{e.module}.weight".removeprefix(".")

@@ -77,9 +77,11 @@ class AnalogLinear(PackedBlock):
             seed: of what programming leaves to chance.
 
         Raises:
-            HastenError: a weight is not finite.
+            HastenError: a weight is not finite, or there is none.
         """
         device = linear.weight.device
+        if not linear.weight.numel():
+            raise HastenError(f"a layer of {linear.in_features} x {linear.out_features} has no weights for cells")
         with torch.device("meta"):
             made = cls(linear.in_features, linear.out_features, crossbar=crossbar)
         made = made.to_empty(device=device)
@@ -87,8 +89,9 @@ class AnalogLinear(PackedBlock):
             weight = linear.weight.detach().float()
             if not bool(weight.isfinite().all()):
                 raise HastenError("a weight is not finite, which no conductance is: mend the model first")
-            largest = weight.abs().amax(1)
-            made.gain = torch.where(largest > 0, largest, 1) / made.crossbar.full
+            # Where a gain would be 0, of a row of zeros or nearly so, any will do.
+            gain = weight.abs().amax(1) / made.crossbar.full
+            made.gain = torch.where(gain > 0, gain, 1 / made.crossbar.full)
             wanted = weight / made.gain[:, None]
             made._program(wanted.clamp(min=0), (-wanted).clamp(min=0), seed)
         if linear.bias is not None:

@@ -51,7 +51,12 @@ class Reservoir(PackedBlock):
         device, dtype: as in ``torch.nn.Linear``; in fp32 sums of 2,048 such weights are exact.
 
     Shape:
-        events (batch, steps, channels) of 0 and 1 to counts (batch, size), in the events' dtype.
+        events (batch, steps, channels) of 0 and 1 to counts (batch, size), in the events' dtype, or in that of the
+        weights where events are no floating point numbers.
+
+    Raises:
+        HastenError: fewer than 1 neuron or 0 channels, a gain that is not finite, a threshold that is no number, or a
+            decay that is not between 0 and 1.
     """
 
     def __init__(
@@ -68,6 +73,11 @@ class Reservoir(PackedBlock):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if channels < 0 or size < 1:
+            raise HastenError(f"a reservoir of {size} neurons for {channels} channels: give at least 1 neuron")
+        if not math.isfinite(gain) or math.isnan(threshold) or not 0 <= decay <= 1:
+            told = f"a gain of {gain:g}, a threshold of {threshold:g} and a decay of {decay:g}"
+            raise HastenError(f"{told}: a gain is finite, a threshold a number, and a decay between 0 and 1")
         self.channels, self.size, self.gain, self.seed = channels, size, gain, seed
         self.threshold, self.decay = threshold, decay
         self.drive: nn.Module = nn.Linear(channels, size, bias=False, device=device, dtype=dtype).requires_grad_(False)
@@ -125,8 +135,13 @@ class Reservoir(PackedBlock):
         return next((p.dtype for p in self.drive.parameters()), torch.float32)
 
     def spikes(self, events: Tensor) -> Tensor:
-        """Which neurons fire: events (batch, steps, channels) to 0 and 1 (batch, steps, size)."""
+        """Which neurons fire: events (batch, steps, channels) to 0 and 1 (batch, steps, size).
+
+        Raises:
+            ValueError: events of another shape.
+        """
         no_tangents("Reservoir", events)
+        self._check(events)
         kind = self._kind()
         driven = self.drive(events.to(kind))
         membrane = fired = driven.new_zeros(driven.shape[0], self.size)
@@ -138,8 +153,13 @@ class Reservoir(PackedBlock):
             found.append(fired)
         return torch.stack(found, 1) if found else driven
 
+    def _check(self, events: Tensor) -> None:
+        if events.dim() != 3 or events.shape[2] != self.channels:
+            raise ValueError(f"events are (batch, steps, {self.channels}), not {tuple(events.shape)}")
+
     def forward(self, events: Tensor) -> Tensor:
-        return self.spikes(events).sum(1).to(events.dtype)
+        counts = self.spikes(events).sum(1)
+        return counts.to(events.dtype) if events.is_floating_point() else counts
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -150,7 +170,9 @@ class Reservoir(PackedBlock):
 
         Raises:
             HastenError: an event is neither 0 nor 1, or products are read of crossbars.
+            ValueError: events of another shape.
         """
+        self._check(events)
         if not isinstance(self.drive, nn.Linear) or not isinstance(self.recurrent, nn.Linear | None):
             raise HastenError("an analogue reservoir reads whole columns: run its software twin() by events")
         if not bool(((events == 0) | (events == 1)).all()):

@@ -9,6 +9,7 @@ the next one comes in.
 from __future__ import annotations
 
 import copy
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,7 @@ class EmbeddingRouter:
         examples: expert -> prompts that are its own.
 
     Raises:
-        HastenError: an expert without examples.
+        HastenError: an expert without examples, or a prompt without tokens or of others than the table's.
     """
 
     def __init__(self, table: Tensor, examples: Mapping[str, Sequence[Prompt]]) -> None:
@@ -51,6 +52,9 @@ class EmbeddingRouter:
         self._keys = torch.nn.functional.normalize(means - self._mean, dim=1)
 
     def _vectors(self, prompts: Sequence[Prompt]) -> Tensor:
+        for prompt in prompts:
+            if not len(prompt) or not 0 <= min(prompt) <= max(prompt) < len(self._table):
+                raise HastenError(f"a prompt has tokens from 0 to {len(self._table) - 1:,}, at least one")
         found = torch.stack([self._table[torch.as_tensor(p)].float().mean(0) for p in prompts])
         return torch.nn.functional.normalize(found - self._mean, dim=1)
 
@@ -90,7 +94,7 @@ class _Place:
 
 
 class ExpertServer:
-    """Answers batches of prompts by experts that share a base.
+    """Answers batches of prompts by experts that share a base; batches of several threads follow each other.
 
     Args:
         model: the base, with weights in fp32 or bf16; it keeps what it has.
@@ -141,11 +145,13 @@ class ExpertServer:
         }  # fmt: skip
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="experts")
         self._end = weakref.finalize(self, _end, self._places, self._reader)
+        self._lock = threading.Lock()
         self.counts = ExpertCounts()
 
     def close(self) -> None:
-        """Ends engines and the thread that reads."""
-        self._end()
+        """Ends engines and the thread that reads, after the batch that is being answered."""
+        with self._lock:
+            self._end()
 
     def __enter__(self) -> ExpertServer:
         return self
@@ -169,11 +175,20 @@ class ExpertServer:
             the answers' tokens, in the order of the prompts.
 
         Raises:
-            HastenError: an expert is damaged, or a prompt too long.
+            HastenError: an expert is damaged, a prompt too long, the router names no expert for each prompt, or the
+                server is closed.
         """
+        with self._lock:
+            return self._routed(prompts, new_tokens) if len(prompts) else []
+
+    def _routed(self, prompts: Sequence[Prompt], new_tokens: int) -> list[tuple[int, ...]]:
+        if not self._end.alive:
+            raise HastenError("the server of experts is closed: make another")
         begun = time.perf_counter()
         chosen = self.router(prompts)
         self.counts.routing += time.perf_counter() - begun
+        if len(chosen) != len(prompts):
+            raise HastenError(f"the router named {len(chosen)} experts for {len(prompts)} prompts: give one for each")
         try:
             jobs = jobs_of(chosen, self.group, self._cache if self._keeps else ())
             answers = self._answers(prompts, new_tokens, jobs)

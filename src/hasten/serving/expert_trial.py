@@ -92,7 +92,7 @@ class StepTimes:
 
     Args:
         load: seconds in which an expert comes in, held to the stated rate, and is made ready to answer.
-        unheld: in which it comes in without a rate: what mapped memory gives.
+        unheld: in which it comes in without a rate: what the page cache gives.
         answers: number of prompts of one expert -> seconds of their answers.
         router: seconds of a batch.
     """

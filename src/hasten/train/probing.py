@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hasten.errors import HastenError
 from hasten.train.fitting import fit
 
 
@@ -22,8 +23,13 @@ def linear_probe(
 
     Returns:
         A module of features to logits.
+
+    Raises:
+        HastenError: no sample is trained on.
     """
     known = features[training].float()
+    if not len(known):
+        raise HastenError("a readout is trained on samples: give at least one")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         scale, readout = Standardised(known), nn.Linear(features.shape[1], int(labels.max()) + 1)
@@ -42,7 +48,8 @@ class Standardised(nn.Module):
     def __init__(self, known: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean", known.mean(0))
-        self.register_buffer("deviation", known.std(0).clamp(min=1e-6))
+        # Of one sample there is no deviation.
+        self.register_buffer("deviation", known.std(0, correction=min(1, len(known) - 1)).clamp(min=1e-6))
 
     def forward(self, features: Tensor) -> Tensor:
         return (features.float() - self.mean) / self.deviation

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
+from hasten.cost.chips import core_schedule
 from hasten.cost.chips.core_schedule import PATTERNS, CoreSchedule, CoreStage, brute_force, schedule
 from hasten.cost.chips.varied_kernels import (
     MEASURED_CYCLES,
@@ -211,6 +213,36 @@ def test_stages_that_are_no_schedule_are_refused(stages: list[tuple], words: str
     made = tuple(CoreStage(t, c, frozenset(k)) for t, c, k in stages)
     with pytest.raises(HastenError, match=words):
         CoreSchedule("mine", CHAIN, on(on_chip=99), made).cost()
+
+
+def test_many_branches_side_by_side_have_too_many_stages_or_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty tasks that nothing joins have a million sets: the search says so, in place of going on for days."""
+    monkeypatch.setattr(core_schedule, "_MOST_WAYS", 2000)
+    for macs in (0, 64):
+        wide = WorkGraph("wide", tuple(WorkTask(str(i), macs) for i in range(20)))
+        for pattern in ("sequential", "dataflow", "reconfigurable"):
+            with pytest.raises(HastenError, match=r"wide can be cut into stages in too many ways.* rule-of-thumb"):
+                schedule(wide, ARRAY, pattern)
+        assert len(schedule(wide, ARRAY, "rule-of-thumb").stages) == 20
+
+
+def test_cores_for_good_are_tried_in_a_few_ways_where_each_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = random_graph(random.Random(3), 6)
+    array = on(cores=2, on_chip=UNLIMITED)
+    best = schedule(graph, array, "dataflow").cost().cycles
+    monkeypatch.setattr(core_schedule, "_MOST_WAYS", 2000)
+    tried: list[object] = []
+    monkeypatch.setattr(core_schedule._Search, "best", _noted(core_schedule._Search.best, tried))
+    assert schedule(graph, array, "dataflow").cost().cycles >= best
+    assert len(tried) == 3
+
+
+def _noted(best: Callable[[object], object], tried: list[object]) -> Callable[[object], object]:
+    def noted(search: object) -> object:
+        tried.append(search)
+        return best(search)
+
+    return noted
 
 
 def test_unknown_names_are_refused() -> None:

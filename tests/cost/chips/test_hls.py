@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -205,6 +206,13 @@ def test_successive_inputs_come_out_at_the_estimated_interval() -> None:
 
 def test_valid_reuse_factors_are_the_published_ones() -> None:
     assert {832, 1248, 1664, 2496, 4992} <= set(valid_reuse(104, 48))
+    for n, m in itertools.product(range(1, 13), repeat=2):
+        by_rule = [r for r in range(1, n * m + 1) if n * m % r == 0 and (r % n == 0 if r >= n else n * m // r % m == 0)]
+        assert valid_reuse(n, m) == by_rule
+    assert valid_reuse(4096, 11008)[-1] == 4096 * 11008
+    for sizes in ((0, 4), (4, 0), (-1, 4)):
+        with pytest.raises(HastenError, match="multiplies nothing"):
+            nearest_reuse(*sizes, 1)
     assert [nearest_reuse(104, 48, r) for r in (1024, 2047, 4093)] == [832, 1664, 4992]
 
 

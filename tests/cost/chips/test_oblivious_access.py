@@ -18,6 +18,10 @@ def test_three_points_give_the_figures_back() -> None:
     for few in (points[:2], [(t, 100, s) for t, _, s in points]):
         with pytest.raises(ValueError, match="several shares and sizes"):
             ObliviousAccess.fitted(few)
+    with pytest.raises(ValueError, match="finite"):
+        ObliviousAccess.fitted([*points, (0.5, 100, float("nan"))])
+    with pytest.raises(HastenError, match="bandwidth above 0"):
+        ObliviousAccess.fitted([(t, size, 0.0) for t, size, _ in points])
 
 
 def test_no_bandwidth_is_refused_in_a_line() -> None:

@@ -60,6 +60,21 @@ def test_slices_never_grow_and_cycles_never_fall_with_reuse() -> None:
     assert pairs >= 5
 
 
+def test_lookup_tables_never_shrink_with_bits_while_slices_stay() -> None:
+    """Within 3 %: with more bits products go from tables to slices, and tables shrink then."""
+    same: dict[str, list[SynthesisedDesign]] = {}
+    for row in DONE:
+        same.setdefault(row.design.structure, []).append(row)
+    pairs = 0
+    for rows in same.values():
+        for one, other in itertools.permutations(rows, 2):
+            alike = [layer.reuse for layer in one.design.layers] == [layer.reuse for layer in other.design.layers]
+            if alike and one.design.bits < other.design.bits and one.values["dsp"] == other.values["dsp"]:
+                pairs += 1
+                assert other.values["lut"] >= 0.97 * one.values["lut"]
+    assert pairs >= 5
+
+
 def test_the_table_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text(table_text(ROWS[:5]))

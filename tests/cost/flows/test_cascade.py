@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,15 @@ def test_links_cost_what_passes_over_them() -> None:
     assert flow.joules == pytest.approx(1 + 50 / 5 + 8 * (1 + 1 / 5 + 1 / 50))
 
 
+def test_gaps_of_what_costs_nothing_and_of_no_stream() -> None:
+    stages = [CascadeStage("weak", 0.0, 5), CascadeStage("strong", 0.0, 10)]
+    flow = cascade_flow(HELD, stages, relevant=0.02)
+    thresholds = list(flow.thresholds.values())
+    assert stream_gaps(flow, streamed(HELD, stages, thresholds, relevant=0.02, count=5000)).joules == 0
+    costly = cascade_flow(HELD, STAGES, relevant=0.02)
+    assert stream_gaps(costly, streamed(HELD, STAGES, thresholds, relevant=0.02, count=0)).worst == math.inf
+
+
 def test_too_few_events_and_wrong_shapes_are_told() -> None:
     few = ScoredEvents.of([0, 0, 0, 1], weak=[3, 2, 1, 0], strong=[0, 0, 0, 1])
     with pytest.raises(HastenError, match="no scored event of a kind reaches strong"):
@@ -66,6 +77,8 @@ def test_too_few_events_and_wrong_shapes_are_told() -> None:
         (lambda: few.column("other"), "no stage is called 'other'"),
         (lambda: cascade_flow(few, [], relevant=0.02), "a stage at least"),
         (lambda: cascade_flow(few, STAGES, relevant=0.0), "between 0 and 1"),
+        (lambda: streamed(few, STAGES, [0.0, 0.0], relevant=0.5, count=-1), "a stream of -1 events"),
+        (lambda: streamed(few, STAGES, [0.0, 0.0], relevant=1.5, count=1), "a share"),
         (lambda: cascade_flow(few, [CascadeStage("weak", 1.0, 0.5)], relevant=0.1), "from 1"),
     ):
         with pytest.raises(HastenError, match=told):

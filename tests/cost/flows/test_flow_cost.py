@@ -171,3 +171,12 @@ def test_what_has_no_gradient_is_told() -> None:
     with pytest.raises(HastenError, match="operations"):
         flow_cost(pipeline().changed({"first.ops": -1.0}))
     assert np.isfinite(flow_cost(pipeline()).contingency).all()
+    backwards = {"kind": "scores", "irrelevant": (5.0, 6.0), "relevant": (1.0, 2.0)}
+    poor = pipeline().model_copy(update={"relevant": 0.01}).model_dump()
+    poor["stages"][1]["classifier"] = backwards
+    with pytest.raises(HastenError, match="stores nothing relevant"):
+        sensitivities(FlowGraph.of(**poor))
+    large = pipeline().model_dump()
+    large["sources"][0]["bytes"], large["stages"][1]["ops"] = 1e300, (0.0, 0.0, 1.0)
+    with pytest.raises(HastenError, match="inf operations"):
+        flow_cost(FlowGraph.of(**large))

@@ -157,6 +157,12 @@ def test_what_is_impossible_is_refused() -> None:
         run([["a"]], 1, load=float("inf"))
     with pytest.raises(HastenError, match="at least 1"):
         zipf_batches(0, 1, 1, 0)
+    for skew in (-1e9, float("nan")):
+        with pytest.raises(HastenError, match="skew"):
+            zipf_batches(2, 1, 1, 0, skew=skew)
+    for nbytes in (0.0, -1.0, float("nan")):
+        with pytest.raises(HastenError, match="above 0"):
+            A100.held(nbytes)
 
 
 def test_what_is_in_memory_at_the_begin_is_a_hit() -> None:

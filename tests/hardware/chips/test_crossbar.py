@@ -34,7 +34,17 @@ def test_a_name_or_a_file_is_known_as_a_chip_of_crossbars(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("buffer_rate", "0.0"), ("adc_rate", "0"), ("read", "-1e-9"), ("tiles", "0"), ("adcs", "0.5")]
+    ("field", "value"),
+    [
+        ("buffer_rate", "0.0"),
+        ("adc_rate", "0"),
+        ("read", "-1e-9"),
+        ("tiles", "0"),
+        ("adcs", "0.5"),
+        ("read", "inf"),
+        ("cell_energy", "1e400"),
+        ("cell_area", "nan"),
+    ],
 )
 def test_a_chip_that_cannot_be_is_refused_in_a_line(tmp_path: Path, field: str, value: str) -> None:
     path = tmp_path / "bad.toml"

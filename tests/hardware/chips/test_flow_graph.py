@@ -47,6 +47,8 @@ def test_a_spreadsheet_is_the_same_graph(tmp_path: Path) -> None:
         ",,,,,,,,,\n"
     )
     assert flow_graph(path) == made()
+    path.write_text(path.read_text(), "utf-8-sig")  # as spreadsheets save it
+    assert flow_graph(path) == made()
 
 
 def test_what_is_no_spreadsheet_is_told_in_one_line(tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ def test_a_socket_and_a_node_are_as_published() -> None:
     assert (node.sockets, node.compute_units, node.store_bytes) == (8, 8320, 12 * 2**40)
     assert node.store_bandwidth == 1e12
     assert node.flops == 8 * 638e12
+    for sockets in (0, -1, 1.5):
+        with pytest.raises(HastenError, match="give at least 1"):
+            socket.node(sockets)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

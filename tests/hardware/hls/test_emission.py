@@ -154,6 +154,18 @@ def test_what_does_not_compile_or_end_is_told_in_a_line(tmp_path: Path, monkeypa
     with pytest.raises(HastenError, match="does not compile") as told:
         run_design(HlsDesign(program), module, torch.randn(4))
     assert "\n" not in str(told.value)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    compiler = tmp_path / "g++"
+    for does, told_of in (
+        ("printf '\\377\\376' >&2; exit 1", "does not compile"),
+        ("exit 0", "does not run"),  # and leaves no program
+        ("while [ \"$1\" != -o ]; do shift; done; printf '#!/bin/sh\\n' > $2; chmod +x $2", "gives 0 numbers"),
+    ):
+        compiler.write_text(f"#!/bin/sh\n{does}\n")
+        compiler.chmod(0o755)
+        with pytest.raises(HastenError, match=told_of):
+            run_design(HlsDesign(program), module, torch.randn(4))
+    compiler.unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HastenError, match=r"install g\+\+"):
         run_design(HlsDesign(program), module, torch.randn(4))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hasten.errors import HastenError
+from hasten.hardware.hls import synthesis
 from hasten.hardware.hls.engines import (
     EngineDesign,
     engine_cycles,
@@ -68,7 +69,8 @@ NEWER = """
 def a_tool(folder: Path, text: str, name: str = "yosys") -> Path:
     """A program that stands for Yosys, in Python's stead of which there is a shell everywhere."""
     path = folder / name
-    path.write_text("#!/bin/sh\nif [ \"$1\" = -V ]; then echo 'Yosys 9.9 (a test)'; exit 0; fi\n" + text)
+    says = "Yosys 9.9" if name == "yosys" else "Icarus Verilog version 9.9"
+    path.write_text(f"#!/bin/sh\nif [ \"$1\" = -V ]; then echo '{says} (a test)'; exit 0; fi\n" + text)
     path.chmod(path.stat().st_mode | stat.S_IEXEC)
     return path
 
@@ -103,10 +105,48 @@ def test_a_synthesis_is_kept_by_text_and_version(places: Path) -> None:
     synthesise(DESIGN, random_numbers(DESIGN, 1))
     assert count.read_text().count("once") == 3
     (kept, *_) = (places.parent / "cache" / "synthesis").glob("*.json")
-    kept.write_text("{")
-    for seed in (0, 1):
-        synthesise(DESIGN, random_numbers(DESIGN, seed))
-    assert count.read_text().count("once") == 4, "a broken file is made again"
+    for times, broken in (
+        (4, "{"),
+        (5, '{"lut": null, "ff": 1, "dsp": 1, "bram": 1, "carry": 1, "tool": "", "seconds": 1}'),
+    ):
+        kept.write_text(broken)
+        for seed in (0, 1):
+            synthesise(DESIGN, random_numbers(DESIGN, seed))
+        assert count.read_text().count("once") == times, "a broken file is made again"
+
+
+def test_what_cannot_be_kept_is_not_lost(places: Path) -> None:
+    a_tool(places, f"cat > stat.txt <<'END'{OLDER}END\n")
+    (places.parent / "cache").write_text("a file in the place of the folder")
+    assert synthesise(DESIGN, random_numbers(DESIGN)).lut == 17
+    a_tool(places, "echo 'ERROR: no such thing'; exit 3")
+    with pytest.raises(SynthesisFailed, match="no such thing: its log is not kept: cannot write"):
+        synthesise(DESIGN, random_numbers(DESIGN))
+
+
+def test_a_tool_that_writes_without_end_is_ended(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthesis, "_MOST_FILE", 1 << 16)
+    monkeypatch.setattr(synthesis, "_MOST_LOG", 1 << 10)
+    a_tool(places, "while echo more; do :; done; exit 4")
+    with pytest.raises(SynthesisFailed, match="more than 65,536 bytes") as told:
+        synthesise(DESIGN, random_numbers(DESIGN), seconds=60)
+    assert Path(str(told.value).rpartition(" ")[2]).stat().st_size <= 1 << 10
+
+
+@pytest.mark.parametrize("said", ["", "in x\nout 1\nout 2 3 4\n", "in 1\nout 5 zz\n", "out 5 00\n", "\\377\\376\n"])
+def test_a_simulator_that_says_other_things_has_failed(places: Path, said: str) -> None:
+    a_tool(places, "exit 0", "iverilog")
+    a_tool(places, f"printf '{said}'", "vvp")
+    with pytest.raises(SynthesisFailed, match=r"results came|not defined"):
+        simulate(DESIGN, random_numbers(DESIGN), torch.zeros(1, 8, dtype=torch.int64))
+
+
+def test_a_tool_whose_version_is_no_text_is_named(places: Path) -> None:
+    tool = places / "yosys"
+    tool.write_text("#!/bin/sh\nprintf '\\377\\376'\n")
+    tool.chmod(0o755)
+    with pytest.raises(HastenError, match="does not say its version"):
+        hardware_tool("yosys")
 
 
 def test_a_tool_that_hangs_or_fails_is_one_line_and_its_log_is_kept(places: Path) -> None:

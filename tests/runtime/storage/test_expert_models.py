@@ -71,6 +71,24 @@ def test_damage_is_found_after_the_switch(tmp_path: Path) -> None:
             ExpertModels(tmp_path, BASE).load("expert-000", empty())
 
 
+def test_a_file_that_changes_under_the_server_ends_no_process(tmp_path: Path) -> None:
+    write_experts_of(BASE, tmp_path, 2)
+    paths = [tmp_path / f"expert-00{i}.safetensors" for i in range(2)]
+    experts, into = ExpertModels(tmp_path, BASE), empty()
+    experts.load("expert-000", into)
+    before = into["a"].clone()
+    data = paths[0].read_bytes()
+    paths[0].write_bytes(data[: len(data) // 4])
+    with pytest.raises(HastenError, match="cut short"):
+        experts.load("expert-000", into)
+    paths[0].write_bytes(data)
+    experts.load("expert-000", into)
+    assert torch.equal(into["a"], before)
+    paths[1].unlink()
+    experts.load("expert-001", into)  # open, and so still there
+    assert not torch.equal(into["a"], before)
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HastenError, match="no expert"):
         ExpertModels(tmp_path, BASE)

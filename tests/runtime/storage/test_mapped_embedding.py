@@ -48,3 +48,22 @@ def test_any_mapping_will_do_and_what_does_not_fit_is_told() -> None:
         MappedEmbedding(rows, 4, 1)
     with pytest.raises(HastenError, match="not complex64"):
         MappedEmbedding(rows, 3, 1, torch.complex64)
+
+
+class Scaled(nn.Embedding):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(ids) * 2
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_what_is_no_table_or_more_than_one_is_refused_in_a_line() -> None:
+    for wrong, told in (
+        (nn.Embedding(4, 3, max_norm=0.1), "scales its rows"),
+        (Scaled(4, 3), "Scaled has a forward of its own"),
+        (nn.Embedding(0, 3), "one id at least"),
+        (torch.randn(4), "one id at least"),
+        (torch.zeros(2, 2, dtype=torch.complex64), "not complex64"),
+    ):
+        with pytest.raises(HastenError, match=told):
+            MappedEmbedding.from_embedding(wrong, dict)
+    assert MappedEmbedding.from_embedding(nn.Embedding(4, 0), dict)(torch.tensor([[1], [2]])).shape == (2, 1, 0)

@@ -254,6 +254,21 @@ def test_bad_input_is_told(given: dict, error: type[Exception], match: str) -> N
         ObliviousMap(**given)
 
 
+def test_a_view_of_memory_is_as_long_as_its_bytes() -> None:
+    view = memoryview(np.arange(3, dtype=np.int32))
+    assert ObliviousMap({1: view})[1] == bytes(view)
+
+
+def test_all_keys_are_taken_away_in_an_access_each(table: ObliviousMap, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    keys = table._keys
+    monkeypatch.setattr(table, "_keys", lambda: asked.append(1) or keys())
+    table.clear()
+    assert len(table) == 0
+    assert asked == [1], "a list of all keys for each of them takes the square of their number"
+    assert table.bounds_seen()["buffered"].now == 0
+
+
 def test_rows_are_a_map_from_their_numbers() -> None:
     rows = np.random.default_rng(0).integers(0, 256, (50, 7), dtype=np.uint8)
     table = ObliviousMap.of_rows(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +111,25 @@ def test_the_whole_set_has_every_class() -> None:
 def test_a_design_that_does_not_run() -> None:
     with pytest.raises(HastenError, match="does not run by itself"):
         build([Case("broken", "int broken() { return }", "broken();")])
+
+
+@needs_compiler
+def test_a_program_that_prints_no_text_ran() -> None:
+    assert run(Case("bytes", "", 'std::fputs("\\xff\\xfe", stdout);')).output == "\ufffd\ufffd"
+
+
+@pytest.mark.parametrize(("does", "said"), [("sleep 60", "not within 0.2 s"), ("exit 0", "does not compile")])
+def test_a_compiler_that_hangs_or_makes_nothing(
+    does: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text(f"#!/bin/sh\n{does}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(hls_bugs, "_compiler", lambda: str(compiler))
+    monkeypatch.setattr(hls_bugs, "_COMPILING", 0.2)
+    ran = run(designs()[0])
+    assert not ran.ok
+    assert said in ran.reason
 
 
 def test_detectors_are_scored() -> None:

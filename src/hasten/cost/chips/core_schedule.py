@@ -35,6 +35,8 @@ PATTERNS: tuple[Pattern, ...] = ("sequential", "dataflow", "reconfigurable", "ru
 
 _SPLITS = 5000  # ways to give cores to tasks that are all tried
 _ASSIGNMENTS = 1024  # ways to give tasks to cores for good that are all tried
+_MOST_WAYS = 1_000_000
+"""Tasks of all sets, and stages, that a search looks at: a graph with many branches side by side has more without end."""
 
 
 @dataclass(frozen=True)
@@ -319,7 +321,7 @@ def schedule(graph: WorkGraph, array: CoreArray, pattern: Pattern = "reconfigura
         array: where.
         pattern: one of `PATTERNS`. ``rule-of-thumb`` is the paper's: what makes more than the chip holds runs at once
             with who reads it, everything else alone on all cores. Where tasks can be given to cores for good in more
-            than a thousand ways, ``dataflow`` tries two of them.
+            than a thousand ways, or each takes long to try, ``dataflow`` tries two of them.
 
     Raises:
         HastenError: an unknown pattern, or a graph that can be cut in too many ways.
@@ -378,6 +380,16 @@ class _Search:
     ) -> None:
         self.graph, self.array, self.most, self.groups = graph, array, most, groups
         self.options: dict[frozenset[str], list[_Option]] = {}
+        self.ways = 0
+
+    def _count(self, ways: int) -> None:
+        """More was looked at."""
+        self.ways += ways
+        if self.ways > _MOST_WAYS:
+            raise HastenError(
+                f"{self.graph.name} can be cut into stages in too many ways, with its branches side by side: take the"
+                " schedule rule-of-thumb, or give a part of it"
+            )
 
     def best(self) -> tuple[CoreStage, ...]:
         start = (frozenset[str](), frozenset[str]())
@@ -424,6 +436,7 @@ class _Search:
                 if more in seen:
                     continue
                 seen.add(more)
+                self._count(len(more))
                 # What does not fit or does not stream does not with more tasks either.
                 if self._fits(more) and self.graph.pipeline(more) is not None:
                     waiting.append(more)
@@ -449,6 +462,7 @@ class _Search:
         order = tuple(t for t in graph.order if t in tasks)
         for count in range(len(crossing) + 1):
             for chosen in itertools.combinations(crossing, count):
+                self._count(1)
                 if taken + sum(graph.tensors[n] for n in chosen) > array.on_chip:
                     continue
                 kept = frozenset(chosen)
@@ -499,19 +513,33 @@ def _dataflow(graph: WorkGraph, array: CoreArray) -> tuple[WorkGraph, tuple[Core
     fixed = _one_order(graph)
     own = [t for t in fixed.order if fixed.named[t].macs]
     best: tuple[tuple[int, int], tuple[CoreStage, ...]] | None = None
-    for groups in _assignments(fixed, own, array):
-        stages = _Search(fixed, array, groups=groups).best()
+    waiting = _assignments(fixed, own, array)
+    few = False
+    while waiting:
+        search = _Search(fixed, array, groups=waiting.pop(0))
+        stages = search.best()
         rank = _rank(CoreSchedule("dataflow", fixed, array, stages))
         if best is None or rank < best[0]:
             best = (rank, stages)
+        if not few and len(waiting) > 2 and search.ways * len(waiting) > _MOST_WAYS:
+            waiting, few = _assignments(fixed, own, array, few=True), True
     assert best is not None
     return fixed, best[1]
 
 
-def _assignments(graph: WorkGraph, own: Sequence[str], array: CoreArray) -> Iterator[dict[str, tuple[int, ...]]]:
+def _assignments(
+    graph: WorkGraph, own: Sequence[str], array: CoreArray, few: bool = False
+) -> list[dict[str, tuple[int, ...]]]:
+    """Task -> the cores that it has for good, all ways to give them; a few of them where they are too many."""
+    return list(_assigned(graph, own, array, 1 if few else _ASSIGNMENTS))
+
+
+def _assigned(
+    graph: WorkGraph, own: Sequence[str], array: CoreArray, most: int
+) -> Iterator[dict[str, tuple[int, ...]]]:
     cores = array.cores
     if len(own) <= cores:
-        if math.comb(cores - 1, max(len(own) - 1, 0)) <= _ASSIGNMENTS:
+        if math.comb(cores - 1, max(len(own) - 1, 0)) <= most:
             splits: Sequence[tuple[int, ...]] = list(_compositions(cores, len(own))) if own else [()]
         else:
             balanced = _Search(graph, array)._balanced(own)
@@ -519,7 +547,7 @@ def _assignments(graph: WorkGraph, own: Sequence[str], array: CoreArray) -> Iter
         for split in splits:
             ends = list(itertools.accumulate(split, initial=0))
             yield {t: tuple(range(a, b)) for t, a, b in zip(own, ends, ends[1:], strict=False)}
-    elif cores ** (len(own) - 1) <= _ASSIGNMENTS:
+    elif cores ** (len(own) - 1) <= most:
         for rest in itertools.product(range(cores), repeat=len(own) - 1):
             yield {t: (c,) for t, c in zip(own, (0, *rest), strict=True)}
     else:

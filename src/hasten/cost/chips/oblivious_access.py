@@ -50,12 +50,15 @@ class ObliviousAccess:
         """By least squares from measured (trusted, page bytes, seconds): three points at least, of two sizes of pages.
 
         Raises:
-            ValueError: the points do not tell the three figures apart.
+            ValueError: the points do not tell the three figures apart, or are not finite.
+            HastenError: pages take no longer the more bytes they have.
         """
         rows = np.array([[1.0, 2 * (1 - t), 4 * (1 - t) * size] for t, size, _ in points])
+        if not np.isfinite([p for point in points for p in point]).all():
+            raise ValueError("points of shares, bytes and seconds are finite numbers")
         scale = np.abs(rows).max(0, initial=1e-300)
         found, _, rank, _ = np.linalg.lstsq(rows / scale, np.array([s for *_, s in points]), rcond=None)
         if rank < 3:
             raise ValueError("three points of several shares and sizes of pages are needed to tell the figures apart")
         base, round_trip, byte = (found / scale).tolist()
-        return cls(base, round_trip, 1 / byte)
+        return cls(base, round_trip, 1 / byte if byte else 0.0)

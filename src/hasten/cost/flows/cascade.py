@@ -185,7 +185,12 @@ def streamed(
         relevant: how likely an event is.
         count: events.
         seed: of the stream.
+
+    Raises:
+        HastenError: fewer than no events, or a share of relevant ones that is none.
     """
+    if count < 0 or not 0 <= relevant <= 1:
+        raise HastenError(f"a stream of {count} events, of which {relevant:g} are relevant: give a number and a share")
     generator = np.random.default_rng(seed)
     kinds = [np.flatnonzero(events.relevant == kind) for kind in (False, True)]
     drawn = generator.random(count) < relevant
@@ -217,7 +222,8 @@ def stream_gaps(flow: CascadeFlow, stream: Streamed) -> Gaps:
     predicted = [cost.nodes[n].passed.sum() / cost.nodes[n].received.sum() for n in flow.thresholds]
     passing = max(abs(p / s - 1) if s else math.inf for p, s in zip(predicted, stream.passing, strict=True))
     recall = abs(cost.recall / stream.recall - 1) if stream.recall else math.inf
-    return Gaps(float(passing), recall, abs(flow.joules / stream.joules - 1))
+    joules = abs(flow.joules / stream.joules - 1) if stream.joules else math.inf if flow.joules else 0.0
+    return Gaps(float(passing), recall, joules)
 
 
 __all__ = [

@@ -249,11 +249,13 @@ def sensitivities(graph: FlowGraph, names: Iterable[str] | None = None, *, seed:
         By parameter, the greatest change for a relative change first.
 
     Raises:
-        HastenError: no such parameter, or a graph in which nothing costs energy.
+        HastenError: no such parameter, or a graph in which nothing costs energy, or that stores nothing relevant.
     """
     base = flow_cost(graph, seed=seed).productivity
     if not math.isfinite(base):
         raise HastenError(f"nothing in flow graph {graph.name} costs energy: productivity has no gradient")
+    if not base:
+        raise HastenError(f"flow graph {graph.name} stores nothing relevant for its energy: productivity is 0")
     depths: dict[str, int] = {}
     for name in graph.order:
         depths[name] = max((depths[b] + 1 for b in graph.graph.predecessors(name)), default=0)

@@ -83,8 +83,10 @@ class ExpertMachine:
         """Experts that the fast memory holds beside what is reserved: the router, keys and values.
 
         Raises:
-            HastenError: not one.
+            HastenError: not one, or an expert of no bytes.
         """
+        if not 0 < nbytes < math.inf or not 0 <= reserved < math.inf:
+            raise HastenError(f"an expert of {nbytes:g} bytes beside {reserved:g} reserved: give numbers above 0")
         found = int((self.fast_bytes - reserved) // nbytes)
         if found < 1:
             raise HastenError(
@@ -126,10 +128,12 @@ def zipf_batches(experts: int, prompts: int, batch: int, seed: int, skew: float 
     """Which expert each prompt goes to, in batches: the ``k``-th of them is as likely as ``k**-skew`` says.
 
     Raises:
-        HastenError: a size below 1.
+        HastenError: a size below 1, or a skew below 0.
     """
     if min(experts, prompts, batch) < 1:
         raise HastenError(f"{experts} experts, {prompts} prompts in batches of {batch}: give at least 1 of each")
+    if not skew >= 0:
+        raise HastenError(f"experts are asked for with a skew of {skew:g}: give a number from 0")
     draw = random.Random(seed)
     weights = [(k + 1) ** -skew for k in range(experts)]
     asked = draw.choices(range(experts), weights, k=prompts)

@@ -35,14 +35,14 @@ class CoreArray(BaseModel):
         source: where the figures are from.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     name: str
     title: str
     cores: PositiveInt = Field(le=64)
     macs: PositiveInt
     on_chip: NonNegativeInt
-    bandwidth: PositiveFloat = Field(allow_inf_nan=False)
-    clock: PositiveFloat = Field(allow_inf_nan=False)
+    bandwidth: PositiveFloat
+    clock: PositiveFloat
     dtype: NumberFormat = "int16"
     switch: NonNegativeInt = 0
     stall: NonNegativeFloat = 0.0

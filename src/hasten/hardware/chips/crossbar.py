@@ -85,7 +85,7 @@ class CrossbarChip(BaseModel):
         source: where the figures are from.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     name: str
     title: str
     rows: PositiveInt

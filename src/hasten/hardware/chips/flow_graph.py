@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -181,8 +182,11 @@ class FlowNode(_Form):
     links: tuple[FlowLink, ...] = ()
 
     def operations(self, size: float) -> float:
-        """Of an event of ``size`` bytes."""
-        return sum(c * size**power for power, c in enumerate(self.ops))
+        """Of an event of ``size`` bytes; inf where no number is so large."""
+        try:
+            return sum(c * size**power for power, c in enumerate(self.ops))
+        except OverflowError:
+            return math.inf
 
 
 class FlowSource(FlowNode):

@@ -21,7 +21,7 @@ class FpgaBoard(BaseModel):
         source: where the figures are from.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     name: str
     title: str
     dsp: PositiveInt

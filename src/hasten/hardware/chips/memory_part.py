@@ -17,7 +17,7 @@ from hasten.kernels.dram_controller import check_times
 
 
 class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Timing(_Data):

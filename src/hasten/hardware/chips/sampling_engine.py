@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hasten.hardware.chips.data_folder import DataFolder
 
@@ -16,8 +16,8 @@ class MemoryWay(BaseModel):
         miss: s that a request for a line takes longer where a cache in between does not hold it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    bandwidth: PositiveFloat = Field(allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    bandwidth: PositiveFloat
     cycles: NonNegativeFloat = 0.0
     seconds: NonNegativeFloat = 0.0
     miss: NonNegativeFloat = 0.0
@@ -46,13 +46,13 @@ class SamplingEngine(BaseModel):
         source: where the figures are from.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     name: str
     title: str
     dense: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
     depthwise: NonNegativeInt = 0
     pointwise: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
-    clock: PositiveFloat = Field(allow_inf_nan=False)
+    clock: PositiveFloat
     rows: NonNegativeInt
     ports: PositiveInt = 1
     square_ports: PositiveInt = 3

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
 )
 
+from hasten.errors import HastenError
 from hasten.hardware.chips.data_folder import DataFolder, NumberFormat
 
 
@@ -36,19 +36,19 @@ class StreamingChip(BaseModel):
         source: where the figures are from.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     name: str
     title: str
     compute_units: PositiveInt
     memory_units: NonNegativeInt
     unit_bytes: PositiveInt
-    flops: PositiveFloat = Field(allow_inf_nan=False)
+    flops: PositiveFloat
     memory_bytes: PositiveInt
-    bandwidth: PositiveFloat = Field(allow_inf_nan=False)
+    bandwidth: PositiveFloat
     store_bytes: NonNegativeInt
-    store_bandwidth: PositiveFloat = Field(allow_inf_nan=False)
-    host_command: NonNegativeFloat = Field(allow_inf_nan=False)
-    scheduled_launch: NonNegativeFloat = Field(allow_inf_nan=False)
+    store_bandwidth: PositiveFloat
+    host_command: NonNegativeFloat
+    scheduled_launch: NonNegativeFloat
     sockets: PositiveInt = 1
     dtype: NumberFormat = "bf16"
     source: str = ""
@@ -59,7 +59,13 @@ class StreamingChip(BaseModel):
         return self.memory_units * self.unit_bytes
 
     def node(self, sockets: int) -> StreamingChip:
-        """So many sockets as one chip: links between them cost nothing here."""
+        """So many sockets as one chip: links between them cost nothing here.
+
+        Raises:
+            HastenError: none, or a part of one.
+        """
+        if not isinstance(sockets, int) or sockets < 1:
+            raise HastenError(f"a node of {sockets} sockets of {self.name} is none: give at least 1")
         times = (
             "compute_units",
             "memory_units",

@@ -5,14 +5,25 @@ A layer of n inputs and m outputs whose multipliers are used r times each has n 
 
 from __future__ import annotations
 
+import math
+
+from hasten.errors import HastenError
+
 
 def valid_reuse(inputs: int, outputs: int) -> list[int]:
-    """The reuse factors that an engine of a dense layer can have, in order."""
+    """The reuse factors that an engine of a dense layer can have, in order.
+
+    Raises:
+        HastenError: a layer without inputs or outputs.
+    """
+    if inputs < 1 or outputs < 1:
+        raise HastenError(
+            f"a layer of {inputs} inputs and {outputs} outputs multiplies nothing: give at least 1 of each"
+        )
     products = inputs * outputs
+    small = [n for n in range(1, math.isqrt(products) + 1) if products % n == 0]
     found = []
-    for reuse in range(1, products + 1):
-        if products % reuse:
-            continue
+    for reuse in [*small, *(products // n for n in reversed(small) if n * n < products)]:
         whole = reuse % inputs == 0 if reuse >= inputs else products // reuse % outputs == 0
         if whole:
             found.append(reuse)
@@ -20,5 +31,9 @@ def valid_reuse(inputs: int, outputs: int) -> list[int]:
 
 
 def nearest_reuse(inputs: int, outputs: int, asked: int) -> int:
-    """The valid reuse factor nearest to the one asked for; of two the smaller."""
+    """The valid reuse factor nearest to the one asked for; of two the smaller.
+
+    Raises:
+        HastenError: see `valid_reuse`.
+    """
     return min(valid_reuse(inputs, outputs), key=lambda reuse: (abs(reuse - asked), reuse))

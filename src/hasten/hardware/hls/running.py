@@ -44,7 +44,8 @@ def run_design(
         The tensors that the module returns, fp32.
 
     Raises:
-        HastenError: inputs of other shapes, no compiler, a source that does not compile, or a program that fails.
+        HastenError: inputs of other shapes, no compiler, a source that does not compile, or a program that fails or
+            gives too few numbers.
     """
     program = design.program
     values = arrays_of(program, module, *inputs)
@@ -57,13 +58,20 @@ def run_design(
         build = [compiler(), "-O1", "-std=c++14", "-Wall", "-Wno-unknown-pragmas", "-o", binary, source]
         for command, what in ((build, "does not compile"), ([binary, given_file, made], "does not run")):
             try:
-                ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)  # type: ignore[arg-type]
+                ran = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
+                )  # type: ignore[arg-type]
             except subprocess.TimeoutExpired:
                 raise HastenError(f"{program.name} {what} within {seconds:g} s") from None
+            except OSError as error:
+                raise HastenError(f"{program.name} {what}: {command[0]}: {error.strerror}") from None
             if ran.returncode:
-                line = (ran.stderr or ran.stdout).strip().splitlines() or [f"exit code {ran.returncode}"]
+                said = (ran.stderr or ran.stdout).decode("utf-8", "replace")
+                line = said.strip().splitlines() or [f"exit code {ran.returncode}"]
                 raise HastenError(f"{program.name} {what}: {line[0][:300]}")
-        results = torch.from_numpy(np.fromfile(made, np.float32))
+        results = torch.from_numpy(np.fromfile(made, np.float32) if made.is_file() else np.zeros(0, np.float32))
+    if len(results) != (wanted := sum(program.arrays[n].elements for n in program.outputs)):
+        raise HastenError(f"{program.name} gives {len(results)} numbers, where it has {wanted} results")
     found = []
     for name, view in zip(program.outputs, program.results, strict=True):
         here, results = results[: program.arrays[name].elements], results[program.arrays[name].elements :]

@@ -15,12 +15,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from hasten.errors import HastenError
@@ -32,6 +33,8 @@ FAMILY = "xcup"
 """UltraScale+ of Xilinx."""
 _SECONDS = 600.0
 _MOST_LOG = 1 << 26
+_MOST_FILE = 1 << 30
+"""Bytes of a file that a tool writes: one that goes on without end is ended before the disk is full."""
 
 
 class SynthesisFailed(HastenError):
@@ -86,7 +89,9 @@ def hardware_tool(name: str) -> HardwareTool:
 @lru_cache(maxsize=16)
 def _described(path: str, option: str) -> HardwareTool:
     try:
-        said = subprocess.run([path, option], capture_output=True, text=True, timeout=300, check=False).stdout
+        said = subprocess.run(
+            [path, option], stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False
+        ).stdout.decode("utf-8", "replace")
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HastenError(f"{path} does not run ({type(error).__name__}): install it again") from None
     version = re.search(r"(?:Yosys|Icarus Verilog version) (\S+)", said)
@@ -168,24 +173,23 @@ def synthesise_verilog(
     kept = _folder() / f"{key}.json"
     if not again and kept.is_file():
         with contextlib.suppress(HastenError, ValueError, TypeError):  # a broken one is made again
-            return SynthesisReport(**parse_json(read_text(kept, "a kept synthesis", _MOST_LOG)))
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "design.v").write_text(source, "utf-8")
+            found = parse_json(read_text(kept, "a kept synthesis", _MOST_LOG))
+            return TypeAdapter(SynthesisReport).validate_python(found)
+    with _place_of({"design.v": source}) as folder:
         command = [tool.path, "-q", "-l", "log.txt", "-p", script]
         taken = _run(command, folder, f"{tool.version} on {name}", key, seconds, processor_seconds)
         try:
-            cells = counted_cells((Path(folder) / "stat.txt").read_text("utf-8", "replace"))
+            cells = counted_cells(_end_of(Path(folder) / "stat.txt"))
         except (OSError, ValueError) as error:
-            _keep_logs(folder, key)
-            raise SynthesisFailed(
-                f"{tool.version} reports no cells of {name}: {error}: its log is {_log(key)}"
-            ) from None
-    found = resources(cells)
+            log = _kept_log(folder, key)
+            raise SynthesisFailed(f"{tool.version} reports no cells of {name}: {error}: {log}") from None
+    counted = resources(cells)
     report = SynthesisReport(
-        lut=int(found["lut"]), ff=int(found["ff"]), dsp=int(found["dsp"]), bram=found["bram"],
-        carry=int(found["carry"]), tool=tool.version, seconds=round(taken, 3),
+        lut=int(counted["lut"]), ff=int(counted["ff"]), dsp=int(counted["dsp"]), bram=counted["bram"],
+        carry=int(counted["carry"]), tool=tool.version, seconds=round(taken, 3),
     )  # fmt: skip
-    write_aside(kept, json.dumps(asdict(report)), "a synthesis")
+    with contextlib.suppress(HastenError):  # nowhere to keep it: it is made again the next time
+        write_aside(kept, json.dumps(asdict(report)), "a synthesis")
     return report
 
 
@@ -289,20 +293,18 @@ def simulate_verilog(
     bench = emit_bench(design, inputs.tolist(), most_cycles)
     key = _key(tool.version, bench, source)
     what = f"{tool.version} on {design}"
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "design.v").write_text(source, "utf-8")
-        (Path(folder) / "bench.v").write_text(bench, "utf-8")
+    with _place_of({"design.v": source, "bench.v": bench}) as folder:
         _run([tool.path, "-g2005", "-s", BENCH, "-o", "program", "design.v", "bench.v"], folder, what, key, seconds)
         _run([engine, "-n", "program"], folder, what, key, seconds)
         text = (Path(folder) / "stdout.txt").read_text("utf-8", "replace")
-    taken = [int(line.split()[1]) for line in text.splitlines() if line.startswith("in ")]
-    given = [line.split()[1:] for line in text.splitlines() if line.startswith("out ")]
+    taken = [int(cycle) for cycle in re.findall(r"^in (\d{1,18})$", text, re.MULTILINE)]
+    given = re.findall(r"^out (\d{1,18}) (\S+)$", text, re.MULTILINE)
     rows = []
     for _, packed in given:
         if re.fullmatch("[0-9a-f]+", packed) is None:
             raise SynthesisFailed(f"{what}: a result is not defined: it is {packed[:40]}")
         rows.append(unpacked_word(int(packed, 16), design.results, design.bits))
-    if len(rows) != len(inputs):
+    if len(rows) != len(inputs) or not taken:
         raise SynthesisFailed(f"{what}: {len(rows)} of {len(inputs)} results came")
     at = [int(cycle) for cycle, _ in given]
     interval = at[-1] - at[-2] if len(at) > 1 else float("nan")
@@ -344,11 +346,13 @@ def _run(
     Raises:
         SynthesisFailed: see `synthesise`.
     """
+    limits = f"ulimit -f {_MOST_FILE >> 9} 2>/dev/null; "  # in blocks of 512 bytes; a lower limit may hold already
     if processor_seconds is not None:
-        command = ["/bin/sh", "-c", f'ulimit -t {max(1, round(processor_seconds))} && exec "$@"', "sh", *command]
+        limits += f"ulimit -t {max(1, round(processor_seconds))} && "
+    command = ["/bin/sh", "-c", f'{limits}exec "$@"', "sh", *command]
     before = _children_seconds()
     said = Path(folder) / "stdout.txt"
-    with said.open("wb") as out:
+    with _writing(said), said.open("wb") as out:
         try:
             process = subprocess.Popen(
                 command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
@@ -367,24 +371,57 @@ def _run(
                 process.wait()
     if code == 0:
         return max(0.0, _children_seconds() - before)
-    _keep_logs(folder, key)
+    log = _kept_log(folder, key)
     if code is None:
-        raise SynthesisFailed(f"{what} took longer than {seconds:g} s: its log is {_log(key)}", late=True)
+        raise SynthesisFailed(f"{what} took longer than {seconds:g} s: {log}", late=True)
     # A program that it started may be the one that was ended, and it then says that this one failed.
     if processor_seconds is not None and _children_seconds() - before >= 0.9 * processor_seconds:
-        raise SynthesisFailed(
-            f"{what} took more than {processor_seconds:g} s of a processor: its log is {_log(key)}", late=True
-        )
-    lines = [line for line in said.read_text("utf-8", "replace").splitlines() if line.strip()] or ["it says nothing"]
+        raise SynthesisFailed(f"{what} took more than {processor_seconds:g} s of a processor: {log}", late=True)
+    if code in (-signal.SIGXFSZ, 128 + signal.SIGXFSZ):
+        raise SynthesisFailed(f"{what} wrote a file of more than {_MOST_FILE:,} bytes: {log}")
+    lines = [line for line in _end_of(said).splitlines() if line.strip()] or ["it says nothing"]
     told = next((line for line in lines if "ERROR" in line or "error" in line), lines[-1]).strip()[:200]
-    raise SynthesisFailed(f"{what} failed with {code}: {told}: its log is {_log(key)}")
+    raise SynthesisFailed(f"{what} failed with {code}: {told}: {log}")
 
 
-def _keep_logs(folder: str, key: str) -> None:
-    """What a tool said in a folder, where `_log` says that it is."""
+@contextlib.contextmanager
+def _place_of(texts: Mapping[str, str]) -> Iterator[str]:
+    """A folder for a tool with these files in it, for a while."""
+    with contextlib.ExitStack() as held:
+        try:
+            folder = held.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        except OSError as error:
+            raise HastenError(f"a tool needs a folder of its own: {error.strerror}") from None
+        for name, text in texts.items():
+            path = Path(folder) / name
+            with _writing(path):
+                path.write_text(text, "utf-8")
+        yield folder
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HastenError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _end_of(path: Path) -> str:
+    """The last of a file, which a tool may have filled without end."""
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _MOST_LOG))
+        return file.read(_MOST_LOG).decode("utf-8", "replace")
+
+
+def _kept_log(folder: str, key: str) -> str:
+    """Keeps what a tool said in a folder; where that is, for a message."""
     texts = [Path(folder) / name for name in ("log.txt", "stdout.txt")]
-    logs = [path.read_text("utf-8", "replace") for path in texts if path.is_file()]
-    write_aside(_log(key), "\n".join(logs)[-_MOST_LOG:], "a tool's log")
+    try:
+        write_aside(_log(key), "\n".join(_end_of(path) for path in texts if path.is_file()), "a tool's log")
+    except HastenError as error:
+        return f"its log is not kept: {error}"
+    return f"its log is {_log(key)}"
 
 
 def _children_seconds() -> float:

@@ -55,7 +55,7 @@ class _Paged(SealedMap):
 
 
 def _size(items: Items, capacity: int | None) -> tuple[dict[int, bytes], int]:
-    given = dict(items)
+    given = {k: bytes(v) if isinstance(v, memoryview) else v for k, v in dict(items).items()}
     return given, max(1, len(given)) if capacity is None else capacity
 
 

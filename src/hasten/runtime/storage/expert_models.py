@@ -1,4 +1,4 @@
-"""Whole models as experts: each a file of the weights in which it differs from a base, mapped, and copied into memory.
+"""Whole models as experts: each a file of the weights in which it differs from a base, read over those in memory.
 
 An expert is kept *merged*, as all weights that it has of its own, or as *low-rank* deltas, of which its weights are
 made when it comes in: ``base + up @ down``. The page cache, or a drive behind it, is the large and slow tier; memory
@@ -8,9 +8,9 @@ that networks compute from is the fast one. Reading can be held to a rate, which
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import time
+import weakref
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +26,7 @@ from hasten.runtime.storage.tensor_file import TensorPlace, Throttle, tensor_pla
 Delta = Mapping[str, tuple[Tensor, Tensor]]
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _UP, _DOWN = ".up", ".down"
+_AT_ONCE = 1 << 30  # bytes: Linux reads no more than 2^31 at a time
 
 
 def expert_weights(network: nn.Module) -> dict[str, Tensor]:
@@ -110,7 +111,7 @@ def _sum(tensor: Tensor) -> int:
 
 
 class ExpertModels:
-    """Experts in a folder, a mapped file each.
+    """Experts in a folder, a file each.
 
     Args:
         folder: of what `write_expert` wrote.
@@ -128,7 +129,7 @@ class ExpertModels:
         paths = sorted(self.folder.glob("*.safetensors"))
         if not paths:
             raise HastenError(f"there is no expert in {folder}: write some (.safetensors)")
-        self._files = {path.stem: _MappedFile(path) for path in paths}
+        self._files = {path.stem: _ExpertFile(path) for path in paths}
         for name, file in self._files.items():
             if strange := file.weights - self.base.keys():
                 raise HastenError(f"expert {name} has {min(strange)}, which its base has not: write it again")
@@ -166,34 +167,35 @@ class ExpertModels:
             raise HastenError(f"a network has no weight {min(missing)}, which expert {name} changes")
         self.throttle.wait(begun, file.nbytes)
 
-    def _file(self, name: str) -> _MappedFile:
+    def _file(self, name: str) -> _ExpertFile:
         if name not in self._files:
             raise HastenError(f"there is no expert {name[:80]!r}: there are {', '.join(self._files)[:200]}")
         return self._files[name]
 
 
-class _MappedFile:
-    """Tensors of a safetensors file in mapped memory."""
+class _ExpertFile:
+    """Tensors of a safetensors file that stays open: who takes its name away or puts another one there changes nothing.
+
+    They are read, not mapped: a file that somebody writes over is cut short first, and a map of what is no longer there
+    ends the process.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            file = os.open(path, os.O_RDONLY)
+            self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise HastenError(f"cannot read {path}: {error.strerror}") from None
+        weakref.finalize(self, os.close, self._file)
         try:
-            self.places, self._sums = tensor_places(file)
+            self.places, self._sums = tensor_places(self._file)
             if set(self._sums) != set(self.places):
                 raise ValueError("a checksum is missing")
             for name, place in self.places.items():
                 if place.dtype not in _TYPES or place.nbytes != _size(place):
                     raise ValueError(f"{name} has a wrong format or size")
-            # Private, so that torch may have it: nothing is ever written there.
-            self._map = mmap.mmap(file, 0, access=mmap.ACCESS_COPY)
         except (HastenError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise HastenError(f"{path} is not a whole expert ({error}): write it again") from None
-        finally:
-            os.close(file)
         self.nbytes = sum(p.nbytes for p in self.places.values())
 
     @property
@@ -201,25 +203,35 @@ class _MappedFile:
         """Names of the weights that it changes."""
         return {name.removesuffix(_UP).removesuffix(_DOWN) for name in self.places}
 
-    def _mapped(self, name: str) -> Tensor:
-        place = self.places[name]
-        dtype = _TYPES[place.dtype]
-        found = torch.frombuffer(self._map, dtype=dtype, count=place.nbytes // dtype.itemsize, offset=place.begin)
-        return found.reshape(place.shape)
-
     def tensor(self, name: str) -> Tensor:
-        """A copy, held against its checksum."""
-        found = self._mapped(name).clone()
-        self._check(name, found)
+        """Held against its checksum."""
+        place = self.places[name]
+        found = torch.empty(place.shape, dtype=_TYPES[place.dtype])
+        self._read(name, found)
         return found
 
     def copy(self, name: str, target: Tensor) -> None:
-        """Writes a tensor over another, which is held against the checksum afterwards."""
-        found = self._mapped(name)
-        if found.shape != target.shape or found.dtype != target.dtype:
+        """Reads a tensor over another, which is held against the checksum afterwards."""
+        place = self.places[name]
+        if place.shape != target.shape or _TYPES[place.dtype] != target.dtype:
             raise HastenError(f"{name} of {self.path} is no weight of this network: it has {tuple(target.shape)}")
-        target.copy_(found)
-        self._check(name, target)
+        if target.is_contiguous() and target.device.type == "cpu":
+            self._read(name, target)
+        else:
+            target.copy_(self.tensor(name))
+            self._check(name, target)
+
+    def _read(self, name: str, into: Tensor) -> None:
+        place = self.places[name]
+        left = memoryview(into.detach().reshape(-1).view(torch.uint8).numpy())
+        try:
+            while left and (done := os.preadv(self._file, [left[:_AT_ONCE]], place.begin + place.nbytes - len(left))):
+                left = left[done:]
+        except OSError as error:
+            raise HastenError(f"cannot read {name} of {self.path}: {error.strerror}") from None
+        if left:
+            raise HastenError(f"{self.path} is cut short: write it again")
+        self._check(name, into)
 
     def _check(self, name: str, tensor: Tensor) -> None:
         if str(_sum(tensor)) != self._sums[name]:

@@ -15,6 +15,19 @@ from hasten.runtime.storage.oblivious_map import ObliviousMap
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8)
 
 
+def _check_plain(embedding: nn.Embedding) -> None:
+    scales = embedding.max_norm is not None
+    if scales or type(embedding).forward is not nn.Embedding.forward:
+        does = "scales its rows" if scales else "has a forward of its own"
+        raise HastenError(f"{type(embedding).__name__} {does}: a mapped embedding gives rows as they are")
+
+
+def _check_type(dtype: torch.dtype) -> None:
+    if dtype not in _DTYPES:
+        names = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
+        raise HastenError(f"rows of a mapped embedding are {names}, not {str(dtype).removeprefix('torch.')}")
+
+
 class MappedEmbedding(nn.Module):
     """``torch.nn.Embedding`` over rows in a map, for inference: no gradients, and no weights in its state.
 
@@ -36,9 +49,7 @@ class MappedEmbedding(nn.Module):
         self, rows: Mapping[int, bytes], num_embeddings: int, embedding_dim: int, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        if dtype not in _DTYPES:
-            names = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
-            raise HastenError(f"rows of a mapped embedding are {names}, not {str(dtype).removeprefix('torch.')}")
+        _check_type(dtype)
         if len(rows) != num_embeddings:
             raise HastenError(f"the map holds {len(rows):,} rows, and the embedding has {num_embeddings:,}")
         self.rows, self.num_embeddings, self.embedding_dim, self.dtype = rows, num_embeddings, embedding_dim, dtype
@@ -53,10 +64,18 @@ class MappedEmbedding(nn.Module):
             embedding: the module, or its table (ids, width).
             make: given ``{id: bytes}`` and ``options``, makes the map; `ObliviousMap.of_rows` of the table when None.
             **options: of the map, such as ``pages="rows.bin"`` and ``trusted=0.5``.
+
+        Raises:
+            HastenError: a table of another shape or without rows, or an embedding that does more than look rows up.
         """
+        if isinstance(embedding, nn.Embedding):
+            _check_plain(embedding)
         table = embedding if isinstance(embedding, Tensor) else embedding.weight
         table = table.detach().cpu().contiguous()
-        raw = table.view(torch.uint8).reshape(len(table), -1).numpy()
+        if table.dim() != 2 or not len(table):
+            raise HastenError(f"a table is (ids, width), of one id at least, not {tuple(table.shape)}")
+        _check_type(table.dtype)
+        raw = table.view(torch.uint8).reshape(len(table), table.shape[1] * table.itemsize).numpy()
         rows: Mapping[int, bytes]
         if make is None:
             rows = ObliviousMap.of_rows(raw, **options)

@@ -154,7 +154,7 @@ class ObliviousMap(SealedMap):
         entropy: Callable[[int], bytes] = os.urandom,
         plain: bool = False,
     ) -> None:
-        held = dict(items)
+        held = {k: bytes(v) if isinstance(v, memoryview) else v for k, v in dict(items).items()}
         width = max((len(v) for v in held.values()), default=0) if value_bytes is None else value_bytes
         super().__init__(max(1, len(held)) if capacity is None else capacity, width)
         given = self._given(held)

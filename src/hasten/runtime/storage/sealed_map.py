@@ -131,6 +131,11 @@ class SealedMap(MutableMapping[int, bytes]):
             raise KeyError("popitem: the map is empty")
         return key, self.pop(key)
 
+    def clear(self) -> None:
+        """Takes all keys away, an access for each that was there."""
+        for key in list(self):
+            self.pop(key, None)
+
     def __iter__(self) -> Iterator[int]:
         """Keys, from trusted memory: no access."""
         with self._lock:

@@ -201,6 +201,7 @@ _FLAGS = (
     "-O0", "-w", "-ftrivial-auto-var-init=pattern", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
 )  # fmt: skip
 _AT_ONCE = 40
+_COMPILING = 600.0  # seconds
 
 
 def _compiler() -> str:
@@ -251,19 +252,28 @@ def _run(cases: Sequence[Case], seconds: float) -> list[Ran]:
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder) / "cases.cpp", Path(folder) / "cases"
         source.write_text(text)
-        built = subprocess.run([compiler, *_FLAGS, "-o", program, source], capture_output=True, text=True, check=False)
-        if built.returncode:
+        try:
+            built = subprocess.run(
+                [compiler, *_FLAGS, "-o", program, source], stdin=subprocess.DEVNULL, capture_output=True,
+                encoding="utf-8", errors="replace", timeout=_COMPILING, check=False,
+            )  # fmt: skip
+            said = built.stderr[:200] if built.returncode else ""
+        except subprocess.TimeoutExpired:
+            said = f"not within {_COMPILING:g} s"
+        if said or not program.is_file():
             if len(cases) == 1:
-                return [Ran(False, "", f"does not compile: {built.stderr[:200]}")]
+                return [Ran(False, "", f"does not compile: {said}")]
             return [_run([case], seconds)[0] for case in cases]
         return [_start(program, i, seconds) for i in range(len(cases))]
 
 
 def _start(program: Path, number: int, seconds: float) -> Ran:
     try:
+        # What is wrong with a program may be what it prints.
         ran = subprocess.run(
-            [program, str(number)], capture_output=True, text=True, timeout=60 + 60 * seconds, check=False
-        )
+            [program, str(number)], capture_output=True, encoding="utf-8", errors="replace",
+            timeout=60 + 60 * seconds, check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return Ran(False, "", "does not end")
     if ran.returncode == 0:
