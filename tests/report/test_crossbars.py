@@ -40,6 +40,13 @@ def test_layers_and_phases_add_up_and_what_is_digital_is_told(workload: Workload
     assert (one["latency"], one["tiles"], len(one["layers"])) == (found.cost.latency, 7, 2)
 
 
+def test_an_empty_batch_costs_nothing(tmp_path: Path) -> None:
+    found = on_crossbars(trace(nn.Sequential(nn.Linear(300, 100)), torch.zeros(0, 300)), CHIP)
+    assert (found.cost.latency, found.cost.energy, found.share) == (0, 0, 1)
+    assert crossbar_table([found]).rows[0][3]
+    write_crossbars([found], tmp_path / "page.html")
+
+
 def test_the_method_says_how_many_bits_inputs_have(workload: Workload) -> None:
     plain, method = on_crossbars(workload, CHIP), AnalogArrays(input_bits=4)
     half = on_crossbars(method.rewrite(workload), CHIP, [method])

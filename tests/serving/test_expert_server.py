@@ -101,6 +101,15 @@ def test_batches_of_two_threads_follow_each_other(base: LanguageModel, experts: 
         assert [a.result() for a in asked] == [*alone, *alone]
 
 
+def test_a_batch_may_be_longer_than_an_engines_queue(base: LanguageModel, experts: ExpertModels) -> None:
+    prompts = [[number % 256] for number in range(300)]
+    one = lambda given: ["expert-000"] * len(given)  # noqa: E731
+    with ExpertServer(base, experts, one, 1, most_tokens=16, most_running=32) as server:
+        answers = server.answer(prompts, 1)
+    assert len(answers) == 300
+    assert answers[256:] == answers[: 300 - 256]
+
+
 def test_what_is_asked_for_in_vain(base: LanguageModel, experts: ExpertModels) -> None:
     with ExpertServer(base, experts, lambda prompts: ["expert-000"], 1, most_tokens=64) as server:
         assert server.answer([], 4) == []

@@ -74,7 +74,8 @@ def on_crossbars(workload: Workload, chip: CrossbarChip, methods: Sequence[Metho
             phases[phase.name] = (phase.repeats, crossbar_cost(own, chip, input_bits=bits))
     each = tuple((layer, crossbar_cost([layer], chip, input_bits=bits)) for layer in layers)
     on_arrays = sum(2 * layer.inputs * layer.outputs * layer.rows for layer in layers)
-    return OnCrossbars(title, changed, chip, bits, whole, phases, each, min(1.0, on_arrays / workload.flops))
+    share = min(1.0, on_arrays / workload.flops) if workload.flops else 1.0  # of an empty batch there are none
+    return OnCrossbars(title, changed, chip, bits, whole, phases, each, share)
 
 
 def crossbar_table(found: Sequence[OnCrossbars]) -> Table:

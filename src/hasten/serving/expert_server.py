@@ -9,6 +9,7 @@ the next one comes in.
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 import time
 import weakref
@@ -140,7 +141,8 @@ class ExpertServer:
         self._free = list(self._places)
         self._of: dict[str, _Place] = {}
         self._engine = {
-            "most_running": most_running, "most_tokens": most_tokens,
+            # A batch waits in whole, however large it is: nobody else asks.
+            "most_running": most_running, "most_waiting": sys.maxsize, "most_tokens": most_tokens,
             "cache_bytes": most_running * model.new_cache(1, most_tokens).nbytes * 2,
         }  # fmt: skip
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="experts")

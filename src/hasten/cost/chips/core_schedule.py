@@ -35,8 +35,8 @@ PATTERNS: tuple[Pattern, ...] = ("sequential", "dataflow", "reconfigurable", "ru
 
 _SPLITS = 5000  # ways to give cores to tasks that are all tried
 _ASSIGNMENTS = 1024  # ways to give tasks to cores for good that are all tried
-_MOST_WAYS = 1_000_000
-"""Tasks of all sets, and stages, that a search looks at: a graph with many branches side by side has more without end."""
+_MOST_WAYS = 400_000
+"""Tasks of all sets, and stages, that a search looks at: a graph with branches side by side has more without end."""
 
 
 @dataclass(frozen=True)
@@ -381,6 +381,8 @@ class _Search:
         self.graph, self.array, self.most, self.groups = graph, array, most, groups
         self.options: dict[frozenset[str], list[_Option]] = {}
         self.ways = 0
+        # Where there is room for all at once nothing is ever worth spilling.
+        self.roomy = sum(graph.tensors.values()) + graph.weight_bytes <= array.on_chip
 
     def _count(self, ways: int) -> None:
         """More was looked at."""
@@ -460,7 +462,7 @@ class _Search:
         taken = sum(graph.tensors[n] for n in held) + sum(pipeline.held.values())
         crossing = _crossing(graph, done, tasks)
         order = tuple(t for t in graph.order if t in tasks)
-        for count in range(len(crossing) + 1):
+        for count in range(len(crossing) if self.roomy else 0, len(crossing) + 1):
             for chosen in itertools.combinations(crossing, count):
                 self._count(1)
                 if taken + sum(graph.tensors[n] for n in chosen) > array.on_chip:
