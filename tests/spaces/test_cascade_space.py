@@ -49,3 +49,8 @@ def test_what_cannot_be_sought_is_told() -> None:
     for options in ({"relevant": 0.0}, {"recall": 1.1}, {"reduction": 1.0}, {"points": 1}):
         with pytest.raises(HastenError):
             spaces.build("cascade", pair=pair(), **options)
+    events = pair().events
+    three = ScoredEvents.of(events.relevant, a=events.scores[:, 0], b=events.scores[:, 1], c=events.scores[:, 0])
+    for wrong in (MeasuredPair(three, dict.fromkeys("abc", 1.0)), MeasuredPair(events, {"cheap": 1.0})):
+        with pytest.raises(HastenError, match="of two models"):
+            spaces.build("cascade", pair=wrong)

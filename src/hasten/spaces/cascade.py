@@ -38,7 +38,7 @@ def problem(
         steps, count: of the training where no pair is given, and signals that are scored.
 
     Raises:
-        HastenError: a share or reduction that is none, or fewer than two points.
+        HastenError: a share or reduction that is none, fewer than two points, or a pair of other than two models.
     """
     if not 0 < relevant < 1 or not 0 <= recall <= 1:
         raise HastenError("shares of events lie between 0 and 1")
@@ -51,6 +51,8 @@ def problem(
             models = trained_detectors(signals, steps=steps)
             pair = measured_pair(models, signals.held, signals.held_relevant)
     events, joules = pair
+    if len(events.names) != 2 or set(events.names) != set(joules):
+        raise HastenError(f"a cascade is of two models with their energies, not of {', '.join(events.names)}")
     grid = [round(total ** (i / (points - 1)), 6) for i in range(points - 1)] + [total]
 
     def evaluate(params: Params) -> Mapping[str, Any]:

@@ -65,6 +65,9 @@ def test_a_pair_is_measured_and_predicts_a_run() -> None:
     assert tried.run.counted.recall == pytest.approx(tried.flow.cost.recall, rel=0.05)
     assert tried.run.counted.passing == pytest.approx([1 / 3, 1 / 3], rel=0.05)
     assert set(stage_seconds(MODELS, held[0], rounds=1)) == {"weak", "strong"}
+    for none in ({"rounds": 0}, {"batch": 0}):
+        with pytest.raises(HastenError, match="at least 1 of each"):
+            stage_seconds(MODELS, held[0], **none)
     for models, watts in (({"weak": MODELS["weak"]}, 1.0), (MODELS, (1.0, 0.0)), (MODELS, (1.0, 1.0, 1.0))):
         with pytest.raises(HastenError, match="a pair is two models"):
             measured_pair(models, *held, watts=watts)

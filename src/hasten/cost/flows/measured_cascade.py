@@ -50,7 +50,13 @@ def scores(module: nn.Module, inputs: Tensor, batch: int = _BATCH) -> Tensor:
 def stage_seconds(
     modules: Mapping[str, nn.Module], inputs: Tensor, *, batch: int = _BATCH, rounds: int = 5
 ) -> dict[str, float]:
-    """Seconds of one thread that an event takes in each module: the median of rounds in turn over all inputs."""
+    """Seconds of one thread that an event takes in each module: the median of rounds in turn over all inputs.
+
+    Raises:
+        HastenError: no rounds, batches of nothing, or no inputs.
+    """
+    if rounds < 1 or batch < 1:
+        raise HastenError(f"{rounds} rounds over batches of {batch}: give at least 1 of each")
     taken: dict[str, list[float]] = {name: [] for name in modules}
     everything = torch.arange(len(inputs))
     with one_thread():
