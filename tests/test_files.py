@@ -21,6 +21,13 @@ def test_what_fits_is_read_whole(tmp_path: Path) -> None:
     assert files.read_text(tmp_path / "a") == "x" * 1000
 
 
+def test_toml_has_whole_numbers_of_64_bits() -> None:
+    assert files.parse_toml(f"a = [{2**63 - 1}, {-(2**63)}]") == {"a": [2**63 - 1, -(2**63)]}
+    for text in (f"a = {2**63}", f"[[a.b]]\nc = [{{d = {-(2**63) - 1}}}]"):
+        with pytest.raises(ValueError, match="more than 64 bits"):
+            files.parse_toml(text)
+
+
 def test_a_mark_of_byte_order_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("name,to\n", "utf-8-sig")
     assert files.read_text(tmp_path / "a") == "name,to\n"

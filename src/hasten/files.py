@@ -103,12 +103,24 @@ def parse_toml(text: str) -> dict[str, Any]:
     """The tables of TOML text.
 
     Raises:
-        ValueError: it is not TOML, or nested deeper than `DEEPEST`.
+        ValueError: it is not TOML, nested deeper than `DEEPEST`, or has whole numbers of more than 64 bits, which TOML
+            has not and Python would read.
     """
     try:
-        return _shallow(tomllib.loads(text))
+        found: dict[str, Any] = _shallow(tomllib.loads(text))
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
+    if (large := _large(found)) is not None:
+        raise ValueError(f"{str(large)[:20]}... is a number of more than 64 bits")
+    return found
+
+
+def _large(value: Any) -> int | None:
+    """A whole number of more than 64 bits in tables and lists; None where there is none."""
+    if isinstance(value, int):
+        return None if -(1 << 63) <= value < 1 << 63 else value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for part in parts if (found := _large(part)) is not None), None)
 
 
 def parse_json(text: str | bytes) -> Any:

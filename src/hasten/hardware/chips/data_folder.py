@@ -25,15 +25,6 @@ NumberFormat: TypeAlias = Annotated[str, AfterValidator(_known_format)]
 """A field that names one of `hasten.dtypes.BITS`."""
 
 
-def _too_large(value: object) -> str | None:
-    """Where whole numbers are that TOML has no room for, though Python reads them; None where none is."""
-    if isinstance(value, dict):
-        return next((f"{key}.{at}".rstrip(".") for key, v in value.items() if (at := _too_large(v)) is not None), None)
-    if isinstance(value, list):
-        return next((at for v in value if (at := _too_large(v)) is not None), None)
-    return "" if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63 else None
-
-
 class DataFolder(Generic[M]):
     """A folder of TOML files, each checked against one form.
 
@@ -85,8 +76,6 @@ class DataFolder(Generic[M]):
             data = parse_toml(read_text(path, what))
         except ValueError as error:
             raise HastenError(f"{what} {name} is not TOML: {error}") from None
-        if where := _too_large(data):
-            raise HastenError(f"{what} {name}: {where}: a number has at most 64 bits")
         try:
             return self._form.model_validate(data)
         except ValidationError as error:
