@@ -119,6 +119,11 @@ def test_a_forked_process_seals_nothing(pages: SealedPages) -> None:
     assert pages.read(0) == bytes(16)
 
 
+def test_more_pages_than_memory_are_told_in_a_line() -> None:
+    with pytest.raises(HastenError, match="no memory for .* put them into a file"):
+        MemoryPages(1 << 44, 1 << 16)
+
+
 def test_memory_gives_copies() -> None:
     store = MemoryPages(2, 3)
     found = store.read(0)

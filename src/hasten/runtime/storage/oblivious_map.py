@@ -199,8 +199,21 @@ class ObliviousMap(SealedMap):
         self.bounds, self._entropy, self._plain = bounds, entropy, plain
         self._words, self._at_word = b"", 0
         keys, lengths, values = given
+        try:
+            self._build(keys, lengths, values)
+        except MemoryError:
+            raise HastenError(f"there is no memory for a map of {self.capacity:,} items: take a smaller one") from None
+        store = functools.partial(FilePages, pages) if isinstance(pages, str | Path) else pages
+        self._pages = SealedPages(self._bins.pages, self._bins.page_bytes, store)
+        for page in range(self._bins.pages):
+            self._pages.write(page, self._bins.initial(page))
+        self._bins.built()
+
+    def _build(self, keys: NDArray[np.uint64], lengths: NDArray[np.uint32], values: bytes) -> None:
+        """The trusted half with these items placed, whose pages are not written yet."""
+        bounds, entropy = self.bounds, self._entropy
         for _ in range(8):  # one chance in thousands that a bound is passed: other bins are drawn then
-            self._bins = bounds.make(self.value_bytes, entropy(16), plain=plain)
+            self._bins = bounds.make(self.value_bytes, entropy(16), plain=self._plain)
             try:
                 self._bins.build(keys.tobytes(), lengths.tobytes(), values, entropy(16 * len(keys)))
                 break
@@ -208,11 +221,6 @@ class ObliviousMap(SealedMap):
                 continue
         else:
             raise HastenError(f"{len(keys):,} items fit in no {bounds.bins:,} bins: give the map a larger capacity")
-        store = functools.partial(FilePages, pages) if isinstance(pages, str | Path) else pages
-        self._pages = SealedPages(self._bins.pages, self._bins.page_bytes, store)
-        for page in range(self._bins.pages):
-            self._pages.write(page, self._bins.initial(page))
-        self._bins.built()
 
     def __len__(self) -> int:
         return self._bins.count

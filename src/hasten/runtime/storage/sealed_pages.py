@@ -44,10 +44,19 @@ class TamperedPageError(HastenError):
 
 
 class MemoryPages:
-    """Pages in this process' memory, for an accelerator's or an enclave's view of its host."""
+    """Pages in this process' memory, for an accelerator's or an enclave's view of its host.
+
+    Raises:
+        HastenError: there is no memory for them.
+    """
 
     def __init__(self, pages: int, page_bytes: int) -> None:
-        self._size, self.memory = page_bytes, bytearray(pages * page_bytes)
+        try:
+            self._size, self.memory = page_bytes, bytearray(pages * page_bytes)
+        except (MemoryError, OverflowError):
+            raise HastenError(
+                f"there is no memory for {pages:,} pages of {page_bytes:,} bytes: put them into a file, or take fewer"
+            ) from None
 
     def read(self, page: int) -> bytes:
         at = page * self._size
