@@ -120,7 +120,7 @@ def test_a_forked_process_seals_nothing(pages: SealedPages) -> None:
 
 
 def test_more_pages_than_memory_are_told_in_a_line() -> None:
-    with pytest.raises(HastenError, match="no memory for .* put them into a file"):
+    with pytest.raises(HastenError, match=r"no memory for .* put them into a file"):
         MemoryPages(1 << 44, 1 << 16)
 
 
