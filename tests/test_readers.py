@@ -213,7 +213,7 @@ OWN = {
     "runtime/decoding/medusa.py": "checked before, read by tensor",
     "runtime/engines.py": "what was written there a moment before",
     "runtime/storage/expert_store.py": "read by bundle, and checked against its length",
-    "runtime/storage/expert_models.py": "mapped, and checked against its length",
+    "runtime/storage/expert_models.py": "read by tensor, and checked against its length",
     "serving/models.py": "asks the system to read ahead, and reads nothing",
     "serving/page.py": "the package's own page",
     "serving/scheduler.py": "opens texts of its own, no files",
