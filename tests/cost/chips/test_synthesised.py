@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hasten.cost.chips import synthesised
 from hasten.cost.chips.synthesised import (
     TARGETS,
     SynthesisedDesign,
@@ -23,7 +25,8 @@ from hasten.cost.chips.synthesised import (
     table_text,
 )
 from hasten.errors import HastenError
-from hasten.hardware.hls.synthesis import hardware_tool
+from hasten.hardware.hls.engines import engine_outputs
+from hasten.hardware.hls.synthesis import HardwareTool, SimulationReport, SynthesisFailed, hardware_tool
 
 ROWS = synthesised_designs()
 DONE = [r for r in ROWS if r.values]
@@ -129,6 +132,26 @@ def test_random_designs_are_the_tables() -> None:
     for number, (design, asked) in enumerate(made):
         if number in by_number:
             assert (by_number[number].design, by_number[number].asked) == (design, asked)
+
+
+def test_a_tool_that_fails_this_time_says_nothing_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = DONE[0]
+    monkeypatch.setattr(synthesised, "hardware_tool", lambda name: HardwareTool(name, row.yosys))
+
+    def failing(late: bool) -> None:
+        def fails(*given: object, **how: object) -> None:
+            raise SynthesisFailed("it fails", late)
+
+        monkeypatch.setattr(synthesised, "synthesise", fails)
+
+    def simulate(design: Any, numbers: Any, inputs: Any, *, seconds: float) -> SimulationReport:
+        return SimulationReport(engine_outputs(design, numbers, inputs), 1, 1.0, row.iverilog)
+
+    monkeypatch.setattr(synthesised, "simulate", simulate)
+    for late, told in ((True, "took too long"), (False, "failed")):
+        failing(late)
+        with pytest.raises(SynthesisFailed, match=f"{told} this time on"):
+            resynthesised([row], 1)
 
 
 def test_a_row_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

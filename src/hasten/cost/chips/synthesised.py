@@ -137,7 +137,9 @@ def synthesised_designs() -> tuple[SynthesisedDesign, ...]:
     return tuple(read_synthesised(SHIPPED))
 
 
-def synthesised(design: EngineDesign, asked: int, seed: int, *, again: bool = False) -> SynthesisedDesign:
+def synthesised(
+    design: EngineDesign, asked: int, seed: int, *, again: bool = False, seconds: float = 3600.0
+) -> SynthesisedDesign:
     """Synthesises and runs a circuit with random numbers; its results are compared with the model's bit for bit.
 
     Args:
@@ -145,6 +147,7 @@ def synthesised(design: EngineDesign, asked: int, seed: int, *, again: bool = Fa
         asked: for the table.
         seed: of the numbers, and of the inputs it is run on.
         again: whether it is synthesised though the cache has it.
+        seconds: by the clock, that each tool may take.
 
     Raises:
         HastenError: a tool is not installed.
@@ -153,21 +156,21 @@ def synthesised(design: EngineDesign, asked: int, seed: int, *, again: bool = Fa
     numbers = random_numbers(design, seed)
     half = 1 << (design.bits - 1)
     inputs = torch.from_numpy(np.random.RandomState(seed).randint(-half, half, (_INPUTS, design.given), dtype=np.int64))
-    ran = simulate(design, numbers, inputs)
+    ran = simulate(design, numbers, inputs, seconds=seconds)
     if not torch.equal(ran.outputs, engine_outputs(design, numbers, inputs)):
         raise SynthesisFailed(f"{design} computes something else than its model does")
     outcome: Outcome = "done"
     values: dict[str, float] = {}
-    seconds, yosys = PROCESSOR_SECONDS, hardware_tool("yosys").version
+    taken, yosys = PROCESSOR_SECONDS, hardware_tool("yosys").version
     try:
-        report = synthesise(design, numbers, seconds=3600, processor_seconds=PROCESSOR_SECONDS, again=again)
+        report = synthesise(design, numbers, seconds=seconds, processor_seconds=PROCESSOR_SECONDS, again=again)
     except SynthesisFailed as error:
         outcome = "late" if error.late else "failed"
     else:
-        seconds = report.seconds
+        taken = report.seconds
         values = {"lut": report.lut, "ff": report.ff, "dsp": report.dsp, "bram": report.bram,
                   "cycles": ran.cycles, "interval": ran.interval}  # fmt: skip
-    return SynthesisedDesign(design, asked, seed, outcome, values, seconds, yosys, ran.tool)
+    return SynthesisedDesign(design, asked, seed, outcome, values, taken, yosys, ran.tool)
 
 
 _VARIANTS = 4
@@ -316,14 +319,19 @@ def exact_estimator() -> AnalyticEstimator[EngineDesign]:
     )
 
 
-def resynthesised(rows: Sequence[SynthesisedDesign], count: int, seed: int = 0) -> tuple[int, int]:
+def resynthesised(
+    rows: Sequence[SynthesisedDesign], count: int, seed: int = 0, *, seconds: float = 120.0
+) -> tuple[int, int]:
     """Synthesises and runs a random few again, whatever the cache has: how many say the same, of how many.
 
-    Rows of other versions of Yosys are left out.
+    Rows of other versions of Yosys are left out. A tool that fails or hangs this time says nothing of them.
+
+    Args:
+        seconds: by the clock, that each tool may take for a circuit.
 
     Raises:
         HastenError: a tool is not installed, or no row is of its version.
-        SynthesisFailed: see `synthesised`.
+        SynthesisFailed: a tool failed or took too long, or see `synthesised`.
     """
     hardware_tool("iverilog")
     version = hardware_tool("yosys").version
@@ -332,8 +340,14 @@ def resynthesised(rows: Sequence[SynthesisedDesign], count: int, seed: int = 0) 
         others = ", ".join(sorted({r.yosys for r in rows}))
         raise HastenError(f"no circuit of the table is of {version}: there are {others}")
     chosen = np.random.RandomState(seed).permutation(len(mine))[:count]
-    again = [synthesised(mine[i].design, mine[i].asked, mine[i].seed, again=True) for i in chosen]
-    return sum(new.values == mine[i].values for new, i in zip(again, chosen, strict=True)), len(again)
+    same = 0
+    for row in (mine[i] for i in chosen):
+        new = synthesised(row.design, row.asked, row.seed, again=True, seconds=seconds)
+        if new.outcome != "done":
+            late = new.outcome == "late"
+            raise SynthesisFailed(f"{version} {'took too long' if late else 'failed'} this time on {row.design}", late)
+        same += new.values == row.values
+    return same, len(chosen)
 
 
 __all__ = [
