@@ -98,6 +98,7 @@ BAD: dict[str, tuple[str, ...]] = {
     "missing field": ("estimate", "tiny.json", "--on", "field.toml"),
     "no such device": ("estimate", "tiny.json", "--on", "abacus"),
     "a chip of crossbars beside a device": ("estimate", "tiny.json", "--on", "isaac", "--on", "h100"),
+    "an array of cores without a schedule": ("estimate", "tiny.json", "--on", "cores.toml"),
     "a schedule of crossbars": ("estimate", "tiny.json", "--on", "isaac", "--schedule", "fused"),
     "no such subject": ("estimate", "nothing-of-that-name"),
     "no such factory": ("estimate", "net.py:build", "--on", "h100"),
@@ -159,6 +160,8 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "import torch\ndef build():\n    return torch.nn.Linear(3, 4), torch.zeros(2, 5)\n"
     )
     device = (resources.files("hasten.hardware") / "catalogue" / "h100.toml").read_text("utf-8")
+    cores = "cores = 2\nmacs = 16\non_chip = 1024\nbandwidth = 1e9\nclock = 1e8\n"
+    (folder / "cores.toml").write_text('name = "x"\ntitle = "X"\n' + cores)
     (folder / "unit.toml").write_text(device.replace("TB/s", "TB", 1))
     (folder / "field.toml").write_text("\n".join(x for x in device.splitlines() if not x.startswith("title")))
     return folder

@@ -53,6 +53,10 @@ def test_the_method_says_how_many_bits_inputs_have(workload: Workload) -> None:
     assert (half.input_bits, half.title) == (4, method.title)
     assert half.cost.latency == pytest.approx(plain.cost.latency / 2)
     assert half.cost.conversions == plain.cost.conversions / 2
+    events = on_crossbars(workload, CHIP, [AnalogArrays(input_bits=0)])
+    assert events.input_bits == 1
+    assert "as of events" in crossbar_table([plain, events]).notes[-1]
+    assert len(crossbar_table([plain]).notes) == 1
 
 
 def test_weights_are_programmed_once_whatever_the_phases() -> None:

@@ -159,5 +159,8 @@ def test_what_has_no_graph_is_refused_in_a_line() -> None:
         work_graph(work, grain="layer")
     with pytest.raises(HastenError, match="several phases"):
         work_graph(Workload("two", (work.phases[0], work.phases[0])))
+    for module, shape in ((nn.Linear(4, 3), (0, 4)), (nn.Linear(4, 3), (2, 0, 4))):
+        with pytest.raises(HastenError, match="no elements at"):
+            work_graph(trace(module, torch.zeros(shape)))
     with pytest.raises(HastenError, match="computes nothing"):
         work_graph(trace(nn.Identity(), torch.zeros(1, 4)))

@@ -97,7 +97,7 @@ def estimate(
     from hasten.cost import estimate as price
     from hasten.cost.chips.core_schedule import PATTERNS
     from hasten.hardware import load_device, one_of_each
-    from hasten.hardware.chips.core_array import core_array, core_arrays
+    from hasten.hardware.chips.core_array import core_array, core_arrays, is_core_array
     from hasten.hardware.chips.crossbar import crossbar_chip, is_crossbar_chip
     from hasten.methods.spelling import Changed, rewritten
     from hasten.report import estimate_table, estimates_document, print_table, write_estimates
@@ -137,7 +137,7 @@ def estimate(
                 write_schedules(found, page)
         shown(schedules_document, schedule_table, found)
         return
-    if cores := [name for name in on or () if name in core_arrays()]:
+    if cores := [name for name in on or () if is_core_array(name)]:
         raise HastenError(f"{cores[0]} is an array of cores: give --schedule {', '.join(PATTERNS)}")
     if crossbars := [name for name in on or () if is_crossbar_chip(name)]:
         if others := [name for name in on or () if name not in crossbars]:

@@ -136,7 +136,8 @@ class AnalogArrays(Method):
         return ("analogue arrays are priced as this computer computes them: ask for a chip of them, as --on isaac",)
 
     def cost(self, workload: Workload, chip: CrossbarChip, *, active: float = 1.0) -> CrossbarCost:
-        """What the linear layers of a described model cost on a chip; all else of it is left out.
+        """What the linear layers of a described model cost on a chip; all else of it is left out. Inputs without codes
+        are read once, as events are.
 
         Args:
             workload: before or after `rewrite`.

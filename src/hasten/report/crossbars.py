@@ -39,6 +39,7 @@ class OnCrossbars:
         phases: name -> its repeats, and what they cost together.
         layers: each with its cost, in the order they run.
         share: of the model's operations, that are on the arrays.
+        exact: whether inputs have no codes, which the chip reads as events, once.
     """
 
     title: str
@@ -49,6 +50,7 @@ class OnCrossbars:
     phases: dict[str, tuple[int, CrossbarCost]]
     layers: tuple[tuple[ReadLayer, CrossbarCost], ...]
     share: float
+    exact: bool = False
 
 
 def on_crossbars(workload: Workload, chip: CrossbarChip, methods: Sequence[Method] = ()) -> OnCrossbars:
@@ -75,7 +77,7 @@ def on_crossbars(workload: Workload, chip: CrossbarChip, methods: Sequence[Metho
     each = tuple((layer, crossbar_cost([layer], chip, input_bits=bits)) for layer in layers)
     on_arrays = sum(2 * layer.inputs * layer.outputs * layer.rows for layer in layers)
     share = min(1.0, on_arrays / workload.flops) if workload.flops else 1.0  # of an empty batch there are none
-    return OnCrossbars(title, changed, chip, bits, whole, phases, each, share)
+    return OnCrossbars(title, changed, chip, bits, whole, phases, each, share, not method.input_bits)
 
 
 def crossbar_table(found: Sequence[OnCrossbars]) -> Table:
@@ -95,10 +97,13 @@ def crossbar_table(found: Sequence[OnCrossbars]) -> Table:
 def _notes(found: Sequence[OnCrossbars]) -> tuple[str, ...]:
     """What is left out."""
     shares = {f"{one.share:.1%}" for one in found}
-    return tuple(
+    told = [
         f"the arrays do {share} of the operations: what is digital (a head, attention, convolutions) is not priced"
         for share in sorted(shares)
-    )
+    ]
+    if any(one.exact for one in found):
+        told.append("inputs without codes are priced as one read each, as of events: give input_bits for others")
+    return tuple(told)
 
 
 def crossbars_document(found: Sequence[OnCrossbars]) -> dict[str, Any]:

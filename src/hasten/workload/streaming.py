@@ -317,7 +317,8 @@ def work_graph(
         dtype: a number format in which all tensors of 32-bit, 16-bit and 64-bit floating point are counted instead.
 
     Raises:
-        HastenError: another grain, an unknown format, a workload of several phases, or a cascade of nothing.
+        HastenError: another grain, an unknown format, a workload of several phases, or a cascade of nothing or of
+            tensors without elements.
     """
     if isinstance(cascade, Workload):
         if len(cascade.phases) > 1:
@@ -334,7 +335,15 @@ def work_graph(
         wide = ("fp64", "fp32", "tf32", "fp16", "bf16")
         tensors = {n: replace(t, dtype=dtype) if t.dtype in wide else t for n, t in cascade.tensors.items()}
         cascade = replace(cascade, tensors=tensors)
-    return _Tasks(cascade, name or "cascade", grain).graph()
+    try:
+        return _Tasks(cascade, name or "cascade", grain).graph()
+    except HastenError:
+        empty = next((e for e in cascade.einsums if 0 in e.sizes.values()), None)
+        if empty is None:
+            raise
+        where = empty.module or empty.source.rpartition("::")[2] or empty.output.tensor
+        told = f"{name or 'cascade'} has no elements at {where}: give inputs and layers of at least one"
+        raise HastenError(told) from None
 
 
 class _Tasks:

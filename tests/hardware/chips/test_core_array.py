@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from hasten.errors import HastenError
-from hasten.hardware.chips.core_array import core_array, core_arrays
+from hasten.hardware import load_device
+from hasten.hardware.chips.core_array import core_array, core_arrays, is_core_array
 
 
 def test_every_array_that_is_here_can_be_read_and_says_where_its_figures_are_from() -> None:
@@ -13,6 +14,16 @@ def test_every_array_that_is_here_can_be_read_and_says_where_its_figures_are_fro
     for name in core_arrays():
         assert core_array(name).name == name
         assert core_array(name).source
+
+
+def test_a_name_or_a_file_is_known_as_an_array_of_cores(tmp_path: Path) -> None:
+    assert all(is_core_array(name) for name in core_arrays())
+    assert not any(is_core_array(name) for name in ("h100", "isaac", "none.toml"))
+    mine = tmp_path / "mine.toml"
+    mine.write_text('name = "x"\ntitle = "X"\ncores = 2\nmacs = 16\non_chip = 1024\nbandwidth = 1e9\n')
+    assert is_core_array(mine), "one with a mistake is one, so that the mistake is told"
+    load_device("pi5").save(mine)
+    assert not is_core_array(mine)
 
 
 def test_arrays_that_cannot_be_are_refused_in_a_line(tmp_path: Path) -> None:

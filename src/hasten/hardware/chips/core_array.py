@@ -56,5 +56,8 @@ class CoreArray(BaseModel):
         return self.bandwidth / self.clock
 
 
-core_arrays, core_array = DataFolder("cores", CoreArray, "array of cores").readers()
+_ARRAYS = DataFolder("cores", CoreArray, "array of cores")
+core_arrays, core_array = _ARRAYS.readers()
 """Names of the arrays that are here; an array by name, or from a TOML file of the same form (`DataFolder.read`)."""
+is_core_array = _ARRAYS.describes
+"""Whether a name or a path is that of an array of cores (`DataFolder.describes`)."""
