@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from hasten.errors import HastenError
 from hasten.runtime.storage.access_leakage import WORKLOADS, guessed, leakage
 from hasten.runtime.storage.compared_maps import SealedTable
 from hasten.runtime.storage.oblivious_map import ObliviousMap
@@ -38,3 +39,12 @@ def test_a_classifier_guesses_what_can_be_seen_alone() -> None:
     assert not guessed(noise, labels, 3).leaks
     noise[:, 1] += labels
     assert guessed(noise, labels, 3).leaks
+
+
+def test_too_little_to_tell_apart_and_other_pages_are_refused_in_a_line() -> None:
+    one = {"any key": WORKLOADS["any key"]}
+    for sizes in ({"items": 0}, {"accesses": 0}, {"pieces": 1}, {"workloads": one}):
+        with pytest.raises(HastenError, match="give at least 1 item and access, and 2 pieces and workloads"):
+            leakage(lambda items, store: dict(items), **sizes)
+    with pytest.raises(HastenError, match="once: it took 0"):
+        leakage(lambda items, store: dict(items))

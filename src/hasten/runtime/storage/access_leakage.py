@@ -19,6 +19,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from hasten.errors import HastenError
 from hasten.runtime.storage.sealed_pages import RecordedPages, StoreMaker, recorded
 
 Table: TypeAlias = MutableMapping[int, bytes]
@@ -98,12 +99,22 @@ def leakage(
         pieces: of each workload.
         workloads: what is told apart.
         seed: of the workloads' keys, and of which pieces are unseen.
+
+    Raises:
+        HastenError: too little to tell apart, or a map that was made over other pages than those it was given.
     """
+    if min(items, accesses) < 1 or min(pieces, len(workloads)) < 2:
+        raise HastenError(
+            f"{pieces} pieces of {accesses} accesses to {items} items, {len(workloads)} workloads: give at least 1 item"
+            " and access, and 2 pieces and workloads"
+        )
     drawn = random.Random(seed)
     rows, labels = [], []
     for label, workload in enumerate(workloads.values()):
         stores: list[RecordedPages] = []
         table = make({i: i.to_bytes(8, "little") for i in range(items)}, recorded(stores))
+        if len(stores) != 1:
+            raise HastenError(f"a map takes the pages that it is given, once: it took {len(stores)}")
         (store,) = stores
         for _ in range(accesses):
             workload(table, items, drawn)
