@@ -111,6 +111,14 @@ def test_held_out_samples_are_not_read_in_training() -> None:
         align([plain], [0], [tuple(range(10))], steps=(1,))
 
 
+def test_one_sample_to_train_on_makes_numbers() -> None:
+    plain = kinds(samples=40)
+    few = TwoKinds(plain.first, plain.second, plain.labels, torch.arange(40) == 0)
+    found = align([few], [0], [(5, 6)], steps=(2,), batch=4)[0]
+    assert found.seen.isfinite().all()
+    assert found.unseen.isfinite().all()
+
+
 def test_shuffled_pairs_return_to_chance() -> None:
     found = [align([kinds(s)], [0] * 45, held_out_pairs(), shuffled=True, steps=(60,), seed=s)[0] for s in range(6)]
     assert float(torch.stack([f.unseen for f in found]).mean()) == pytest.approx(0.5, abs=0.03)

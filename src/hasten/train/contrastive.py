@@ -215,7 +215,8 @@ def _standardised(kinds: TwoKinds, name: str, allowed: Tensor) -> Tensor:
     """Features by the mean and deviation of what may be trained on."""
     features: Tensor = getattr(kinds, name).float()
     known = features[allowed]
-    return (features - known.mean(0)) / known.std(0).clamp(min=1e-6)
+    # Of one sample there is no deviation.
+    return (features - known.mean(0)) / known.std(0, correction=min(1, len(known) - 1)).clamp(min=1e-6)
 
 
 def _taken(features: Tensor, chosen: Tensor) -> Tensor:
