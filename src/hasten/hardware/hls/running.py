@@ -55,12 +55,13 @@ def run_design(
         source.write_text(bench(design))
         np.concatenate(parts).tofile(given_file)
         # Directives are a synthesis tool's: any other says that it does not know them.
-        build = [compiler(), "-O1", "-std=c++14", "-Wall", "-Wno-unknown-pragmas", "-o", binary, source]
-        for command, what in ((build, "does not compile"), ([binary, given_file, made], "does not run")):
+        build = [compiler(), "-O1", "-std=c++14", "-Wall", "-Wno-unknown-pragmas", "-o", str(binary), str(source)]
+        run = [str(path) for path in (binary, given_file, made)]
+        for command, what in ((build, "does not compile"), (run, "does not run")):
             try:
                 ran = subprocess.run(
                     command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
-                )  # type: ignore[arg-type]
+                )
             except subprocess.TimeoutExpired:
                 raise HastenError(f"{program.name} {what} within {seconds:g} s") from None
             except OSError as error:
