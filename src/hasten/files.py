@@ -11,7 +11,7 @@ import os
 import stat
 import tempfile
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def _large(value: Any) -> int | None:
     """A whole number of more than 64 bits in tables and lists; None where there is none."""
     if isinstance(value, int):
         return None if -(1 << 63) <= value < 1 << 63 else value
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    parts: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return next((found for part in parts if (found := _large(part)) is not None), None)
 
 
