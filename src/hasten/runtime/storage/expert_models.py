@@ -223,7 +223,7 @@ class _ExpertFile:
 
     def _read(self, name: str, into: Tensor) -> None:
         place = self.places[name]
-        left = memoryview(into.detach().reshape(-1).view(torch.uint8).numpy())
+        left = into.detach().reshape(-1).view(torch.uint8).numpy().data
         try:
             while left and (done := os.preadv(self._file, [left[:_AT_ONCE]], place.begin + place.nbytes - len(left))):
                 left = left[done:]
