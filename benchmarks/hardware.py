@@ -22,7 +22,7 @@ own:
     python -m venv zigzag-venv && zigzag-venv/bin/pip install zigzag-dse six
     python -m venv stream-venv && stream-venv/bin/pip install stream-dse 'zigzag-dse<3' plotly pandas
     python -m venv rule4ml-venv && rule4ml-venv/bin/pip install rule4ml
-    pip install --no-deps aihwkit  # beside this torch
+    pip install --no-deps --only-binary :all: aihwkit  # beside this torch
     python benchmarks/hardware.py --zigzag-python zigzag-venv/bin/python --stream-python stream-venv/bin/python \\
         --rule4ml-python rule4ml-venv/bin/python [--json] [--part mapping,scheduling,surrogates,analog,maps]
 """
@@ -71,7 +71,7 @@ PEERS = {
     "stream": "python -m venv stream-venv && stream-venv/bin/pip install stream-dse 'zigzag-dse<3' plotly pandas,"
     " then give --stream-python",
     "rule4ml": "python -m venv rule4ml-venv && rule4ml-venv/bin/pip install rule4ml, then give --rule4ml-python",
-    "aihwkit": "pip install --no-deps aihwkit, or give --aihwkit-python",
+    "aihwkit": "pip install --no-deps --only-binary :all: aihwkit, or give --aihwkit-python",
 }
 """What may be missing, and what helps."""
 SIDE, SMALL = 32, BufferedArray(8, 8, 1024, 2.0)

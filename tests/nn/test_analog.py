@@ -126,7 +126,7 @@ def test_a_row_of_next_to_nothing_gives_next_to_nothing() -> None:
 
 def test_aihwkit_reads_the_same() -> None:
     """IBM's simulator of analogue hardware: the same weights, converters and scale of inputs."""
-    why = "aihwkit is not installed (pip install --no-deps aihwkit)"
+    why = "aihwkit is not installed (pip install --no-deps --only-binary :all: aihwkit)"
     layers, configs, enums = (
         pytest.importorskip(f"aihwkit.{name}", reason=why)
         for name in ("nn", "simulator.configs", "simulator.parameters.enums")

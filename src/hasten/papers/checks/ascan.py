@@ -71,7 +71,7 @@ def _arms(experiment: Experiment) -> dict[str, _Arm]:
         name: _config(layout, 4) if experiment.quick else _fitted(layout, wanted) for name, layout in _LAYOUTS.items()
     }
     seeds = experiment.seeds(2, long=3)
-    steps = experiment.at(quick=2, normal=experiment.steps(320, most=800))
+    steps = experiment.at(quick=2, normal=experiment.steps(200, most=800))
     counts = experiment.at(quick=(64, 64, 64), normal=(4000, 750, 750))
     plan = {f"{name} {s}": (config, steps, counts, s) for name, config in configs.items() for s in seeds}
     found, _ = succeeded(experiment.arms(_trained, plan), plan)
