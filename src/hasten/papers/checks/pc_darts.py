@@ -81,7 +81,7 @@ def _costs(experiment: Experiment) -> dict[int, tuple[int, float]]:
     calls: dict[str, Callable[[], object]] = {str(part): partial(step, net) for part, net in nets.items()}
     with one_thread():
         kept = {p: kept_for_backward(partial(net, images), net.parameters()) for p, net in nets.items()}
-        times = alternating(calls, experiment.at(quick=1, normal=4))
+        times = alternating(calls, experiment.at(quick=1, normal=2))
     return {part: (kept[part], min(times[str(part)])) for part in _PARTS}
 
 
@@ -145,7 +145,7 @@ def _searches(experiment: Experiment) -> dict[str, list[_Arm]]:
     """Of each arm a search and a training in equal processor time, and five random genotypes trained as long."""
     experiment.require(_NEEDS)
     seeds = experiment.seeds(2, long=5)
-    whole = experiment.at(quick=0.3, normal=experiment.budget * 1.7 / (len(_ARMS) * len(seeds) + 2))
+    whole = experiment.at(quick=0.3, normal=experiment.budget * 1.3 / (len(_ARMS) * len(seeds) + 2))
     searches, trains = 0.6 * whole, 0.4 * whole
     plan = {f"{name} {s}": (*arm, searches, trains, s, experiment.quick) for name, arm in _ARMS.items() for s in seeds}
     found, _ = succeeded(experiment.arms(_searched, plan), plan)
