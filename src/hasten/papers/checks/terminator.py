@@ -97,24 +97,25 @@ def _run(experiment: Experiment, plans: Mapping[str, _Plan], seeds: Sequence[int
 @shared(weight=60)
 def _rates(experiment: Experiment) -> dict[str, float]:
     """Arm -> the best of three rates on validation images after half the epochs, by a seed of its own."""
-    names = ("Terminator", "with AdamW", "ResNet")
-    steps = experiment.at(quick=2, normal=experiment.steps(_STEPS // 2, most=600))
-    rates = {name: _RATES[_ARMS[name][1]][: experiment.at(quick=1, normal=3)] for name in names}
-    plans = {f"{n} {r}": _Plan("digits", n, r, steps, experiment.quick) for n in names for r in rates[n]}
+    steps, most = experiment.at(quick=(2, 1), normal=(experiment.steps(_STEPS // 2, most=600), 3))
+    rates = {name: _RATES[_ARMS[name][1]][:most] for name in ("Terminator", "with AdamW", "ResNet")}
+    plans = {f"{n} {r}": _Plan("digits", n, r, steps, experiment.quick) for n, row in rates.items() for r in row}
     found = _run(experiment, plans, [experiment.seed + 1000])
-    best = {n: max(rates[n], key=lambda rate: found[f"{n} {rate}"][0].validation) for n in names}
+    best = {n: max(row, key=lambda rate: found[f"{n} {rate}"][0].validation) for n, row in rates.items()}
     return {**best, "without slow loss": best["Terminator"]}
 
 
 @shared(weight=140)
 def _arms(experiment: Experiment, images: str) -> dict[str, list[_Arm]]:
-    """Name -> an arm a seed, two where pixels are permuted; the ResNet again for the seconds that the Terminator took."""
+    """Name -> an arm a seed, two where pixels are permuted; on digits the ResNet again for the Terminator's seconds."""
     rates, seeds = experiment.once(_rates), experiment.seeds(3 if images == "digits" else 2, long=5)
-    whole = _STEPS * 2 // 3 if images.endswith("16 x 16") else _STEPS  # a step of the larger ones takes twice as long
+    whole = _STEPS // 2 if images.endswith("16 x 16") else _STEPS  # a step of the larger ones takes twice as long
     steps = experiment.at(quick=2, normal=experiment.steps(whole, most=600))
-    names = list(_ARMS) if images == "digits" else ["Terminator", "ResNet"]
+    names = _ARMS if images == "digits" else ("Terminator", "ResNet")
     plans = {name: _Plan(images, name, rates[name], steps, experiment.quick) for name in names}
     arms = _run(experiment, plans, seeds)
+    if images != "digits":
+        return arms
     seconds = 0.05 if experiment.quick else sum(a.seconds for a in arms["Terminator"]) / len(seeds)
     return arms | _run(experiment, {"ResNet for as long": plans["ResNet"]._replace(seconds=seconds)}, seeds)
 
@@ -187,9 +188,8 @@ def _slow_loss(experiment: Experiment) -> Seen:
 def _kar(experiment: Experiment) -> Seen:
     """The same network and epochs, each optimizer at the best of three rates: a point more than AdamW."""
     gain, _, value = _gain(experiment, "Terminator", "with AdamW")
-    rates = experiment.once(_rates)
-    chosen = f"rates {rates['Terminator']:g} of Kar3 and {rates['with AdamW']:g} of AdamW"
-    return experiment.judge(f"{value}; {chosen}", gain >= 1, gain > 0)
+    kar, adamw = (experiment.once(_rates)[name] for name in ("Terminator", "with AdamW"))
+    return experiment.judge(f"{value}; rates {kar:g} of Kar3 and {adamw:g} of AdamW", gain >= 1, gain > 0)
 
 
 @check("Z6", weight=1)
