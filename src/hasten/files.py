@@ -135,6 +135,7 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(_TOO_DEEP) from None
 
 
+_NESTED = frozenset({dict, list})
 _TOO_DEEP = f"it is nested deeper than {DEEPEST} levels"
 
 
@@ -142,10 +143,12 @@ def _shallow(value: Any) -> Any:
     """``value`` itself; a level at a time, so that depth costs no stack here."""
     level = [value]
     for _ in range(DEEPEST + 1):
-        within = [v for v in level if isinstance(v, dict | list)]
-        level = [part for v in within for part in (v.values() if isinstance(v, dict) else v)]
-        if not within:
+        level = [v for v in level if type(v) in _NESTED]
+        if not level:
             return value
+        parts = [v.values() if isinstance(v, dict) else v for v in level]
+        # Most long lists are of numbers alone: those are passed over without a look at each in Python.
+        level = [p for part in parts if not _NESTED.isdisjoint(map(type, part)) for p in part]
     raise ValueError(_TOO_DEEP)
 
 

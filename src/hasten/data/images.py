@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -64,7 +66,13 @@ def patches(image: Tensor, size: int, columns: tuple[int, int], stride: int = 2)
 
 
 def _classes(name: str, progress: assets.Progress) -> tuple[Tensor, Tensor]:
-    folder = assets.get(name, progress)
+    images, labels = _read(assets.get(name, progress))
+    return images.clone(), labels.clone()
+
+
+@lru_cache(maxsize=2)
+def _read(folder: Path) -> tuple[Tensor, Tensor]:
+    """Kept: the numbers are text, of which seventy thousand images take seconds."""
     images, labels = [], []
     for label in range(10):
         data = parse_json((folder / f"{label}.json").read_bytes())["data"]
