@@ -123,6 +123,14 @@ def test_one_broad_convolution_is_the_sum(kernel: int) -> None:
     assert stack.training
 
 
+def test_parts_of_an_image_alone_are_summed_over_its_channels() -> None:
+    branches = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(3)]
+    stack = ResidualStack(branches, 1)
+    check_same(stack, fuse_parallel(stack), (torch.randn(4, 7, 7),), 1e-6)
+    branches[0][0].register_forward_hook(lambda module, given, answer: 2 * answer)
+    check_same(stack, fuse_parallel(stack), (torch.randn(4, 7, 7),), 1e-6)
+
+
 def test_feed_forward_layers_become_one_with_their_norms_within() -> None:
     branches = [
         nn.Sequential(nn.LayerNorm(6), nn.Linear(6, width), nn.GELU(), nn.Dropout(0.5), nn.Linear(width, 6))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,23 +24,50 @@ M = TypeVar("M", bound=nn.Module)
 def fold_normalization(network: M) -> M:
     """A copy for inference, with the batch norm that follows a convolution in an `nn.Sequential` folded into it.
 
+    Layers that stand in several places, have hooks or make their weight of others stay, as do norms without statistics.
+
     Args:
         network: stays as it is.
     """
     made = copy.deepcopy(network).eval()
-    for part in made.modules():
-        if isinstance(part, nn.Sequential):
+    places = Counter(part for _, part in made.named_modules(remove_duplicate=False))
+    for part in list(made.modules()):
+        if isinstance(part, nn.Sequential) and type(part).forward is nn.Sequential.forward:
             for i in range(len(part) - 1):
                 conv, norm = part[i], part[i + 1]
-                if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) and isinstance(norm, nn.BatchNorm2d):
-                    transposed = isinstance(conv, nn.ConvTranspose2d)
-                    part[i], part[i + 1] = fuse_conv_bn_eval(conv, norm, transposed), nn.Identity()
+                if not isinstance(conv, nn.Conv2d | nn.ConvTranspose2d) or not isinstance(norm, nn.BatchNorm2d):
+                    continue
+                rest = _rest(norm)
+                alone = places[conv] == places[norm] == 1 and not hooked(conv) and not hooked(norm)
+                if rest is None or norm.running_mean is None or not alone or is_parametrized(conv):
+                    continue
+                transposed = isinstance(conv, nn.ConvTranspose2d)
+                part[i], part[i + 1] = fuse_conv_bn_eval(conv, norm, transposed), rest
     return made
 
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Within it a network is in evaluation mode; afterwards every part of it is in the mode that it was in: some may
+    have been kept from training."""
+    modes = [(part, part.training) for part in network.modules()]
+    with contextlib.suppress(NotImplementedError):  # what torch.export makes has one mode
+        network.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def hooked(layer: nn.Module) -> bool:
+    """Whether somebody's hooks see or change what goes into a layer or out of it: one in its place has none."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class _Uses(TorchFunctionMode):
@@ -88,6 +119,7 @@ def norms_to_fold(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
         for hook in hooks:
             hook.remove()
     given_out = {id(t) for t in tree_leaves(answers)}
+    pairs = [pair for pair in pairs if not hooked(pair[0]) and not hooked(pair[1])]
     return {
         places[norm][0]: places[layer][0]
         for layer, norm, between in pairs
@@ -128,16 +160,10 @@ def fold_norms(network: M, args: Sequence[Any], kwargs: Mapping[str, Any]) -> M:
     return network
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    parts = output.values() if isinstance(output, dict) else output
-    return [t for part in parts for t in _tensors(part)]
-
-
 @torch.no_grad()
 def difference(one: nn.Module, other: nn.Module, inputs: Sequence[Any]) -> float:
-    """How far two networks' answers lie apart: the largest difference over the largest magnitude of the first's.
+    """How far two networks' answers lie apart: the largest difference over the largest magnitude of the first's;
+    infinite where one is no number.
 
     Args:
         one, other: both asked in evaluation mode, and left in the mode they were in.
@@ -148,14 +174,17 @@ def difference(one: nn.Module, other: nn.Module, inputs: Sequence[Any]) -> float
     """
     answers = []
     for network in (one, other):
-        was = network.training
-        answers.append(_tensors(network.eval()(*inputs)))
-        network.train(was)
+        with evaluating(network):
+            answers.append([t for t in tree_leaves(network(*inputs)) if isinstance(t, Tensor)])
     a, b = answers
     if [t.shape for t in a] != [t.shape for t in b]:
         raise HastenError("these two networks answer with different shapes: they compute different things")
-    pairs = [(x.double(), y.double()) for x, y in zip(a, b, strict=True) if x.numel()]
-    apart = max((float((x - y).abs().max()) for x, y in pairs), default=0.0)
+    wide = [torch.complex128 if x.is_complex() else torch.float64 for x in a]
+    pairs = [(x.to(kind), y.to(kind)) for x, y, kind in zip(a, b, wide, strict=True) if x.numel()]
+    largest = [float((x - y).abs().max()) for x, y in pairs]
+    if not all(map(math.isfinite, largest)):  # what is no number is neither more nor less than another
+        return math.inf
+    apart = max(largest, default=0.0)
     most = max((float(x.abs().max()) for x, _ in pairs), default=0.0)
     return apart / most if most else apart
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from hasten.errors import users_code
+from hasten.errors import HastenError, users_code
 from hasten.methods.method import NETWORK, Method
 from hasten.runtime.language_model import LanguageModel
 from hasten.runtime.network import Network, quietly
@@ -38,7 +38,13 @@ class NetworkMethod(Method):
         if not isinstance(model, Network):
             kind = "a language model" if isinstance(model, LanguageModel) else "no network with example inputs"
             return f"it is {kind}: this is for a hasten.runtime.Network"
-        return "an engine runs it already" if model.engine is not None else self.why_not_network(model)
+        if model.engine is not None:
+            return "an engine runs it already"
+        try:  # whoever looks at a network by running parts of it runs its user's code
+            with users_code("looking at it fails"):
+                return self.why_not_network(model)
+        except HastenError as error:
+            return str(error)
 
     def why_not_network(self, network: Network) -> str | None:
         """Why it cannot be applied to a network that no engine runs; None when it can."""

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  defines torch.ops.quantized_decomposed
 from torch.nn import functional as F
 
+from hasten.cost.preserving import hooked
 from hasten.methods.editing import Draft, edit
 from hasten.methods.network_method import NetworkMethod, let_layers_be_called
 from hasten.runtime.network import Inputs, Network, quietly
@@ -75,7 +76,7 @@ def _places(module: nn.Module) -> dict[str, nn.Module]:
             type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str)
         )
         # torch's attention reads the weight of its last layer itself, and so may whoever derives from a layer.
-        if path and plain and part.weight.dtype is torch.float32:
+        if path and plain and part.weight.dtype is torch.float32 and not hooked(part):
             seen.setdefault(part, []).append(path)
     return {paths[0]: part for part, paths in seen.items() if len(paths) == 1}
 

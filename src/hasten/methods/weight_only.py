@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
+from hasten.cost.preserving import hooked
 from hasten.dtypes import BITS
 from hasten.errors import HastenError
 from hasten.kernels.packed_linear import GROUP, fast_bf16, product_map
@@ -105,6 +106,8 @@ class WeightOnly(Method):
         for path, parent in model.named_modules():
             for name, child in parent._modules.items():
                 if child is None or name == "lm_head" or (is_router(name) and hasattr(parent, "experts")):
+                    continue
+                if hooked(child):
                     continue
                 if not _holds_experts(child) and (not isinstance(child, nn.Linear) or _own_forward(child)):
                     continue

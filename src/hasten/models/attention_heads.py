@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hasten.cost.preserving import evaluating
 from hasten.errors import HastenError
 
 __all__ = ["AttentionLayer", "attention_layers", "heads_masked", "prune_heads"]
@@ -142,15 +143,12 @@ def _run(
     hooks = [m.register_forward_pre_hook(first(p), with_kwargs=True) for p, m in watched.items()]
     layers = [m for m in network.modules() if _is_linear(m)]
     hooks += [m.register_forward_pre_hook(lambda module, given: order.append(module)) for m in layers]
-    modes = [(part, part.training) for part in network.modules()]
     try:
-        with torch.no_grad(), _whole_layers():
-            network.eval()(*args, **kwargs)
+        with evaluating(network), torch.no_grad(), _whole_layers():
+            network(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()
-        for part, mode in modes:
-            part.training = mode
     return calls, list(dict.fromkeys(order))
 
 
@@ -265,7 +263,7 @@ def _holds(module: nn.Module, cut: _Cut, call: _Call, removed: Sequence[int]) ->
             masked = _without(module, cut, removed)
             expected = _answer(masked, call)
             found = _answer(_cut_out(copy.deepcopy(module), cut, removed), call)
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError):
+        except Exception:
             return False  # its code is for all of its heads
     if whole is None or expected is None or found is None or found.shape != expected.shape:
         return False
@@ -277,13 +275,9 @@ def _holds(module: nn.Module, cut: _Cut, call: _Call, removed: Sequence[int]) ->
 
 def _answer(module: nn.Module, call: _Call) -> Tensor | None:
     """The first tensor that a module answers with: behind it there may be weights of each head."""
-    was = [(part, part.training) for part in module.modules()]
-    try:
-        args, kwargs = _fresh((call.args, call.kwargs))
-        leaves = tree_leaves(module.eval()(*args, **kwargs))
-    finally:
-        for part, mode in was:
-            part.training = mode
+    args, kwargs = _fresh((call.args, call.kwargs))
+    with evaluating(module):
+        leaves = tree_leaves(module(*args, **kwargs))
     return next((t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()), None)
 
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from hasten.cost.preserving import evaluating
 from hasten.errors import HastenError
 from hasten.nn.parallel_residual import ResidualBranch, ResidualStack, fuse_parallel
 
@@ -76,11 +77,12 @@ def _calls(network: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any])
 
     blocks = {id(b): b for m in lists.values() for b in m}
     hooks = [b.register_forward_hook(called, with_kwargs=True) for b in blocks.values()]
-    modes = [(part, part.training) for part in network.modules()]
-    try:
-        network.eval()(*inputs, **kwargs)
-        for hook in hooks:
-            hook.remove()
+    with evaluating(network):
+        try:
+            network(*inputs, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
         found: dict[str, list[dict[int, _Call]]] = {}
         # The innermost first: what has a run within is a stage, not a block.
         for path in sorted(lists, key=lambda p: -(p.count(".") + bool(p))):
@@ -98,11 +100,6 @@ def _calls(network: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any])
                     found.setdefault(path, []).append(run)
                 run[i] = call
         return {path: found[path] for path in lists if path in found}
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for part, mode in modes:
-            part.training = mode
 
 
 def _is_residual(block: nn.Module, call: _Call) -> bool:
@@ -112,7 +109,7 @@ def _is_residual(block: nn.Module, call: _Call) -> bool:
         return False
     try:
         made = torch.func.functional_call(block, zeros, (call.x, *call.args), call.kwargs)
-    except (RuntimeError, ValueError):  # it keeps something of its first call, such as a cache
+    except Exception:  # it keeps something of its first call, such as a cache, or refuses weights of zero
         return False
     return isinstance(made, Tensor) and torch.allclose(made, call.x, atol=1e-6)
 
@@ -291,7 +288,7 @@ def _split(layer: nn.Module, call: _Call) -> list[nn.Module] | None:
             branches = parts(layer)
             with torch.no_grad():
                 made = ResidualStack(branches).eval()(call.x, *call.args, **call.kwargs)
-        except (AttributeError, KeyError, TypeError, RuntimeError, ValueError):
+        except Exception:  # it is no layer of this kind
             continue
         if made.shape == call.output.shape and torch.allclose(made, call.output, rtol=1e-4, atol=1e-4):
             return branches

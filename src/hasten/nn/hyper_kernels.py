@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hasten.cost.preserving import evaluating
 from hasten.errors import HastenError
 from hasten.nn.block import Block
 
@@ -80,12 +81,8 @@ def freeze_batch_statistics(module: nn.Module, *inputs: Any) -> None:
         module: with blocks that are `batch_dependent`.
         inputs: that it is called with once; many and typical ones, as all later answers rest on them.
     """
-    was = module.training
-    try:
-        with _recording(module), torch.no_grad():
-            module.eval()(*inputs)
-    finally:
-        module.train(was)
+    with _recording(module), evaluating(module), torch.no_grad():
+        module(*inputs)
 
 
 def thaw_batch_statistics(module: nn.Module) -> None:

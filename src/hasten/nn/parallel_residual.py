@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hasten.cost.preserving import fold_normalization
+from hasten.cost.preserving import evaluating, fold_normalization, hooked
 from hasten.errors import HastenError
 from hasten.nn.block import Block
 
@@ -242,6 +242,7 @@ def _branch_form(layers: Sequence[nn.Module]) -> tuple[object, ...] | None:
         and (len(rest) < 2 or isinstance(rest[1], _ACTIVATIONS))
         and (len(rest) < 3 or type(rest[2]) is type(rest[0]))
         and all(c.groups == 1 and c.padding_mode == "zeros" for c in rest if isinstance(c, nn.Conv2d))
+        and not any(map(hooked, layers))
     )
     return tuple(_form(layer) for layer in layers) if fits else None
 
@@ -262,7 +263,7 @@ def _broad(group: Sequence[nn.Module]) -> nn.Sequential:
     if len(columns[0]) == 3:
         made.append(_summed([column[2] for column in columns]))
     else:
-        made.append(GroupSum(len(group), 1 if isinstance(firsts[0], nn.Conv2d) else -1))
+        made.append(GroupSum(len(group), -3 if isinstance(firsts[0], nn.Conv2d) else -1))
     return nn.Sequential(*made)
 
 
@@ -344,9 +345,7 @@ def taylor_gap(stack: ResidualStack | Sequence[nn.Module], x: Tensor, rounds: in
         HastenError: as `to_parallel`.
     """
     whole = to_parallel(stack)
-    was = [(part, part.training) for part in whole.modules()]
-    whole.eval()
-    try:
+    with evaluating(whole):
         with torch.no_grad():
             branches = list(whole.branches)
             deep = ResidualStack(branches)(x)
@@ -355,9 +354,6 @@ def taylor_gap(stack: ResidualStack | Sequence[nn.Module], x: Tensor, rounds: in
                 float((ResidualStack(branches, 1, order)(x) - deep).norm()) / size if size else 0.0 for order in (1, 2)
             ]
         norms = tuple(_norm(branch, x, rounds) for branch in branches)
-    finally:
-        for part, mode in was:
-            part.training = mode
     total = sum(norms)
     return TaylorGap(gaps[0], gaps[1], norms, math.exp(min(total, 700.0)) - 1 - total)
 

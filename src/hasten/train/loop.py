@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from hasten.cost.preserving import evaluating
 from hasten.errors import HastenError
 from hasten.train.checkpoint import Checkpoint
 from hasten.train.schedules import CONSTANT, Moment, Schedule
@@ -187,7 +188,7 @@ def train(
         if evaluate is None or (trained.evaluations and trained.evaluations[-1][0] == trained.steps):
             return 0.0
         begun = clock()
-        with _evaluating(module), torch.no_grad():
+        with evaluating(module), torch.no_grad():
             trained.evaluations.append((trained.steps, float(evaluate(trained.steps))))
         return clock() - begun
 
@@ -261,17 +262,6 @@ def _parts(loss: Callable[[int], Loss], step: int, device: str, bfloat16: bool) 
         if part is None:
             return
         yield part
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def _finite(module: nn.Module) -> bool:

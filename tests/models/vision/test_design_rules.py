@@ -71,3 +71,32 @@ def test_images_are_known_by_example_inputs() -> None:
     for wrong in ((), (torch.zeros(2, 3),), (torch.zeros(2, 3, 8, 9), 1), (torch.zeros(2, 3, 8, 9, dtype=torch.long),)):
         with pytest.raises(HastenError, match="one tensor of images"):
             image_of(wrong)
+
+
+class Joined(nn.Module):
+    """A module that is called with a list, as detectors' concatenations are."""
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(maps, 1)
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.frozen, self.joined = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8).eval(), Joined()
+        self.pool, self.last = nn.MaxPool2d(2, return_indices=True), nn.LSTM(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.frozen(self.first(input=x))
+        y, _ = self.pool(self.joined([y, y]))
+        return self.last(y.flatten(2).permute(2, 0, 1))[0]
+
+
+def test_layers_that_rules_are_not_about_may_be_called_with_anything() -> None:
+    network = Odd()
+    network.train()
+    network.frozen.eval()
+    assert len(design_rules(network, (3, 8, 8))) == 9
+    assert [network.training, network.frozen.training] == [True, False]
+    with pytest.raises(HastenError, match="calls no convolution"):
+        design_rules(nn.ReLU(), (3, 8, 8))

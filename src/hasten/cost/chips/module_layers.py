@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hasten.cost.chips.dataflow import ConvShape
+from hasten.cost.preserving import evaluating
 from hasten.errors import HastenError
 
 _COUNTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -63,13 +64,11 @@ def grouped_shapes(module: nn.Module, inputs: Sequence[int]) -> tuple[tuple[Conv
         found.extend([(shape, layer.groups)] * math.ceil(made.shape[0] / batch))
 
     hooks = [m.register_forward_hook(seen) for m in module.modules() if isinstance(m, _COUNTED)]
-    was = module.training
     try:
-        with torch.no_grad():
+        with evaluating(module), torch.no_grad():
             device = next((p.device for p in module.parameters()), torch.device("cpu"))
-            module.eval()(torch.zeros(tuple(inputs), device=device))
+            module(torch.zeros(tuple(inputs), device=device))
     finally:
-        module.train(was)
         for hook in hooks:
             hook.remove()
     return tuple(found)

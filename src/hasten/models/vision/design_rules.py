@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hasten.cost.preserving import evaluating
 from hasten.errors import HastenError
 
 FINE = 32
 """Height of a map from which on it may be made smaller at once: an image has more pixels than detail there."""
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+# Layers that rules are about: others may be called with anything, and give anything.
+_SEEN = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d, *_DROPOUTS)
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,9 @@ def _layers(network: nn.Module, image: Sequence[int]) -> list[_Layer]:
     """Layers in the order in which they are called; functions that are no modules are not seen."""
     found: list[_Layer] = []
 
-    def seen(module: Any, given: tuple[Tensor, ...], made: Tensor) -> None:
-        x = given[0]
+    def seen(module: Any, given: tuple[Tensor, ...], made: Any) -> None:
+        made = made[0] if isinstance(made, tuple) else made  # a pooling may say where it found what it gives
+        x = given[0] if given else made
         height = int(x.shape[2]) if x.ndim == 4 else 1
         after = int(made.shape[2]) if made.ndim == 4 else 1
         if isinstance(module, nn.Conv2d):
@@ -79,13 +83,12 @@ def _layers(network: nn.Module, image: Sequence[int]) -> list[_Layer]:
         elif isinstance(module, _DROPOUTS):
             found.append(_Layer("dropout", module, height, after))
 
-    hooks = [part.register_forward_hook(seen) for part in network.modules() if not list(part.children())]
-    was, like = network.training, next(network.parameters())
+    hooks = [part.register_forward_hook(seen) for part in network.modules() if isinstance(part, _SEEN)]
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
     try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, *image, device=like.device, dtype=like.dtype))
+        with evaluating(network), torch.no_grad():
+            network(torch.zeros(1, *image, device=like.device, dtype=like.dtype))
     finally:
-        network.train(was)
         for hook in hooks:
             hook.remove()
     return found

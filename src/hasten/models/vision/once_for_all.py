@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hasten.cost.preserving import evaluating
 from hasten.errors import HastenError
 from hasten.models.loading import checkpoint
 from hasten.nn.block import Block
@@ -419,22 +420,19 @@ def calibrate(network: nn.Module, images: Tensor, batch: int = 100) -> None:
         images: (count, channels, height, width).
     """
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    kept = [(m.momentum, m.training) for m in norms]
-    was = network.training
-    network.eval()
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None  # the plain mean over batches
-        m.train()
-    try:
-        for first in range(0, len(images), batch):
-            if len(images) - first > 1:
-                network(images[first : first + batch])
-    finally:
-        network.train(was)
-        for m, (momentum, training) in zip(norms, kept, strict=True):
-            m.momentum = momentum
-            m.train(training)
+    kept = [m.momentum for m in norms]
+    with evaluating(network):
+        for m in norms:
+            m.reset_running_stats()
+            m.momentum = None  # the plain mean over batches
+            m.train()
+        try:
+            for first in range(0, len(images), batch):
+                if len(images) - first > 1:
+                    network(images[first : first + batch])
+        finally:
+            for m, momentum in zip(norms, kept, strict=True):
+                m.momentum = momentum
 
 
 def macs(network: nn.Module, resolution: int, channels: int = 3) -> int:
@@ -446,11 +444,10 @@ def macs(network: nn.Module, resolution: int, channels: int = 3) -> int:
         total += layer.weight.numel() * (made.numel() // made.shape[1] if made.ndim == 4 else 1)
 
     hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    was = network.training
     try:
-        network.eval()(torch.zeros(1, channels, resolution, resolution, device=next(network.parameters()).device))
+        with evaluating(network):
+            network(torch.zeros(1, channels, resolution, resolution, device=next(network.parameters()).device))
     finally:
-        network.train(was)
         for hook in hooks:
             hook.remove()
     return total
