@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -233,3 +234,211 @@ def test_random_moves_keep_what_random_networks_compute() -> None:
                 grown = deepen(grown, name, x, kernel=rng.choice((1, 3, 5)), seed=move)
                 calibrate(grown, x)
         assert difference(network, grown, x) < 1e-6
+
+
+class Ordinary(nn.Module):
+    """As people write networks: functions as activations, one rectifier for all, a view in front of the last layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 5, 3, padding=1), nn.Conv2d(5, 3, 1)
+        self.bn2 = nn.BatchNorm2d(5)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc1, self.fc2 = nn.Linear(3 * 4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        x = nn.functional.relu(self.conv1(x))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.relu(self.conv3(x))
+        if mask is not None:
+            x = x * mask
+        x = x.view(x.size(0), -1)
+        return self.fc2(self.fc1(x).relu()) * scale
+
+
+@pytest.mark.parametrize("name", ["conv1", "conv2", "conv3", "fc1"])
+def test_networks_as_people_write_them_grow(name: str, x: tuple[Tensor]) -> None:
+    network = settled(Ordinary(), 2, 4, 4)
+    wide = widen(network, {name: 9}, x, seed=1).network
+    check_same(network, wide, x, 1e-9)
+    deep = deepen(wide, name, x)
+    calibrate(deep, x)
+    check_same(network, deep, x, 1e-9)
+    before, after = (sum(isinstance(m, nn.Conv2d | nn.Linear) for m in n.modules()) for n in (network, deep))
+    assert after == before + 1
+    assert difference(network, deepen(network, name, x, noise=0.1), x) > 0, "the new layer is called"
+
+
+class Ahead(nn.Sequential):
+    """A list that takes its layers by their numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i in (0, 1, 3):
+            x = self[i](x)
+        return x
+
+
+class Taken(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features[3](self.features[2](self.features[1](self.features[0](x))))
+
+
+def named_layers() -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(first=nn.Linear(4, 6), norm=nn.BatchNorm1d(6), act=nn.ReLU(), last=nn.Linear(6, 3))
+    )
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        (named_layers(), "first"),
+        (Ahead(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 4)), "0"),
+        (Taken(), "features.0"),
+    ],
+)
+def test_a_list_with_names_or_taken_by_numbers_grows(network: nn.Module, name: str) -> None:
+    network = settled(network, 4)
+    x = (torch.randn(3, 4, dtype=torch.float64),)
+    grown = widen(network, {name: 7}, x, seed=1).network
+    grown = deepen(grown, name, x)
+    calibrate(grown, x)
+    check_same(network, grown, x, 1e-9)
+    assert difference(network, deepen(network, name, x, noise=0.1), x) > 0, "the new layer is called"
+
+
+class Tokens(nn.Module):
+    """Linear layers on tokens (batch, tokens, width), as many tokens as numbers of each."""
+
+    def __init__(self, joined: bool) -> None:
+        super().__init__()
+        self.joined = joined
+        self.inner = nn.Linear(4, 4)
+        self.outer = nn.Linear(4 if joined else 16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.inner(x))
+        return self.outer(torch.cat([y, y], 1) if self.joined else y.flatten(1))
+
+
+def test_channels_are_followed_in_the_dimension_that_they_are_in() -> None:
+    x = (torch.randn(2, 4, 4, dtype=torch.float64),)
+    for joined in (False, True):
+        network = Tokens(joined).double().eval()
+        if joined:  # along tokens: no channel is copied by that
+            with pytest.raises(HastenError, match="cat does not keep channels apart"):
+                widen(network, {"inner": 6}, x)
+        else:
+            check_same(network, widen(network, {"inner": 6}, x, seed=1).network, x, 1e-9)
+    maps = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Flatten(2), nn.Flatten(1), nn.Linear(4 * 9, 2)).double().eval()
+    image = (torch.randn(2, 2, 3, 3, dtype=torch.float64),)
+    check_same(maps, widen(maps, {"0": 6}, image, seed=1).network, image, 1e-9)
+    single = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(9, 2)).double().eval()
+    with pytest.raises(HastenError, match="2 does not keep channels apart"):
+        widen(single, {"0": 6}, (image[0][0],))  # without a batch its channels stay what they are
+    averaged = nn.Sequential(nn.Conv2d(2, 3, 1), Mean()).double().eval()
+    with pytest.raises(HastenError, match="mean does not keep channels apart"):
+        widen(averaged, {"0": 6}, image)
+
+
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((1, 2))
+
+
+class Fixed(nn.Module):
+    """A view that says how wide it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(2, 3, 1), nn.Linear(27, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.conv(x).view(-1, 27))
+
+
+class Tied(nn.Module):
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.apart = apart
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 4)
+        self.other = nn.Linear(4, 6)
+        if not apart:
+            self.other.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.last(self.first(x))
+        return nn.functional.linear(y, self.first.weight) if self.apart else self.other(y)
+
+
+def hooked_layers() -> nn.Module:
+    network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    network[0].register_forward_hook(lambda module, given, answer: 2 * answer)
+    return network
+
+
+def computed_weight() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 3))
+
+
+class TwoNames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.alias = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.alias(x))
+
+
+class Silent(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "shape", "why"),
+    [
+        (Fixed(), "conv", (1, 2, 3, 3), "says that it is 27 wide: write -1"),
+        (Tied(False), "first", (2, 4), "shares its weight with other.weight"),
+        (Tied(True), "first", (2, 4), "read apart from it"),
+        (hooked_layers(), "0", (2, 4), "its hooks see"),
+        (computed_weight(), "0", (2, 4), "its weight is made of others"),
+        (TwoNames(), "first", (2, 4), "it stands in 2 places, first and alias"),
+        (nn.Sequential(nn.Linear(4, 6), Silent()), "0", (2, 4), r"cannot trace this network \(NotImplementedError\)"),
+        (nn.Sequential(nn.Linear(4, 6), nn.Linear(5, 2)), "0", (2, 4), "fails on these inputs"),
+    ],
+)
+def test_what_would_compute_something_else_is_refused(
+    network: nn.Module, name: str, shape: tuple[int, ...], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(HastenError, match=why) as told:
+        widen(network.eval(), {name: 9}, (torch.randn(shape),))
+    assert "\n" not in str(told.value)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_else_a_layer_has_stays() -> None:
+    network: Any = settled(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)), 4)
+    network[0].bias.requires_grad_(False)
+    x = (torch.randn(5, 4, dtype=torch.float64),)
+    grown = widen(network, {"0": 9}, x, seed=1).network
+    check_same(network, grown, x, 1e-9)
+    assert not grown[0].bias.requires_grad
+    assert (grown[0].out_features, grown[1].num_features, grown[3].in_features) == (9, 9, 9)
+    deep = widen(deepen(network, "0", x), {"0": 9}, x, seed=1).network
+    assert calibrate(deep, x) == 1, "a new normalization that grows is still to be calibrated"
+    check_same(network, deep, x, 1e-9)
+
+
+def test_a_failing_call_leaves_no_hooks() -> None:
+    network = deepen(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU()), "0", (torch.zeros(2, 4),))
+    network.train()
+    with pytest.raises(RuntimeError):
+        calibrate(network, (torch.zeros(2, 5),))
+    assert network.training
+    assert not any(m._forward_pre_hooks for m in network.modules())

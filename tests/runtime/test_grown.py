@@ -27,6 +27,22 @@ def build():
 MOVES = GrowthMoves({"0": 9, "3": 8}, ["0", "3"], 5)
 
 
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 4), nn.Linear(4, 2)
+
+    def forward(self, *, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu())
+
+
+class Several(ByName):
+    """Inputs by name, and answers of which one is none."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, z: None = None) -> dict[str, object]:  # type: ignore[override]
+        return {"sum": self.last(self.first(x).relu()) + y, "loss": z, "name": "both"}
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> str:
     (tmp_path / "net.py").write_text(FILE)
@@ -43,7 +59,9 @@ def test_it_computes_the_same_and_comes_back(source: str, tmp_path: Path) -> Non
     noisy = grown(network, MOVES)
     assert 1e-6 < noisy.apart < 0.2
     save_grown(tmp_path / "larger", noisy.module, source, MOVES)
-    read = load_grown(tmp_path / "larger")
+    with pytest.raises(HastenError, match="which is code: say that it may run"):
+        load_grown(tmp_path / "larger")
+    read = load_grown(tmp_path / "larger", source)
     assert not read.training
     assert torch.equal(read(*network.inputs.args), noisy.module(*network.inputs.args))
 
@@ -57,8 +75,8 @@ def test_what_does_not_grow_is_told(source: str, tmp_path: Path) -> None:
     ):
         with pytest.raises(HastenError, match=why):
             grown(network, moves)
-    with pytest.raises(HastenError, match="inputs by name"):
-        grown(Network(nn.Linear(2, 2), Inputs(kwargs={"input": torch.zeros(1, 2)})), GrowthMoves({"": 3}))
+    with pytest.raises(HastenError, match="takes x by name alone"):
+        grown(Network(ByName(), Inputs(kwargs={"x": torch.zeros(1, 2)})), GrowthMoves({"first": 3}))
     for given, why in (({"widths": {}}, "by a move"), ({"widths": {"0": 0}}, "one output"), ({"kernel": 4}, "odd")):
         with pytest.raises(HastenError, match=why):
             GrowthMoves(**{"widths": {"0": 8}, **given})  # type: ignore[arg-type]
@@ -66,3 +84,11 @@ def test_what_does_not_grow_is_told(source: str, tmp_path: Path) -> None:
     (tmp_path / "other" / "config.json").write_text("{}")
     with pytest.raises(HastenError, match="holds no grown network"):
         load_grown(tmp_path / "other")
+
+
+def test_inputs_by_name_and_answers_of_several_kinds_are_followed() -> None:
+    given = {"y": torch.randn(3, 2), "x": torch.randn(3, 2)}
+    network = Network(Several().eval(), Inputs(kwargs=given))
+    found = grown(network, GrowthMoves({"first": 7}, ["first"], noise=False))
+    assert found.apart < 1e-5
+    torch.testing.assert_close(found.module(**given)["sum"], network(**given)["sum"])

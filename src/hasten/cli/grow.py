@@ -35,7 +35,7 @@ def grow(
     """Make a trained network larger without changing what it computes, to train it on (Net2Net, EAS).
 
     A layer is widened by copies of its outputs, whose readers share their weights; one that is put in is the identity.
-    `hasten.runtime.grown.load_grown(FOLDER)` reads what --out keeps.
+    `hasten.runtime.grown.load_grown(FOLDER, SUBJECT)` reads what --out keeps.
 
     Examples:
 

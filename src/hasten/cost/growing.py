@@ -10,15 +10,17 @@ These stand beside `hasten.cost.preserving`, whose `check_same` says whether a c
 from __future__ import annotations
 
 import copy
+import inspect
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
+from hasten.cost.preserving import evaluating, hooked
 from hasten.errors import HastenError
 
 Layer = nn.Conv2d | nn.Linear
@@ -30,17 +32,24 @@ WIDER_NOISE = 1e-2
 DEEPER_NOISE = 1e-3
 """Deviation of the noise on new weights over that of the weights, where networks are grown to be trained further."""
 
-_CHANNELWISE = (
+# What treats every number alike, wherever channels lie.
+_ELEMENTWISE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Dropout,
-    nn.Dropout2d, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
+    nn.Dropout2d, nn.Identity,
 )  # fmt: skip
 _FUNCTIONS: tuple[Any, ...] = (
-    F.relu, torch.relu, F.relu6, F.gelu, F.silu, F.hardswish, F.dropout, F.max_pool2d, F.avg_pool2d,
-    F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.tanh, torch.sigmoid,
+    F.relu, torch.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.hardswish, F.hardtanh, F.dropout, torch.tanh,
+    torch.sigmoid,
 )  # fmt: skip
-_METHODS = ("relu", "tanh", "sigmoid", "contiguous")
+_METHODS = ("relu", "relu_", "tanh", "sigmoid", "contiguous")
+# What treats maps alike, whose channels are in front of height and width.
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_POOLING: tuple[Any, ...] = (F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
 # f(f(x)) = f(x): a layer that is the identity can stand between the two.
 _IDEMPOTENT = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Identity)
+_RECTIFIERS: dict[Any, Callable[[], nn.Module]] = {
+    F.relu: nn.ReLU, torch.relu: nn.ReLU, "relu": nn.ReLU, "relu_": nn.ReLU, F.relu6: nn.ReLU6,
+}  # fmt: skip
 
 
 # -- single layers -----------------------------------------------------------------------------------
@@ -66,54 +75,51 @@ def noisy(weight: Tensor, noise: float, generator: torch.Generator, like: Tensor
     return weight + scale * drawn.to(weight.device, weight.dtype)
 
 
-def _layer(like: L, outputs: int, inputs: int, groups: int = 1) -> L:
-    made: dict[str, Any] = {"bias": like.bias is not None, "device": like.weight.device, "dtype": like.weight.dtype}
-    if isinstance(like, nn.Linear):
-        return type(like)(inputs, outputs, **made)
-    of: Any = like
-    return type(like)(
-        inputs, outputs, of.kernel_size, of.stride, of.padding, of.dilation, groups,
-        padding_mode=of.padding_mode, **made,
-    )  # fmt: skip
+def _with(like: L, weight: Tensor, bias: Tensor | None, groups: int = 1) -> L:
+    """A layer as another in all but its weights."""
+    made: Any = copy.deepcopy(like)
+    made.weight = nn.Parameter(weight.detach().clone(), like.weight.requires_grad)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach().clone(), like.bias is None or like.bias.requires_grad)
+    if isinstance(made, nn.Linear):
+        made.out_features, made.in_features = weight.shape
+    else:
+        made.out_channels, made.in_channels, made.groups = len(weight), weight.shape[1] * groups, groups
+    found: L = made
+    return found
 
 
 @torch.no_grad()
 def with_outputs(layer: L, places: Tensor, noise: float, generator: torch.Generator) -> L:
     """A layer whose outputs are those of another at ``places``; the copies, behind the old ones, have noise."""
     depthwise = isinstance(layer, nn.Conv2d) and layer.groups > 1
-    made = _layer(layer, len(places), len(places) if depthwise else _inputs(layer), len(places) if depthwise else 1)
     weight = layer.weight[places]
     old = len(layer.weight)
     if len(places) > old:
         weight[old:] = noisy(weight[old:], noise, generator, layer.weight)
-    made.weight.copy_(weight)
-    if layer.bias is not None and made.bias is not None:
-        made.bias.copy_(layer.bias[places])
-    return made.train(layer.training)
+    return _with(layer, weight, None if layer.bias is None else layer.bias[places], len(places) if depthwise else 1)
 
 
 @torch.no_grad()
 def with_inputs(layer: L, places: Tensor) -> L:
     """A layer that reads copies: inputs at ``places`` of the old ones, the weights of each divided among its copies."""
     copies = torch.bincount(places, minlength=_inputs(layer)).to(layer.weight)
-    made = _layer(layer, len(layer.weight), len(places))
     share = copies[places].view(1, -1, *[1] * (layer.weight.ndim - 2))
-    made.weight.copy_(layer.weight[:, places] / share)
-    if layer.bias is not None and made.bias is not None:
-        made.bias.copy_(layer.bias)
-    return made.train(layer.training)
+    return _with(layer, layer.weight[:, places] / share, layer.bias)
 
 
 @torch.no_grad()
 def with_channels(norm: Norm, places: Tensor) -> Norm:
     """A batch normalization of copies: weights and statistics are those of the channels at ``places``."""
-    made = type(norm)(
-        len(places), norm.eps, norm.momentum, norm.affine, norm.track_running_stats,
-        **_made_like(norm),
-    )  # fmt: skip
-    for name, value in (*norm.named_parameters(), *norm.named_buffers()):
-        getattr(made, name).copy_(value[places] if value.ndim else value)
-    return made.train(norm.training)
+    made: Any = copy.deepcopy(norm)
+    made.num_features = len(places)
+    for name, weight in norm.named_parameters(recurse=False):
+        setattr(made, name, nn.Parameter(weight[places].detach().clone(), weight.requires_grad))
+    for name, value in norm.named_buffers(recurse=False):
+        if value.ndim:
+            made._buffers[name] = value[places].clone()
+    found: Norm = made
+    return found
 
 
 def _made_like(norm: Norm) -> dict[str, Any]:
@@ -162,7 +168,8 @@ def identity_layer(like: L, kernel: int, noise: float, generator: torch.Generato
 @torch.no_grad()
 def identity_norm(like: Norm) -> Norm:
     """A batch normalization that changes nothing in evaluation mode; `calibrate` makes it so in training mode too."""
-    new: Any = type(like)(like.num_features, like.eps, like.momentum, **_made_like(like))
+    kind: Any = nn.BatchNorm2d if isinstance(like, nn.BatchNorm2d) else nn.BatchNorm1d
+    new = kind(like.num_features, like.eps, like.momentum, **_made_like(like))
     new.weight.fill_((1 + like.eps) ** 0.5)
     new.uncalibrated = True
     made: Norm = new
@@ -194,12 +201,15 @@ def calibrate(network: nn.Module, inputs: Sequence[Any]) -> int:
         norm.bias.copy_(mean)
         norm.uncalibrated = False
 
+    if not new:
+        return 0
     hooks = [norm.register_forward_pre_hook(settle) for norm in new]
-    was = network.training
-    network.eval()(*inputs)
-    network.train(was)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with evaluating(network):
+            network(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return len(new)
 
 
@@ -213,13 +223,27 @@ class Widened(NamedTuple):
     places: dict[str, Tensor]
 
 
-def _replace(network: nn.Module, name: str, made: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    owner: Any = network.get_submodule(parent)
-    if isinstance(owner, nn.Sequential | nn.ModuleList):
-        owner[int(last)] = made
-    else:
-        setattr(owner, last, made)
+class _At(NamedTuple):
+    """Of each channel of a tensor the old one that it copies, and the dimension in which channels lie."""
+
+    places: Tensor
+    axis: int
+
+
+def _why_fixed(network: nn.Module, name: str, layer: nn.Module) -> str:
+    """Why a layer of a network cannot be put in another's place; empty where it can."""
+    paths = [path for path, part in network.named_modules(remove_duplicate=False) if part is layer]
+    if len(paths) > 1:
+        return f"it stands in {len(paths)} places, {paths[0]} and {paths[1]}"
+    if hooked(layer):
+        return "its hooks see what goes through it, or change it"
+    own = dict(layer.named_parameters())
+    if own.keys() - {"weight", "bias"} or (getattr(layer, "weight", None) is not None and "weight" not in own):
+        return "its weight is made of others"
+    for path, parameter in network.named_parameters(remove_duplicate=False):
+        if not path.startswith(f"{name}.") and any(parameter is p for p in own.values()):
+            return f"it shares its weight with {path}"
+    return ""
 
 
 class _Follower:
@@ -238,104 +262,140 @@ class _Follower:
     ) -> None:  # fmt: skip
         self.network, self.outputs = network, outputs
         self.to_outputs, self.to_inputs, self.to_channels = change
-        was = network.training
-        self.graph = traced(network.eval(), inputs)
-        network.train(was)
+        self.graph = traced(network, inputs)
         self.calls: dict[str, int] = {}
+        self.read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
         for node in self.graph.nodes:
             if node.op == "call_module":
                 self.calls[str(node.target)] = self.calls.get(str(node.target), 0) + 1
-        self.places: dict[fx.Node, Tensor] = {}
+        self.at: dict[fx.Node, _At] = {}
 
     def run(self) -> None:
         missing = [name for name in self.outputs if name not in self.calls]
         if missing:
             raise HastenError(f"the network calls no layer {missing[0]!r}: name a convolution or a linear layer")
         for node in self.graph.nodes:
-            read = [n for n in node.all_input_nodes if n in self.places]
+            read = [n for n in node.all_input_nodes if n in self.at]
             if node.op == "output" and read:
                 raise HastenError(f"{read[0]} is the network's answer: a layer whose outputs are read by another grows")
             if read or (node.op == "call_module" and str(node.target) in self.outputs):
-                found = self._follow(node, read)
+                found = self._module(node, read) if node.op == "call_module" else self._called(node, read)
                 if found is not None:
-                    self.places[node] = found
+                    self.at[node] = found
 
-    def _follow(self, node: fx.Node, read: list[fx.Node]) -> Tensor | None:
-        places = self.places[read[0]] if read else None
-        if node.op == "call_module":
-            return self._module(str(node.target), node, places)
-        if places is not None and len(read) == 1:
-            if node.op == "call_function":
-                if node.target in _FUNCTIONS:
-                    return places
-                if node.target is torch.flatten:
-                    return self._flattened(read[0], places, _after(node, 1, "start_dim", 0))
-                if node.target is torch.mean and self._over_map(node):
-                    return places
-                if node.target in (getattr, operator.getitem) and not _shape(node):
-                    return None
-            if node.op == "call_method":
-                if node.target in _METHODS or (node.target == "mean" and self._over_map(node)):
-                    return places
-                if node.target == "flatten":
-                    return self._flattened(read[0], places, _after(node, 1, "start_dim", 0))
-        if node.op == "call_function" and node.target in (torch.cat, torch.concat):
+    def _called(self, node: fx.Node, read: list[fx.Node]) -> _At | None:
+        """Where channels are behind a function or a method."""
+        what: Any = node.target
+        if what in (torch.cat, torch.concat):
             return self._joined(node)
+        if len(read) != 1 or node.args[:1] != (read[0],):
+            raise self._lost(node)
+        at, shape = self.at[read[0]], _shape(read[0])
+        if what == "size" or (what in (getattr, operator.getitem) and not _shape(node)):
+            return None  # a number that is found anew at each call
+        if what in _FUNCTIONS or (node.op == "call_method" and what in _METHODS):
+            return at
+        if what in _POOLING and at.axis == len(shape) - 3:
+            return at
+        if what in (torch.flatten, "flatten"):
+            return self._flattened(node, shape, at, _after(node, 1, "start_dim", 0), _after(node, 2, "end_dim", -1))
+        if what in (torch.mean, "mean"):
+            return self._averaged(node, shape, at)
+        if what in (torch.reshape, "reshape", "view"):
+            return self._viewed(node, shape, at)
         raise self._lost(node)
 
-    def _module(self, name: str, node: fx.Node, places: Tensor | None) -> Tensor | None:
+    def _module(self, node: fx.Node, read: list[fx.Node]) -> _At | None:
+        """Where channels are behind a module, which is changed to what it reads now."""
+        name = str(node.target)
         part: Any = self.network.get_submodule(name)
+        at = self.at[read[0]] if read else None
+        rank = len(_shape(read[0] if read else node))
+        wanted = self.outputs.get(name)
+        layer = isinstance(part, nn.Conv2d | nn.Linear)
+        if wanted is not None and not layer:
+            raise HastenError(f"{name} is neither a convolution nor a linear layer: name one")
+        if at is not None and isinstance(part, _ELEMENTWISE):
+            return at
+        if at is not None and isinstance(part, _POOLS) and at.axis == rank - 3:
+            return at
+        if at is not None and isinstance(part, nn.Flatten):
+            return self._flattened(node, _shape(read[0]), at, part.start_dim, part.end_dim)
+        if not layer and not isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            raise self._lost(node)
         if self.calls[name] > 1:
             raise HastenError(f"{name} is called {self.calls[name]} times: a layer that is shared does not grow")
-        wanted = self.outputs.get(name)
-        if isinstance(part, nn.Conv2d | nn.Linear):
-            depthwise = isinstance(part, nn.Conv2d) and part.groups > 1
-            if depthwise:
-                assert isinstance(part, nn.Conv2d)
-                if wanted is not None or not part.groups == part.in_channels == part.out_channels:
-                    raise HastenError(f"{name} is a convolution in groups: it is as wide as what it reads")
-                if places is not None:
-                    _replace(self.network, name, self.to_outputs(part, places))
-                return places
-            if places is not None:
-                part = self.to_inputs(part, places)
-            if wanted is not None:
-                part = self.to_outputs(part, wanted)
-            _replace(self.network, name, part)
-            return wanted
+        if why := _why_fixed(self.network, name, part):
+            raise HastenError(f"{name} does not grow: {why}")
+        if any(path.startswith(f"{name}.") for path in self.read):
+            raise HastenError(f"{name} does not grow: its weight is read apart from it too")
+        axis = 1 if not layer else rank - (1 if isinstance(part, nn.Linear) else 3)
+        if at is not None and at.axis != axis:
+            raise self._lost(node)
+        if not layer:
+            assert at is not None
+            self.network.set_submodule(name, self.to_channels(part, at.places))
+            return at
+        if isinstance(part, nn.Conv2d) and part.groups > 1:
+            if wanted is not None or not part.groups == part.in_channels == part.out_channels:
+                raise HastenError(f"{name} is a convolution in groups: it is as wide as what it reads")
+            assert at is not None
+            self.network.set_submodule(name, self.to_outputs(part, at.places))
+            return at
+        if at is not None:
+            part = self.to_inputs(part, at.places)
         if wanted is not None:
-            raise HastenError(f"{name} is neither a convolution nor a linear layer: name one")
-        if places is None or isinstance(part, _CHANNELWISE):
-            return places
-        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
-            _replace(self.network, name, self.to_channels(part, places))
-            return places
-        if isinstance(part, nn.Flatten):
-            return self._flattened(node.all_input_nodes[0], places, part.start_dim)
+            part = self.to_outputs(part, wanted)
+        self.network.set_submodule(name, part)
+        return None if wanted is None else _At(wanted, axis)
+
+    def _flattened(self, node: fx.Node, shape: tuple[int, ...], at: _At, first: int, last: int) -> _At:
+        first, last = first % len(shape), last % len(shape)
+        if first == 0 < at.axis <= last:
+            raise HastenError(f"what {node.all_input_nodes[0]} gives is flattened with its batch: widen another layer")
+        if not first <= at.axis <= last:
+            return _At(at.places, at.axis - (last - first) * (at.axis > last))
+        old = int(at.places.max()) + 1  # as many as were there before copies
+        outer, inner = math.prod(shape[first : at.axis]), math.prod(shape[at.axis + 1 : last + 1])
+        each = spread(at.places, inner)
+        return _At((torch.arange(outer)[:, None] * old * inner + each).flatten(), first)
+
+    def _averaged(self, node: fx.Node, shape: tuple[int, ...], at: _At) -> _At:
+        asked: Any = _after(node, 1, "dim", None)
+        axes = {a % len(shape) for a in ([asked] if isinstance(asked, int) else list(asked or ()))}
+        if not axes or at.axis in axes:
+            raise self._lost(node)
+        gone = 0 if _after(node, 2, "keepdim", False) else sum(a < at.axis for a in axes)
+        return _At(at.places, at.axis - gone)
+
+    def _viewed(self, node: fx.Node, shape: tuple[int, ...], at: _At) -> _At:
+        """A view that flattens; one that says how many numbers become one dimension cannot have more of them."""
+        made, asked = _shape(node), list(node.args[1:])
+        if len(asked) == 1 and isinstance(asked[0], tuple | list):
+            asked = list(asked[0])
+        merged = len(shape) - len(made)
+        for first in range(len(made)) if merged >= 0 and len(asked) == len(made) else ():
+            last = first + merged
+            same = made[:first] == shape[:first] and made[first + 1 :] == shape[last + 1 :]
+            if not same or made[first] != math.prod(shape[first : last + 1]) or not first <= at.axis <= last:
+                continue
+            if isinstance(asked[first], int) and asked[first] != -1:
+                raise HastenError(f"{node} says that it is {asked[first]} wide: write -1 or flatten there")
+            return self._flattened(node, shape, at, first, last)
         raise self._lost(node)
 
-    def _flattened(self, source: fx.Node, places: Tensor, first: int) -> Tensor:
-        shape = _shape(source)
-        if first != 1:
-            raise HastenError(f"what {source} gives is flattened with its batch: widen another layer")
-        return spread(places, int(torch.tensor(shape[2:]).prod()) if len(shape) > 2 else 1)
-
-    def _joined(self, node: fx.Node) -> Tensor:
-        if _after(node, 1, "dim", 0) not in (1, -3):
+    def _joined(self, node: fx.Node) -> _At:
+        parts: Any = _after(node, 0, "tensors", ())
+        axis = _after(node, 1, "dim", 0) % max(1, len(_shape(node)))
+        if any(part in self.at and self.at[part].axis != axis for part in parts):
             raise self._lost(node)
         found, offset = [], 0
-        parts: Any = node.args[0]
         for part in parts:
-            width = _shape(part)[1]
-            places = self.places.get(part)
+            width = _shape(part)[axis]
+            places = self.at[part].places if part in self.at else None
             found.append((torch.arange(width) if places is None else places) + offset)
             offset += width if places is None else int(places.max()) + 1  # as many as were there before copies
-        return torch.cat(found)
-
-    def _over_map(self, node: fx.Node) -> bool:
-        axes: Any = _after(node, 1, "dim", None)
-        axes = [axes] if isinstance(axes, int) else list(axes or ())
-        return {a % 4 for a in axes} == {2, 3}
+        return _At(torch.cat(found), axis)
 
     def _lost(self, node: fx.Node) -> HastenError:
         what = node.target if node.op == "call_module" else getattr(node.target, "__name__", node.target)
@@ -348,22 +408,60 @@ def _after(node: fx.Node, at: int, name: str, otherwise: Any) -> Any:
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
+    return tuple(node.meta.get("shape", ()))
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph and keeps the shape of every tensor."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = super().run_node(n)
+        if isinstance(found, Tensor):
+            n.meta["shape"] = tuple(found.shape)
+        return found
+
+
+def _settled(network: nn.Module, inputs: Sequence[Any]) -> dict[str, Any]:
+    """Arguments of a call that are no tensors, by name: what a network does may depend on them."""
+    try:
+        signature = inspect.signature(network.forward)
+        given = signature.bind(*inputs)
+    except (TypeError, ValueError):
+        return {}
+    given.apply_defaults()
+    plain = (signature.parameters[n].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for n in given.arguments)
+    return {
+        name: value
+        for (name, value), place in zip(given.arguments.items(), plain, strict=True)
+        if place and (value is None or isinstance(value, bool | int | float | str))
+    }
 
 
 def traced(network: nn.Module, inputs: Sequence[Any]) -> fx.Graph:
     """A network's graph by `torch.fx`, with the shape of every tensor.
 
+    Args:
+        network: run once in evaluation mode, and left as it was.
+        inputs: of a call.
+
     Raises:
-        HastenError: what it does depends on what it is given.
+        HastenError: what it does depends on what it is given, or it fails on the inputs.
     """
-    try:
-        module = fx.symbolic_trace(network)
-    except Exception as error:  # whatever its forward does with a proxy
-        raise HastenError(f"torch.fx cannot trace this network ({str(error).splitlines()[0]:.120})") from None
-    with torch.no_grad():
-        ShapeProp(module).propagate(*inputs)
+    with evaluating(network), torch.no_grad():
+        try:
+            module = fx.symbolic_trace(network, _settled(network, inputs))
+        except Exception as error:  # whatever its forward does with a proxy
+            raise HastenError(f"torch.fx cannot trace this network ({_told(error)})") from None
+        try:
+            _Shapes(module).run(*inputs)
+        except Exception as error:
+            raise HastenError(f"the network fails on these inputs ({_told(error)})") from None
     return module.graph
+
+
+def _told(error: Exception) -> str:
+    """What an error says, in a line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
 
 
 def spread(places: Tensor, each: int) -> Tensor:
@@ -382,7 +480,8 @@ def widen(network: M, sizes: Mapping[str, int], inputs: Sequence[Any], *, noise:
         seed: of which outputs are copied, and of the noise.
 
     Raises:
-        HastenError: no such layer, fewer outputs than now, or outputs that cannot be followed to who reads them.
+        HastenError: no such layer, fewer outputs than now, outputs that cannot be followed to who reads them, or a
+            layer that is shared, has hooks, or makes its weight of others.
     """
     made = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(seed)
@@ -415,12 +514,8 @@ def narrow(network: M, places: Mapping[str, Tensor], inputs: Sequence[Any]) -> M
 
     @torch.no_grad()
     def summed(layer: Any, at: Tensor) -> Any:
-        made = _layer(layer, len(layer.weight), int(at.max()) + 1)
-        made.weight.zero_()
-        made.weight.index_add_(1, at, layer.weight)
-        if layer.bias is not None:
-            made.bias.copy_(layer.bias)
-        return made.train(layer.training)
+        old = layer.weight.new_zeros(len(layer.weight), int(at.max()) + 1, *layer.weight.shape[2:])
+        return _with(layer, old.index_add_(1, at, layer.weight), layer.bias)
 
     made = copy.deepcopy(network)
     generator = torch.Generator()
@@ -439,53 +534,107 @@ def deepen(network: M, name: str, inputs: Sequence[Any], *, kernel: int = 3, noi
 
     Args:
         network: traceable by `torch.fx`; stays as it is.
-        name: of a convolution or linear layer that is followed by an activation module, with or without a batch
-            normalization between.
+        name: of a convolution or linear layer that is followed by a rectifier, a module or a function, with or without
+            a batch normalization between.
         inputs: of a call, for shapes alone.
         kernel: of a new convolution.
         noise: of the new weights (`DEEPER_NOISE`).
         seed: of the noise.
 
     Raises:
-        HastenError: no such layer, or an activation that changes what it has given.
+        HastenError: no such layer, one that is called in several places, or an activation that changes what it has
+            given.
     """
-    made = copy.deepcopy(network)
-    was = made.training
-    nodes = {str(n.target): n for n in traced(made.eval(), inputs).nodes if n.op == "call_module"}
-    made.train(was)
-    layer: Any = made.get_submodule(name) if name in nodes else None
+    graph = traced(network, inputs)
+    calls: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(str(node.target), []).append(node)
+    layer: Any = network.get_submodule(name) if name in calls else None
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         raise HastenError(f"the network calls no layer {name!r}: name a convolution or a linear layer")
-    found: list[tuple[str, Any]] = []
-    node = nodes[name]
-    while len(node.users) == 1:
+
+    def alone(called: str) -> Any:
+        """The module of a name, where something can be put right behind it."""
+        part = network.get_submodule(called)
+        places = sum(1 for _, other in network.named_modules(remove_duplicate=False) if other is part)
+        if len(calls[called]) > 1 or places > 1:
+            raise HastenError(f"{called} is called in several places: nothing is put behind a layer that is shared")
+        return part
+
+    alone(name)
+    at, norms, node = name, [], calls[name][0]
+    activation: nn.Module | None = None
+    while len(node.users) == 1 and activation is None:
         node = next(iter(node.users))
-        part: Any = made.get_submodule(str(node.target)) if node.op == "call_module" else None
-        found.append((str(node.target), part))
-        if not isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+        part: Any = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            at = str(node.target)
+            norms.append(alone(at))
+        elif isinstance(part, _IDEMPOTENT):
+            activation = part
+        elif node.target in _RECTIFIERS and node.op in ("call_function", "call_method"):
+            activation = _RECTIFIERS[node.target]()
+        else:
             break
-    if not found or not isinstance(found[-1][1], _IDEMPOTENT):
-        what = found[-1][0] if found else "nothing"
-        raise HastenError(f"{name} is followed by {what}: a layer is put behind a module such as nn.ReLU alone")
+    if activation is None:
+        nothing = node is calls[name][0] or node.op == "output"
+        what = "nothing" if nothing else getattr(node.target, "__name__", node.target)
+        raise HastenError(f"{name} is followed by {what}: a layer is put behind a rectifier such as nn.ReLU alone")
     generator = torch.Generator().manual_seed(seed)
-    *norms, (at, activation) = found
-    new = [identity_layer(layer, kernel, noise, generator), *(identity_norm(n) for _, n in norms)]
-    _put_behind(made, name, at, [*new, copy.deepcopy(activation)])
+    new = [identity_layer(layer, kernel, noise, generator), *(identity_norm(n) for n in norms)]
+    follows = str(node.target)
+    copied: nn.Module = copy.deepcopy(activation)
+    for hooks in (copied._forward_hooks, copied._forward_pre_hooks):  # they are for the one that was there
+        hooks.clear()
+    if node.op == "call_module" and len(calls[follows]) == 1:
+        return _behind(network, graph, inputs, name, follows, [*new, copied])
+    # The activation is a function, or serves several layers: one more stands in front of the new layer.
+    made = copy.deepcopy(network)
+    made.set_submodule(at, nn.Sequential(made.get_submodule(at), copied, *new))
     return made
 
 
-def _put_behind(network: nn.Module, first: str, last: str, new: list[nn.Module]) -> None:
-    """Puts modules behind the one called ``last``, as neighbours where that can be."""
+def _behind(network: M, graph: fx.Graph, inputs: Sequence[Any], first: str, last: str, new: list[nn.Module]) -> M:
+    """A copy of a network with modules behind the one called ``last``, as its neighbours where that can be."""
+    made = copy.deepcopy(network)
+    before = _called_modules(made, graph)
+    place = before.index(id(made.get_submodule(last))) + 1
+    if _put_in_list(made, first, last, new):
+        try:
+            found = _called_modules(made, traced(made, inputs))
+        except HastenError:  # its forward counts on what stood at a number
+            found = []
+        if found == before[:place] + [id(part) for part in new] + before[place:]:
+            return made
+        made = copy.deepcopy(network)
+    made.set_submodule(last, nn.Sequential(made.get_submodule(last), *new))
+    return made
+
+
+def _called_modules(network: nn.Module, graph: fx.Graph) -> list[int]:
+    return [id(network.get_submodule(str(node.target))) for node in graph.nodes if node.op == "call_module"]
+
+
+def _put_in_list(network: nn.Module, first: str, last: str, new: list[nn.Module]) -> bool:
+    """Puts modules behind the one called ``last`` into the list that it is in; False where it is in none."""
+
+    def numbered(path: str) -> Any:
+        """The list that a module stands in by a number, where its forward calls all of it in order."""
+        owner = network.get_submodule(path.rpartition(".")[0])
+        whole = isinstance(owner, nn.Sequential) and type(owner).forward is nn.Sequential.forward
+        return owner if whole and list(owner._modules) == [str(i) for i in range(len(owner._modules))] else None
+
+    owner = numbered(last)
+    if owner is None:
+        return False
     parent, _, place = last.rpartition(".")
-    owner: Any = network.get_submodule(parent)
-    above, _, outer = parent.rpartition(".")
-    unit = isinstance(owner, nn.Sequential) and int(place) == len(owner) - 1 and first == f"{parent}.0"
-    around: Any = network.get_submodule(above)
-    if unit and parent and isinstance(around, nn.Sequential):
+    unit = int(place) == len(owner) - 1 and first == f"{parent}.0"
+    around = numbered(parent) if unit and parent else None
+    if around is not None:
         # The whole unit is a layer of a list of such: another beside it.
-        around.insert(int(outer) + 1, nn.Sequential(*new))
-    elif isinstance(owner, nn.Sequential):
-        for i, part in enumerate(new, int(place) + 1):
-            owner.insert(i, part)
-    else:
-        _replace(network, last, nn.Sequential(network.get_submodule(last), *new))
+        around.insert(int(parent.rpartition(".")[2]) + 1, nn.Sequential(*new))
+        return True
+    for i, part in enumerate(new, int(place) + 1):
+        owner.insert(i, part)
+    return True

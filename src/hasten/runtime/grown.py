@@ -5,9 +5,11 @@ The moves are those of `hasten.cost.growing` (Net2Net, arXiv 1511.05641; EAS, 17
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ from hasten.cost.growing import DEEPER_NOISE, WIDER_NOISE, calibrate, deepen, tr
 from hasten.cost.preserving import difference
 from hasten.errors import HastenError
 from hasten.models.loading import checkpoint
-from hasten.runtime.network import Network, make_network
+from hasten.runtime.network import Network, file_and_name, make_network
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,10 @@ def grown(network: Network, moves: GrowthMoves) -> GrownNetwork:
         network: with inputs; new normalizations get the statistics of what they read of these.
 
     Raises:
-        HastenError: a layer is not there, or is read by something that does not keep channels apart; inputs by name.
+        HastenError: a layer is not there, or is read by something that does not keep channels apart; inputs that can be
+            given by name alone.
     """
-    inputs = network.inputs.args
-    if network.inputs.kwargs or not inputs:
-        raise HastenError(f"{network.name} is called with inputs by name: growth follows those by place")
+    inputs = _by_place(network)
     with torch.random.fork_rng(devices=[]):
         made = network.module
         if moves.widths:
@@ -83,6 +84,20 @@ def grown(network: Network, moves: GrowthMoves) -> GrownNetwork:
         calibrate(made, inputs)
         with torch.no_grad():
             return GrownNetwork(made.eval(), difference(network.module, made, inputs))
+
+
+def _by_place(network: Network) -> tuple[Any, ...]:
+    """The network's inputs in the order of its arguments."""
+    given = network.inputs
+    if not given.kwargs:
+        return given.args
+    known = inspect.signature(network.module.forward)
+    for name in given.kwargs:
+        if name not in known.parameters or known.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY:
+            raise HastenError(f"{network.name} takes {name} by name alone: growth follows inputs by place")
+    bound = known.bind(*given.args, **given.kwargs)
+    bound.apply_defaults()
+    return bound.args
 
 
 def save_grown(folder: str | Path, module: nn.Module, source: str, moves: GrowthMoves) -> None:
@@ -105,10 +120,11 @@ def load_grown(folder: str | Path, source: str | None = None) -> nn.Module:
     """Reads what `save_grown` wrote: the source is made, grown and filled; in evaluation mode.
 
     Args:
-        source: where it is now; where it was when None. A file is run.
+        source: what makes the network that it was grown from, as `make_network` takes it. It must be given where that
+            is ``file.py:build``: what the folder says is not run otherwise.
 
     Raises:
-        HastenError: a file is missing or broken, or the source is another network now.
+        HastenError: a file is missing or broken, the source is another network now, or is code that nobody named.
     """
     read = checkpoint.read_config(folder)
     try:
@@ -116,9 +132,13 @@ def load_grown(folder: str | Path, source: str | None = None) -> nn.Module:
             {str(name): int(size) for name, size in read["widths"].items()}, [str(n) for n in read["deeper"]],
             int(read["kernel"]), False, int(read["seed"]),
         )  # fmt: skip
-        source = str(read["grown_from"]) if source is None else source
+        known = str(read["grown_from"])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise HastenError(f"{folder} holds no grown network: hasten grow writes one") from None
-    made = grown(make_network(source).network, moves).module
+    if source is None and file_and_name(known) is not None:
+        raise HastenError(
+            f"{folder} was grown from {known[:120]}, which is code: say that it may run, by giving it as source"
+        )
+    made = grown(make_network(known if source is None else source).network, moves).module
     checkpoint.fill(made, checkpoint.read_tensors(folder), folder)
     return made.eval()

@@ -90,3 +90,7 @@ def test_what_is_no_network_is_refused() -> None:
     with pytest.raises(HastenError, match="takes in_chans from 1"):
         DenseNet.named("densenet-bc-100-12", in_chans=0)
     assert str(DenseLayers(4, ((2, 3), (2,)))) == "4 | g2 g3 | g2"
+    for wrong in ((9, 0), (0, 99), (-1, 0)):
+        for move in (lambda net, at: net.widened({at: 64}), lambda net, at: net.deepened(*at)):
+            with pytest.raises(HastenError, match="there is no layer"):
+                move(DenseNet(DenseLayers(4, ((2, 3), (2,)))), wrong)

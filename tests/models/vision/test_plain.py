@@ -74,3 +74,6 @@ def test_what_is_no_network_is_refused() -> None:
         PlainNet.named("eas-start-4", in_chans=0)
     with pytest.raises(HastenError, match="at least as many"):
         PlainNet.named("eas-start-4").widened({(0, 0): 2})
+    for wrong in ((9, 0), (0, 5), (-1, 0)):
+        with pytest.raises(HastenError, match="there is no layer"):
+            PlainNet.named("eas-start-4").widened({wrong: 64})

@@ -210,6 +210,10 @@ class DenseNet(Backbone):
         return tuple(Level(width + sum(row), 2**i) for i, (width, row) in enumerate(pairs))
 
     @property
+    def example_side(self) -> int:
+        return 32
+
+    @property
     def num_features(self) -> int:
         return self.layers.last
 
@@ -233,6 +237,11 @@ class DenseNet(Backbone):
         made.layers = layers
         return made
 
+    def _check(self, block: int, layer: int) -> None:
+        rows = self.layers.growths
+        if not 0 <= block < len(rows) or not 0 <= layer < len(rows[block]):
+            raise HastenError(f"there is no layer {layer} in block {block} to grow")
+
     def widened(self, sizes: Mapping[tuple[int, int], int], *, noise: float = 0.0, seed: int = 0) -> DenseNet:
         """A copy with larger growths that computes the same, but for the noise.
 
@@ -243,10 +252,11 @@ class DenseNet(Backbone):
             noise, seed: of `hasten.cost.growing.widen`.
 
         Raises:
-            HastenError: a growth below its own.
+            HastenError: no such layer, or a growth below its own.
         """
         rows = [list(row) for row in self.layers.growths]
         for (block, layer), growth in sizes.items():
+            self._check(block, layer)
             rows[block][layer] = growth
         layers = replace(self.layers, growths=tuple(map(tuple, rows)))
         return self._grown(replace(layers, first=layers.suited_first), noise, seed)
@@ -262,7 +272,11 @@ class DenseNet(Backbone):
             block, layer: behind which.
             noise: deviation of the noise on the new layer's weights over that of the weights.
             seed: of which outputs are copied, and of the noise.
+
+        Raises:
+            HastenError: no such layer.
         """
+        self._check(block, layer)
         made = copy.deepcopy(self)
         generator = torch.Generator().manual_seed(seed)
         rows = self.layers.growths

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -157,6 +158,10 @@ class PlainNet(Backbone):
         return tuple(Level(block[-1][1], 2**i) for i, block in enumerate(self.layers.blocks))
 
     @property
+    def example_side(self) -> int:
+        return 32
+
+    @property
     def num_features(self) -> int:
         return self.layers.units[-1] if self.layers.units else self.layers.blocks[-1][-1][1]
 
@@ -181,6 +186,9 @@ class PlainNet(Backbone):
         """
         blocks, units = [list(block) for block in self.layers.blocks], list(self.layers.units)
         for (block, layer), size in sizes.items():
+            rows: list[list[Any]] = [*blocks, units]
+            if not 0 <= block < len(rows) or not 0 <= layer < len(rows[block]):
+                raise HastenError(f"there is no layer {layer} in block {block} to widen")
             if block < len(blocks):
                 blocks[block][layer] = (blocks[block][layer][0], size)
             else:
