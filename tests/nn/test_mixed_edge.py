@@ -209,6 +209,12 @@ def test_what_is_no_edge_is_said() -> None:
         MixedEdge([nn.Identity()], own=False)(torch.zeros(1, 1, 1, 1))
     with pytest.raises(HastenError, match="a pair needs two"):
         MixedEdge([nn.Identity()]).draw("two")
+    with pytest.raises(HastenError, match="6 channels are not 4 equal parts"):
+        MixedEdge([nn.Identity()], 4)(torch.zeros(1, 6, 2, 2))
+    drawn = MixedEdge([nn.Identity()], 4, random=True)
+    drawn.draw("mixture", channels=8)
+    with pytest.raises(HastenError, match="12 channels are not the 8 that were drawn"):
+        drawn(torch.zeros(1, 12, 2, 2))
     with pytest.raises(HastenError, match="none of number 7"):
         made().choose(7)
     with pytest.raises(HastenError, match="computes mixture"):

@@ -107,7 +107,8 @@ class MixedEdge(Block):
     Shapes: as the candidates'.
 
     Raises:
-        HastenError: no candidates, or a part below 1.
+        HastenError: no candidates, or a part below 1; channels that do not divide into parts, or others than were
+            drawn.
     """
 
     no_decay = ("logits",)
@@ -228,7 +229,12 @@ class MixedEdge(Block):
     def forward(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
         if self.part == 1:
             return self._mixed(x, logits)
-        count = x.shape[1] // self.part
+        channels = x.shape[1]
+        if channels % self.part:
+            raise HastenError(f"{channels} channels are not {self.part} equal parts: give this edge others")
+        if self.order is not None and len(self.order) != channels:
+            raise HastenError(f"{channels} channels are not the {len(self.order)} that were drawn: draw again")
+        count = channels // self.part
         if self.order is None:
             y = torch.cat([self._mixed(x[:, :count], logits), self.bypass(x[:, count:])], 1)
             return y if self.random else shuffled(y, self.part)

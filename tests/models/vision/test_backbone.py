@@ -84,6 +84,9 @@ def test_head_and_classifier(name: str) -> None:
     assert (model.num_classes, model(x.double()).shape) == (0, (2, model.num_features))
     with pytest.raises(HastenError, match="num_classes from 0"):
         model.reset_classifier(-1)
+    model.reset_classifier(2, global_pool=None)
+    with pytest.raises(HastenError, match="pools as it was made to"):
+        model.reset_classifier(2, "max")
 
 
 @each
@@ -96,6 +99,9 @@ def test_feature_maps(name: str) -> None:
     assert [(i["num_chs"], i["reduction"]) for i in maps.feature_info] == [
         (lv.channels, lv.reduction) for lv in model.levels
     ]
+    assert maps.feature_info.channels() == [m.shape[1] for m in found]
+    assert maps.feature_info.reduction(-1) == 64 // found[-1].shape[2]
+    assert maps.feature_info.module_name((0,)) == ["stages.0"]
     torch.testing.assert_close(found[-1], model.forward_features(x))
     some = model.features_only((1, -3))
     count = len(model.levels)
@@ -121,6 +127,20 @@ def test_it_exports(name: str) -> None:
     model, x = made(name), torch.randn(2, 3, 64, 64)
     program = torch.export.export(model, (x,)).module()
     torch.testing.assert_close(program(x), model(x))
+
+
+def _for_images() -> list[str]:
+    """Names of published networks that are no language models."""
+    return [n for n, b in builders().items() if ".vision." in b.__module__]
+
+
+@pytest.mark.parametrize("name", _for_images())
+def test_every_published_network_says_what_it_takes(name: str) -> None:
+    model: Any = named.build(name)
+    images = model.example_inputs(2)
+    assert images.dtype is torch.bfloat16
+    small = any(word in name for word in ("cifar", "densenet", "eas", "darts-v1", "terminator")) or name == "darts-v2"
+    assert images.shape[1:] == ((3, 32, 32) if small else (3, 512, 512) if "codenet" in name else (3, 224, 224))
 
 
 def test_names_take_timm_s_options() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hasten.errors import HastenError
-from hasten.models import KAT, FeatureMaps, SimpleNet
+from hasten.models import KAT, FeatureMaps, LowFormer, SimpleNet
 from hasten.models.vision.timm_registry import _entry, register_with_timm, timm_names
 
 
@@ -38,6 +38,11 @@ def test_what_timm_calls_takes_its_options() -> None:
     assert made(torch.randn(2, 1, 64, 64)).shape == (2, 7)
     settings: Any = made.pretrained_cfg
     assert (settings["input_size"], settings["classifier"]) == ((1, 224, 224), "classifier")
+    # What timm's training script gives to every model.
+    rates = {"drop_rate": 0.0, "drop_path_rate": 0.0, "drop_block_rate": None}
+    assert isinstance(_entry("lowformer_b0")(**rates), LowFormer)
+    with pytest.raises(HastenError, match="takes no option 'drop_path_rate'"):
+        _entry("lowformer_b0")(drop_path_rate=0.1)
     maps = _entry("simplenetv1_small_m1_05")(features_only=True, out_indices=(1, 2))
     assert isinstance(maps, FeatureMaps)
     assert [tuple(m.shape[1:]) for m in maps(torch.randn(1, 3, 64, 64))] == [(64, 16, 16), (64, 8, 8)]

@@ -235,5 +235,9 @@ class AsCAN(Backbone):
         return tuple(Level(width, first * 2 ** (i + 1)) for i, width in enumerate(self.config.widths))
 
     @property
+    def example_side(self) -> int:
+        return self.config.image
+
+    @property
     def num_features(self) -> int:
         return self.config.widths[-1]

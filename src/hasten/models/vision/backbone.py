@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from hasten.cost import estimate
+from hasten.cost.preserving import evaluating
 from hasten.errors import HastenError
 from hasten.hardware import load_device
 from hasten.kernels import deform_conv
@@ -20,7 +21,7 @@ from hasten.nn.block import Block
 from hasten.workload import trace
 
 _DEFORMABLE = deform_conv.OPERATOR
-# Pixels along each side of the images that published sizes are for.
+# Pixels along each side of the images that most published sizes are for.
 _IMAGE = 224
 
 T = TypeVar("T")
@@ -56,6 +57,32 @@ class Level:
     reduction: int
 
 
+class FeatureInfo(list[dict[str, int | str]]):
+    """Of each level its channels, reduction and module, and timm's functions that ask for them.
+
+    >>> info = FeatureInfo([{"num_chs": 8, "reduction": 2, "module": "stages.0"}])
+    >>> info.channels(), info.reduction(0)
+    ([8], 2)
+    """
+
+    def channels(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Of the level ``idx``; of several, or of all when None, a list."""
+        return self._of("num_chs", idx)
+
+    def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Pixels of the image for one of the map, of the level ``idx``; of several, or of all when None, a list."""
+        return self._of("reduction", idx)
+
+    def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Of the level ``idx``; of several, or of all when None, a list."""
+        return self._of("module", idx)
+
+    def _of(self, key: str, idx: int | Sequence[int] | None) -> Any:
+        if isinstance(idx, int):
+            return self[idx][key]
+        return [self[i][key] for i in (range(len(self)) if idx is None else idx)]
+
+
 class Backbone(Block, ABC):
     """A stem, stages that each give a feature map, and a head that ends in a linear layer.
 
@@ -88,17 +115,23 @@ class Backbone(Block, ABC):
         return self.classifier.out_features if isinstance(self.classifier, nn.Linear) else 0
 
     @property
-    def feature_info(self) -> list[dict[str, int | str]]:
+    def feature_info(self) -> FeatureInfo:
         """Of each level its channels, reduction and module, in timm's words."""
-        return [
+        return FeatureInfo(
             {"num_chs": level.channels, "reduction": level.reduction, "module": f"stages.{i}"}
             for i, level in enumerate(self.levels)
-        ]
+        )
+
+    @property
+    def example_side(self) -> int:
+        """Height and width in pixels of the images that its published sizes are for."""
+        return _IMAGE
 
     def example_inputs(self, batch: int = 1) -> Tensor:
-        """Images (batch, channels, 224, 224) of zeros, in the format of the weights."""
+        """Images (batch, channels, `example_side`, `example_side`) of zeros, in the format of the weights."""
         first = next(m for m in self.modules() if isinstance(m, nn.Conv2d))
-        return torch.zeros(batch, first.in_channels, _IMAGE, _IMAGE, dtype=first.weight.dtype)
+        side = self.example_side
+        return torch.zeros(batch, first.in_channels, side, side, dtype=first.weight.dtype)
 
     def new_classifier(self, classes: int) -> nn.Module:
         """A last layer of so many classes; an identity for 0.
@@ -114,12 +147,18 @@ class Backbone(Block, ABC):
         """The last layer; an identity where there is none."""
         return self.classifier
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Puts a new last layer in the old one's place, none for 0 classes, on the device and in the dtype of the rest.
 
+        Args:
+            num_classes: logits.
+            global_pool: as timm's callers give it; the head pools as it does.
+
         Raises:
-            HastenError: fewer than 0 classes.
+            HastenError: fewer than 0 classes, or another pooling.
         """
+        if global_pool:
+            raise HastenError(f"{type(self).__name__} pools as it was made to: leave global_pool={global_pool!r} out")
         like = next(self.parameters())
         self.classifier = self.new_classifier(num_classes).to(like.device, like.dtype).train(self.training)
 
@@ -166,13 +205,14 @@ class FeatureMaps(Block):
     def __init__(self, backbone: Backbone, out_indices: Sequence[int] | None = None) -> None:
         super().__init__()
         count = len(backbone.stages)
-        asked = range(count) if out_indices is None else out_indices
+        asked: Sequence[int] = range(count) if out_indices is None else out_indices
+        asked = [asked] if isinstance(asked, int) else asked
         if not asked or any(not -count <= i < count for i in asked):
             raise HastenError(f"out_indices are among {count} stages, from 0 to {count - 1}: got {list(asked)}")
         self.indices = tuple(sorted({i % count for i in asked}))
         self.stem = backbone.stem
         self.stages = nn.ModuleList(list(backbone.stages)[: self.indices[-1] + 1])
-        self.feature_info = [backbone.feature_info[i] for i in self.indices]
+        self.feature_info = FeatureInfo(backbone.feature_info[i] for i in self.indices)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x: Tensor = self.stem(images)
@@ -217,10 +257,9 @@ def multiply_accumulates(network: nn.Module, image: Sequence[int], *others: Any)
         image: channels, height and width.
         others: that the network is given behind the image, such as a time.
     """
-    like, was = next(network.parameters()), network.training
-    with torch.no_grad(), _Products() as counter:
-        network.eval()(torch.zeros(1, *image, device=like.device, dtype=like.dtype), *others)
-    network.train(was)
+    like = next(network.parameters())
+    with evaluating(network), torch.no_grad(), _Products() as counter:
+        network(torch.zeros(1, *image, device=like.device, dtype=like.dtype), *others)
     return counter.count
 
 

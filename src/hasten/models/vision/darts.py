@@ -483,6 +483,11 @@ class DartsNetwork(Block):
         classes = config.classes if num_classes is None else num_classes
         return cls(replace(config, classes=classes, channels=in_chans, auxiliary=auxiliary), GENOTYPES[cells])
 
+    def example_inputs(self, batch: int = 1) -> Tensor:
+        """Images (batch, channels, resolution, resolution) of zeros, in the format of the weights."""
+        config, like = self.config, next(self.parameters())
+        return torch.zeros(batch, config.channels, config.resolution, config.resolution, dtype=like.dtype)
+
     def drop_path(self, share: float) -> None:
         """In training leaves each operation's map out for this share of the images from now on.
 

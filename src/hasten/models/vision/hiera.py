@@ -277,6 +277,10 @@ class Hiera(Backbone):
         return tuple(Level(w, config.stride * 2**r) for w, r in zip(config.widths, config.reductions, strict=True))
 
     @property
+    def example_side(self) -> int:
+        return self.config.image
+
+    @property
     def num_features(self) -> int:
         return self.config.widths[-1]
 

@@ -213,8 +213,21 @@ class KAT(Block):
         """The head; an identity where there is none."""
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Puts a new head in the old one's place; none for 0 classes."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Puts a new head in the old one's place; none for 0 classes.
+
+        Args:
+            num_classes: logits.
+            global_pool: as timm's callers give it; the head reads the class token.
+
+        Raises:
+            HastenError: fewer than 0 classes, or another pooling.
+        """
+        if num_classes < 0 or global_pool not in (None, "", "token"):
+            raise HastenError(
+                "a KAT has num_classes from 0 on and reads the class token: got"
+                f" {num_classes} and global_pool={global_pool!r}"
+            )
         self.config = replace(self.config, classes=num_classes)
         self.head = self._new_head().train(self.training)
         self._start_head()

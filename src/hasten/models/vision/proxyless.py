@@ -274,6 +274,10 @@ class ProxylessNet(Backbone):
         return tuple(found)
 
     @property
+    def example_side(self) -> int:
+        return self.config.resolution
+
+    @property
     def num_features(self) -> int:
         return self.config.last
 

@@ -339,6 +339,10 @@ class PyramidTreeNet(Backbone):
         return tuple(found)
 
     @property
+    def example_side(self) -> int:
+        return self.config.resolution
+
+    @property
     def num_features(self) -> int:
         return self.config.places()[-1].outputs
 

@@ -118,5 +118,9 @@ class ResNet(Backbone):
         return tuple(Level(width, self._first * 2**i) for i, width in enumerate(self._widths))
 
     @property
+    def example_side(self) -> int:
+        return 224 if self._first == 4 else 32
+
+    @property
     def num_features(self) -> int:
         return self._widths[-1]

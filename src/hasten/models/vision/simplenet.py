@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hasten.errors import HastenError
 from hasten.models.registry import published
@@ -166,9 +166,9 @@ class SimpleNet(Backbone):
             )
         )  # fmt: skip
 
-    def example_inputs(self, batch: int = 1) -> Tensor:
-        images = super().example_inputs(batch)
-        return images if self.config.strides else images[..., :32, :32]  # what has no strides is for CIFAR's
+    @property
+    def example_side(self) -> int:
+        return 224 if self.config.strides else 32  # what has no strides is for CIFAR's
 
     @property
     def levels(self) -> tuple[Level, ...]:

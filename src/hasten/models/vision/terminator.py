@@ -121,6 +121,11 @@ class Terminator(Block):
             raise HastenError(f"{name} takes in_chans and num_classes from 1, not {in_chans} and {classes}")
         return cls(replace(config, classes=classes, channels=in_chans))
 
+    def example_inputs(self, batch: int = 1) -> Tensor:
+        """Images (batch, channels, size, size) of zeros, in the format of the weights."""
+        config = self.config
+        return torch.zeros(batch, config.channels, config.size, config.size, dtype=self.head.weight.dtype)
+
     def features(self, images: Tensor) -> Iterator[Tensor]:
         """The output of each block: (batch, widths[i + 1], size, size)."""
         seen: list[Tensor] = []

@@ -19,6 +19,8 @@ from hasten.models.registry import builders
 from hasten.models.vision.backbone import Backbone
 from hasten.models.vision.kat import KAT
 
+# Shares that are left out in training: a network that has none is asked for 0 of them.
+_RATES = ("drop_rate", "drop_path_rate", "drop_block_rate")
 # Pixels as the published training normalizes them (ImageNet's mean and deviation), in timm's words.
 _PIXELS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic", "crop_pct": 0.9}
 
@@ -67,6 +69,8 @@ def _entry(name: str) -> Callable[..., nn.Module]:
         if pretrained:
             raise HastenError(f"hasten has no trained weights of {name}: leave pretrained out and load your own")
         known = inspect.signature(builders()[name]).parameters
+        # timm's own training script gives these to every model.
+        options = {key: value for key, value in options.items() if key in known or key not in _RATES or value}
         if unknown := sorted(options.keys() - known.keys()):
             raise HastenError(f"{name} takes no option {unknown[0]!r}: it takes {', '.join(list(known)[1:])}")
         model: KAT | Backbone = builders()[name](name, **options)
