@@ -15,7 +15,7 @@ from hasten.methods import Method, registry
 from hasten.methods.described_cache import own_windows
 from hasten.methods.spelling import UNCHANGED, Changed, read_methods, rewritten, spellings
 from hasten.models.description import describe
-from hasten.search.user_file import load_attribute
+from hasten.user_file import load_attribute
 from hasten.workload import Workload
 
 from .conftest import NETWORK_METHODS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -311,3 +312,110 @@ def test_user_modules_are_not_left_in_the_path(small: str) -> None:
     before = list(sys.path)
     make_network(small)
     assert sys.path == before
+
+
+def test_answers_that_are_no_numbers_are_below_every_floor(
+    tmp_path: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "class Two(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.a = nn.Linear(4, 4)\n"
+        "    def forward(self, x):\n        return x + 1, self.a(x)\n"
+        "def build():\n    return Two(), torch.randn(2, 4)\n"
+    )
+
+    def spoil(self: Bf16Network, network: Network) -> None:
+        network.module = copy.deepcopy(network.module)
+        torch.nn.init.constant_(network.module.a.weight, float("nan"))  # type: ignore[union-attr, arg-type]
+
+    monkeypatch.setattr(Bf16Network, "change", spoil)
+    monkeypatch.setattr(Bf16Network, "why_not_tried", lambda self, context: None)
+    found = tune(written(tmp_path, code), Settings(seconds=None, trials=4, runs=1), device=device)
+    spoilt = [c for c in found.combinations if "bf16" in c.title]
+    assert spoilt
+    assert all(c.failure == "its answers are not finite, or of other shapes" for c in spoilt)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("return None", "score gives NoneType 'None': it shall return a number"),
+        ("return [1, 2]", "score gives list"),
+        ("return float('nan')", "score gives nan: it shall return a finite number"),
+        ("return torch.ones(2)", "score gives Tensor"),
+        ("import no_such_module", "score failed: ModuleNotFoundError"),
+    ],
+)
+def test_a_score_that_is_no_number_is_told(body: str, why: str, tmp_path: Path, device: Device) -> None:
+    source = written(tmp_path, SMALL.replace("    return float(network", f"    {body}\n    return float(network"))
+    with pytest.raises(HastenError, match=why) as told:
+        tune(source, Settings(seconds=None, trials=1, quality=source.replace(":build", ":score")), device=device)
+    assert "\n" not in str(told.value)
+
+
+def test_a_score_may_import_what_lies_beside_it_and_change_the_mode(tmp_path: Path, device: Device) -> None:
+    (tmp_path / "held_out.py").write_text("import torch\nx = torch.ones(2, 3, 8, 8)\n")
+    code = SMALL + (
+        "def judged(network):\n    from held_out import x\n    found = float(network(x)[0, 0])\n"
+        "    network.train()\n    return found\n"
+    )
+    source = written(tmp_path, code)
+    settings = Settings(seconds=None, trials=2, runs=1, floor=0.5, quality=source.replace(":build", ":judged"))
+    found = tune(source, settings, device=device)
+    scores = {c.measured.score for c in (found.baseline, *found.combinations) if c.measured}
+    assert max(scores) - min(scores) < 0.05, "batch normalization stays in evaluation mode"
+
+
+def test_inputs_that_are_changed_in_place_are_told(tmp_path: Path, device: Device) -> None:
+    code = (
+        "class N(nn.Module):\n    def forward(self, x):\n        x += 1\n        return x * 2\n"
+        "def build():\n    return N(), torch.ones(2, 2)\n"
+    )
+    with pytest.raises(HastenError, match="changes its inputs in place"):
+        tune(written(tmp_path, code), SETTINGS, device=device)
+
+
+def test_a_block_that_refuses_what_a_method_tries_stands_in_no_other_method_s_way(
+    tmp_path: Path, device: Device
+) -> None:
+    code = (
+        "class Block(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.a = nn.Linear(4, 4)\n"
+        "    def forward(self, x):\n"
+        "        if not isinstance(self.a.weight, nn.Parameter):\n            raise KeyError('weights')\n"
+        "        return x + self.a(x)\n"
+        "def build():\n    return nn.Sequential(Block(), Block()), torch.randn(2, 4)\n"
+    )
+    found = tune(written(tmp_path, code), Settings(seconds=None, trials=2, runs=1), device=device)
+    assert found.best is not None
+    assert "no residual blocks follow" in str(found.skipped)
+
+
+def test_layers_with_hooks_stay(tmp_path: Path, device: Device) -> None:
+    """A layer in a hooked one's place would answer otherwise."""
+    code = (
+        "def twice(module, given, answer):\n    return 2 * answer\n"
+        "def build():\n    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),"
+        " nn.Linear(288, 5))\n"
+        "    nn.init.normal_(net[1].running_mean)\n"
+        "    for i in (0, 4):\n        net[i].register_forward_hook(twice)\n"
+        "    return net, torch.randn(2, 3, 8, 8)\n"
+    )
+    found = tune(written(tmp_path, code), Settings(seconds=None, trials=6, runs=1), device=device)
+    assert "followed by a batch normalization alone" in str(found.skipped)
+    assert "it has no convolutions of images or linear layers" in str(found.skipped)
+    assert not [c.title for c in found.combinations if c.within_floor is False]
+
+
+@pytest.mark.parametrize(("asked", "given"), [("batch", 3), ("batch=4", 1), ("batch=4", None)])
+def test_a_tuned_network_is_loaded_with_the_batch_that_it_was_tuned_with(
+    asked: str, given: int | None, tmp_path: Path, device: Device
+) -> None:
+    """Sequences first: the first number of its inputs' shape is not their batch."""
+    code = f"def build({asked}):\n    return nn.Linear(4, 4), torch.randn(6, batch, 4)\n"
+    source = written(tmp_path, code)
+    found = tune(source, Settings(seconds=None, trials=2, runs=1, batch_given=given, floor=0.5), device=device)
+    save(found, tmp_path / "tuned.json")
+    tuned = load(tmp_path / "tuned.json", model=source)
+    assert tuned.inputs.tensors[0].shape == (6, given or 4, 4)
+    with pytest.raises(HastenError, match="is not the network"):
+        load(tmp_path / "tuned.json", model=written(tmp_path, code.replace("4, 4)", "4, 5)", 1), "other.py"))

@@ -12,7 +12,7 @@ from hasten.errors import HastenError
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all else goes to stderr.")]
 Prompt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Tokens to generate.")]
-Batch = Annotated[int, typer.Option(min=1, help="Sequences at once.")]
+Batch = Annotated[int, typer.Option(min=1, help="Sequences at once; of a network images of a call.")]
 Where = Annotated[
     Literal["cpu", "cuda"],
     typer.Option("--device", help="This machine's processor, or the GPU that torch sees, with weights in bf16."),

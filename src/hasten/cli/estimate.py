@@ -105,7 +105,7 @@ def estimate(
     from hasten.report.estimates import Priced
     from hasten.report.schedules import Scheduled, schedule_table, scheduled, schedules_document, write_schedules
     from hasten.runtime.subject import read_subject
-    from hasten.search.user_file import load_attribute
+    from hasten.user_file import load_attribute
 
     if page is not None:
         check_output(page)

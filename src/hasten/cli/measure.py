@@ -51,6 +51,8 @@ def measure(
             if isinstance(loaded, Network):
                 if device != "cpu":
                     raise HastenError(f"--device {device} goes with language models, and {subject} is a tuned network")
+                if batch > 1:
+                    raise HastenError(f"{subject} is a network that is called as it was tuned: leave --batch out")
                 found = of_network(loaded)
             else:
                 tuned = placed(loaded, device)

@@ -6,28 +6,31 @@ import contextlib
 import copy
 import functools
 import hashlib
-import importlib.util
 import inspect
 import logging
 import math
-import sys
+import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hasten.cost import Measurement, measure
+from hasten.cost.preserving import evaluating
 from hasten.data import assets
 from hasten.errors import HastenError, users_code
-from hasten.files import checked_file, named_path
+from hasten.files import named_path
 from hasten.models import named
 from hasten.models.decoder import is_decoder
 from hasten.models.language.recurrent import RecurrentLM
+from hasten.user_file import beside, run_file
 from hasten.workload import Workload, trace
 
 # Weights that nobody trained are drawn from this seed: they are the same when the network is built again.
@@ -111,8 +114,10 @@ class Network(nn.Module):
         """Bytes of the weights, those of an engine where there is one."""
         if self.engine is not None:
             return self.engine.nbytes
+        # What is sparse has no storage of its own to tell it by: it is counted by its numbers.
         tensors = (*self.module.parameters(), *self.module.buffers())
-        return sum({t.data_ptr() or id(t): t.nbytes for t in tensors}.values())
+        dense = [t if t.layout is torch.strided else t.detach().to_dense().to_sparse().values() for t in tensors]
+        return sum({t.data_ptr() or id(t): t.nbytes for t in dense}.values())
 
     def workload(self) -> Workload:
         """What a call with the inputs computes, with one phase, ``forward``."""
@@ -197,7 +202,7 @@ def _another(given: Tensor, generator: torch.Generator) -> Tensor:
 
 def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     """How far answers lie apart: the length of the difference over that of what was expected, of the tensor where that
-    is the most; of whole numbers the share that differs. Infinite for other shapes.
+    is the most; of whole numbers the share that differs. Infinite for other shapes, and where one is no number.
 
     Args:
         expected, found: tensors in order.
@@ -213,6 +218,8 @@ def _apart(expected: Tensor, found: Tensor) -> float:
     wide = torch.complex128 if expected.is_complex() else torch.float64
     a, b = expected.detach().to(wide), found.detach().to(wide)
     apart, whole = float(torch.linalg.vector_norm(a - b)), float(torch.linalg.vector_norm(a))
+    if not math.isfinite(apart):  # what is no number is neither more nor less than another, and `max` passes it over
+        return math.inf
     return apart / whole if whole else (0.0 if apart == 0 else math.inf)
 
 
@@ -277,7 +284,10 @@ class MadeNetwork:
         for name, value in sorted(self.network.module.state_dict().items()):
             if isinstance(value, Tensor):
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+                plain = value.detach().cpu()
+                plain = plain.int_repr() if plain.is_quantized else plain.to_dense()
+                plain = plain.resolve_conj().resolve_neg().contiguous()
+                digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:32]
 
 
@@ -287,6 +297,18 @@ def file_and_name(text: str) -> tuple[Path, str] | None:
     return (Path(file), name) if name and file.endswith(".py") else None
 
 
+def file_and_factory(text: str) -> tuple[Path, str] | None:
+    """`file_and_name` of what makes a network.
+
+    Raises:
+        HastenError: a file of code, and no function of it.
+    """
+    if text.endswith((".py", ".py:")):
+        file = text.removesuffix(":")
+        raise HastenError(f"{file} is Python code: name a function of it that makes the network, such as {file}:build")
+    return file_and_name(text)
+
+
 def made_by_file(path: Path, factory: str, batch: int | None = None) -> tuple[nn.Module, Inputs]:
     """What a function of a user's file returns: a module and its inputs. The file is run.
 
@@ -294,47 +316,69 @@ def made_by_file(path: Path, factory: str, batch: int | None = None) -> tuple[nn
         path: the file.
         factory: a function in it that returns a module, or a module and its inputs (a tensor, a tuple of arguments, or
             a dict of them by name); where it returns the module alone, ``inputs`` of the file are they.
-        batch: given to the function where it takes an argument ``batch``.
+        batch: given to the function where it takes an argument ``batch``; its own default when None, or 1.
 
     Raises:
         HastenError: there is no such file or function, it fails, returns something else, or takes no batch.
     """
-    path = checked_file(path)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        with users_code(f"{path}:{factory} failed"), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
-            spec.loader.exec_module(module)
-            if not hasattr(module, factory):
-                raise HastenError(f"{path} defines no {factory!r}: add a function that returns (module, inputs)")
-            made = _called(getattr(module, factory), batch, f"{path}:{factory}")
-    finally:
-        with contextlib.suppress(ValueError):  # the file may have changed the list
-            sys.path.remove(str(path.parent.resolve()))
-    network, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if not isinstance(network, nn.Module):
-        raise HastenError(
-            f"{path}:{factory} must return a torch module, or (module, inputs), not {type(made).__name__}"
-        )
-    if inputs is None:
-        with users_code(f"{path}:inputs failed"):
-            inputs = getattr(module, "inputs", None)
-            inputs = inputs() if callable(inputs) else inputs
+    with users_code(f"{path}:{factory} failed"), _one_seed(), beside(path):
+        module = run_file(path)
+        if not hasattr(module, factory):
+            raise HastenError(f"{path} defines no {factory!r}: add a function that returns (module, inputs)")
+        made = _called(getattr(module, factory), batch, f"{path}:{factory}")
+        network, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+        if not isinstance(network, nn.Module):
+            raise HastenError(
+                f"{path}:{factory} must return a torch module, or (module, inputs), not {type(made).__name__}"
+            )
+        if inputs is None:
+            with users_code(f"{path}:inputs failed"):
+                inputs = getattr(module, "inputs", None)
+                inputs = inputs() if callable(inputs) else inputs
     if inputs is None:
         raise HastenError(f"{path}:{factory} gives no inputs: return (module, inputs), inputs a tensor or a tuple")
-    return network, _as_inputs(inputs)
+    given = _as_inputs(inputs)
+    for t in given.tensors:
+        if t.is_nested or t.layout is not torch.strided:
+            kind = "nested" if t.is_nested else str(t.layout).removeprefix("torch.")
+            raise HastenError(f"{path}:{factory} gives {kind} inputs: give dense ones")
+    if any(is_lazy(p) for p in network.parameters()):
+        with on_its_inputs(f"{path.stem}:{factory}"), _one_seed(), evaluating(network), torch.no_grad():
+            network(*given.args, **given.kwargs)  # its first call draws the weights
+    return network, given
+
+
+def in_evaluation(module: nn.Module) -> bool:
+    """Puts a module in evaluation mode; False where it has the mode that it was exported with, and no other."""
+    try:
+        module.eval()
+    except NotImplementedError:  # what torch.export makes
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _one_seed() -> Iterator[None]:
+    """Within it torch, NumPy and Python draw from one seed; afterwards each goes on from where it was."""
+    python, arrays = random.getstate(), numpy.random.get_state()  # noqa: NPY002  what a user's code may draw from
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            numpy.random.seed(_SEED)  # noqa: NPY002
+            random.seed(_SEED)
+            yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(arrays)  # noqa: NPY002
 
 
 def _called(factory: Any, batch: int | None, where: str) -> Any:
-    if batch is None:
+    known = inspect.signature(factory).parameters
+    if batch is None and ("batch" not in known or known["batch"].default is not inspect.Parameter.empty):
         return factory()
-    if "batch" not in inspect.signature(factory).parameters:
+    if "batch" not in known:
         raise HastenError(f"{where} takes no batch: leave --batch out, or give the function an argument of that name")
-    return factory(batch=batch)
+    return factory(batch=1 if batch is None else batch)
 
 
 def _as_inputs(given: Any) -> Inputs:
@@ -351,7 +395,7 @@ def names_network(text: str) -> bool:
     Raises:
         HastenError: nothing can be called so.
     """
-    if file_and_name(text) is not None:
+    if file_and_factory(text) is not None:
         return True
     named_path(text, "the model")
     if any(a.name == text for a in assets.assets()):
@@ -387,24 +431,27 @@ def make_network(text: str | Path, batch: int | None = None) -> MadeNetwork:
         HastenError: it names none, cannot be made, or its weights are on no processor.
     """
     text, notes = str(text), []
-    if (ours := file_and_name(text)) is not None:
+    if (ours := file_and_factory(text)) is not None:
         path = named_path(ours[0], "the model")
         module, inputs = made_by_file(path, ours[1], batch)
         source, name = f"{path.resolve()}:{ours[1]}", f"{path.stem}:{ours[1]}"
-        if module.training:
+        trained = module.training
+        if not in_evaluation(module):
+            notes.append("it was exported in a mode that does not change any more: it is tuned in that")
+        elif trained:
             notes.append("it was made in training mode: it is tuned in evaluation mode, without dropout")
     elif not names_network(text):
         raise HastenError(f"{text} is no network: give file.py:build, a published model's name or a timm model's name")
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
+        with _one_seed():
             module, inputs = _published(text, batch or 1)
+        module.eval()
         source = name = text
         notes.append("its weights are random, drawn from a seed: speed is real, quality is how far answers move")
     elsewhere = {t.device.type for t in (*module.parameters(), *module.buffers(), *inputs.tensors)} - {"cpu"}
     if elsewhere:
         raise HastenError(f"{name} has weights or inputs on {min(elsewhere)}: return them on the processor (cpu)")
-    return MadeNetwork(Network(module.eval(), inputs, name), source, tuple(notes))
+    return MadeNetwork(Network(module, inputs, name), source, tuple(notes))
 
 
 def _published(name: str, batch: int) -> tuple[nn.Module, Inputs]:

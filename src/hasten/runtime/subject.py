@@ -25,7 +25,7 @@ from hasten.models.loading.config import build, read_config
 from hasten.models.loading.network import read_stored
 from hasten.models.loading.weight_types import WeightTypes
 from hasten.runtime.language_model import LanguageModel
-from hasten.runtime.network import Inputs, Network, made_by_file
+from hasten.runtime.network import Inputs, Network, file_and_factory, in_evaluation, made_by_file
 from hasten.runtime.placement import placed
 from hasten.workload import Workload
 
@@ -72,7 +72,8 @@ def read_subject(
 
     Args:
         text: what is named.
-        prompt, new_tokens, batch: of a language model's run.
+        prompt, new_tokens: of a language model's run.
+        batch: of a language model's run; of a network images of a call, which a file's function takes as ``batch``.
         dtype: format of the weights, in place of what a configuration or a file says; of no other subjects.
         image: ``HEIGHTxWIDTH`` in pixels, or the two numbers, for configurations of models that see.
         context: tokens in the cache before the prompt, of a configuration or a file.
@@ -90,8 +91,8 @@ def read_subject(
         raise HastenError(f"context must be 0 to {_LONGEST:,}")
     named_path(text, "the model")  # what no file can be called is nothing else either
     pixels = image_size(image) if isinstance(image, str) else image
-    file, _, factory = text.rpartition(":")
-    ours = factory and file.endswith(".py")
+    made = file_and_factory(text)
+    ours = made is not None
     asked = _Asked(prompt, new_tokens, batch, context, dtype, pixels)
     if where != "cpu" and (ours or not (text.endswith((".json", ".gguf")) or Path(text).exists() or _is_asset(text))):
         raise HastenError(f"--device {where} goes with a language model's file, folder or config.json, not with {text}")
@@ -103,8 +104,8 @@ def read_subject(
     for flag, given in flags:
         if given:
             raise HastenError(f"{flag} goes with a config.json, a .gguf file or a model folder, not with {text}")
-    if ours:
-        return _from_factory(Path(file), factory)
+    if made is not None:
+        return _from_factory(*made, batch)
     if named.is_named(text):
         return _from_name(text, prompt, new_tokens, batch)
     return _from_timm(text, batch)
@@ -239,9 +240,10 @@ def time_generation(
     )
 
 
-def _from_factory(path: Path, factory: str) -> Subject:
-    network, inputs = made_by_file(path, factory)
-    return of_network(Network(network.eval(), inputs, f"{path.stem}:{factory}"))
+def _from_factory(path: Path, factory: str, batch: int) -> Subject:
+    network, inputs = made_by_file(path, factory, batch if batch > 1 else None)
+    in_evaluation(network)
+    return of_network(Network(network, inputs, f"{path.stem}:{factory}"))
 
 
 def of_network(network: Network) -> Subject:

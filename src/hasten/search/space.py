@@ -13,7 +13,7 @@ from typing import Any
 from hasten.errors import HastenError
 from hasten.files import parse_json, parse_toml, read_text
 from hasten.search.parameter import Parameter, Params, Value, categorical, from_entry, integer, real
-from hasten.search.user_file import load_made
+from hasten.user_file import load_made
 
 _OTHER = object()  # stands for every value of a parameter that no condition mentions
 

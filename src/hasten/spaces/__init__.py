@@ -23,7 +23,7 @@ from hasten.errors import HastenError
 from hasten.exports import Written, decorated
 from hasten.search.environments import environment
 from hasten.search.problem import Problem
-from hasten.search.user_file import load_made
+from hasten.user_file import load_made
 
 
 def names() -> list[str]:

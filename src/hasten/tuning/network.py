@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hasten.cost.preserving import evaluating
 from hasten.errors import HastenError, users_code
 from hasten.methods import Method, apply_all
 from hasten.processes import at_most
 from hasten.runtime.network import MadeNetwork, Network, difference, file_and_name, make_network
 from hasten.search.problem import Infeasible
-from hasten.search.user_file import load_attribute
 from hasten.tuning.outcome import Figures
 from hasten.tuning.prepare import Deadline
 from hasten.tuning.settings import Settings
+from hasten.user_file import beside, load_attribute
 
 # Calls are short: so many are timed for each repetition that is asked for, within a share of the budget.
 _CALLS, _SHARE = 10, 0.02
@@ -101,7 +102,7 @@ class PreparedNetwork:
             "fingerprint": self.fingerprint,
             "prompt": 0,
             "new_tokens": 0,
-            "batch": 1 if first is None else max(1, first.shape[0]),
+            "batch": self.settings.batch_given or (1 if first is None else max(1, first.shape[0])),
             "text": self.quality,
             "inputs": self.base.inputs.title,
         }
@@ -138,7 +139,13 @@ def prepare_network(
         raise HastenError(
             f"{network.name} answers with numbers that are not finite on its inputs: mend it or them first"
         )
+    before = _changes(network)
     if score is None and difference(answers, network.answers()) != 0:
+        if _changes(network) != before:
+            raise HastenError(
+                f"{network.name} changes its inputs in place, and answers otherwise when it is asked again: let it"
+                " work on a copy (x = x.clone())"
+            )
         raise HastenError(
             f"{network.name} answers otherwise when it is asked again (randomness, or state that calls change): make "
             "it deterministic, or say by --quality file.py:score what it is worth"
@@ -149,6 +156,11 @@ def prepare_network(
     return PreparedNetwork(s, made, expected, score, made.fingerprint, effort, made.notes)
 
 
+def _changes(network: Network) -> list[int]:
+    """How often each input was changed in place."""
+    return [0 if t.is_inference() else t._version for t in network.inputs.tensors]
+
+
 def _scorer(text: str) -> Callable[[nn.Module], float]:
     """The user's judgement ``file.py:score``: a function of a module that gives a number, more is better."""
     where = file_and_name(text)
@@ -156,13 +168,21 @@ def _scorer(text: str) -> Callable[[nn.Module], float]:
         raise HastenError(
             f"--quality takes file.py:score, a function of the network that gives a number: not {text[:60]!r}"
         )
-    function = load_attribute(*where)
+    file, name = where
+    function = load_attribute(file, name)
     if not callable(function):
         raise HastenError(f"{text} is no function: it takes the network and returns a number, more is better")
 
     def score(network: nn.Module) -> float:
-        with users_code(f"{text} failed"), torch.no_grad():
-            return float(function(network))
+        # What is timed next is in evaluation mode, whatever the function leaves it in.
+        with evaluating(network), users_code(f"{text} failed"), torch.no_grad(), beside(file):
+            found = function(network)
+        try:
+            return float(found)
+        except (TypeError, ValueError, RuntimeError):
+            raise HastenError(
+                f"{text} gives {type(found).__name__} {str(found)!r:.40}: it shall return a number, more is better"
+            ) from None
 
     return score
 
@@ -214,7 +234,9 @@ def network_figures(
         if rows:
             known["agreement"] = kept / rows
     else:
-        known["score"] = prepared.score(network)
+        known["score"] = score = prepared.score(network)
+        if not math.isfinite(score):
+            raise HastenError(f"{prepared.settings.quality} gives {score}: it shall return a finite number")
     progress(1, 1)
     if not math.isfinite(sum(known.values())):
         raise HastenError("its answers are not finite, or of other shapes")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hasten.cost import Estimate, estimate
 from hasten.cost.folding import folded, resident_bytes
+from hasten.errors import HastenError
 from hasten.hardware import Device
 from hasten.methods import Context, Method, clash, ordered, registry, unwritable
 from hasten.methods.network_method import FUSED
@@ -90,7 +91,11 @@ def choices(context: Context) -> Choices:
     for known in registry().values():
         if context.subject not in known.subjects:
             continue
-        found = known.candidates(context)
+        try:
+            found = known.candidates(context)
+        except HastenError as error:  # a network that fails where one method looks at it has others
+            skipped[known.name] = str(error)
+            continue
         if not found and known.untried:
             skipped[known.name] = known.untried
         for method in found:

@@ -13,7 +13,7 @@ from hasten import __version__
 from hasten.errors import HastenError
 from hasten.files import named_path, read_bytes, write_aside
 from hasten.methods import apply_all, from_dict
-from hasten.runtime.network import Network, file_and_name, make_network
+from hasten.runtime.network import MadeNetwork, Network, file_and_name, make_network
 from hasten.tuning.outcome import Figures, TuneResult, Wanted
 
 NETWORK_FORMAT = "hasten-tuned-network"
@@ -137,15 +137,22 @@ def load_tuned_network(
     methods = [from_dict(m) for m in tuned.methods]
     source = str(model if model is not None else tuned.source)
     progress(f"making {source}")
-    ours = file_and_name(source) is not None
-    made = make_network(source, None if ours else tuned.batch)
-    if made.fingerprint != tuned.fingerprint and ours and tuned.batch > 1:
+    failed: HastenError | None = None
+    made: MadeNetwork | None = None
+    # A file's function may have been given the batch, or none.
+    for batch in (None, tuned.batch) if file_and_name(source) is not None else (tuned.batch,):
         try:
-            made = make_network(source, tuned.batch)  # it may have been given the batch
-        except HastenError:
-            pass
-    if made.fingerprint != tuned.fingerprint:
-        raise HastenError(f"{source} is not the network that {path} was tuned for: give that one, or tune again")
+            found = make_network(source, batch)
+        except HastenError as error:
+            failed = failed or error
+            continue
+        if found.fingerprint == tuned.fingerprint:
+            made = found
+            break
+        failed = HastenError(f"{source} is not the network that {path} was tuned for: give that one, or tune again")
+    if made is None:
+        assert failed is not None
+        raise failed
     progress("changing it as it was tuned")
     network = apply_all(made.network, methods)
     assert isinstance(network, Network)
