@@ -247,7 +247,7 @@ def searched(label: str, problem: Problem, fitness: Fitness, samples: int) -> li
     )  # fmt: skip
 
     def agent(name: str, seed: int, **options: Any) -> float:
-        return float(explorer.run(make_agent(name, codec.sizes, seed, **options), samples).max())
+        return float(explorer.run(make_agent(name, codec.sizes, seed, **options), samples, distinct=True).max())
 
     def optuna(name: str, seed: int) -> float:
         found = Study().run(rewarded, sampler=name, trials=samples, seed=seed)

@@ -1,8 +1,8 @@
 """Hardware models beside what else does their work: mapping, scheduling, sizes of circuits, analogue arrays, maps.
 
 *mapping*: loops of a layer on an array. A product that is small enough to try every mapping of it: the best of all,
-what searches find with few samples, and random ones. Convolutions beside zigzag-dse, which looks for its own order of
-loops on the same array; each counts cycles by its own model.
+what searches find with few samples, each another mapping, and random ones: medians of the seeds. Convolutions beside
+zigzag-dse, which looks for its own order of loops on the same array; each counts cycles by its own model.
 
 *scheduling*: InTAR's kernels on two cores, the search beside trying every schedule, the paper's rule of thumb and the
 fixed patterns; a chain of layers beside stream-dse, each by its own model of the same cores.
@@ -75,7 +75,7 @@ PEERS = {
 }
 """What may be missing, and what helps."""
 SIDE, SMALL = 32, BufferedArray(8, 8, 1024, 2.0)
-SAMPLES, SEEDS = 300, 5
+SAMPLES, SEEDS = 300, 20
 AGENTS = ("genetic", "ants", "parzen")
 STEPS = 800
 """Of training the graph surrogate."""
@@ -120,7 +120,7 @@ def mapping(pythons: Mapping[str, str | None]) -> list[Row]:
         for seed in range(SEEDS):
             explorer = Explorer(problem, lambda v: 1e-12 / (v["time"] * v["energy"]))
             made = make_agent(agent, explorer.codec.sizes, seed, **options)
-            found.append(timed(lambda e=explorer, m=made: 1e-12 / float(e.run(m, SAMPLES).max())))
+            found.append(timed(lambda e=explorer, m=made: 1e-12 / float(e.run(m, SAMPLES, distinct=True).max())))
         return statistics.median(v for v, _ in found), statistics.fmean(s for _, s in found)
 
     case = f"product {SIDE} x {SIDE} x {SIDE} on 8 x 8 elements"

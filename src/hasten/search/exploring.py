@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from hasten.search.problem import Infeasible, Problem
 from hasten.search.space import Space
 
 Scores = dict[Indices, Score]
+
+_REPEATS_BEFORE_UNSEEN = 5
 
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "random-walk": tuple({"change": change, "back": back} for change in (0, 1, 2, 4) for back in (0.0, 0.3, 0.9)),
@@ -89,18 +92,58 @@ class Explorer:
         return self._pay(self.score(point))
 
     def run(
-        self, agent: Agent, samples: int, log: Log | None = None, provenance: Mapping[str, Any] | None = None
-    ) -> NDArray[np.float64]:
-        """Rewards of the points that an agent asks for, in order; points asked for again count again."""
-        rewards = np.empty(samples)
-        for i in range(samples):
+        self, agent: Agent, samples: int, log: Log | None = None, provenance: Mapping[str, Any] | None = None,
+        *, distinct: bool = False,
+    ) -> NDArray[np.float64]:  # fmt: skip
+        """Rewards of the points that an agent asks for, in order: (samples,).
+
+        Points asked for again count again, as in ArchGym, where a sample is a step of an environment. With
+        ``distinct`` a sample is a point of this run that was not tried before, as in a `hasten.search.study.Study`: an
+        agent that asks for a known one is told its reward again, and after five in a row a random one that is not.
+
+        Args:
+            agent: made for ``codec.sizes``.
+            samples: how many rewards.
+            log: where tries are kept.
+            provenance: kept beside each.
+            distinct: count different points alone; the rewards are fewer where the space has fewer.
+        """
+        rewards: list[float] = []
+        tried: set[str] = set()
+        repeats = 0
+        while len(rewards) < samples:
             point = agent.ask()
-            values = self.values(point)
-            rewards[i] = self._pay(self.score(point))
-            agent.tell(point, rewards[i], [values[n] for n in self._names] if values else ())
+            if distinct:
+                if (key := self._key(point)) in tried:
+                    repeats += 1
+                    self._tell(agent, point)
+                    if repeats < _REPEATS_BEFORE_UNSEEN:
+                        continue
+                    if (unseen := self._unseen(agent, tried)) is None:
+                        break
+                    point, key = unseen, self._key(unseen)
+                repeats = 0
+                tried.add(key)
+            rewards.append(self._tell(agent, point))
             if log is not None:
-                log.add(self.codec.decode(point), values or {}, rewards[i], **(provenance or {}))
-        return rewards
+                log.add(self.codec.decode(point), self.values(point) or {}, rewards[-1], **(provenance or {}))
+        return np.array(rewards)
+
+    def _tell(self, agent: Agent, point: Indices) -> float:
+        values, reward = self.values(point), self.reward(point)
+        agent.tell(point, reward, [values[n] for n in self._names] if values else ())
+        return reward
+
+    def _key(self, point: Indices) -> str:
+        """Of a point: indices of parameters that do not exist there may differ."""
+        return self.problem.space.key(self.codec.decode(point))
+
+    def _unseen(self, agent: Agent, tried: set[str]) -> Indices | None:
+        """A random point that was not tried; the first one there is where chance finds none."""
+        sizes = self.codec.sizes
+        drawn = (tuple(int(agent.rng.integers(n)) for n in sizes) for _ in range(200))
+        every = (tuple(map(int, p)) for p in np.ndindex(sizes))
+        return next((p for p in itertools.chain(drawn, every) if self._key(p) not in tried), None)
 
     def everything(self, limit: int = 100_000) -> float:
         """The best reward of all, by trying every point.

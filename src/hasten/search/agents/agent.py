@@ -85,18 +85,23 @@ class RandomWalk(Agent):
 class Genetic(Agent):
     """Generations of ``population`` points: parents by tournament, uniform crossover, mutation; the best one stays.
 
+    A population that has converged asks for the same points again (`Explorer.run` says who pays for that), and stays
+    at a local optimum that few mutations do not lead out of: there random search can find more.
+
     Args:
         population: points of a generation.
-        mutation: chance that a parameter of a child is drawn anew.
+        mutation: chance that a parameter of a child is drawn anew; when None, one over the number of parameters, so
+            that about one of a child's is, however many there are (Muehlenbein, PPSN 1992).
         crossover: chance that a child has two parents.
         tournament: points of which the best becomes a parent.
     """
 
     def __init__(
-        self, sizes: Sequence[int], seed: int = 0, population: int = 16, mutation: float = 0.05,
+        self, sizes: Sequence[int], seed: int = 0, population: int = 16, mutation: float | None = None,
         crossover: float = 0.9, tournament: int = 3,
     ) -> None:  # fmt: skip
         super().__init__(sizes, seed)
+        mutation = 1 / len(self.sizes) if mutation is None else mutation
         if population < 2 or not 0 <= mutation <= 1 or not 0 <= crossover <= 1 or tournament < 1:
             raise HastenError("a genetic algorithm takes a population of 2 and more, and chances from 0 to 1")
         self.population, self.mutation, self.crossover = population, mutation, crossover
@@ -134,25 +139,36 @@ class Genetic(Agent):
 
 @register_agent("ants", "agent: an ant colony, pheromone on every value")
 class AntColony(Agent):
-    """Ants choose a value for each parameter by the pheromone on it; the best ant of a colony leaves more there.
+    """Ants choose a value for each parameter by the pheromone on it; the best ant of all leaves more there.
+
+    An ant colony system (Dorigo and Gambardella, 1997) with the updates of DeepSwarm, which ArchGym takes, and its
+    defaults, but for less greediness: where an ant has gone the pheromone goes back towards ``start``; after each
+    colony that on the best ant's values, and no other, goes towards ``deposit``. So it stays between the two, and no
+    value becomes too rare to be tried. DeepSwarm deposits the score; rewards have any scale and sign here, and the
+    deposit is always the same.
 
     Args:
-        ants: of a colony, after which the trail is renewed.
-        evaporation: share of the pheromone that is lost when it is.
+        ants: of a colony, after which the best one's trail is renewed.
+        evaporation: share of the way to ``deposit`` that the trail of the best ant goes then.
         greediness: chance of the strongest value instead of one drawn by strength.
-        deposit: what the best ant leaves on its values.
+        deposit: the most pheromone that a value can have.
+        start: pheromone on each value at first.
+        decay: share of the way back to ``start`` that an ant's trail goes.
     """
 
     def __init__(
-        self, sizes: Sequence[int], seed: int = 0, ants: int = 8, evaporation: float = 0.2,
-        greediness: float = 0.2, deposit: float = 1.0,
+        self, sizes: Sequence[int], seed: int = 0, ants: int = 8, evaporation: float = 0.1,
+        greediness: float = 0.2, deposit: float = 1.0, start: float = 0.1, decay: float = 0.1,
     ) -> None:  # fmt: skip
         super().__init__(sizes, seed)
-        if ants < 1 or not 0 <= evaporation <= 1 or not 0 <= greediness <= 1 or deposit <= 0:
-            raise HastenError("an ant colony takes ants from 1, evaporation and greediness from 0 to 1")
-        self.ants, self.evaporation, self.greediness, self.deposit = ants, evaporation, greediness, deposit
-        self.trail = [np.ones(n) for n in self.sizes]
-        self.colony: list[tuple[float, Indices]] = []
+        if ants < 1 or not all(0 <= share <= 1 for share in (evaporation, greediness, decay)):
+            raise HastenError("an ant colony takes ants from 1; evaporation, greediness and decay from 0 to 1")
+        if not 0 < start <= deposit < np.inf:
+            raise HastenError("an ant colony takes a start above 0, and a deposit from there on")
+        self.ants, self.evaporation, self.greediness = ants, evaporation, greediness
+        self.deposit, self.start, self.decay = deposit, start, decay
+        self.trail = [np.full(n, float(start)) for n in self.sizes]
+        self.told = 0
 
     def ask(self) -> Indices:
         point = []
@@ -163,30 +179,25 @@ class AntColony(Agent):
             else:
                 index = int(np.searchsorted(np.cumsum(trail), self.rng.random() * trail.sum(), side="right"))
                 index = min(index, len(trail) - 1)
-            # Where an ant has gone the next of its colony goes a little less.
-            trail[index] = max(0.05, trail[index] * (1 - 0.1 * self.evaporation))
             point.append(index)
         return tuple(point)
 
     def _learn(self, point: Indices, reward: float, metrics: Sequence[float]) -> None:
-        self.colony.append((reward, point))
-        if len(self.colony) < self.ants:
-            return
-        best = max(self.colony, key=lambda one: one[0])[1]
-        self.colony = []
-        for trail, index in zip(self.trail, best, strict=True):
-            trail *= 1 - self.evaporation
-            np.maximum(trail, 0.05, out=trail)
-            trail[index] += self.deposit
-        if self.best is not None:
+        for trail, index in zip(self.trail, point, strict=True):
+            trail[index] += self.decay * (self.start - trail[index])
+        self.told += 1
+        if self.told % self.ants == 0 and self.best is not None:
             for trail, index in zip(self.trail, self.best, strict=True):
-                trail[index] += self.deposit
+                trail[index] += self.evaporation * (self.deposit - trail[index])
 
 
 @register_agent("parzen", "agent: Bayesian optimization with Parzen estimators of good points")
 class Parzen(Agent):
     """Bayesian optimization with tree-structured Parzen estimators: values that are commoner in good points than in
     bad ones, each parameter by itself (Bergstra et al., NIPS 2011). A point that is known is not asked for again.
+
+    Values count as categories, and each parameter by itself: where a value is good only together with another's, and
+    bad on average, points that have both are what it asks for least, and random search can find more with few samples.
 
     Args:
         start: random points first.
