@@ -1,6 +1,7 @@
 """aihwkit's side of `hardware.py`: reads a layer from an .npz file, computes it on an analogue tile, writes what came.
 
-Needs torch and aihwkit (``pip install --no-deps --only-binary :all: aihwkit`` beside any torch: its tiles of plain torch are asked).
+Needs torch and aihwkit (``pip install --no-deps --only-binary :all: aihwkit`` beside any torch): its tiles of plain
+torch are asked.
 """
 
 from __future__ import annotations
