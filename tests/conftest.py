@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,40 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A shell starts background jobs with interrupts ignored, and children inherit that; the tests of Ctrl-C need them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Patterns of marks of sweeps that match no case of what was collected.
+STALE = pytest.StashKey[set[tuple[str, str]]]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks cases of sweeps as slow: pyproject.toml says what ``slow_except`` and ``slow_cases`` mean."""
+    count: Counter[str] = Counter()
+    named: dict[tuple[str, str], bool] = {}
+    for item in items:
+        test, _, case = item.nodeid.removesuffix("]").partition("[")
+        for mark in (*item.iter_markers("slow_except"), *item.iter_markers("slow_cases")):
+            matches = {pattern: fnmatchcase(case, pattern) for pattern in mark.args}
+            for pattern, matched in matches.items():
+                named[test, pattern] = named.get((test, pattern), False) or matched
+            chosen = any(matches.values()) or ("every" in mark.kwargs and count[test] % mark.kwargs["every"] == 0)
+            count[test] += 1
+            if chosen == (mark.name == "slow_cases"):
+                item.add_marker(pytest.mark.slow)
+    config.stash[STALE] = {where for where, matched in named.items() if not matched}
+
+
+@pytest.fixture
+def stale_patterns(pytestconfig: pytest.Config) -> set[tuple[str, str]]:
+    """(test, pattern) of marks of sweeps that name no case, where whole files were collected."""
+    return pytestconfig.stash[STALE]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_there_is_not_looked_through_for_garbage() -> None:
+    """Modules, collected tests and caches stay: going through millions of them takes a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

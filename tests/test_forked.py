@@ -37,6 +37,7 @@ def program(tmp_path: Path) -> str:
     return str(tmp_path / "program.py")
 
 
+@pytest.mark.slow_except("error", "signal")
 @pytest.mark.parametrize("last", ["nothing", "code", "error", "signal"])
 def test_it_is_what_a_new_process_is(program: str, last: str) -> None:
     folder, env = Path(program).parent / "elsewhere", {**os.environ, "COLOUR": "blue"}

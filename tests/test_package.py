@@ -43,6 +43,7 @@ def test_typed() -> None:
     assert (resources.files("hasten") / "py.typed").is_file()
 
 
+@pytest.mark.slow
 def test_without_compiled_kernels_the_tokens_are_the_same() -> None:
     compiled = python(CODE)
     plain = python(CODE, HASTEN_NO_NATIVE="1")

@@ -61,6 +61,7 @@ def test_arms_end_with_their_parent(tmp_path: Path, until: Callable[[Callable[[]
     until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 30)
 
 
+@pytest.mark.slow_except("0.3")
 @pytest.mark.parametrize("wait", [0.3, 3.0])  # while they start, and while they work
 def test_an_interrupt_is_told_once(wait: float, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)

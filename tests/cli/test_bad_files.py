@@ -93,7 +93,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "huge.json").write_text(json.dumps({**TINY, "head_dim": 2**31}))
     (tmp_path / "deep.json").write_text("[" * 10_000 + "]" * 10_000)
     (tmp_path / "deep.toml").write_text("a = " + "[" * 10_000 + "]" * 10_000)
-    (tmp_path / "keys.toml").write_text(".".join("a" * 10_000) + " = 1")
+    (tmp_path / "keys.toml").write_text(".".join("a" * 2_000) + " = 1")
     (tmp_path / "exits.py").write_text("import sys\nprint('out')\nsys.exit(3)\n")
     (tmp_path / "odd.py").write_text("class Odd(BaseException): pass\nraise Odd('on\\npurpose')\n")
     (tmp_path / "late.py").write_text(MODULE.format(what="SystemExit(4)"))

@@ -225,6 +225,7 @@ def test_a_talk_on_a_terminal(talker: Path, terminal: Callable[..., Terminal], t
     assert one.end() == 0
 
 
+@pytest.mark.slow
 def test_the_end_of_input_leaves_and_quiet_is_quiet(talker: Path, terminal: Callable[..., Terminal]) -> None:
     one = terminal("chat", str(talker), "--max-tokens", "5", "-q")
     one.wait("> ")

@@ -96,6 +96,7 @@ def hasten(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Com
     return forked.run("-m", "hasten", *arguments, env=env, timeout=200)
 
 
+@pytest.mark.slow_except("path")
 def test_adding_a_paper_touches_nothing_else(outside: dict[str, str], tmp_path: Path) -> None:
     import hasten as package
 
@@ -147,6 +148,7 @@ def test_an_error_is_told_by_the_exit_code(shelf: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow_except("more1")
 @pytest.mark.parametrize("more", [(), ("fusemax", "--quick", "--claim", "D1", "--claim", "D2", "--claim", "F1")])
 def test_an_interrupt_keeps_what_was_done(
     more: tuple[str, ...], shelf: Path, tmp_path: Path, until: Callable[[Callable[[], bool], float], None]

@@ -58,6 +58,7 @@ def test_help_teaches() -> None:
     assert run_anew("--version").stdout.startswith("hasten ")
 
 
+@pytest.mark.slow
 def test_json_is_one_document(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps({
@@ -167,6 +168,7 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow_except(every=3)
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(case: str, bad_files: Path) -> None:
     done = run(*BAD[case], cwd=bad_files)
@@ -275,6 +277,7 @@ def test_an_interrupt_keeps_the_study(tiny_model: Path, tmp_path: Path) -> None:
     assert study.exists()
 
 
+@pytest.mark.slow
 def test_an_early_interrupt_is_quiet(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "hasten.cli", "probe", "--refresh"],

@@ -316,6 +316,7 @@ def test_it_runs(one: Words, shell: Shell) -> None:
     assert "Traceback" not in done.err
 
 
+@pytest.mark.slow_cases("search*", "serve*")
 @every("full output")
 def test_a_full_disk_under_the_output_is_one_line(one: Words, shell: Shell) -> None:
     with open("/dev/full", "w", encoding="utf-8") as full:
@@ -326,6 +327,7 @@ def test_a_full_disk_under_the_output_is_one_line(one: Words, shell: Shell) -> N
         assert shell(*one, "-h", out=full).code == 2
 
 
+@pytest.mark.slow_cases("search*", "serve*")
 @every("closed output")
 def test_closed_output_is_one_line(one: Words, shell: Shell) -> None:
     done = shell("-q", *one, *CALLS[one], out=None)
@@ -333,6 +335,7 @@ def test_closed_output_is_one_line(one: Words, shell: Shell) -> None:
     assert "the standard output: it is closed" in one_line(done.err)
 
 
+@pytest.mark.slow_cases("search*", "serve*")
 @every("closed messages")
 def test_messages_that_nobody_can_read_change_nothing(one: Words, shell: Shell) -> None:
     assert shell("probe", "--threads", "0", err=None).code == 2
@@ -343,6 +346,7 @@ def test_messages_that_nobody_can_read_change_nothing(one: Words, shell: Shell) 
     assert done.out
 
 
+@pytest.mark.slow_cases("search*", "serve*")
 @every("a reader that has gone")
 def test_a_reader_that_has_gone_is_no_error(one: Words, shell: Shell) -> None:
     reading, writing = os.pipe()
@@ -352,6 +356,7 @@ def test_a_reader_that_has_gone_is_no_error(one: Words, shell: Shell) -> None:
     assert (done.code, done.err) == (0, "")
 
 
+@pytest.mark.slow_except("*-ascii")
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 @every("another encoding")
 def test_what_an_encoding_lacks_is_a_question_mark(one: Words, encoding: str, shell: Shell) -> None:
@@ -364,6 +369,7 @@ def test_what_an_encoding_lacks_is_a_question_mark(one: Words, encoding: str, sh
 NUMERIC = [o for o in OPTIONS if o.numeric]
 
 
+@pytest.mark.slow_except("*-nan", "*--1", "*-many")
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1e999", "many"])
 @every("numbers", NUMERIC)
 def test_no_number_is_refused_before_any_work(one: Option, value: str, shell: Shell) -> None:
@@ -433,6 +439,7 @@ def test_results_are_saved_before_they_are_shown(one: Option, shell: Shell, tmp_
     assert found.stat().st_size
 
 
+@pytest.mark.slow_cases("search*", "serve*")
 @every("narrow")
 def test_a_piped_table_is_plain_and_uncut_however_narrow_the_terminal(
     one: Words, shell: Shell, monkeypatch: pytest.MonkeyPatch
@@ -451,6 +458,7 @@ def test_a_piped_table_is_plain_and_uncut_however_narrow_the_terminal(
     assert shown[0] == shown[1]
 
 
+@pytest.mark.slow_cases("search*", "serve*")
 @every("quiet and verbose")
 def test_quiet_and_verbose_wherever_they_stand(one: Words, shell: Shell) -> None:
     for words in (("-q", *one, *CALLS[one]), (*one, *CALLS[one], "--quiet")):

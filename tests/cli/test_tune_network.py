@@ -24,7 +24,8 @@ def broken():
 """
 
 
-def test_a_network_is_tuned_measured_and_refused_in_a_line(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_network_is_tuned_and_measured(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NET)
     options = ("--trials", "2", "--runs", "1", "--threads", "1", "--floor", "0.5", "--budget", "1e6", "--json")
     done = run("tune", "net.py:build", *options, cwd=tmp_path)
@@ -40,6 +41,10 @@ def test_a_network_is_tuned_measured_and_refused_in_a_line(tmp_path: Path) -> No
     again = run("measure", "tuned.json", "--model", "net.py:build", "--threads", "1", "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["phases"]["forward"]["median"] > 0
+
+
+def test_a_network_that_fails_is_refused_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
     wrong = run("tune", "net.py:broken", cwd=tmp_path)
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines()[-1].startswith("error: net:broken fails on its inputs: RuntimeError")

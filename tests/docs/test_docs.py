@@ -42,6 +42,9 @@ def skip_without_model(page: Path) -> None:
         pytest.skip(f"needs the model: hasten assets get {MODEL}")
 
 
+@pytest.mark.slow_except(
+    "README.md", "tutorial.md", "add_a_method.ipynb", "methods.md", "workload.md", "models.md", "devices.md", "tasks.md"
+)
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_page(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     skip_without_model(page)

@@ -36,7 +36,11 @@ FORMS = ("indices", "box", "box-rounded", "turns", "discrete")
 
 # -- spaces -------------------------------------------------------------------------------------------
 
-SMALL: dict[str, dict[str, Any]] = {"asic": {"workload": [[ConvShape(8, 8, 3, 3, 8, 8)]]}, "dram": {"requests": 100}}
+SMALL: dict[str, dict[str, Any]] = {
+    "asic": {"workload": [[ConvShape(8, 8, 3, 3, 8, 8)]]},
+    "dram": {"requests": 100},
+    "engines": {"estimator": "ridge"},  # as its environment has it: another takes seconds to learn
+}
 LISTED = [name for name in spaces.names() if spaces.needs(name) == ""]
 
 
@@ -238,6 +242,7 @@ def test_trials_that_end_early(sampler: str) -> None:
         assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "FAIL"] * 3
 
 
+@pytest.mark.slow_except(every=3)
 def test_a_storage_of_optunas(sampler: str, tmp_path: Path) -> None:
     with expected(sampler, "stored", PAGE):
         kept = optuna.storages.RDBStorage("sqlite://")

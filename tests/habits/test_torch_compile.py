@@ -14,7 +14,7 @@ from .examples import BLOCKS, EXAMPLES, first, inputs_of, made, output_of, slow_
 from .exemptions import EXEMPT, expected, skip_network
 
 # Tried every time; the others with the slow tests.
-QUICK = {"BlockFFN", "GroupRational", "LatentAttention", "Mamba", "MixtureOfExperts", "PackedLinear", "S5"}
+QUICK = {"BlockFFN", "GroupRational", "Mamba", "PackedLinear", "S5"}
 
 
 def graphs(name: str, lengths: tuple[int, ...]) -> int:

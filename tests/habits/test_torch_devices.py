@@ -40,6 +40,7 @@ def tried() -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*EXAMPLES, *STEPS, *(f"operator {name}" for name in OPERATORS), *FUNCTIONS])
 def test_nothing_is_made_on_the_processor(name: str, tried: dict[str, str]) -> None:
     with expected(name, "device"):

@@ -212,7 +212,7 @@ def test_not_toml_names_the_file(tmp_path: Path):
         load_device(path)
 
 
-@pytest.mark.parametrize("text", ["a = " + "[" * 10_000, ".".join("a" * 10_000) + " = 1", "a = 1" + "0" * 5000])
+@pytest.mark.parametrize("text", ["a = " + "[" * 10_000, ".".join("a" * 2_000) + " = 1", "a = 1" + "0" * 5000])
 def test_what_no_parser_can_hold_is_one_line(tmp_path: Path, text: str):
     path = tmp_path / "bad.toml"
     path.write_text(text)
@@ -229,7 +229,7 @@ def test_a_name_of_5000_letters_is_one_line(use: Callable[[str], object]):
     assert len(str(told.value)) < 300
 
 
-@pytest.mark.parametrize("text", ["a = " + "[" * 10_000, ".".join("a" * 10_000) + " = 1"])
+@pytest.mark.parametrize("text", ["a = " + "[" * 10_000, ".".join("a" * 2_000) + " = 1"])
 def test_a_memory_part_nested_deep_is_one_line(tmp_path: Path, text: str):
     path = tmp_path / "part.toml"
     path.write_text(text)

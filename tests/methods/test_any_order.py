@@ -51,6 +51,7 @@ def close(one: Workload, other: Workload) -> None:
     assert one.state_bytes == pytest.approx(other.state_bytes, rel=0.01)
 
 
+@pytest.mark.slow_except(every=4)
 @pytest.mark.parametrize("pair", random.Random(1).sample(PAIRS, 24), ids=lambda p: ", then ".join(m.title for m in p))
 def test_the_three_descriptions_of_two_changes_agree(pair: tuple[Method, Method]) -> None:
     first, then = pair
@@ -90,6 +91,7 @@ def test_a_users_rewriting_holds_beside_a_policy_and_drafts() -> None:
         del _REGISTRY["shorter"]
 
 
+@pytest.mark.slow_except(every=3)
 @pytest.mark.parametrize("method", [None, CacheFormat("bf16"), BlockTopK(1, 2), SnapKV(64, 16)])
 @pytest.mark.parametrize(("prompt", "new"), [(7, 9), (64, 16), (200, 12)])
 def test_bytes_described_are_held(method: Method | None, prompt: int, new: int) -> None:

@@ -101,6 +101,7 @@ def titles(value: Any) -> str:
     return value.title if isinstance(value, Method) else ""
 
 
+@pytest.mark.slow_except("llama-*", "mixtral-int8 weights")
 @pytest.mark.parametrize(
     ("family", "method"),
     [(f, m) for f in FAMILIES for m in METHODS if f != "mixtral" or isinstance(m, WeightOnly | AnalogArrays)],
@@ -115,6 +116,7 @@ def test_every_method_is_in_a_pair() -> None:
     assert {m for pair in PAIRS for m in pair} == set(METHODS)
 
 
+@pytest.mark.slow_except(every=4)
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda p: " + ".join(m.title for m in p))
 def test_traced_equals_rewritten_in_pairs(pair: tuple[Method, Method]) -> None:
     changed = apply_all(tiny(), pair).workload(70, 12)

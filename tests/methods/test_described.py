@@ -67,6 +67,7 @@ def changed(kind: str, text: str) -> Changed:
     return rewritten(described(kind), [text])[-1]
 
 
+@pytest.mark.slow_except(every=3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", sorted(registry()))
 def test_every_registered_method_has_a_word_and_fits_or_says_why_not(kind: str, method: str) -> None:

@@ -59,6 +59,7 @@ def sample() -> list[Any]:
     return found
 
 
+@pytest.mark.slow_except(every=3)
 @pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("cell", sample(), ids=lambda c: c.key)
 def test_a_method_means_the_same_everywhere(cell: Any) -> None:

@@ -213,6 +213,7 @@ def test_bf16_refuses_what_is_bf16_and_takes_whole_numbers() -> None:
     assert "no images" in str(ChannelsLast().why_not(words))
 
 
+@pytest.mark.slow
 def test_a_compiled_network_answers_as_before_for_any_shape() -> None:
     if reason := Compiled().why_not(network()):
         pytest.skip(reason)

@@ -33,6 +33,7 @@ SIZES = {
 SMALL = DartsConfig(8, 3, resolution=8, channels=1, classes=5)
 
 
+@pytest.mark.slow_except("pc-darts-*")
 @pytest.mark.parametrize("name", SIZES)
 def test_published_sizes_are_exact(name: str) -> None:
     found: list[float] = []

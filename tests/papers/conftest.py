@@ -15,8 +15,20 @@ from hasten.papers import Result, paper, run_checks
 from hasten.papers.experiment import Outcome, Runner
 from hasten.papers.registry import VARIABLE, checks_of
 
+# Quick runs of these papers stand for all in the default run; the slow tests, and CI, have one of each.
+DAILY = {"alisa", "attention_io", "bolt", "daq", "hourglass", "kinetics", "resistive_lsm"}
+
 # A folder for results of quick runs, a file for each process of tests: `make test` does not run them again.
 KEPT = os.environ.get("QUICK_RESULTS")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        quick = item.path.parent == Path(__file__).parent and {"quick", "outcome"} & {
+            *getattr(item, "fixturenames", ())
+        }
+        if quick and item.name.startswith("test_a_quick_run") and item.path.stem.removeprefix("test_") not in DAILY:
+            item.add_marker(pytest.mark.slow)
 
 
 @functools.cache

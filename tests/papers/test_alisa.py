@@ -9,6 +9,7 @@ import pytest
 from hasten.papers.experiment import Outcome
 
 
+@pytest.mark.slow_except("A6")
 @pytest.mark.parametrize("claim", ["A2", "A6"])
 def test_simulations_need_no_budget(outcome: Callable[..., Outcome], claim: str) -> None:
     assert outcome("alisa", claim, budget=2).verdict in ("holds", "direction holds")

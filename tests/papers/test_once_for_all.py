@@ -17,6 +17,7 @@ def test_the_count_is_exact(outcome: Callable[..., Outcome]) -> None:
     assert "2.176e+19" in seen.seen
 
 
+@pytest.mark.slow
 def test_hours(outcome: Callable[..., Outcome]) -> None:
     assert outcome("once-for-all", "c6").verdict != "does not hold"
 

@@ -12,6 +12,7 @@ from hasten.papers.experiment import Outcome
 needs_kernels = pytest.mark.skipif(native() is None, reason="the compiled kernels are not installed")
 
 
+@pytest.mark.slow_except("S3")
 @pytest.mark.parametrize("claim", ["S1", "S2", "S3", "S6"])
 def test_models_of_hardware_need_no_budget(outcome: Callable[..., Outcome], claim: str) -> None:
     assert outcome("smallthinker", claim, budget=2).verdict in ("holds", "direction holds")
@@ -32,6 +33,7 @@ def test_a_quick_run(outcome: Callable[..., Outcome], claim: str) -> None:
         assert "experts of 124416 bytes in Q4_0 (fp32: 884736)" in found.seen
 
 
+@pytest.mark.slow
 def test_little_memory_is_judged_by_published_rates_alone(outcome: Callable[..., Outcome]) -> None:
     """Some kinds of routes give the published rates and some do not: so it is not known to hold."""
     found = outcome("smallthinker", "S2", budget=2)

@@ -147,6 +147,7 @@ def both(kind: str, rows: int, settings: Settings) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
+@pytest.mark.slow_except("*-plain", "beams*", "prompt lookup-*", "sampling*")
 @pytest.mark.parametrize("kind", ["plain", "int4", "windowed"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_tokens_are_those_of_transformers(kind: str, name: str) -> None:

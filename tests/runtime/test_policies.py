@@ -52,6 +52,7 @@ def through(network: Any, policy: Policy | None, dtype: str = "fp32") -> Tensor:
     return torch.cat(rows)
 
 
+@pytest.mark.slow_except("llama-*")
 @pytest.mark.parametrize("policy", EVERYTHING, ids=repr)
 def test_a_full_budget_is_no_method(network: Any, policy: Policy) -> None:
     torch.testing.assert_close(through(network, policy), through(network, None), atol=1e-5, rtol=1e-5)
@@ -283,6 +284,7 @@ def test_snapkv_pools_summed_votes_before_it_chooses(pooling: str) -> None:
         assert found[0][0, head, :16].tolist() == sorted(smooth.topk(16).indices.tolist())
 
 
+@pytest.mark.slow_except("llama-*", "qwen3-*")
 @pytest.mark.skipif(native() is None, reason="the compiled kernels are not installed")
 @pytest.mark.parametrize(
     ("policy", "dtype"),

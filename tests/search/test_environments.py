@@ -268,6 +268,7 @@ print(gymnasium.make(spec).spec.id)
 """
 
 
+@pytest.mark.slow_except("hasten-before0")
 @pytest.mark.parametrize(
     ("name", "before"),
     [("hasten", []), ("hasten.gym", []), ("hasten.gym", ["hasten.spaces"])],

@@ -248,6 +248,7 @@ def wait_for(condition, process):
         time.sleep(0.01)
 
 
+@pytest.mark.slow_except("exhaustive")
 @pytest.mark.parametrize("sampler", ["random", "exhaustive"])
 def test_kill_9_loses_nothing_and_nothing_is_run_twice(tmp_path, sampler):
     for wanted in (3, 7):
@@ -491,6 +492,7 @@ def test_optunas_samplers_that_run_out_of_points_end_a_study(make, path):
     assert (sorted(t.params["n"] for t in part.trials), part.stopped) == ([3, 5], "exhausted")
 
 
+@pytest.mark.slow_except(every=4)
 @pytest.mark.parametrize("sampler", [n for n in samplers() if n != "gp"])
 def test_a_point_of_which_somebody_fixed_a_part_is_completed(sampler, tmp_path):
     file, problem = tmp_path / "s.db", _tiny(Space([categorical("c", ["a", "b"]), integer("n", 1, 40)]))

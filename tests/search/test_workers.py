@@ -138,6 +138,7 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
     assert "under if __name__ == '__main__'" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_parent(tmp_path, until):
     seen = tmp_path / "seen"
     source = SLOW.format(seen=str(seen)).replace("0.3", "100").replace("params['x']", "__import__('os').getpid()")
@@ -189,6 +190,7 @@ problem = Problem("slow", Space([integer("x", 0, 15)]), (Objective("y"),), evalu
 """
 
 
+@pytest.mark.slow
 def test_killed_with_workers_it_goes_on(tmp_path, until):
     seen = tmp_path / "seen"
     (tmp_path / "p.py").write_text(SLOW.format(seen=str(seen)))

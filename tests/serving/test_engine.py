@@ -493,6 +493,7 @@ def test_many_who_come_and_go_leave_nothing_behind() -> None:
             assert found[i] == alone.submit(asked[i]).result(60)
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.asset
 def test_smollm_answers_several_as_one() -> None:

@@ -67,6 +67,7 @@ SMALL: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow_except("dram", "engines", "hourglass", "once-for-all", "plain", "test-time", "tune")
 @pytest.mark.parametrize("name", spaces.names())
 def test_it_is_made_tried_and_stepped_in_seconds(name: str, tmp_path: Path, folder: Path) -> None:
     gymnasium = pytest.importorskip("gymnasium")
@@ -102,6 +103,7 @@ def test_it_is_made_tried_and_stepped_in_seconds(name: str, tmp_path: Path, fold
     assert time.process_time() - before < 60, "its own work, whatever else the machine does"
 
 
+@pytest.mark.slow_except("once-for-all", "plain")
 @pytest.mark.parametrize("name", sorted(architecture_spaces()))
 def test_networks_are_searched_under_a_limit_gone_on_with_and_shown(name: str, tmp_path: Path, folder: Path) -> None:
     torch.manual_seed(0)

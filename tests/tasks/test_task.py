@@ -86,6 +86,7 @@ def test_whole_splits_share_nothing(name: str) -> None:
         assert shared <= 0.002 * len(parts[other])
 
 
+@pytest.mark.slow_cases("projected-cart-pole")
 @pytest.mark.parametrize("name", tasks.names())
 def test_the_right_answers_are_best_and_blind_ones_near_chance(name: str) -> None:
     task = made(name)

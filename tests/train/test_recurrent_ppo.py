@@ -271,6 +271,7 @@ def test_gaussian_actions_are_those_of_torch() -> None:
     torch.testing.assert_close((actions - means).std(0), policy.log_deviation.exp(), rtol=0.05, atol=0)
 
 
+@pytest.mark.slow
 def test_s5_says_a_number_that_it_saw() -> None:
     torch.manual_seed(0)
     task = Recall(32, seed=1)

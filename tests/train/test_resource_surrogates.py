@@ -37,6 +37,7 @@ def ridge() -> ResourceSurrogate:
     return learned("ridge")
 
 
+@pytest.mark.slow_except("graph", "ridge")
 @pytest.mark.parametrize("kind", ["graph", "transformer", "boosting", "ridge"])
 def test_it_learns_what_circuits_take(kind: str) -> None:
     made = learned(kind)

@@ -148,6 +148,7 @@ def test_the_teacher_is_the_largest_network_frozen() -> None:
     assert train(OnceForAll(SMALL), x, y, seconds=0.5, batch=8, clock=ticks(), distill=0.0) is None
 
 
+@pytest.mark.slow
 def test_joint_training_may_have_the_same_teacher() -> None:
     x, y = stripes(40)
     teachers = []
@@ -159,6 +160,7 @@ def test_joint_training_may_have_the_same_teacher() -> None:
     assert sum(p.share for p in JOINT_TAUGHT) == pytest.approx(sum(p.share for p in SHRINKING))
 
 
+@pytest.mark.slow
 def test_every_corner_learns() -> None:
     torch.manual_seed(0)
     network = OnceForAll(SMALL)

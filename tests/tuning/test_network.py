@@ -221,6 +221,7 @@ TAKEN = {
 }
 
 
+@pytest.mark.slow_except("a dict of inputs and answers", "whole numbers")
 @pytest.mark.parametrize("case", TAKEN)
 def test_what_is_unusual_is_tuned(case: str, tmp_path: Path, device: Device) -> None:
     code, note = TAKEN[case]
@@ -258,6 +259,7 @@ def test_what_takes_longer_than_the_budget_is_passed_over_and_the_rest_is_measur
     assert any("a larger --budget measures more" in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_programs_of_the_whole_are_tried_first_and_what_is_made_soonest_before_the_rest(
     small: str, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,6 +167,7 @@ def test_a_large_model_takes_no_memory_and_little_time() -> None:
     assert time.process_time() - started < 60
 
 
+@pytest.mark.slow_except("LongcatFlash*")
 @pytest.mark.parametrize("name", ["DeepseekV3", "LongcatFlash"])
 def test_half_a_trillion_parameters_are_traced_without_memory(name: str) -> None:
     import resource

@@ -220,6 +220,7 @@ def test_circuits_compute_their_model_bit_for_bit_in_the_cycles_of_the_rule(text
     assert ran.interval == engine_interval(design)
 
 
+@pytest.mark.slow
 @synthesised
 def test_a_circuit_is_synthesised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HASTEN_CACHE", os.fspath(tmp_path))

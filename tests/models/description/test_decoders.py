@@ -68,6 +68,7 @@ def read_of(work: Workload, role: Role) -> int:
     return sum(found.values())
 
 
+@pytest.mark.slow_except("llama", "gpt2", "gemma2", "qwen3_moe", "lfm2")
 @pytest.mark.parametrize("kind", COUNTED)
 def test_products_and_cache_are_those_of_the_model_run_for_real(kind: str) -> None:
     made = config(kind, COUNTED[kind])
@@ -171,6 +172,7 @@ def test_a_step_reads_the_experts_that_are_expected_to_be_hit() -> None:
         assert read == pytest.approx(experts * 32 * 16 * 4, abs=4)
 
 
+@pytest.mark.slow_except("gemma2-*", "gpt_oss-*", "mamba2-*", "minimax-*")
 @pytest.mark.parametrize(
     ("kind", "extra"),
     [

@@ -15,6 +15,7 @@ from hasten.models.language.smallthinker import SmallThinkerConfig, SmallThinker
 MIXED = SmallThinkerConfig(rotary=hybrid(4)[0], windowed=hybrid(4)[1], window=7)
 
 
+@pytest.mark.slow_except("smallthinker-4b-*")
 @pytest.mark.parametrize(
     ("name", "total", "expert", "attention"),
     [("smallthinker-4b", 4035085824, 3538944, 5505024), ("smallthinker-21b", 21506562560, 5898240, 20971520)],

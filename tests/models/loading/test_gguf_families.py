@@ -57,6 +57,7 @@ def test_a_converted_network_agrees_with_llama_cpp(tmp_path: Path, ids: torch.Te
     torch.testing.assert_close(logits(load_network(path).network, ids)[0], seen, rtol=0, atol=atol)
 
 
+@pytest.mark.slow_except(every=3)
 @pytest.mark.parametrize("family", CONVERTED)
 def test_every_family_is_described_by_its_header(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = convert(tiny_network(family), tmp_path / "m.gguf", family, Kind.Q8_0)

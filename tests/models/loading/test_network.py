@@ -627,6 +627,7 @@ print(most() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_loading_holds_the_file_and_a_layer(tmp_path: Path) -> None:
     small, large = tmp_path / "small.gguf", tmp_path / "large.gguf"

@@ -122,6 +122,7 @@ def test_folding_the_whole_network_keeps_its_logits(name: str) -> None:
     check_same(model, folded, (x,), 1e-4)
 
 
+@pytest.mark.slow_except("LowFormer", "PlainNet", "ResNet")
 @each
 def test_it_exports(name: str) -> None:
     model, x = made(name), torch.randn(2, 3, 64, 64)

@@ -24,6 +24,7 @@ TREES = [
 ]
 
 
+@pytest.mark.slow_except(every=3)
 @needs_kernels
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("tree", TREES, ids=len)
@@ -82,6 +83,7 @@ def decoded(
 SIZES = [1, 2, 32, 33, 63, 64]
 
 
+@pytest.mark.slow_except(every=3)
 @needs_kernels
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("paths", SIZES)
@@ -95,6 +97,7 @@ def test_trees_of_every_size_are_exact_compiled(
     assert found.steps < found.made  # some guesses were right: paths were kept
 
 
+@pytest.mark.slow_except(every=4)
 @pytest.mark.parametrize("dtype", ["fp32", "int8", "int4"])
 @pytest.mark.parametrize("paths", SIZES)
 def test_trees_of_every_size_are_exact_in_plain_torch(
@@ -142,6 +145,7 @@ def test_the_published_tree() -> None:
     assert (0, 7, 0) in tree.paths
 
 
+@pytest.mark.slow_except(every=3)
 @needs_kernels
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_right_guesses_change_nothing_over_a_rounded_cache(

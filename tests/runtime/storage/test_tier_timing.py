@@ -28,6 +28,7 @@ def test_every_way_is_timed_and_gives_the_same_tokens() -> None:
         time_tiers(model, ids[:2], 4)
 
 
+@pytest.mark.slow_except(every=3)
 @pytest.mark.parametrize("ratio", [0.1, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize(("prompt", "new"), [(64, 20), (129, 40)])
 @pytest.mark.parametrize(

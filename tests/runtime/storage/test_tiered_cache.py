@@ -50,6 +50,7 @@ def without_tiers(model: LanguageModel, policy: SparseWindowPolicy) -> torch.Ten
     return plain.generate(IDS, max_new_tokens=NEW, eos_token_id=None, do_sample=False)[:, PROMPT:]
 
 
+@pytest.mark.slow_except(every=3)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("ratio", [0.4, 1.0])
 def test_tiers_change_nothing(llama: Any, schedule: Schedule, ratio: float) -> None:
@@ -73,6 +74,7 @@ def test_with_room_for_all_nothing_moves(llama: Any) -> None:
     assert torch.equal(made, without_tiers(model, SparseWindowPolicy(0.4)))
 
 
+@pytest.mark.slow_except(every=3)
 @pytest.mark.parametrize("prefix", [False, True])
 def test_recomputed_keys_are_the_dropped_ones(network: Any, prefix: bool) -> None:
     model = LanguageModel(network)
@@ -100,6 +102,7 @@ def tensors_of(layer: Any) -> list[torch.Tensor]:
     return found
 
 
+@pytest.mark.slow_except(every=3)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("tokens", [21, 30, 47])
 def test_all_that_is_held_is_counted_and_within_the_budget(llama: Any, schedule: Schedule, tokens: int) -> None:

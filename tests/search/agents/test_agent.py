@@ -56,6 +56,7 @@ def options(name):
     return {"rate": 1e-2, "batch": 16, "entropy": 0.1} if name in LEARNERS else {}
 
 
+@pytest.mark.slow_except(every=3)
 @pytest.mark.parametrize("name", NAMES)
 def test_finds_the_best_of_a_separable_space_with_200_samples(name):
     found = []

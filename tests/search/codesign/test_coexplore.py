@@ -154,6 +154,7 @@ def test_where_nothing_meets_the_limits_the_nearest_is_returned(method):
     assert coexplore(problem(mapped=0), "monte-carlo") is None
 
 
+@pytest.mark.slow
 def test_finds_networks_and_a_chip_that_networks_first_cannot():
     ours = problem(mapped=1500, trained=12)
     theirs = problem(mapped=1500, trained=12)

@@ -200,6 +200,7 @@ def test_codes_tell_networks_apart(name: str) -> None:
             space.graphs(archs)
 
 
+@pytest.mark.slow_except("cell", "plain", "tree")
 @each
 def test_parameters_and_products_are_those_of_the_network(name: str) -> None:
     space = opened(name)
@@ -218,6 +219,7 @@ def traced_products(network: nn.Module, image: Tensor) -> int:
     return sum(e.points for e in cascade if e.op in (Op.CONV, Op.MATMUL))
 
 
+@pytest.mark.slow_except("cell", "plain", "tree")
 @each
 def test_parts_cover_the_network(name: str) -> None:
     """Weights and products of the parts are those of the whole, and parts of one key are the same."""
@@ -233,6 +235,7 @@ def test_parts_cover_the_network(name: str) -> None:
         assert total == [space.parameters(arch), space.products(arch)]
 
 
+@pytest.mark.slow_except("cell", "plain", "tree")
 @each
 def test_tables_of_latency_take_it(name: str) -> None:
     space = opened(name)
@@ -248,6 +251,7 @@ def test_tables_of_latency_take_it(name: str) -> None:
     assert (measured.tables.device(Regime().name) > 0).all()
 
 
+@pytest.mark.slow_except("cell", "plain", "tree")
 @each
 def test_predictors_take_it(name: str) -> None:
     space = opened(name)
@@ -262,6 +266,7 @@ def test_predictors_take_it(name: str) -> None:
     assert len(accuracy.predict(archs)) == len(archs)
 
 
+@pytest.mark.slow_except("cell", "plain", "tree")
 @each
 def test_evolution_takes_it(name: str) -> None:
     space = opened(name)
@@ -279,6 +284,7 @@ def test_evolution_takes_it(name: str) -> None:
     assert again == found
 
 
+@pytest.mark.slow_except("cell", "plain", "tree")
 @each
 def test_baselines_take_it(name: str) -> None:
     space = opened(name)

@@ -93,6 +93,7 @@ def test_volumes_are_shares_of_the_corner() -> None:
     assert front_volume([], (1.0, 2.0)) == front_volume([trial(0.9, 3.0)], (1.0, 2.0)) == 0
 
 
+@pytest.mark.slow
 def test_bayesian_search_finds_more_than_chance_on_a_known_curve() -> None:
     """Likelihood rises with the log of the products, but for heads and depth in excess: a function known everywhere."""
     space = EncoderSpace(31, 30, 12)

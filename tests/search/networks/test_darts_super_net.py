@@ -27,6 +27,7 @@ SEARCHED = {1: (1_930_618, 300.25), 2: (671_482, 115.27), 4: (299_578, 56.59), 8
 SMALL = DartsConfig(8, 3, resolution=8, channels=1, classes=5)
 
 
+@pytest.mark.slow_except("4")
 @pytest.mark.parametrize("part", SEARCHED)
 def test_the_search_s_sizes_are_exact(part: int) -> None:
     with torch.device("meta"):

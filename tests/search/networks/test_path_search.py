@@ -40,6 +40,7 @@ def moved(one: list[Any], other: list[Any]) -> list[bool]:
     return [not torch.equal(p, q) for p, q in zip(one, other, strict=True)]
 
 
+@pytest.mark.slow_cases("reinforce")
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_searches(task: Digits, rule: Any) -> None:
     limit = 0.5 * (TABLE.of([5, 5, 5]) + TABLE.fixed)

@@ -76,6 +76,7 @@ def found(name: str, task: Digits, **options: Any) -> tuple[ArchitectureSpace[An
     return space, network_searches()[name](task, space, space.products, **budget, **TRAINING, **options)
 
 
+@pytest.mark.slow_except("evolution", "generative", "proxyless", "random")
 @each
 def test_it_ends_by_trainings_within_the_limit(name: str, task: Digits) -> None:
     space = suited(name)
@@ -92,6 +93,7 @@ def test_it_ends_by_trainings_within_the_limit(name: str, task: Digits) -> None:
     assert (again.arch, again.score) == (best.arch, best.score)
 
 
+@pytest.mark.slow_except("evolution", "generative", "proxyless", "random")
 @each
 def test_it_ends_by_seconds(name: str, task: Digits) -> None:
     begun = time.perf_counter()
