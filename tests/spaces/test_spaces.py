@@ -79,6 +79,7 @@ def test_the_verb_leaves_a_table_and_two_files(problem_file: Path, tmp_path: Pat
     assert len(wrong.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_no_point_is_tried_twice(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(PROBLEM.format(sleep=0.2))
