@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,8 @@ def peer_answer(
         return None, f"cannot run {command[0]}: {error.strerror}: give --{name}-python PATH"
     except subprocess.TimeoutExpired:
         return None, f"{name} took longer than {seconds:g} s in {command[0]}"
+    if done.returncode < 0:  # what it wrote before says nothing of it
+        return None, f"{name} was ended by {signal.Signals(-done.returncode).name} in {command[0]}"
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return None, f"{name} failed in {command[0]}: {last}"

@@ -86,6 +86,14 @@ def test_a_peer_that_fails_is_missing_with_its_last_line(
     fails = tmp_path / "python"
     fails.write_text("#!/bin/sh\necho no such module in here >&2\nexit 1\n")
     fails.chmod(0o755)
-    for python, why in ((str(fails), "no such module in here"), ("/no/such/python", "cannot run")):
+    crashes = tmp_path / "crashing"
+    crashes.write_text("#!/bin/sh\necho a note on something else >&2\nkill -SEGV $$\n")
+    crashes.chmod(0o755)
+    reasons = {
+        str(fails): "no such module in here",
+        str(crashes): "was ended by SIGSEGV",
+        "/no/such/python": "cannot run",
+    }
+    for python, why in reasons.items():
         assert run(script, monkeypatch, "--part", "analog", "--aihwkit-python", python) == 0
         assert why in capsys.readouterr().err.splitlines()[-1]
