@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from hasten.models.vision.ascan import AsCANConfig as AsCANConfig
     from hasten.models.vision.ascan import StageLayout as StageLayout
     from hasten.models.vision.backbone import Backbone as Backbone
+    from hasten.models.vision.backbone import FeatureInfo as FeatureInfo
     from hasten.models.vision.backbone import FeatureMaps as FeatureMaps
     from hasten.models.vision.backbone import Level as Level
     from hasten.models.vision.cell_network import CellConfig as CellConfig
