@@ -434,6 +434,7 @@ def measure(
         units=UNITS,
     )
     kept, seconds = Study(study), end.left
+    latest: list[Trial] = []
 
     def run(trials: int, share: float, order: Callable[[Params, str], float | None]) -> tuple[list[Trial], str]:
         """Tries combinations up to a number and a share of the time; ``order`` scores them, None leaves one out."""
@@ -451,8 +452,12 @@ def measure(
         most = trials if s.trials is None else min(trials, s.trials)
         # Where the unchanged model took the whole budget, only what is stored is taken.
         part = None if seconds is None else max(seconds * share, 1e-6)
-        result = kept.run(problem, trials=most, seconds=part, order=score, progress=told)
-        adopt(result.trials)
+        try:
+            result = kept.run(problem, trials=most, seconds=part, order=score, progress=told)
+            adopt(result.trials)
+        except KeyboardInterrupt:  # while the study was opened or closed: what was measured is told already
+            return list(latest), "interrupted"
+        latest[:] = result.trials
         over = result.stopped == "interrupted" and deadline.left == 0
         return list(result.trials), "seconds" if over else result.stopped
 
