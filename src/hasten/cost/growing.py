@@ -230,9 +230,14 @@ class _At(NamedTuple):
     axis: int
 
 
+def _paths(network: nn.Module, part: nn.Module) -> list[str]:
+    """Where a module stands in a network."""
+    return [path for path, other in network.named_modules(remove_duplicate=False) if other is part]
+
+
 def _why_fixed(network: nn.Module, name: str, layer: nn.Module) -> str:
     """Why a layer of a network cannot be put in another's place; empty where it can."""
-    paths = [path for path, part in network.named_modules(remove_duplicate=False) if part is layer]
+    paths = _paths(network, layer)
     if len(paths) > 1:
         return f"it stands in {len(paths)} places, {paths[0]} and {paths[1]}"
     if hooked(layer):
@@ -557,8 +562,7 @@ def deepen(network: M, name: str, inputs: Sequence[Any], *, kernel: int = 3, noi
     def alone(called: str) -> Any:
         """The module of a name, where something can be put right behind it."""
         part = network.get_submodule(called)
-        places = sum(1 for _, other in network.named_modules(remove_duplicate=False) if other is part)
-        if len(calls[called]) > 1 or places > 1:
+        if len(calls[called]) > 1 or len(_paths(network, part)) > 1:
             raise HastenError(f"{called} is called in several places: nothing is put behind a layer that is shared")
         return part
 

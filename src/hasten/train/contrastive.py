@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from hasten.errors import HastenError
 from hasten.train.loop import train
+from hasten.train.probing import Standardised
 
 Pairing: TypeAlias = Literal["instance", "class"]
 Objective: TypeAlias = Literal["contrastive", "prototypes"]
@@ -214,9 +215,8 @@ def _each(kinds: Sequence[TwoKinds], choice: Sequence[int], allowed: Tensor) -> 
 def _standardised(kinds: TwoKinds, name: str, allowed: Tensor) -> Tensor:
     """Features by the mean and deviation of what may be trained on."""
     features: Tensor = getattr(kinds, name).float()
-    known = features[allowed]
-    # Of one sample there is no deviation.
-    return (features - known.mean(0)) / known.std(0, correction=min(1, len(known) - 1)).clamp(min=1e-6)
+    found: Tensor = Standardised(features[allowed])(features)
+    return found
 
 
 def _taken(features: Tensor, chosen: Tensor) -> Tensor:

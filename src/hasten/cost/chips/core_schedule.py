@@ -515,7 +515,7 @@ def _dataflow(graph: WorkGraph, array: CoreArray) -> tuple[WorkGraph, tuple[Core
     fixed = _one_order(graph)
     own = [t for t in fixed.order if fixed.named[t].macs]
     best: tuple[tuple[int, int], tuple[CoreStage, ...]] | None = None
-    waiting = _assignments(fixed, own, array)
+    waiting = list(_assignments(fixed, own, array))
     few = False
     while waiting:
         search = _Search(fixed, array, groups=waiting.pop(0))
@@ -524,21 +524,15 @@ def _dataflow(graph: WorkGraph, array: CoreArray) -> tuple[WorkGraph, tuple[Core
         if best is None or rank < best[0]:
             best = (rank, stages)
         if not few and len(waiting) > 2 and search.ways * len(waiting) > _MOST_WAYS:
-            waiting, few = _assignments(fixed, own, array, few=True), True
+            waiting, few = list(_assignments(fixed, own, array, most=1)), True
     assert best is not None
     return fixed, best[1]
 
 
 def _assignments(
-    graph: WorkGraph, own: Sequence[str], array: CoreArray, few: bool = False
-) -> list[dict[str, tuple[int, ...]]]:
-    """Task -> the cores that it has for good, all ways to give them; a few of them where they are too many."""
-    return list(_assigned(graph, own, array, 1 if few else _ASSIGNMENTS))
-
-
-def _assigned(
-    graph: WorkGraph, own: Sequence[str], array: CoreArray, most: int
+    graph: WorkGraph, own: Sequence[str], array: CoreArray, most: int = _ASSIGNMENTS
 ) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Task -> the cores that it has for good, all ways to give them; a few of these where they are over ``most``."""
     cores = array.cores
     if len(own) <= cores:
         if math.comb(cores - 1, max(len(own) - 1, 0)) <= most:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
+from hasten.cost.preserving import evaluating
 from hasten.errors import HastenError
 from hasten.models.decoder import Layout, decoder_of
 from hasten.nn.block import Block
@@ -125,14 +126,9 @@ class RecurrentLM(Block, Generic[State]):
 
             return trace_cascade(self, prepare=prepare, state=lambda given: self.state_tensors(given["state"]))
 
-        was = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                prefill, weights, _ = call(prompt, 0)
-                decode, _, state = call(1, prompt + new_tokens // 2)
-        finally:
-            self.train(was)
+        with evaluating(self), torch.no_grad():
+            prefill, weights, _ = call(prompt, 0)
+            decode, _, state = call(1, prompt + new_tokens // 2)
         return Workload(
             name or type(self).__name__,
             (Phase("prefill", prefill), Phase("decode", decode, new_tokens)),

@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from hasten.errors import HastenError
 from hasten.kernels.oblivious_bins import DELETE, HEAD, PUT, PUT_ABSENT, items_of, slot_of
-from hasten.runtime.storage.sealed_map import SealedMap
+from hasten.runtime.storage.sealed_map import Items, SealedMap, sized_items
 from hasten.runtime.storage.sealed_pages import RecordedPages, SealedPages, StoreMaker
-
-Items = Mapping[int, bytes] | Iterable[tuple[int, bytes]]
 
 
 class _Paged(SealedMap):
@@ -54,11 +52,6 @@ class _Paged(SealedMap):
         return type(self)(self.scan(), capacity=self.capacity, value_bytes=self.value_bytes)  # type: ignore[call-arg]
 
 
-def _size(items: Items, capacity: int | None) -> tuple[dict[int, bytes], int]:
-    given = {k: bytes(v) if isinstance(v, memoryview) else v for k, v in dict(items).items()}
-    return given, max(1, len(given)) if capacity is None else capacity
-
-
 class PathORAM(_Paged):
     """Path ORAM (Stefanov et al., CCS 2013), not recursive: its position map lies in trusted memory, as its stash does.
 
@@ -87,7 +80,7 @@ class PathORAM(_Paged):
         pages: StoreMaker | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        given, size = _size(items, capacity)
+        given, size = sized_items(items, capacity)
         self.depth = max(1, (size - 1).bit_length())
         super().__init__(given, capacity, value_bytes, (2 << self.depth) - 1, bucket, pages)
         given = self._given(given)
@@ -169,7 +162,7 @@ class _Laid(_Paged):
     def __init__(
         self, items: Items, capacity: int | None, value_bytes: int | None, slots: int, store: StoreMaker | None
     ) -> None:
-        given, size = _size(items, capacity)
+        given, size = sized_items(items, capacity)
         super().__init__(given, capacity, value_bytes, -(-size // slots), slots, store)
         laid = list(self._given(given).items())
         self._where = {k: i // slots for i, (k, _) in enumerate(laid)}

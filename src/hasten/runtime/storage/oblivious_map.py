@@ -14,7 +14,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from hasten.errors import HastenError
 from hasten.kernels.oblivious_bins import FULL, GET, IDLE, OVERFLOW, READING, WORDS, Bins, items_of, oblivious_bins
-from hasten.runtime.storage.sealed_map import SealedMap
+from hasten.runtime.storage.sealed_map import Items, SealedMap, sized_items
 from hasten.runtime.storage.sealed_pages import FilePages, SealedPages, StoreMaker
 
 LEAST_BOUND = 1 << 12
@@ -144,7 +144,7 @@ class ObliviousMap(SealedMap):
 
     def __init__(
         self,
-        items: Mapping[int, bytes] | Iterable[tuple[int, bytes]] = (),
+        items: Items = (),
         *,
         capacity: int | None = None,
         value_bytes: int | None = None,
@@ -154,9 +154,9 @@ class ObliviousMap(SealedMap):
         entropy: Callable[[int], bytes] = os.urandom,
         plain: bool = False,
     ) -> None:
-        held = {k: bytes(v) if isinstance(v, memoryview) else v for k, v in dict(items).items()}
+        held, size = sized_items(items, capacity)
         width = max((len(v) for v in held.values()), default=0) if value_bytes is None else value_bytes
-        super().__init__(max(1, len(held)) if capacity is None else capacity, width)
+        super().__init__(size, width)
         given = self._given(held)
         keys = np.fromiter(given, np.uint64, len(given))
         lengths = np.fromiter(map(len, given.values()), np.uint32, len(given))

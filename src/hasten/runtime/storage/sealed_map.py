@@ -21,6 +21,16 @@ MOST_KEY = (1 << 64) - 1
 """Keys are whole numbers from 0 to this one."""
 
 
+Items = Mapping[int, bytes] | Iterable[tuple[int, bytes]]
+"""What a map is made of, as a dictionary is."""
+
+
+def sized_items(items: Items, capacity: int | None) -> tuple[dict[int, bytes], int]:
+    """Items whose lengths are in bytes, as a view's need not be, and the capacity: as many as there are when None."""
+    held = {k: bytes(v) if isinstance(v, memoryview) else v for k, v in dict(items).items()}
+    return held, max(1, len(held)) if capacity is None else capacity
+
+
 class MapFullError(HastenError):
     """A new key for which there is no room; the map is as it was."""
 
