@@ -18,6 +18,8 @@ def _count(module: torch.nn.Module) -> int:
 def test_weights_of_each_form() -> None:
     assert _count(MBConv(8, 8, 32, 3, 1, "relu", False)) == 8 * 32 + 32 * 9 + 32 * 8 + 2 * (32 + 32 + 8)
     assert _count(MBConv(8, 8, 32, 3, 1, "relu", False, normed=False)) == 8 * 32 + 32 * 9 + 32 * 8 + 32 + 32 + 2 * 8
+    bare = MBConv(8, 8, 32, 3, 1, "relu", False, normed=False, bias=False)
+    assert _count(bare) == 8 * 32 + 32 * 9 + 32 * 8 + 2 * 8
     assert _count(FusedMBConv(8, 12, 32)) == 9 * 8 * 32 + 32 * 12 + 2 * (32 + 12)
     assert _count(FusedMBConv(8, 12, 32, bias=True)) == _count(FusedMBConv(8, 12, 32)) + 32
     assert _count(FusedMBConv(8, 12, 32, squeezed=2)) == _count(FusedMBConv(8, 12, 32)) + 2 * 32 * 2 + 2 + 32

@@ -113,7 +113,8 @@ class MBConv(Block):
         act: of `activation`.
         se: whether with squeeze-and-excite.
         device, dtype: as torch's modules take them.
-        normed: whether the first two convolutions are normalized; where not, they have a bias.
+        normed: whether the first two convolutions are normalized.
+        bias: whether these have a bias; where None, those that are not normalized.
 
     Shapes: (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride).
     """
@@ -131,14 +132,16 @@ class MBConv(Block):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         normed: bool = True,
+        bias: bool | None = None,
     ) -> None:
         super().__init__()
         made: Factory = {"device": device, "dtype": dtype}
+        bias = not normed if bias is None else bias
         self.expand = nn.Sequential()
         if expand:
-            self.expand = conv_norm(inputs, middle, 1, bias=not normed, normed=normed, act=act, **made)
+            self.expand = conv_norm(inputs, middle, 1, bias=bias, normed=normed, act=act, **made)
         self.depthwise = conv_norm(
-            middle, middle, kernel, stride, groups=middle, bias=not normed, normed=normed, act=act, **made
+            middle, middle, kernel, stride, groups=middle, bias=bias, normed=normed, act=act, **made
         )
         self.se = SqueezeExcite(middle, **made) if se else nn.Identity()
         self.project = conv_norm(middle, outputs, 1, **made)

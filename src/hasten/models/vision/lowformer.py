@@ -81,7 +81,7 @@ def _local(width: int, fused: bool, expand: int, bias: bool) -> nn.Module:
     """A block that keeps the shape and adds its input."""
     if fused:
         return FusedMBConv(width, width, expand * width, bias=bias)
-    return MBConv(width, width, expand * width, 3, 1, "h_swish", False, normed=False)
+    return MBConv(width, width, expand * width, 3, 1, "h_swish", False, normed=False, bias=bias)
 
 
 class LowFormerBlock(Block):
