@@ -95,8 +95,8 @@ class _Attention(Block):
 class MapCrossTransformer(Block):
     """Attention over all positions of a map, attention to a text, and a feed-forward layer, each added to its input.
 
-    Queries come from the map, keys and values of the second attention from the text: a text of zeros adds nothing but
-    what no text adds.
+    Queries come from the map, keys and values of the second attention from the text. No text is a text of zeros: its
+    values are 0, and what is added is the bias of that attention's last layer.
 
     Args:
         channels: of the map.
@@ -127,6 +127,7 @@ class MapCrossTransformer(Block):
         made: Factory = {"device": device, "dtype": dtype}
         self.self_norm = nn.LayerNorm(channels, **made)
         self.self_attention = _Attention(channels, channels, head_size, made)
+        self.text = text
         self.text_norm = nn.LayerNorm(channels, **made) if text else None
         self.text_attention = _Attention(channels, text, head_size, made) if text else None
         self.feed_forward = nn.Sequential(
@@ -138,7 +139,9 @@ class MapCrossTransformer(Block):
         tokens = x.flatten(2).transpose(1, 2)
         normed = self.self_norm(tokens)
         tokens = tokens + self.self_attention(normed, normed)
-        if self.text_norm is not None and self.text_attention is not None and text is not None:
+        if self.text_norm is not None and self.text_attention is not None:
+            if text is None:
+                text, mask = x.new_zeros(len(x), 1, self.text), None
             tokens = tokens + self.text_attention(self.text_norm(tokens), text, mask)
         tokens = tokens + self.feed_forward(tokens)
         return tokens.transpose(1, 2).unflatten(2, x.shape[2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -72,6 +73,75 @@ def test_a_share_of_labels_is_left_out_and_the_right_answer_has_no_loss() -> Non
     loss = schedule.loss(oracle, images, torch.Generator().manual_seed(0), labels=labels)
     assert float(loss) < 1e-4
     assert float((oracle.labels[0] == 3).float().mean()) == pytest.approx(0.1, abs=0.02)
+
+
+class Asked:
+    """Answers 1 to who asks for something, 0 to who asks for nothing, and keeps what it is asked."""
+
+    def __init__(self) -> None:
+        self.config = type("Config", (), {"classes": 3})
+        self.text: list[Tensor | None] = []
+        self.labels: list[Tensor | None] = []
+
+    def __call__(
+        self, x: Tensor, times: Tensor, text: Tensor | None = None, labels: Tensor | None = None
+    ) -> UNetOutput:
+        self.text.append(text)
+        self.labels.append(labels)
+        asked = torch.zeros(len(x), dtype=torch.bool)
+        if labels is not None:
+            asked |= labels != 3
+        if text is not None:
+            asked |= text.flatten(1).ne(0).any(1)
+        return UNetOutput(asked.to(x)[:, None, None, None].expand_as(x))
+
+
+@pytest.mark.parametrize("guess", ["noise", "velocity"])
+@pytest.mark.parametrize("condition", ["labels", "text", "both"])
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
+def test_guidance_goes_from_the_free_answer_through_the_asked_one(guess: Any, condition: str, guidance: float) -> None:
+    """free + guidance x (asked - free), which is ``guidance`` here: 0 is no condition, 1 the network's own answer."""
+    noise = torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels, text = torch.tensor([0, 2]), torch.ones(2, 3, 5)
+    given = {"labels": {"labels": labels}, "text": {"text": text}, "both": {"labels": labels, "text": text}}[condition]
+    made = NoiseSchedule(50, guess).sample(Asked(), noise, 1, guidance=guidance, **given)  # type: ignore[arg-type]
+    angle = 49.5 / 50.5 * math.pi / 2  # of the last of 50 times
+    if guess == "noise":
+        wanted = (noise - math.sin(angle) * guidance) / math.cos(angle)
+    else:
+        wanted = math.cos(angle) * noise - math.sin(angle) * guidance
+    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_needs_something_that_is_asked_for() -> None:
+    network = Asked()
+    NoiseSchedule(50).sample(network, torch.randn(2, 1, 4, 4), 3, guidance=3.0)
+    assert len(network.text) == 3
+
+
+@pytest.mark.parametrize("dropped", [0.0, 0.1, 0.4, 1.0])
+def test_a_share_of_texts_is_left_out_and_of_labels_the_same(dropped: float) -> None:
+    schedule, network = NoiseSchedule(50), Asked()
+    images, text = torch.zeros(2000, 1, 2, 2), torch.rand(2000, 3, 4) + 0.5
+    labels = torch.arange(2000) % 3
+    given, asked = text.clone(), labels.clone()
+    schedule.loss(network, images, torch.Generator().manual_seed(0), text=text, labels=labels, dropped=dropped)
+    (heard,), (classes,) = network.text, network.labels
+    assert heard is not None
+    assert classes is not None
+    gone = heard.flatten(1).eq(0).all(1)
+    assert float(gone.float().mean()) == pytest.approx(dropped, abs=0.03)
+    assert torch.equal(heard[~gone], given[~gone])
+    assert torch.equal(classes == 3, gone)
+    assert torch.equal(classes[~gone], asked[~gone])
+    assert torch.equal(text, given)  # the caller's own stay
+    assert torch.equal(labels, asked)
+
+    schedule.loss(network, images, torch.Generator().manual_seed(0), text=text, dropped=dropped)
+    alone = network.text[1]
+    assert alone is not None
+    assert torch.equal(alone, heard)
+    assert network.labels[1] is None
 
 
 def test_wrong_schedules_are_told() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,8 @@ class _Merged(nn.Module):
 class AsCANUNet(Block):
     """A U-Net whose way down is a layout of convolutions and transformer layers, and whose way up is its mirror.
 
-    Each block of the way up reads its mirror's result too. It is called as diffusers' ``UNet2DConditionModel``.
+    Each block of the way up reads its mirror's result too. It is called as diffusers' ``UNet2DConditionModel``, by the
+    same names in the same places; arguments that are for parts it does not have must be None.
 
     Args:
         config: sizes and layout.
@@ -132,7 +134,15 @@ class AsCANUNet(Block):
         timestep: Tensor | float,
         encoder_hidden_states: Tensor | None = None,
         class_labels: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        added_cond_kwargs: Mapping[str, Any] | None = None,
+        down_block_additional_residuals: Sequence[Tensor] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
         encoder_attention_mask: Tensor | None = None,
+        return_dict: bool = True,
     ) -> UNetOutput:
         """Takes noise from maps.
 
@@ -141,8 +151,26 @@ class AsCANUNet(Block):
             timestep: of all, or (batch,).
             encoder_hidden_states: (batch, tokens, text); no text, or tokens of zeros, when None.
             class_labels: (batch,), the number of classes standing for none; none when None.
+            timestep_cond, attention_mask, cross_attention_kwargs, added_cond_kwargs, down_block_additional_residuals,
+                mid_block_additional_residual, down_intrablock_additional_residuals: None, as pipelines call a network
+                that has no use for them.
             encoder_attention_mask: (batch, tokens), true or 1 where there is a token.
+            return_dict: as pipelines give it; the answer is a tuple of one either way, and ``sample`` is its name.
+
+        Raises:
+            HastenError: a value for what this network has no use for.
         """
+        unused = {
+            "timestep_cond": timestep_cond,
+            "attention_mask": attention_mask,
+            "cross_attention_kwargs": cross_attention_kwargs,
+            "added_cond_kwargs": added_cond_kwargs,
+            "down_block_additional_residuals": down_block_additional_residuals,
+            "mid_block_additional_residual": mid_block_additional_residual,
+            "down_intrablock_additional_residuals": down_intrablock_additional_residuals,
+        }
+        if given := [name for name, value in unused.items() if value is not None]:
+            raise HastenError(f"AsCAN's U-Net has no use for {', '.join(given)}: leave it out, or give None")
         batch = sample.shape[0]
         times = torch.as_tensor(timestep, device=sample.device).expand(batch)
         time = self.time(sinusoids(times, 2 * self.config.widths[0]).to(sample.dtype))
@@ -150,10 +178,8 @@ class AsCANUNet(Block):
             if class_labels is None:
                 class_labels = torch.full((batch,), self.config.classes, device=sample.device)
             time = time + self.label(class_labels)
-        text, mask = encoder_hidden_states, encoder_attention_mask
-        if self.config.text and text is None:
-            text, mask = sample.new_zeros(batch, 1, self.config.text), None  # what any text of zeros says
-        mask = None if mask is None else mask.bool()
+        text = encoder_hidden_states
+        mask = None if encoder_attention_mask is None else encoder_attention_mask.bool()
 
         def run(block: nn.Module, x: Tensor) -> Tensor:
             y: Tensor = block(x, time) if isinstance(block, TimedConv) else block(x, text, mask)
