@@ -59,6 +59,18 @@ def test_layouts_are_counted() -> None:
     assert not any(c.layout.why_uneven() for c in FITTED.values())
 
 
+def test_a_last_stage_of_convolutions_is_remarked_on() -> None:
+    """The paper's rules that a search keeps say nothing of it: such layouts are among the 25."""
+    plain = StageLayout.of("CC|CC|CC|CC")
+    assert plain.why_uneven() == ""
+    for text in ("CC|CC|CC|CC", "CC|CC|CC|CT", "TT|CC|CC|CCT"):
+        assert "of the last stage" in StageLayout.of(text).remark()
+    for text in ("CC|CC|CC|TT", "CC|CC|CC|CTT", "T", *(str(c.layout) for c in FITTED.values())):
+        assert StageLayout.of(text).remark() == ""
+    ruled = layouts((2, 2, 8, 4), True, 2)
+    assert (len(ruled), sum(not made.remark() for made in ruled)) == (25, 16)
+
+
 def test_attention_reads_every_position_of_its_stage() -> None:
     model, seen = AsCAN(AsCANConfig(StageLayout.of("CT|CT|TT"))), []
     for stage, blocks in enumerate(model.stages):

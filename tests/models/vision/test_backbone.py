@@ -33,7 +33,7 @@ from hasten.models import (
     named,
 )
 from hasten.models.registry import builders
-from hasten.models.vision.backbone import multiply_accumulates
+from hasten.models.vision.backbone import equal_products, multiply_accumulates
 
 _TREES = PyramidTreeConfig((1, 1, 1), first=4, growth=4, stem=4)
 SMALL: dict[str, Any] = {
@@ -169,3 +169,19 @@ def test_products_are_counted_with_attention_s() -> None:
         model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.ConvTranspose2d(8, 4, 2, 2))
     # A transposed convolution's are those of its input's positions.
     assert multiply_accumulates(model, (3, 8, 8)) == 16 * 27 * 8 + 16 * 4 * 8 * 4
+
+
+def test_a_size_of_equal_products_is_the_first_that_is_close_or_the_nearest() -> None:
+    seen = []
+
+    def build(width: int) -> torch.nn.Module:
+        seen.append(width)
+        return torch.nn.Conv2d(1, width, 1)
+
+    image = (1, 10, 10)  # 100 products a channel
+    assert equal_products((50, 104, 100), build, image, 10_000) == 104
+    assert seen == [50, 104]  # what is close enough ends it
+    assert equal_products((50, 104, 100), build, image, 10_000, close=0.01) == 100
+    assert equal_products((50, 120, 90, 80), build, image, 10_000) == 90
+    with pytest.raises(HastenError, match="no sizes to choose from"):
+        equal_products((), build, image, 10_000)

@@ -57,10 +57,11 @@ class StageLayout:
         return StageLayout(tuple(stage[::-1] for stage in self.stages[::-1]))
 
     def why_uneven(self) -> str:
-        """Which of the paper's rules it breaks, in a line; empty where it keeps them all.
+        """Which of three of the paper's rules it breaks, in a line; empty where it keeps them.
 
         Convolutions stand before transformer layers in a stage, the share of transformer layers falls nowhere, and the
-        first half of the stages (rounded down) has none.
+        first half of the stages (rounded down) has none. A layout of convolutions alone keeps these: `remark` is about
+        its end.
         """
         early = len(self.stages) // 2
         if any("TC" in stage for stage in self.stages):
@@ -70,6 +71,19 @@ class StageLayout:
         if any(self.shares[:early]):
             return f"one of the first {early} stages has a transformer layer"
         return ""
+
+    def remark(self) -> str:
+        """What it lacks of the paper's networks, in a line; empty where nothing.
+
+        Their last stages are mostly or wholly transformer layers. Layouts where that is not so are counted and searched
+        among the others, as arms to compare with.
+
+        >>> StageLayout.of("CC | CCT | TTT").remark(), StageLayout.of("C | CT").remark()
+        ('', 'half or less of the last stage is transformer layers, where the paper has mostly these')
+        """
+        if self.shares[-1] > 0.5:
+            return ""
+        return "half or less of the last stage is transformer layers, where the paper has mostly these"
 
 
 def layouts(blocks: Sequence[int], rising: bool = False, early: int = 0) -> list[StageLayout]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +24,7 @@ _DEFORMABLE = deform_conv.OPERATOR
 # Pixels along each side of the images that most published sizes are for.
 _IMAGE = 224
 
+C = TypeVar("C")
 T = TypeVar("T")
 
 
@@ -261,6 +262,42 @@ def multiply_accumulates(network: nn.Module, image: Sequence[int], *others: Any)
     with evaluating(network), torch.no_grad(), _Products() as counter:
         network(torch.zeros(1, *image, device=like.device, dtype=like.dtype), *others)
     return counter.count
+
+
+def equal_products(
+    choices: Iterable[C],
+    build: Callable[[C], nn.Module],
+    image: Sequence[int],
+    wanted: float,
+    *others: Any,
+    close: float = 0.05,
+) -> C:
+    """Of sizes that a network could have, the first with as many multiply-accumulates as wanted.
+
+    Args:
+        choices: of sizes, those that are liked best first.
+        build: makes a network of one; it is made on the meta device.
+        image, others: of `multiply_accumulates`.
+        wanted: multiply-accumulates.
+        close: share of them by which a choice may miss them; where none is as close, it is the nearest that is taken.
+
+    Raises:
+        HastenError: no choice.
+
+    >>> equal_products(range(8, 20, 4), lambda n: nn.Conv2d(3, n, 1), (3, 10, 10), 3500)
+    12
+    """
+    nearest: tuple[float, C] | None = None
+    for choice in choices:
+        with torch.device("meta"):
+            off = abs(multiply_accumulates(build(choice), image, *others) / wanted - 1)
+        if nearest is None or off < nearest[0]:
+            nearest = (off, choice)
+        if off <= close:
+            break
+    if nearest is None:
+        raise HastenError("there are no sizes to choose from")
+    return nearest[1]
 
 
 def published_figures(network: nn.Module, image: Sequence[int]) -> tuple[int, float]:

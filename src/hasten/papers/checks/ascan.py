@@ -14,11 +14,28 @@ from hasten.errors import MissingExtraError
 from hasten.models.generation.ascan_unet import AsCANUNet, AsCANUNetConfig
 from hasten.models.generation.noise import NoiseSchedule
 from hasten.models.vision.ascan import AsCAN, AsCANConfig, StageLayout
-from hasten.models.vision.backbone import multiply_accumulates
+from hasten.models.vision.backbone import equal_products, multiply_accumulates, published_figures
 from hasten.papers.experiment import Experiment, Seen, check, shared, succeeded
 from hasten.processes import one_thread
 from hasten.tasks.placed_digits import PlacedDigits
 from hasten.train.fitting import fit, fit_task
+
+# Parameters in millions and products in thousands of millions, as the paper has them; its layouts are not public.
+_SIZES = {"ascan-fit-t": (55, 7.7), "ascan-fit-b": (98, 16.7), "ascan-fit-l": (173, 30.7)}
+
+
+@check("A1", weight=2)
+def _sizes(experiment: Experiment) -> Seen:
+    """Networks of the paper's blocks, fitted, within 2 % of its sizes: there are such. Accuracy is not checked."""
+    with torch.device("meta"):
+        found = {name: published_figures(AsCAN.named(name), (3, 224, 224)) for name in _SIZES}
+    value = ", ".join(
+        f"{n[10:].upper()} {p / 1e6:.1f} M / {m / 1e3:.2f} G (published {_SIZES[n][0]} M / {_SIZES[n][1]} G)"
+        for n, (p, m) in found.items()
+    )
+    off = [abs(x / y - 1) for n, (p, m) in found.items() for x, y in zip((p / 1e6, m / 1e3), _SIZES[n], strict=True)]
+    return experiment.judge(f"fitted, not the paper's own: {value}; accuracy not checked", max(off) <= 0.02)
+
 
 _LAYOUTS = {
     "asymmetric": "CC|CCT|TTT",
@@ -26,8 +43,7 @@ _LAYOUTS = {
     "reversed": "TT|TCC|CCC",
     "convolutions": "CC|CCC|CCC",
 }
-_WIDTH = 16  # of the asymmetric arm, whose products the others' widths are fitted to
-_IMAGES = 32  # of a call that is timed
+_WIDTH = 16  # of the asymmetric arm, whose products the others are fitted to
 
 
 class _Arm(NamedTuple):
@@ -38,21 +54,22 @@ class _Arm(NamedTuple):
     seconds: float
 
 
-def _config(layout: str, width: int) -> AsCANConfig:
+def _config(layout: str, width: int, stem: int = 8) -> AsCANConfig:
     # A head for the width of the first stage: every arm may have attention anywhere.
-    return AsCANConfig(StageLayout.of(layout), (width, 2 * width, 4 * width), 8, head_size=width, channels=1)
+    return AsCANConfig(StageLayout.of(layout), (width, 2 * width, 4 * width), stem, head_size=width, channels=1)
 
 
-def _products(config: AsCANConfig) -> int:
+def _products(config: AsCANConfig | AsCANUNetConfig) -> int:
     with torch.device("meta"):
+        if isinstance(config, AsCANUNetConfig):
+            return multiply_accumulates(AsCANUNet(config), (1, _SIDE, _SIDE), 0)
         return multiply_accumulates(AsCAN(config), (1, config.image, config.image))
 
 
 def _fitted(layout: str, wanted: int) -> AsCANConfig:
-    """The even width at which a layout's products are nearest to what is wanted."""
-    # Products grow with the square of the width, nearly: its neighbours are looked at too.
-    guess = round(_WIDTH * (wanted / _products(_config(layout, _WIDTH))) ** 0.5 / 2) * 2
-    return min((_config(layout, w) for w in (guess - 2, guess, guess + 2)), key=lambda c: abs(_products(c) - wanted))
+    """The even width with the products wanted, within 5 %; where no width has them, another stem makes up the rest."""
+    choices = [_config(layout, width, stem) for stem in (8, 6, 10, 12) for width in range(10, 24, 2)]
+    return equal_products(choices, AsCAN, (1, 32, 32), wanted)
 
 
 def _trained(config: AsCANConfig, steps: int, counts: tuple[int, int, int], seed: int) -> float:
@@ -67,18 +84,15 @@ def _trained(config: AsCANConfig, steps: int, counts: tuple[int, int, int], seed
 def _arms(experiment: Experiment) -> dict[str, _Arm]:
     """Every layout at nearly equal products: trained for equal steps, and timed in turn on one thread."""
     wanted = _products(_config(_LAYOUTS["asymmetric"], _WIDTH))
-    configs = {
-        name: _config(layout, 4) if experiment.quick else _fitted(layout, wanted) for name, layout in _LAYOUTS.items()
-    }
+    configs = {n: _config(layout, 4) if experiment.quick else _fitted(layout, wanted) for n, layout in _LAYOUTS.items()}
     seeds = experiment.seeds(2, long=3)
     steps = experiment.at(quick=2, normal=experiment.steps(200, most=800))
     counts = experiment.at(quick=(64, 64, 64), normal=(4000, 750, 750))
     plan = {f"{name} {s}": (config, steps, counts, s) for name, config in configs.items() for s in seeds}
     found, _ = succeeded(experiment.arms(_trained, plan), plan)
-    images = torch.randn(experiment.at(quick=2, normal=_IMAGES), 1, 32, 32)
+    images = torch.randn(experiment.at(quick=2, normal=32), 1, 32, 32)
     with one_thread(), torch.inference_mode():
-        models = {name: AsCAN(config).eval() for name, config in configs.items()}
-        calls = {name: (lambda m=model: m(images)) for name, model in models.items()}
+        calls = {name: functools.partial(AsCAN(config).eval(), images) for name, config in configs.items()}
         times = alternating(calls, experiment.at(quick=1, normal=40))
     return {
         name: _Arm([found[f"{name} {s}"] for s in seeds], _products(config) / 1e6, min(times[name]) / len(images))
@@ -107,12 +121,14 @@ _SIDE = 16
 
 
 def _unet(layout: str, width: int) -> AsCANUNetConfig:
-    stages = StageLayout.of(layout)
-    return AsCANUNetConfig(stages, "T", (width, 2 * width, 4 * width), classes=10, head_size=width)
+    return AsCANUNetConfig(StageLayout.of(layout), "T", (width, 2 * width, 4 * width), classes=10, head_size=width)
 
 
-def _unet_products(config: AsCANUNetConfig) -> int:
-    return multiply_accumulates(AsCANUNet(config), (1, _SIDE, _SIDE), 0)
+def _equal_unets(width: int, less: int) -> dict[str, AsCANUNetConfig]:
+    """Every placement at the products of the asymmetric one of that width, where needed by so much less width."""
+    wanted, image = _products(_unet(_PLACES["asymmetric"], width)), (1, _SIDE, _SIDE)
+    choices = {name: [_unet(layout, width - i) for i in range(less + 1)] for name, layout in _PLACES.items()}
+    return {name: equal_products(c, AsCANUNet, image, wanted, 0) for name, c in choices.items()}
 
 
 def _pictures() -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,26 +159,19 @@ def _denoiser(config: AsCANUNetConfig, steps: int, seed: int) -> float:
 def _denoising(experiment: Experiment) -> Seen:
     """Digits of 16 x 16 asked for by their class, equal products and steps: a loss within 2 % of the symmetric one's and
     less time, or a lower loss in no more time."""
-    width, around = experiment.at(quick=(4, 1), normal=(16, 3))
-    wanted = _unet_products(_unet(_PLACES["asymmetric"], width))
-    configs, products = {}, {}
-    for name, layout in _PLACES.items():
-        sizes = {w: _unet_products(_unet(layout, w)) for w in range(width - around, width + 1)}
-        nearest = min(sizes, key=lambda w: abs(sizes[w] - wanted))
-        configs[name], products[name] = _unet(layout, nearest), sizes[nearest]
+    configs = _equal_unets(*experiment.at(quick=(4, 1), normal=(16, 3)))
     steps, seeds = experiment.at(quick=2, normal=experiment.steps(200, most=600)), experiment.seeds(1, long=3)
     plan = {f"{name} {s}": (config, steps, s) for name, config in configs.items() for s in seeds}
     found, _ = succeeded(experiment.arms(_denoiser, plan), plan)
     losses = {name: sum(found[f"{name} {s}"] for s in seeds) / len(seeds) for name in configs}
-    noise, calls = torch.randn(experiment.at(quick=1, normal=16), 1, _SIDE, _SIDE), {}
-    for name, config in configs.items():
-        calls[name] = functools.partial(AsCANUNet(config).eval(), noise, 500)
+    noise = torch.randn(experiment.at(quick=1, normal=16), 1, _SIDE, _SIDE)
+    calls = {name: functools.partial(AsCANUNet(config).eval(), noise, 500) for name, config in configs.items()}
     with one_thread(), torch.inference_mode():
         times = {n: min(t) for n, t in alternating(calls, experiment.at(quick=1, normal=30)).items()}
     value = f"{steps} steps: " + "; ".join(
         f"{name} {_PLACES[name]} loss {losses[name]:.4f}, {1e3 * times[name] / len(noise):.2f} ms an image and step of "
-        f"sampling, {products[name] / 1e6:.1f} M products"
-        for name in configs
+        f"sampling, {_products(config) / 1e6:.1f} M products"
+        for name, config in configs.items()
     )
     loss, share = losses["asymmetric"] / losses["symmetric"], times["asymmetric"] / times["symmetric"]
     holds = (loss <= 1.02 and share < 1) or (loss < 1 and share <= 1)

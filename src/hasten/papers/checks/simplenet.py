@@ -16,7 +16,7 @@ from hasten.cost.measuring import alternating
 from hasten.data.images import digits
 from hasten.hardware import load_device
 from hasten.models.matching import parameters_of
-from hasten.models.vision.backbone import multiply_accumulates
+from hasten.models.vision.backbone import equal_products, multiply_accumulates
 from hasten.models.vision.design_rules import design_rules
 from hasten.models.vision.residual_network import ResNet
 from hasten.models.vision.simplenet import PUBLISHED, SimpleNet
@@ -51,7 +51,8 @@ def _products(network: nn.Module) -> int:
 
 def _scaled(layout: str, wanted: int) -> float:
     """The scale, in sixty-fourths, at which a layout has the products nearest to those wanted."""
-    return min((s / 64 for s in range(16, 129)), key=lambda s: abs(_on_meta(layout, s) - wanted))
+    scales = [s / 64 for s in range(16, 129)]
+    return equal_products(scales, functools.partial(_simple, layout), (1, _SIDE, _SIDE), wanted, close=0)
 
 
 def _on_meta(layout: str, scale: float) -> int:
