@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from hasten.errors import HastenError
 from hasten.models import Hiera, HieraConfig
@@ -20,7 +21,7 @@ SIZES = {
     "hiera-base-plus": (69_896_616, 12.641),
     "hiera-large": (213_739_912, 40.271),
     "hiera-huge": (672_779_752, 124.733),
-    "hiera-tiny-64": (12_659_752, 2.246038),
+    "hiera-tiny-64": (12_659_752, 2.246038528),
 }
 SMALL = HieraConfig(
     (8, 16, 24), (1, 2, 2), (1, 2, 1), (False, True, True), (True, True, False), (2, 2, 3), 4, 3, 2, 16, 1, 5
@@ -33,7 +34,8 @@ def test_published_sizes(name: str) -> None:
         model = Hiera.named(name)
     parameters, products = SIZES[name]
     assert sum(p.numel() for p in model.parameters()) == parameters
-    assert multiply_accumulates(model, (3, 224, 224)) / 1e9 == pytest.approx(products, abs=5e-4)
+    digits = len(str(products).partition(".")[2])
+    assert round(multiply_accumulates(model, (3, 224, 224)) / 1e9, digits) == products
     assert SIZES.keys() == PUBLISHED.keys()
     assert PUBLISHED[name].parameters == parameters
     assert PUBLISHED[name].products == multiply_accumulates(model, (3, 224, 224))
@@ -59,13 +61,38 @@ def test_a_stage_s_first_block_attends_as_the_stage_before() -> None:
 
 
 def test_its_start() -> None:
+    """As published: biases of linear layers and norms, of the convolution torch's own, and a classifier near 0."""
     torch.manual_seed(0)
     model = Hiera(SMALL)
-    block = model.stages[1].get_submodule("blocks.0")
-    assert float(block.get_parameter("norm.bias").detach()[0]) == pytest.approx(0.02)
-    assert float(block.get_parameter("attention.qkv.weight").detach().std()) == pytest.approx(0.02, rel=0.2)
-    assert float(model.classifier.get_parameter("weight").detach().abs().max()) < 1e-4
+    inner = [m for n, m in model.named_modules() if n != "classifier"]
+    biases = [m.bias.detach() for m in inner if isinstance(m, nn.Linear | nn.LayerNorm)]
+    norms = [m for m in inner if isinstance(m, nn.LayerNorm)]
+    # Of 4 blocks two norms, qkv, projection and two of the feed-forward; two that change the width; the head's norm.
+    assert len(biases) == 4 * 6 + 2 + 1
+    assert all((b == torch.tensor(0.02)).all() for b in biases)
+    assert all((m.weight == 1).all() for m in norms)
+    (stem,) = [m for m in inner if isinstance(m, nn.Conv2d)]
+    assert stem.bias is not None
+    assert len(stem.bias.unique()) == 8
+    assert float(stem.bias.detach().abs().max()) <= 1 / 3  # 1 / sqrt(1 * 3 * 3)
+    weights = [m.weight.detach() for m in inner if isinstance(m, nn.Linear)]
+    for weight in (*weights, model.stem.places.detach()):  # type: ignore[union-attr]
+        assert float(weight.std()) == pytest.approx(0.02, rel=0.2)
+    classifier = model.classifier
+    assert isinstance(classifier, nn.Linear)
+    assert torch.allclose(classifier.bias, torch.tensor(2e-5))
+    assert float(classifier.weight.detach().std()) == pytest.approx(2e-5, rel=0.2)
     assert "places" in {n.rpartition(".")[2] for n, p in model.named_parameters() if getattr(p, "no_decay", False)}
+
+
+def test_it_gives_logits_in_training_and_in_evaluation() -> None:
+    """The published head gives shares in evaluation; what trains, loads and judges networks here takes logits."""
+    model, images = Hiera(SMALL), torch.randn(3, 1, 16, 16)
+    with torch.no_grad():
+        nn.init.normal_(model.classifier.get_parameter("weight"))
+        trained, judged = model.train()(images), model.eval()(images)
+    assert torch.equal(trained, judged)
+    assert not torch.allclose(judged.sum(1), torch.ones(3))
 
 
 def test_what_does_not_fit_is_refused() -> None:

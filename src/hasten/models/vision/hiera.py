@@ -247,7 +247,8 @@ class Hiera(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm) and module.bias is not None:
+            # The convolution's stays as torch draws it, as in the published code.
+            if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
                 nn.init.constant_(module.bias, 0.02)
         if isinstance(self.classifier, nn.Linear):
             self.classifier.weight.mul_(1e-3)
