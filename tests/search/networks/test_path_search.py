@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from hasten.cost.latency.expected import ExpectedLatency
 from hasten.errors import HastenError
 from hasten.models.vision.proxyless import ProxylessConfig, ProxylessSuperNet
+from hasten.nn.mixed_edge import MixedEdge
+from hasten.search.networks import path_search
 from hasten.search.networks.bilevel import Spending, halves
 from hasten.search.networks.path_search import RULES, PathSearch, latency_loss, reinforce_loss, search_paths
 from hasten.tasks.associative_recall import AssociativeRecall
@@ -65,6 +68,105 @@ def test_logits_wait_and_weights_stay(task: Digits) -> None:
         assert not any(moved(list(before.weights()), list(after.weights())))
 
 
+def test_logits_wait_for_the_first_epoch_after_evenly_drawn_paths(
+    task: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 120 epochs, as published: here of 240 steps each two."""
+    drawn: list[tuple[str, bool]] = []
+    draw = MixedEdge.draw
+
+    def recorded(self: MixedEdge, paths: Any, *arguments: Any, evenly: bool = False, **options: Any) -> None:
+        drawn.append((paths, evenly))
+        draw(self, paths, *arguments, evenly=evenly, **options)
+
+    monkeypatch.setattr(MixedEdge, "draw", recorded)
+    monkeypatch.setattr(path_search, "_JOINT", 3)
+    assert searched(task, steps=8, warm=0.25)[2].steps == (8, 4)
+    steps = [row for place, row in enumerate(drawn) if place % 3 == 0]  # three edges are drawn at a time
+    weights = ("one", True), ("one", False)
+    assert steps == [weights[0]] * 2 + [weights[1]] * 2 + [weights[1], ("full_v2", False)] * 4
+    monkeypatch.undo()
+    assert path_search._JOINT == 120
+    assert searched(task, steps=2, warm=0.0)[2].steps == (2, 1)  # even without a share of their own
+
+
+def test_logits_learn_by_adam_without_momentum_and_smooth_no_labels(
+    task: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+    adam, loss = torch.optim.Adam, F.cross_entropy
+    smoothed: list[float] = []
+
+    def made(parameters: Any, **options: Any) -> torch.optim.Adam:
+        given.append(options)
+        return adam(parameters, **options)
+
+    def recorded(logits: torch.Tensor, targets: torch.Tensor, **options: Any) -> torch.Tensor:
+        smoothed.append(options.get("label_smoothing", 0.0))
+        return loss(logits, targets, **options)
+
+    monkeypatch.setattr(torch.optim, "Adam", made)
+    monkeypatch.setattr(path_search.F, "cross_entropy", recorded)
+    assert searched(task, steps=4, warm=0.4, logit_rate=0.02)[2].steps == (4, 2)
+    assert given == [{"lr": 0.02, "betas": (0.0, 0.999)}]
+    assert smoothed == [0.1, 0.1, 0.1, 0.0, 0.1, 0.0]  # weights, logits in their turn
+
+
+def test_reinforce_rewards_accuracy_by_latency_over_a_moving_baseline(
+    task: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = TABLE.of([3, 4, 3])
+    losses: list[tuple[list[float], float]] = []
+    drawn: list[tuple[int, ...]] = []
+    of = ExpectedLatency.of
+
+    def recorded(chances: Any, rewards: list[float], baseline: float) -> torch.Tensor:
+        losses.append((list(rewards), baseline))
+        return reinforce_loss(chances, rewards, baseline)
+
+    def asked(self: ExpectedLatency, chosen: Any) -> float:
+        drawn.append(tuple(chosen))
+        return of(self, chosen)
+
+    monkeypatch.setattr(path_search, "reinforce_loss", recorded)
+    monkeypatch.setattr(ExpectedLatency, "of", asked)
+    monkeypatch.setattr(Digits, "evaluate_batch", lambda self, answer, batch: 0.5)
+    found = searched(task, rule="reinforce", limit=limit, steps=4, warm=0.0, networks=5)[2]
+    assert found.steps == (4, 3)
+    rewards = [reward for row, _ in losses for reward in row]
+    assert rewards == pytest.approx([0.5 * (limit / of(TABLE, arch)) ** 0.1 for arch in drawn[:15]])
+    assert len(set(drawn[:15])) > 5
+    baseline = 0.0
+    for row, used in losses:
+        baseline += 0.99 * (sum(row) / len(row) - baseline)
+        assert used == pytest.approx(baseline)
+
+
+def test_it_searches_with_the_published_form_of_the_loss(task: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = TABLE.of([0, 6, 0]) * 1.2
+    forms: list[tuple[str, float]] = []
+
+    def recorded(loss: Any, expected: Any, reference: float, form: Any, strength: float, unit: float) -> torch.Tensor:
+        forms.append((form, reference))
+        return latency_loss(loss, expected, reference, form, strength, unit)
+
+    monkeypatch.setattr(path_search, "latency_loss", recorded)
+    options: dict[str, Any] = {"steps": 60, "warm": 0.0, "logit_rate": 0.2, "limit": limit}
+    # In a unit a little below the fastest network's time the logarithm counts for much.
+    before, after, found = searched(task, form="multiplicative", unit=0.9 * TABLE.fixed, **options)
+    assert forms == [("multiplicative", limit)] * 59
+    assert any(moved(before.logits(), after.logits()))
+    assert found.expected[-1] < 0.9 * found.expected[0]
+    assert TABLE.of(found.arch) <= limit
+
+
+def test_logits_begin_near_0() -> None:
+    torch.manual_seed(0)
+    rows = torch.cat([torch.cat([p.detach() for p in ProxylessSuperNet(CONFIG).logits()]) for _ in range(30)])
+    assert float(rows.std()) == pytest.approx(1e-3, rel=0.1)
+    assert abs(float(rows.mean())) < 2e-4
+
+
 def test_latency_in_the_loss_pulls_to_faster_choices(task: Digits) -> None:
     limit = TABLE.of([0, 6, 0]) * 1.2
     options: dict[str, Any] = {"steps": 60, "warm": 0.0, "logit_rate": 0.2}
@@ -79,9 +181,13 @@ def test_losses_with_latency() -> None:
     assert float(latency_loss(loss, expected, 0.08)) == pytest.approx(2 + 0.1 * 0.25)
     found = latency_loss(loss, expected, 0.08, "multiplicative")
     assert float(found) == pytest.approx(0.2 * 2 * (math.log(100) / math.log(80)) ** 0.3, rel=1e-5)
-    for reference, form, why in ((0.0, "additive", "above 0"), (1e-3, "multiplicative", "no logarithm")):
+    for time, reference, form, why in (
+        (0.1, 0.0, "additive", "above 0"),
+        (0.1, 1e-3, "multiplicative", "of 0.001 s has no logarithm"),
+        (5e-4, 0.08, "multiplicative", "of 0.0005 s has no logarithm"),
+    ):
         with pytest.raises(HastenError, match=why):
-            latency_loss(loss, expected, reference, form)  # type: ignore[arg-type]
+            latency_loss(loss, torch.tensor(time), reference, form)  # type: ignore[arg-type]
 
 
 def test_reinforce_weighs_by_what_was_not_expected() -> None:

@@ -28,6 +28,8 @@ from hasten.train.schedules import Cosine, Moment
 Rule: TypeAlias = Literal["full", "full_v2", "two", "reinforce"]
 Form: TypeAlias = Literal["additive", "multiplicative"]
 RULES: tuple[Rule, ...] = ("full", "full_v2", "two", "reinforce")
+# Epochs in which weights and logits learn in turn, as published: in the first of them logits still wait.
+_JOINT = 120
 
 
 def latency_loss(
@@ -46,14 +48,14 @@ def latency_loss(
         unit: seconds that the logarithms count, milliseconds as published.
 
     Raises:
-        HastenError: the reference is no time, or not above one unit where its logarithm is taken.
+        HastenError: the reference is no time, or one of the two not above one unit where its logarithm is taken.
     """
     if not 0 < reference < math.inf:
         raise HastenError(f"a loss with latency needs a reference in seconds above 0: got {reference:g}")
     if form == "additive":
         return loss + strength * (expected - reference) / reference
-    if reference <= unit:
-        raise HastenError(f"a reference of {reference:g} s has no logarithm above 0 in units of {unit:g} s: take less")
+    if (shorter := min(reference, float(expected.detach()))) <= unit:
+        raise HastenError(f"a latency of {shorter:g} s has no logarithm above 0 in units of {unit:g} s: take smaller")
     return 0.2 * loss * (torch.log(expected / unit) / math.log(reference / unit)) ** 0.3
 
 
@@ -116,9 +118,9 @@ def search_paths(
 ) -> PathSearch:
     """Trains a super-network in place and finds the choice at each place.
 
-    A first share of the budget trains evenly drawn paths, with logits as they are. Then one step of the logits follows
-    each ``every`` steps of the weights. Weights learn by SGD with Nesterov's momentum under a cosine, logits by Adam
-    without momentum.
+    A first share of the budget trains evenly drawn paths, with logits as they are; paths are drawn by the logits from
+    then on. After another 120th of the rest one step of the logits follows each ``every`` steps of the weights. Weights
+    learn by SGD with Nesterov's momentum under a cosine, logits by Adam without momentum.
 
     Args:
         supernet: trained in place.
@@ -131,7 +133,7 @@ def search_paths(
             the limit from both sides, so that the search ends near it.
         seconds, steps: the budget, in seconds or steps of the weights.
         seed: of everything random but the super-network's first weights.
-        warm: share of the budget before logits move.
+        warm: share of the budget in which paths are drawn evenly.
         every: steps of the weights for one of the logits.
         batch: images of a step.
         held: share of the training examples that logits learn from.
@@ -157,6 +159,7 @@ def search_paths(
     weights = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
     logits = torch.optim.Adam(supernet.logits(), lr=logit_rate, betas=(0.0, 0.999))
     spending, schedule = Spending(seconds, steps, clock), Cosine()
+    begin = warm + (1 - warm) / _JOINT
     seen: list[float] = []
     baseline = multiplier = 0.0
     supernet.train()
@@ -219,7 +222,7 @@ def search_paths(
     while (share := spending.share) < 1:
         weight_step(share)
         spending.done += 1
-        if share >= warm and spending.done % every == 0:
+        if share >= begin and spending.done % every == 0:
             logit_step()
         progress(share)
     rows = [row.detach().log_softmax(0).tolist() for row in supernet.logits()]
