@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from hasten.cost.latency.correlation import kendall
 from hasten.errors import HastenError
 from hasten.hardware import load_device
 from hasten.models.vision.once_for_all import Architecture, OFAConfig, SubNetwork
+from hasten.search.networks import specialize
 from hasten.search.networks.members.once_for_all import OnceForAllSpace
 from hasten.search.networks.specialize import (
     AccuracyPredictor,
@@ -80,6 +84,51 @@ def test_each_part_is_priced_once() -> None:
     assert table(arch) == weights
     assert table(SMALL.architecture(3, 4, 2, 16)) < weights
     assert priced == 6
+
+
+def test_parts_are_measured_in_turn_and_known_ones_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+
+    class Part(torch.nn.Module):
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self.number = number
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            ran.append(self.number)
+            return x
+
+    class Parts:
+        def parts(self, arch: tuple[int, ...]) -> list[Any]:
+            return [(n, partial(Part, n), (1, 2, 2)) for n in arch]
+
+    table: LatencyTable[tuple[int, ...]] = measured(Parts(), runs=3)
+    assert table.fill([(0, 1), (1, 2, 2)]) is table
+    turns = [number for number, _ in itertools.groupby(ran)]
+    # What fits in a millisecond is found and all are called once, then come three rounds over all.
+    assert turns == [0, 1, 2] * 5
+    assert set(table.known) == {0, 1, 2}
+    assert table((0, 1, 1)) == table.known[0] + 2 * table.known[1] > 0
+    ran.clear()
+    assert table((0, 3)) > table.known[0]
+    assert set(ran) == {3}
+    # An interruption keeps what was measured: parts are known a group at a time.
+    monkeypatch.setattr(specialize, "_IN_TURN", 2)
+    made, together = [], table.together
+    assert together is not None
+
+    def interrupted(parts: Any) -> Any:
+        made.append(len(parts))
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return together(parts)
+
+    table.together = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        table((4, 5, 6, 7))
+    assert set(table.known) == {0, 1, 2, 3, 4, 5}
+    assert table((4, 5, 6, 7)) > 0
+    assert made == [2, 2, 2]
 
 
 def test_measured_latencies_are_positive_and_add_up() -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from hasten.cost import estimate
 from hasten.cost.latency.correlation import kendall
 from hasten.cost.latency.modelled import Part
+from hasten.cost.measuring import alternating
 from hasten.errors import HastenError
 from hasten.hardware import Device
 from hasten.processes import one_thread
@@ -29,6 +31,7 @@ from hasten.workload import trace
 
 A = TypeVar("A", bound=Hashable)
 A_contra = TypeVar("A_contra", contravariant=True)
+_IN_TURN = 64  # parts that are measured in turn, and so are in memory together
 
 
 class Encodes(Protocol[A_contra]):
@@ -124,23 +127,42 @@ class LatencyTable(Generic[A]):
         space: of the networks: an `ArchitectureSpace`, or whatever says of what parts they are.
         cost: seconds of a module on an input (1, channels, height, width).
         on: the torch device that parts are made on: ``meta`` where ``cost`` does not run them.
+        together: seconds of several at once, by the place of each, instead of ``cost``: where they are measured in
+            turn, a slow moment of the machine meets all of them.
     """
 
     space: HasParts[A]
     cost: Callable[[nn.Module, Tensor], float]
     on: str = "cpu"
     known: dict[Hashable, float] = field(default_factory=dict)
+    together: Callable[[Sequence[tuple[nn.Module, Tensor]]], Sequence[float]] | None = None
 
     def __call__(self, arch: A) -> float:
         """Seconds of a network for one image."""
-        return sum(self._seconds(*part) for part in self.space.parts(arch))
+        parts = self.space.parts(arch)
+        self._learn(parts)
+        return sum(self.known[key] for key, *_ in parts)
 
-    def _seconds(self, key: Hashable, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> float:
-        if key not in self.known:
-            with torch.device(self.on), torch.no_grad():
-                module, x = make().eval(), torch.zeros(1, *shape)
-            self.known[key] = self.cost(module, x)
-        return self.known[key]
+    def fill(self, archs: Iterable[A]) -> LatencyTable[A]:
+        """Learns all parts of some networks that it does not know yet, in turn where it measures. Returns itself."""
+        self._learn([part for arch in archs for part in self.space.parts(arch)])
+        return self
+
+    def _learn(self, parts: Sequence[Part]) -> None:
+        new = {key: (make, shape) for key, make, shape in parts if key not in self.known}
+        if self.together is None:
+            for key, part in new.items():
+                self.known[key] = self.cost(*self._made(*part))
+        else:
+            keys = list(new)
+            for i in range(0, len(keys), _IN_TURN):
+                some = keys[i : i + _IN_TURN]
+                seconds = self.together([self._made(*new[key]) for key in some])
+                self.known.update(zip(some, seconds, strict=True))
+
+    def _made(self, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
+        with torch.device(self.on), torch.no_grad():
+            return make().eval(), torch.zeros(1, *shape)
 
 
 def estimated(space: HasParts[A], device: Device) -> LatencyTable[A]:
@@ -164,33 +186,49 @@ def without_caches(device: Device) -> Device:
 
 
 def measured(space: HasParts[A], runs: int = 7, batch: int = 1) -> LatencyTable[A]:
-    """Latencies by running the parts on this machine, ``batch`` images at a time, channels last."""
+    """Latencies by running the parts on this machine, ``batch`` images at a time, channels last.
 
-    def cost(module: nn.Module, x: Tensor) -> float:
+    The parts of a network that are new, or of all networks that `LatencyTable.fill` is given, are run in turn.
+    """
+
+    def prepared(module: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
         layout = torch.contiguous_format
         if x.ndim == 4:  # tokens have no channels
             layout = torch.channels_last
             module = module.to(memory_format=layout)  # type: ignore[call-overload]
-        return seconds_of(module, x.expand(batch, *x.shape[1:]).contiguous(memory_format=layout), runs)
+        return module, x.expand(batch, *x.shape[1:]).contiguous(memory_format=layout)
 
-    return LatencyTable(space, cost)
+    def together(parts: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:
+        return seconds_in_turn([prepared(*part) for part in parts], runs)
+
+    return LatencyTable(space, lambda module, x: together([(module, x)])[0], together=together)
+
+
+def seconds_of(module: nn.Module, x: Tensor, runs: int = 7) -> float:
+    """Least seconds of a call, of ``runs`` times as many calls as fit in a millisecond: one without disturbance."""
+    return seconds_in_turn([(module, x)], runs)[0]
 
 
 @torch.inference_mode()
-def seconds_of(module: nn.Module, x: Tensor, runs: int = 7) -> float:
-    """Least seconds of a call, of ``runs`` times as many calls as fit in a millisecond: one without disturbance."""
-    for _ in range(3):
-        module(x)
-    begun = time.perf_counter()
-    module(x)
-    calls = max(1, min(50, int(1e-3 / max(time.perf_counter() - begun, 1e-6))))
-    times = []
-    for _ in range(runs):
-        begun = time.perf_counter()
-        for _ in range(calls):
+def seconds_in_turn(parts: Sequence[tuple[nn.Module, Tensor]], runs: int = 7) -> list[float]:
+    """`seconds_of` of several modules, each on its input, in ``runs`` rounds over all of them."""
+    calls: dict[str, Callable[[], object]] = {}
+    counts = []
+    for i, (module, x) in enumerate(parts):
+        for _ in range(3):
             module(x)
-        times.append((time.perf_counter() - begun) / calls)
-    return min(times)
+        begun = time.perf_counter()
+        module(x)
+        counts.append(max(1, min(50, int(1e-3 / max(time.perf_counter() - begun, 1e-6)))))
+        # A call that does not count comes first in a turn: the one before left other weights in the caches.
+        calls |= {f"before {i}": partial(module, x), f"counted {i}": partial(_called, module, x, counts[-1])}
+    times = alternating(calls, runs)
+    return [min(times[f"counted {i}"]) / count for i, count in enumerate(counts)]
+
+
+def _called(module: nn.Module, x: Tensor, calls: int) -> None:
+    for _ in range(calls):
+        module(x)
 
 
 @dataclass(frozen=True)
