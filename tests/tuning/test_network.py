@@ -292,6 +292,44 @@ def test_what_making_takes_corrects_what_was_said_of_it(
     assert any("bf16" in c.title for c in found.combinations if c.measured)
 
 
+def test_a_registered_network_is_tuned_by_its_name(device: Device, tmp_path: Path) -> None:
+    settings = Settings(seconds=None, trials=2, runs=1, batch_given=2, floor=0.5)
+    found = tune("simplenet-cifar-310k", settings, device=device)
+    assert found.inputs == "float32 2x3x32x32"
+    assert len([c for c in found.combinations if c.measured]) == 2
+    save(found, tmp_path / "tuned.json")
+    tuned = load(tmp_path / "tuned.json")
+    assert isinstance(tuned, Network)
+    x = torch.randn(2, 3, 32, 32)
+    assert tuned(x).shape == (2, 10)
+    assert difference([make_network("simplenet-cifar-310k", 2).network(x)], [tuned(x)]) < 0.5
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_engine_is_tried_where_it_is_installed(
+    engine: str, small: str, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(engine)
+    pytest.importorskip("onnx")
+    monkeypatch.undo()
+    for name, method in registry().items():
+        kept = classmethod(lambda cls, model: [cls()])
+        monkeypatch.setattr(method, "variants", kept if name == engine else classmethod(lambda cls, model: []))
+    found = tune(small, Settings(seconds=None, trials=2, runs=1, floor=0.05), device=device)
+    (ran,) = [c for c in found.combinations if c.measured and c.methods]
+    assert ran.failure is None
+    assert ran.within_floor
+    assert ran.methods[0]["name"] == engine
+    # The best is what was measured fastest; here the engine shall be.
+    for c in (found.baseline, *found.combinations):
+        if c.measured:
+            c.measured.forward = 0.5 if c is ran else 1.0
+    save(found, tmp_path / "tuned.json")
+    x = torch.randn(2, 3, 8, 8)
+    tuned = load(tmp_path / "tuned.json", model=small)
+    assert difference([make_network(small).network(x)], [tuned(x)]) < 1e-3
+
+
 def test_published_names_are_networks_and_language_models_are_not(tmp_path: Path) -> None:
     assert names_network("lowformer-b0")
     assert not names_network("mamba-130m")

@@ -6,6 +6,7 @@ import inspect
 import math
 import random
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from hasten.models.vision.darts import DartsConfig
 from hasten.models.vision.once_for_all import OFAConfig
 from hasten.models.vision.proxyless import ProxylessConfig
 from hasten.search.networks import searching
-from hasten.search.networks.architecture_space import ArchitectureSpace, open_space
+from hasten.search.networks.architecture_space import ArchitectureSpace, architecture_spaces, open_space
 from hasten.search.networks.searching import FoundNetwork, NetworkTrials, network_search, network_searches
 from hasten.tasks.images import Digits
 
@@ -110,6 +111,36 @@ def test_it_needs_a_budget_and_a_network_within_the_limit(name: str, task: Digit
         search(task, space, space.products, limit=0, trainings=2)
     with pytest.raises(HastenError, match="raise the limit"):
         search(task, space, space.products, limit=1e-9, trainings=2, **TRAINING)
+
+
+# What a search takes beside these, it says in a line; the others take any space.
+TAKES = {
+    "growth": {"plain", "dense"}, "random-growth": {"plain", "dense"}, "once-for-all": {"once-for-all"},
+    "pc-darts": {"darts"}, "proxyless": {"proxyless", "tree"},
+}  # fmt: skip
+
+
+@pytest.mark.slow_except(
+    "*-random", "*-growth", "*-proxyless", "*-pc-darts", "[!o]*-once-for-all", "plain-generative", "hiera-generative",
+    "dense-evolution",
+)  # fmt: skip
+@pytest.mark.parametrize("space", architecture_spaces())
+@each
+def test_it_takes_every_space_that_it_fits(name: str, space: str, task: Digits) -> None:
+    """A space that others may have added too: it is made for the images, and nothing of it is known here."""
+    opened = architecture_spaces()[space].for_images(1, 8, 10)
+    search = partial(network_searches()[name], task, opened, opened.parameters, trainings=2, steps=1, batch=8, seed=1)
+    if space not in TAKES.get(name, {space}):
+        with pytest.raises(HastenError) as told:
+            search()
+        assert "\n" not in str(told.value)
+        assert space in str(told.value) or any(taken in str(told.value) for taken in TAKES[name])
+        return
+    best = search()
+    assert 1 <= best.trainings <= 2
+    assert opened.valid(best.arch)
+    assert best.latency == opened.parameters(best.arch)
+    assert best.network(torch.zeros(2, *opened.input_shape(best.arch))).shape == (2, 10)
 
 
 @each
