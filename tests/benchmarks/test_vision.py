@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 # Parameters, and what the function's docstring says of them.
 SIZES = {
     "resnet50": (25_557_032, "25,557,032 parameters"),
-    "mobilenetv3": (5_483_032, "5.48 million parameters"),
+    "mobilenetv3": (5_483_032, "5,483,032 parameters"),
     "vit_small": (22_050_664, "22,050,664 parameters"),
 }
 
