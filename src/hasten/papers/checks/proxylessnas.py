@@ -110,8 +110,7 @@ def _own_devices(experiment: Experiment) -> Seen:
     with torch.device("meta"):
         nets = {n: ProxylessNet.named(f"proxylessnas-{n}").eval() for n in names}
     rows = {d: {n: modelled_seconds(nets[n], size, where, b) for n in names} for d, (where, b) in devices.items()}
-    real = {n: ProxylessNet.named(f"proxylessnas-{n}").eval() for n in names}
-    pictures = torch.randn(1, *size)
+    real, pictures = {n: ProxylessNet.named(f"proxylessnas-{n}").eval() for n in names}, torch.randn(1, *size)
     with one_thread(), torch.inference_mode():
         times = alternating({n: partial(m, pictures) for n, m in real.items()}, experiment.at(quick=1, normal=15))
     rows["here, measured"] = {n: min(t) for n, t in times.items()}
