@@ -319,7 +319,7 @@ def test_an_engine_is_tried_where_it_is_installed(
     (ran,) = [c for c in found.combinations if c.measured and c.methods]
     assert ran.failure is None
     assert ran.within_floor
-    assert ran.methods[0]["name"] == engine
+    assert ran.methods[0]["method"] == engine
     # The best is what was measured fastest; here the engine shall be.
     for c in (found.baseline, *found.combinations):
         if c.measured:
