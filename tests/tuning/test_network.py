@@ -317,7 +317,7 @@ def test_an_engine_is_tried_where_it_is_installed(
         monkeypatch.setattr(method, "variants", kept if name == engine else classmethod(lambda cls, model: []))
     found = tune(small, Settings(seconds=None, trials=2, runs=1, floor=0.05), device=device)
     (ran,) = [c for c in found.combinations if c.measured and c.methods]
-    assert ran.failure is None
+    assert not ran.failure
     assert ran.within_floor
     assert ran.methods[0]["method"] == engine
     # The best is what was measured fastest; here the engine shall be.
