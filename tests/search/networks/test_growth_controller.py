@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from hasten.cost.preserving import difference
 from hasten.errors import HastenError
@@ -95,9 +99,67 @@ def test_rewards_stretch_and_the_baseline_moves_first() -> None:
     training = GrowthTraining(controller)
     (decision,) = controller.deepen([PLAIN.smallest()], torch.Generator())
     training.update([[decision]], [2.0])
-    assert training.baseline == pytest.approx(0.1)
+    # The authors' step: nearly the mean of the rewards that it is subtracted from.
+    assert training.baseline == pytest.approx(1.9)
     training.update([[decision]], [2.0])
-    assert training.baseline == pytest.approx(0.05 * 2 + 0.95 * 0.1)
+    assert training.baseline == pytest.approx(1.995)
+    with pytest.raises(HastenError, match="a baseline that follows by 0 to 1"):
+        GrowthTraining(controller, follow=1.5)
+
+
+def test_what_is_drawn_is_drawn_as_often_as_its_chance_says() -> None:
+    """Each draw is counted, so that chances are held to what the sampler does and not to themselves."""
+    arch, controller = PLAIN.smallest(), GrowthController(PLAIN, seed=3)
+    with torch.no_grad():
+        for layer in (controller.wider, controller.choices):
+            for part in layer.modules():
+                if isinstance(part, nn.Linear):
+                    part.weight.mul_(20)
+    rooms = PLAIN.layers(arch)
+    deeper = [
+        Deepen(block, layer, kernel)
+        for block, room in enumerate(rooms)
+        for layer in range(room)
+        for kernel in (PLAIN.kernels if PLAIN.has_kernel(arch, block) else (0,))
+    ]
+    able = PLAIN.widenable(arch)
+    wider = [Widen(which) for which in itertools.product(*((False, True) if a else (False,) for a in able))]
+    draws, generator = 4000, torch.Generator().manual_seed(0)
+    for actions, decide in ((deeper, controller.deepen), (wider, controller.widen)):
+        chances = controller.log_chances([arch] * len(actions), actions)[0].detach().exp()
+        assert float(chances.sum()) == pytest.approx(1, abs=1e-5)
+        assert float(chances.max()) > 2 / len(actions)  # else every sampler would do
+        counted = Counter(d.action for d in decide([arch] * draws, generator))
+        for action, chance in zip(actions, chances.tolist(), strict=True):
+            assert abs(counted[action] - draws * chance) <= 4 * math.sqrt(draws * chance * (1 - chance)) + 1
+        assert sum(counted.values()) == sum(counted[a] for a in actions)
+
+
+def test_moves_and_noise_are_those_of_each_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    for space, moves, noises in ((PLAIN, (4, 5), (1e-2, 1e-3)), (DENSE, (10, 5), (1e-2, 1e-2))):
+        heard: dict[str, set[float]] = {"widened": set(), "deepened": set()}
+        for name, told in heard.items():
+            real = getattr(type(space), name)
+
+            def spied(*args: Any, noise: float, real: Any = real, told: Any = told, **named: Any) -> Any:
+                told.add(noise)
+                return real(*args, noise=noise, **named)
+
+            monkeypatch.setattr(type(space), name, spied)
+        trials: Any = NetworkTrials(Digits((64, 32, 32)), space, space.products, trainings=5, steps=1, batch=16)
+        search: Any = GrowthSearch(trials, networks=1)
+        search.episode()
+        assert (search.widenings, search.deepenings) == moves
+        assert (heard["widened"], heard["deepened"]) == ({noises[0]}, {noises[1]})
+
+
+def test_defaults_are_the_papers() -> None:
+    plain, dense = PlainSpace(), DenseSpace()
+    assert (len(plain.filters), len(plain.units), plain.kernels, plain.depth) == (13, 11, (1, 3, 5), 10)
+    assert (dense.sizes, dense.depth, dense.blocks) == (tuple(range(4, 49, 2)), 20, 3)
+    controller = GrowthController(plain)
+    assert (controller.layers.embedding_dim, controller.encoder.hidden_size) == (16, 50)
+    assert (controller.decoder.hidden_size, controller.blocks, controller.choices[1].out_features) == (100, 5, 10)
 
 
 def test_what_cannot_be_read_or_grown_is_refused() -> None:
@@ -115,8 +177,8 @@ def test_what_cannot_be_read_or_grown_is_refused() -> None:
 
 @pytest.mark.parametrize(("space", "learned"), [(PLAIN, True), (DENSE, True), (PLAIN, False)])
 def test_what_it_grows_computes_what_it_grew_from(space: Any, learned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for noise in ("WIDER_NOISE", "DEEPER_NOISE"):
-        monkeypatch.setattr(f"hasten.search.networks.searches.growing.{noise}", 0.0)
+    monkeypatch.setattr("hasten.search.networks.searches.growing.WIDER_NOISE", 0.0)
+    monkeypatch.setattr(type(space), "deepening_noise", 0.0)
     trials: Any = NetworkTrials(Digits((64, 32, 32)), space, space.products, trainings=5, steps=2, batch=16)
     search: Any = GrowthSearch(trials, learned=learned, networks=2, widenings=2, deepenings=2)
     seen = []

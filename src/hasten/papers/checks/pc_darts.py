@@ -66,9 +66,9 @@ def _large_sizes(experiment: Experiment) -> Seen:
 @shared(weight=12)
 def _costs(experiment: Experiment) -> dict[int, tuple[int, float]]:
     """Of a step of the logits and one of the weights: bytes kept for the backward pass, and least seconds. 16 channels,
-    four cells, 64 images of 16 x 16, one thread, in turn."""
+    four cells, 32 images of 16 x 16, one thread, in turn."""
     config = DartsConfig(*experiment.at(quick=(8, 3), normal=(16, 4)), resolution=16, channels=1)
-    batch = experiment.at(quick=2, normal=64)
+    batch = experiment.at(quick=2, normal=32)
     generator = torch.Generator().manual_seed(experiment.seed)
     images, labels = torch.randn(batch, 1, 16, 16, generator=generator), torch.arange(batch) % 10
     torch.manual_seed(experiment.seed)
@@ -145,7 +145,7 @@ def _searches(experiment: Experiment) -> dict[str, list[_Arm]]:
     """Of each arm a search and a training in equal processor time, and five random genotypes trained as long."""
     experiment.require(_NEEDS)
     seeds = experiment.seeds(2, long=5)
-    whole = experiment.at(quick=0.3, normal=experiment.budget * 1.3 / (len(_ARMS) * len(seeds) + 2))
+    whole = experiment.at(quick=0.3, normal=experiment.budget * 0.9 / (len(_ARMS) * len(seeds) + 2))
     searches, trains = 0.6 * whole, 0.4 * whole
     plan = {f"{name} {s}": (*arm, searches, trains, s, experiment.quick) for name, arm in _ARMS.items() for s in seeds}
     found, _ = succeeded(experiment.arms(_searched, plan), plan)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import nn
 
+from hasten.cost.growing import DEEPER_NOISE
 from hasten.models.vision.densenet import DenseNet
 from hasten.models.vision.plain import PlainNet
 from hasten.search.networks.gene_space import GeneSpace
@@ -28,7 +29,15 @@ class GrowingSpace(GeneSpace[A]):
 
     A network is a sequence of layers, some of which are one size below another of the space; blocks of layers can get
     one more. Moves leave the network that they are given as it is.
+
+    Attributes:
+        widenings, deepenings: moves of a network in a published episode.
+        deepening_noise: on the weights of one more layer.
     """
+
+    widenings: ClassVar[int] = 4
+    deepenings: ClassVar[int] = 5
+    deepening_noise: ClassVar[float] = DEEPER_NOISE
 
     @property
     @abstractmethod

@@ -221,21 +221,23 @@ class GrowthTraining:
     """Teaches a controller by REINFORCE, one update an episode.
 
     Rewards are tan(score pi / 2), which stretches high accuracies; the baseline is a moving mean that is updated before
-    it is subtracted.
+    it is subtracted, and is nearly the mean of these very rewards then, as in the authors' code.
 
     Args:
         controller: taught in place.
         rate: of Adam.
-        decay: what the baseline keeps of itself.
+        follow: how far the baseline goes to the mean of an episode's rewards.
         entropy: weight of the bonus.
     """
 
     def __init__(
-        self, controller: GrowthController, rate: float = 2e-3, decay: float = 0.95, entropy: float = 1e-5
+        self, controller: GrowthController, rate: float = 2e-3, follow: float = 0.95, entropy: float = 1e-5
     ) -> None:
-        if rate <= 0 or not 0 <= decay < 1 or entropy < 0:
-            raise HastenError("a controller is taught at a rate above 0, a decay from 0 to below 1, entropy from 0")
-        self.controller, self.decay, self.entropy = controller, decay, entropy
+        if rate <= 0 or not 0 < follow <= 1 or entropy < 0:
+            raise HastenError(
+                "a controller is taught at a rate above 0, a baseline that follows by 0 to 1, entropy from 0"
+            )
+        self.controller, self.follow, self.entropy = controller, follow, entropy
         self.baseline = 0.0
         self.optimizer = torch.optim.Adam(controller.parameters(), rate)
 
@@ -250,7 +252,7 @@ class GrowthTraining:
             self._update(episodes, rewards)
 
     def _update(self, episodes: Sequence[Sequence[Decision]], rewards: Sequence[float]) -> None:
-        self.baseline += (1 - self.decay) * (sum(rewards) / len(rewards) - self.baseline)
+        self.baseline += self.follow * (sum(rewards) / len(rewards) - self.baseline)
         loss = torch.zeros(())
         for kind in (Widen, Deepen):
             rows = [

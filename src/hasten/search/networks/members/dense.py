@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
+from hasten.cost.growing import WIDER_NOISE
 from hasten.cost.latency.modelled import Part
 from hasten.errors import HastenError
 from hasten.models.vision.densenet import FIRST, DenseLayers, DenseNet, dense_parts
@@ -38,6 +39,10 @@ class DenseSpace(GrowingSpace[DenseLayers]):
     image: int = 32
     channels: int = 3
     classes: int = 10
+
+    widenings: ClassVar[int] = 10
+    # What is put in is a copy of the layer before it, as what is widened is of itself.
+    deepening_noise: ClassVar[float] = WIDER_NOISE
 
     def __post_init__(self) -> None:
         if min(self.blocks, self.depth) < 1 or self.image < 2 ** (self.blocks - 1):

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from hasten.cost.growing import DEEPER_NOISE, WIDER_NOISE, calibrate
+from hasten.cost.growing import WIDER_NOISE, calibrate
 from hasten.errors import HastenError
 from hasten.models.vision.once_for_all import resized
 from hasten.search.networks.architecture_space import ArchitectureSpace
@@ -86,7 +86,7 @@ class GrowthSearch(Generic[A]):
     Args:
         trials: what trains, within a budget.
         learned: whether a controller decides, or chance.
-        widenings, deepenings: moves of a network in an episode.
+        widenings, deepenings: moves of a network in an episode; those of the space's papers when None.
         networks: of an episode.
         further: steps of a grown network's training, over those of the first network's.
         stages: how often the best network so far becomes the one that is grown from, at equal shares of the budget.
@@ -96,11 +96,13 @@ class GrowthSearch(Generic[A]):
     """
 
     def __init__(
-        self, trials: NetworkTrials[A], *, learned: bool = True, widenings: int = 4, deepenings: int = 5,
-        networks: int = 6, further: float = 0.35, stages: int = 2,
+        self, trials: NetworkTrials[A], *, learned: bool = True, widenings: int | None = None,
+        deepenings: int | None = None, networks: int = 6, further: float = 0.35, stages: int = 2,
     ) -> None:  # fmt: skip
         if not isinstance(trials.space, GrowingSpace):
             raise HastenError(f"networks of {trials.space.name} do not grow into each other: give plain or dense")
+        widenings = trials.space.widenings if widenings is None else widenings
+        deepenings = trials.space.deepenings if deepenings is None else deepenings
         if min(networks, stages) < 1 or min(widenings, deepenings) < 0 or further <= 0:
             raise HastenError("an episode grows one network or more, by moves from 0, and trains them further")
         self.trials, self.space = trials, trials.space
@@ -204,8 +206,9 @@ class GrowthSearch(Generic[A]):
         if isinstance(action, Widen):
             return self.space.widened(grown.arch, grown.network, action.which, noise=WIDER_NOISE, seed=seed)
         return self.space.deepened(
-            grown.arch, grown.network, action.block, action.layer, action.kernel or 1, noise=DEEPER_NOISE, seed=seed
-        )
+            grown.arch, grown.network, action.block, action.layer, action.kernel or 1,
+            noise=self.space.deepening_noise, seed=seed,
+        )  # fmt: skip
 
     def _calibrate(self, network: nn.Module) -> None:
         side = self.space.input_shape(self.space.smallest())[-1]
