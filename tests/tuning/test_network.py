@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,18 @@ class Listener(Silent):
         self.seen.append(combination.title)
         if len(self.seen) == self.stop_after:
             raise KeyboardInterrupt
+
+
+def test_an_interrupt_between_two_tries_keeps_what_was_measured(
+    small: str, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "_suspects", interrupted)  # asked between methods alone and combinations
+    found = tune(small, replace(SETTINGS, trials=2), device=device)
+    assert found.stopped == "interrupted"
+    assert sum(c.measured is not None for c in found.combinations) == 1, "half of the trials are of methods alone"
 
 
 def test_a_network_is_tuned_reported_saved_and_loaded(small: str, device: Device, tmp_path: Path, capsys: Any) -> None:

@@ -55,6 +55,8 @@ _OVER = 1.25
 _WHOLE, _ALONE, _TOGETHER, _BETWEEN = 0.8, 0.5, 0.85, 0.92
 # Seconds that this takes at most, and the share of the budget that is kept for it; what of this it is told to take.
 _AGAIN, _KEPT, _OF_LEFT = 5.0, 0.1, 0.9
+# A combination's place by its title, the lowest first; None leaves it out.
+_Order = Callable[[str], float | None]
 
 
 @dataclass(frozen=True)
@@ -368,180 +370,223 @@ def measure(
     if not plan.combinations:
         return Measured({}, "exhausted")
     reporter.stage("measuring the promising ones, best predicted first")
-    s = prepared.settings
-    limit = before.limit(s.floor)
-    titles = {_point_key(p): title for title, p in plan.points.items()}
-    combinations = dict(plan.combinations)
-    singles = {title: methods[0] for title, methods in plan.methods.items() if len(methods) == 1}
-    too_long: set[str] = set()
-    finalists = Finalists()
-    end = deadline  # of all measuring; and of trying combinations:
-    if end.left is not None and isinstance(prepared, PreparedNetwork):
-        deadline = end.earlier(min(_AGAIN, _KEPT * end.left))
-    paces: list[float] = []  # how many times longer than was said making took
+    return _Measuring(prepared, before, found, plan, study, reporter, deadline).measured()
 
-    def said_of(title: str) -> float:
-        """Seconds to make a combination, as its methods say."""
-        return sum(m.seconds_to_apply(prepared.base) for m in plan.methods[title])
 
-    def making(title: str) -> float:
-        """The same, by what others took."""
-        return said_of(title) * (statistics.median(paces) if paces else 1.0)
+class _Measuring:
+    """What is known of each combination while they are measured, and the passes over them.
 
-    def expected(title: str) -> float:
-        """Seconds of a combination's speed and quality, by its prediction and what was measured."""
-        known = [c for t, m in singles.items() if m in plan.methods[title] and (c := combinations[t]).measured]
-        once = corrected(combinations[title], known, before.combination)
-        return making(title) + prepared.effort.seconds_of(once) + before.quality_seconds
+    Args:
+        prepared, before, found, plan, study, reporter, deadline: of `measure`.
+    """
 
-    def evaluate(params: Params) -> Mapping[str, Any]:
-        title = titles[_point_key(params)]
-        methods = plan.methods[title]
-        said, begun = said_of(title), time.monotonic()
+    def __init__(
+        self, prepared: Prepared | PreparedNetwork, before: Unchanged, found: Choices, plan: Predictions,
+        study: str | Path | None, reporter: Reporter, deadline: Deadline,
+    ) -> None:  # fmt: skip
+        self.prepared, self.before, self.plan, self.reporter = prepared, before, plan, reporter
+        self.wanted, self.trials_asked = prepared.settings.wanted, prepared.settings.trials
+        self.limit = before.limit(prepared.settings.floor)
+        self.titles = {_point_key(p): title for title, p in plan.points.items()}
+        self.combinations = dict(plan.combinations)
+        self.singles = {title: methods[0] for title, methods in plan.methods.items() if len(methods) == 1}
+        self.finalists = Finalists()
+        self.end = self.deadline = deadline  # of all measuring, and of trying combinations
+        if deadline.left is not None and isinstance(prepared, PreparedNetwork):
+            self.deadline = deadline.earlier(min(_AGAIN, _KEPT * deadline.left))
+        self.seconds = deadline.left
+        self.paces: list[float] = []  # how many times longer than was said making took
+        self.too_long: set[str] = set()
+        self.broken: set[Method] = set()
+        self.trials: list[Trial] = []  # all that the study holds
+        self.new = 0  # of these, those of this run
+        self.kept = Study(study)
+        self.problem = Problem(
+            name="tune",
+            space=found.space,
+            objectives=objectives("loss" if isinstance(prepared, PreparedNetwork) else "perplexity"),
+            evaluate=self._evaluate,
+            constraints=("quality",),
+            identity=prepared.identity,
+            units=UNITS,
+        )
+
+    def measured(self) -> Measured:
+        """What became of each combination; after Ctrl-C of those that were measured until then."""
+        try:
+            stopped = self._passes()
+        except KeyboardInterrupt:  # between two tries, or while the study was opened or closed
+            stopped = "interrupted"
+        if stopped in ("trials", "exhausted") and any(self.combinations[t].measured is None for t in self.too_long):
+            stopped = "seconds"
+        notes = []
+        if stopped != "interrupted" and (again := _again(self.finalists, self.end, self.reporter)):
+            for title, seen_again in again.items():
+                self.combinations[title] = _timed_again(self.combinations[title], seen_again)
+            calls = min(one.calls for one in again.values())
+            notes.append(
+                f"the {len(again)} fastest were timed again in turn, {calls} calls each: their seconds are these"
+            )
+        if stopped == "seconds" and len(self.trials) < len(self.plan.combinations):
+            considered = max(self.plan.considered, len(self.plan.combinations))
+            notes.append(
+                f"the budget ended after {len(self.trials)} of {considered} combinations: "
+                "a larger --budget measures more"
+            )
+        if (earlier := len(self.trials) - self.new) > 0:
+            notes.append(
+                f"{earlier} of the measurements are of an earlier run of this study, the unchanged model's and "
+                "transformers' are of this one: a machine busier in one of the two bends their ratios"
+            )
+        if self.broken:
+            names = ", ".join(sorted(m.title for m in self.broken))
+            notes.append(f"below the quality floor by themselves, so tried in no combination: {names}")
+        return Measured(self.combinations, stopped, tuple(notes))
+
+    # -- the passes ------------------------------------------------------------------------------
+
+    def _passes(self) -> str:
+        """Each method alone, combinations, and what lies between; why they ended."""
+        for share, order in ((_WHOLE, self._whole_first), (_ALONE, self._alone)):
+            stopped = self._one_at_a_time(share, order, self._most_alone())
+            if stopped == "interrupted":
+                break
+        self.broken = {m for title, m in self.singles.items() if _failed(self.combinations[title])}
+        if stopped == "interrupted":
+            return stopped
+        # Each that fails tells which methods to leave for the end.
+        stopped = self._one_at_a_time(_TOGETHER, self._together)
+        if stopped == "interrupted" or self._between() == "interrupted":
+            return "interrupted"
+        return stopped
+
+    def _most_alone(self) -> int:
+        asked = self.trials_asked
+        return len(self.singles) if asked is None else min(len(self.singles), asked // 2)
+
+    def _one_at_a_time(self, share: float, make_order: Callable[[], _Order], most: float = math.inf) -> str:
+        """Tries combinations up to a number: what takes longer than is left is passed over, shorter ones still have
+        their turn."""
+        while True:
+            before = len(self.trials)
+            stopped = self._run(int(min(before + 1, most)), share, make_order())
+            if stopped != "trials" or len(self.trials) in (before, most):
+                return stopped
+
+    def _between(self) -> str:
+        """What each method of the best gave is only known once it was measured with one less at a time."""
+        stopped = "exhausted"
+        while missing := self._rungs():
+            before = len(self.trials)
+            stopped = self._run(before + len(missing), _BETWEEN, _listed(missing))
+            if stopped in ("interrupted", "seconds") or len(self.trials) == before:
+                break
+        return stopped
+
+    def _rungs(self) -> list[str]:
+        unchanged = latency(self.before.combination, self.wanted)
+        return rungs(self.plan.methods, self.combinations, unchanged, self.wanted)
+
+    # -- in which order --------------------------------------------------------------------------
+
+    def _gentle(self, title: str) -> float:
+        return gentle_first(self.combinations[title].predicted, self.before.combination.predicted, self.wanted)
+
+    def _whole_first(self) -> _Order:
+        """Programs of the whole model, those that are made in about the same time as `gentle_first` has them."""
+        whole = [title for title, method in self.singles.items() if method.whole]
+        return _listed(sorted(whole, key=lambda t: (math.ceil(math.log2(max(1.0, self._making(t)))), self._gentle(t))))
+
+    def _alone(self) -> _Order:
+        return lambda title: self._gentle(title) if title in self.singles else None
+
+    def _together(self) -> _Order:
+        """By predictions that are corrected by what each method gave alone; suspects of a failure last."""
+        seen = {m: c for title, m in self.singles.items() if (c := self.combinations[title]).measured}
+        suspects = _suspects(self.plan.methods, self.combinations)
+
+        def order(title: str) -> float | None:
+            methods = self.plan.methods[title]
+            if self.broken.intersection(methods):
+                return None
+            known = [seen[m] for m in methods if m in seen]
+            once = corrected(self.combinations[title], known, self.before.combination, self.wanted)
+            return once * _DOUBT ** len(suspects.intersection(methods))
+
+        return order
+
+    # -- a try -----------------------------------------------------------------------------------
+
+    def _run(self, trials: int, share: float, order: _Order) -> str:
+        """Tries combinations up to a number and a share of the time; ``order`` scores them, None leaves one out."""
+
+        def score(params: Params) -> float | None:
+            title = self.titles.get(_point_key(params))
+            if title is None:
+                return None
+            if self.deadline.left is not None and self._expected(title) > _OVER * self.deadline.left:
+                if self.combinations[title].measured is None:
+                    self.too_long.add(title)
+                return None
+            return order(title)
+
+        most = trials if self.trials_asked is None else min(trials, self.trials_asked)
+        # Where the unchanged model took the whole budget, only what is stored is taken.
+        part = None if self.seconds is None else max(self.seconds * share, 1e-6)
+        result = self.kept.run(self.problem, trials=most, seconds=part, order=score, progress=self._told)
+        for trial in result.trials:
+            self._adopt(trial)
+        self.trials = list(result.trials)
+        over = result.stopped == "interrupted" and self.deadline.left == 0
+        return "seconds" if over else result.stopped
+
+    def _evaluate(self, params: Params) -> Mapping[str, Any]:
+        title = self.titles[_point_key(params)]
+        said, begun = self._said_of(title), time.monotonic()
         networks: list[Network] = []
 
         def made(network: Network) -> None:
             networks.append(network)
             if said:
-                paces.append((time.monotonic() - begun) / said)
+                self.paces.append((time.monotonic() - begun) / said)
 
-        seen = tried(prepared, methods, before, deadline=deadline, progress=reporter.advance, made=made)
-        if networks and seen.loss is not None and seen.loss <= limit:
-            finalists.offer(title, seen.forward_low, networks[0])
-        return {**values(seen, limit), "figures": json.loads(seen.model_dump_json())}
+        seen = tried(
+            self.prepared, self.plan.methods[title], self.before, deadline=self.deadline,
+            progress=self.reporter.advance, made=made,
+        )  # fmt: skip
+        if networks and seen.loss is not None and seen.loss <= self.limit:
+            self.finalists.offer(title, seen.forward_low, networks[0])
+        return {**values(seen, self.limit), "figures": json.loads(seen.model_dump_json())}
 
-    def adopt(trials: Sequence[Trial]) -> None:
-        for trial in trials:
-            title = titles.get(_point_key(trial.params))
-            if title is not None:
-                combinations[title] = _with(combinations[title], trial, limit)
+    def _adopt(self, trial: Trial) -> None:
+        title = self.titles.get(_point_key(trial.params))
+        if title is not None:
+            self.combinations[title] = _with(self.combinations[title], trial, self.limit)
 
-    now: list[str] = []
+    def _told(self, trial: Trial, done: int, planned: int | None) -> None:
+        self._adopt(trial)
+        self.new += 1
+        self.reporter.measured(self.combinations[self.titles[_point_key(trial.params)]])
 
-    def told(trial: Trial, done: int, planned: int | None) -> None:
-        adopt([trial])
-        title = titles[_point_key(trial.params)]
-        now.append(title)
-        reporter.measured(combinations[title])
+    def _said_of(self, title: str) -> float:
+        """Seconds to make a combination, as its methods say."""
+        return sum(m.seconds_to_apply(self.prepared.base) for m in self.plan.methods[title])
 
-    problem = Problem(
-        name="tune",
-        space=found.space,
-        objectives=objectives("loss" if isinstance(prepared, PreparedNetwork) else "perplexity"),
-        evaluate=evaluate,
-        constraints=("quality",),
-        identity=prepared.identity,
-        units=UNITS,
-    )
-    kept, seconds = Study(study), end.left
-    latest: list[Trial] = []
+    def _making(self, title: str) -> float:
+        """The same, by what others took."""
+        return self._said_of(title) * (statistics.median(self.paces) if self.paces else 1.0)
 
-    def run(trials: int, share: float, order: Callable[[Params, str], float | None]) -> tuple[list[Trial], str]:
-        """Tries combinations up to a number and a share of the time; ``order`` scores them, None leaves one out."""
+    def _expected(self, title: str) -> float:
+        """Seconds of a combination's speed and quality, by its prediction and what was measured."""
+        methods = self.plan.methods[title]
+        known = [c for t, m in self.singles.items() if m in methods and (c := self.combinations[t]).measured]
+        once = corrected(self.combinations[title], known, self.before.combination)
+        return self._making(title) + self.prepared.effort.seconds_of(once) + self.before.quality_seconds
 
-        def score(params: Params) -> float | None:
-            title = titles.get(_point_key(params))
-            if title is None:
-                return None
-            if deadline.left is not None and expected(title) > _OVER * deadline.left:
-                if combinations[title].measured is None:
-                    too_long.add(title)
-                return None
-            return order(params, title)
 
-        most = trials if s.trials is None else min(trials, s.trials)
-        # Where the unchanged model took the whole budget, only what is stored is taken.
-        part = None if seconds is None else max(seconds * share, 1e-6)
-        try:
-            result = kept.run(problem, trials=most, seconds=part, order=score, progress=told)
-            adopt(result.trials)
-        except KeyboardInterrupt:  # while the study was opened or closed: what was measured is told already
-            return list(latest), "interrupted"
-        latest[:] = result.trials
-        over = result.stopped == "interrupted" and deadline.left == 0
-        return list(result.trials), "seconds" if over else result.stopped
-
-    def gentle(title: str) -> float:
-        return gentle_first(combinations[title].predicted, before.combination.predicted, s.wanted)
-
-    def soonest() -> list[str]:
-        """Titles of programs of the whole model, those that are made in about the same time as `gentle` has them."""
-        whole = [title for title, method in singles.items() if method.whole]
-        return sorted(whole, key=lambda title: (math.ceil(math.log2(max(1.0, making(title)))), gentle(title)))
-
-    programs: list[str] = []
-
-    def whole(params: Params, title: str) -> float | None:
-        return programs.index(title) if title in programs else None
-
-    def alone(params: Params, title: str) -> float | None:
-        return None if len(plan.methods[title]) > 1 else gentle(title)
-
-    most = len(singles) if s.trials is None else min(len(singles), s.trials // 2)
-    trials: list[Trial] = []
-    for share, order in ((_WHOLE, whole), (_ALONE, alone)):
-        while True:  # one at a time: what takes longer than is left is passed over, shorter ones still have their turn
-            programs = soonest()
-            tried_so_far = len(trials)
-            trials, stopped = run(min(tried_so_far + 1, most), share, order)
-            if stopped != "trials" or len(trials) in (tried_so_far, most):
-                break
-        if stopped == "interrupted":
-            break
-    seen = {m: c for title, m in singles.items() if (c := combinations[title]).measured}
-    broken = {m for title, m in singles.items() if _failed(combinations[title])}
-    if stopped != "interrupted":
-        while True:
-            suspects = _suspects(plan.methods, combinations)
-
-            def together(params: Params, title: str, suspects: set[Method] = suspects) -> float | None:
-                methods = plan.methods[title]
-                if broken.intersection(methods):
-                    return None
-                known = [seen[m] for m in methods if m in seen]
-                doubts = len(suspects.intersection(methods))
-                return corrected(combinations[title], known, before.combination, s.wanted) * _DOUBT**doubts
-
-            # One at a time: each that fails tells which methods to leave for the end.
-            tried_so_far = len(trials)
-            trials, stopped = run(tried_so_far + 1, _TOGETHER, together)
-            if stopped != "trials" or len(trials) == tried_so_far:
-                break
-    if stopped != "interrupted":
-        # What each method of the best gave is only known once it was measured with one less at a time.
-        while missing := rungs(plan.methods, combinations, latency(before.combination, s.wanted), s.wanted):
-
-            def rung(params: Params, title: str, missing: list[str] = missing) -> float | None:
-                return missing.index(title) if title in missing else None
-
-            tried_so_far = len(trials)
-            trials, ended = run(tried_so_far + len(missing), _BETWEEN, rung)
-            if ended == "interrupted":
-                stopped = ended
-            if ended in ("interrupted", "seconds") or len(trials) == tried_so_far:
-                break
-    if stopped in ("trials", "exhausted") and any(combinations[title].measured is None for title in too_long):
-        stopped = "seconds"
-    notes = []
-    if stopped != "interrupted" and (again := _again(finalists, end, reporter)):
-        for title, seen_again in again.items():
-            combinations[title] = _timed_again(combinations[title], seen_again)
-        calls = min(one.calls for one in again.values())
-        notes.append(f"the {len(again)} fastest were timed again in turn, {calls} calls each: their seconds are these")
-    if stopped == "seconds" and len(trials) < len(plan.combinations):
-        notes.append(
-            f"the budget ended after {len(trials)} of {max(plan.considered, len(plan.combinations))} combinations: "
-            "a larger --budget measures more"
-        )
-    if earlier := len(trials) - len(now):
-        notes.append(
-            f"{earlier} of the measurements are of an earlier run of this study, the unchanged model's and "
-            "transformers' are of this one: a machine busier in one of the two bends their ratios"
-        )
-    if broken:
-        names = ", ".join(sorted(m.title for m in broken))
-        notes.append(f"below the quality floor by themselves, so tried in no combination: {names}")
-    return Measured(combinations, stopped, tuple(notes))
+def _listed(titles: Sequence[str]) -> _Order:
+    places = {title: place for place, title in enumerate(titles)}
+    return places.get
 
 
 def _with(combination: Combination, trial: Trial, limit: float) -> Combination:
