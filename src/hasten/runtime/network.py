@@ -35,8 +35,8 @@ from hasten.workload import Workload, trace
 
 # Weights that nobody trained are drawn from this seed: they are the same when the network is built again.
 _SEED = 0
-# Further inputs that are drawn like the given ones.
-_DRAWN = 4
+# Rows of all examples, at least: the given inputs, and more that are drawn like them.
+_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,19 @@ class Network(nn.Module):
     def examples(self) -> tuple[Inputs, ...]:
         """The inputs, and more of their kind: what quality is judged and formats are calibrated on.
 
-        Numbers are drawn with the given ones' mean and deviation, whole numbers (but for truth values) from those that
-        were given. Where the network takes nothing but what was given, or says what is no number of it, that is all.
+        Five or more rows in two calls or more. Numbers are drawn with the given ones' mean and deviation, whole numbers
+        (but for truth values) from those that were given. Where the network takes nothing but what was given, or says
+        what is no number of it, that is all.
         """
+        return tuple(inputs for inputs, _ in self.answered_examples)
+
+    @functools.cached_property
+    def answered_examples(self) -> tuple[tuple[Inputs, tuple[Tensor, ...]], ...]:
+        """Each example with what the network answers to it, as it is when it is asked for the first time."""
         generator = torch.Generator().manual_seed(_SEED)
-        found = [self.inputs]
-        for _ in range(_DRAWN):
+        found = [(self.inputs, self.answers())]
+        rows = max((t.shape[0] for t in self.inputs.tensors if t.ndim), default=1)
+        for _ in range(max(1, math.ceil(_ROWS / max(1, rows)) - 1)):
             drawn = self.inputs.changed(lambda t: _another(t, generator))
             try:
                 answers = self.answers(drawn)
@@ -173,7 +180,7 @@ class Network(nn.Module):
                 break
             if not all(bool(torch.isfinite(t).all()) for t in answers if t.is_floating_point()):
                 break
-            found.append(drawn)
+            found.append((drawn, answers))
         return tuple(found)
 
     def replace_engine(self, engine: NetworkEngine) -> None:

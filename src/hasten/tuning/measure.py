@@ -191,7 +191,9 @@ def unchanged_network(prepared: PreparedNetwork, device: Device, reporter: Repor
     workload = prepared.base.workload()
     begun = time.monotonic()
     seen = network_figures(prepared, prepared.base, progress=reporter.advance)
-    seconds = max(0.0, time.monotonic() - begun - prepared.effort.seconds_of(seen.forward))
+    seconds = 0.0
+    if prepared.score is not None:  # else what judging takes is known from the time of a call
+        seconds = max(0.0, time.monotonic() - begun - prepared.effort.seconds_of(seen.forward))
     found = Combination(
         title=NONE,
         methods=[],

@@ -35,15 +35,17 @@ class Calls:
     Args:
         runs, warmup: calls that count, and those before them.
         seconds: after which no further call is timed, once there are three.
+        judged: calls whose answers are judged.
     """
 
     runs: int
     warmup: int
     seconds: float
+    judged: int = 0
 
     def seconds_of(self, once: float) -> float:
-        """About how long timing takes where a call takes ``once``."""
-        return once * self.warmup + min(once * self.runs, max(3 * once, self.seconds))
+        """About how long timing and judging take where a call takes ``once``."""
+        return once * (self.warmup + self.judged) + min(once * self.runs, max(3 * once, self.seconds))
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,10 @@ def prepare_network(
             f"{network.name} answers with numbers that are not finite on its inputs: mend it or them first"
         )
     before = _changes(network)
-    if score is None and difference(answers, network.answers()) != 0:
+    expected: tuple[tuple[Tensor, ...], ...] = (answers,)
+    if score is None:  # the second call on its inputs is that of the examples
+        expected = tuple(found for _, found in network.answered_examples)
+    if difference(answers, expected[0]) != 0:
         if _changes(network) != before:
             raise HastenError(
                 f"{network.name} changes its inputs in place, and answers otherwise when it is asked again: let it"
@@ -150,9 +155,8 @@ def prepare_network(
             f"{network.name} answers otherwise when it is asked again (randomness, or state that calls change): make "
             "it deterministic, or say by --quality file.py:score what it is worth"
         )
-    expected = tuple(network.answers(example) for example in network.examples) if score is None else (answers,)
     seconds = _LONGEST if s.seconds is None else s.seconds * _SHARE
-    effort = Calls(_CALLS * s.runs, 1, seconds)
+    effort = Calls(_CALLS * s.runs, 1, seconds, len(expected) if score is None else 0)
     return PreparedNetwork(s, made, expected, score, made.fingerprint, effort, made.notes)
 
 
@@ -226,7 +230,7 @@ def network_figures(
         apart, kept, rows = 0.0, 0, 0
         for example, expected in zip(prepared.base.examples, prepared.expected, strict=True):
             deadline.check()
-            found = network.answers(example)
+            found = expected if network is prepared.base else network.answers(example)
             apart = max(apart, difference(expected, found))
             same, of = _largest_kept(expected, found)
             kept, rows = kept + same, rows + of
