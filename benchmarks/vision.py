@@ -1,6 +1,6 @@
 """Networks for images tuned by hasten, beside eager torch, torch.compile, ONNX Runtime and OpenVINO, in one run.
 
-    python benchmarks/vision.py [--json] [--threads 2] [--batch 1 --batch 8] [--network resnet50] [--budget 25]
+    python benchmarks/vision.py [--json] [--threads 2] [--batch 1 --batch 8] [--network resnet50] [--budget 60]
 
 Each network is tuned within the budget; what came of it and every peer then have their turns, round after round: a
 few calls that let the threads of the one before come to rest, and a few that count. Each figure is the least time of a
@@ -294,7 +294,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="threads of every subject")
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="repeatable; all when missing")
     parser.add_argument("--batch", action="append", type=int, help="repeatable; 1 and 8 when missing")
-    parser.add_argument("--budget", type=float, default=25.0, help="seconds of tuning, of each network and batch")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of tuning, of each network and batch (default 60)")
     takes_required(parser, PEERS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
