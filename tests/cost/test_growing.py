@@ -103,6 +103,31 @@ def test_pruning_the_copies_gives_the_old_weights_back(joined: nn.Module, x: tup
     assert torch.equal(back.get_submodule("left.0").weight, joined.get_submodule("left.0").weight)  # type: ignore[arg-type]
 
 
+def test_a_further_layer_has_the_dropout_of_the_one_before() -> None:
+    network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 2)).eval()
+    x = (torch.randn(5, 4),)
+    made = deepen(network, "0", x)
+    assert [type(part) for part in made] == [nn.Linear, nn.ReLU, nn.Dropout] * 2 + [nn.Linear]
+    assert isinstance(made[5], nn.Dropout)
+    assert made[5].p == 0.3
+    assert made[5] is not made[2]
+    check_same(network, made, x, 1e-6)
+    # Dropped for an activation that is no module too.
+
+    class Functions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.dropped, self.second = nn.Linear(4, 6), nn.Dropout(0.3), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.dropped(torch.relu(self.first(x))))  # type: ignore[no-any-return]
+
+    written = Functions().eval()
+    deeper = deepen(written, "first", x)
+    assert sum(isinstance(part, nn.Dropout) for part in deeper.modules()) == 2
+    check_same(written, deeper, x, 1e-6)
+
+
 def test_shares_of_copies_sum_to_the_old_weight() -> None:
     layer, places = nn.Conv2d(4, 3, 3).double(), torch.tensor([0, 1, 2, 3, 1, 1, 3])
     made = with_inputs(layer, places)
@@ -110,6 +135,9 @@ def test_shares_of_copies_sum_to_the_old_weight() -> None:
     torch.testing.assert_close(total, layer.weight.detach(), rtol=1e-15, atol=0)
     assert torch.equal(made.weight[:, 4], layer.weight[:, 1] / 3)
     assert torch.equal(made.weight[:, 0], layer.weight[:, 0])
+    # Two copies each, and halves sum without a rounding.
+    twice = with_inputs(layer, torch.tensor([0, 1, 2, 3] * 2)).weight
+    assert torch.equal(twice[:, :4] + twice[:, 4:], layer.weight)
 
 
 def test_copies_are_drawn_and_have_noise() -> None:

@@ -47,6 +47,7 @@ _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d
 _POOLING: tuple[Any, ...] = (F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
 # f(f(x)) = f(x): a layer that is the identity can stand between the two.
 _IDEMPOTENT = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Identity)
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 _RECTIFIERS: dict[Any, Callable[[], nn.Module]] = {
     F.relu: nn.ReLU, torch.relu: nn.ReLU, "relu": nn.ReLU, "relu_": nn.ReLU, F.relu6: nn.ReLU6,
 }  # fmt: skip
@@ -535,7 +536,8 @@ def narrow(network: M, places: Mapping[str, Tensor], inputs: Sequence[Any]) -> M
 def deepen(network: M, name: str, inputs: Sequence[Any], *, kernel: int = 3, noise: float = 0.0, seed: int = 0) -> M:
     """A copy with one more layer behind the activation of a named one: a layer that is the identity.
 
-    It has a normalization where the named one has, which `calibrate` is to be called for before training goes on.
+    It has a normalization where the named one has, which `calibrate` is to be called for before training goes on, and
+    the dropout of the named one.
 
     Args:
         network: traceable by `torch.fx`; stays as it is.
@@ -587,15 +589,28 @@ def deepen(network: M, name: str, inputs: Sequence[Any], *, kernel: int = 3, noi
         raise HastenError(f"{name} is followed by {what}: a layer is put behind a rectifier such as nn.ReLU alone")
     generator = torch.Generator().manual_seed(seed)
     new = [identity_layer(layer, kernel, noise, generator), *(identity_norm(n) for n in norms)]
-    follows = str(node.target)
-    copied: nn.Module = copy.deepcopy(activation)
-    for hooks in (copied._forward_hooks, copied._forward_pre_hooks):  # they are for the one that was there
-        hooks.clear()
-    if node.op == "call_module" and len(calls[follows]) == 1:
-        return _behind(network, graph, inputs, name, follows, [*new, copied])
+    copied = _without_hooks(activation)
+    last, after = node, next(iter(node.users)) if len(node.users) == 1 else node
+    dropout = network.get_submodule(str(after.target)) if after.op == "call_module" else None
+    if isinstance(dropout, _DROPOUTS) and len(calls[str(after.target)]) == 1:
+        last, new = after, [*new, copied, _without_hooks(dropout)]
+    else:
+        new.append(copied)
+    follows = str(last.target)
+    if last.op == "call_module" and len(calls[follows]) == 1:
+        return _behind(network, graph, inputs, name, follows, new)
     # The activation is a function, or serves several layers: one more stands in front of the new layer.
     made = copy.deepcopy(network)
+    *new, copied = new
     made.set_submodule(at, nn.Sequential(made.get_submodule(at), copied, *new))
+    return made
+
+
+def _without_hooks(module: nn.Module) -> nn.Module:
+    """A copy of an activation or dropout without its hooks, which are for the one that was there."""
+    made = copy.deepcopy(module)
+    for hooks in (made._forward_hooks, made._forward_pre_hooks):
+        hooks.clear()
     return made
 
 

@@ -16,6 +16,7 @@ from hasten.cost.preserving import difference
 from hasten.errors import HastenError
 from hasten.models.vision.plain import PlainLayers
 from hasten.search.networks.architecture_space import open_space
+from hasten.search.networks.growing_space import Grown
 from hasten.search.networks.growth_controller import (
     LONGEST,
     Deepen,
@@ -151,6 +152,32 @@ def test_moves_and_noise_are_those_of_each_space(monkeypatch: pytest.MonkeyPatch
         search.episode()
         assert (search.widenings, search.deepenings) == moves
         assert (heard["widened"], heard["deepened"]) == ({noises[0]}, {noises[1]})
+
+
+def test_a_known_network_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    trials: Any = NetworkTrials(Digits((64, 32, 32)), PLAIN, PLAIN.products, trainings=5, steps=1, batch=16)
+    search: Any = GrowthSearch(trials, networks=1)
+    start = search.start()
+    assert trials.trained == 1
+    arch = PLAIN.sample(random.Random(4))
+    grown = Grown(arch, PLAIN.build(arch))
+    assert arch != start.arch
+    first = search.score(grown)
+    assert trials.trained == 2
+    assert search.score(grown) == first
+    assert trials.trained == 2
+
+
+@pytest.mark.parametrize(("learned", "calls"), [(True, 1), (False, 3)])
+def test_what_is_new_is_calibrated(learned: bool, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the training where a controller decides, and after each of chance's moves too, as the authors do."""
+    trials: Any = NetworkTrials(Digits((64, 32, 32)), PLAIN, PLAIN.products, trainings=5, steps=1, batch=16)
+    search: Any = GrowthSearch(trials, learned=learned, networks=1, widenings=0, deepenings=2)
+    search.start()
+    seen: list[nn.Module] = []
+    monkeypatch.setattr(search, "_calibrate", seen.append)
+    search.episode()
+    assert len(seen) == calls
 
 
 def test_defaults_are_the_papers() -> None:
