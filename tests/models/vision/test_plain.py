@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from hasten.cost.growing import calibrate
+from hasten.cost.growing import calibrate, deepen
 from hasten.cost.preserving import check_same, difference
 from hasten.errors import HastenError
 from hasten.models import PlainLayers, PlainNet
+from hasten.models.vision.backbone import multiply_accumulates
 from hasten.models.vision.plain import PUBLISHED
 
 
@@ -32,6 +33,28 @@ def settled(layers: PlainLayers, seed: int = 0) -> Any:
 def test_weights_by_formula(name: str) -> None:
     model = PlainNet.named(name)
     assert weights(model) == model.layers.parameters(3, 10)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_products_by_formula(name: str) -> None:
+    with torch.device("meta"):
+        found = multiply_accumulates(PlainNet.named(name, num_classes=7, in_chans=2), (2, 24, 24))
+    assert PUBLISHED[name].products(2, 7, 24) == found
+
+
+def test_deepening_is_that_of_any_network() -> None:
+    network = settled(PlainLayers((((3, 4), (5, 6)), ((3, 4),)), (8,)))
+    for (block, layer), name in {(0, 0): "stages.0.1.0", (1, 0): "stages.1.1.0", (2, 0): "head.2.0"}.items():
+        mine = network.deepened(block, layer, 3, noise=0.1, seed=3)
+        general = deepen(network, name, network._example(), kernel=3, noise=0.1, seed=3)
+        assert {k: v.tolist() for k, v in mine.state_dict().items()} == {
+            k: v.tolist() for k, v in general.state_dict().items()
+        }
+        assert not mine.training
+        assert str(mine.stages) == str(general.stages)
+        x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+        assert torch.equal(mine(x), general(x))
+    assert mine.layers.units == (8, 8)
 
 
 def test_random_moves_keep_what_is_computed() -> None:
@@ -77,3 +100,5 @@ def test_what_is_no_network_is_refused() -> None:
     for wrong in ((9, 0), (0, 5), (-1, 0)):
         with pytest.raises(HastenError, match="there is no layer"):
             PlainNet.named("eas-start-4").widened({wrong: 64})
+        with pytest.raises(HastenError, match="there is no layer"):
+            PlainNet.named("eas-start-4").deepened(*wrong)

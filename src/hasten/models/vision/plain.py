@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hasten.cost.growing import deepen, widen
+from hasten.cost.growing import identity_layer, identity_norm, widen
 from hasten.errors import HastenError
 from hasten.models.registry import published
 from hasten.models.vision.backbone import Backbone, Level, published_size
@@ -56,6 +57,18 @@ class PlainLayers:
             total += inputs * units + 2 * units
             inputs = units
         return total + (inputs + 1) * classes
+
+    def products(self, channels: int, classes: int, side: int) -> int:
+        """Multiply-accumulates of the network for one image of so many channels and pixels a side, by formula."""
+        total, inputs = 0, channels
+        for halvings, block in enumerate(self.blocks):
+            for kernel, filters in block:
+                total += inputs * filters * kernel**2 * (side >> halvings) ** 2
+                inputs = filters
+        for outputs in (*self.units, classes):
+            total += inputs * outputs
+            inputs = outputs
+        return total
 
 
 def _convolution(inputs: int, filters: int, kernel: int) -> nn.Sequential:
@@ -169,6 +182,11 @@ class PlainNet(Backbone):
         """Of a convolution, or of a linear layer where the block is the one behind all others."""
         return f"stages.{block}.{1 + layer}.0" if block < len(self.stages) else f"head.{2 + layer}.0"
 
+    def _check(self, block: int, layer: int) -> None:
+        rows: list[Any] = [*self.layers.blocks, self.layers.units]
+        if not 0 <= block < len(rows) or not 0 <= layer < len(rows[block]):
+            raise HastenError(f"there is no layer {layer} in block {block} to grow")
+
     def _example(self) -> tuple[torch.Tensor]:
         side = 2 ** len(self.layers.blocks)
         like = next(self.parameters())
@@ -186,9 +204,7 @@ class PlainNet(Backbone):
         """
         blocks, units = [list(block) for block in self.layers.blocks], list(self.layers.units)
         for (block, layer), size in sizes.items():
-            rows: list[list[Any]] = [*blocks, units]
-            if not 0 <= block < len(rows) or not 0 <= layer < len(rows[block]):
-                raise HastenError(f"there is no layer {layer} in block {block} to widen")
+            self._check(block, layer)
             if block < len(blocks):
                 blocks[block][layer] = (blocks[block][layer][0], size)
             else:
@@ -206,12 +222,20 @@ class PlainNet(Backbone):
         Args:
             block, layer: behind which; linear layers are the block behind the others.
             kernel: of a convolution.
-            noise, seed: of `hasten.cost.growing.deepen`.
+            noise: deviation of the noise on the new weights over that of the weights.
+            seed: of the noise.
 
         Raises:
             HastenError: no such layer, or an even kernel.
         """
-        made = deepen(self, self._name(block, layer), self._example(), kernel=kernel, noise=noise, seed=seed)
+        self._check(block, layer)
+        made = copy.deepcopy(self)
+        place = self._name(block, layer).removesuffix(".0")
+        unit: Any = made.get_submodule(place)
+        owner: Any = made.get_submodule(place.rpartition(".")[0])
+        # What `hasten.cost.growing.deepen` does to any network, here without having to follow the network's calls.
+        new = identity_layer(unit[0], kernel, noise, torch.Generator().manual_seed(seed))
+        owner.insert(int(place.rpartition(".")[2]) + 1, nn.Sequential(new, identity_norm(unit[1]), nn.ReLU()))
         if block < len(self.layers.blocks):
             row = self.layers.blocks[block]
             new = (*row[: layer + 1], (kernel, row[layer][1]), *row[layer + 1 :])

@@ -104,6 +104,9 @@ class PlainSpace(GrowingSpace[PlainLayers]):
     def input_shape(self, arch: PlainLayers) -> tuple[int, int, int]:
         return (self.channels, self.image, self.image)
 
+    def products(self, arch: PlainLayers) -> int:
+        return arch.products(self.channels, self.classes, self.image)
+
     def parts(self, arch: PlainLayers) -> Sequence[Part]:
         return plain_parts(arch, self.channels, self.image, self.classes)
 
