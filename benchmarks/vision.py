@@ -294,7 +294,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="threads of every subject")
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="repeatable; all when missing")
     parser.add_argument("--batch", action="append", type=int, help="repeatable; 1 and 8 when missing")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds of tuning, of each network and batch (default 60)")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of tuning a network (default 60)")
     takes_required(parser, PEERS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
