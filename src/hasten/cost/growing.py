@@ -588,7 +588,7 @@ def deepen(network: M, name: str, inputs: Sequence[Any], *, kernel: int = 3, noi
         what = "nothing" if nothing else getattr(node.target, "__name__", node.target)
         raise HastenError(f"{name} is followed by {what}: a layer is put behind a rectifier such as nn.ReLU alone")
     generator = torch.Generator().manual_seed(seed)
-    new = [identity_layer(layer, kernel, noise, generator), *(identity_norm(n) for n in norms)]
+    new: list[nn.Module] = [identity_layer(layer, kernel, noise, generator), *(identity_norm(n) for n in norms)]
     copied = _without_hooks(activation)
     last, after = node, next(iter(node.users)) if len(node.users) == 1 else node
     dropout = network.get_submodule(str(after.target)) if after.op == "call_module" else None
