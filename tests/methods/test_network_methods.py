@@ -152,6 +152,20 @@ def test_blocks_side_by_side_have_the_same_products_and_nearly_the_answers() -> 
         ParallelBlocks(1)
 
 
+def test_blocks_side_by_side_say_where_a_head_then_averages_what_sees_too_little() -> None:
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*(Block() for _ in range(4)))
+    for head, told in ((nn.AdaptiveAvgPool2d(1), 1), (nn.Flatten(), 0)):
+        base = Network(nn.Sequential(blocks, head).eval(), Inputs((torch.randn(1, 4, 16, 16),)))
+        found = ParallelBlocks(4).cautions(base)
+        assert len(found) == told
+        assert all("4 blocks side by side: its head averages positions that see 10% of" in said for said in found)
+        assert len(base.module[0]) == 4
+    assert any("for a head that averages" in said for said in ParallelBlocks().remarks(base.workload()))
+    words = Network(nn.Sequential(nn.Linear(4, 4)), Inputs((torch.randn(2, 4),)))
+    assert len(ParallelBlocks().remarks(words.workload())) == 1
+
+
 def test_only_what_nothing_else_reads_is_folded() -> None:
     changed = FoldNormalization().apply(network())
     kept = [n for n, m in changed.module.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hasten.cost.preserving import check_same, difference
 from hasten.errors import HastenError
 from hasten.models import ResidualRun, ResNet9, parallelize, residual_runs
 from hasten.models.loading.tiny import tiny_model
+from hasten.models.vision.receptive_field import averaged_share
 from hasten.nn import FusedMBConv
 
 
@@ -90,6 +92,145 @@ def test_layers_of_a_transformer_are_taken_apart_and_fused() -> None:
     check_same(apart, fused, x, 1e-5)
     assert any(isinstance(m, nn.Linear) and m.out_features == 48 for m in fused.modules())
     assert difference(network, apart, x) > 1e-2
+
+
+class Mlp(nn.Module):
+    """timm's feed-forward layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(self.act(self.fc1(x)))
+        return y
+
+
+class Gated(Mlp):
+    """A feed-forward layer that is none of three layers one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(self.act(self.fc1(x)).square())
+        return y
+
+
+class Attention(nn.Module):
+    """Of one head."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        y: Tensor = torch.softmax(q @ k.mT / 8, -1) @ v
+        return y
+
+
+class Scale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.randn(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class TimmLike(nn.Module):
+    """A block with the names that timm's vision transformers give their parts."""
+
+    def __init__(self, width: int, mlp: type[Mlp]) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.ls1 = nn.LayerNorm(width), Attention(width), Scale(width)
+        self.norm2, self.mlp, self.ls2 = nn.LayerNorm(width), mlp(width), Scale(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+@pytest.mark.parametrize("mlp", [Mlp, Gated])
+def test_layers_with_timm_s_names_are_taken_apart(mlp: type[Mlp]) -> None:
+    blocks = [TimmLike(8, mlp).eval() for _ in range(2)]
+    x = torch.randn(2, 5, 8)
+    inside = parallelize(nn.Sequential(*blocks), (x,), together=1, split=True)
+    both = parallelize(nn.Sequential(*blocks), (x,), together=2, split=True)
+    stack: Any = both[0].stack
+    # A feed-forward layer of three layers is given as such: it may be made one with another's.
+    assert [len(branch) for branch in list(stack.branches)[1::2]] == [5 if mlp is Mlp else 3] * 2
+
+    def added(block: TimmLike, z: Tensor) -> Tensor:
+        attended: Tensor = block.attn(block.norm1(z)) * block.ls1.gamma
+        return attended + block.mlp(block.norm2(z)) * block.ls2.gamma
+
+    with torch.no_grad():
+        first = x + added(blocks[0], x)
+        torch.testing.assert_close(inside(x), first + added(blocks[1], first), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(both(x), x + added(blocks[0], x) + added(blocks[1], x), rtol=1e-5, atol=1e-5)
+
+
+class Mean(nn.Module):
+    """A head that averages without a layer for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((-2, -1))
+
+
+class ChannelGate(nn.Module):
+    """Every position sees the whole image, by means over all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(nn.functional.adaptive_avg_pool2d(x, 1))
+
+
+def for_images(*head: nn.Module, gate: nn.Module | None = None) -> nn.Sequential:
+    """A stem and four blocks of two 3 x 3 convolutions: positions see 19 pixels a side, side by side 7."""
+    stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+    return nn.Sequential(stem, *(Basic(4) for _ in range(4)), *([gate] if gate else []), *head).eval()
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1), nn.AvgPool2d(16), Mean()])
+def test_averaging_what_no_longer_sees_the_image_is_warned_of(pool: nn.Module) -> None:
+    images = (torch.rand(2, 3, 16, 16),)
+    network = for_images(pool, nn.Flatten(), nn.Linear(4, 5))
+    with pytest.warns(UserWarning, match="positions that see 19% of the image each, and saw 100%"):  # 49 of 256 pixels
+        parallelize(network, images, together=None)
+    with pytest.warns(UserWarning, match="see 47%"):  # 121 of 256
+        parallelize(network, images, together=2)
+    assert network(*images).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("head", "gate", "side"),
+    [
+        ((nn.Flatten(), nn.Linear(4 * 256, 5)), None, 16),
+        ((nn.Flatten(), nn.Linear(4 * 256, 5)), ChannelGate(), 16),
+        ((nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)), ChannelGate(), 16),
+        ((nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)), None, 7),
+    ],
+    ids=["reads every position", "and has a gate", "sees by a gate", "small images"],
+)
+def test_nothing_is_warned_of_where_the_image_is_seen(head: Any, gate: nn.Module | None, side: int) -> None:
+    network = for_images(*head, gate=gate)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parallelize(network, (torch.rand(2, 3, side, side),), together=None)
+
+
+def test_a_state_that_a_call_changes_is_not_spoiled() -> None:
+    class Counting(Mean):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += x.mean()
+            return super().forward(x)
+
+    network = for_images(Counting())
+    assert averaged_share(network, (torch.rand(2, 3, 16, 16),)) == 1
+    assert network[-1].seen == 0
+    assert averaged_share(network, (torch.rand(2, 16),)) is None
 
 
 def test_decoders_of_transformers_stand_side_by_side() -> None:

@@ -58,6 +58,17 @@ def test_of_two_linear_branches_their_product_is_left_out() -> None:
     torch.testing.assert_close(to_parallel(stack, order=2)(x), stack(x), rtol=1e-12, atol=1e-12)
 
 
+def test_of_three_linear_branches_all_products_of_two_and_more_are_left_out() -> None:
+    branches = [nn.Linear(6, 6, bias=False).double() for _ in range(3)]
+    w1, w2, w3 = (b.weight.detach() for b in branches)
+    stack = ResidualStack(branches)
+    x = torch.randn(3, 6, dtype=torch.double)
+    first, second = (x @ p.T for p in (w2 @ w1 + w3 @ w1 + w3 @ w2, w3 @ w2 @ w1))
+    deep = stack(x).detach()
+    torch.testing.assert_close(deep - to_parallel(stack)(x), first + second, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(deep - to_parallel(stack, order=2)(x), second, rtol=1e-12, atol=1e-12)
+
+
 def test_linear_branches_stay_within_the_bound_of_their_norms() -> None:
     stack = ResidualStack([nn.Linear(6, 6, bias=False) for _ in range(5)])
     x = torch.randn(4, 6)

@@ -8,8 +8,8 @@ from hasten.train.depth_study import DeepAndShallow, StudyRun, StudySize, determ
 
 
 def test_a_ratio_falls_in_a_bin_of_the_paper() -> None:
-    found = [determination_bin(v) for v in (0.0, 0.99, 1.0, 3.0, 10.0)]
-    assert found == ["0 to 1", "0 to 1", "1 to 3", "3 to 10", "from 10"]
+    found = [determination_bin(v) for v in (0.0, 0.99, 1.0, 2.99, 3.0, 9.99, 10.0)]
+    assert found == ["0 to 1", "0 to 1", "1 to 3", "1 to 3", "3 to 10", "3 to 10", "from 10"]
     sizes = (StudySize(4, 4), StudySize(8, 8), StudySize(16, 8))
     assert [determination_bin(s.determination) for s in sizes] == ["3 to 10", "1 to 3", "0 to 1"]
 

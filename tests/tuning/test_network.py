@@ -16,6 +16,7 @@ from hasten import load
 from hasten.errors import HastenError
 from hasten.hardware import Device, load_device
 from hasten.methods import Bf16Network, ChannelsLast, FoldNormalization, from_dict, registry
+from hasten.methods.network_method import NetworkMethod
 from hasten.report import print_tune, write_html
 from hasten.runtime.network import Network, difference, make_network, names_network
 from hasten.tuning import finals, measure
@@ -80,11 +81,17 @@ def test_an_interrupt_between_two_tries_keeps_what_was_measured(
     assert sum(c.measured is not None for c in found.combinations) == 1, "half of the trials are of methods alone"
 
 
-def test_a_network_is_tuned_reported_saved_and_loaded(small: str, device: Device, tmp_path: Path, capsys: Any) -> None:
+def test_a_network_is_tuned_reported_saved_and_loaded(
+    small: str, device: Device, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NetworkMethod, "cautions", lambda self, model: [f"look twice at {self.name}"])
     found = tune(small, SETTINGS, device=device, command=["hasten", "tune", "net.py:build"])
     assert found.stopped == "trials"
     assert found.inputs == "float32 2x3x8x8"
     assert (found.prompt, found.new_tokens, found.batch) == (0, 0, 2)
+    assert found.best is not None
+    cautions = [note for note in found.notes if note.startswith("look twice")]
+    assert cautions == [f"look twice at {m['method']}" for m in found.best.methods]
     seen = [c for c in found.combinations if c.measured]
     assert len(seen) == 3
     for one in [found.baseline, *seen]:

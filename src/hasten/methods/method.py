@@ -144,6 +144,17 @@ class Method(ABC):
         """What a reader of a prediction should know of it: what is left as it was, what was assumed."""
         return ()
 
+    def cautions(self, model: Any) -> Sequence[str]:
+        """What a user should know of a model that it is applied to, beside figures and answers.
+
+        Args:
+            model: without it.
+
+        Raises:
+            HastenError: the model fails where it looks.
+        """
+        return ()
+
     @classmethod
     def spelled(cls, settings: Mapping[str, Any], workload: Workload) -> Self:
         """The method that settings written in a word mean for a workload.

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from hasten.errors import HastenError
+from hasten.errors import HastenError, users_code
 from hasten.methods.network_method import NetworkMethod
-from hasten.models.parallel_blocks import parallelize, residual_runs
+from hasten.models.parallel_blocks import parallelize, residual_runs, short_sight
 from hasten.runtime.network import Network
 from hasten.workload.einsum import Workload
 
@@ -54,7 +54,22 @@ class ParallelBlocks(NetworkMethod):
         return workload
 
     def remarks(self, workload: Workload) -> Sequence[str]:
-        return (f"{self.title}: the same products, fewer of them one after the other, which no prediction sees",)
+        said = [f"{self.title}: the same products, fewer of them one after the other, which no prediction sees"]
+        sources = {e.source for phase in workload.phases for e in phase.cascade.einsums}
+        if any("conv" in source for source in sources):
+            said.append(
+                f"{self.title}: each position of a map sees less of an image, too little perhaps for a head that"
+                " averages them: hasten.models.parallelize warns of that"
+            )
+        return said
+
+    def cautions(self, model: Any) -> Sequence[str]:
+        if not isinstance(model, Network):
+            return ()
+        changed = self.apply(model.twin())
+        with users_code("looking at it fails"):
+            said = short_sight(model.module, changed.module, model.inputs.args, model.inputs.kwargs)
+        return [f"{self.title}: {said}"] if said else []
 
     @classmethod
     def variants(cls, model: Any) -> Sequence[Self]:

@@ -11,6 +11,7 @@ Weights and products stay what they were, and answers do not: look at them, and 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from hasten.cost.preserving import evaluating
 from hasten.errors import HastenError
+from hasten.models.vision.receptive_field import averaged_share
 from hasten.nn.parallel_residual import ResidualBranch, ResidualStack, fuse_parallel
 
 __all__ = ["ResidualRun", "parallelize", "residual_runs"]
@@ -189,6 +191,9 @@ def parallelize(
         fused: whether alike branches become one broad layer (`fuse_parallel`), for inference; where none are, they stay
             apart.
 
+    Warns where the head averages positions that see less of the image than all, and less than they did: no output then
+    sees it whole, and the copy is no match for the network however it is trained.
+
     Raises:
         HastenError: nothing stands side by side, or a run is not there.
     """
@@ -226,7 +231,30 @@ def parallelize(
             count += 1
     if not count:
         raise HastenError("this network has no residual blocks that follow each other: nothing can stand side by side")
+    if said := short_sight(network, made, inputs, kwargs):
+        warnings.warn(said, stacklevel=2)
     return made
+
+
+def short_sight(
+    before: nn.Module, after: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+) -> str | None:
+    """What `parallelize` warns of, in words; None where there is nothing.
+
+    Args:
+        before, after: a network and its copy with blocks side by side.
+        inputs, kwargs: of `residual_runs`.
+    """
+    share = averaged_share(after, inputs, kwargs)
+    if share is None or share >= 1:
+        return None
+    known = averaged_share(before, inputs, kwargs)
+    if known is None or known <= share:
+        return None
+    return (
+        f"its head averages positions that see {share:.0%} of the image each, and saw {known:.0%}: put fewer blocks"
+        " side by side, or let the head read every position"
+    )
 
 
 class _Normed(nn.Module):

@@ -43,6 +43,16 @@ def instance_standardized(x: Tensor) -> Tensor:
     return centred * torch.rsqrt(centred.square().mean((-2, -1), keepdim=True) + EPSILON)
 
 
+class InstanceStandardized(Block):
+    """`instance_standardized` as a layer, whose outputs a hook sees."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return instance_standardized(x)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
 def _mean(x: Tensor, dimensions: tuple[int, ...]) -> Tensor:
     """The mean with its dimensions kept; 0 of an empty batch, which has none."""
     return x.mean(dimensions, keepdim=True) if x.shape[0] else x.sum(dimensions, keepdim=True)
@@ -274,6 +284,7 @@ class RecursiveGate(Block):
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.key, self.value, self.query, self.output = (nn.Conv2d(channels, channels, 1, **made) for _ in range(4))
         self.position_bias = nn.Parameter(torch.zeros(size, size, **made))
+        self.instance = InstanceStandardized()
         self._start()
 
     @torch.no_grad()
@@ -285,7 +296,7 @@ class RecursiveGate(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         gated = self.key(x) * self.query(self.value(x))
-        made: Tensor = self.output(F.gelu(instance_standardized(gated)) + self.position_bias)
+        made: Tensor = self.output(F.gelu(self.instance(gated)) + self.position_bias)
         return made
 
     if TYPE_CHECKING:
@@ -373,7 +384,7 @@ class SlowFastBlock(Block):
         self.pixel_positions = HyperKernel(1, size, hidden=hidden[4], **made)
         self.local = nn.ModuleList(_LocalBranch(channels, s, hidden[1], **made) for s in sizes)
         self.output = nn.Conv2d(channels * (10 + earlier), channels * factor, 1, **made)
-        self.standard = _BatchStandardized()
+        self.standard, self.instance = _BatchStandardized(), InstanceStandardized()
         self.bias = nn.Parameter(torch.zeros(1, **made))
         self.dropout = nn.Dropout2d(dropout)
         self._start()
@@ -391,7 +402,7 @@ class SlowFastBlock(Block):
             return self.standard(x)
         parts = x.unflatten(1, (self.groups, -1))
         over_batch = self.standard(parts[:, ::2].flatten(1, 2)).unflatten(1, (-1, parts.shape[2]))
-        over_image = instance_standardized(parts[:, 1::2])
+        over_image = self.instance(parts[:, 1::2])
         # In turn: batch, image, batch, ...; with an odd number of groups batch has one more.
         even = F.pad(over_image, (0, 0, 0, 0, 0, 0, 0, over_batch.shape[1] - over_image.shape[1]))
         return torch.stack((over_batch, even), 2).flatten(1, 2)[:, : self.groups].flatten(1, 2)
@@ -404,9 +415,9 @@ class SlowFastBlock(Block):
             )
         kernel = self.kernel()
         weights = kernel * x
-        fast = instance_standardized(self.slow_gate(weights) + self.fast_gate(x))
-        mixed = instance_standardized(self.mix(x))
-        chosen = instance_standardized(x * torch.sigmoid(self.channel_gate(x)))
+        fast = self.instance(self.slow_gate(weights) + self.fast_gate(x))
+        mixed = self.instance(self.mix(x))
+        chosen = self.instance(x * torch.sigmoid(self.channel_gate(x)))
         # As `hyper_zzw`, whose first product all three share.
         out, out_mixed, out_chosen = weights @ fast, weights @ mixed, weights @ chosen
         mean = out.mean(1, keepdim=True)

@@ -22,9 +22,10 @@ from hasten.errors import HastenError
 from hasten.files import named_path, read_text, write_aside
 from hasten.hardware import Device
 from hasten.kernels import compiled_isa
-from hasten.methods import apply_all, from_dict, rewrite_all
+from hasten.methods import Method, apply_all, from_dict, rewrite_all
 from hasten.models.loading.loaded import Loaded
 from hasten.runtime import LanguageModel
+from hasten.runtime.network import Network
 from hasten.runtime.placement import placed
 from hasten.tuning.loading import load_base
 from hasten.tuning.measure import Measured, Unchanged
@@ -88,14 +89,24 @@ def result(
     found.kernels["unchanged"] = kernels_of(estimated(prepared, device, workload))
     best = found.best
     if best is not None and best.methods:
-        described = rewrite_all(workload, [from_dict(m) for m in best.methods])
+        methods = [from_dict(m) for m in best.methods]
+        described = rewrite_all(workload, methods)
         found.kernels["best"] = kernels_of(estimated(prepared, device, described))
+        found.notes += [said for method in methods for said in _cautions(method, prepared.base)]
     if not found.met and (measured.stopped != "interrupted" or any(c.measured for c in found.combinations)):
         found.notes.append(
             f"no measured combination keeps {'quality' if found.inputs else 'perplexity'} within {s.floor:.1%}: "
             "loosen the floor or raise the budget"
         )
     return found
+
+
+def _cautions(method: Method, model: LanguageModel | Network) -> Sequence[str]:
+    """Those of the method; none where the model cannot be looked at any more: what was measured counts."""
+    try:
+        return method.cautions(model)
+    except HastenError:
+        return ()
 
 
 def _with_pareto(combinations: Sequence[Combination]) -> list[Combination]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from hasten.cost.preserving import check_same, fold_normalization
 from hasten.errors import HastenError
@@ -185,3 +186,43 @@ def test_a_size_of_equal_products_is_the_first_that_is_close_or_the_nearest() ->
     assert equal_products((50, 120, 90, 80), build, image, 10_000) == 90
     with pytest.raises(HastenError, match="no sizes to choose from"):
         equal_products((), build, image, 10_000)
+
+
+class Matrices(torch.nn.Module):
+    """A product of 4 x 6 by 6 x 5 of each of two channels, in every spelling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(2, 6, 5))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        first = [x @ self.weight, torch.matmul(x, self.weight), x.matmul(self.weight)]
+        second = [torch.bmm(x[0], self.weight), x[0].bmm(self.weight)]
+        return [
+            *first,
+            *second,
+            torch.mm(x[0, 0], self.weight[0]),
+            x[0, 0].mm(self.weight[0]),
+            x[0, 0] @ self.weight[0, :, 0],
+        ]
+
+
+def test_products_of_matrices_are_counted_in_every_spelling() -> None:
+    assert multiply_accumulates(Matrices(), (2, 4, 6)) == 5 * 2 * 4 * 6 * 5 + 2 * 4 * 6 * 5 + 4 * 6
+
+
+@each
+def test_no_backbone_multiplies_matrices_by_itself(name: str) -> None:
+    """What is published of their products is what it was without such: attention's are counted as attention."""
+    multiplied: list[str] = []
+
+    class Seen(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(func, "__name__", "") in ("matmul", "__matmul__", "__rmatmul__", "bmm", "mm"):
+                multiplied.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    model = made(name)
+    with Seen(), torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+    assert not multiplied

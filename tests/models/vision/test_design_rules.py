@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from hasten.errors import HastenError
-from hasten.models import SimpleNet, SimpleNetConfig
+from hasten.models import ResidualConvNet, SimpleNet, SimpleNetConfig, parallelize
 from hasten.models.vision.design_rules import DesignFinding, design_rules, image_of
 from hasten.models.vision.simplenet import PUBLISHED
+from hasten.nn import ResidualBranch, ResidualStack
 
 LAYOUT = PUBLISHED["simplenet-cifar-310k"].layout
 
@@ -100,3 +101,56 @@ def test_layers_that_rules_are_not_about_may_be_called_with_anything() -> None:
     assert [network.training, network.frozen.training] == [True, False]
     with pytest.raises(HastenError, match="calls no convolution"):
         design_rules(nn.ReLU(), (3, 8, 8))
+
+
+def field(network: nn.Module, side: int = 16, channels: int = 4) -> int:
+    """What the rule says that an output sees."""
+    (found,) = (f for f in design_rules(network, (channels, side, side)) if f.rule == "receptive field")
+    assert found.holds == (int(found.message.split()[3]) >= side)
+    return int(found.message.split()[3])
+
+
+def conv(kernel: int = 3) -> nn.Conv2d:
+    return nn.Conv2d(4, 4, kernel, padding=kernel // 2)
+
+
+@pytest.mark.parametrize("groups", [None, 3, 2, 1])
+def test_branches_side_by_side_see_as_much_as_the_widest(groups: int | None) -> None:
+    network = ResidualConvNet(10, 4, 16, 4, 6, groups=groups)
+    assert field(network) == network.field == 3 + 2 * (groups or 6)
+
+
+def test_the_widest_branch_counts_and_of_order_two_the_two_widest() -> None:
+    branches = [conv(3), nn.Sequential(conv(3), nn.ReLU(), conv(3)), conv(7)]
+    assert field(ResidualStack(branches)) == 1 + 2 + 4 + 6
+    assert field(ResidualStack(branches, 1)) == 1 + 6
+    assert field(ResidualStack(branches, 2)) == 1 + 4 + 6
+    assert field(ResidualStack(branches, 1, order=2)) == 1 + 4 + 6
+    within = ResidualStack([ResidualStack([conv(5), conv(3)], 1), conv(3), conv(3)], 2)
+    assert field(nn.Sequential(conv(3), within, within)) == 1 + 2 + 2 * (4 + 2)
+    assert (
+        field(nn.Sequential(nn.Conv2d(4, 4, 2, 2), ResidualStack([conv(3), conv(5)], 1), conv(3))) == 2 + 2 * 4 + 2 * 2
+    )
+
+
+def test_a_parallelized_network_s_field_is_that_of_its_groups() -> None:
+    blocks = [ResidualBranch(nn.Sequential(conv(3), nn.ReLU())) for _ in range(2)]
+    assert field(ResidualStack(blocks, 1)) == 3
+
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.branch = nn.Sequential(conv(3), nn.ReLU(), conv(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.branch(x)
+
+    network = nn.Sequential(conv(3), *(Added() for _ in range(4)), nn.Flatten(), nn.Linear(1024, 5)).eval()
+    assert field(network) == 3 + 4 * 4
+    for together, fused in ((2, False), (4, False), (4, True)):
+        made = parallelize(network, (torch.randn(1, 4, 16, 16),), together=together, fused=fused)
+        assert field(made) == 3 + 4 * 4 // together
+
+
+def test_dilated_convolutions_see_further() -> None:
+    assert field(nn.Sequential(conv(3), nn.Conv2d(4, 4, 3, dilation=3, padding=3))) == 1 + 2 + 6

@@ -228,6 +228,11 @@ class FeatureMaps(Block):
         __call__ = forward
 
 
+_MATRIX_PRODUCTS = (
+    torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.bmm, Tensor.bmm, torch.mm, Tensor.mm,
+)  # fmt: skip
+
+
 class _Products(TorchFunctionMode):
     """Counts multiply-accumulates of what is called under it: far quicker than a mode that sees every operator."""
 
@@ -247,11 +252,14 @@ class _Products(TorchFunctionMode):
         elif func is F.scaled_dot_product_attention:
             q, k = args[:2]
             self.count += q.numel() * k.shape[-2] + made.numel() * k.shape[-2]
+        elif func in _MATRIX_PRODUCTS:
+            left = args[1 if func is Tensor.__rmatmul__ else 0] if args else kwargs["input"]
+            self.count += made.numel() * left.shape[-1]
         return made
 
 
 def multiply_accumulates(network: nn.Module, image: Sequence[int], *others: Any) -> int:
-    """Multiply-accumulates of a network for one image: convolutions, linear layers and attention's products.
+    """Multiply-accumulates of a network for one image: convolutions, linear layers, attention and products of matrices.
 
     Args:
         network: made on the meta device, or anywhere.

@@ -5,16 +5,19 @@ Each says whether a network keeps it, by how much, and why. Thresholds are ours;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hasten.cost.preserving import evaluating
 from hasten.errors import HastenError
+from hasten.nn.parallel_residual import ResidualBranch, ResidualStack
 
 FINE = 32
 """Height of a map from which on it may be made smaller at once: an image has more pixels than detail there."""
@@ -40,6 +43,15 @@ class DesignFinding:
     message: str
 
 
+class _Place(NamedTuple):
+    """Where a layer is in a `ResidualStack`: which call of which one, the group and the branch, and its order."""
+
+    call: int
+    group: int
+    branch: int
+    order: int
+
+
 @dataclass(frozen=True)
 class _Layer:
     """A layer as it was called: ``conv``, ``pool``, ``whole`` (over all positions) or ``dropout``."""
@@ -49,6 +61,13 @@ class _Layer:
     height: int  # of its input
     made: int  # of its output
     products: int = 0
+    places: tuple[_Place, ...] = ()  # in stacks, the outermost first
+
+    @property
+    def reach(self) -> int:
+        """Positions of its input beside the first that an output sees."""
+        spread = getattr(self.module, "dilation", 1)
+        return (self.kernel - 1) * int(spread if isinstance(spread, int) else spread[0])
 
     @property
     def kernel(self) -> int:
@@ -68,6 +87,7 @@ class _Layer:
 def _layers(network: nn.Module, image: Sequence[int]) -> list[_Layer]:
     """Layers in the order in which they are called; functions that are no modules are not seen."""
     found: list[_Layer] = []
+    places: list[_Place] = []
 
     def seen(module: Any, given: tuple[Tensor, ...], made: Any) -> None:
         made = made[0] if isinstance(made, tuple) else made  # a pooling may say where it found what it gives
@@ -75,15 +95,18 @@ def _layers(network: nn.Module, image: Sequence[int]) -> list[_Layer]:
         height = int(x.shape[2]) if x.ndim == 4 else 1
         after = int(made.shape[2]) if made.ndim == 4 else 1
         if isinstance(module, nn.Conv2d):
-            found.append(_Layer("conv", module, height, after, module.weight.numel() * made[0, 0].numel()))
+            products = module.weight.numel() * made[0, 0].numel()
+            found.append(_Layer("conv", module, height, after, products, tuple(places)))
         elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-            found.append(_Layer("pool", module, height, after))
+            found.append(_Layer("pool", module, height, after, 0, tuple(places)))
         elif isinstance(module, nn.AdaptiveMaxPool2d | nn.AdaptiveAvgPool2d):
-            found.append(_Layer("whole", module, height, after))
+            found.append(_Layer("whole", module, height, after, 0, tuple(places)))
         elif isinstance(module, _DROPOUTS):
-            found.append(_Layer("dropout", module, height, after))
+            found.append(_Layer("dropout", module, height, after, 0, tuple(places)))
 
+    # Hooks are called in the order of registration: a branch that is a layer is seen before it is left.
     hooks = [part.register_forward_hook(seen) for part in network.modules() if isinstance(part, _SEEN)]
+    hooks += _follow(network, places)
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
     try:
         with evaluating(network), torch.no_grad():
@@ -92,6 +115,40 @@ def _layers(network: nn.Module, image: Sequence[int]) -> list[_Layer]:
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _follow(network: nn.Module, places: list[_Place]) -> list[RemovableHandle]:
+    """Keeps in a list in which branches of stacks a call is."""
+    count = itertools.count()
+    stacks = [part for part in network.modules() if isinstance(part, ResidualStack)]
+    return [hook for stack in stacks for hook in _follow_stack(stack, count, places)]
+
+
+def _follow_stack(stack: ResidualStack, count: Iterator[int], places: list[_Place]) -> list[RemovableHandle]:
+    calls: list[int] = []
+
+    def begins(module: Any, given: Any) -> None:
+        calls.append(next(count))
+
+    def ends(module: Any, given: Any, made: Any) -> None:
+        calls.pop()
+
+    def entering(group: int, branch: int) -> Callable[[Any, Any], None]:
+        def entered(module: Any, given: Any) -> None:
+            places.append(_Place(calls[-1], group, branch, stack.order))
+
+        return entered
+
+    def left(module: Any, given: Any, made: Any) -> None:
+        places.pop()
+
+    hooks = [stack.register_forward_pre_hook(begins), stack.register_forward_hook(ends)]
+    groups = [group for group, size in enumerate(stack.sizes) for _ in range(size)]
+    for i, (branch, group) in enumerate(zip(stack.branches, groups, strict=True)):
+        # A stack may call a whole block in place of what that adds.
+        called = branch.block if isinstance(branch, ResidualBranch) else branch
+        hooks += [called.register_forward_pre_hook(entering(group, i)), called.register_forward_hook(left)]
+    return hooks
 
 
 def image_of(inputs: Sequence[Any]) -> tuple[int, int, int]:
@@ -123,7 +180,7 @@ def design_rules(network: nn.Module, image: Sequence[int]) -> list[DesignFinding
     """What each rule finds in a network.
 
     Layers are taken in the order in which they are called, as plain networks have them: branches count as if one came
-    after the other.
+    after the other. Only the receptive field knows branches side by side, those of a `hasten.nn.ResidualStack`.
 
     Args:
         network: images to anything; on the meta device or any other.
@@ -213,12 +270,29 @@ def _balance(layers: list[_Layer], image: int, weights: int) -> tuple[bool, floa
     )
 
 
+def _reach(layers: list[_Layer], depth: int, step: int) -> tuple[int, int]:
+    """Pixels beside the first that an output sees, and those from one output to the next.
+
+    Of branches side by side it is the widest one's, of a group of order 2 those of the two widest: they have a term of
+    both.
+    """
+    total = 0
+    for group, found in groupby(layers, lambda c: c.places[depth][:2] if len(c.places) > depth else None):
+        inner = list(found)
+        if group is not None:
+            branches = groupby(inner, lambda c: c.places[depth].branch)
+            reaches = sorted(_reach(list(branch), depth + 1, step)[0] for _, branch in branches)
+            total += sum(reaches[-inner[0].places[depth].order :])
+            continue
+        for layer in inner:
+            if layer.kind in ("conv", "pool"):
+                total, step = total + layer.reach * step, step * layer.stride
+    return total, step
+
+
 @_rule("receptive field")
 def _field(layers: list[_Layer], image: int, weights: int) -> tuple[bool, float, str]:
-    field, step = 1, 1
-    for layer in layers:
-        if layer.kind in ("conv", "pool"):
-            field, step = field + (layer.kernel - 1) * step, step * layer.stride
+    field = 1 + _reach(layers, 0, 1)[0]
     message = f"an output sees {field} pixels of {image}: what no output sees whole is told from its parts alone"
     return field >= image, field / image, message
 

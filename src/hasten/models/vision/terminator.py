@@ -18,7 +18,6 @@ from hasten.nn.hyper_kernels import ContextKernel, HyperKernel, RecursiveGate, S
 
 # Of the norms of slow networks and recursive gates beside those of all other weights (cfg and loss of the repository).
 _WEAK = 1e-6
-_SMOOTHING, _NORMS = 0.09, 5e-5
 
 
 @dataclass(frozen=True)
@@ -143,16 +142,24 @@ class Terminator(Block):
     if TYPE_CHECKING:
         __call__ = forward
 
-    def loss(self, images: Tensor, labels: Tensor, *, slow: bool = True) -> Tensor:
-        """The published loss: of labels smoothed by 0.09, the slow networks' and 5e-5 of the `norms`.
+    def loss(
+        self, images: Tensor, labels: Tensor, *, slow: float = 1.0, norms: float = 5e-5, smoothing: float = 0.09
+    ) -> Tensor:
+        """The published loss: cross entropy, and with their weights `slow_loss` and `norms`.
+
+        Defaults are those for CIFAR-10. For CIFAR-100 ``norms`` is 4e-5; `hasten.train.kar.Kar3` says what else is.
 
         Args:
             images: (batch, channels, size, size).
             labels: (batch,), int64.
-            slow: whether `slow_loss` is in it.
+            slow: weight of `slow_loss`; with 0 it is not computed.
+            norms: weight of `norms`; with 0 they are not computed.
+            smoothing: share of each label that all classes get alike.
         """
-        asked = F.cross_entropy(self(images), labels, label_smoothing=_SMOOTHING) + _NORMS * self.norms()
-        return asked + self.slow_loss() if slow else asked
+        loss = F.cross_entropy(self(images), labels, label_smoothing=smoothing)
+        if norms:
+            loss = loss + norms * self.norms()
+        return loss + slow * self.slow_loss() if slow else loss
 
     def slow_loss(self) -> Tensor:
         """`hasten.nn.hyper_kernels.slow_loss` of its blocks."""
