@@ -154,7 +154,7 @@ def _run(
 
 @shared(weight=180)
 def _growths(experiment: Experiment) -> dict[str, list[tuple[float, float, int]]]:
-    episodes, networks = experiment.at(quick=(1, 2), normal=(experiment.steps(15), 6), long=(60, 10))
+    episodes, networks = experiment.at(quick=(1, 2), normal=(experiment.steps(10), 6), long=(60, 10))
     stages = experiment.at(quick=1, normal=1, long=2)
     plan = {
         f"{kind} {seed}": (experiment.quick, kind == "controller", episodes, networks, stages, seed)
