@@ -20,6 +20,7 @@ def test_a_quick_run_runs_everything(quick: Callable[[str], dict[str, Outcome]])
     assert "3.45 M products" in found["S3"].seen
     assert "breaks local correlation" in found["S3.rules"].seen
     assert "VGG16 24.1x and 11.5x" in found["S6"].seen
+    assert all(f"here, batch {size}, simplenet-5m-m1" in found["S7"].seen for size in (2, 1))
 
 
 def test_a_small_budget_does_not_judge(needed: Callable[[str], dict[str, float]]) -> None:
