@@ -20,6 +20,7 @@ from hasten.errors import HastenError
 from hasten.models.vision.backbone import multiply_accumulates
 from hasten.models.vision.design_rules import design_rules, image_of
 from hasten.models.vision.simplenet import SimpleNet, SimpleNetConfig
+from hasten.processes import one_thread
 from hasten.search.networks.searching import Progress, silent
 
 GROWTH_RULES = ("gradual growth", "homogeneous groups", "late pooling", "balance")
@@ -134,8 +135,9 @@ def grow(
         value = _scored(score, unchanged)
         best: tuple[float, float, _Candidate, SimpleNet] | None = None
         for candidate in candidates:
-            grown = candidate.made_of(present, noise, seed + tried)
-            calibrate(grown, (examples,))
+            with one_thread():  # what is beside the trainings is small operations
+                grown = candidate.made_of(present, noise, seed + tried)
+                calibrate(grown, (examples,))
             found, tried = float(score(grown.train())), tried + 1
             rise = (found - value) / (candidate.products - used) * _MILLION
             if math.isfinite(rise) and (best is None or rise > best[0]):
