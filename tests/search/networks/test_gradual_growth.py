@@ -45,9 +45,9 @@ def start(config: SimpleNetConfig = START) -> SimpleNet:
     return SimpleNet(config)
 
 
-def check_steps(found: GrownSimpleNet, gain: float, limit: float = math.inf) -> None:
+def check_steps(found: GrownSimpleNet, gain: float, limit: float = math.inf, begun: SimpleNetConfig = START) -> None:
     """What every growth keeps."""
-    sizes = [multiply_accumulates(SimpleNet(START), IMAGE)]
+    sizes = [multiply_accumulates(SimpleNet(begun), IMAGE)]
     for step in found.steps:
         network = SimpleNet(step.config)
         sizes.append(multiply_accumulates(network, IMAGE))
@@ -183,10 +183,11 @@ def test_a_network_that_learns_digits_grows() -> None:
     examples = next(task.batches("training", 64, 0)).inputs
 
     def score(network: SimpleNet) -> float:
-        fit_task(network, task, size=64, seed=0, steps=16, peak=1e-2)
+        fit_task(network, task, size=64, seed=0, steps=40, peak=1e-2)
         return task.evaluate(network.eval(), "validation")
 
-    found = grow(start(), score, examples, gain=0.1, products=110_000)
-    check_steps(found, 0.1, 110_000)
+    narrow = SimpleNetConfig("4 4 p 4 4", channels=1)
+    found = grow(start(narrow), score, examples, gain=0.1, products=36_000)
+    check_steps(found, 0.1, 36_000, narrow)
     assert found.steps
-    assert found.score == task.evaluate(found.network, "validation") > 0.5
+    assert found.score == task.evaluate(found.network, "validation") > 0.4
