@@ -290,11 +290,6 @@ class SimpleNet(Backbone):
         place = sum(word != POOL for word in self.config.layout.split()[:last])
         name = self._convolutions()[place]
         made = deepen(self, name, self._example(), kernel=self.config.layers[last][1], noise=noise, seed=seed)
-        if chance := self.config.dropouts[last]:
-            # What the old layer is followed by stands behind the new one: the old one has its own again.
-            stage, _, number = name.removeprefix("stages.").partition(".")
-            row: Any = made.stages[int(stage)]
-            row.insert(int(number) + 3, nn.Dropout2d(chance).train(self.training))
         made.config = config
         return made
 
