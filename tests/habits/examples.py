@@ -160,6 +160,7 @@ BLOCKS: dict[str, Example] = {
     "HyperKernel": Example(
         lambda **k: nn.HyperKernel(4, 5, hidden=8, **k), pictures(4, 5), call=lambda module, x: x * module(), **_PICTURE
     ),
+    "InstanceStandardized": Example(nn.InstanceStandardized, pictures(4, 5), trains=False, **_PICTURE),
     "LatentAttention": Example(
         lambda **k: nn.LatentAttention(WIDTH, **_LATENT, rotary=nn.Rotary(8), **k), hidden, state=_new_cache
     ),

@@ -30,6 +30,7 @@ def blocks(x: Tensor, ids: Tensor, picture: Tensor) -> None:
     latent = nn.LatentAttention(32, heads=2, plain=8, rotated=8, value=8, query_rank=12, latent=16, rotary=nn.Rotary(8))
     assert_type(latent(x), Tensor)
     assert_type(nn.HyperKernel(4, 3)(picture), Tensor)
+    assert_type(nn.InstanceStandardized()(picture), Tensor)
     assert_type(nn.Lowtention(32)(picture), Tensor)
     assert_type(nn.MBConv(8, 8, 16, 3, 1, "relu", True)(picture), Tensor)
     assert_type(nn.MapAttention(32)(picture), Tensor)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from hasten.nn.hourglass import Sizes as Sizes
     from hasten.nn.hyper_kernels import ContextKernel as ContextKernel
     from hasten.nn.hyper_kernels import HyperKernel as HyperKernel
+    from hasten.nn.hyper_kernels import InstanceStandardized as InstanceStandardized
     from hasten.nn.hyper_kernels import RecursiveGate as RecursiveGate
     from hasten.nn.hyper_kernels import SlowFastBlock as SlowFastBlock
     from hasten.nn.lowtention import Lowtention as Lowtention

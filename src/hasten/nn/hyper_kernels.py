@@ -44,7 +44,14 @@ def instance_standardized(x: Tensor) -> Tensor:
 
 
 class InstanceStandardized(Block):
-    """`instance_standardized` as a layer, whose outputs a hook sees."""
+    """`instance_standardized` as a layer, whose outputs a hook sees.
+
+    Args:
+        device, dtype: taken as other blocks take them; it has no weights.
+    """
+
+    def __init__(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
         return instance_standardized(x)

@@ -197,9 +197,9 @@ def test_the_decision_is_that_of_the_latency_given() -> None:
     # By products a dense convolution is never the cheaper one; where dense ones are free, always.
     assert faster_fusion(config, products, 64) == (False,) * 5
     assert faster_fusion(config, lambda m, x: float(isinstance(m, MBConv)), 64) == (True,) * 5
-    seen: list[nn.Module] = []
-    faster_fusion(config, lambda m, x: float(seen.append(m) is None), 64)
-    assert not any(isinstance(part, nn.BatchNorm2d) for m in seen for part in m.modules()), "timed as they run"
+    timed: list[nn.Module] = []
+    faster_fusion(config, lambda m, x: float(timed.append(m) is None), 64)
+    assert not any(isinstance(part, nn.BatchNorm2d) for m in timed for part in m.modules()), "timed as they run"
     assert seen[::2] == [("FusedMBConv", (w, s, s)) for w, s in zip(config.widths, (32, 16, 8, 4, 2), strict=True)]
 
 

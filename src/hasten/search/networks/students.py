@@ -154,10 +154,6 @@ class EncoderSpace(Students[StudentEncoder]):
     def build(self, arch: StudentEncoder) -> BottleneckEncoder:
         return BottleneckEncoder(self.config(arch))
 
-    def products(self, arch: StudentEncoder) -> int:
-        """Multiply-accumulates for one text, those of attention among them."""
-        return super().products(arch) + 2 * arch.layers * arch.bottleneck * self.length**2
-
     def parts(self, arch: StudentEncoder) -> Sequence[Part]:
         config, ids, states = self.config(arch), (self.length,), (self.length, arch.width)
         layer: Part = (astuple(arch)[1:], lambda: BottleneckLayer(config), states)
