@@ -22,7 +22,7 @@ from rich.table import Table
 from hasten import spaces
 from hasten.processes import run_arms
 from hasten.search.agents.registry import agents, make_agent
-from hasten.search.environments import default_fitness
+from hasten.search.environments import Log, default_fitness
 from hasten.search.exploring import Explorer
 from rows import Row, compared, emit
 
@@ -50,15 +50,12 @@ def asked(space: str, agent: str, penalty: float | None, samples: int, seed: int
     objective = problem.objectives[0]
     explorer = Explorer(problem, default_fitness(problem), penalty)
     made = make_agent(agent, explorer.codec.sizes, seed)
-    had: list[bool] = []
-    best: list[float] = []
-    for _ in range(samples):
-        point = made.ask()
-        values = explorer.values(point)
-        had.append(values is not None and all(values[c] <= 0 for c in problem.constraints))
-        if values is not None and had[-1]:
-            best.append(values[objective.name])
-        made.tell(point, explorer.reward(point), [values[o.name] for o in problem.objectives] if values else ())
+    log = Log()
+    explorer.run(made, samples, log)
+    tried = [{n.removeprefix("value."): v for n, v in row.items() if n.startswith("value.")} for row in log.rows]
+    # What cannot be had has no values, or breaks a constraint, which are among them.
+    had = [bool(values) and all(values[c] <= 0 for c in problem.constraints) for values in tried]
+    best = [values[objective.name] for values, can in zip(tried, had, strict=True) if can]
     return Asked(float(np.mean(had[-LAST:])), min(best, key=lambda v: objective.sign * v) if best else None)
 
 
