@@ -9,6 +9,9 @@ OUT ?= out
 # Files of tests in as many processes as there are cores, four at most, each with one thread (tests/conftest.py).
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 
+# Tests train small networks, whose memory is given back and taken again at every step: in huge pages that is quick.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 .PHONY: tune test quick lint bench docs ends sanitize clean
 
 tune: $(READY)

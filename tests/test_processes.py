@@ -32,6 +32,25 @@ def test_an_arms_error_comes_through() -> None:
         run_arms(math.sqrt, [(1.0,), (-1.0,)], processes=2)
 
 
+@pytest.mark.parametrize(
+    ("users", "arms"),
+    [
+        (None, "glibc.malloc.hugetlb=1"),
+        ("", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.check=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_arms_take_huge_pages_unless_the_user_says_otherwise(
+    users: str | None, arms: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if users is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", users)
+    assert run_arms(os.getenv, [("GLIBC_TUNABLES",)] * 2, processes=2) == [arms, arms]
+    assert os.environ.get("GLIBC_TUNABLES") == users
+
+
 SLOW = """
 import pathlib, sys, time
 from hasten.processes import run_arms

@@ -35,6 +35,31 @@ def interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+# Of glibc; other systems' libraries do not read it.
+_TUNABLES, _HUGE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
+
+
+@contextmanager
+def huge_pages_asked() -> Iterator[None]:
+    """Processes that are started within it take their memory in huge pages where the system has them.
+
+    A training gives the memory of its activations back and takes it again at every step; mapped in small pages, that
+    can take longer than its arithmetic. Settings of the user for this, in ``GLIBC_TUNABLES``, stay.
+    """
+    before = os.environ.get(_TUNABLES)
+    if _HUGE in (before or ""):
+        yield
+        return
+    os.environ[_TUNABLES] = ":".join(filter(None, (before, f"{_HUGE}=1")))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_TUNABLES]
+        else:
+            os.environ[_TUNABLES] = before
+
+
 def end_with_parent() -> None:
     """Lets this process end when its parent does, however that ends, whatever runs here."""
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
@@ -107,7 +132,7 @@ def run_arms(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin)
     try:
-        with interrupts_held():
+        with interrupts_held(), huge_pages_asked():
             waiting = {pool.submit(function, *arm): number for number, arm in enumerate(arms)}
         for done, future in enumerate(as_completed(waiting)):
             each(waiting[future], future.result())

@@ -20,7 +20,7 @@ from hasten.papers.card import Claim, Paper
 from hasten.papers.experiment import Length, Outcome, Progress, Runner, seconds_of
 from hasten.papers.registry import checks_of, paper
 from hasten.papers.results import Result, ResultFile, machine, versions
-from hasten.processes import end_with_parent, interrupts_held
+from hasten.processes import end_with_parent, huge_pages_asked, interrupts_held
 
 
 def _silent(message: str, share: float) -> None: ...
@@ -238,7 +238,7 @@ def _started() -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_worker, args=(theirs,))
-    with interrupts_held():
+    with interrupts_held(), huge_pages_asked():
         process.start()
     theirs.close()
     return ours, process

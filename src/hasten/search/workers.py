@@ -20,7 +20,7 @@ from typing import Any, Self
 import cloudpickle
 
 from hasten.errors import HastenError, MissingExtraError
-from hasten.processes import end_with_parent
+from hasten.processes import end_with_parent, interrupts_held
 from hasten.search.parameter import Params
 from hasten.search.problem import Infeasible, Problem
 
@@ -151,12 +151,8 @@ class _Process:
     def __init__(self, context: Any, packed: bytes, threads: int) -> None:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, packed, threads), daemon=True)
-        # The new process inherits the mask: a Ctrl-C while it still loads is not for it either.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with interrupts_held():
             self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.key: str | None = None
         self.started = False

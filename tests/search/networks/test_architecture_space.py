@@ -242,7 +242,7 @@ def test_tables_of_latency_take_it(name: str) -> None:
     archs = drawn(space, 3)
     device = load_device("pi5")
     modelled = modelled_latencies(space, archs, [EstimatedDevice(device)]).device("pi5-b1-eager")
-    table = LatencyTable(space, lambda part, x: float(sum(p.numel() for p in part.parameters())))
+    table = LatencyTable(space, lambda parts: [float(sum(p.numel() for p in part.parameters())) for part, _ in parts])
     assert [table(a) for a in archs] == [space.parameters(a) for a in archs]
     # Without caches a part finds nothing of the last: never faster than the tables' estimate.
     assert all(estimated(space, device)(a) >= m * (1 - 1e-9) for a, m in zip(archs, modelled, strict=True))

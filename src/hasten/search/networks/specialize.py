@@ -31,7 +31,7 @@ from hasten.workload import trace
 
 A = TypeVar("A", bound=Hashable)
 A_contra = TypeVar("A_contra", contravariant=True)
-_IN_TURN = 64  # parts that are measured in turn, and so are in memory together
+_IN_TURN = 64  # parts whose seconds are asked for together, and that so are in memory together
 
 
 class Encodes(Protocol[A_contra]):
@@ -125,17 +125,15 @@ class LatencyTable(Generic[A]):
 
     Args:
         space: of the networks: an `ArchitectureSpace`, or whatever says of what parts they are.
-        cost: seconds of a module on an input (1, channels, height, width).
-        on: the torch device that parts are made on: ``meta`` where ``cost`` does not run them.
-        together: seconds of several at once, by the place of each, instead of ``cost``: where they are measured in
-            turn, a slow moment of the machine meets all of them.
+        costs: seconds of modules, each on an input (1, channels, height, width), in their order: what is measured in
+            turn meets a slow moment of the machine together.
+        on: the torch device that parts are made on: ``meta`` where ``costs`` does not run them.
     """
 
     space: HasParts[A]
-    cost: Callable[[nn.Module, Tensor], float]
+    costs: Callable[[Sequence[tuple[nn.Module, Tensor]]], Sequence[float]]
     on: str = "cpu"
     known: dict[Hashable, float] = field(default_factory=dict)
-    together: Callable[[Sequence[tuple[nn.Module, Tensor]]], Sequence[float]] | None = None
 
     def __call__(self, arch: A) -> float:
         """Seconds of a network for one image."""
@@ -150,15 +148,11 @@ class LatencyTable(Generic[A]):
 
     def _learn(self, parts: Sequence[Part]) -> None:
         new = {key: (make, shape) for key, make, shape in parts if key not in self.known}
-        if self.together is None:
-            for key, part in new.items():
-                self.known[key] = self.cost(*self._made(*part))
-        else:
-            keys = list(new)
-            for i in range(0, len(keys), _IN_TURN):
-                some = keys[i : i + _IN_TURN]
-                seconds = self.together([self._made(*new[key]) for key in some])
-                self.known.update(zip(some, seconds, strict=True))
+        keys = list(new)
+        for i in range(0, len(keys), _IN_TURN):
+            some = keys[i : i + _IN_TURN]
+            seconds = self.costs([self._made(*new[key]) for key in some])
+            self.known.update(zip(some, seconds, strict=True))
 
     def _made(self, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
         with torch.device(self.on), torch.no_grad():
@@ -173,10 +167,10 @@ def estimated(space: HasParts[A], device: Device) -> LatencyTable[A]:
     """
     cold = without_caches(device)
 
-    def cost(module: nn.Module, x: Tensor) -> float:
-        return estimate(trace(module, x), cold).latency
+    def costs(parts: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:
+        return [estimate(trace(*part), cold).latency for part in parts]
 
-    return LatencyTable(space, cost, "meta")
+    return LatencyTable(space, costs, "meta")
 
 
 def without_caches(device: Device) -> Device:
@@ -198,10 +192,10 @@ def measured(space: HasParts[A], runs: int = 7, batch: int = 1) -> LatencyTable[
             module = module.to(memory_format=layout)  # type: ignore[call-overload]
         return module, x.expand(batch, *x.shape[1:]).contiguous(memory_format=layout)
 
-    def together(parts: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:
+    def costs(parts: Sequence[tuple[nn.Module, Tensor]]) -> list[float]:
         return seconds_in_turn([prepared(*part) for part in parts], runs)
 
-    return LatencyTable(space, lambda module, x: together([(module, x)])[0], together=together)
+    return LatencyTable(space, costs)
 
 
 def seconds_of(module: nn.Module, x: Tensor, runs: int = 7) -> float:
