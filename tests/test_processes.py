@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from hasten import processes
 from hasten.processes import TimeIsUp, at_most, bytes_from_storage, run_arms, unbroken
 
 
@@ -49,6 +50,59 @@ def test_arms_take_huge_pages_unless_the_user_says_otherwise(
         monkeypatch.setenv("GLIBC_TUNABLES", users)
     assert run_arms(os.getenv, [("GLIBC_TUNABLES",)] * 2, processes=2) == [arms, arms]
     assert os.environ.get("GLIBC_TUNABLES") == users
+
+
+@pytest.mark.parametrize(
+    ("started", "given", "users", "pages", "restarted"),
+    [
+        (["python", "-m", "hasten", "check", "a"], ["check", "a"], None, True, True),
+        (["python", "-m", "hasten", "check", "a"], ["check", "a"], "glibc.malloc.check=1", True, True),
+        (["python", "-m", "hasten", "check", "a"], ["check", "a"], "glibc.malloc.hugetlb=0", True, False),
+        (["python", "-m", "hasten", "check", "a"], ["check", "a"], None, False, False),
+        (["python", "-m", "pytest", "tests"], ["check", "a"], None, True, False),  # it was called, not started
+        (["python", "-m", "hasten"], [], None, True, False),
+    ],
+)
+def test_a_program_is_started_again_in_huge_pages(
+    started: list[str],
+    given: list[str],
+    users: str | None,
+    pages: bool,
+    restarted: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[str, list[str], str]] = []
+
+    def execute(program: str, words: list[str]) -> None:
+        seen.append((program, words, os.environ["GLIBC_TUNABLES"]))
+        raise OSError(7, "too long")  # the program goes on as it is
+
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if users is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", users)
+    monkeypatch.setattr(sys, "orig_argv", started)
+    monkeypatch.setattr(sys, "argv", ["hasten", *given])
+    monkeypatch.setattr(processes, "_huge_pages", lambda: pages)
+    monkeypatch.setattr(os, "execv", execute)
+    processes.restart_in_huge_pages()
+    setting = ":".join(filter(None, (users, "glibc.malloc.hugetlb=1")))
+    assert seen == ([(sys.executable, [sys.executable, *started[1:]], setting)] if restarted else [])
+    assert os.environ.get("GLIBC_TUNABLES") == users
+
+
+def test_it_is_started_again_once_with_its_words(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\nfrom hasten.processes import restart_in_huge_pages\n"
+        "print(os.getpid(), sys.argv[1:], flush=True)\nrestart_in_huge_pages()\nprint(sys.stdin.read())\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-W", "error", str(program), "a b", "--c=d"]
+    told = subprocess.run(command, input="read", env=env, capture_output=True, text=True, timeout=120, check=True)
+    *starts, read = told.stdout.splitlines()
+    assert read == "read"
+    assert len(starts) == 1 + processes._huge_pages()
+    assert set(starts) == {f"{starts[0].split()[0]} ['a b', '--c=d']"}
 
 
 SLOW = """

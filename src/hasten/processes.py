@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import platform
 import signal
+import sys
 import threading
 import time
 import types
@@ -58,6 +60,29 @@ def huge_pages_asked() -> Iterator[None]:
             del os.environ[_TUNABLES]
         else:
             os.environ[_TUNABLES] = before
+
+
+def restart_in_huge_pages() -> None:
+    """Starts this program again, by the words it was started with, so that its memory comes in huge pages.
+
+    glibc reads that setting only when a program begins. Nothing happens, and this returns, where the system has no such
+    pages, the setting is there already, or what runs was not started by these words.
+    """
+    words, given = sys.orig_argv, sys.argv[1:]
+    if not given or words[-len(given) :] != given or _HUGE in os.environ.get(_TUNABLES, "") or not _huge_pages():
+        return
+    with huge_pages_asked(), contextlib.suppress(OSError):
+        os.execv(sys.executable, [sys.executable, *words[1:]])
+
+
+def _huge_pages() -> bool:
+    """Whether glibc can have them here: from its version 2.35 on, where the system is not told to make none."""
+    name, version = platform.libc_ver()
+    try:
+        kept = "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+        return name == "glibc" and not kept and [int(n) for n in version.split(".")[:2]] >= [2, 35]
+    except (OSError, ValueError):
+        return False
 
 
 def end_with_parent() -> None:

@@ -277,6 +277,37 @@ def test_an_interrupt_keeps_the_study(tiny_model: Path, tmp_path: Path) -> None:
     assert study.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "restarted"),
+    [
+        (["check", "no-such-paper"], True),
+        (["--debug", "search", "no-such-space"], True),
+        (["tune", "check"], False),
+        (["--version"], False),
+        ([], False),
+    ],
+)
+def test_what_trains_is_started_in_huge_pages(
+    words: list[str], restarted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hasten import cli
+
+    class Restarted(Exception):
+        pass
+
+    def restart() -> None:
+        raise Restarted
+
+    def prepare() -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(sys, "argv", ["hasten", *words])
+    monkeypatch.setattr(cli, "restart_in_huge_pages", restart)
+    monkeypatch.setattr(cli, "prepare", prepare)  # before anything is written
+    with pytest.raises(Restarted if restarted else SystemExit):
+        cli.main()
+
+
 @pytest.mark.slow
 def test_an_early_interrupt_is_quiet(tmp_path: Path) -> None:
     process = subprocess.Popen(
