@@ -10,7 +10,7 @@ OUT ?= out
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 
 # Tests train small networks, whose memory is given back and taken again at every step: in huge pages that is quick.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+test quick ends: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: tune test quick lint bench docs ends sanitize clean
 

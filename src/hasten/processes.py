@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -42,24 +42,28 @@ _TUNABLES, _HUGE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 
 
 @contextmanager
-def huge_pages_asked() -> Iterator[None]:
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Processes that are started within it have these environment variables; afterwards this one's are as before."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def huge_pages_asked() -> contextlib.AbstractContextManager[None]:
     """Processes that are started within it take their memory in huge pages where the system has them.
 
     A training gives the memory of its activations back and takes it again at every step; mapped in small pages, that
     can take longer than its arithmetic. Settings of the user for this, in ``GLIBC_TUNABLES``, stay.
     """
-    before = os.environ.get(_TUNABLES)
-    if _HUGE in (before or ""):
-        yield
-        return
-    os.environ[_TUNABLES] = ":".join(filter(None, (before, f"{_HUGE}=1")))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_TUNABLES]
-        else:
-            os.environ[_TUNABLES] = before
+    users = os.environ.get(_TUNABLES, "")
+    return environment({} if _HUGE in users else {_TUNABLES: ":".join(filter(None, (users, f"{_HUGE}=1")))})
 
 
 def restart_in_huge_pages() -> None:

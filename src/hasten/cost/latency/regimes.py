@@ -25,7 +25,7 @@ from hasten.cost.latency.tables import Arch, LatencyTables
 from hasten.cost.preserving import fold_normalization
 from hasten.errors import HastenError
 from hasten.files import parse_json, read_bytes, read_text
-from hasten.processes import torch_threads
+from hasten.processes import environment, torch_threads
 
 # What each library calls an instruction set that it shall not exceed.
 _LIMITS: dict[str, dict[str, str]] = {
@@ -161,16 +161,8 @@ def _measured(
     context = multiprocessing.get_context("spawn")  # libraries read their limits when they are loaded
     receiving, sending = context.Pipe(False)
     process = context.Process(target=_serve, args=(sending, build, archs, regimes, rounds, runs), daemon=True)
-    kept = {k: os.environ.get(k) for k in _LIMITS[isa]}
-    os.environ.update(_LIMITS[isa])
-    try:
+    with environment(_LIMITS[isa]):
         process.start()
-    finally:
-        for key, value in kept.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
     sending.close()
     try:
         while True:
